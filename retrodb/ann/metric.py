@@ -1,0 +1,59 @@
+"""The two metrics, the one convention for distances, and the checks every array of vectors passes.
+
+**Distance: smaller is nearer.** For ``squared_l2`` it is the squared Euclidean distance, for ``inner_product`` it is
+``-<q, v>`` (a negation loses no bits, ``1 - <q, v>`` would). `scores` gives users the number they expect. A missing
+neighbour has id -1 and distance +inf.
+
+Shape legend of the whole folder: N vectors, D dimensions, Q queries, K neighbours, W candidates before the exact
+rerank, L lists, A nearest lists kept per vector, J kinds of exclusion keys, C columns (the vectors of one list).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrodb.errors import ConfigError, InputError, MismatchError
+
+Metric = Literal["inner_product", "squared_l2"]
+Int64Array = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+Vectors = NDArray[np.floating[Any]]  # (N, D) float16 as stored, or float32
+
+NO_NEIGHBOUR = -1
+
+
+def check_metric(metric: str) -> None:
+    """Raises ConfigError unless `metric` is one of the two."""
+    if metric not in get_args(Metric):
+        raise ConfigError(f"unknown metric {metric!r}", remedy=f"Use one of {', '.join(get_args(Metric))}")
+
+
+def check_vectors(vectors_ND: Vectors, dim: int, first_row: int = 0, where: str | None = None) -> FloatArray:
+    """The vectors as float32, contiguous, once they are known to be (N, dim) and finite.
+
+    Args:
+        first_row: number of the first row, for the message.
+        where: what the vectors are, for the message.
+
+    Raises:
+        MismatchError: another dimension.
+        InputError: NaN or infinity; the message names the first such row.
+    """
+    if vectors_ND.ndim != 2 or vectors_ND.shape[1] != dim:
+        what = f"vectors of shape {vectors_ND.shape} where {dim} dimensions are wanted"
+        raise MismatchError(what, where=where, remedy="Encode them with the encoder of this space")
+    result = np.ascontiguousarray(vectors_ND, dtype=np.float32)
+    finite = np.isfinite(result).all(axis=1)
+    if not finite.all():
+        row = first_row + int(np.argmin(finite))
+        raise InputError(f"row {row} holds NaN or infinity", where=where, remedy="Embed this row again")
+    return result
+
+
+def scores(distances: FloatArray, metric: Metric) -> FloatArray:
+    """What users are shown: the inner product (greater is nearer), or the squared distance (smaller is nearer)."""
+    return -distances if metric == "inner_product" else distances

@@ -1,0 +1,195 @@
+"""Parameters of the stages, as frozen dataclasses, and their way in and out of TOML.
+
+A parameter object says what a command was asked to do, never where the machine keeps things: it is hashed into the
+identity of the command's tasks, so two runs with equal parameters are the same work. Worker counts, devices and
+progress bars are therefore not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from retrodb.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class InitParams:
+    """What can never change in a database once it exists."""
+
+    tokenizer: str  # file, folder or hub name of the language model's tokenizer
+    chunk_tokens: int = 64  # tokens of one chunk (m in the paper)
+    min_key_tokens: int = 8  # a shorter tail of a document serves as continuation only
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # encoder of the default space
+    preset: str | None = None  # "retro" chooses the paper's encoder and metric
+
+
+@dataclass(frozen=True)
+class IngestParams:
+    """How outside records become documents of one source."""
+
+    source: str  # documents are identified within their source
+    format: str = "auto"  # reader, or "auto" to look at the content
+    id_field: str | None = None  # record field with the document id; None tries the usual names
+    text_field: str | None = None  # record field with the text; None tries the usual names
+    key_field: str | None = None  # key-value databases: what is embedded
+    value_field: str | None = None  # key-value databases: what follows the key
+    metadata_fields: tuple[str, ...] | None = None  # fields to keep as metadata; None keeps all
+    drop_metadata: bool = False  # keep no metadata at all
+    mirror: bool = False  # remove documents of the source that the input no longer has
+    limit: int | None = None  # take the first N records and mark no input as done
+    holdout: float = 0.0  # share of documents kept out, chosen by hash of the id
+    max_document_chars: int = 100_000_000  # longer documents are treated as `oversize` says
+    oversize: str = "reject"  # "reject" or "split"
+    max_record_bytes: int = 1 << 28  # decompressed bytes of one record
+    max_reject_rate: float = 0.01  # above it nothing is committed
+
+
+@dataclass(frozen=True)
+class DedupParams:
+    """The leak rule of one test set."""
+
+    ngram: int = 13  # words of a shingle
+    rule: str = "jaccard>=0.8"  # or "containment>=X"
+    level: str = "document"  # or "chunk": remove what the shared n-grams touch
+    short_texts: str = "report"  # "remove": also remove exact matches of texts under `ngram` words
+    text_template: str | None = None  # fields of a test record, such as "{question} {choices}"
+    max_document_frequency: float | None = None  # containment rules: ignore shingles in more of the corpus than this
+
+
+@dataclass(frozen=True)
+class EmbedParams:
+    """The encoder of a space; None reads the convention from the model's own files."""
+
+    encoder: str  # "hashing:<dim>", a folder, or a hub name
+    pooling: str | None = None  # "mean", "cls" or "max"
+    normalise: bool | None = None  # unit length
+    metric: str | None = None  # "inner_product" or "squared_l2"
+    query_prefix: str | None = None  # put before a query's text
+    passage_prefix: str | None = None  # put before a chunk's text
+    max_length: int | None = None  # encoder tokens, longer chunks are cut and counted
+
+
+@dataclass(frozen=True)
+class IndexParams:
+    """How the vectors of a space are organised for search."""
+
+    factory: str = "auto"  # FAISS factory string, or by size
+    train_sample: int | None = None  # vectors of the training sample; None is 100 per list
+    seed: int = 0  # of the sample and of k-means
+    bytes_per_vector: int | None = None  # upper limit for the search code
+    memory_bytes: int = 8 << 30  # what a searching machine may use
+
+
+@dataclass(frozen=True)
+class NeighboursParams:
+    """One neighbour table."""
+
+    k: int = 2  # neighbours a trainer reads
+    slack: int = 8  # kept beyond k, so that deletions need no new search
+    exclude: tuple[str, ...] = ("document",)  # exclusion kinds that act inside the search
+    recall: float = 0.95  # recall@k to aim at where the search is approximate
+    exact: bool = False  # compare with every vector
+
+
+@dataclass(frozen=True)
+class ValidateParams:
+    """The bounded experiment that tells whether retrieval helps."""
+
+    steps: int = 200  # optimiser steps of each of the two models
+    preset: str = "tiny"  # size of the bundled RETRO model
+    batch: int = 8  # sequences a step
+    seed: int = 0  # of weights, order and shuffles
+    max_heldout_chunks: int = 512  # evaluation is bounded too
+    extras: Mapping[str, Any] = field(default_factory=dict)  # further fields of RetroConfig
+
+
+def from_mapping(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Build parameters from a TOML table; an unknown key fails and suggests the nearest name.
+
+    Raises:
+        ConfigError: for an unknown key or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            remedy = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(sorted(hints))}."
+            raise ConfigError(f"unknown key '{key}'", where=where, remedy=remedy)
+        _check_type(key, value, hints[key], where)
+    converted = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return kind(**converted)
+    except TypeError as error:
+        raise ConfigError(str(error), where=where) from error
+
+
+def _check_type(key: str, value: Any, hint: Any, where: str) -> None:
+    allowed = [typing.get_origin(h) or h for h in (typing.get_args(hint) or (hint,))]
+    if typing.get_origin(hint) in (tuple, Mapping):
+        allowed = [typing.get_origin(hint)]
+    kinds: dict[Any, type] = {tuple: list, Mapping: dict}
+    types = tuple(kinds.get(a, a) for a in allowed if isinstance(a, type)) or (object,)
+    if isinstance(value, types) and not (isinstance(value, bool) and bool not in types):
+        return
+    if isinstance(value, int) and float in types and not isinstance(value, bool):
+        return
+    names = " or ".join(t.__name__ for t in types if t is not type(None))
+    raise ConfigError(f"'{key}' must be {names}, not {value!r}", where=where)
+
+
+def to_mapping(params: Any) -> dict[str, Any]:
+    """The fields of a parameter object, tuples as lists; equal objects give equal mappings."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(params).items()}
+
+
+def parse_toml(text: str, *, where: str) -> dict[str, Any]:
+    """Parse TOML text.
+
+    Raises:
+        ConfigError: with file, line and column when it is no TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}", where=where) from error
+
+
+def dump_toml(values: Mapping[str, Any]) -> str:
+    """TOML text of a mapping of plain values and nested mappings, in the order given; None is left out."""
+    lines: list[str] = []
+    _dump_table(values, "", lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _dump_table(values: Mapping[str, Any], prefix: str, lines: list[str]) -> None:
+    for key, value in values.items():
+        if value is not None and not isinstance(value, Mapping):
+            lines.append(f"{key} = {_toml_value(value)}")
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            name = f"{prefix}{key}"
+            lines.extend(["", f"[{name}]"])
+            _dump_table(value, f"{name}.", lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    text = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c for c in _escape(str(value)))
+    return f'"{text}"'
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

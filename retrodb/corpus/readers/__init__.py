@@ -1,0 +1,128 @@
+"""One reader per input format, and the one function that reads a split with them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from typing import IO
+
+from retrodb.corpus.document import Document, Fields, Limits, Reject, excerpt_of
+from retrodb.corpus.readers.arrow import read_arrow, read_parquet
+from retrodb.corpus.readers.csv import read_csv, read_tsv
+from retrodb.corpus.readers.dolma import read_dolma
+from retrodb.corpus.readers.formats import detect_format
+from retrodb.corpus.readers.html import read_html
+from retrodb.corpus.readers.jsonl import read_json, read_jsonl
+from retrodb.corpus.readers.source import Reader, Source
+from retrodb.corpus.readers.text import read_text
+from retrodb.corpus.readers.warc import read_arc, read_warc
+from retrodb.corpus.split import InputFile, Split
+from retrodb.corpus.streams import ByteSource, InputStream, compression_of, open_input
+from retrodb.errors import InputError
+
+READERS: dict[str, Reader] = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "dolma": read_dolma,
+    "parquet": read_parquet,
+    "hf-arrow": read_arrow,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "text": read_text,
+    "markdown": read_text,
+    "html": read_html,
+    "warc": read_warc,
+    "wet": read_warc,
+    "arc": read_arc,
+}
+HEAD_BYTES = 64 << 10
+
+
+def read_split(split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """Every record of the split, in order.
+
+    Raises:
+        InputError: a file is cut off, damaged or cannot be opened.
+        MissingDependency: a format needs an extra.
+    """
+    for file in split.files:
+        if file.is_tar:
+            yield from _read_tar(file, split.start, split.end, fields, limits)
+        elif file.format not in READERS:
+            yield _unknown(file.path)
+        else:
+            counts_bytes = file.compression == "none" and file.format != "parquet"
+            with open_input(file.path, file.compression, split.start if counts_bytes else 0) as stream:
+                on_disk = file.path if file.compression == "none" else None
+                source = Source(stream, file.path, file.name, on_disk, split.start, split.end)
+                yield from READERS[file.format](source, fields, limits)
+
+
+def _read_tar(
+    file: InputFile, start: int, end: int | None, fields: Fields, limits: Limits
+) -> Iterator[Document | Reject]:
+    """The members whose headers lie in [start, end), hidden ones left out; links and devices are no records."""
+    with open_input(file.path, file.compression, start) as stream:
+        try:
+            with tarfile.open(fileobj=io.BufferedReader(_Rejoined(b"", stream)), mode="r|") as archive:
+                for member in archive:
+                    if end is not None and start + member.offset >= end:
+                        return
+                    content = archive.extractfile(member) if member.isfile() else None
+                    if content is not None and not is_hidden(member.name):
+                        yield from _read_member(content, member.name, file, fields, limits)
+        except tarfile.TarError as error:
+            what = f"the tar archive is cut off or damaged ({error})"
+            raise InputError(what, where=file.path, remedy="Fetch or write the file again.") from error
+
+
+def _read_member(
+    content: IO[bytes], name: str, file: InputFile, fields: Fields, limits: Limits
+) -> Iterator[Document | Reject]:
+    path = f"{file.path}!{name}"
+    head, stored = _peek(content)
+    compression = compression_of(head)
+    head, stream = _peek(InputStream(stored, compression, path))
+    format_name = detect_format(head, name) if file.format == "auto" else file.format
+    if format_name in READERS:
+        yield from READERS[format_name](Source(stream, path, name, None), fields, limits)
+    else:
+        yield _unknown(path, head)
+
+
+def _unknown(path: str, head: bytes = b"") -> Reject:
+    return Reject(path, "byte 0", "unknown-format", excerpt_of(head))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path below what the user gave has a part that begins with a dot."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def _peek(stream: ByteSource) -> tuple[bytes, IO[bytes]]:
+    """The first bytes of a stream that cannot go back, and the whole stream."""
+    head = b""
+    while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):
+        head += block
+    return head, io.BufferedReader(_Rejoined(head, stream))
+
+
+class _Rejoined(io.RawIOBase):
+    """The bytes already read, then the rest of the stream."""
+
+    def __init__(self, head: bytes, stream: ByteSource) -> None:
+        self._head, self._stream, self._position = head, stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        block = self._head[: len(buffer)] or self._stream.read(len(buffer))
+        self._head = self._head[len(block) :]
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+    def tell(self) -> int:
+        return self._position  # for the place in an error

@@ -1,0 +1,42 @@
+"""HTML pages -> text, by resiliparse (the `warc` extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of
+from retrodb.corpus.readers.source import Source, read_capped
+from retrodb.errors import MissingDependency
+
+
+def read_html(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """One file is one document: the page's main text, with its title as metadata."""
+    content = read_capped(source, limits)
+    if isinstance(content, Reject):
+        yield content
+        return
+    record = page_record(content)
+    yield from documents_of(record, fields, limits, path=source.path, place="byte 0", doc_id=source.name)
+
+
+def page_record(content: bytes, charset: str | None = None) -> dict[str, object]:
+    """{"text": main text, "title": title if there is one} of a page.
+
+    The main text leaves out navigation, headers and footers; a page in which none is found gives all of its text.
+
+    Args:
+        charset: the encoding that the server named; otherwise it is read from the page, then guessed.
+    """
+    try:
+        from resiliparse.extract.html2text import extract_plain_text
+        from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+        from resiliparse.parse.html import HTMLTree
+    except ImportError as error:
+        remedy = "Install it with: pip install 'retrodb[warc]'"
+        raise MissingDependency("HTML pages need the package resiliparse", remedy=remedy) from error
+
+    encoding = charset or detect_encoding(content, from_html_meta=True) or "utf-8"
+    tree = HTMLTree.parse(bytes_to_str(content, encoding, errors="replace"))
+    main = extract_plain_text(tree, main_content=True) or extract_plain_text(tree)
+    title = (tree.title or "").strip()
+    return {"text": main, "title": title} if title else {"text": main}

@@ -1,0 +1,259 @@
+"""Web archives: WARC (with WET and WAT) and the older ARC.
+
+Records are framed here by their own headers and lengths, over any of the compressions: a record that is cut off or has
+no readable header is a reject (fastwarc, measured, stops there in silence), and reading goes on at the next record.
+
+Documents are: `conversion` records (WET) and `resource` records of a text type, and `response` records of a text type
+with a status of 200 or 2xx, HTML turned to text. Everything else (requests, metadata, revisits, images, scripts, error
+pages) is no document and not counted. The id is the page's address.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
+from retrodb.corpus.readers.html import page_record
+from retrodb.corpus.readers.source import Source
+from retrodb.corpus.streams import BLOCK_BYTES, ByteSource
+
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+TEXT_TYPES = (*HTML_TYPES, "text/plain")
+MAX_LINE_BYTES = 64 << 10
+MAX_HEADER_LINES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRecord:
+    """One record of an archive, its content not yet looked into."""
+
+    offset: int  # of its first byte, decompressed
+    kind: str  # "response", "resource", "conversion", ...; "malformed", "truncated" or "too-long" when unreadable
+    url: str | None  # the page's address
+    date: str | None  # as the archive writes it
+    content_type: str  # of the record's own block
+    content: bytes  # the block: for a response, HTTP headers and body
+
+
+def read_warc(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """WARC, WET and WAT (which holds no text)."""
+    return _documents(_warc_records(_Lines(source.stream), limits), source, fields, limits)
+
+
+def read_arc(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """ARC, versions 1 and 2."""
+    return _documents(_arc_records(_Lines(source.stream), limits), source, fields, limits)
+
+
+def _documents(
+    records: Iterator[ArchiveRecord], source: Source, fields: Fields, limits: Limits
+) -> Iterator[Document | Reject]:
+    for record in records:
+        place = f"byte {record.offset}"
+        if record.kind in ("malformed", "truncated", "too-long"):
+            yield Reject(source.path, place, record.kind, excerpt_of(record.content))
+            continue
+        page = _page_of(record, limits)
+        if isinstance(page, dict):
+            yield from documents_of(page, fields, limits, path=source.path, place=place, doc_id=record.url)
+        elif page is not None:
+            yield Reject(source.path, place, page, excerpt_of(record.content))
+
+
+def _page_of(record: ArchiveRecord, limits: Limits) -> dict[str, object] | str | None:
+    """The fields of a record that is a document, why it cannot be read, or None when it is no document."""
+    content, content_type = record.content, record.content_type
+    if record.kind == "response" and content.startswith(b"HTTP/"):
+        status, headers, content = _http_parts(content)
+        content_type = headers.get("content-type", "")
+        if not 200 <= status < 300:
+            return None
+    elif record.kind not in ("conversion", "resource", "response"):
+        return None
+    media_type, _, parameters = content_type.partition(";")
+    media_type = media_type.strip().lower()
+    if media_type not in TEXT_TYPES:
+        return None
+    if record.kind == "response" and record.content.startswith(b"HTTP/"):
+        body = _decoded_body(content, headers, limits)
+        if isinstance(body, str):
+            return body
+        content = body
+    charset = parameters.lower().partition("charset=")[2].split(";")[0].strip(" \"'") or None
+    page: dict[str, object] = page_record(content, charset) if media_type in HTML_TYPES else {"text": content}
+    return {"id": record.url, "url": record.url, "date": record.date, "content_type": media_type, **page}
+
+
+def _http_parts(block: bytes) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers by lower-case name, body) of an HTTP response."""
+    head, separator, body = block.partition(b"\r\n\r\n")
+    if not separator:
+        head, _, body = block.partition(b"\n\n")
+    first, *lines = head.decode("latin-1").splitlines() or [""]
+    status = first.split(" ", 2)[1:2]
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    return int(status[0]) if status and status[0].isdigit() else 0, headers, body
+
+
+def _decoded_body(body: bytes, headers: dict[str, str], limits: Limits) -> bytes | str:
+    """The body without transfer and content encodings, or the reason why that is impossible.
+
+    Crawlers often store a body decoded and leave its headers: what does not decode is taken as it stands.
+    """
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        body = _dechunked(body)
+    encoding = headers.get("content-encoding", "identity").lower()
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        window = 31 if body.startswith(b"\x1f\x8b") else 15
+        try:
+            unpacked = zlib.decompressobj(window).decompress(body, limits.max_record_bytes + 1)
+        except zlib.error:
+            return body
+        return "too-long" if len(unpacked) > limits.max_record_bytes else unpacked
+    return body if encoding in ("identity", "utf-8", "none", "") or not _is_binary(body) else "malformed"
+
+
+def _is_binary(body: bytes) -> bool:
+    return b"\0" in body[:4096]
+
+
+def _dechunked(body: bytes) -> bytes:
+    """A chunked body joined; the body itself when it is not chunked after all."""
+    parts: list[bytes] = []
+    at = 0
+    while True:
+        line_end = body.find(b"\r\n", at)
+        try:
+            size = int(body[at:line_end].split(b";")[0], 16) if line_end >= 0 else -1
+        except ValueError:
+            size = -1
+        if size < 0 or (not parts and size > len(body)):
+            return b"".join(parts) if parts else body
+        if size == 0:
+            return b"".join(parts)
+        parts.append(body[line_end + 2 : line_end + 2 + size])
+        at = line_end + 2 + size + 2
+
+
+class _Lines:
+    """A byte source read by lines and by counted blocks, with its position."""
+
+    def __init__(self, stream: ByteSource) -> None:
+        self._stream, self._pending, self._at, self.offset = stream, b"", 0, 0
+
+    def line(self) -> bytes:
+        """The next line with its end, at most `MAX_LINE_BYTES` of it; b"" at the end."""
+        while True:
+            found = self._pending.find(b"\n", self._at, self._at + MAX_LINE_BYTES)
+            if found >= 0:
+                return self._take(found + 1 - self._at)
+            if len(self._pending) - self._at >= MAX_LINE_BYTES or not self._fill():
+                return self._take(min(MAX_LINE_BYTES, len(self._pending) - self._at))
+
+    def block(self, size: int) -> bytes:
+        """The next `size` bytes, fewer only at the end."""
+        while len(self._pending) - self._at < size and self._fill(size):
+            pass
+        return self._take(min(size, len(self._pending) - self._at))
+
+    def skip(self, size: int) -> bool:
+        """Pass over `size` bytes without holding them; whether there were so many."""
+        while size > 0:
+            passed = len(self.block(min(size, BLOCK_BYTES)))
+            if passed == 0:
+                return False
+            size -= passed
+        return True
+
+    def _fill(self, size: int = 0) -> bool:
+        block = self._stream.read(max(BLOCK_BYTES, size - (len(self._pending) - self._at)))
+        self._pending, self._at = self._pending[self._at :] + block, 0
+        return bool(block)
+
+    def _take(self, size: int) -> bytes:
+        taken = self._pending[self._at : self._at + size]
+        self._at += size
+        self.offset += size
+        return taken
+
+
+def _warc_records(lines: _Lines, limits: Limits) -> Iterator[ArchiveRecord]:
+    is_in_step = True  # False after a malformed record, until the next one's first line
+    while True:
+        offset = lines.offset
+        first = lines.line()
+        if not first:
+            return
+        if not first.startswith(b"WARC/"):
+            if is_in_step and first.strip():
+                yield ArchiveRecord(offset, "malformed", None, None, "", first)
+                is_in_step = False
+            continue
+        is_in_step = True
+        headers = _warc_headers(lines)
+        length = headers.get("content-length", "")
+        url = headers.get("warc-target-uri", "").strip("<>") or None
+        kind = headers.get("warc-type", "").lower()
+        if not (length.isascii() and length.isdigit()) or not kind:
+            yield ArchiveRecord(offset, "malformed", url, None, "", first)
+            is_in_step = False
+            continue
+        kind, content = _content(lines, int(length), kind, limits)
+        yield ArchiveRecord(offset, kind, url, headers.get("warc-date"), headers.get("content-type", ""), content)
+
+
+def _warc_headers(lines: _Lines) -> dict[str, str]:
+    """Headers by lower-case name, up to the blank line; a folded line continues the one before."""
+    headers: dict[str, str] = {}
+    name = ""
+    for _ in range(MAX_HEADER_LINES):
+        line = lines.line()
+        text = line.decode("utf-8", "replace").rstrip("\r\n")
+        if not text:
+            break
+        if text[0] in " \t" and name:
+            headers[name] += " " + text.strip()
+            continue
+        name, _, value = text.partition(":")
+        name = name.strip().lower()
+        headers[name] = value.strip()
+    return headers
+
+
+def _content(lines: _Lines, length: int, kind: str, limits: Limits) -> tuple[str, bytes]:
+    """(kind, content) of a record of a stated length; the kind tells when it cannot be had."""
+    if length > limits.max_record_bytes:
+        start = lines.block(1024)
+        return ("too-long" if lines.skip(length - len(start)) else "truncated"), start
+    content = lines.block(length)
+    return (kind if len(content) == length else "truncated"), content
+
+
+def _arc_records(lines: _Lines, limits: Limits) -> Iterator[ArchiveRecord]:
+    """Each record is a line `url ip date type [...] length` and that many bytes; the url may hold spaces."""
+    is_in_step = True
+    while True:
+        offset = lines.offset
+        line = lines.line()
+        if not line:
+            return
+        words = line.decode("utf-8", "replace").split()
+        if not words:
+            continue
+        is_header = len(words) >= 5 and ":" in words[0] and words[-1].isascii() and words[-1].isdigit()
+        if not is_header:
+            if is_in_step or (":" in words[0] and len(words) >= 5 and words[-3].isdigit()):
+                yield ArchiveRecord(offset, "malformed", None, None, "", line)
+            is_in_step = False
+            continue
+        is_in_step = True
+        kind, content = _content(lines, int(words[-1]), "response", limits)
+        url, date, content_type = " ".join(words[:-4]), words[-3], words[-2]
+        if url.startswith("filedesc:") and kind == "response":
+            kind = "warcinfo"
+        yield ArchiveRecord(offset, kind, url, date, content_type, content)

@@ -1,0 +1,41 @@
+"""Trains the language model's tokenizer: a byte-level BPE over GPT-2's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import orjson
+
+from retrodb.corpus.token_files import END_OF_TEXT
+from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.errors import UsageError
+
+SMALLEST_VOCABULARY = 257  # the bytes and the special token
+
+
+def train_byte_bpe(texts: Iterable[str], vocab_size: int = 32_000, min_frequency: int = 2) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens (fewer when the texts run out of pairs); the same texts give the
+    same tokenizer, in any order and on any number of threads.
+
+    Id 0 is `<|endoftext|>`, 1 to 256 are the bytes, and merges follow.
+
+    Args:
+        min_frequency: pairs seen less often are not merged.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UsageError(f"a vocabulary of {vocab_size} tokens", remedy=f"The least is {SMALLEST_VOCABULARY}.")
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return Tokenizer(orjson.loads(tokenizer.to_str()))

@@ -1,0 +1,286 @@
+"""The exact leak scan: which documents share shingles with which items of a test set, how many, and where.
+
+Shapes: `M` documents, `H` hits (pairs of a document and an item with a shingle in common), `R` byte ranges, `K` keys
+of the table.
+
+A document's shingles are made and probed in one pass over its words: a bit filter answers "no" for most, an
+open-addressing table decides. Everything after that is done for the few shingles that are in the table. No estimate
+is made anywhere: the intersection, both sizes and so the similarities are those of the shingle sets themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrodb.dedup.codepoints import codepoint_tables
+from retrodb.dedup.kernel import kernel
+from retrodb.dedup.normalise import Bytes, Ints, iter_batches
+from retrodb.dedup.shingles import Keys, roll, scratch, split_words, whole_text_key, words_of
+from retrodb.dedup.testtable import Slots, TestTable, find_key
+
+TINY_SET = 3  # shingles; below, one collision of 64-bit keys could decide, so the texts themselves are compared
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Every pair of a document and an item that have a shingle in common, ordered by document, then item."""
+
+    document: Ints  # (H,) row in the texts
+    item: Ints  # (H,) item of the table
+    intersection: Ints  # (H,) distinct shingles in both
+    document_size: Ints  # (H,) distinct shingles of the document
+    item_size: Ints  # (H,) distinct shingles of the item
+    counted: Ints  # (H,) of the intersection, those that count towards containment (not excluded as boilerplate)
+    counted_size: Ints  # (H,) distinct shingles of the item that count towards containment
+    range_offsets: Ints  # (H + 1,) where each hit's ranges begin
+    range_start: Ints  # (R,) first byte, in the document, of a stretch of words that shared shingles cover
+    range_end: Ints  # (R,) its end; the stretches of a hit are ascending and apart
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    def jaccard(self) -> NDArray[np.float64]:
+        """(H,) Jaccard similarity of the shingle sets, rounded; `Rule` decides without rounding."""
+        return self.intersection / (self.document_size + self.item_size - self.intersection)
+
+    def containment(self) -> NDArray[np.float64]:
+        """(H,) share of the item's counted shingles that are in the document."""
+        return self.counted / np.maximum(self.counted_size, 1)
+
+    def take(self, chosen: Ints) -> Hits:
+        """The hits at the positions `chosen`, ascending."""
+        sizes = np.diff(self.range_offsets)[chosen]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        ranges = np.repeat(self.range_offsets[:-1][chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return Hits(
+            self.document[chosen], self.item[chosen], self.intersection[chosen],
+            self.document_size[chosen], self.item_size[chosen], self.counted[chosen], self.counted_size[chosen],
+            offsets, self.range_start[ranges], self.range_end[ranges],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ShortHits:
+    """Documents under n words whose words are exactly an item's, ordered by document, then item."""
+
+    document: Ints  # (S,) row in the texts
+    item: Ints  # (S,) item of the table
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What one scan saw."""
+
+    hits: Hits
+    short_hits: ShortHits
+    num_words: Ints  # (M,) words of each document
+
+
+@dataclass(frozen=True)
+class _Occurrences:
+    """Where the table's keys occur, ordered by document, then position; and what was counted on the way."""
+
+    document: Ints  # (O,)
+    key: Ints  # (O,) position in the table's keys
+    start: Ints  # (O,) first byte of the n-gram in the document
+    end: Ints  # (O,) its end
+    num_words: Ints  # (M,)
+    sizes: Ints  # (M,) distinct shingles, 0 for a document without occurrences
+    whole_keys: Keys  # (M,) whole-text key of a document under n words
+
+
+def scan(texts: pa.Array, table: TestTable, excluded: NDArray[np.bool_] | None = None) -> ScanResult:
+    """Hold documents against a test set.
+
+    Args:
+        texts: (M,) documents, a LargeStringArray (or a StringArray, which is copied).
+        table: the test set.
+        excluded: (K,) keys that do not count towards containment, from `frequent_keys`.
+    """
+    found = _find_occurrences(texts, table)
+    hits = _group(found, table, np.zeros(len(table.keys), np.bool_) if excluded is None else excluded)
+    return ScanResult(_reverify_tiny(hits, texts, table), _match_short(found, texts, table), found.num_words)
+
+
+def count_documents(texts: pa.Array, table: TestTable) -> Ints:
+    """(K,) the number of documents that have each key; counts of different texts add up."""
+    found = _find_occurrences(texts, table)
+    pairs = np.unique(np.stack([found.document, found.key]), axis=1)
+    return np.bincount(pairs[1], minlength=len(table.keys))
+
+
+def frequent_keys(counts: Ints, num_documents: int, max_share: float) -> NDArray[np.bool_]:
+    """(K,) whether a key is in more than `max_share` of the documents, so that containment should not count it."""
+    return counts > max_share * num_documents
+
+
+def touched_chunks(starts: Ints, ends: Ints, chunk_offsets: Ints) -> Ints:
+    """The chunks of a document, ascending, that byte ranges (R,) of it touch.
+
+    Args:
+        chunk_offsets: (C + 1,) where the text of each chunk begins in the document's, and the end of the last.
+    """
+    first = np.searchsorted(chunk_offsets, starts, "right") - 1
+    last = np.searchsorted(chunk_offsets, ends, "left")  # exclusive
+    change = np.bincount(first, minlength=len(chunk_offsets)) - np.bincount(last, minlength=len(chunk_offsets))
+    return np.flatnonzero(np.cumsum(change) > 0)
+
+
+def _find_occurrences(texts: pa.Array, table: TestTable) -> _Occurrences:
+    tables, parts = codepoint_tables(), []
+    for batch in iter_batches(texts):
+        found, *counts = _probe(
+            batch.data, batch.begins, batch.ends, tables.word_class, tables.lower, table.ngram,
+            table.keys, table.slots, table.filter_bits, *scratch(batch.begins, batch.ends),
+        )  # fmt: skip
+        for document in batch.moves.keys() & set(found[:, 0].tolist()):
+            rows = found[:, 0] == document
+            found[rows, 2] = batch.moves[document].original_starts(found[rows, 2])
+            found[rows, 3] = batch.moves[document].original_ends(found[rows, 3])
+        found[:, 0] += batch.first_document
+        parts.append((found, *counts))
+    none = np.zeros(0, np.int64)
+    parts = parts or [(np.zeros((0, 4), np.int64), none, none, np.zeros(0, np.uint64))]
+    found, num_words, sizes, whole_keys = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Occurrences(found[:, 0], found[:, 1], found[:, 2], found[:, 3], num_words, sizes, whole_keys)
+
+
+def _group(found: _Occurrences, table: TestTable, excluded: NDArray[np.bool_]) -> Hits:
+    """One hit per document and item: an occurrence counts for every item that has its key."""
+    postings = np.diff(table.posting_offsets)
+    at, posting = _expand(table.posting_offsets[found.key], postings[found.key])
+    item = table.posting_items[posting].astype(np.int64)
+    order = np.lexsort((item, found.document[at]))  # stable: by position within a hit
+    at, item = at[order], item[order]
+    document, key, start, end = found.document[at], found.key[at], found.start[at], found.end[at]
+    is_first = _differs(document) | _differs(item)
+    hit = np.cumsum(is_first) - 1
+
+    by_key = np.lexsort((key, hit))
+    is_distinct = _differs(hit[by_key]) | _differs(key[by_key])
+    distinct_hit, distinct_key = hit[by_key][is_distinct], key[by_key][is_distinct]
+    num_hits = int(is_first.sum())
+    intersection = np.bincount(distinct_hit, minlength=num_hits)
+    counted = np.bincount(distinct_hit[~excluded[distinct_key]], minlength=num_hits)
+    counted_sizes = np.bincount(table.posting_items[~np.repeat(excluded, postings)], minlength=table.num_items)
+
+    # The n-grams of a hit begin and end in the same order, so a stretch ends where the next begins behind it.
+    is_new = is_first.copy()
+    is_new[1:] |= start[1:] > end[:-1]
+    firsts = np.flatnonzero(is_new)
+    lasts = np.append(firsts[1:], len(start)) - 1 if len(firsts) else firsts
+    document, item = document[is_first], item[is_first]
+    return Hits(
+        document, item, intersection, found.sizes[document], np.asarray(table.item_sizes)[item],
+        counted, counted_sizes[item],
+        np.searchsorted(hit[firsts], np.arange(num_hits + 1)), start[firsts], end[lasts],
+    )  # fmt: skip
+
+
+def _match_short(found: _Occurrences, texts: pa.Array, table: TestTable) -> ShortHits:
+    documents = np.flatnonzero((found.num_words > 0) & (found.num_words < table.ngram))
+    first = np.searchsorted(table.short_keys, found.whole_keys[documents], "left")
+    last = np.searchsorted(table.short_keys, found.whole_keys[documents], "right")
+    at, posting = _expand(first, last - first)
+    document, item = documents[at], table.short_items[posting].astype(np.int64)
+    same = [
+        words_of(texts[d].as_py()) == words_of(table.text(i))
+        for d, i in zip(document.tolist(), item.tolist(), strict=True)
+    ]
+    chosen = np.array(same, bool)
+    order = np.lexsort((item[chosen], document[chosen]))
+    return ShortHits(document[chosen][order], item[chosen][order])
+
+
+def _reverify_tiny(hits: Hits, texts: pa.Array, table: TestTable) -> Hits:
+    """Count again, by the words themselves, the intersections with sets of up to TINY_SET shingles."""
+    intersection = hits.intersection.copy()
+    for hit in np.flatnonzero(np.minimum(hits.document_size, hits.item_size) <= TINY_SET).tolist():
+        text = texts[int(hits.document[hit])].as_py().encode()
+        ranges = range(hits.range_offsets[hit], hits.range_offsets[hit + 1])
+        pieces = (text[hits.range_start[r] : hits.range_end[r]].decode() for r in ranges)
+        grams = {gram for piece in pieces for gram in _word_grams(piece, table.ngram)}
+        shared = len(grams & _word_grams(table.text(int(hits.item[hit])), table.ngram))
+        intersection[hit] = min(intersection[hit], shared)
+    if np.array_equal(intersection, hits.intersection):
+        return hits
+    checked = replace(hits, intersection=intersection, counted=np.minimum(hits.counted, intersection))
+    return checked.take(np.flatnonzero(intersection))
+
+
+def _word_grams(text: str, ngram: int) -> set[tuple[str, ...]]:
+    words = words_of(text)
+    return {tuple(words[i : i + ngram]) for i in range(len(words) - ngram + 1)}
+
+
+def _expand(first: Ints, count: Ints) -> tuple[Ints, Ints]:
+    """The pairs (i, p) for every i and every p of first[i] .. first[i] + count[i] - 1, as two arrays."""
+    at = np.repeat(np.arange(len(first)), count)
+    return at, np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+
+
+def _differs(values: Ints) -> NDArray[np.bool_]:
+    """Whether each value differs from the one before; the first does."""
+    return np.concatenate([np.ones(min(len(values), 1), np.bool_), values[1:] != values[:-1]])
+
+
+@kernel
+def _probe(
+    data: Bytes, begins: Ints, ends: Ints, word_class: Bytes, lower: NDArray[np.int32], ngram: int,
+    table_keys: Keys, slots: Slots, filter_bits: Bytes,
+    words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
+) -> tuple[Ints, Ints, Ints, Keys]:  # fmt: skip
+    """Occurrences (O, 4) as (document, key, start, end); words, sizes and whole-text keys of the documents."""
+    num_words, sizes = np.zeros(len(begins), np.int64), np.zeros(len(begins), np.int64)
+    whole_keys, found = np.zeros(len(begins), np.uint64), np.empty((1024, 4), np.int64)
+    used, shift = 0, np.uint64(64)
+    bits = len(filter_bits) * 8
+    while bits > 1:
+        bits, shift = bits >> 1, shift - np.uint64(1)
+    keys = np.empty_like(words)
+    for document in range(len(begins)):
+        count = split_words(data, begins[document], ends[document], word_class, lower, words, starts, stops)
+        num_words[document] = count
+        if 0 < count < ngram:
+            whole_keys[document] = whole_text_key(words[:count])
+        length, before = roll(words[:count], ngram, keys), used
+        for i in range(length):
+            bit = keys[i] >> shift
+            if not filter_bits[bit >> np.uint64(3)] >> (bit & np.uint64(7)) & np.uint64(1):
+                continue
+            position = find_key(keys[i], table_keys, slots)
+            if position < 0:
+                continue
+            if used == len(found):
+                found = np.concatenate((found, np.empty_like(found)))
+            found[used, 0], found[used, 1] = document, position
+            found[used, 2], found[used, 3] = starts[i], stops[i + ngram - 1]
+            used += 1
+        if used > before:
+            sizes[document] = _count_distinct(keys[:length])
+    return found[:used].copy(), num_words, sizes, whole_keys
+
+
+@kernel
+def _count_distinct(keys: Keys) -> int:
+    """The number of distinct keys (L,), by a set with open addressing."""
+    size = 16
+    while size < 2 * len(keys):
+        size *= 2
+    slots, mask = np.zeros(size, np.uint64), np.uint64(size - 1)
+    count, has_zero = 0, 0
+    for key in keys:
+        if key == 0:  # a free slot's value
+            has_zero = 1
+            continue
+        slot = key & mask
+        while slots[slot] != 0 and slots[slot] != key:
+            slot = (slot + np.uint64(1)) & mask
+        if slots[slot] == 0:
+            slots[slot] = key
+            count += 1
+    return count + has_zero

@@ -1,0 +1,70 @@
+"""MinHash signatures, equal bit for bit to those of datasketch 2.0 (scheme `affine32`), which is the oracle in the
+tests.
+
+Shapes: `M` documents, `P` permutations. The 32-bit element of a shingle is the low half of its key. It is mixed once
+by fmix32, the finaliser of MurmurHash3; permutation p maps h to `a[p] * h + b[p]` modulo 2^32 (a odd: a bijection),
+and the signature keeps the least value of each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrodb.dedup.codepoints import codepoint_tables
+from retrodb.dedup.kernel import kernel
+from retrodb.dedup.normalise import Bytes, Ints, iter_batches
+from retrodb.dedup.shingles import NGRAM, Keys, check_ngram, roll, scratch, split_words
+
+Words32 = NDArray[np.uint32]
+
+EMPTY = np.uint32(0xFFFFFFFF)  # every value of the signature of a document without shingles
+
+
+def signatures(texts: pa.Array, num_permutations: int = 128, seed: int = 1, ngram: int = NGRAM) -> Words32:
+    """(M, P) uint32 signatures of the documents' shingle sets."""
+    check_ngram(ngram)
+    tables = codepoint_tables()
+    multipliers, addends = _permutations(num_permutations, seed)
+    parts = [
+        _sketch(
+            batch.data, batch.begins, batch.ends, tables.word_class, tables.lower, ngram, multipliers, addends,
+            *scratch(batch.begins, batch.ends),
+        )
+        for batch in iter_batches(texts)
+    ]  # fmt: skip
+    return np.concatenate([np.zeros((0, num_permutations), np.uint32), *parts])
+
+
+def _permutations(count: int, seed: int) -> tuple[Words32, Words32]:
+    # The legacy generator, because datasketch uses it and numpy has frozen its stream.
+    generator = np.random.RandomState(seed)
+    half = generator.randint(0, 1 << 31, count, dtype=np.uint32)
+    return half * np.uint32(2) + np.uint32(1), generator.randint(0, 1 << 32, count, dtype=np.uint32)
+
+
+@kernel
+def _sketch(
+    data: Bytes, begins: Ints, ends: Ints, word_class: Bytes, lower: NDArray[np.int32], ngram: int,
+    multipliers: Words32, addends: Words32, words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
+) -> Words32:  # fmt: skip
+    found = np.full((len(begins), len(multipliers)), EMPTY, np.uint32)
+    keys = np.empty_like(words)
+    for document in range(len(begins)):
+        count = split_words(data, begins[document], ends[document], word_class, lower, words, starts, stops)
+        update_signature(found[document], keys[: roll(words[:count], ngram, keys)], multipliers, addends)
+    return found
+
+
+@kernel
+def update_signature(signature: Words32, keys: Keys, multipliers: Words32, addends: Words32) -> None:
+    """Take shingle keys (L,) into a signature (P,), in place."""
+    for key in keys:
+        h = np.uint32(key)
+        h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+        h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+        h = np.uint32(h ^ (h >> np.uint32(16)))
+        for p in range(len(signature)):
+            value = np.uint32(multipliers[p] * h + addends[p])
+            signature[p] = min(signature[p], value)

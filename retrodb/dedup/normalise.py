@@ -1,0 +1,200 @@
+"""Arrow texts as bytes in NFKC, a batch at a time, and the way back from a normalised byte to the original one.
+
+Nearly all text is NFKC already and is taken from the Arrow buffer as it is. In the rest only the *clusters* that NFKC
+may change are handed to `unicodedata`: a cluster is a codepoint that joins nothing before it, with all that follow it
+and may join. The normal form of a text is the concatenation of those of its clusters (UAX #15, section 9.1), so the
+result is the same as normalising the whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrodb.dedup.codepoints import JOINING, KEPT, UNASSIGNED, codepoint_tables
+from retrodb.dedup.kernel import kernel
+from retrodb.errors import InputError
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+
+BATCH_BYTES = 1 << 20  # small enough for the second-level cache together with its word hashes
+MAX_TEXT_BYTES = (1 << 31) - 1  # positions inside a batch are 32-bit
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Where the C changed clusters of one document lie, before and after; ascending (C,) offsets in the document."""
+
+    old_starts: Ints
+    old_ends: Ints
+    new_starts: Ints
+    new_ends: Ints
+
+    def original_starts(self, positions: Ints) -> Ints:
+        """Original offsets of first bytes; one inside a changed cluster becomes the cluster's start."""
+        at = np.searchsorted(self.new_starts, positions, "right") - 1
+        inside = (at >= 0) & (positions < self.new_ends[at])
+        return np.where(inside, self.old_starts[at], positions + self._shift(at))
+
+    def original_ends(self, positions: Ints) -> Ints:
+        """Original offsets of ends (exclusive); one inside a changed cluster becomes the cluster's end."""
+        at = np.searchsorted(self.new_starts, positions, "left") - 1
+        inside = (at >= 0) & (positions < self.new_ends[at])
+        return np.where(inside, self.old_ends[at], positions + self._shift(at))
+
+    def _shift(self, at: Ints) -> Ints:
+        return np.where(at >= 0, self.old_ends[at] - self.new_ends[at], 0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive documents as normalised UTF-8."""
+
+    first_document: int  # row of the first one in the texts
+    data: Bytes  # bytes of all of them, and possibly others
+    begins: Ints  # (M,) first byte of each in `data`
+    ends: Ints  # (M,) end of each
+    moves: dict[int, Moves]  # document of the batch -> its changed clusters; absent where the original bytes stand
+
+
+def text_buffers(texts: pa.Array) -> tuple[Bytes, Ints]:
+    """The bytes and the (M + 1,) offsets of an Arrow string array.
+
+    A LargeStringArray without nulls is not copied. A null counts as an empty text.
+
+    Raises:
+        InputError: when the array holds no strings.
+    """
+    if not (pa.types.is_large_string(texts.type) or pa.types.is_string(texts.type)):
+        raise InputError(f"texts must be strings, not {texts.type}")
+    if texts.null_count:
+        texts = texts.fill_null("")
+    if pa.types.is_string(texts.type):
+        texts = texts.cast(pa.large_string())
+    _, offsets, data = texts.buffers()
+    if len(texts) == 0 or data is None:
+        return np.zeros(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
+    bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(data, np.uint8), bounds
+
+
+def join_rows(rows: pa.Array, first_rows: Ints) -> pa.LargeStringArray:
+    """Documents as a zero-copy view of their chunks' texts.
+
+    Args:
+        rows: (R,) chunk texts; the rows of a document follow each other.
+        first_rows: (M + 1,) first row of each document, and the end of the last.
+    """
+    data, offsets = text_buffers(rows)
+    bounds = np.ascontiguousarray(offsets[first_rows])
+    return pa.LargeStringArray.from_buffers(len(first_rows) - 1, pa.py_buffer(bounds), pa.py_buffer(data))
+
+
+def iter_batches(texts: pa.Array, max_bytes: int = BATCH_BYTES) -> Iterator[Batch]:
+    """Cut texts (M,) into batches of at most `max_bytes`, or of one longer document, and normalise each.
+
+    Raises:
+        InputError: for a text of 2 GiB or more.
+    """
+    data, offsets = text_buffers(texts)
+    first, count = 0, len(offsets) - 1
+    while first < count:
+        last = int(np.searchsorted(offsets, offsets[first] + max_bytes, "right")) - 1
+        last = min(max(last, first + 1), count)
+        if offsets[last] - offsets[first] > MAX_TEXT_BYTES:
+            raise InputError("a text of 2 GiB or more cannot be scanned", where=f"document {first}")
+        yield _normalise_batch(data[offsets[first] : offsets[last]], offsets[first : last + 1] - offsets[first], first)
+        first = last
+
+
+def _normalise_batch(data: Bytes, offsets: Ints, first_document: int) -> Batch:
+    begins, ends = offsets[:-1].copy(), offsets[1:].copy()
+    tables, moves, parts, size = codepoint_tables(), {}, [data], len(data)
+    for document in np.flatnonzero(_has_non_ascii(data, offsets)).tolist():
+        begin, end = int(begins[document]), int(ends[document])
+        clusters = _find_clusters(data[begin:end], tables.word_class, tables.nfkc_state, tables.combining)
+        if len(clusters) == 0:
+            continue
+        new, moves[document] = _normalise(data[begin:end].tobytes(), clusters)
+        parts.append(np.frombuffer(new, np.uint8))
+        begins[document], ends[document] = size, size + len(new)
+        size += len(new)
+    return Batch(first_document, np.concatenate(parts) if moves else data, begins, ends, moves)
+
+
+def _normalise(old: bytes, clusters: NDArray[np.int64]) -> tuple[bytes, Moves]:
+    pieces: list[bytes] = []
+    done = 0
+    for start, end in clusters.tolist():
+        pieces += old[done:start], _nfkc(old[start:end])
+        done = end
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    new_ends = np.cumsum(lengths)[1::2]
+    moves = Moves(clusters[:, 0], clusters[:, 1], new_ends - lengths[1::2], new_ends)
+    return b"".join([*pieces, old[done:]]), moves
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _nfkc(cluster: bytes) -> bytes:
+    # A codepoint that Unicode 14.0 did not have is a separator, whatever a later version makes of it.
+    word_class = codepoint_tables().word_class
+    text = cluster.decode("utf-8", errors="replace")
+    known = "".join(" " if word_class[ord(char)] == UNASSIGNED else char for char in text)
+    return unicodedata.normalize("NFKC", known).encode()
+
+
+@kernel
+def _has_non_ascii(data: Bytes, offsets: Ints) -> NDArray[np.bool_]:
+    found = np.zeros(len(offsets) - 1, np.bool_)
+    for document in range(len(found)):
+        every = np.uint8(0)
+        for i in range(offsets[document], offsets[document + 1]):
+            every |= data[i]
+        found[document] = every >= 0x80
+    return found
+
+
+@kernel
+def decode(data: Bytes, i: int, end: int) -> tuple[Any, int]:
+    """The codepoint that begins at data[i], a byte of 0x80 or more, and its end; U+FFFD if it is no UTF-8."""
+    lead = np.int64(data[i])
+    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    if lead < 0xC2 or lead > 0xF4 or i + length > end:
+        return 0xFFFD, i + 1
+    codepoint = lead & (0x7F >> length)
+    for k in range(1, length):
+        codepoint = codepoint << 6 | np.int64(data[i + k]) & 0x3F
+    return codepoint if codepoint < 0x110000 else 0xFFFD, i + length
+
+
+@kernel
+def _find_clusters(data: Bytes, word_class: Bytes, nfkc_state: Bytes, combining: Bytes) -> NDArray[np.int64]:
+    """(C, 2) byte ranges of the clusters of one text that NFKC may change."""
+    clusters = np.empty((len(data) // 2 + 1, 2), np.int64)
+    count, i, end = 0, 0, len(data)
+    cluster_start, previous_class, is_changed = 0, np.uint8(0), False
+    while i < end:
+        start, codepoint, state, mark, i = i, np.int64(data[np.uint64(i)]), np.uint8(KEPT), np.uint8(0), i + 1
+        if codepoint >= 0x80:
+            codepoint, i = decode(data, start, end)
+            state, mark = nfkc_state[np.uint64(codepoint)], combining[np.uint64(codepoint)]
+        if state != JOINING and mark == 0:  # a new cluster; what was the last?
+            if is_changed:
+                clusters[count, 0], clusters[count, 1] = cluster_start, start
+                count += 1
+            cluster_start, previous_class, is_changed = start, np.uint8(0), state != KEPT
+        else:
+            is_changed |= state == JOINING or 0 < mark < previous_class
+            previous_class = mark
+    if is_changed:
+        clusters[count, 0], clusters[count, 1] = cluster_start, end
+        count += 1
+    return clusters[:count]

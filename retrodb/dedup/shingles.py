@@ -1,0 +1,222 @@
+"""Shingles: the 64-bit keys of the word n-grams of a text. This is the specification of SHINGLE_VERSION 1.
+
+1. **Characters.** Those of Unicode 14.0. A codepoint not assigned there, and each byte that is no UTF-8, counts as a
+   space. The text is brought to NFKC, then each codepoint to its simple lower-case mapping (UnicodeData.txt, field
+   13: U+0130 becomes `i`, no rule for a final sigma).
+2. **Words.** Letters and numbers are the codepoints of general category L* and N*, marks those of M*. Of these, the
+   ones in the following ranges are words by themselves: U+0E00-0EFF (Thai, Lao), 1000-109F (Myanmar), 1780-17FF
+   (Khmer), 3005-3007, 3021-3029, 3038-303B, 3041-30FF, 31F0-31FF, 1B000-1B16F (kana), 3400-4DBF, 4E00-9FFF,
+   F900-FAFF, 20000-3FFFF (ideographs). Of the others, a word is a maximal run of letters, numbers and marks that
+   begins with a letter or number. All else separates.
+3. **Word hash.** FNV-1a of 64 bits over the word's UTF-8 (offset 0xCBF29CE484222325, prime 0x100000001B3), then
+   fmix64, the finaliser of MurmurHash3: `h ^= h >> 33; h *= 0xFF51AFD7ED558CCD; h ^= h >> 33; h *=
+   0xC4CEB9FE1A85EC53; h ^= h >> 33`.
+4. **Key.** `fmix64(w[0] * B^(n-1) + w[1] * B^(n-2) + ... + w[n-1])` modulo 2^64, with B = 0x9E3779B97F4A7C15, for
+   every n consecutive words of a text. A text of W words has W - n + 1 shingles, not all distinct; its *shingle set*
+   is the distinct ones. A text of 1 to n - 1 words has none, and one *whole-text key*: the same formula over all its
+   words.
+
+Jaccard similarity and containment are those of shingle sets. Equal n-grams have equal keys; unequal ones have equal
+keys with probability 2^-64, which is looked at again by text where sets are so small that it could decide
+(`leakscan`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrodb.dedup.codepoints import LETTER, MARK, SINGLE, UNASSIGNED, codepoint_tables
+from retrodb.dedup.kernel import kernel
+from retrodb.dedup.normalise import Bytes, Ints, decode, iter_batches
+from retrodb.errors import UsageError
+
+SHINGLE_VERSION = 1
+NGRAM = 13  # words of a shingle in Borgeaud et al. 2022, section 2.6
+
+Keys = NDArray[np.uint64]
+
+FNV_OFFSET, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+POLYNOMIAL_BASE = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT, _MIX_1, _MIX_2 = np.uint64(33), np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+
+
+@dataclass(frozen=True)
+class ShingleSets:
+    """The shingle sets of M texts, one after the other."""
+
+    keys: Keys  # distinct and ascending within a text
+    offsets: Ints  # (M + 1,) where each text's keys begin
+    whole_keys: Keys  # (M,) whole-text key of a text of 1 to n - 1 words, else 0
+    num_words: Ints  # (M,) words of each text
+
+    def sizes(self) -> Ints:
+        """(M,) distinct shingles of each text."""
+        return np.diff(self.offsets)
+
+
+def check_ngram(ngram: int) -> None:
+    """Raises UsageError for a shingle length that is no positive number."""
+    if ngram < 1:
+        raise UsageError(f"an n-gram of {ngram} words cannot be meant", remedy="Give 1 or more; the paper's is 13.")
+
+
+def shingle_sets(texts: pa.Array, ngram: int = NGRAM) -> ShingleSets:
+    """The shingle set of every text (M,)."""
+    check_ngram(ngram)
+    tables = codepoint_tables()
+    parts = [
+        _shingle_sets(
+            batch.data,
+            batch.begins,
+            batch.ends,
+            tables.word_class,
+            tables.lower,
+            ngram,
+            *scratch(batch.begins, batch.ends),
+        )
+        for batch in iter_batches(texts)
+    ] or [(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64))]
+    keys, sizes, whole_keys, num_words = (np.concatenate(column) for column in zip(*parts, strict=True))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    return ShingleSets(keys, offsets, whole_keys, num_words)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text by steps 1 and 2 of the specification, as strings; for looking at few texts closely."""
+    tables = codepoint_tables()
+    known = "".join(" " if tables.word_class[ord(char)] == UNASSIGNED else char for char in text)
+    lowered = "".join(chr(tables.lower[ord(char)]) for char in unicodedata.normalize("NFKC", known))
+    classes = "".join(str(tables.word_class[ord(char)]) for char in lowered)
+    return [lowered[m.start() : m.end()] for m in re.finditer(f"{LETTER}[{LETTER}{MARK}]*|{SINGLE}", classes)]
+
+
+def scratch(begins: Ints, ends: Ints) -> tuple[Keys, NDArray[np.int32], NDArray[np.int32]]:
+    """Room for the word hashes, starts and ends of the longest document; to be reused from one to the next."""
+    # Two words are a byte apart at least, and a word by itself has three bytes.
+    capacity = int((ends - begins).max(initial=0)) // 2 + 1
+    return np.empty(capacity, np.uint64), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
+
+
+@kernel
+def fmix64(value: np.uint64) -> np.uint64:
+    """The finaliser of MurmurHash3, a bijection of 64 bits."""
+    value = (value ^ (value >> _SHIFT)) * _MIX_1
+    value = (value ^ (value >> _SHIFT)) * _MIX_2
+    return value ^ (value >> _SHIFT)
+
+
+@kernel
+def _hash_codepoint(value: np.uint64, codepoint: int) -> np.uint64:
+    """FNV-1a over the UTF-8 of one codepoint."""
+    if codepoint < 0x80:
+        return (value ^ np.uint64(codepoint)) * FNV_PRIME
+    if codepoint < 0x800:
+        value = (value ^ np.uint64(0xC0 | codepoint >> 6)) * FNV_PRIME
+    else:
+        if codepoint < 0x10000:
+            value = (value ^ np.uint64(0xE0 | codepoint >> 12)) * FNV_PRIME
+        else:
+            value = (value ^ np.uint64(0xF0 | codepoint >> 18)) * FNV_PRIME
+            value = (value ^ np.uint64(0x80 | codepoint >> 12 & 0x3F)) * FNV_PRIME
+        value = (value ^ np.uint64(0x80 | codepoint >> 6 & 0x3F)) * FNV_PRIME
+    return (value ^ np.uint64(0x80 | codepoint & 0x3F)) * FNV_PRIME
+
+
+@kernel
+def split_words(
+    data: Bytes, begin: int, end: int, word_class: Bytes, lower: NDArray[np.int32],
+    hashes: Keys, starts: NDArray[np.int32], ends: NDArray[np.int32],
+) -> int:  # fmt: skip
+    """Write hash, start and end (bytes from `begin`) of every word of data[begin:end]; gives their number W."""
+    count, i = 0, begin
+    while i < end:
+        start, codepoint, i = i, np.int64(data[np.uint64(i)]), i + 1
+        if codepoint >= 0x80:
+            codepoint, i = decode(data, start, end)
+        kind = word_class[np.uint64(codepoint)]
+        if kind != LETTER and kind != SINGLE:
+            continue
+        value, stop = _hash_codepoint(FNV_OFFSET, lower[np.uint64(codepoint)]), i
+        while kind in (LETTER, MARK):
+            stop = i
+            if i == end:
+                break
+            codepoint, i = np.int64(data[np.uint64(i)]), i + 1
+            if codepoint < 0x80:
+                kind = word_class[np.uint64(codepoint)]
+                if kind == LETTER:
+                    value = (value ^ np.uint64(lower[np.uint64(codepoint)])) * FNV_PRIME
+            else:
+                codepoint, i = decode(data, i - 1, end)
+                kind = word_class[np.uint64(codepoint)]
+                if kind in (LETTER, MARK):
+                    value = _hash_codepoint(value, lower[np.uint64(codepoint)])
+        i = stop
+        hashes[count], starts[count], ends[count] = fmix64(value), start - begin, stop - begin
+        count += 1
+    return count
+
+
+@kernel
+def roll(words: Keys, ngram: int, keys: Keys) -> int:
+    """Write the keys of the n-grams of `words` (W,) to `keys`, in order; gives their number L."""
+    value, leaving = np.uint64(0), np.uint64(1)
+    for _ in range(ngram):
+        leaving *= POLYNOMIAL_BASE
+    for i in range(len(words)):
+        value = value * POLYNOMIAL_BASE + words[i]
+        if i >= ngram:
+            value -= words[i - ngram] * leaving
+        if i >= ngram - 1:
+            keys[i - ngram + 1] = fmix64(value)
+    return max(len(words) - ngram + 1, 0)
+
+
+@kernel
+def whole_text_key(words: Keys) -> np.uint64:
+    """The key of all words (W,) of a short text."""
+    value = np.uint64(0)
+    for word in words:
+        value = value * POLYNOMIAL_BASE + word
+    return fmix64(value)
+
+
+@kernel
+def _shingle_sets(
+    data: Bytes, begins: Ints, ends: Ints, word_class: Bytes, lower: NDArray[np.int32], ngram: int,
+    words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
+) -> tuple[Keys, Ints, Keys, Ints]:  # fmt: skip
+    total = np.int64(0)
+    for document in range(len(begins)):
+        total += (ends[document] - begins[document]) // 2 + 1
+    keys, sizes = np.empty(total, np.uint64), np.zeros(len(begins), np.int64)
+    whole_keys, num_words = np.zeros(len(begins), np.uint64), np.zeros(len(begins), np.int64)
+    used = 0
+    for document in range(len(begins)):
+        count = split_words(data, begins[document], ends[document], word_class, lower, words, starts, stops)
+        num_words[document] = count
+        if 0 < count < ngram:
+            whole_keys[document] = whole_text_key(words[:count])
+        length = roll(words[:count], ngram, keys[used:])
+        if length > 0:
+            sizes[document] = sort_distinct(keys[used : used + length])
+            used += sizes[document]
+    return keys[:used].copy(), sizes, whole_keys, num_words
+
+
+@kernel
+def sort_distinct(keys: Keys) -> int:
+    """Sort keys (L >= 1,) in place and move the distinct ones to the front; gives their number."""
+    keys.sort()
+    count = 1
+    for i in range(1, len(keys)):
+        if keys[i] != keys[count - 1]:
+            keys[count] = keys[i]
+            count += 1
+    return count

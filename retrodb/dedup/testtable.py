@@ -1,0 +1,177 @@
+"""The shingles of a test set as a table that a scan probes, in plain `.npy` files that workers map and share.
+
+Shapes: `N` items of the test set, `K` distinct shingle keys of all items, `P` postings (pairs of a key and an item
+that has it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrodb.dedup.kernel import kernel
+from retrodb.dedup.normalise import Bytes, Ints, text_buffers
+from retrodb.dedup.shingles import NGRAM, SHINGLE_VERSION, Keys, shingle_sets
+from retrodb.errors import DamagedFileError, MismatchError, MissingFileError
+
+FILTER_BITS_PER_KEY = (
+    16  # up to 32 after rounding to a power of two: a probe of a foreign key passes in 3 to 6% of cases
+)
+
+Slots = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TestTable:
+    """A test set ready to be scanned for; made by `build_table`, kept by `save_table` and `load_table`."""
+
+    __test__ = False  # pytest: no test class
+
+    header: Ints  # (2,) SHINGLE_VERSION and n-gram words
+    keys: Keys  # (K,) ascending
+    posting_offsets: Ints  # (K + 1,)
+    posting_items: NDArray[np.int32]  # (P,) items of each key, ascending within a key
+    slots: Slots  # open addressing with linear probing: position in `keys`, or -1; a power of two, at least 2 K
+    filter_bits: Bytes  # one bit per top bits of a key, 8 to a byte: cheap answer "no" for most foreign keys
+    item_sizes: Ints  # (N,) distinct shingles of each item
+    short_keys: Keys  # (S,) ascending: whole-text keys of the items under n words
+    short_items: NDArray[np.int32]  # (S,) their items
+    text_bytes: Bytes  # UTF-8 of all items
+    text_offsets: Ints  # (N + 1,)
+    id_bytes: Bytes  # UTF-8 of all item ids
+    id_offsets: Ints  # (N + 1,)
+
+    @property
+    def ngram(self) -> int:
+        """Words of a shingle."""
+        return int(self.header[1])
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return len(self.item_sizes)
+
+    def text(self, item: int) -> str:
+        """The text of an item."""
+        return bytes(self.text_bytes[self.text_offsets[item] : self.text_offsets[item + 1]]).decode()
+
+    def id(self, item: int) -> str:
+        """The id of an item."""
+        return bytes(self.id_bytes[self.id_offsets[item] : self.id_offsets[item + 1]]).decode()
+
+
+def build_table(texts: pa.Array, ids: Sequence[str], ngram: int = NGRAM) -> TestTable:
+    """The table of a test set's texts (N,) and their ids (N,)."""
+    sets = shingle_sets(texts, ngram)
+    items = np.repeat(np.arange(len(texts), dtype=np.int32), sets.sizes())
+    order = np.argsort(sets.keys, kind="stable")  # stable: items stay ascending within a key
+    sorted_keys = sets.keys[order]
+    firsts = np.flatnonzero(
+        np.concatenate([np.ones(min(len(sorted_keys), 1), bool), sorted_keys[1:] != sorted_keys[:-1]])
+    )
+    keys = sorted_keys[firsts]
+    short = np.flatnonzero((sets.num_words > 0) & (sets.num_words < ngram))
+    short = short[np.argsort(sets.whole_keys[short], kind="stable")]
+    text_bytes, text_offsets = _own(texts)
+    id_bytes, id_offsets = _own(pa.array(ids, pa.large_string()))
+    return TestTable(
+        header=np.array([SHINGLE_VERSION, ngram]),
+        keys=keys,
+        posting_offsets=np.append(firsts, len(order)).astype(np.int64),
+        posting_items=items[order],
+        slots=fill_slots(keys, 1 << max(2 * len(keys) - 1, 1).bit_length()),
+        filter_bits=_fill_filter(keys, _log2_filter_bits(len(keys))),
+        item_sizes=sets.sizes(),
+        short_keys=sets.whole_keys[short],
+        short_items=short.astype(np.int32),
+        text_bytes=text_bytes,
+        text_offsets=text_offsets,
+        id_bytes=id_bytes,
+        id_offsets=id_offsets,
+    )
+
+
+def save_table(table: TestTable, folder: Path) -> None:
+    """Write the table's arrays as `<field>.npy` into an existing folder; equal tables give equal bytes."""
+    for field in fields(table):
+        np.save(folder / f"{field.name}.npy", getattr(table, field.name), allow_pickle=False)
+
+
+def load_table(folder: Path) -> TestTable:
+    """Map a table that `save_table` wrote.
+
+    Raises:
+        MissingFileError, DamagedFileError: when an array is absent, or is not what it should be.
+        MismatchError: when it was made by another version of the shingle specification.
+    """
+    arrays = {field.name: _map(folder / f"{field.name}.npy") for field in fields(TestTable)}
+    table = TestTable(**arrays)
+    if table.header.shape != (2,) or len(table.posting_offsets) != len(table.keys) + 1:
+        raise DamagedFileError("the arrays of the test set do not belong together", where=str(folder))
+    if table.header[0] != SHINGLE_VERSION:
+        raise MismatchError(
+            f"shingles of version {table.header[0]}, this retrodb makes version {SHINGLE_VERSION}",
+            where=str(folder),
+            remedy="Register the test set again with 'retrodb dedup --against'.",
+        )
+    return table
+
+
+def _map(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingFileError("part of a registered test set is missing", where=str(path)) from error
+    except ValueError as error:
+        raise DamagedFileError(f"not a readable .npy file ({error})", where=str(path)) from error
+
+
+def _own(texts: pa.Array) -> tuple[Bytes, Ints]:
+    """Bytes and offsets of an Arrow array, copied out of whatever larger buffer they lie in."""
+    data, offsets = text_buffers(texts)
+    return data[offsets[0] : offsets[-1]].copy(), offsets - offsets[0]
+
+
+def _log2_filter_bits(num_keys: int) -> int:
+    return max(FILTER_BITS_PER_KEY * num_keys - 1, 1023).bit_length()
+
+
+@kernel
+def _fill_filter(keys: Keys, log2_bits: int) -> Bytes:
+    bits = np.zeros(1 << (log2_bits - 3), np.uint8)
+    shift = np.uint64(64 - log2_bits)
+    for key in keys:
+        bit = key >> shift
+        bits[bit >> np.uint64(3)] |= np.uint8(1) << np.uint8(bit & np.uint64(7))
+    return bits
+
+
+@kernel
+def fill_slots(keys: Keys, size: int) -> Slots:
+    """Open-addressing slots for distinct keys; `size` is a power of two above their number."""
+    slots = np.full(size, -1, np.int32)
+    mask = np.uint64(size - 1)
+    for position in range(len(keys)):
+        slot = keys[position] & mask
+        while slots[slot] >= 0:
+            slot = (slot + np.uint64(1)) & mask
+        slots[slot] = position
+    return slots
+
+
+@kernel
+def find_key(key: np.uint64, keys: Keys, slots: Slots) -> int:
+    """The position of a key in `keys`, or -1."""
+    mask = np.uint64(len(slots) - 1)
+    slot = key & mask
+    while slots[slot] >= 0:
+        if keys[np.uint64(slots[slot])] == key:
+            return np.int64(slots[slot])  # type: ignore[return-value]
+        slot = (slot + np.uint64(1)) & mask
+    return -1

@@ -1,0 +1,50 @@
+"""Tasks in processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from retrodb.engine.run import Engine, Run, run_task
+from retrodb.engine.task import Task, TaskFunction, TaskRecord
+from retrodb.errors import RetroDBError
+from retrodb.store.storage import open_storage
+
+
+class LocalEngine(Engine):
+    """Runs tasks one after another in this process, or in `workers` spawned ones.
+
+    Processes are spawned and not forked: a FAISS search in a forked child hangs.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+
+    def execute(self, run: Run, tasks: Sequence[Task], function: TaskFunction) -> Iterable[tuple[Task, TaskRecord]]:
+        """Run the tasks; with one worker, or one task, in this process."""
+        if min(self.workers, len(tasks)) <= 1:
+            yield from super().execute(run, tasks, function)
+            return
+        with ProcessPoolExecutor(min(self.workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
+            pending = {
+                pool.submit(_run_elsewhere, run.storage.url, run.id, run.command, run.clock, task, function): task
+                for task in tasks
+            }
+            try:
+                while pending:
+                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                        yield pending.pop(future), future.result()
+            except BrokenProcessPool as error:
+                raise RetroDBError(
+                    "a worker process died",
+                    where=f"run {run.id}",
+                    remedy="Run the same command again; fewer --workers need less memory.",
+                ) from error
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_elsewhere(url: str, run_id: str, command: str, clock: str, task: Task, function: TaskFunction) -> TaskRecord:
+    return run_task(Run(open_storage(url), run_id, command, clock), task, function)

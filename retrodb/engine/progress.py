@@ -1,0 +1,102 @@
+"""Progress on stderr: a bar with rate and time left on a terminal, plain lines otherwise, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+_LINE_EVERY_S = 10.0
+
+
+class Bar(Protocol):
+    """The progress of one stage."""
+
+    def advance(self, amount: int) -> None:
+        """Some work ended, in the stage's unit."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
+
+class Progress:
+    """Says nothing; the base of those who do."""
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "") -> Iterator[Bar]:
+        """A stage with `total` units of work begins; it ends with the block."""
+        yield _Silent()
+
+
+class _Silent:
+    def advance(self, amount: int) -> None:
+        del amount
+
+    def note(self, text: str) -> None:
+        del text
+
+
+class TerminalProgress(Progress):
+    """A tqdm bar for every stage that takes more than a blink."""
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "") -> Iterator[Bar]:
+        from tqdm import tqdm
+
+        with tqdm(
+            total=total, desc=name, unit=unit or "it", unit_scale=True, leave=False, delay=0.5, file=sys.stderr
+        ) as bar:
+            yield _TqdmBar(bar)
+
+
+class _TqdmBar:
+    def __init__(self, bar: object) -> None:
+        self._bar = bar
+
+    def advance(self, amount: int) -> None:
+        self._bar.update(amount)  # type: ignore[attr-defined]
+
+    def note(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)  # type: ignore[attr-defined]
+
+
+class LineProgress(Progress):
+    """A plain line now and then, for logs."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "") -> Iterator[Bar]:
+        yield _Lines(self._stream, name, total, unit)
+
+
+class _Lines:
+    def __init__(self, stream: TextIO, name: str, total: int, unit: str) -> None:
+        self._stream, self._name, self._total, self._unit = stream, name, total, unit
+        self._done, self._started = 0, time.monotonic()
+        self._next = self._started + _LINE_EVERY_S
+
+    def advance(self, amount: int) -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _LINE_EVERY_S
+        rate = self._done / (now - self._started)
+        left = f"{(self._total - self._done) / rate:,.0f} s left" if rate and self._total else ""
+        self.note(f"{self._name}: {self._done:,} of {self._total:,} {self._unit} ({rate:,.0f}/s) {left}".rstrip())
+
+    def note(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+def make_progress(enabled: bool | None = None) -> Progress:
+    """The progress for standard error: True and False force it, None looks whether it is a terminal."""
+    if enabled is False:
+        return Progress()
+    return TerminalProgress() if sys.stderr.isatty() else LineProgress()

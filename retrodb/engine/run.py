@@ -1,0 +1,117 @@
+"""A run: one planned command, its clock, and the completion records that let it be continued.
+
+The run's id hashes the plan without its clock. The same command on the same state is the same run: it finds the earlier
+plan, takes its clock, verifies what is finished, does the rest, and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from retrodb.engine.progress import Progress
+from retrodb.engine.task import Task, TaskFunction, TaskRecord, dump_record, parse_record
+from retrodb.errors import DamagedFileError, RetroDBError
+from retrodb.format.kinds import path_of
+from retrodb.store.digest import identity
+from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run."""
+
+    storage: Storage
+    id: str  # also the transaction of its commit
+    command: str
+    clock: str  # UTC, ISO 8601 with microseconds
+
+
+def open_run(storage: Storage, command: str, plan: Mapping[str, Any], clock: str | None = None) -> Run:
+    """Open the run of a plan, new or interrupted.
+
+    Args:
+        plan: plain values that say all that the run will do, without any time in them.
+        clock: time of a new run; None reads the machine's clock, once.
+    """
+    run_id = identity(command, plan)
+    path = path_of("runs", run=run_id, file="plan.json")
+    now = clock or datetime.now(UTC).isoformat(timespec="microseconds")
+    if not storage.exists(path):
+        storage.put_if_absent(
+            path, orjson.dumps({"clock": now, "command": command, "plan": plan}, option=orjson.OPT_SORT_KEYS)
+        )
+    try:
+        kept = orjson.loads(storage.read(path))["clock"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DamagedFileError(
+            "damaged plan of a run", where=path, remedy="Delete this folder and run the command again."
+        ) from error
+    return Run(storage, run_id, command, kept)
+
+
+class Engine:
+    """Base of the engines: skips what is finished, runs the rest, returns the records in the order of the tasks."""
+
+    def run(self, run: Run, tasks: Sequence[Task], function: TaskFunction, progress: Progress) -> list[TaskRecord]:
+        """Run all tasks of a run that are not finished.
+
+        Returns:
+            One record per task, in the tasks' order, whatever order they ended in.
+        """
+        done = {task.id: record for task in tasks if (record := finished(run, task)) is not None}
+        total = sum(task.weight for task in tasks)
+        with progress.stage(run.command, total) as bar:
+            if done:
+                bar.note(f"{len(done)} of {len(tasks)} tasks were finished earlier and verified")
+            bar.advance(sum(task.weight for task in tasks if task.id in done))
+            pending = [task for task in tasks if task.id not in done]
+            for task, record in self.execute(run, pending, function):
+                done[task.id] = record
+                bar.advance(task.weight)
+        return [done[task.id] for task in tasks]
+
+    def execute(self, run: Run, tasks: Sequence[Task], function: TaskFunction) -> Iterable[tuple[Task, TaskRecord]]:
+        """Run tasks and yield them as they end; engines differ only here."""
+        for task in tasks:
+            yield task, run_task(run, task, function)
+
+
+def run_task(run: Run, task: Task, function: TaskFunction) -> TaskRecord:
+    """Run one task and store its completion record."""
+    record = function(run.storage, task, run.clock)
+    run.storage.write(_record_path(run, task), dump_record(record))
+    return record
+
+
+def finished(run: Run, task: Task) -> TaskRecord | None:
+    """The record of a task that ended earlier and whose outputs are all there, verified; None when it must be run."""
+    path = _record_path(run, task)
+    if not run.storage.exists(path):
+        return None
+    try:
+        record = parse_record(run.storage.read(path))
+        files = VerifiedFiles(run.storage)
+        for file in record.files:
+            files.open(file)
+    except (ValueError, KeyError, TypeError, RetroDBError):
+        return None  # torn, damaged or collected: the work is done again and published anew
+    return record
+
+
+def _record_path(run: Run, task: Task) -> str:
+    return path_of("runs", run=run.id, file=f"tasks/{task.id}.json")
+
+
+def add_counts(records: Iterable[TaskRecord]) -> dict[str, int]:
+    """The counts of all records, added up."""
+    totals: dict[str, int] = {}
+    for record in records:
+        for name, count in record.counts.items():
+            totals[name] = totals.get(name, 0) + count
+    return totals

@@ -1,0 +1,59 @@
+"""The `ids` files: for every document of a shard, its key, the hash of its content, and where it begins.
+
+Sorted by key, so that a new version of a source is compared with the old by merging, without reading any text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+IdArray: TypeAlias = NDArray[Any]
+
+ID_DTYPE = np.dtype(
+    [
+        ("key_hi", "<u8"),  # xxh3-128 of source, NUL, doc_id: upper half
+        ("key_lo", "<u8"),
+        ("hash_hi", "<u8"),  # xxh3-128 of text, NUL, value, NUL, metadata: upper half
+        ("hash_lo", "<u8"),
+        ("row", "<i8"),  # the document's first row in the shard
+    ]
+)
+
+
+def key_of(source: str, doc_id: str) -> int:
+    """128-bit key of a document of a source."""
+    return xxhash.xxh3_128_intdigest(f"{source}\0{doc_id}".encode())
+
+
+def record_hash(text: str, value: str | None, metadata: bytes) -> int:
+    """128-bit hash of all that makes a document: any difference makes it a changed one."""
+    state = xxhash.xxh3_128(text.encode())
+    state.update(b"\0" if value is None else b"\0v" + value.encode())
+    state.update(b"\0" + metadata)
+    return state.intdigest()
+
+
+def content_hash(text: str, value: str | None) -> bytes:
+    """16 bytes that are equal for equal texts, whatever their ids and metadata."""
+    return xxhash.xxh3_128_digest((text if value is None else f"{text}\0{value}").encode())
+
+
+def id_entries(keys: list[int], hashes: list[int], rows: list[int]) -> IdArray:
+    """An array of ID_DTYPE in the order given."""
+    array = np.empty(len(keys), dtype=ID_DTYPE)
+    low = (1 << 64) - 1
+    array["key_hi"] = [k >> 64 for k in keys]
+    array["key_lo"] = [k & low for k in keys]
+    array["hash_hi"] = [h >> 64 for h in hashes]
+    array["hash_lo"] = [h & low for h in hashes]
+    array["row"] = rows
+    return array
+
+
+def sort_ids(array: IdArray) -> IdArray:
+    """The entries by ascending key, equal keys by ascending row."""
+    return array[np.lexsort((array["row"], array["key_lo"], array["key_hi"]))]

@@ -1,0 +1,68 @@
+"""How Parquet is written and read here: zstd, page checksums both ways, fixed row groups.
+
+Nothing else in retrodb calls `pyarrow.parquet`, because without the checksums a flipped bit is silently another value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrodb.errors import DamagedFileError
+from retrodb.format import ROW_GROUP_ROWS
+
+
+def write_table(path: Path, table: pa.Table, *, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+    """Write a table; equal tables give equal bytes with equal library versions."""
+    with open_writer(path, table.schema) as writer:
+        writer.write_table(table, row_group_size=row_group_rows)
+
+
+def open_writer(path: Path | BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer for a file that grows by row groups."""
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, write_page_checksum=True)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file whole, or some of its columns.
+
+    Raises:
+        DamagedFileError: when a page's checksum or the file's structure is wrong.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=None if columns is None else list(columns), use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(path, error) from error
+
+
+def read_row_groups(path: Path, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    """Read some row groups of a file, in the order given. Raises as `read_table`."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read_row_groups(list(groups), columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(path, error) from error
+
+
+def iterate_row_groups(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The row groups of a file, one table each. Raises as `read_table`."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=list(columns), use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> DamagedFileError:
+    """The error for a Parquet file that does not read as written."""
+    return DamagedFileError(
+        f"not readable as the Parquet file it was written as ({error})",
+        where=str(path),
+        remedy="Run 'retrodb check --read-data' to see what else is damaged.",
+    )

@@ -1,0 +1,91 @@
+"""Packed rows of an id range: which rows of `[0, n)` a file holds, and where each one lies in it.
+
+A file that covers chunk ids `[first_chunk, first_chunk + num_chunks)` holds some of the rows `0 .. num_chunks - 1`,
+in ascending order and without gaps; the position of a row in the file is its rank among those present.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
+
+    from retrodb.format.arrays import BoolArray, Int64Array
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """A set of rows of a range of `num_rows_total` rows."""
+
+    num_rows_total: int  # length of the range
+    bitmap: bytes | None = None  # serialised roaring bitmap (portable format); None means every row is present
+
+    @staticmethod
+    def all(num_rows_total: int) -> RowSet:
+        """Every row of the range."""
+        return RowSet(num_rows_total)
+
+    @staticmethod
+    def from_mask(mask: BoolArray) -> RowSet:
+        """The rows where `mask` (n,) bool is true."""
+        if mask.all():
+            return RowSet(len(mask))
+        return RowSet(len(mask), serialize_rows(np.flatnonzero(mask)))
+
+    @cached_property
+    def present(self) -> Int64Array:
+        """The rows that are present, ascending, (m,) int64."""
+        if self.bitmap is None:
+            return np.arange(self.num_rows_total, dtype=np.int64)
+        return deserialize_rows(self.bitmap)
+
+    def __len__(self) -> int:
+        return self.num_rows_total if self.bitmap is None else len(self.present)
+
+    @cached_property
+    def mask(self) -> BoolArray:
+        """(n,) bool, true where a row is present."""
+        mask = np.zeros(self.num_rows_total, dtype=bool)
+        mask[self.present] = True
+        return mask
+
+    def rank(self, rows: Int64Array) -> Int64Array:
+        """Position in the file of each row, (q,) int64; -1 where the row is not present."""
+        rows = np.asarray(rows, dtype=np.int64)
+        inside = (rows >= 0) & (rows < self.num_rows_total)
+        if self.bitmap is None:
+            return np.where(inside, rows, -1)
+        if not len(self.present):
+            return np.full(rows.shape, -1, dtype=np.int64)
+        position = np.searchsorted(self.present, rows)
+        found = inside & (self.present[np.minimum(position, len(self.present) - 1)] == rows)
+        return np.where(found, position, -1)
+
+
+def serialize_rows(rows: Int64Array) -> bytes:
+    """A roaring bitmap of the rows, run-optimised, in the portable format."""
+    return serialize_bitmap(_bitmap(np.ascontiguousarray(rows, dtype=np.uint32)))
+
+
+def deserialize_rows(data: bytes) -> Int64Array:
+    """The rows of a serialised bitmap, ascending, (m,) int64."""
+    from pyroaring import BitMap
+
+    return np.frombuffer(BitMap.deserialize(data).to_array(), dtype=np.uint32).astype(np.int64)
+
+
+def serialize_bitmap(bitmap: BitMap) -> bytes:
+    """The portable bytes of a bitmap, after run optimisation so that equal sets give equal bytes."""
+    bitmap.run_optimize()
+    return bytes(bitmap.serialize())
+
+
+def _bitmap(rows: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> BitMap:
+    from pyroaring import BitMap
+
+    return BitMap(rows)

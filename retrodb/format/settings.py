@@ -1,0 +1,49 @@
+"""`retrodb.toml`: what can never change in a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from retrodb.config import dump_toml, from_mapping, parse_toml, to_mapping
+from retrodb.errors import ConfigError, FormatVersionError
+from retrodb.format import FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a database, fixed at `init`."""
+
+    chunk_tokens: int  # tokens of one chunk
+    min_key_tokens: int  # a shorter tail of a document serves as continuation only
+    tokenizer_name: str  # what the user called it; provenance only
+    tokenizer_sha256: str  # digest of tokenizer.json, hexadecimal
+    vocab_size: int  # token ids are below it
+    token_dtype: str  # "uint16" or "uint32", by the vocabulary
+    pad_token: int  # fills fixed-stride rows behind a chunk's last token; lengths tell where it begins
+    format_version: int = FORMAT_VERSION
+
+
+def parse_settings(text: str, *, where: str) -> Settings:
+    """Read `retrodb.toml`.
+
+    Raises:
+        FormatVersionError: when a newer retrodb wrote it.
+        ConfigError: when it is damaged or has unknown keys.
+    """
+    values = parse_toml(text, where=where)
+    version = values.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise ConfigError("'format_version' is missing", where=where, remedy="Restore this file from a backup.")
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"format version {version} is newer than {FORMAT_VERSION}, the newest this retrodb reads",
+            where=where,
+            remedy="Install a newer retrodb: pip install --upgrade retrodb.",
+        )
+    return from_mapping(Settings, values, where=where)
+
+
+def dump_settings(settings: Settings) -> str:
+    """The text of `retrodb.toml`, the format version first."""
+    values = to_mapping(settings)
+    return dump_toml({"format_version": values.pop("format_version"), **values})

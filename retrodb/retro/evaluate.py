@@ -1,0 +1,178 @@
+"""Tells whether retrieval helps, on held-out documents, and how sure that is.
+
+Shapes: Q query chunks of D documents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retrodb.errors import InputError, MismatchError
+from retrodb.retro.data import RetroData
+from retrodb.retro.train import BATCH_CHUNKS, TrainedModel, batch_loss, check_fit
+
+Floats = NDArray[np.float64]
+
+CONDITIONS = {
+    "on": "the trained model with its neighbours",
+    "shuffled": "the same model with the neighbours of other chunks",
+    "random": "the same model with chunks drawn at random from the database",
+    "off": "the same model with retrieval turned off",
+    "without": "a model of the same seed that saw the same tokens and never any neighbour",
+}
+Z95 = 1.959964  # of the normal distribution: two-sided 95%
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% confidence interval over documents."""
+
+    value: float  # bits per byte, or a difference of them
+    low: float  # end of the interval
+    high: float  # other end; infinite when there is only one document
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a neighbour table is worth; every field is plain data."""
+
+    documents: int  # held-out documents
+    chunks: int  # of those documents
+    num_bytes: int  # UTF-8 bytes of their text
+    tokens_seen: int  # by each of the two models, in training
+    bits_per_byte: dict[str, Estimate]  # condition -> bits per byte
+    gain: dict[str, Estimate]  # condition other than "on" -> its bits per byte minus those of "on", paired by document
+    is_good: bool  # on beats without and shuffled by more than the interval
+    verdict: str  # the same in words
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss of every held-out chunk under every condition, and the report made of it."""
+
+    bits: dict[str, Floats]  # condition -> (Q,) bits
+    report: Report
+
+
+def evaluate(
+    trained: TrainedModel,
+    without: TrainedModel,
+    heldout: RetroData,
+    *,
+    seed: int = 0,
+    batch_chunks: int = BATCH_CHUNKS,
+    device: str = "cpu",
+) -> Evaluation:
+    """Bits per byte of held-out documents under all `CONDITIONS`.
+
+    Args:
+        trained: the model trained with neighbours.
+        without: the model trained on the same data `.without()` neighbours, with the progress of `trained`.
+        heldout: documents that neither model saw, with their neighbours; none of them may be in the database.
+        seed: of the shuffled and the random neighbours.
+
+    Raises:
+        InputError: when there are no held-out documents.
+        MismatchError: when models and data do not belong together, or the models saw different numbers of tokens.
+    """
+    if trained.tokens_seen != without.tokens_seen:
+        what = f"one model saw {trained.tokens_seen} tokens, the other {without.tokens_seen}"
+        raise MismatchError(what, remedy="Train the second with the progress of the first.")
+    runs = {
+        "on": (trained, heldout),
+        "shuffled": (trained, heldout.shuffled(seed)),
+        "random": (trained, heldout.random(seed)),
+        "off": (trained, heldout.without()),
+        "without": (without, heldout.without()),
+    }
+    bits = {
+        name: chunk_bits(model, data, batch_chunks=batch_chunks, device=device) for name, (model, data) in runs.items()
+    }
+    return Evaluation(bits, report(bits, heldout, trained.tokens_seen))
+
+
+def chunk_bits(
+    trained: TrainedModel, data: RetroData, *, batch_chunks: int = BATCH_CHUNKS, device: str = "cpu"
+) -> Floats:
+    """The loss in bits of every query chunk: (Q,).
+
+    Documents longer than the model's sequence are read in windows that overlap by half, and a chunk counts where it has
+    the longest context (as in the paper: length 2048, stride 1024).
+
+    Raises:
+        MismatchError: when the data's tokenizer, chunks or neighbours are not the model's.
+    """
+    model, config = trained.model.to(device).eval(), trained.model.config
+    check_fit(config, data, trained.tokenizer)
+    bits = np.zeros(len(data.query_tokens))
+    windows = data.windows(config.num_chunks, stride=max(1, config.num_chunks // 2))
+    with torch.inference_mode():
+        for batch in data.batches(windows, batch_chunks, config.k, (0,)):
+            losses = batch_loss(model, batch, device)[0].double().cpu()
+            per_chunk = losses.view(*batch.rows.shape, config.chunk_tokens).sum(dim=-1).numpy() / math.log(2)
+            bits[batch.rows[batch.is_scored]] = per_chunk[batch.is_scored]
+    return bits
+
+
+def report(bits: dict[str, Floats], data: RetroData, tokens_seen: int) -> Report:
+    """The report of the losses (Q,) of each condition."""
+    if not len(data.query_documents):
+        remedy = "Hold some out with 'retrodb ingest --holdout', or name a query set."
+        raise InputError("no held-out documents to evaluate on", remedy=remedy)
+    known, document = np.unique(data.query_documents, return_inverse=True)
+    bytes_D = np.bincount(document, weights=data.query_bytes).astype(np.float64)
+    bits_D = {name: np.bincount(document, weights=values).astype(np.float64) for name, values in bits.items()}
+    gain = {name: ratio(values - bits_D["on"], bytes_D) for name, values in bits_D.items() if name != "on"}
+    is_good = gain["without"].low > 0 and gain["shuffled"].low > 0
+    return Report(
+        documents=len(known),
+        chunks=len(document),
+        num_bytes=int(bytes_D.sum()),
+        tokens_seen=tokens_seen,
+        bits_per_byte={name: ratio(values, bytes_D) for name, values in bits_D.items()},
+        gain=gain,
+        is_good=is_good,
+        verdict=_verdict(gain),
+    )
+
+
+def ratio(amounts_D: Floats, bytes_D: Floats) -> Estimate:
+    """Total amount over total bytes, with a 95% interval from the spread of the documents.
+
+    The variance is that of a ratio estimator, linearised (Cochran, Sampling Techniques, 1977, section 2.11), so that
+    nothing is resampled and no seed is needed.
+    """
+    documents, total = len(bytes_D), float(bytes_D.sum())
+    value = float(amounts_D.sum()) / total
+    if documents < 2:
+        return Estimate(value, -math.inf, math.inf)
+    squares = float(((amounts_D - value * bytes_D) ** 2).sum())
+    half = Z95 * math.sqrt(squares * documents / (documents - 1)) / total
+    return Estimate(value, value - half, value + half)
+
+
+def _verdict(gain: dict[str, Estimate]) -> str:
+    def against(name: str) -> str:
+        it = gain[name]
+        word = "better than" if it.low > 0 else "worse than" if it.high < 0 else "not told apart from"
+        return f"{word} {CONDITIONS[name]} ({it.value:+.4f} bits per byte, 95% {it.low:+.4f} to {it.high:+.4f})"
+
+    without, shuffled = gain["without"].low > 0, gain["shuffled"].low > 0
+    if without and shuffled:
+        head = "Good: the neighbours help."
+    elif shuffled:
+        head = "Not yet: the neighbours carry information, but a model without them is as good so far; train longer."
+    elif without:
+        head = "Doubtful: the retrieving model is better, but not because its neighbours are the right ones."
+    else:
+        head = "Not good: the neighbours do not help."
+    return f"{head} With retrieval the loss is {against('without')}, and {against('shuffled')}."

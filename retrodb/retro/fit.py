@@ -1,0 +1,102 @@
+"""RETROfit (Borgeaud et al. 2022, section 4.3): retrieval for a language model that was trained without.
+
+The base, any causal language model of Hugging Face transformers, stays frozen; only the neighbour encoder and the chunked
+cross-attention after some of its layers are trained, by `train` like a model of our own.
+
+Shapes: as in `model`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retrodb.errors import InputError
+from retrodb.retro.config import RetroConfig
+from retrodb.retro.model import ChunkedCrossAttention, Encoder, LanguageModel, initialise
+
+
+def fit_config(base: Any, *, chunk_tokens: int, k: int, **changes: Any) -> RetroConfig:
+    """The shape of what is added to `base`: an encoder as wide, and cross-attention in every third layer from the middle.
+
+    Args:
+        base: a causal language model of transformers.
+        chunk_tokens: m, of the neighbour table.
+        k: neighbours per chunk.
+        changes: other fields of `RetroConfig`.
+    """
+    shape = base.config
+    width, layers, heads = shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads
+    fields = {"vocab_size": shape.vocab_size, "layers": layers, "heads": heads, "head_width": width // heads}
+    fields |= {"width": width, "encoder_width": width, "cross_layers": tuple(range((layers + 1) // 2, layers + 1, 3))}
+    fields |= {"num_chunks": max(1, shape.max_position_embeddings // chunk_tokens)}
+    return RetroConfig(**{**fields, "chunk_tokens": chunk_tokens, "k": k, **changes})
+
+
+class RetroFit(LanguageModel):
+    """A frozen causal language model with chunked cross-attention after some of its layers.
+
+    The cross-attentions start at 0, so that an untrained one is exactly the base. Deviation: the paper puts them between
+    attention and feed-forward; after the layer is where every architecture can be reached from outside.
+    """
+
+    def __init__(self, base: Any, config: RetroConfig) -> None:
+        """`base` is a loaded causal language model of transformers; `fit_config` makes the configuration.
+
+        Raises:
+            InputError: for a base whose layers cannot be found.
+        """
+        super().__init__()
+        self.config = config
+        self.base = base.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.encoder = Encoder(config)
+            self.cross = nn.ModuleList(ChunkedCrossAttention(config) for _ in config.cross_layers)
+            initialise(self, config.layers)
+        for name, weight in self.cross.named_parameters():
+            if name.endswith("out.weight"):
+                nn.init.zeros_(weight)
+        layers = _layers(base, config.layers)
+        for number, cross in zip(config.cross_layers, self.cross, strict=True):
+            layers[number - 1].register_forward_hook(lambda _, __, output, cross=cross: self._retrieve(cross, output))
+        self._neighbours: Tensor | None = None  # (B, l, k, r), during a forward pass
+        self._encoded: Tensor | None = None  # (B l, k r, E), made at the first cross-attention for all of them
+
+    def forward(self, tokens: Tensor, neighbours: Tensor | None = None) -> Tensor:
+        """As `RetroModel.forward`."""
+        is_token = tokens != self.config.pad_token
+        self._neighbours, self._encoded = neighbours, None
+        try:
+            output = self.base(input_ids=tokens * is_token, attention_mask=is_token.long(), use_cache=False)
+        finally:
+            self._neighbours = self._encoded = None
+        return output.logits  # type: ignore[no-any-return]
+
+    def train(self, mode: bool = True) -> RetroFit:
+        """The base never trains, so it never drops anything out either."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def _retrieve(self, cross: nn.Module, output: Any) -> Any:
+        if self._neighbours is None:
+            return output
+        h = output[0] if isinstance(output, tuple) else output
+        is_present = self._neighbours != self.config.pad_token
+        if self._encoded is None:
+            embedded = self.base.get_input_embeddings()(self._neighbours * is_present)
+            self._encoded = self.encoder(embedded, is_present, h)
+        h = h + F.dropout(cross(h, self._encoded, is_present), self.config.dropout, self.training)
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+
+def _layers(base: nn.Module, count: int) -> nn.ModuleList:
+    for module in base.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    what = f"no list of {count} layers in {type(base).__name__}"
+    raise InputError(what, remedy="Choose a decoder-only language model such as GPT-2 or Llama.")

@@ -1,0 +1,81 @@
+"""Writes text with a trained model, retrieving after every finished chunk.
+
+Shapes: m tokens a chunk, k neighbours of r = 2 m tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from retrodb.errors import UsageError
+from retrodb.retro.config import RetroConfig
+from retrodb.retro.data import Ints
+from retrodb.retro.train import TrainedModel
+
+# A finished chunk (m,) -> its neighbours [N, F] (k, r), the model's pad token where there is nothing (`RetroData.values`).
+Retrieve = Callable[[Ints], Ints]
+
+
+def generate(
+    trained: TrainedModel,
+    prompt: Sequence[int],
+    max_tokens: int,
+    retrieve: Retrieve | None = None,
+    *,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Up to `max_tokens` tokens that continue `prompt`, one at a time.
+
+    Args:
+        prompt: token ids, at least one.
+        retrieve: gives the neighbours of each finished chunk; None turns retrieval off.
+        temperature: 0 takes the likeliest token.
+        top_k: only so many of the likeliest tokens are drawn from.
+        seed: of the draws.
+
+    Raises:
+        UsageError: for an empty prompt.
+    """
+    if not prompt:
+        raise UsageError("an empty prompt", remedy="Give at least one token.")
+    model, m = trained.model.cpu().eval(), trained.model.config.chunk_tokens
+    generator = torch.Generator().manual_seed(seed)
+    tokens, neighbours = list(prompt), list[Ints]()  # neighbours: (k, r) of each finished chunk
+    for _ in range(max_tokens):
+        if retrieve is not None:
+            for at in range(len(neighbours) * m, len(tokens) - m + 1, m):
+                neighbours.append(retrieve(np.array(tokens[at : at + m], dtype=np.int64)))
+        first = max(
+            0, -(-len(tokens) // m) - model.config.num_chunks
+        )  # the oldest chunks leave when the sequence is full
+        with torch.inference_mode():
+            logits = model(*_inputs(model.config, tokens[first * m :], neighbours[first:]))
+        tokens.append(_draw(logits[0, len(tokens) - first * m - 1], temperature, top_k, generator))
+        yield tokens[-1]
+
+
+def _inputs(config: RetroConfig, tokens: Sequence[int], neighbours: Sequence[Ints]) -> tuple[Tensor, Tensor | None]:
+    """Tokens (1, l m) and neighbours (1, l, k, r), padded to whole chunks."""
+    chunks = -(-len(tokens) // config.chunk_tokens)
+    padded = torch.full((1, chunks * config.chunk_tokens), config.pad_token)
+    padded[0, : len(tokens)] = torch.tensor(tokens)
+    if not neighbours:
+        return padded, None
+    values = torch.full((1, chunks, config.k, config.neighbour_tokens), config.pad_token)
+    values[0, : len(neighbours)] = torch.from_numpy(np.stack(neighbours))
+    return padded, values
+
+
+def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    best = logits.float().topk(min(top_k, len(logits)))
+    chosen = torch.multinomial(F.softmax(best.values / temperature, dim=-1), 1, generator=generator)
+    return int(best.indices[chosen])

@@ -1,0 +1,1 @@
+"""The stages of a build: each plans on a snapshot, runs tasks, and ends in one commit."""

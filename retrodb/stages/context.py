@@ -1,0 +1,32 @@
+"""What every stage is given: the database's view, an engine, and a place to show progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from retrodb.engine.local import LocalEngine
+from retrodb.engine.progress import Progress
+from retrodb.engine.run import Engine
+from retrodb.format.settings import Settings, parse_settings
+from retrodb.store.snapshots import read_as_of
+from retrodb.store.storage import Storage
+from retrodb.view.view import View
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage works and with what; none of it changes the bytes of a result."""
+
+    storage: Storage
+    engine: Engine = field(default_factory=LocalEngine)
+    progress: Progress = field(default_factory=Progress)
+    clock: str | None = None  # time of new runs; None reads the machine's clock, once a run
+
+    def settings(self) -> Settings:
+        """The database's settings. Raises MissingFileError, FormatVersionError, ConfigError."""
+        return parse_settings(self.storage.read("retrodb.toml").decode(), where="retrodb.toml")
+
+    def view(self, as_of: int | None = None) -> View:
+        """The newest snapshot, or an older one."""
+        snapshot = read_as_of(self.storage, as_of)
+        return View(self.storage, self.settings(), snapshot)

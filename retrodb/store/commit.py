@@ -1,0 +1,220 @@
+"""Commit: one change of the database, made visible by one put-if-absent.
+
+A change lists what it *read* and what it *wrote*, as marks. It is tried on the head; when other commits came in between, it is
+rebased onto them unless one of them wrote something that this one read: then the caller has to plan again. The matrix of
+`format/README.md` follows from the marks that `marks.py` gives each command.
+
+After any error in the publishing itself the head is read again and searched for the transaction before failure is
+reported, and staged files are never deleted: an error does not mean that the commit did not happen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from retrodb.errors import ConflictError, RetroDBError
+from retrodb.format.kinds import path_of
+from retrodb.format.parquet import open_writer
+from retrodb.format.records import (
+    SEGMENT_RECORDS,
+    DropRecord,
+    FileRecord,
+    Record,
+    ScreenedRecord,
+    ShardRecord,
+    records_to_table,
+)
+from retrodb.format.snapshot import SegmentRef, Snapshot, dump_snapshot
+from retrodb.store.manifest import load_manifest, load_segment
+from retrodb.store.marks import Marks, conflicts
+from retrodb.store.snapshots import read_head, since
+from retrodb.store.storage import Storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class NewShard:
+    """A shard that gets its ids at commit, with the files that cover it."""
+
+    record: ShardRecord
+    files: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Everything that one transaction does."""
+
+    transaction: str  # identity; committing it twice is committing it once
+    command: str  # such as "ingest"
+    arguments: Mapping[str, Any]  # resolved parameters, for the record
+    clock: str  # of the plan
+    marks: Marks  # what the plan rests on and, besides the entries, changes
+    shards: Sequence[NewShard] = ()
+    files: Sequence[FileRecord] = ()  # with their id ranges given, or without ids
+    screened: Sequence[ScreenedRecord] = ()
+    drops: Sequence[DropRecord] = ()
+    entries: Mapping[str, Any] = field(default_factory=dict)  # entry key -> new value, None takes it away
+    counts: Mapping[str, int] = field(default_factory=dict)  # what the command reports
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """What later commits compare with what they read."""
+        return self.marks.writes | frozenset(self.entries)
+
+
+def create(storage: Storage, change: Change) -> Snapshot:
+    """Commit the first snapshot of a new database.
+
+    Raises:
+        ConflictError: when another process created it first.
+    """
+    empty = Snapshot(-1, -1, "", "", {}, change.clock, 0, (), ())
+    first = _successor(storage, empty, change)
+    if not _publish(storage, first):
+        raise ConflictError(
+            "a database exists here already", where=storage.url, remedy="Choose another path, or use it as it is."
+        )
+    return first
+
+
+def commit(storage: Storage, base: Snapshot, change: Change) -> Snapshot:
+    """Make a change visible on top of whatever the head is now.
+
+    Args:
+        base: the snapshot that the change was planned on.
+
+    Returns:
+        The snapshot that holds the change, also when an earlier attempt had already made it.
+
+    Raises:
+        ConflictError: when a commit since `base` wrote something that the change read.
+    """
+    while True:
+        head = read_head(storage)
+        between = since(storage, base.number, head)
+        for snapshot in between:
+            if snapshot.transaction == change.transaction:
+                return snapshot
+            _refuse_conflict(change, snapshot)
+        successor = _successor(storage, head, _rebased(storage, head, change) if between else change)
+        if _publish(storage, successor):
+            return successor
+
+
+def _refuse_conflict(change: Change, snapshot: Snapshot) -> None:
+    if clash := conflicts(change.marks.reads, frozenset(snapshot.writes)):
+        raise ConflictError(
+            f"snapshot {snapshot.number} ({snapshot.command}) changed {', '.join(sorted(clash))} during {change.command}",
+            remedy="Run the same command again: it plans on the new state and keeps the work that still holds.",
+        )
+
+
+def _rebased(storage: Storage, head: Snapshot, change: Change) -> Change:
+    """The change without files that the head has already and without coverage of ids that are gone."""
+    manifest = load_manifest(storage, head)
+    present = {record.path for record in manifest.all_files()} if change.files else set()
+    ends = manifest.shards.first_chunk + manifest.shards.num_chunks
+
+    def is_covered(first: int, count: int) -> bool:
+        inside = (manifest.shards.first_chunk < first + count) & (ends > first)
+        return int(manifest.shards.num_chunks[inside].sum()) >= count
+
+    def stays(record: FileRecord) -> bool:
+        if record.path in present:
+            return False
+        return record.kind not in _COVERAGE or is_covered(record.first_chunk, record.num_chunks)
+
+    return replace(
+        change,
+        files=[record for record in change.files if stays(record)],
+        screened=[record for record in change.screened if is_covered(record.first_chunk, record.num_chunks)],
+    )
+
+
+_COVERAGE = ("vectors", "parts", "attributes", "tokens")
+"""Kinds that later commands add to the shards that are there."""
+
+
+def _publish(storage: Storage, snapshot: Snapshot) -> bool:
+    """Put the snapshot unless its number is taken; an ambiguous error is settled by looking for the transaction."""
+    try:
+        return storage.put_if_absent(snapshot.path, dump_snapshot(snapshot))
+    except RetroDBError:
+        if not storage.exists(snapshot.path):
+            raise
+        head = read_head(storage)
+        return any(s.transaction == snapshot.transaction for s in since(storage, snapshot.number - 1, head))
+
+
+def _successor(storage: Storage, head: Snapshot, change: Change) -> Snapshot:
+    """The snapshot that follows `head`, with its manifest segments already stored."""
+    records, next_chunk = _records(head.next_chunk, change)
+    entries = {k: v for k, v in {**head.entries, **change.entries}.items() if v is not None}
+    return Snapshot(
+        number=head.number + 1,
+        parent=head.number,
+        transaction=change.transaction,
+        command=change.command,
+        arguments=dict(change.arguments),
+        clock=change.clock,
+        next_chunk=next_chunk,
+        writes=tuple(sorted(change.writes)),
+        segments=_append(storage, head.segments, records),
+        entries=entries,
+        counts=dict(change.counts),
+        totals=_totals(head.totals, change, records),
+    )
+
+
+def _records(next_chunk: int, change: Change) -> tuple[list[Record], int]:
+    """The change's manifest records with chunk ids given, and the next free id."""
+    records: list[Record] = list(change.drops)
+    for shard in change.shards:
+        placed = replace(shard.record, first_chunk=next_chunk)
+        records.append(placed)
+        records.extend(file.at(next_chunk) for file in shard.files)
+        next_chunk = placed.end_chunk
+    return [*records, *change.files, *change.screened], next_chunk
+
+
+def _append(storage: Storage, segments: tuple[SegmentRef, ...], records: list[Record]) -> tuple[SegmentRef, ...]:
+    """The segments with the records at their end; only the youngest, if it is open, is written anew."""
+    import pyarrow as pa
+
+    if not records:
+        return segments
+    table = records_to_table(records)
+    if segments and segments[-1].records < SEGMENT_RECORDS:
+        table = pa.concat_tables([load_segment(storage, segments[-1]), table])
+        segments = segments[:-1]
+    added = [_store_segment(storage, table.slice(i, SEGMENT_RECORDS)) for i in range(0, len(table), SEGMENT_RECORDS)]
+    return (*segments, *added)
+
+
+def _store_segment(storage: Storage, table: pa.Table) -> SegmentRef:
+    buffer = io.BytesIO()
+    with open_writer(buffer, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    storage.write(path_of("manifests", digest=digest), buffer.getvalue())
+    return SegmentRef(digest, len(table))
+
+
+def _totals(totals: Mapping[str, int], change: Change, records: list[Record]) -> dict[str, int]:
+    """Running totals of what was ever added, for listings that must not read manifests."""
+    files = [r for r in records if isinstance(r, FileRecord)]
+    shards = [shard.record for shard in change.shards]
+    added = {
+        "shards": len(shards),
+        "documents": sum(s.num_documents for s in shards),
+        "chunks": sum(s.num_chunks for s in shards),
+        "files": len(files),
+        "bytes": sum(f.digest.size_bytes for f in files),
+    }
+    return {name: totals.get(name, 0) + value for name, value in added.items()}

@@ -1,0 +1,177 @@
+"""The manifest of a snapshot in memory: Arrow columns, and records made only for what is asked.
+
+Opening reads the segments, whose number grows with the database, at about a million records a second; nothing here makes
+one Python object per file or shard of the whole database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrodb.errors import DamagedFileError
+from retrodb.format.kinds import path_of
+from retrodb.format.records import (
+    OP_DROP_FILE,
+    OP_DROP_SHARD,
+    OP_FILE,
+    OP_SCREENED,
+    OP_SHARD,
+    FileRecord,
+    ShardRecord,
+    file_record_from_row,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from retrodb.format.arrays import BoolArray, Int64Array
+    from retrodb.format.snapshot import SegmentRef, Snapshot
+    from retrodb.store.storage import Storage
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """All live shards, by ascending first chunk (S shards)."""
+
+    first_chunk: Int64Array  # (S,)
+    num_chunks: Int64Array  # (S,)
+    num_documents: Int64Array  # (S,)
+    source: tuple[str, ...]
+    task: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.first_chunk)
+
+    def record(self, index: int) -> ShardRecord:
+        """The record of the index-th shard."""
+        return ShardRecord(
+            task=self.task[index],
+            source=self.source[index],
+            num_chunks=int(self.num_chunks[index]),
+            num_documents=int(self.num_documents[index]),
+            first_chunk=int(self.first_chunk[index]),
+        )
+
+    def locate(self, ids: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Shard index and row of chunk ids, each (Q,) int64; index -1 for ids of no live shard (and for -1 itself)."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if not len(self):
+            return np.full(ids.shape, -1, dtype=np.int64), np.full(ids.shape, -1, dtype=np.int64)
+        index = np.searchsorted(self.first_chunk, ids, side="right") - 1
+        row = ids - self.first_chunk[index]
+        inside = (index >= 0) & (row < self.num_chunks[index])
+        return np.where(inside, index, -1), np.where(inside, row, -1)
+
+
+class Manifest:
+    """What is live in one snapshot. Build it with `load_manifest`."""
+
+    def __init__(self, table: pa.Table) -> None:
+        import pyarrow.compute as pc
+
+        ops = table.column("op").dictionary_encode().combine_chunks()
+        names = ops.dictionary.to_pylist()
+        codes = ops.indices.to_numpy(zero_copy_only=False)
+        self._rows_of = {op: np.flatnonzero(codes == names.index(op)) if op in names else _NONE for op in _OPS}
+        self._table = table
+        self._pc = pc
+
+    @cached_property
+    def shards(self) -> ShardTable:
+        """The live shards."""
+        rows = self._alive(OP_SHARD, OP_DROP_SHARD, "first_chunk")
+        table = self._table.take(rows).sort_by("first_chunk")
+        return ShardTable(
+            first_chunk=table.column("first_chunk").to_numpy(),
+            num_chunks=table.column("num_chunks").to_numpy(),
+            num_documents=table.column("num_documents").to_numpy(),
+            source=tuple(table.column("name").to_pylist()),
+            task=tuple(table.column("path").to_pylist()),
+        )
+
+    @cached_property
+    def _files(self) -> pa.Table:
+        return self._table.take(self._alive(OP_FILE, OP_DROP_FILE, "path"))
+
+    def files(self, kind: str, name: str | None = None) -> list[FileRecord]:
+        """The live files of a kind (and name), in the order of their commits."""
+        selected = self._pc.equal(self._files.column("kind"), kind)
+        if name is not None:
+            selected = self._pc.and_(selected, self._pc.equal(self._files.column("name"), name))
+        return [file_record_from_row(row) for row in self._files.filter(selected).to_pylist()]
+
+    def all_files(self) -> list[FileRecord]:
+        """Every live file, in the order of their commits."""
+        return [file_record_from_row(row) for row in self._files.to_pylist()]
+
+    def size_by_kind(self) -> dict[str, tuple[int, int]]:
+        """Number and bytes of the live files of each kind."""
+        groups = self._files.group_by("kind").aggregate([("size_bytes", "count"), ("size_bytes", "sum")]).to_pylist()
+        return {
+            g["kind"]: (g["size_bytes_count"], g["size_bytes_sum"]) for g in sorted(groups, key=lambda g: g["kind"])
+        }
+
+    def screened_ranges(self, testset_key: str) -> list[tuple[int, int]]:
+        """Sorted, merged ranges (start, end) of chunk ids that were held against a test set."""
+        table = self._table.take(self._rows_of[OP_SCREENED])
+        table = table.filter(self._pc.equal(table.column("name"), testset_key))
+        starts = table.column("first_chunk").to_numpy()
+        ends = starts + table.column("num_chunks").to_numpy()
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+            else:
+                merged.append((start, end))
+        return merged
+
+    def _alive(self, op: str, drop: str, key: str) -> Int64Array:
+        """Rows of `op` that no later row of `drop` with the same key takes away."""
+        rows, drops = self._rows_of[op], self._rows_of[drop]
+        if not len(drops):
+            return rows
+        last_drop = dict(zip(self._table.column(key).take(drops).to_pylist(), drops.tolist(), strict=True))
+        keys = self._table.column(key).take(rows).to_pylist()
+        alive: BoolArray = np.array(
+            [last_drop.get(k, -1) < row for k, row in zip(keys, rows.tolist(), strict=True)], bool
+        )
+        return rows[alive]
+
+
+_OPS = (OP_FILE, OP_SHARD, OP_SCREENED, OP_DROP_FILE, OP_DROP_SHARD)
+_NONE = np.empty(0, dtype=np.int64)
+
+
+def load_manifest(storage: Storage, snapshot: Snapshot) -> Manifest:
+    """Read a snapshot's manifest.
+
+    Raises:
+        MissingFileError, DamagedFileError: naming the segment.
+    """
+    import pyarrow as pa
+
+    from retrodb.format.schemas import MANIFEST
+
+    tables = [load_segment(storage, ref) for ref in snapshot.segments]
+    return Manifest(pa.concat_tables(tables).combine_chunks() if tables else MANIFEST.empty_table())
+
+
+def load_segment(storage: Storage, ref: SegmentRef) -> pa.Table:
+    """Read one segment after comparing its bytes with the digest that names it. Raises as `load_manifest`."""
+    import pyarrow.parquet as pq
+
+    path = path_of("manifests", digest=ref.digest)
+    data = storage.read(path)
+    if hashlib.sha256(data).hexdigest() != ref.digest:
+        raise DamagedFileError(
+            "checksum mismatch in a manifest segment",
+            where=path,
+            remedy="Restore it from a backup, or read an older version with '--as-of'.",
+        )
+    return pq.read_table(io.BytesIO(data))

@@ -1,0 +1,97 @@
+"""What each command reads and writes, as far as other commits are concerned.
+
+Two commands get along when neither wrote what the other read; entry keys that a change sets are written by it as well. The
+matrix in `format/README.md` is this file, multiplied out, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RESTORE = "restore"  # written by restore; read by what must not be laid over another past
+ROWS = "rows"  # which rows physically exist: written by compact, read by compact and undelete
+REVIVALS = "revivals"  # rows that came back to life: written by undelete, read by compact
+ANYTHING = "*"  # read by restore: every commit in between is a conflict
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a command reads and, besides its entries, writes."""
+
+    reads: frozenset[str]
+    writes: frozenset[str]
+
+    @property
+    def lock(self) -> str:
+        """The name of the advisory lock: two commands with the same reads do the same work."""
+        return "-".join(sorted(self.reads)) or "any"
+
+
+def _marks(reads: set[str], writes: set[str] | None = None) -> Marks:
+    return Marks(frozenset(reads), frozenset(writes or set()))
+
+
+def ingest(source: str, query_set: str | None = None) -> Marks:
+    """Adds shards of one source and supersedes documents of it; held-out documents are rows of a query set."""
+    own = {f"source/{source}"} | ({f"queries/{query_set}"} if query_set else set())
+    return _marks(own | {RESTORE}, own)
+
+
+def dedup(testset: str) -> Marks:
+    """Registers or applies a test set: tombstones, which unite, and screened ranges."""
+    return _marks({f"testset/{testset}", RESTORE}, {f"testset/{testset}"})
+
+
+def filtering() -> Marks:
+    """Tombstones by a decision of the user; tombstones unite."""
+    return _marks({RESTORE})
+
+
+def tag(attribute: str) -> Marks:
+    """Adds coverage of an attribute."""
+    return _marks({f"attribute/{attribute}"})
+
+
+def embed(space: str) -> Marks:
+    """Adds coverage of a space; creating the space sets its entry."""
+    return _marks({f"space/{space}"})
+
+
+def index(space: str) -> Marks:
+    """Adds parts under the codebook of a space; training one sets the index entry."""
+    return _marks({f"space/{space}", f"index/{space}"})
+
+
+def queries(name: str) -> Marks:
+    """Registers a query set."""
+    return _marks({f"queries/{name}"}, {f"queries/{name}"})
+
+
+def neighbours(table: str) -> Marks:
+    """Writes one neighbour table."""
+    return _marks({f"table/{table}", RESTORE}, {f"table/{table}"})
+
+
+def undelete() -> Marks:
+    """Takes a reason away: needs the rows to exist still."""
+    return _marks({ROWS, RESTORE}, {REVIVALS})
+
+
+def compact() -> Marks:
+    """Rewrites files without their deleted rows."""
+    return _marks({ROWS, REVIVALS, RESTORE}, {ROWS})
+
+
+def restore() -> Marks:
+    """Makes an older state the newest; entries that it changes are written too."""
+    return _marks({ANYTHING}, {RESTORE, ROWS, REVIVALS})
+
+
+def pin(name: str) -> Marks:
+    """Names a snapshot that collection has to keep."""
+    return _marks({f"pin/{name}"}, {f"pin/{name}"})
+
+
+def conflicts(reads: frozenset[str], writes: frozenset[str]) -> frozenset[str]:
+    """What keeps a change that read `reads` from being rebased over one that wrote `writes`."""
+    return frozenset({ANYTHING}) if ANYTHING in reads else reads & writes

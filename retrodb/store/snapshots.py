@@ -1,0 +1,56 @@
+"""Finding and reading snapshots."""
+
+from __future__ import annotations
+
+from retrodb.errors import NotADatabaseError, UsageError
+from retrodb.format.snapshot import Snapshot, parse_snapshot, snapshot_number, snapshot_path
+from retrodb.store.storage import Storage
+
+
+def snapshot_numbers(storage: Storage) -> list[int]:
+    """The numbers of all snapshot files, ascending."""
+    numbers = (snapshot_number(path) for path in storage.list("snapshots"))
+    return sorted(n for n in numbers if n is not None)
+
+
+def read_snapshot(storage: Storage, number: int) -> Snapshot:
+    """Read one snapshot. Raises MissingFileError, DamagedFileError, FormatVersionError."""
+    path = snapshot_path(number)
+    return parse_snapshot(storage.read(path), where=path)
+
+
+def read_head(storage: Storage) -> Snapshot:
+    """The newest snapshot.
+
+    Raises:
+        NotADatabaseError: when there is none.
+    """
+    numbers = snapshot_numbers(storage)
+    if not numbers:
+        raise NotADatabaseError(
+            "not a retrodb database", where=storage.url, remedy="Create one with 'retrodb init', or check the path."
+        )
+    return read_snapshot(storage, numbers[-1])
+
+
+def read_as_of(storage: Storage, number: int | None) -> Snapshot:
+    """The head, or an older snapshot by number.
+
+    Raises:
+        UsageError: when there is no such snapshot.
+    """
+    if number is None:
+        return read_head(storage)
+    numbers = snapshot_numbers(storage)
+    if number not in numbers:
+        have = f"Snapshots {numbers[0]} to {numbers[-1]} exist." if numbers else "There are none."
+        raise UsageError(f"no snapshot {number}", where=storage.url, remedy=f"{have} 'retrodb snapshots' lists them.")
+    return read_snapshot(storage, number)
+
+
+def since(storage: Storage, base: int, head: Snapshot) -> list[Snapshot]:
+    """The snapshots after `base` up to `head`, oldest first."""
+    between = [head]
+    while between[-1].parent > base:
+        between.append(read_snapshot(storage, between[-1].parent))
+    return between[::-1] if between[-1].number > base else []

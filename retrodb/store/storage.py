@@ -1,0 +1,200 @@
+"""Storage: the few operations on named bytes that everything else is built from.
+
+Paths are relative, with `/` between parts. Files are written once and never changed; the only question ever asked of two
+writers is which of them came first, and `put_if_absent` answers it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from retrodb.errors import MissingFileError, NoSpaceError, RetroDBError
+
+TEMPORARY = "tmp"
+"""Folder of unfinished files; collection empties it."""
+
+
+class Storage(Protocol):
+    """The operations a database needs; a local directory now, an object store behind the same seam."""
+
+    @property
+    def url(self) -> str:
+        """What `open_storage` opens again in another process."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes. Raises MissingFileError."""
+        ...
+
+    def local(self, path: str) -> Path:
+        """A local copy to read or memory-map; the file itself where storage is local. Raises MissingFileError."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Publish bytes atomically: afterwards the file is whole and durable, or it was never there."""
+        ...
+
+    def stage(self, path: str) -> AbstractContextManager[Path]:
+        """A local path to write to; published atomically as `path` when the block ends without an error."""
+        ...
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Publish bytes unless the path exists; exactly one of several writers gets True."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether a file is there."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """All files below a folder, sorted."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove a file; it is no error when it is gone already."""
+        ...
+
+
+class LocalStorage:
+    """A directory. Publishing is: temporary file, fsync, rename or link, fsync of the directory."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def read(self, path: str) -> bytes:
+        with self._errors(path):
+            return self._absolute(path).read_bytes()
+
+    def local(self, path: str) -> Path:
+        absolute = self._absolute(path)
+        if not absolute.is_file():
+            raise _missing(path)
+        return absolute
+
+    def write(self, path: str, data: bytes) -> None:
+        with self.stage(path) as temporary, self._errors(path):
+            temporary.write_bytes(data)
+
+    @contextmanager
+    def stage(self, path: str) -> Iterator[Path]:
+        with self._temporary(path) as temporary:
+            yield temporary
+            target = self._absolute(path)
+            _sync_file(temporary)
+            os.replace(temporary, target)
+            _sync_directory(target.parent)
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        with self._temporary(path) as temporary:
+            target = self._absolute(path)
+            temporary.write_bytes(data)
+            _sync_file(temporary)
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            _sync_directory(target.parent)
+            return True
+
+    def exists(self, path: str) -> bool:
+        return self._absolute(path).is_file()
+
+    def list(self, prefix: str) -> list[str]:
+        found: list[str] = []
+        for folder, _, names in os.walk(self._absolute(prefix)):
+            relative = Path(folder).relative_to(self.root)
+            found.extend((relative / name).as_posix() for name in names)
+        return sorted(found)
+
+    def delete(self, path: str) -> None:
+        with self._errors(path):
+            self._absolute(path).unlink(missing_ok=True)
+
+    def _absolute(self, path: str) -> Path:
+        parts = path.split("/")
+        if path.startswith("/") or ".." in parts:
+            raise RetroDBError(
+                "path leads out of the database", where=path, remedy="The manifest is not to be trusted."
+            )
+        return self.root.joinpath(*parts)
+
+    @contextmanager
+    def _temporary(self, path: str) -> Iterator[Path]:
+        """A fresh temporary file name beside nothing; whatever is left of it is removed when an error ends the block."""
+        with self._errors(path):
+            folder = self.root / TEMPORARY
+            folder.mkdir(parents=True, exist_ok=True)
+            self._absolute(path).parent.mkdir(parents=True, exist_ok=True)
+            temporary = folder / f"{uuid.uuid4().hex}-{path.rpartition('/')[2]}"
+            try:
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """Operating system errors as errors that say what to do."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise _missing(path) from error
+        except OSError as error:
+            raise translate_os_error(error, str(self.root / path)) from error
+
+
+def translate_os_error(error: OSError, where: str) -> RetroDBError:
+    """The retrodb error for an operating system error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(
+            "no space left on the device; nothing was committed",
+            where=where,
+            remedy="Free some space and run the same command again: finished work is kept.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RetroDBError(
+            "no permission to write here", where=where, remedy="Check the owner and mode of the folder."
+        )
+    reason = error.strerror or str(error)
+    return RetroDBError(reason, where=where, remedy="Run the same command again: finished work is kept.")
+
+
+def open_storage(url: str) -> Storage:
+    """The storage of a URL; a plain path is a local directory.
+
+    Raises:
+        RetroDBError: for a scheme this version does not know.
+    """
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme != "file":
+        raise RetroDBError(f"storage scheme '{scheme}' is not supported", where=url, remedy="Use a local directory.")
+    return LocalStorage(url.removeprefix("file://"))
+
+
+def _missing(path: str) -> MissingFileError:
+    return MissingFileError(
+        "file is missing",
+        where=path,
+        remedy="Run 'retrodb check' to see what else is missing, or restore it from a backup.",
+    )
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    _sync_file(path)

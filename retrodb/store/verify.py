@@ -1,0 +1,92 @@
+"""Opening a live file only after its bytes were found to be those of its record.
+
+A file's xxh3-128 is computed when it is first opened on a machine. That it was right is remembered by device, inode, size
+and modification time in a small file of the user's cache folder, so that the next process opens it at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from retrodb.errors import DamagedFileError, MissingFileError
+from retrodb.format.records import FileRecord
+from retrodb.store.digest import xxh3_file
+from retrodb.store.storage import Storage
+
+CACHE_VARIABLE = "RETRODB_CACHE_DIR"
+
+
+class VerifiedFiles:
+    """Opens the files of one database."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._cache = _cache_file()
+        self._known: set[str] | None = None
+
+    def open(self, record: FileRecord) -> Path:
+        """The local path of a live file, verified.
+
+        Raises:
+            MissingFileError: when it is not there.
+            DamagedFileError: when its size or digest is not that of the record.
+        """
+        try:
+            path = self.storage.local(record.path)
+        except MissingFileError as error:
+            raise MissingFileError("file is missing", where=record.path, remedy=remedy(record)) from error
+        stat = path.stat()
+        if stat.st_size != record.digest.size_bytes:
+            raise damage(record, f"{stat.st_size} bytes instead of {record.digest.size_bytes}")
+        key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{record.digest.xxh3.hex()}"
+        if key not in self._remembered():
+            found = xxh3_file(path)
+            if found != record.digest.xxh3:
+                raise damage(
+                    record, f"checksum mismatch (expected {record.digest.xxh3.hex()[:12]}.., got {found.hex()[:12]}..)"
+                )
+            self._remember(key)
+        return path
+
+    def _remembered(self) -> set[str]:
+        if self._known is None:
+            try:
+                self._known = set(self._cache.read_text().splitlines())
+            except OSError:  # no cache yet, or one that cannot be read: then every file is verified again
+                self._known = set()
+        return self._known
+
+    def _remember(self, key: str) -> None:
+        self._remembered().add(key)
+        try:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            with self._cache.open("a") as file:
+                file.write(key + "\n")
+        except OSError:  # a cache that cannot be written costs time, never correctness
+            return
+
+
+def remedy(record: FileRecord) -> str:
+    """What to do about a bad file of this kind."""
+    from retrodb.format.kinds import KINDS
+
+    if KINDS[record.kind].derived_from == "-":
+        return "Restore it from a backup, or read an older version with '--as-of'."
+    return f"It can be rebuilt from {KINDS[record.kind].derived_from}; 'retrodb check' lists all damage."
+
+
+def damage(record: FileRecord, what: str) -> DamagedFileError:
+    """The error for a live file whose bytes are not those of its record."""
+    return DamagedFileError(what, where=record.path, remedy=remedy(record))
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of retrodb; `RETRODB_CACHE_DIR` moves it."""
+    if CACHE_VARIABLE in os.environ:
+        return Path(os.environ[CACHE_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retrodb"
+
+
+def _cache_file() -> Path:
+    return cache_folder() / "verified"

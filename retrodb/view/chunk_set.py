@@ -1,0 +1,166 @@
+"""ChunkSet: documents cut into chunks, read by id. The database's own chunks are one, every query set is another.
+
+Whatever returns chunks masks the deleted ones, and this is the one place where -1 ("no chunk") is looked up.
+
+Legend: Q ids of a batch, m tokens of a chunk, M documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrodb.format import ROW_GROUP_ROWS
+from retrodb.format.arrays import map_array
+from retrodb.format.parquet import read_row_groups, read_table
+from retrodb.format.records import FileRecord
+from retrodb.format.settings import Settings
+from retrodb.store.verify import VerifiedFiles
+from retrodb.view.coverage import Coverage
+from retrodb.view.layout import LAYOUT_COLUMNS, Layout
+from retrodb.view.tombstones import TombstoneSet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, TokenArray
+
+
+@dataclass(frozen=True)
+class ChunkTokens:
+    """Tokens of a batch of chunks; a missing chunk (-1, or deleted) is a row of padding with length 0."""
+
+    tokens: TokenArray  # (Q, m)
+    lengths: Int64Array  # (Q,)
+
+
+class ChunkSet:
+    """Chunks with ids, in files of three kinds (documents, chunks, tokens) that cover the same ranges."""
+
+    def __init__(
+        self,
+        files: VerifiedFiles,
+        settings: Settings,
+        records: Mapping[str, Sequence[FileRecord]],
+        tombstones: TombstoneSet,
+    ) -> None:
+        self.files, self.settings, self.tombstones = files, settings, tombstones
+        self._coverage = {kind: Coverage(of_kind) for kind, of_kind in records.items()}
+        self.layout = lru_cache(maxsize=256)(self._read_layout)
+        self.documents_table = lru_cache(maxsize=64)(self._read_documents)
+        self.deleted_mask = lru_cache(maxsize=256)(self._read_deleted_mask)
+        self._maps: dict[str, AnyArray] = {}
+
+    @property
+    def ranges(self) -> list[FileRecord]:
+        """The documents files, by ascending first id: each is one range of ids."""
+        return self._coverage["documents"].records
+
+    @property
+    def end(self) -> int:
+        """One past the largest id; 0 for an empty set."""
+        return self.ranges[-1].first_chunk + self.ranges[-1].num_chunks if self.ranges else 0
+
+    def is_live(self, ids: Int64Array) -> BoolArray:
+        """(Q,) bool: which ids name a chunk that exists and is not deleted."""
+        live = np.zeros(len(ids), dtype=bool)
+        for hit in self._coverage["documents"].lookup(ids):
+            exists = self.layout(hit.record).document_of(hit.rows) >= 0
+            deleted = self.deleted_mask(hit.record.first_chunk, hit.record.num_chunks)[hit.rows]
+            live[hit.where] = exists & ~deleted
+        return live
+
+    def live_mask(self, first: int, count: int) -> BoolArray:
+        """(count,) bool: which ids from `first` on are live."""
+        return self.is_live(np.arange(first, first + count, dtype=np.int64))
+
+    def key_mask(self, first: int, count: int) -> BoolArray:
+        """(count,) bool: which ids want a vector: live, of role text or key, and no short tail."""
+        ids = np.arange(first, first + count, dtype=np.int64)
+        mask = np.zeros(count, dtype=bool)
+        for hit in self._coverage["documents"].lookup(ids):
+            layout = self.layout(hit.record)
+            mask[hit.where] = layout.is_key(hit.rows, self.settings.chunk_tokens, self.settings.min_key_tokens)
+        return mask & self.live_mask(first, count)
+
+    def continuation(self, ids: Int64Array) -> Int64Array:
+        """(Q,) int64: the id of the next chunk of the same document, -1 where there is none or it is deleted."""
+        following = np.full(len(ids), -1, dtype=np.int64)
+        for hit in self._coverage["documents"].lookup(ids):
+            where = hit.where[self.layout(hit.record).has_next(hit.rows)]
+            following[where] = ids[where] + 1
+        return np.where(self.is_live(following), following, -1)
+
+    def document_ids(self, ids: Int64Array) -> Int64Array:
+        """(Q,) int64: the id of the first chunk of each chunk's document, which identifies the document; -1 for none."""
+        documents = np.full(len(ids), -1, dtype=np.int64)
+        for hit in self._coverage["documents"].lookup(ids):
+            layout = self.layout(hit.record)
+            index = layout.document_of(hit.rows)
+            documents[hit.where] = np.where(index >= 0, layout.first_row[index] + hit.record.first_chunk, -1)
+        return documents
+
+    def lengths(self, ids: Int64Array) -> Int64Array:
+        """(Q,) int64: tokens of each chunk, 0 for -1."""
+        lengths = np.zeros(len(ids), dtype=np.int64)
+        for hit in self._coverage["documents"].lookup(ids):
+            lengths[hit.where] = self.layout(hit.record).lengths(hit.rows, self.settings.chunk_tokens)
+        return lengths
+
+    def gather_tokens(self, ids: Int64Array) -> ChunkTokens:
+        """The tokens of a batch of ids; -1 and deleted chunks become padding, never another chunk's text."""
+        ids = np.where(self.is_live(ids), ids, -1)
+        shape = (len(ids), self.settings.chunk_tokens)
+        tokens = np.full(shape, self.settings.pad_token, dtype=self.settings.token_dtype)
+        for hit in self._coverage["tokens"].lookup(ids):
+            tokens[hit.where] = self.map(hit.record)[hit.positions]
+        return ChunkTokens(tokens, self.lengths(ids))
+
+    def texts(self, ids: Int64Array) -> list[str]:
+        """The text of each chunk; "" for -1 and deleted chunks."""
+        ids = np.where(self.is_live(ids), ids, -1)
+        texts = [""] * len(ids)
+        for hit in self._coverage["chunks"].lookup(ids):
+            group_of = hit.positions // ROW_GROUP_ROWS
+            groups = np.unique(group_of)
+            table = read_row_groups(self.files.open(hit.record), groups.tolist(), ["text"])
+            rows = np.searchsorted(groups, group_of) * ROW_GROUP_ROWS + hit.positions % ROW_GROUP_ROWS
+            for where, text in zip(hit.where.tolist(), table.column("text").take(rows).to_pylist(), strict=True):
+                texts[where] = text
+        return texts
+
+    def documents(self, ids: Int64Array) -> list[dict[str, Any] | None]:
+        """The document of each chunk as a mapping of its columns plus `first_chunk`; None for -1."""
+        found: list[dict[str, Any] | None] = [None] * len(ids)
+        for hit in self._coverage["documents"].lookup(ids):
+            index = self.layout(hit.record).document_of(hit.rows)
+            rows = self.documents_table(hit.record).take(np.maximum(index, 0)).to_pylist()
+            for place, row, inside in zip(hit.where.tolist(), rows, (index >= 0).tolist(), strict=True):
+                found[place] = {**row, "first_chunk": hit.record.first_chunk + row["first_row"]} if inside else None
+        return found
+
+    def file(self, kind: str, first: int, count: int) -> FileRecord:
+        """The one file of a kind that covers a range."""
+        [record] = self._coverage[kind].overlapping(first, count)
+        return record
+
+    def map(self, record: FileRecord) -> AnyArray:
+        """A live `.npy` file, verified and memory-mapped."""
+        if record.path not in self._maps:
+            self._maps[record.path] = map_array(self.files.open(record))
+        return self._maps[record.path]
+
+    def _read_documents(self, record: FileRecord) -> pa.Table:
+        return read_table(self.files.open(record))
+
+    def _read_layout(self, record: FileRecord) -> Layout:
+        return Layout.from_table(read_table(self.files.open(record), LAYOUT_COLUMNS))
+
+    def _read_deleted_mask(self, first: int, count: int) -> BoolArray:
+        mask = self.tombstones.deleted_mask(first, count)
+        mask.flags.writeable = False
+        return mask

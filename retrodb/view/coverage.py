@@ -1,0 +1,67 @@
+"""From chunk ids to the files that hold them.
+
+Ids are cut into the ranges of files by two binary searches per file, never by a loop over ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrodb.format.records import FileRecord
+
+if TYPE_CHECKING:
+    from retrodb.format.arrays import BoolArray, Int64Array
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The part of a batch of ids that one file holds."""
+
+    record: FileRecord
+    where: Int64Array  # (h,) places in the batch
+    rows: Int64Array  # (h,) rows of the file's range
+    positions: Int64Array  # (h,) positions in the file
+
+
+class Coverage:
+    """The files of one kind, found by id. Where two hold the same row, the one committed first is read."""
+
+    def __init__(self, records: Sequence[FileRecord]) -> None:
+        order = sorted(range(len(records)), key=lambda i: (records[i].first_chunk, i))
+        self.records = [records[i] for i in order]
+        self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
+        self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
+
+    def lookup(self, ids: Int64Array) -> Iterator[Hit]:
+        """The files that hold the ids; ids that none holds, and -1, are in no hit."""
+        order = np.argsort(ids, kind="stable")
+        ascending = ids[order]
+        found = np.zeros(len(ids), dtype=bool)
+        low = np.searchsorted(ascending, self._starts)
+        high = np.searchsorted(ascending, self._ends)
+        for index in np.flatnonzero(high > low):
+            record = self.records[index]
+            where = order[low[index] : high[index]]
+            where = where[~found[where]]
+            rows = ids[where] - record.first_chunk
+            positions = record.row_set.rank(rows)
+            held = positions >= 0
+            if held.any():
+                found[where[held]] = True
+                yield Hit(record, where[held], rows[held], positions[held])
+
+    def overlapping(self, first: int, count: int) -> list[FileRecord]:
+        """The files whose range meets `[first, first + count)`."""
+        return [self.records[i] for i in np.flatnonzero((self._starts < first + count) & (self._ends > first))]
+
+    def covered_mask(self, first: int, count: int) -> BoolArray:
+        """(count,) bool: which ids of the range some file holds."""
+        mask = np.zeros(count, dtype=bool)
+        for record in self.overlapping(first, count):
+            rows = record.row_set.present + (record.first_chunk - first)
+            mask[rows[(rows >= 0) & (rows < count)]] = True
+        return mask

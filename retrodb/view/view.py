@@ -1,0 +1,123 @@
+"""View: reading one snapshot, whole and unchanging, without any lock."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrodb.errors import UsageError
+from retrodb.format.parquet import read_table
+from retrodb.format.records import covered, screening_key
+from retrodb.format.settings import Settings
+from retrodb.format.snapshot import Snapshot
+from retrodb.store.manifest import Manifest, ShardTable, load_manifest
+from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.coverage import Coverage
+from retrodb.view.tombstones import TombstoneSet
+
+if TYPE_CHECKING:
+    from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
+
+SELF = "self"
+"""The query set of the database's own chunks: always there."""
+
+
+class View:
+    """The database as of one snapshot."""
+
+    def __init__(self, storage: Storage, settings: Settings, snapshot: Snapshot) -> None:
+        self.storage, self.settings, self.snapshot = storage, settings, snapshot
+        self.files = VerifiedFiles(storage)
+        self._coverages: dict[tuple[str, str | None], Coverage] = {}
+        self._query_sets: dict[str, ChunkSet] = {}
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The live files and shards."""
+        return load_manifest(self.storage, self.snapshot)
+
+    @property
+    def shards(self) -> ShardTable:
+        """The live shards, by ascending first chunk."""
+        return self.manifest.shards
+
+    @cached_property
+    def chunks(self) -> ChunkSet:
+        """The database's own chunks."""
+        records = {kind: self.manifest.files(kind) for kind in ("documents", "chunks", "tokens", "ids")}
+        return ChunkSet(self.files, self.settings, records, self.tombstones(""))
+
+    def query_set(self, name: str) -> ChunkSet:
+        """The chunks of a query set; `self` is the database's own.
+
+        Raises:
+            UsageError: when there is no such query set.
+        """
+        if name == SELF:
+            return self.chunks
+        if name not in self._query_sets:
+            if self.snapshot.entry("queries", name) is None:
+                have = ", ".join([SELF, *self.snapshot.names("queries")])
+                raise UsageError(f"no query set '{name}'", remedy=f"There are: {have}.")
+            self._query_sets[name] = self._read_query_set(name)
+        return self._query_sets[name]
+
+    def _read_query_set(self, name: str) -> ChunkSet:
+        files = self.manifest.files("queries", name)
+        records = {kind: [r for r in files if r.path.rpartition("/")[2].startswith(f"{kind}.")] for kind in QUERY_FILES}
+        return ChunkSet(self.files, self.settings, records, self.tombstones(name))
+
+    def tombstones(self, query_set: str) -> TombstoneSet:
+        """The tombstones of the database (""), or of a query set."""
+        return TombstoneSet(read_table(self.files.open(r)) for r in self.manifest.files("tombstones", query_set))
+
+    def coverage(self, kind: str, name: str | None = None) -> Coverage:
+        """The files of a kind, found by id."""
+        key = (kind, name)
+        if key not in self._coverages:
+            self._coverages[key] = Coverage(self.manifest.files(kind, name))
+        return self._coverages[key]
+
+    def wanted_mask(self, first: int, count: int) -> BoolArray:
+        """(count,) bool: which ids want a vector: live keys that were held against every registered test set."""
+        return self.chunks.key_mask(first, count) & self.screened_mask(first, count)
+
+    def screened_mask(self, first: int, count: int) -> BoolArray:
+        """(count,) bool: which ids were held against every registered test set."""
+        mask = np.ones(count, dtype=bool)
+        for ranges in self._screened.values():
+            inside = np.zeros(count, dtype=bool)
+            for start, end in ranges:
+                inside[max(start - first, 0) : max(end - first, 0)] = True
+            mask &= inside
+        return mask
+
+    @cached_property
+    def _screened(self) -> dict[str, list[tuple[int, int]]]:
+        """For every test set the ranges of ids that were held against its present version."""
+        names = self.snapshot.names("testset")
+        keys = {name: screening_key(name, self.snapshot.entry("testset", name)["digest"]) for name in names}
+        return {name: self.manifest.screened_ranges(key) for name, key in keys.items()}
+
+    def unscreened_shards(self, testset: str) -> list[int]:
+        """Indices of the shards that were not yet held against a test set."""
+        ranges, shards = self._screened[testset], self.shards
+        spans = zip(shards.first_chunk.tolist(), shards.num_chunks.tolist(), strict=True)
+        return [i for i, (first, count) in enumerate(spans) if not covered(ranges, first, count)]
+
+    def vectors(self, space: str, ids: Int64Array) -> tuple[AnyArray, BoolArray]:
+        """Vectors (Q, D) float16 of a batch of ids in a space, and which of them (Q,) the space holds."""
+        held = np.zeros(len(ids), dtype=bool)
+        vectors = np.zeros((len(ids), self.snapshot.entry("space", space)["dimension"]), dtype=np.float16)
+        for hit in self.coverage("vectors", space).lookup(ids):
+            vectors[hit.where] = self.chunks.map(hit.record)[hit.positions]
+            held[hit.where] = True
+        return vectors, held
+
+
+QUERY_FILES = ("documents", "chunks", "tokens", "ids")
+"""File names (before the dot) of a query set, one of each a range of rows."""

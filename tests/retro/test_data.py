@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrodb.errors import FormatVersionError, InputError, MissingFileError
+from retrodb.retro.data import FILES, RetroData, load_arrays
+
+from .synthetic import near_copies, random_table
+
+SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=8)
+
+
+def written(data: RetroData, folder: Path, **changes: Any) -> Path:
+    meta = {"format": "retrodb-arrays", "version": 1, "chunk_tokens": data.chunk_tokens, "k": data.neighbours.shape[1]}
+    meta |= {"vocab_size": data.vocab_size, "pad_token": data.vocab_size, "tokenizer": data.tokenizer} | changes
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for field, (name, _) in FILES.items():
+        np.save(folder / name, getattr(data, field))
+    return folder
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES, st.integers(0, 99))
+def test_a_value_is_chunk_and_continuation_and_nothing_where_they_are_missing(sizes: list[int], seed: int) -> None:
+    data = random_table(np.random.default_rng(seed), sizes)
+    rows = np.arange(-1, len(data.tokens))
+    for row, value in zip(rows, data.values(rows), strict=True):
+        expected: list[int] = []
+        for part in (row, data.continuations[row] if row >= 0 else -1):
+            chunk = data.tokens[part][: data.lengths[part]].tolist() if part >= 0 else []
+            expected += chunk + [data.pad_token] * (data.chunk_tokens - len(chunk))
+        assert value.tolist() == expected
+
+
+def test_an_empty_database_gives_padding() -> None:
+    data = random_table(np.random.default_rng(0), [9])
+    empty = replace(data, tokens=data.tokens[:0], lengths=data.lengths[:0], continuations=data.continuations[:0])
+    assert (empty.without().neighbour_values(np.arange(3), 2) == data.pad_token).all()
+    assert (empty.without().random(0).neighbours == -1).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES, st.integers(1, 6), st.integers(1, 6), st.integers(1, 9), st.integers(0, 99))
+def test_windows_read_every_chunk_once_with_its_own_document_only(
+    sizes: list[int], num_chunks: int, stride: int, batch_chunks: int, seed: int
+) -> None:
+    data = random_table(np.random.default_rng(seed), sizes)
+    windows = data.windows(num_chunks, min(stride, num_chunks))
+    scored = []
+    for batch in data.batches(windows, batch_chunks, 2, (seed,)):
+        for row, is_scored, tokens in zip(batch.rows, batch.is_scored, batch.tokens, strict=True):
+            real = row[row >= 0]
+            assert len(set(data.query_documents[real])) == 1
+            assert (np.diff(real) == 1).all()
+            assert len(real) <= num_chunks
+            assert tokens.tolist() == data.queries(row).ravel().tolist()
+            scored += row[is_scored].tolist()
+        if batch.neighbours is not None:
+            assert (batch.neighbours[batch.rows < 0] == data.pad_token).all()
+    assert sorted(scored) == list(range(len(data.query_tokens)))
+
+
+def test_the_seed_gives_the_batches() -> None:
+    data = near_copies(40)
+    windows = data.windows(4, 4)
+    first, again, other = ([b.rows.tolist() for b in data.batches(windows, 8, 1, (s,))] for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_shuffled_random_and_without_keep_what_they_promise() -> None:
+    data = random_table(np.random.default_rng(3), [30, 20, 7, 1])
+    assert sorted(map(tuple, data.shuffled(1).neighbours)) == sorted(map(tuple, data.neighbours))
+    assert (data.shuffled(1).neighbours != data.neighbours).any()
+    assert ((data.random(1).neighbours < 0) == (data.neighbours < 0)).all()
+    assert (data.random(1).neighbours != data.neighbours).any()
+    assert (data.without().neighbours == -1).all()
+
+
+def test_a_sample_keeps_whole_documents_in_order() -> None:
+    data = random_table(np.random.default_rng(3), [30, 20, 7, 1, 13])
+    sample = data.sample(3, seed=0)
+    kept = set(sample.query_documents)
+    assert len(kept) == 3
+    assert sample.query_tokens.tolist() == data.query_tokens[np.isin(data.query_documents, list(kept))].tolist()
+    assert len(data.sample(99, seed=0).query_tokens) == len(data.query_tokens)
+
+
+@pytest.mark.parametrize("sizes", [[30, 1, 5], [9] * 3000])
+def test_arrays_come_back_as_they_were_written(tmp_path: Path, sizes: list[int]) -> None:
+    data = random_table(np.random.default_rng(0), sizes)
+    loaded = load_arrays(written(data, tmp_path))
+    for field in FILES:
+        assert np.array_equal(getattr(loaded, field), getattr(data, field))
+    assert isinstance(loaded.tokens, np.memmap) == (len(sizes) > 3)
+
+
+def test_a_folder_that_is_no_arrays_export_is_refused_by_file(tmp_path: Path) -> None:
+    data = random_table(np.random.default_rng(0), [30, 1, 5])
+    with pytest.raises(MissingFileError, match=r"meta\.json"):
+        load_arrays(tmp_path)
+    for changes, error in [
+        ({"format": "other"}, InputError),
+        ({"version": 2}, FormatVersionError),
+        ({"pad_token": 0}, InputError),
+        ({"k": 3}, InputError),
+        ({"chunk_tokens": 64}, InputError),
+    ]:
+        with pytest.raises(error):
+            load_arrays(written(data, tmp_path, **changes))
+    written(data, tmp_path)
+    (tmp_path / "lengths.npy").write_bytes(b"")
+    with pytest.raises(InputError, match=r"lengths\.npy"):
+        load_arrays(tmp_path)
+    np.save(tmp_path / "lengths.npy", np.ones(3))
+    with pytest.raises(InputError, match=r"lengths\.npy: float64"):
+        load_arrays(tmp_path)
+    (tmp_path / "lengths.npy").unlink()
+    with pytest.raises(MissingFileError, match=r"lengths\.npy"):
+        load_arrays(tmp_path)
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(InputError, match="no JSON"):
+        load_arrays(tmp_path)

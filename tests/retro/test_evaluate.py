@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from retrodb.errors import InputError, MismatchError
+from retrodb.retro.config import sized
+from retrodb.retro.evaluate import CONDITIONS, chunk_bits, evaluate, ratio, report
+from retrodb.retro.model import RetroModel
+from retrodb.retro.train import by_steps, train
+
+from .synthetic import near_copies, rows
+
+DATA = near_copies(400)
+SEEN, HELDOUT = rows(DATA, slice(0, 1440)), rows(DATA, slice(1440, 1600))
+
+
+def test_a_model_with_near_copies_beats_the_one_trained_without_on_held_out_documents() -> None:
+    config = sized("tiny", 128, width=32, encoder_width=32, k=1)
+    on = train(RetroModel(config), SEEN, by_steps(300), batch_chunks=16)
+    without = train(RetroModel(config), SEEN.without(), on.progress, batch_chunks=16)
+    evaluation = evaluate(on, without, HELDOUT)
+    result = evaluation.report
+    assert result.is_good
+    assert result.verdict.startswith("Good: the neighbours help.")
+    assert result.gain["without"].value > 0.2
+    assert set(result.bits_per_byte) == set(CONDITIONS) == set(evaluation.bits)
+    assert result.documents == 40
+    assert on.tokens_seen == without.tokens_seen
+    assert json.loads(json.dumps(result.as_json()))["bits_per_byte"]["on"]["value"] == result.bits_per_byte["on"].value
+
+
+def test_models_that_saw_different_numbers_of_tokens_are_not_compared() -> None:
+    config = sized("tiny", 128, width=32, encoder_width=32, k=1)
+    one, two = (train(RetroModel(config), SEEN, by_steps(steps), batch_chunks=8) for steps in (1, 2))
+    with pytest.raises(MismatchError, match="one model saw 128 tokens, the other 256"):
+        evaluate(one, two, HELDOUT)
+
+
+def test_a_long_document_is_scored_once_in_overlapping_windows() -> None:
+    data = near_copies(3, chunks=11)
+    untrained = train(RetroModel(sized("tiny", 128, k=1)), data, by_steps(0))
+    bits = chunk_bits(untrained, data, batch_chunks=8)
+    assert bits == pytest.approx(np.full(33, 16 * 7.0), rel=0.1)  # log2(128) each, for a model that knows nothing
+    assert chunk_bits(untrained, data, batch_chunks=64) == pytest.approx(bits, rel=1e-5)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        bytes_D = rng.integers(50, 500, 100).astype(float)
+        estimate = ratio(bytes_D * (0.1 + rng.normal(0, 0.2, 100)), bytes_D)
+        covered += estimate.low <= 0.1 <= estimate.high
+    assert 0.91 < covered / 400 < 0.98
+
+
+def test_the_verdict_demands_both_comparisons() -> None:
+    bits = {name: np.full(160, 50.0) + np.arange(160) % 7 for name in CONDITIONS}
+    noise = np.random.default_rng(0).random(160)
+    for without, shuffled, head in [(1, 1, "Good"), (0, 1, "Not yet"), (1, 0, "Doubtful"), (0, 0, "Not good")]:
+        losses = bits | {"without": bits["on"] + without * noise, "shuffled": bits["on"] + shuffled * noise}
+        result = report(losses, HELDOUT, tokens_seen=0)
+        assert result.verdict.startswith(head)
+        assert result.is_good == (head == "Good")
+
+
+def test_one_document_is_never_enough_and_none_is_refused() -> None:
+    assert ratio(np.array([3.0]), np.array([2.0])).high == math.inf
+    with pytest.raises(InputError, match="no held-out documents"):
+        report({}, rows(DATA, slice(0, 0)), 0)

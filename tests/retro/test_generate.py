@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrodb.errors import UsageError
+from retrodb.retro.config import sized
+from retrodb.retro.generate import generate
+from retrodb.retro.model import RetroModel
+from retrodb.retro.train import TrainedModel
+
+CONFIG = sized("tiny", 50, chunk_tokens=4, num_chunks=3, k=1)
+MODEL = TrainedModel(RetroModel(CONFIG).eval(), "", (), (), 0)
+
+
+def test_every_chunk_is_retrieved_for_once_when_it_is_finished() -> None:
+    asked: list[list[int]] = []
+
+    def retrieve(chunk: np.ndarray) -> np.ndarray:
+        asked.append(chunk.tolist())
+        return np.full((1, 8), CONFIG.pad_token)
+
+    prompt = [1, 2, 3, 4, 5, 6]
+    tokens = prompt + list(generate(MODEL, prompt, 15, retrieve))
+    assert len(tokens) == 21
+    assert asked == [tokens[at : at + 4] for at in range(0, 20, 4)]
+
+
+def test_the_seed_gives_the_text_and_missing_neighbours_change_nothing() -> None:
+    nothing = np.full((1, 8), CONFIG.pad_token)
+    first, again, other = (list(generate(MODEL, [7], 20, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert list(generate(MODEL, [7], 20, lambda chunk: nothing, seed=1)) == first
+    assert list(generate(MODEL, [7], 9, temperature=0)) == list(generate(MODEL, [7], 9, top_k=1))
+
+
+def test_neighbours_reach_the_text() -> None:
+    plain = list(generate(MODEL, [7], 40, seed=1))
+    assert list(generate(MODEL, [7], 40, lambda chunk: np.arange(8)[None] + chunk[0] % 9, seed=1)) != plain
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(UsageError, match="empty prompt"):
+        next(generate(MODEL, [], 1))

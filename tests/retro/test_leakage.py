@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrodb.retro.leakage import leakage_curve, shared_runs
+
+from .synthetic import near_copies, random_table
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(2, 5), st.integers(1, 3), st.integers(0, 99))
+def test_the_longest_run_is_that_of_every_pair_of_slices(sizes: list[int], vocab: int, k: int, seed: int) -> None:
+    data = random_table(np.random.default_rng(seed), sizes, k=3, vocab=vocab)
+    runs = shared_runs(data, k)
+    for row in range(len(data.query_tokens)):
+        query = data.query_tokens[row][: data.query_lengths[row]].tolist()
+        values = data.neighbour_values(np.array([row]), k)[0].tolist()
+        best = max(
+            (n for value in values for n in range(1, len(query) + 1) for i in range(len(query) - n + 1)
+             for j in range(len(value) - n + 1) if query[i : i + n] == value[j : j + n]),
+            default=0,
+        )  # fmt: skip
+        assert runs.length[row] == best
+        start, there, value = runs.start[row], runs.neighbour_start[row], values[runs.neighbour[row]]
+        assert query[start : start + best] == value[there : there + best]
+
+
+def test_a_copy_leaks_everything_and_no_neighbour_nothing() -> None:
+    data = near_copies(20, noise=0.0)
+    assert (shared_runs(data).ratio == 1.0).all()
+    assert shared_runs(data.without()).histogram().tolist() == [80] + [0] * 16
+
+
+def test_the_curve_is_total_loss_over_total_bytes_up_to_alpha() -> None:
+    data = near_copies(50, noise=0.3)
+    runs, rng = shared_runs(data), np.random.default_rng(0)
+    bits = rng.random(len(data.query_tokens))
+    num_bytes = rng.integers(1, 9, len(bits))
+    curve = leakage_curve(runs, bits, num_bytes)
+    for alpha in range(17):
+        chosen = runs.ratio <= alpha / 16
+        expected = bits[chosen].sum() / num_bytes[chosen].sum() if chosen.any() else np.nan
+        assert np.isclose(curve[alpha], expected, equal_nan=True)
+    everything = replace(runs, length=np.full(len(bits), 16))
+    assert np.isnan(leakage_curve(everything, bits, num_bytes)[:16]).all()

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from retrodb.errors import ConfigError
+from retrodb.retro.config import SIZES, RetroConfig, sized
+from retrodb.retro.model import ChunkedCrossAttention, RetroModel, token_losses
+
+CONFIG = sized("tiny", 50, chunk_tokens=4, num_chunks=4, layers=3, cross_layers=(2, 3), encoder_layers=2, k=2)
+M, L, CHUNKS, R = 4, 16, 4, 8
+
+
+def made(config: RetroConfig = CONFIG) -> RetroModel:
+    """A model whose every weight matters: at the start the ends of branches are near 0."""
+    model = RetroModel(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())) * 0.3)
+    return model
+
+
+def inputs(seed: int = 0, batch: int = 2, k: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(50, (batch, L), generator=generator)
+    return tokens, torch.randint(50, (batch, CHUNKS, k, R), generator=generator)
+
+
+def changed_positions(a: Tensor, b: Tensor) -> set[int]:
+    return set(torch.nonzero((a - b).abs().amax(dim=(0, 2)) > 1e-4).flatten().tolist())
+
+
+def test_every_token_changes_only_what_follows_it() -> None:
+    model, (tokens, neighbours) = made(), inputs()
+    with torch.inference_mode():
+        before = model(tokens, neighbours)
+        for position in range(L):
+            other = tokens.clone()
+            other[:, position] = (other[:, position] + 1) % 50
+            changed = changed_positions(model(other, neighbours), before)
+            assert changed
+            assert min(changed) == position
+
+
+def test_every_neighbour_token_is_seen_from_the_last_token_of_its_chunk_on_and_no_earlier() -> None:
+    model, (tokens, neighbours) = made(), inputs()
+    with torch.inference_mode():
+        before = model(tokens, neighbours)
+        for chunk in range(CHUNKS):
+            for slot in range(2):
+                for position in range(R):
+                    other = neighbours.clone()
+                    other[:, chunk, slot, position] = (other[:, chunk, slot, position] + 1) % 50
+                    assert min(changed_positions(model(tokens, other), before)) == (chunk + 1) * M - 1
+
+
+def test_chunked_cross_attention_is_the_naive_loop_over_tokens() -> None:
+    cross = ChunkedCrossAttention(CONFIG).eval()
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(2, L, CONFIG.width, generator=generator)
+    encoded = torch.randn(2 * CHUNKS, 2 * R, CONFIG.encoder_width, generator=generator)
+    is_present = torch.rand(2, CHUNKS, 2, R, generator=generator) < 0.6
+    is_present[0, 1] = False
+    expected = torch.zeros_like(h)
+    for b in range(2):
+        for t in range(M - 1, L):
+            u = (t + 1) // M - 1  # the last chunk that is complete when token t is read
+            seen = is_present[b, u].flatten()
+            if seen.any():
+                keys = encoded[b * CHUNKS + u][seen]
+                position = torch.tensor([t - u * M])
+                where = torch.arange(R).repeat(2)[seen]
+                out = cross.attention(cross.norm(h[b, t])[None, None], keys[None], (position, where))
+                expected[b, t] = out[0, 0]
+    torch.testing.assert_close(cross(h, encoded, is_present), expected, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.booleans(), min_size=3, max_size=3), st.integers(0, 1000))
+def test_a_row_without_neighbours_is_exactly_the_plain_decoder(has: list[bool], seed: int) -> None:
+    model, (tokens, neighbours) = made(), inputs(seed, batch=3)
+    neighbours[[not it for it in has]] = CONFIG.pad_token
+    with torch.inference_mode():
+        on, off = model(tokens, neighbours), model(tokens)
+    for row, has_any in enumerate(has):
+        assert torch.equal(on[row], off[row]) != has_any
+
+
+def test_a_missing_neighbour_beside_a_present_one_changes_nothing() -> None:
+    model, (tokens, neighbours) = made(), inputs()
+    neighbours[:, :, 1] = CONFIG.pad_token
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens, neighbours), model(tokens, neighbours[:, :, :1]), atol=1e-4, rtol=1e-4)
+
+
+def test_an_empty_neighbour_leaves_every_gradient_finite() -> None:
+    model, (tokens, neighbours) = made(), inputs()
+    neighbours[0] = CONFIG.pad_token
+    neighbours[1, 2, 0] = CONFIG.pad_token
+    token_losses(model(tokens, neighbours), tokens, CONFIG.pad_token).sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_the_seed_alone_gives_the_weights() -> None:
+    first, again, other = (RetroModel(sized("tiny", 50, seed=seed)).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+
+
+def test_the_loss_covers_every_token_and_no_padding() -> None:
+    tokens = torch.tensor([[3, 1, 4, 5], [2, 5, 5, 5]])  # 5 is padding
+    losses = token_losses(torch.zeros(2, 4, 5), tokens, 5)
+    assert torch.equal(losses > 0, tokens != 5)
+    torch.testing.assert_close(losses[losses > 0], torch.full((4,), 5.0).log())
+
+
+@pytest.mark.parametrize(("size", "millions"), [("2m", 2.2), ("20m", 20), ("170m", 156)])
+def test_the_sizes_hold_what_their_names_say(size: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = RetroModel(sized(size, 10))
+    counted = sum(weight.numel() for name, weight in model.named_parameters() if not name.startswith("embedding"))
+    assert counted == pytest.approx(millions * 1e6, rel=0.05)
+
+
+def test_an_impossible_model_is_refused_by_field() -> None:
+    assert set(SIZES) == {"tiny", "2m", "20m", "170m"}
+    with pytest.raises(ConfigError, match="no model size 'huge'"):
+        sized("huge", 10)
+    for changes, message in [
+        ({"wdth": 3}, "no field 'wdth'"),
+        ({"width": 0}, "width is 0"),
+        ({"head_width": 3}, "head_width is 3"),
+        ({"cross_layers": (3,)}, "cross_layers"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            sized("tiny", 10, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""The house keeps its order: what may import what, what a file may be called and weigh, and what starting up may cost."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# A module or folder may import those before it, never one after it.
+# fmt: off
+LAYERS = (
+    "errors", "config", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
+    "engine", "stages", "export", "bench", "maintain", "retro", "serve", "database",
+)
+# fmt: on
+CLI_MAY_IMPORT = {"errors", "config", "database"}
+HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb")
+MAX_LINES = 400
+MAX_HELP_CPU_S = 0.3
+
+
+def test_every_module_lies_in_a_listed_folder() -> None:
+    parts = {path.relative_to(ROOT / "retrodb").parts[0].removesuffix(".py") for path in sources("retrodb")}
+    assert parts - {"__init__"} <= set(LAYERS)
+
+
+def test_imports_point_up_the_list_only() -> None:
+    upward = []
+    for path in sources("retrodb"):
+        part = layer(module_name(path))
+        if part is None:  # retrodb/__init__.py is the door to all of it
+            continue
+        for name in imported_modules(path):
+            if name.split(".")[0] == "retrodb_cli" or is_later(layer(name), part):
+                upward.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not upward
+
+
+def test_command_line_uses_only_the_facade() -> None:
+    """Result types may be named in annotations, where nothing is loaded."""
+    beside = []
+    for path in sources("cli"):
+        for name in imported_modules(path, with_type_checking=False):
+            if name.startswith("retrodb.") and layer(name) not in CLI_MAY_IMPORT:
+                beside.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not beside
+
+
+def test_no_two_modules_import_each_other() -> None:
+    paths = [*sources("retrodb"), *sources("cli")]
+    graph = {module_name(path): set(imported_modules(path)) - {module_name(path)} for path in paths}
+    # A package's door is open before its rooms are: only its own imports count, not that rooms lie behind it.
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_nothing_is_called_after_being_useful() -> None:
+    assert not [path for path in sources("retrodb", "cli") if path.stem in ("utils", "helpers", "common")]
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources("retrodb", "cli", "tests")}
+    assert not {name: length for name, length in lengths.items() if length > MAX_LINES}
+
+
+def test_public_functions_and_classes_say_what_they_give() -> None:
+    silent = []
+    for path in sources("retrodb", "cli"):
+        for node in ast.parse(path.read_text()).body:
+            is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if is_definition and not node.name.startswith("_") and not ast.get_docstring(node):
+                silent.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert not silent
+
+
+def test_the_listed_packages_are_the_folders() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in sources("retrodb")}
+    assert listed == [*sorted(folders), "retrodb_cli"]
+
+
+@pytest.mark.parametrize("program", ["import retrodb", "from retrodb_cli.main import main; main(['--help'])"])
+def test_start_loads_nothing_heavy(program: str) -> None:
+    shown = f"{program}\nimport sys; print('loaded:', *(set({HEAVY}) & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert output.splitlines()[-1] == "loaded:"
+
+
+def test_help_answers_at_once() -> None:
+    """Processor time, the best of five: what the machine does beside it does not count."""
+    command = [sys.executable, "-c", "from retrodb_cli.main import main; main(['--help'])"]
+    assert min(cpu_seconds(command) for _ in range(5)) < MAX_HELP_CPU_S
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    top = "retrodb_cli" if parts[0] == "cli" else parts[0]
+    return ".".join([top, *(part for part in parts[1:] if part != "__init__")])
+
+
+def layer(module: str) -> str | None:
+    """The part of the house: `store` for `retrodb.store.commit`; None for anything outside of retrodb's folders."""
+    names = module.split(".")
+    return names[1] if names[0] == "retrodb" and len(names) > 1 else None
+
+
+def is_later(name: str | None, part: str) -> bool:
+    return name is not None and LAYERS.index(name) > LAYERS.index(part)
+
+
+def imported_modules(path: Path, *, with_type_checking: bool = True) -> Iterator[str]:
+    """Names of our own modules that a file imports, wherever in it; for `from package import module`, the module's."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not with_type_checking:
+            node.body = []
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if is_ours(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            package = module_name(path.parent / "__init__.py").split(".")
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            if is_ours(source):
+                yield from (name_of(source, alias.name) for alias in node.names)
+
+
+def is_ours(module: str) -> bool:
+    return module.split(".")[0] in ("retrodb", "retrodb_cli")
+
+
+def name_of(source: str, name: str) -> str:
+    folder = ROOT.joinpath(*source.replace("retrodb_cli", "cli").split("."))
+    is_module = (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
+    return f"{source}.{name}" if is_module else source
+
+
+def cpu_seconds(command: list[str]) -> float:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
