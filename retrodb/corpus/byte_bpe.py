@@ -56,11 +56,11 @@ class ByteBPE:
 
     def ids(self, ranks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Ids of the tokenizer file for ranks."""
-        return self._ids_R[ranks]
+        return np.asarray(self._ids_R[ranks])
 
     def num_bytes(self, ranks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Bytes of each token, int64."""
-        return self._num_bytes_R[ranks]
+        return np.asarray(self._num_bytes_R[ranks])
 
 
 def byte_bpe_of(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> ByteBPE | None:

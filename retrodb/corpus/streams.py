@@ -91,7 +91,7 @@ def open_input(path: str | Path, compression: str = "none", start: int = 0) -> I
         InputError: the file cannot be opened.
     """
     try:
-        source = open(path, "rb", buffering=0 if compression == "none" else -1)
+        source = open(path, "rb", buffering=0 if compression == "none" else -1)  # noqa: SIM115 - the stream closes it
     except OSError as error:
         raise InputError(error.strerror or str(error), where=str(path), remedy="Check the path.") from error
     source.seek(start)

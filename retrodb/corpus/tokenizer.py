@@ -1,8 +1,8 @@
 """The language model's tokenizer: text -> token ids, and where in the text each token begins.
 
-Every tokenizer is kept as one JSON file, whatever it came as: that of `tokenizers`, or a SentencePiece model in JSON. Only the text itself is tokenized: no special
-token is added, what looks like one ("<|endoftext|>" in an article) is ordinary text, and padding and truncation that are
-baked into a file are switched off.
+Every tokenizer is kept as one JSON file, whatever it came as: that of `tokenizers`, or a SentencePiece model in JSON.
+Only the text itself is tokenized: no special token is added, what looks like one ("<|endoftext|>" in an article) is
+ordinary text, and padding and truncation that are baked into a file are switched off.
 
 A byte belongs to the first token that covers it. A token that covers no byte of its own (the dummy prefix of SentencePiece
 models, the second byte token of one character where the tokenizer only tells characters) begins where the token before it
@@ -37,7 +37,8 @@ SAMPLE = (
     "数据库检索增强语言模型。トークン化のテスト、한국어 문장 분석 조각 ᄀᆞ",
     "العَرَبِيَّة עִבְרִית हिन्दी ภาษาไทย русский ελληνικά ქართული አማርኛ தமிழ்",
     "\u00a0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000 \u0085 \u000b\u000c\u001c\u001f a\u00a0b  \u3000 c",
-    "👩‍👩‍👧‍👦 🇩🇪🏳️‍🌈 👍🏽 e\u0301\u0323 \u200b\ufeff\u00ad\u200d \u0000\u0001\u007f \ue000\uf8ff \ufffd\U0010ffff \u0378 \U0001f9ff",
+    "👩‍👩‍👧‍👦 🇩🇪🏳️‍🌈 👍🏽 e\u0301\u0323 \u200b\ufeff\u00ad\u200d \u0000\u0001\u007f",
+    "\ue000\uf8ff \ufffd\U0010ffff \u0378 \U0001f9ff",
     "aaaaaaaaaaaaaaaaaaaaaaaa          " + "ab" * 40 + "-" * 70 + "\n" * 9,
 )
 

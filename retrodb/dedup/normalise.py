@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrodb.dedup.codepoints import JOINING, KEPT, UNASSIGNED, codepoint_tables
+from retrodb.dedup.codepoints import JOINING, KEPT, NUM_CODEPOINTS, UNASSIGNED, codepoint_tables
 from retrodb.dedup.kernel import kernel
 from retrodb.errors import InputError
 
@@ -26,6 +26,7 @@ Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
 BATCH_BYTES = 1 << 20  # small enough for the second-level cache together with its word hashes
+_ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 MAX_TEXT_BYTES = (1 << 31) - 1  # positions inside a batch are 32-bit
 
 
@@ -120,7 +121,7 @@ def _normalise_batch(data: Bytes, offsets: Ints, first_document: int) -> Batch:
     tables, moves, parts, size = codepoint_tables(), {}, [data], len(data)
     for document in np.flatnonzero(_has_non_ascii(data, offsets)).tolist():
         begin, end = int(begins[document]), int(ends[document])
-        clusters = _find_clusters(data[begin:end], tables.word_class, tables.nfkc_state, tables.combining)
+        clusters = _find_clusters(data[begin:end], tables.nfkc_state, tables.combining)
         if len(clusters) == 0:
             continue
         new, moves[document] = _normalise(data[begin:end].tobytes(), clusters)
@@ -165,35 +166,46 @@ def _has_non_ascii(data: Bytes, offsets: Ints) -> NDArray[np.bool_]:
 @kernel
 def decode(data: Bytes, i: int, end: int) -> tuple[Any, int]:
     """The codepoint that begins at data[i], a byte of 0x80 or more, and its end; U+FFFD if it is no UTF-8."""
-    lead = np.int64(data[i])
-    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-    if lead < 0xC2 or lead > 0xF4 or i + length > end:
-        return 0xFFFD, i + 1
-    codepoint = lead & (0x7F >> length)
-    for k in range(1, length):
-        codepoint = codepoint << 6 | np.int64(data[i + k]) & 0x3F
-    return codepoint if codepoint < 0x110000 else 0xFFFD, i + length
+    # Unsigned indices, here and below: numba then need not ask whether they are negative.
+    at, lead = np.uint64(i), np.int64(data[np.uint64(i)])
+    if 0xC2 <= lead < 0xE0 and i + 2 <= end:
+        return (lead & 0x1F) << 6 | _low_bits(data, at + _ONE), i + 2
+    if 0xE0 <= lead < 0xF0 and i + 3 <= end:
+        return (lead & 0x0F) << 12 | _low_bits(data, at + _ONE) << 6 | _low_bits(data, at + _TWO), i + 3
+    if 0xF0 <= lead < 0xF5 and i + 4 <= end:
+        high = (lead & 0x07) << 18 | _low_bits(data, at + _ONE) << 12
+        codepoint = high | _low_bits(data, at + _TWO) << 6 | _low_bits(data, at + _THREE)
+        return codepoint if codepoint < NUM_CODEPOINTS else 0xFFFD, i + 4
+    return 0xFFFD, i + 1
 
 
 @kernel
-def _find_clusters(data: Bytes, word_class: Bytes, nfkc_state: Bytes, combining: Bytes) -> NDArray[np.int64]:
+def _low_bits(data: Bytes, at: np.uint64) -> Any:
+    return np.int64(data[at]) & 0x3F
+
+
+@kernel
+def _find_clusters(data: Bytes, nfkc_state: Bytes, combining: Bytes) -> NDArray[np.int64]:
     """(C, 2) byte ranges of the clusters of one text that NFKC may change."""
     clusters = np.empty((len(data) // 2 + 1, 2), np.int64)
     count, i, end = 0, 0, len(data)
-    cluster_start, previous_class, is_changed = 0, np.uint8(0), False
+    cluster_start, previous_class, is_changed = 0, np.uint8(0), np.bool_(False)
     while i < end:
-        start, codepoint, state, mark, i = i, np.int64(data[np.uint64(i)]), np.uint8(KEPT), np.uint8(0), i + 1
+        start, codepoint, i = i, np.int64(data[np.uint64(i)]), i + 1
+        if codepoint < 0x80 and not is_changed:  # the usual case; what follows would do the same
+            cluster_start, previous_class = start, np.uint8(0)
+            continue
         if codepoint >= 0x80:
             codepoint, i = decode(data, start, end)
-            state, mark = nfkc_state[np.uint64(codepoint)], combining[np.uint64(codepoint)]
-        if state != JOINING and mark == 0:  # a new cluster; what was the last?
-            if is_changed:
-                clusters[count, 0], clusters[count, 1] = cluster_start, start
-                count += 1
-            cluster_start, previous_class, is_changed = start, np.uint8(0), state != KEPT
-        else:
+        state, mark = nfkc_state[np.uint64(codepoint)], combining[np.uint64(codepoint)]
+        if state == JOINING or mark != 0:
             is_changed |= state == JOINING or 0 < mark < previous_class
             previous_class = mark
+            continue
+        if is_changed:
+            clusters[count, 0], clusters[count, 1] = cluster_start, start
+            count += 1
+        cluster_start, previous_class, is_changed = start, np.uint8(0), state != KEPT
     if is_changed:
         clusters[count, 0], clusters[count, 1] = cluster_start, end
         count += 1

@@ -43,8 +43,8 @@ def read_test_items(paths: Sequence[Path], text_template: str | None = None) -> 
     """Read test-set files.
 
     Raises:
-        InputError: for a file that is not what its name says, is truncated or too large, or has a record without a needed
-            field; with file and line.
+        InputError: for a file that is not what its name says, is truncated or too large, or has a record without a
+            needed field; with file and line.
         UsageError: for a template that names no field or uses more than plain names.
     """
     names = _template_fields(text_template) if text_template is not None else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from retrodb.encode.threads import available_cpus
 from retrodb.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,20 +31,6 @@ class Compute:
     @property
     def is_cuda(self) -> bool:
         return self.device.startswith("cuda")
-
-
-def thread_environment() -> dict[str, str]:
-    """Settings for a worker's environment, before torch is imported.
-
-    Waiting threads sleep instead of spinning: beside another busy process that doubled the rate of two threads. Tokenizing has
-    processes of its own and needs no threads within.
-    """
-    return {
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "0",
-        "KMP_BLOCKTIME": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 def choose_compute(
@@ -86,11 +72,6 @@ def _choose_device(device: str) -> str:
             return f"cuda:{number}" if kind == "cuda" else device
         raise UsageError(f"there is no device '{device}' on this machine", remedy="Use --device auto or --device cpu.")
     raise UsageError(f"unknown device '{device}'", remedy="Use auto, cpu, cuda, cuda:1 or mps.")
-
-
-def available_cpus() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retrodb.encode.device import choose_compute, has_fast_bfloat16, measure_matrix_rate, thread_environment
+from retrodb.encode.device import choose_compute, has_fast_bfloat16, measure_matrix_rate
+from retrodb.encode.threads import thread_environment
 from retrodb.errors import UsageError
 
 

@@ -1,0 +1,261 @@
+"""Database: the one class that the command line and notebooks use.
+
+    import retrodb
+
+    db = retrodb.create("my.retrodb", tokenizer="gpt2")
+    db.ingest(["articles.jsonl.zst"], source="wikipedia")
+    db.dedup(against=["wikitext103-test.jsonl"])
+    db.embed(); db.index(); db.neighbours()
+    for hit in db.search(["chunked cross-attention"])[0]:
+        print(hit.score, hit.doc_id, hit.text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from retrodb.config import (
+    DedupParams,
+    EmbedParams,
+    IndexParams,
+    IngestParams,
+    InitParams,
+    NeighboursParams,
+    ValidateParams,
+    from_mapping,
+)
+from retrodb.engine.local import LocalEngine
+from retrodb.engine.progress import Progress
+from retrodb.stages.context import Context
+from retrodb.store import marks
+from retrodb.store.lock import advisory_lock
+from retrodb.store.storage import Storage, open_storage
+from retrodb.view.view import SELF, View
+
+if TYPE_CHECKING:
+    from retrodb.export.export import ExportResult
+    from retrodb.format.arrays import Float32Array
+    from retrodb.maintain.check import CheckResult
+    from retrodb.maintain.stats import SnapshotInfo, Stats, TestSetInfo
+    from retrodb.stages.dedup import DedupResult, LeakHit
+    from retrodb.stages.embed import EmbedResult
+    from retrodb.stages.index import IndexResult
+    from retrodb.stages.ingest import IngestResult
+    from retrodb.stages.neighbours import NeighboursResult, NeighbourTable
+    from retrodb.stages.queries import QueriesResult
+    from retrodb.stages.search import SearchHit
+    from retrodb.stages.validate import ValidateResult
+    from retrodb.view.sql import SqlResult
+
+P = TypeVar("P")
+
+
+class Database:
+    """A retrieval database: its stages as methods, each ending in one commit.
+
+    Options of a stage are the fields of its parameter class in `retrodb.config`, given by name.
+    """
+
+    def __init__(
+        self, path: str | Path | Storage, *, workers: int = 1, progress: Progress | None = None, clock: str | None = None
+    ) -> None:
+        """Open a database; use `retrodb.open`.
+
+        Args:
+            path: a directory, or a storage.
+            workers: processes that run tasks; the result does not depend on it.
+            progress: where to show progress; nowhere when None.
+            clock: the time that new runs record, ISO 8601; None reads the machine's clock.
+
+        Raises:
+            NotADatabaseError, FormatVersionError, DamagedFileError.
+        """
+        storage = open_storage(str(path)) if isinstance(path, str | Path) else path
+        self._context = Context(storage, LocalEngine(workers), progress or Progress(), clock)
+        self._context.view()
+
+    @property
+    def path(self) -> str:
+        """Where the database lies."""
+        return self._context.storage.url
+
+    def view(self, as_of: int | None = None) -> View:
+        """The newest version of the database, or an older one, to read from in Python."""
+        return self._context.view(as_of)
+
+    # Stages.
+
+    def ingest(
+        self, inputs: Sequence[str | Path], *, files_from: Sequence[str | Path] = (), dry_run: bool = False, **options: Any
+    ) -> IngestResult:
+        """Add files to a source. Options: `IngestParams`, of which `source` is required."""
+        from retrodb.stages.dedup import screen_new_shards
+        from retrodb.stages.ingest import run_ingest
+
+        params = _params(IngestParams, options)
+        with self._lock(marks.ingest(params.source), "ingest"):
+            names, lists = [str(i) for i in inputs], [str(f) for f in files_from]
+            result = run_ingest(self._context, names, params, files_from=lists, dry_run=dry_run)
+            if not dry_run:
+                screen_new_shards(self._context)
+        return result
+
+    def dedup(
+        self, against: Sequence[str | Path] = (), *, name: str | None = None, dry_run: bool = False, **options: Any
+    ) -> DedupResult:
+        """Register a test set and remove what leaks it; without files, apply the registered ones. Options: `DedupParams`."""
+        from retrodb.stages.dedup import run_dedup
+
+        with self._lock(marks.dedup(name or "all"), "dedup"):
+            return run_dedup(self._context, [Path(f) for f in against], _params(DedupParams, options), name=name, dry_run=dry_run)
+
+    def leaks(self, testset: str | None = None, *, as_of: int | None = None) -> list[LeakHit]:
+        """Who matched whom: the hits that dedup reported, by test set."""
+        from retrodb.stages.dedup import read_leaks
+
+        return read_leaks(self.view(as_of), testset)
+
+    def embed(
+        self,
+        *,
+        space: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        dry_run: bool = False,
+        **options: Any,
+    ) -> EmbedResult:
+        """Give every live, screened chunk its vector in a space. Options: `EmbedParams`, only for a new space."""
+        from retrodb.stages.embed import Hardware, run_embed
+
+        with self._lock(marks.embed(space or "default"), "embed"):
+            return run_embed(self._context, options, Hardware(device, dtype, batch_tokens), space=space, dry_run=dry_run)
+
+    def index(self, *, space: str | None = None, retrain: bool = False, dry_run: bool = False, **options: Any) -> IndexResult:
+        """Train the codebook of a space, if it has none, and index what is embedded. Options: `IndexParams`."""
+        from retrodb.stages.index import run_index
+
+        with self._lock(marks.index(space or "default"), "index"):
+            return run_index(self._context, _params(IndexParams, options), space=space, retrain=retrain, dry_run=dry_run)
+
+    def add_queries(
+        self, name: str, files: Sequence[str | Path], *, text_template: str | None = None, dry_run: bool = False
+    ) -> QueriesResult:
+        """Register documents that want neighbours but are not in the database."""
+        from retrodb.stages.queries import run_add_queries
+
+        with self._lock(marks.queries(name), "queries"):
+            return run_add_queries(self._context, name, [Path(f) for f in files], text_template=text_template, dry_run=dry_run)
+
+    def neighbours(
+        self, *, queries: str = SELF, space: str | None = None, table: str | None = None, dry_run: bool = False, **options: Any
+    ) -> NeighboursResult:
+        """Compute a neighbour table: for every row of a query set its nearest live chunks. Options: `NeighboursParams`."""
+        from retrodb.stages.neighbours import run_neighbours
+
+        params = _params(NeighboursParams, options)
+        with self._lock(marks.neighbours(table or queries), "neighbours"):
+            return run_neighbours(self._context, params, queries=queries, space=space, table=table, dry_run=dry_run)
+
+    def export(
+        self, out: str | Path, *, to: str = "parquet", table: str | None = None, as_of: int | None = None, dry_run: bool = False
+    ) -> ExportResult:
+        """Write a neighbour table in a trainer's format."""
+        from retrodb.export.export import run_export
+
+        return run_export(self._context, Path(out), to=to, table=table, as_of=as_of, dry_run=dry_run)
+
+    def validate(self, *, queries: str = "heldout", space: str | None = None, **options: Any) -> ValidateResult:
+        """Train the bundled RETRO model for a bounded time and tell whether retrieval helps. Options: `ValidateParams`."""
+        from retrodb.stages.validate import run_validate
+
+        return run_validate(self._context, _params(ValidateParams, options), queries=queries, space=space)
+
+    # Reading.
+
+    def search(
+        self,
+        queries: Sequence[str] | Float32Array,
+        *,
+        k: int = 5,
+        space: str | None = None,
+        source: str | None = None,
+        nprobe: int | None = None,
+        as_of: int | None = None,
+        device: str = "auto",
+    ) -> list[list[SearchHit]]:
+        """The nearest live chunks of texts, or of vectors (Q, D) float32; one list of at most k hits for each query."""
+        from retrodb.stages.search import run_search
+
+        view = self.view(as_of)
+        return run_search(view, queries, k=k, space=space, source=source, nprobe=nprobe, device=device)
+
+    def neighbour_table(self, table: str | None = None, *, as_of: int | None = None) -> NeighbourTable:
+        """A neighbour table as arrays, dead neighbours masked."""
+        from retrodb.stages.neighbours import NeighbourTable
+
+        return NeighbourTable(self.view(as_of), table)
+
+    def stats(self, *, as_of: int | None = None) -> Stats:
+        """Counts, sizes and coverage."""
+        from retrodb.maintain.stats import read_stats
+
+        return read_stats(self.view(as_of))
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """Every version of the database, oldest first."""
+        from retrodb.maintain.stats import list_snapshots
+
+        return list_snapshots(self._context.storage)
+
+    def testsets(self, *, as_of: int | None = None) -> list[TestSetInfo]:
+        """The registered test sets with their hits."""
+        from retrodb.maintain.stats import list_testsets
+
+        return list_testsets(self.view(as_of))
+
+    def check(self, *, read_data: bool = False, as_of: int | None = None) -> CheckResult:
+        """Look for missing and damaged files: sizes only, or with `read_data` every byte."""
+        from retrodb.maintain.check import run_check
+
+        return run_check(self.view(as_of), self._context.progress, read_data=read_data)
+
+    def sql(self, query: str, *, as_of: int | None = None) -> SqlResult:
+        """Run a read-only SQL query over the tables `documents`, `chunks`, `shards` and `files`."""
+        from retrodb.view.sql import run_sql
+
+        return run_sql(self.view(as_of), query)
+
+    def _lock(self, own: marks.Marks, command: str) -> Any:
+        return advisory_lock(self._context.storage, own.lock, command)
+
+
+def create(path: str | Path | Storage, *, clock: str | None = None, **options: Any) -> Database:
+    """Create a database. Options: `InitParams`, of which `tokenizer` is required.
+
+    Raises:
+        ConflictError: when there is one already.
+    """
+    from retrodb.stages.init import run_init
+
+    storage = open_storage(str(path)) if isinstance(path, str | Path) else path
+    run_init(Context(storage, clock=clock), _params(InitParams, options))
+    return Database(storage, clock=clock)
+
+
+def open(path: str | Path | Storage, **options: Any) -> Database:
+    """Open a database; options are those of `Database`."""
+    return Database(path, **options)
+
+
+def train_tokenizer(inputs: Sequence[str | Path], out: str | Path, *, vocab_size: int = 32_000, format: str = "auto") -> int:
+    """Train a byte-level BPE on the texts of files and write it as `tokenizer.json`; gives its vocabulary's size."""
+    from retrodb.stages.tokenizer import run_train_tokenizer
+
+    return run_train_tokenizer([str(i) for i in inputs], Path(out), vocab_size=vocab_size, format=format)
+
+
+def _params(kind: type[P], options: dict[str, Any]) -> P:
+    return from_mapping(kind, {k: v for k, v in options.items() if v is not None}, where="options")
