@@ -49,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     texts = read_chunks(options.corpus, max(options.chunks, 2 * options.tokenize_chunks))
     folder, origin = find_model(options.model)
-    result = {
+    result: dict[str, Any] = {
         "environment": environment(options, origin),
         "embedding": bench_embedding(folder, spread(texts, options.chunks), options),
         "tokenization": bench_tokenization(folder, texts, options.tokenize_chunks),
@@ -204,7 +204,8 @@ def bench_tokenization(folder: Path, texts: list[str], count: int) -> dict[str, 
         "ratio_next_window": round(rates["next window of the corpus"] / rates["encode_batch_fast"], 2),
         "chunks": len(second),
         "cached_runs": len(ours.cache),
-        "identical": [row for row, keep in zip(ids, kept, strict=True) if keep] == [row for row in whole if len(row) < 512],
+        "identical": [row for row, keep in zip(ids, kept, strict=True) if keep]
+        == [row for row in whole if len(row) < 512],
     }
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from retrodb import errors
 
 from .output import ConsoleOutput, JsonOutput, Output
+
+if TYPE_CHECKING:
+    from retrodb.database import Database
 
 EXIT_MEANINGS = {
     errors.EXIT_OK: "done",
@@ -87,7 +91,28 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Processes to use.  [default: one per core]"
 )
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps."
+)
 space_option = click.option("--space", metavar="NAME", help="Vector space.  [default: the database's default space]")
 as_of_option = click.option(
     "--as-of", type=click.IntRange(min=0), metavar="N", help="Read snapshot N.  [default: the newest]"
 )
+
+
+def share(text: str) -> float:
+    """The type of options that are a share: 0.005, or 0.5%."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise click.BadParameter(f"'{text}' is no share; write 0.5% or 0.005.")
+    return value
+
+
+def open_database(session: Session, path: str, workers: int | None = None) -> Database:
+    """The database that a command works on; one process a core unless told otherwise."""
+    from retrodb.database import Database
+
+    return Database(path, workers=workers or os.cpu_count() or 1, progress=session.shows_progress)

@@ -10,8 +10,8 @@ import dataclasses
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import click
 
@@ -22,14 +22,21 @@ class Record(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
+Rendering: TypeAlias = Callable[[Any], str]
+"""What turns a record into text for people, where names and values are not enough; see `render.py`."""
+
+
 class Output(Protocol):
     """Where a command puts what it has to say."""
 
-    def result(self, record: Record) -> None:
+    def result(self, record: Record, rendering: Rendering | None = None) -> None:
         """Show one result."""
 
-    def rows(self, records: Iterable[Record]) -> None:
-        """Show many results of one kind."""
+    def rows(self, records: Iterable[Record], rendering: Rendering | None = None) -> None:
+        """Show many results of one kind: a table, or one rendered after the other."""
+
+    def table(self, kind: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Show rows whose columns only the data knows."""
 
     def note(self, message: str) -> None:
         """Say something beside the results, on stderr."""
@@ -41,11 +48,17 @@ class Output(Protocol):
 class ConsoleOutput:
     """For people: aligned, human units, colour when the terminal wants it."""
 
-    def result(self, record: Record) -> None:
-        _print(render_fields(_fields(record)))
+    def result(self, record: Record, rendering: Rendering | None = None) -> None:
+        _print(rendering(record) if rendering else render_fields(_fields(record)))
 
-    def rows(self, records: Iterable[Record]) -> None:
-        _print(render_table([_fields(record) for record in records]))
+    def rows(self, records: Iterable[Record], rendering: Rendering | None = None) -> None:
+        if rendering:
+            _print("\n\n".join(map(rendering, records)))
+        else:
+            _print(render_table([_fields(record) for record in records]))
+
+    def table(self, kind: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        _print(render_table([dict(zip(columns, row, strict=True)) for row in rows], labels=columns))
 
     def note(self, message: str) -> None:
         _print(message, err=True)
@@ -57,12 +70,16 @@ class ConsoleOutput:
 class JsonOutput:
     """For programs: one JSON object a line, each with its `message_type`; fields are only ever added."""
 
-    def result(self, record: Record) -> None:
+    def result(self, record: Record, rendering: Rendering | None = None) -> None:
         click.echo(_json_line(message_type(record), _fields(record)))
 
-    def rows(self, records: Iterable[Record]) -> None:
+    def rows(self, records: Iterable[Record], rendering: Rendering | None = None) -> None:
         for record in records:
             self.result(record)
+
+    def table(self, kind: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        for row in rows:
+            click.echo(_json_line(kind, dict(zip(columns, row, strict=True))))
 
     def note(self, message: str) -> None:
         click.echo(_json_line("note", {"message": message}), err=True)

@@ -1,13 +1,13 @@
 """Database: the one class that the command line and notebooks use.
 
-    import retrodb
+import retrodb
 
-    db = retrodb.create("my.retrodb", tokenizer="gpt2")
-    db.ingest(["articles.jsonl.zst"], source="wikipedia")
-    db.dedup(against=["wikitext103-test.jsonl"])
-    db.embed(); db.index(); db.neighbours()
-    for hit in db.search(["chunked cross-attention"])[0]:
-        print(hit.score, hit.doc_id, hit.text)
+db = retrodb.create("my.retrodb", tokenizer="gpt2")
+db.ingest(["articles.jsonl.zst"], source="wikipedia")
+db.dedup(against=["wikitext103-test.jsonl"])
+db.embed(); db.index(); db.neighbours()
+for hit in db.search(["chunked cross-attention"])[0]:
+    print(hit.score, hit.doc_id, hit.text)
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrodb.config import (
     DedupParams,
-    EmbedParams,
     IndexParams,
     IngestParams,
     InitParams,
@@ -27,7 +26,7 @@ from retrodb.config import (
     from_mapping,
 )
 from retrodb.engine.local import LocalEngine
-from retrodb.engine.progress import Progress
+from retrodb.engine.progress import make_progress
 from retrodb.stages.context import Context
 from retrodb.store import marks
 from retrodb.store.lock import advisory_lock
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from retrodb.stages.neighbours import NeighboursResult, NeighbourTable
     from retrodb.stages.queries import QueriesResult
     from retrodb.stages.search import SearchHit
+    from retrodb.stages.tokenizer import TokenizerResult
     from retrodb.stages.validate import ValidateResult
     from retrodb.view.sql import SqlResult
 
@@ -59,21 +59,26 @@ class Database:
     """
 
     def __init__(
-        self, path: str | Path | Storage, *, workers: int = 1, progress: Progress | None = None, clock: str | None = None
+        self,
+        path: str | Path | Storage,
+        *,
+        workers: int = 1,
+        progress: bool = False,
+        clock: str | None = None,
     ) -> None:
         """Open a database; use `retrodb.open`.
 
         Args:
             path: a directory, or a storage.
             workers: processes that run tasks; the result does not depend on it.
-            progress: where to show progress; nowhere when None.
+            progress: whether to show progress on stderr.
             clock: the time that new runs record, ISO 8601; None reads the machine's clock.
 
         Raises:
             NotADatabaseError, FormatVersionError, DamagedFileError.
         """
         storage = open_storage(str(path)) if isinstance(path, str | Path) else path
-        self._context = Context(storage, LocalEngine(workers), progress or Progress(), clock)
+        self._context = Context(storage, LocalEngine(workers), make_progress(progress), clock)
         self._context.view()
 
     @property
@@ -88,7 +93,12 @@ class Database:
     # Stages.
 
     def ingest(
-        self, inputs: Sequence[str | Path], *, files_from: Sequence[str | Path] = (), dry_run: bool = False, **options: Any
+        self,
+        inputs: Sequence[str | Path],
+        *,
+        files_from: Sequence[str | Path] = (),
+        dry_run: bool = False,
+        **options: Any,
     ) -> IngestResult:
         """Add files to a source. Options: `IngestParams`, of which `source` is required."""
         from retrodb.stages.dedup import screen_new_shards
@@ -104,12 +114,14 @@ class Database:
 
     def dedup(
         self, against: Sequence[str | Path] = (), *, name: str | None = None, dry_run: bool = False, **options: Any
-    ) -> DedupResult:
+    ) -> list[DedupResult]:
         """Register a test set and remove what leaks it; without files, apply the registered ones. Options: `DedupParams`."""
         from retrodb.stages.dedup import run_dedup
 
         with self._lock(marks.dedup(name or "all"), "dedup"):
-            return run_dedup(self._context, [Path(f) for f in against], _params(DedupParams, options), name=name, dry_run=dry_run)
+            return run_dedup(
+                self._context, [Path(f) for f in against], _params(DedupParams, options), name=name, dry_run=dry_run
+            )
 
     def leaks(self, testset: str | None = None, *, as_of: int | None = None) -> list[LeakHit]:
         """Who matched whom: the hits that dedup reported, by test set."""
@@ -128,17 +140,24 @@ class Database:
         **options: Any,
     ) -> EmbedResult:
         """Give every live, screened chunk its vector in a space. Options: `EmbedParams`, only for a new space."""
-        from retrodb.stages.embed import Hardware, run_embed
+        from retrodb.stages.embed import run_embed
+        from retrodb.stages.embed_task import Hardware
 
         with self._lock(marks.embed(space or "default"), "embed"):
-            return run_embed(self._context, options, Hardware(device, dtype, batch_tokens), space=space, dry_run=dry_run)
+            return run_embed(
+                self._context, options, Hardware(device, dtype, batch_tokens), space=space, dry_run=dry_run
+            )
 
-    def index(self, *, space: str | None = None, retrain: bool = False, dry_run: bool = False, **options: Any) -> IndexResult:
+    def index(
+        self, *, space: str | None = None, retrain: bool = False, dry_run: bool = False, **options: Any
+    ) -> IndexResult:
         """Train the codebook of a space, if it has none, and index what is embedded. Options: `IndexParams`."""
         from retrodb.stages.index import run_index
 
         with self._lock(marks.index(space or "default"), "index"):
-            return run_index(self._context, _params(IndexParams, options), space=space, retrain=retrain, dry_run=dry_run)
+            return run_index(
+                self._context, _params(IndexParams, options), space=space, retrain=retrain, dry_run=dry_run
+            )
 
     def add_queries(
         self, name: str, files: Sequence[str | Path], *, text_template: str | None = None, dry_run: bool = False
@@ -147,10 +166,18 @@ class Database:
         from retrodb.stages.queries import run_add_queries
 
         with self._lock(marks.queries(name), "queries"):
-            return run_add_queries(self._context, name, [Path(f) for f in files], text_template=text_template, dry_run=dry_run)
+            return run_add_queries(
+                self._context, name, [Path(f) for f in files], text_template=text_template, dry_run=dry_run
+            )
 
     def neighbours(
-        self, *, queries: str = SELF, space: str | None = None, table: str | None = None, dry_run: bool = False, **options: Any
+        self,
+        *,
+        queries: str = SELF,
+        space: str | None = None,
+        table: str | None = None,
+        dry_run: bool = False,
+        **options: Any,
     ) -> NeighboursResult:
         """Compute a neighbour table: for every row of a query set its nearest live chunks. Options: `NeighboursParams`."""
         from retrodb.stages.neighbours import run_neighbours
@@ -160,7 +187,13 @@ class Database:
             return run_neighbours(self._context, params, queries=queries, space=space, table=table, dry_run=dry_run)
 
     def export(
-        self, out: str | Path, *, to: str = "parquet", table: str | None = None, as_of: int | None = None, dry_run: bool = False
+        self,
+        out: str | Path,
+        *,
+        to: str = "parquet",
+        table: str | None = None,
+        as_of: int | None = None,
+        dry_run: bool = False,
     ) -> ExportResult:
         """Write a neighbour table in a trainer's format."""
         from retrodb.export.export import run_export
@@ -250,7 +283,9 @@ def open(path: str | Path | Storage, **options: Any) -> Database:
     return Database(path, **options)
 
 
-def train_tokenizer(inputs: Sequence[str | Path], out: str | Path, *, vocab_size: int = 32_000, format: str = "auto") -> int:
+def train_tokenizer(
+    inputs: Sequence[str | Path], out: str | Path, *, vocab_size: int = 32_000, format: str = "auto"
+) -> int:
     """Train a byte-level BPE on the texts of files and write it as `tokenizer.json`; gives its vocabulary's size."""
     from retrodb.stages.tokenizer import run_train_tokenizer
 

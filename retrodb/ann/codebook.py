@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +28,7 @@ MIN_POINTS_PER_CODE = 39 * 256  # a product quantizer trains 256 centroids per s
 _LISTS_BY_SIZE = ((1e4, 128), (1e5, 1024), (1e6, 8192), (1e8, 131_072), (1e10, 4_194_304))
 _FLAT_UP_TO = 20_000  # an exact product over so few takes less time than training
 _SQ8_UP_TO = 300_000  # until here the one-bit codes' faster scan does not repay their rerank
+_PQ_FROM = 10_000_000  # from here on SQ8's bytes cost more than a product quantizer's training
 
 
 def choose_factory(
@@ -36,6 +39,9 @@ def choose_factory(
     Args:
         memory_bytes: what a search process may hold; fast-scan codes (RaBitQfs) have to fit, others are memory-mapped.
         bytes_per_vector: the size of a search code, if it is to be forced.
+
+    One-bit codes (RaBitQfs) are chosen for squared L2 only: with the inner product, FAISS 1.15.1 estimates vectors that
+    coincide with their centroid wrongly, and a few hundred identical ones then hide all true neighbours.
     """
     check_metric(metric)
     if num_vectors <= _FLAT_UP_TO and bytes_per_vector is None:
@@ -44,12 +50,13 @@ def choose_factory(
     num_lists = 2 ** round(float(np.interp(np.log2(max(num_vectors, 1)), sizes, lists)))
     coarse = f"IVF{num_lists}_HNSW32" if num_lists > FLAT_LISTS else f"IVF{num_lists}"
     one_bit = dim // 8 + 8
+    has_one_bit = metric == "squared_l2" and num_vectors * one_bit <= memory_bytes
     if bytes_per_vector is None:
-        fits = num_vectors * one_bit <= memory_bytes
-        bytes_per_vector = dim if num_vectors <= _SQ8_UP_TO else one_bit if fits else 64
+        large = one_bit if has_one_bit else 64 if num_vectors >= _PQ_FROM else dim
+        bytes_per_vector = dim if num_vectors <= _SQ8_UP_TO else large
     if bytes_per_vector >= dim:
         return f"{coarse},SQ8"
-    if bytes_per_vector >= one_bit and num_vectors * one_bit <= memory_bytes:
+    if bytes_per_vector >= one_bit and has_one_bit:
         return f"{coarse},RaBitQfs"
     num_codes = max(1, min(bytes_per_vector, dim // 4))
     return f"OPQ{num_codes}_{4 * num_codes},{coarse},PQ{num_codes}"
@@ -167,7 +174,9 @@ def train(sample_SD: Vectors, factory: str, seed: int, metric: Metric, threads: 
 def _new_index(factory: str, dim: int, metric: Metric) -> Any:
     faiss = faiss_module()
     try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_L2 if metric == "squared_l2" else faiss.METRIC_INNER_PRODUCT)
+        return faiss.index_factory(
+            dim, factory, faiss.METRIC_L2 if metric == "squared_l2" else faiss.METRIC_INNER_PRODUCT
+        )
     except RuntimeError as error:
         raise ConfigError(f"FAISS does not know the factory {factory!r} for {dim} dimensions ({error})") from error
 
@@ -198,15 +207,15 @@ def _affine(inputs_ND: FloatArray, matrix_MD: FloatArray, bias_M: FloatArray, th
     return outputs_NM
 
 
-class one_faiss_thread:  # noqa: N801 (a context manager, used like a function)
+@contextmanager
+def one_faiss_thread() -> Iterator[None]:
     """Runs FAISS with one thread and gives its threads back: what it trains and builds must not depend on them."""
-
-    def __enter__(self) -> None:
-        self._threads = faiss_module().omp_get_max_threads()
-        faiss_module().omp_set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        faiss_module().omp_set_num_threads(self._threads)
+    threads = faiss_module().omp_get_max_threads()
+    faiss_module().omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss_module().omp_set_num_threads(threads)
 
 
 def faiss_module() -> Any:

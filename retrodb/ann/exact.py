@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -103,7 +104,16 @@ def _merge_block(
     masks = keys_JC, exclusion.offsets_JQ1, exclusion.keys_M
     run_rows(
         lambda first, stop: kernels.insert_exact(
-            first, stop, estimates_QC, errors_Q, queries, vectors, ids_C, *masks, is_l2, *best  # type: ignore[arg-type]
+            first,
+            stop,
+            estimates_QC,
+            errors_Q,
+            queries,
+            vectors,
+            ids_C,
+            *masks,
+            is_l2,
+            *best,  # type: ignore[arg-type]
         ),
         len(queries),
         threads,
@@ -139,5 +149,5 @@ def run_rows(work: Callable[[int, int], None], num_rows: int, threads: int) -> N
     if threads == 1:
         return work(0, num_rows)
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, *pair) for pair in zip(bounds, bounds[1:], strict=False)]:
+        for done in [pool.submit(work, *pair) for pair in pairwise(bounds)]:
             done.result()

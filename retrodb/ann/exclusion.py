@@ -59,7 +59,9 @@ class Exclusion:
         sizes_JR = np.diff(self.offsets_JQ1, axis=1)[:, rows]
         ends = np.cumsum(sizes_JR.ravel())
         firsts = self.offsets_JQ1[:, :-1][:, rows].ravel()
-        places = np.repeat(firsts - (ends - sizes_JR.ravel()), sizes_JR.ravel()) + np.arange(ends[-1] if ends.size else 0)
+        places = np.repeat(firsts - (ends - sizes_JR.ravel()), sizes_JR.ravel()) + np.arange(
+            ends[-1] if ends.size else 0
+        )
         bounds = np.concatenate([[0], ends]).astype(np.int64)
         starts = np.arange(len(self.kinds))[:, None] * len(rows)
         offsets_JR1 = bounds[starts + np.arange(len(rows) + 1)[None, :]]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def _scan(
     torch.set_num_threads(1)  # one thread per range of queries, none inside the product
     try:
         with ThreadPoolExecutor(threads) as pool:
-            for done in [pool.submit(run, *pair) for pair in zip(bounds, bounds[1:], strict=False)]:
+            for done in [pool.submit(run, *pair) for pair in pairwise(bounds)]:
                 done.result()
     finally:
         torch.set_num_threads(torch_threads)

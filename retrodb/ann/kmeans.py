@@ -14,7 +14,9 @@ from retrodb.ann.exact import exact_topk
 from retrodb.ann.metric import FloatArray, Int64Array, Metric
 
 ITERATIONS = 10
-FLAT_LISTS = 8_192  # beyond it a flat assignment costs more than a graph search, and flat training grows as lists squared
+FLAT_LISTS = (
+    8_192  # beyond it a flat assignment costs more than a graph search, and flat training grows as lists squared
+)
 SPLIT = 1 / 1024  # relative step by which the halves of a split list differ, as in FAISS
 
 
@@ -43,7 +45,7 @@ def kmeans(
 
 def _shares(sizes_G: Int64Array, num_lists: int) -> Int64Array:
     """Lists per group in proportion to its points, at least one for any that has points, `num_lists` in all."""
-    shares_G = np.maximum(sizes_G * num_lists // sizes_G.sum(), sizes_G > 0)
+    shares_G: Int64Array = np.maximum(sizes_G * num_lists // sizes_G.sum(), sizes_G > 0)
     while (missing := num_lists - int(shares_G.sum())) != 0:
         per_list_G = sizes_G / np.maximum(shares_G, 1)
         step = 1 if missing > 0 else -1

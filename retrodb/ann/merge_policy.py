@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MERGE_FACTOR = 8  # parts of one tier that become one of the next: a row is rewritten log8(N / smallest part) times
-SMALLEST = 1 << 14  # parts below this size count as this size
+MERGE_FACTOR = 8  # parts of one tier that become one of the next: a row is rewritten log8(N / SMALLEST) times
+SMALLEST = 1 << 14  # parts up to this size are of the lowest tier
 
 
 def choose_merges(sizes: Sequence[int], merge_factor: int = MERGE_FACTOR) -> list[tuple[int, ...]]:
     """Runs of neighbouring parts (positions in `sizes`) to merge; parts are given in the order of their chunk ids.
 
-    Tiers are powers of `merge_factor`; a run of `merge_factor` neighbours of one tier or below is merged. Only
-    neighbours merge, so that ids stay ascending within a part.
+    A part's tier is the power of `merge_factor` that it fits in. A run of neighbours of at most some tier is merged once
+    `merge_factor` of them are of that tier; lower tiers are tried first. Only neighbours merge, so that ids stay
+    ascending within a part.
     """
+    tiers = [_tier(size, merge_factor) for size in sizes]
     merges: list[tuple[int, ...]] = []
-    run: list[int] = []
-    for place, size in enumerate(sizes):
-        if run and _tier(size, merge_factor) > max(_tier(sizes[at], merge_factor) for at in run):
-            run = []  # a bigger part ends the run: small parts are not worth its rewriting
-        run.append(place)
-        top = max(_tier(sizes[at], merge_factor) for at in run)
-        same_tier = [at for at in run if _tier(sizes[at], merge_factor) == top]
-        if len(same_tier) >= merge_factor:
-            merges.append(tuple(run))
-            run = []
-    return merges
+    taken: set[int] = set()
+    for tier in sorted(set(tiers)):
+        run: list[int] = []
+        for place, other in enumerate(tiers):
+            if other > tier or place in taken:
+                run = []
+                continue
+            run.append(place)
+            if sum(tiers[at] == tier for at in run) == merge_factor:
+                merges.append(tuple(run))
+                taken.update(run)
+                run = []
+    return sorted(merges)
 
 
 def _tier(size: int, merge_factor: int) -> int:

@@ -185,7 +185,8 @@ def _read_index(folder: Path, memory_map: bool) -> Any:
 
 
 def merge_parts(parts: Sequence[Part], folder: Path) -> PartMeta:
-    """Writes the parts' rows, one after the other, as one part; byte for byte what `build_part` gives for them at once.
+    """Writes the parts' rows, one after the other, as one part; the same answers, and but for the padding in
+    fast-scan lists the same bytes, as `build_part` gives for all rows at once.
 
     Raises:
         MismatchError: the parts are of different codebooks.

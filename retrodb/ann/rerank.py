@@ -35,7 +35,9 @@ class LivePart:
             lengths.add(len(self.allowed_N))
         if len(lengths) > 1:
             what = f"an index part of {self.part.meta.rows} rows was given ids, keys or a mask of another number"
-            raise MismatchError(what, where=str(self.part.folder), remedy="Run 'retrodb index', which covers new vectors")
+            raise MismatchError(
+                what, where=str(self.part.folder), remedy="Run 'retrodb index', which covers new vectors"
+            )
 
     @property
     def num_allowed(self) -> int:

@@ -85,17 +85,22 @@ def _search_part(
     else:
         if isinstance(index, faiss.IndexPreTransform):
             index = faiss.downcast_index(index.index)
-        is_rabitq = isinstance(index, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan)
-        kind = faiss.IVFRaBitQSearchParameters if is_rabitq else faiss.SearchParametersIVF
-        parameters = kind(sel=selector, nprobe=lists_QA.shape[1])
+        parameters = _parameters(index, selector, lists_QA.shape[1])
         found = np.empty((len(rotated), width), np.float32), np.empty((len(rotated), width), np.int64)
-        inputs = rotated, lists_QA, distances_QA
-        x, lists, coarse, distances, labels = (faiss.swig_ptr(np.ascontiguousarray(array)) for array in (*inputs, *found))
+        x, lists, coarse, distances, rows = map(faiss.swig_ptr, (rotated, lists_QA, distances_QA, *found))
         # The Python wrapper refuses parameters; the method below it takes them.
-        index.search_preassigned_c(len(rotated), x, width, lists, coarse, distances, labels, False, parameters)
+        index.search_preassigned_c(len(rotated), x, width, lists, coarse, distances, rows, False, parameters)
     distances_QW, rows_QW = found
     ids_QW = np.where(rows_QW >= 0, live.ids_N[np.maximum(rows_QW, 0)] if len(live.ids_N) else rows_QW, NO_NEIGHBOUR)
     return ids_QW, -distances_QW if codebook.metric == "inner_product" else distances_QW
+
+
+def _parameters(index: Any, selector: Any, nprobe: int) -> Any:
+    """One-bit codes take parameters of their own, whose defaults differ from the index's."""
+    faiss = faiss_module()
+    if isinstance(index, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan):
+        return faiss.IVFRaBitQSearchParameters(sel=selector, nprobe=nprobe, qb=index.qb)
+    return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
 
 
 def _selector(bits: Any) -> Any:

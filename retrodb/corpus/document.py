@@ -130,7 +130,10 @@ def _map_record(record: Mapping[str, object], fields: Fields, place: str, defaul
 
 
 def _first_present(names: tuple[str, ...], record: Mapping[str, object]) -> str | None:
-    return next((name for name in names if name in record), None)
+    for name in names:  # a generator expression here costs a tenth of the whole reader
+        if name in record:
+            return name
+    return None
 
 
 def _joined(value: object) -> object:
@@ -171,6 +174,8 @@ def _decode(value: bytes) -> str:
 
 
 def _check_unicode(text: str) -> None:
+    if text.isascii():  # known without looking
+        return
     try:
         text.encode()
     except UnicodeEncodeError as error:

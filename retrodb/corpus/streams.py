@@ -120,8 +120,10 @@ def delimited_records(
     A record longer than `max_bytes` comes as its first bytes with False; the rest of it is passed over unbuffered.
     """
     offset = start  # of the first byte of `pending`
-    pending = b""
-    while block := stream.read(max(BLOCK_BYTES, len(pending))):  # doubling: a long record is not copied n^2 times
+    pending, is_at_end = b"", False
+    while not is_at_end:
+        block = stream.read(max(BLOCK_BYTES, len(pending)))  # doubling: a long record is not copied n^2 times
+        is_at_end = not block
         pending += block
         last = pending.rfind(delimiter)
         if last >= 0:

@@ -42,17 +42,19 @@ class CodepointTables:
     nfkc_state: NDArray[np.uint8]  # KEPT, REPLACED or JOINING
     combining: NDArray[np.uint8]  # canonical combining class; marks stand in ascending order
     lower: NDArray[np.int32]  # simple lower-case mapping, itself where there is none
+    folded: NDArray[np.int32]  # lower * 8 + word_class: one look tells both
 
 
 @functools.cache
 def codepoint_tables() -> CodepointTables:
-    """The tables, expanded at first use (8 MB, 4 ms)."""
+    """The tables, expanded at first use (12 MB, 10 ms)."""
     properties, combining = _expand(_PROPERTIES), _expand(_COMBINING)
     lower = np.arange(NUM_CODEPOINTS, dtype=np.int32)
     for word in _LOWER.split():
         first, count, step, delta = (int(number, 16) for number in word.split("."))
         lower[first : first + count * step : step] += delta
-    return CodepointTables(properties & np.uint8(7), properties >> np.uint8(3), combining, lower)
+    word_class = properties & np.uint8(7)
+    return CodepointTables(word_class, properties >> np.uint8(3), combining, lower, lower * 8 + word_class)
 
 
 def _expand(runs: str) -> NDArray[np.uint8]:

@@ -131,10 +131,10 @@ def touched_chunks(starts: Ints, ends: Ints, chunk_offsets: Ints) -> Ints:
 
 
 def _find_occurrences(texts: pa.Array, table: TestTable) -> _Occurrences:
-    tables, parts = codepoint_tables(), []
+    folded, parts = codepoint_tables().folded, []
     for batch in iter_batches(texts):
         found, *counts = _probe(
-            batch.data, batch.begins, batch.ends, tables.word_class, tables.lower, table.ngram,
+            batch.data, batch.begins, batch.ends, folded, table.ngram,
             table.keys, table.slots, table.filter_bits, *scratch(batch.begins, batch.ends),
         )  # fmt: skip
         for document in batch.moves.keys() & set(found[:, 0].tolist()):
@@ -230,7 +230,7 @@ def _differs(values: Ints) -> NDArray[np.bool_]:
 
 @kernel
 def _probe(
-    data: Bytes, begins: Ints, ends: Ints, word_class: Bytes, lower: NDArray[np.int32], ngram: int,
+    data: Bytes, begins: Ints, ends: Ints, folded: NDArray[np.int32], ngram: int,
     table_keys: Keys, slots: Slots, filter_bits: Bytes,
     words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
 ) -> tuple[Ints, Ints, Ints, Keys]:  # fmt: skip
@@ -243,7 +243,7 @@ def _probe(
         bits, shift = bits >> 1, shift - np.uint64(1)
     keys = np.empty_like(words)
     for document in range(len(begins)):
-        count = split_words(data, begins[document], ends[document], word_class, lower, words, starts, stops)
+        count = split_words(data, begins[document], ends[document], folded, words, starts, stops)
         num_words[document] = count
         if 0 < count < ngram:
             whole_keys[document] = whole_text_key(words[:count])

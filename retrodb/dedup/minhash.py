@@ -25,11 +25,11 @@ EMPTY = np.uint32(0xFFFFFFFF)  # every value of the signature of a document with
 def signatures(texts: pa.Array, num_permutations: int = 128, seed: int = 1, ngram: int = NGRAM) -> Words32:
     """(M, P) uint32 signatures of the documents' shingle sets."""
     check_ngram(ngram)
-    tables = codepoint_tables()
+    folded = codepoint_tables().folded
     multipliers, addends = _permutations(num_permutations, seed)
     parts = [
         _sketch(
-            batch.data, batch.begins, batch.ends, tables.word_class, tables.lower, ngram, multipliers, addends,
+            batch.data, batch.begins, batch.ends, folded, ngram, multipliers, addends,
             *scratch(batch.begins, batch.ends),
         )
         for batch in iter_batches(texts)
@@ -46,13 +46,13 @@ def _permutations(count: int, seed: int) -> tuple[Words32, Words32]:
 
 @kernel
 def _sketch(
-    data: Bytes, begins: Ints, ends: Ints, word_class: Bytes, lower: NDArray[np.int32], ngram: int,
+    data: Bytes, begins: Ints, ends: Ints, folded: NDArray[np.int32], ngram: int,
     multipliers: Words32, addends: Words32, words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
 ) -> Words32:  # fmt: skip
     found = np.full((len(begins), len(multipliers)), EMPTY, np.uint32)
     keys = np.empty_like(words)
     for document in range(len(begins)):
-        count = split_words(data, begins[document], ends[document], word_class, lower, words, starts, stops)
+        count = split_words(data, begins[document], ends[document], folded, words, starts, stops)
         update_signature(found[document], keys[: roll(words[:count], ngram, keys)], multipliers, addends)
     return found
 

@@ -26,6 +26,7 @@ Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
 BATCH_BYTES = 1 << 20  # small enough for the second-level cache together with its word hashes
+STRIDE = 32  # bytes looked at together
 _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 MAX_TEXT_BYTES = (1 << 31) - 1  # positions inside a batch are 32-bit
 
@@ -185,12 +186,25 @@ def _low_bits(data: Bytes, at: np.uint64) -> Any:
 
 
 @kernel
+def _is_ascii(data: Bytes, i: int) -> bool:
+    """Whether the STRIDE bytes from i are ASCII; compiles to a few vector instructions."""
+    every = np.uint8(0)
+    for byte in data[i : i + STRIDE]:
+        every |= byte
+    return every < 0x80
+
+
+@kernel
 def _find_clusters(data: Bytes, nfkc_state: Bytes, combining: Bytes) -> NDArray[np.int64]:
     """(C, 2) byte ranges of the clusters of one text that NFKC may change."""
     clusters = np.empty((len(data) // 2 + 1, 2), np.int64)
     count, i, end = 0, 0, len(data)
     cluster_start, previous_class, is_changed = 0, np.uint8(0), np.bool_(False)
     while i < end:
+        if not is_changed and i + STRIDE <= end and _is_ascii(data, i):
+            i += STRIDE
+            cluster_start, previous_class = i - 1, np.uint8(0)
+            continue
         start, codepoint, i = i, np.int64(data[np.uint64(i)]), i + 1
         if codepoint < 0x80 and not is_changed:  # the usual case; what follows would do the same
             cluster_start, previous_class = start, np.uint8(0)

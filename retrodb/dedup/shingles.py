@@ -1,8 +1,8 @@
 """Shingles: the 64-bit keys of the word n-grams of a text. This is the specification of SHINGLE_VERSION 1.
 
-1. **Characters.** Those of Unicode 14.0. A codepoint not assigned there, and each byte that is no UTF-8, counts as a
-   space. The text is brought to NFKC, then each codepoint to its simple lower-case mapping (UnicodeData.txt, field
-   13: U+0130 becomes `i`, no rule for a final sigma).
+1. **Characters.** Those of Unicode 14.0; a codepoint not assigned there counts as a space. The text, valid UTF-8, is
+   brought to NFKC, then each codepoint to its simple lower-case mapping (UnicodeData.txt, field 13: U+0130 becomes
+   `i`, no rule for a final sigma).
 2. **Words.** Letters and numbers are the codepoints of general category L* and N*, marks those of M*. Of these, the
    ones in the following ranges are words by themselves: U+0E00-0EFF (Thai, Lao), 1000-109F (Myanmar), 1780-17FF
    (Khmer), 3005-3007, 3021-3029, 3038-303B, 3041-30FF, 31F0-31FF, 1B000-1B16F (kana), 3400-4DBF, 4E00-9FFF,
@@ -69,14 +69,13 @@ def check_ngram(ngram: int) -> None:
 def shingle_sets(texts: pa.Array, ngram: int = NGRAM) -> ShingleSets:
     """The shingle set of every text (M,)."""
     check_ngram(ngram)
-    tables = codepoint_tables()
+    folded = codepoint_tables().folded
     parts = [
         _shingle_sets(
             batch.data,
             batch.begins,
             batch.ends,
-            tables.word_class,
-            tables.lower,
+            folded,
             ngram,
             *scratch(batch.begins, batch.ends),
         )
@@ -130,7 +129,7 @@ def _hash_codepoint(value: np.uint64, codepoint: int) -> np.uint64:
 
 @kernel
 def split_words(
-    data: Bytes, begin: int, end: int, word_class: Bytes, lower: NDArray[np.int32],
+    data: Bytes, begin: int, end: int, folded: NDArray[np.int32],
     hashes: Keys, starts: NDArray[np.int32], ends: NDArray[np.int32],
 ) -> int:  # fmt: skip
     """Write hash, start and end (bytes from `begin`) of every word of data[begin:end]; gives their number W."""
@@ -139,25 +138,21 @@ def split_words(
         start, codepoint, i = i, np.int64(data[np.uint64(i)]), i + 1
         if codepoint >= 0x80:
             codepoint, i = decode(data, start, end)
-        kind = word_class[np.uint64(codepoint)]
-        if kind != LETTER and kind != SINGLE:
+        entry = folded[np.uint64(codepoint)]
+        kind = entry & 7
+        if kind not in (LETTER, SINGLE):
             continue
-        value, stop = _hash_codepoint(FNV_OFFSET, lower[np.uint64(codepoint)]), i
-        while kind in (LETTER, MARK):
-            stop = i
-            if i == end:
-                break
+        value, stop = _hash_codepoint(FNV_OFFSET, entry >> 3), i
+        while kind in (LETTER, MARK) and i < end:
             codepoint, i = np.int64(data[np.uint64(i)]), i + 1
-            if codepoint < 0x80:
-                kind = word_class[np.uint64(codepoint)]
-                if kind == LETTER:
-                    value = (value ^ np.uint64(lower[np.uint64(codepoint)])) * FNV_PRIME
-            else:
+            if codepoint >= 0x80:
                 codepoint, i = decode(data, i - 1, end)
-                kind = word_class[np.uint64(codepoint)]
-                if kind in (LETTER, MARK):
-                    value = _hash_codepoint(value, lower[np.uint64(codepoint)])
-        i = stop
+            entry = folded[np.uint64(codepoint)]
+            kind = entry & 7
+            if kind in (LETTER, MARK):
+                value, stop = _hash_codepoint(value, entry >> 3), i
+        if kind == SINGLE:
+            i = stop  # what ended the word is a word itself
         hashes[count], starts[count], ends[count] = fmix64(value), start - begin, stop - begin
         count += 1
     return count
@@ -189,7 +184,7 @@ def whole_text_key(words: Keys) -> np.uint64:
 
 @kernel
 def _shingle_sets(
-    data: Bytes, begins: Ints, ends: Ints, word_class: Bytes, lower: NDArray[np.int32], ngram: int,
+    data: Bytes, begins: Ints, ends: Ints, folded: NDArray[np.int32], ngram: int,
     words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
 ) -> tuple[Keys, Ints, Keys, Ints]:  # fmt: skip
     total = np.int64(0)
@@ -199,7 +194,7 @@ def _shingle_sets(
     whole_keys, num_words = np.zeros(len(begins), np.uint64), np.zeros(len(begins), np.int64)
     used = 0
     for document in range(len(begins)):
-        count = split_words(data, begins[document], ends[document], word_class, lower, words, starts, stops)
+        count = split_words(data, begins[document], ends[document], folded, words, starts, stops)
         num_words[document] = count
         if 0 < count < ngram:
             whole_keys[document] = whole_text_key(words[:count])

@@ -10,10 +10,10 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from retrodb.encode.identity import Metric, Pooling, PoolingSpan, digest_json
-from retrodb.errors import InputError
+from retrodb.errors import InputError, UsageError
 
 POOLINGS: dict[str, Pooling] = {
     "mean": "mean",
@@ -25,6 +25,7 @@ POOLINGS: dict[str, Pooling] = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
 }
+CHOICES = {"pooling": get_args(Pooling), "pooling_span": get_args(PoolingSpan), "metric": get_args(Metric)}
 METRICS: dict[str, Metric] = {"dot": "inner_product", "cosine": "inner_product", "euclidean": "squared_l2"}
 # Names that prompts go by in models of this kind; the first one present counts.
 QUERY_PROMPTS = ("query", "question", "search_query")
@@ -63,6 +64,12 @@ class Overrides:
     passage_prefix: str | None = None
     metric: Metric | None = None
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise UsageError(f"unknown {name} '{value}'", remedy=f"Use one of {', '.join(choices)}.")
 
     def apply(self, conventions: Conventions) -> Conventions:
         """The conventions with what is set here; the metric follows the normalisation unless it is set, too."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from retrodb.encode.batching import GPU_WINDOW_ROWS, WINDOW_ROWS
 from retrodb.encode.threads import available_cpus
 from retrodb.errors import UsageError
 
@@ -31,6 +32,11 @@ class Compute:
     @property
     def is_cuda(self) -> bool:
         return self.device.startswith("cuda")
+
+    @property
+    def window_rows(self) -> int:
+        """Rows to be grouped by length at once; large enough on a GPU that rare lengths fill a batch, too."""
+        return GPU_WINDOW_ROWS if self.is_cuda else WINDOW_ROWS
 
 
 def choose_compute(
@@ -86,7 +92,7 @@ def measure_matrix_rate(compute: Compute, *, size: int | None = None, repeats: i
     """FLOP/s of a large square product on this device: what a model can at most reach here. The best of `repeats`."""
     size = size or (8192 if compute.is_cuda else 1024)
     left, right = (torch.randn(size, size, device=compute.device).to(DTYPES[compute.dtype]) for _ in range(2))
-    synchronize = torch.cuda.synchronize if compute.is_cuda else nullcontext
+    synchronize = partial(torch.cuda.synchronize, compute.device) if compute.is_cuda else lambda: None
     before = torch.get_num_threads()
     torch.set_num_threads(compute.threads)
     fastest = float("inf")

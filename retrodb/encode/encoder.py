@@ -56,6 +56,8 @@ def resolve_encoder(
         MismatchError: parts of the model that do not belong together.
     """
     if name.startswith("hashing:"):
+        if overrides is not None or query_model is not None:
+            raise UsageError("a hashing encoder has no conventions to change", where=name)
         return _hashing(name)
     from retrodb.encode.device import choose_compute
 
@@ -126,6 +128,7 @@ def _transformer(name: str, compute: Compute, overrides: Overrides, tokenize_wor
         implementation=implementation,
         device=compute.device,
         compute_dtype=compute.dtype,
+        window_rows=compute.window_rows,
         versions=library_versions(*libraries),
     )
     return TransformerEncoder(

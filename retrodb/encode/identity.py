@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from retrodb.encode.batching import WINDOW_ROWS
 from retrodb.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Provenance:
     implementation: Literal["lean", "transformers", "hashing"]
     device: str
     compute_dtype: str
+    window_rows: int = WINDOW_ROWS  # passages that one call of encode_passages should get
     batch_tokens: int = 0  # token budget of a batch; 0 where there are no batches
     versions: dict[str, str] = field(default_factory=dict)  # library -> version
 

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -92,10 +93,12 @@ class ChunkTokenizer:
         self.max_cached_runs = spec.max_cached_runs
         self.is_cached = is_cacheable(json.loads(spec.tokenizer_json))
         self.cache: dict[str, bytes] = {}
+        self.lock = Lock()
 
     def encode(self, texts: list[str]) -> TokenIds:
         """Ids of the texts, special tokens around them, cut off at the maximum length."""
-        contents = self._encode_runs(texts) if self.is_cached else self._encode_plain(texts)
+        with self.lock:  # queries may come while passages are encoded
+            contents = self._encode_runs(texts) if self.is_cached else self._encode_plain(texts)
         whole = [self.prefix + content[: self.max_bytes] + self.suffix for content in contents]
         offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(content) for content in whole], out=offsets[1:])

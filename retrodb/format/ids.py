@@ -5,11 +5,15 @@ Sorted by key, so that a new version of a source is compared with the old by mer
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 IdArray: TypeAlias = NDArray[Any]
 
@@ -22,6 +26,9 @@ ID_DTYPE = np.dtype(
         ("row", "<i8"),  # the document's first row in the shard
     ]
 )
+
+HASH_DTYPE = np.dtype([("hi", ">u8"), ("lo", ">u8")])
+"""One entry of a `hashes` file: the 16 bytes of an xxh3-128 in their canonical order."""
 
 
 def key_of(source: str, doc_id: str) -> int:
@@ -40,6 +47,14 @@ def record_hash(text: str, value: str | None, metadata: bytes) -> int:
 def content_hash(text: str, value: str | None) -> bytes:
     """16 bytes that are equal for equal texts, whatever their ids and metadata."""
     return xxhash.xxh3_128_digest((text if value is None else f"{text}\0{value}").encode())
+
+
+def text_hashes(texts: pa.LargeStringArray) -> IdArray:
+    """(N,) HASH_DTYPE: the xxh3-128 of each text's UTF-8, by which equal chunk texts are known."""
+    view = memoryview(texts.buffers()[2] or b"")
+    bounds = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    digests = b"".join(xxhash.xxh3_128_digest(view[start:end]) for start, end in pairwise(bounds))
+    return np.frombuffer(digests, dtype=HASH_DTYPE)
 
 
 def id_entries(keys: list[int], hashes: list[int], rows: list[int]) -> IdArray:

@@ -26,6 +26,7 @@ _KINDS = (
     FileKind("documents", "documents/{task}.parquet", "chunks", "-"),
     FileKind("chunks", "chunks/{task}.parquet", "chunks", "-"),
     FileKind("tokens", "tokens/{task}.npy", "chunks", "chunks"),
+    FileKind("hashes", "hashes/{task}.npy", "chunks", "chunks"),
     FileKind("ids", "ids/{task}.npy", "chunks", "documents"),
     FileKind("vectors", "vectors/{name}/{task}.npy", "chunks", "chunks"),
     FileKind("parts", "parts/{name}/{task}/{file}", "chunks", "vectors"),
@@ -39,6 +40,7 @@ _KINDS = (
     FileKind("reports", "reports/{task}.parquet", "-", "-"),
     FileKind("rejects", "rejects/{task}.parquet", "-", "-"),
     FileKind("runs", "runs/{run}/{file}", "-", "-"),
+    FileKind("collection", "collection.json", "-", "-"),
 )
 
 KINDS: dict[str, FileKind] = {kind.name: kind for kind in _KINDS}

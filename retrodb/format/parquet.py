@@ -27,8 +27,8 @@ def open_writer(path: Path | BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, write_page_checksum=True)
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a file whole, or some of its columns.
+def read_table(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file (or its bytes) whole, or some of its columns.
 
     Raises:
         DamagedFileError: when a page's checksum or the file's structure is wrong.
@@ -49,17 +49,17 @@ def read_row_groups(path: Path, groups: Sequence[int], columns: Sequence[str] | 
         raise damaged(path, error) from error
 
 
-def iterate_row_groups(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+def iterate_row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The row groups of a file, one table each. Raises as `read_table`."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=list(columns), use_threads=False)
+                yield file.read_row_group(group, columns=None if columns is None else list(columns), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
 
 
-def damaged(path: Path, error: Exception) -> DamagedFileError:
+def damaged(path: Path | BinaryIO, error: Exception) -> DamagedFileError:
     """The error for a Parquet file that does not read as written."""
     return DamagedFileError(
         f"not readable as the Parquet file it was written as ({error})",

@@ -6,6 +6,7 @@ of a snapshot is what is left after applying all records of its segments in orde
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -97,42 +98,36 @@ def records_to_table(records: Iterable[Record]) -> pa.Table:
 
     from retrodb.format.schemas import MANIFEST
 
-    return pa.Table.from_pylist([_to_row(record) for record in records], schema=MANIFEST)
+    columns = zip(*(_to_row(record) for record in records), strict=True)
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, MANIFEST, strict=False)]
+    return pa.Table.from_arrays(arrays, schema=MANIFEST) if arrays else MANIFEST.empty_table()
 
 
-_EMPTY: dict[str, Any] = {
-    "kind": "", "name": "", "path": "", "first_chunk": -1, "num_chunks": 0, "num_documents": 0,
-    "rows": None, "num_rows": 0, "size_bytes": 0, "sha256": b"", "xxh3": b"",
-}  # fmt: skip
-
-
-def _to_row(record: Record) -> dict[str, Any]:
+def _to_row(record: Record) -> tuple[Any, ...]:
+    """The values of one record in the order of `schemas.MANIFEST`."""
     match record:
-        case FileRecord():
-            digest = {
-                "size_bytes": record.digest.size_bytes,
-                "sha256": record.digest.sha256,
-                "xxh3": record.digest.xxh3,
-            }
-            own = {
-                n: getattr(record, n) for n in ("kind", "name", "path", "first_chunk", "num_chunks", "rows", "num_rows")
-            }
-            return {**_EMPTY, "op": OP_FILE, **own, **digest}
-        case ShardRecord():
-            own = {n: getattr(record, n) for n in ("first_chunk", "num_chunks", "num_documents")}
-            return {**_EMPTY, "op": OP_SHARD, "name": record.source, "path": record.task, **own}
-        case ScreenedRecord():
-            own = {"name": record.testset, "first_chunk": record.first_chunk, "num_chunks": record.num_chunks}
-            return {**_EMPTY, "op": OP_SCREENED, **own}
-        case DropRecord():
-            return {**_EMPTY, "op": record.op, "path": record.path, "first_chunk": record.first_chunk}
+        case FileRecord(kind, name, path, digest, first, count, rows, num_rows):
+            own = (digest.size_bytes, digest.sha256, digest.xxh3)
+            return (OP_FILE, kind, name, path, first, count, 0, rows, num_rows, *own)
+        case ShardRecord(task, source, count, num_documents, first):
+            return (OP_SHARD, "", source, task, first, count, num_documents, *_NO_FILE)
+        case ScreenedRecord(testset, first, count):
+            return (OP_SCREENED, "", testset, "", first, count, 0, *_NO_FILE)
+        case DropRecord(op, path, first):
+            return (op, "", "", path, first, 0, 0, *_NO_FILE)
 
 
-def file_record_from_row(row: dict[str, Any]) -> FileRecord:
-    """The file record of one row of a manifest table."""
-    digest = FileDigest(row["size_bytes"], row["sha256"], row["xxh3"])
-    own = {n: row[n] for n in ("kind", "name", "path", "first_chunk", "num_chunks", "rows", "num_rows")}
-    return FileRecord(digest=digest, **own)
+_NO_FILE = (None, 0, 0, b"", b"")  # rows, num_rows, size_bytes, sha256, xxh3
+
+
+def file_records(table: pa.Table) -> list[FileRecord]:
+    """The file records of a manifest table's rows, all of which must be of files."""
+    names = ("kind", "name", "path", "size_bytes", "sha256", "xxh3", "first_chunk", "num_chunks", "rows", "num_rows")
+    columns = (table.column(name).to_pylist() for name in names)
+    return [
+        FileRecord(kind, name, path, FileDigest(size_bytes, sha256, xxh3), first, count, rows, num_rows)
+        for kind, name, path, size_bytes, sha256, xxh3, first, count, rows, num_rows in zip(*columns, strict=True)
+    ]
 
 
 def screening_key(name: str, digest: str) -> str:
@@ -141,10 +136,6 @@ def screening_key(name: str, digest: str) -> str:
 
 
 def covered(ranges: Sequence[tuple[int, int]], first: int, count: int) -> bool:
-    """Whether sorted, disjoint ranges (start, end) cover `[first, first + count)` whole."""
-    position = first
-    for start, end in ranges:
-        if start > position:
-            break
-        position = max(position, end)
-    return position >= first + count
+    """Whether one of sorted ranges (start, end) that neither meet nor touch covers `[first, first + count)`."""
+    index = bisect_right(ranges, first, key=lambda span: span[0]) - 1
+    return index >= 0 and ranges[index][1] >= first + count

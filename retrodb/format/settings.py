@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retrodb.config import dump_toml, from_mapping, parse_toml, to_mapping
-from retrodb.errors import ConfigError, FormatVersionError
+from retrodb.errors import ConfigError, DamagedFileError, FormatVersionError
 from retrodb.format import FORMAT_VERSION
 
 
@@ -28,19 +28,22 @@ def parse_settings(text: str, *, where: str) -> Settings:
 
     Raises:
         FormatVersionError: when a newer retrodb wrote it.
-        ConfigError: when it is damaged or has unknown keys.
+        DamagedFileError: when it is not as retrodb writes it.
     """
-    values = parse_toml(text, where=where)
-    version = values.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool):
-        raise ConfigError("'format_version' is missing", where=where, remedy="Restore this file from a backup.")
-    if version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"format version {version} is newer than {FORMAT_VERSION}, the newest this retrodb reads",
-            where=where,
-            remedy="Install a newer retrodb: pip install --upgrade retrodb.",
-        )
-    return from_mapping(Settings, values, where=where)
+    try:
+        values = parse_toml(text, where=where)
+        version = values.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise FormatVersionError(
+                f"format version {version} is newer than {FORMAT_VERSION}, the newest this retrodb reads",
+                where=where,
+                remedy="Install a newer retrodb: pip install --upgrade retrodb.",
+            )
+        return from_mapping(Settings, values, where=where)
+    except ConfigError as error:
+        raise DamagedFileError(
+            f"damaged settings ({error.what})", where=where, remedy="Restore this file from a backup."
+        ) from error
 
 
 def dump_settings(settings: Settings) -> str:

@@ -44,9 +44,8 @@ class Snapshot:
     segments: tuple[SegmentRef, ...]  # the manifest, oldest first
     entries: Mapping[str, Any] = field(default_factory=dict)  # named things, see the module's docstring
     counts: Mapping[str, int] = field(default_factory=dict)  # what the command reported
-    totals: Mapping[str, int] = field(
-        default_factory=dict
-    )  # shards, documents, chunks, files, bytes ever added less dropped
+    totals: Mapping[str, int] = field(default_factory=dict)  # shards, documents, chunks, files, bytes ever added
+    expired_at: str | None = None  # when collection left only this stub, without segments, entries and arguments
     format_version: int = FORMAT_VERSION
 
     @property
@@ -80,7 +79,7 @@ def snapshot_number(path: str) -> int | None:
 
 
 def dump_snapshot(snapshot: Snapshot) -> bytes:
-    """The bytes of a snapshot file; its last field is the SHA-256 of all before it."""
+    """The bytes of a snapshot file; its last field is the SHA-256 of all before it, in every format version."""
     body = orjson.dumps(asdict(snapshot), option=orjson.OPT_SORT_KEYS)
     return body[:-1] + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
 
@@ -89,33 +88,23 @@ def parse_snapshot(data: bytes, *, where: str) -> Snapshot:
     """Read a snapshot file.
 
     Raises:
-        DamagedFileError: when it is no snapshot or its checksum is wrong.
+        DamagedFileError: when its checksum is wrong.
         FormatVersionError: when a newer retrodb wrote it.
     """
     body, _, tail = data.rpartition(b',"sha256":"')
-    try:
-        values = orjson.loads(body + b"}")
-    except orjson.JSONDecodeError as error:
-        raise _damaged_snapshot(where, str(error)) from error
-    if not isinstance(values, dict):
-        raise _damaged_snapshot(where, "not an object")
-    version = values.get("format_version", 0)
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if tail != hashlib.sha256(body + b"}").hexdigest().encode() + b'"}\n':
+        raise DamagedFileError(
+            "damaged snapshot (checksum mismatch)",
+            where=where,
+            remedy="Restore this file from a backup, or read an older version with '--as-of'.",
+        )
+    values = orjson.loads(body + b"}")
+    if values["format_version"] > FORMAT_VERSION:
         raise FormatVersionError(
-            f"written in format version {version}, newer than {FORMAT_VERSION}",
+            f"written in format version {values['format_version']}, newer than {FORMAT_VERSION}",
             where=where,
             remedy="Install a newer retrodb: pip install --upgrade retrodb.",
         )
-    if tail != hashlib.sha256(body + b"}").hexdigest().encode() + b'"}\n':
-        raise _damaged_snapshot(where, "checksum mismatch")
     values["segments"] = tuple(SegmentRef(**ref) for ref in values["segments"])
     values["writes"] = tuple(values["writes"])
     return Snapshot(**values)
-
-
-def _damaged_snapshot(where: str, what: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"damaged snapshot ({what})",
-        where=where,
-        remedy="Restore this file from a backup, or read an older version with '--as-of'.",
-    )

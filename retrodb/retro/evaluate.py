@@ -52,7 +52,15 @@ class Report:
     verdict: str  # the same in words
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data; null for the ends of an interval that has none, because JSON knows no infinity."""
+
+        def estimate(it: Estimate) -> dict[str, float | None]:
+            return {name: value if math.isfinite(value) else None for name, value in asdict(it).items()}
+
+        estimates = ("bits_per_byte", "gain")
+        return asdict(self) | {
+            field: {name: estimate(it) for name, it in getattr(self, field).items()} for field in estimates
+        }
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,8 @@ def generate(
         if retrieve is not None:
             for at in range(len(neighbours) * m, len(tokens) - m + 1, m):
                 neighbours.append(retrieve(np.array(tokens[at : at + m], dtype=np.int64)))
-        first = max(
-            0, -(-len(tokens) // m) - model.config.num_chunks
-        )  # the oldest chunks leave when the sequence is full
+        # The oldest chunks leave when the sequence is full.
+        first = max(0, -(-len(tokens) // m) - model.config.num_chunks)
         with torch.inference_mode():
             logits = model(*_inputs(model.config, tokens[first * m :], neighbours[first:]))
         tokens.append(_draw(logits[0, len(tokens) - first * m - 1], temperature, top_k, generator))

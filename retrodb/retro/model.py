@@ -63,6 +63,7 @@ class Attention(nn.Module):
 
 
 def feed_forward(width: int) -> nn.Sequential:
+    """Normalises, widens four times, and comes back: (..., width) -> (..., width)."""
     return nn.Sequential(
         nn.RMSNorm(width), nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
     )

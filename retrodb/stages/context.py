@@ -23,8 +23,8 @@ class Context:
     clock: str | None = None  # time of new runs; None reads the machine's clock, once a run
 
     def settings(self) -> Settings:
-        """The database's settings. Raises MissingFileError, FormatVersionError, ConfigError."""
-        return parse_settings(self.storage.read("retrodb.toml").decode(), where="retrodb.toml")
+        """The database's settings. Raises MissingFileError, FormatVersionError, DamagedFileError."""
+        return parse_settings(self.storage.read("retrodb.toml").decode(errors="replace"), where="retrodb.toml")
 
     def view(self, as_of: int | None = None) -> View:
         """The newest snapshot, or an older one."""

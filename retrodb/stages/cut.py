@@ -21,7 +21,7 @@ from retrodb.store.storage import Storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHARD_KINDS = ("documents", "chunks", "tokens", "ids")
+SHARD_KINDS = ("documents", "chunks", "tokens", "hashes", "ids")
 
 
 def run_cut(storage: Storage, task: Task, clock: str) -> TaskRecord:
@@ -64,7 +64,7 @@ def _shard_paths(task_id: str) -> PathOf:
 
 
 def _query_paths(task_id: str, name: str) -> PathOf:
-    ending = {"documents": "parquet", "chunks": "parquet", "tokens": "npy", "ids": "npy"}
+    ending = dict.fromkeys(SHARD_KINDS, "npy") | {"documents": "parquet", "chunks": "parquet"}
     return lambda kind, number: path_of(
         "queries", name=name, task=shard_task(task_id, number), file=f"{kind}.{ending[kind]}"
     )

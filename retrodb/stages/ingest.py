@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STAGE_VERSION = 1
+_COUNTED = ("read", *OUTCOMES, "rejected", "removed", "chunks", "tokens")
 _MIN_SEGMENT, _MAX_SEGMENT = 8 << 20, 160 << 20  # characters; the upper one gives shards of nearly 2^20 chunks
 
 
@@ -99,22 +100,27 @@ def run_ingest(
         cut, held = _cut(context, run, scanned, decisions, params)
         outcome = Outcome(decisions, rejects, cut, held, counts)
         snapshot = commit(context.storage, view.snapshot, ingest_change(view, run, found, params, outcome))
-    added = add_counts(cut)
+    return _result(snapshot.number, found, params, {**counts, **add_counts(cut)}, rejects, dry_run)
+
+
+def _nothing_new(view: View, found: Inputs, params: IngestParams) -> IngestResult:
+    from retrodb.format.schemas import REJECTS
+
+    return _result(view.snapshot.number, found, params, {}, REJECTS.empty_table(), False)
+
+
+def _result(
+    snapshot: int, found: Inputs, params: IngestParams, counts: Mapping[str, int], rejects: pa.Table, dry_run: bool
+) -> IngestResult:
+    numbers: dict[str, Any] = {name: counts.get(name, 0) for name in _COUNTED}
     return IngestResult(
-        snapshot=snapshot.number,
+        snapshot=snapshot,
         source=params.source,
-        **counts,
-        chunks=added.get("chunks", 0),
-        tokens=added.get("tokens", 0),
+        **numbers,
         skipped_inputs=found.num_skipped,
         rejects_by_reason=_by_reason(rejects),
         dry_run=dry_run,
     )
-
-
-def _nothing_new(view: View, found: Inputs, params: IngestParams) -> IngestResult:
-    zeros = dict.fromkeys(("read", *OUTCOMES, "rejected", "removed", "chunks", "tokens"), 0)
-    return IngestResult(view.snapshot.number, params.source, **zeros, skipped_inputs=found.num_skipped, rejects_by_reason={})
 
 
 def _check(params: IngestParams) -> None:

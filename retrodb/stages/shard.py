@@ -18,7 +18,7 @@ from retrodb.corpus.chunking import Chunks
 from retrodb.errors import InputError
 from retrodb.format import MAX_SHARD_CHUNKS, ROW_GROUP_ROWS
 from retrodb.format.arrays import AnyArray, save_array
-from retrodb.format.ids import IdArray, sort_ids
+from retrodb.format.ids import IdArray, sort_ids, text_hashes
 from retrodb.format.parquet import open_writer, write_table
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
@@ -44,7 +44,7 @@ class Batch:
 class WrittenShard:
     """The files of one shard."""
 
-    files: tuple[FileRecord, ...]  # documents, chunks, tokens and, for a database's own shards, ids
+    files: tuple[FileRecord, ...]  # one of each kind
     num_chunks: int
     num_documents: int
     num_tokens: int
@@ -111,6 +111,7 @@ class _ShardWriter:
         self.num_chunks = self.num_documents = self.num_tokens = 0
         self._documents: list[pa.Table] = []
         self._tokens: list[AnyArray] = []
+        self._hashes: list[AnyArray] = []
         self._pending: list[pa.Table] = []
         self._ids: list[IdArray] = []
 
@@ -131,6 +132,7 @@ class _ShardWriter:
         """Take a batch; gives the chunks that fill whole row groups."""
         self._documents.append(self._documents_table(batch))
         self._tokens.append(_fixed_stride(batch.chunks, self._settings))
+        self._hashes.append(text_hashes(batch.chunks.text))
         self._ids.append(batch.ids.copy())
         self._ids[-1]["row"] = batch.chunks.first_row + self.num_chunks
         self._pending.append(_chunks_table(batch.chunks, self.num_chunks, self._settings.token_dtype))
@@ -144,11 +146,13 @@ class _ShardWriter:
         yield from self._flush(1)
 
     def writes(self, kind: str) -> Callable[[Path], None]:
-        """The function that writes the documents, tokens or ids file."""
+        """The function that writes the documents, tokens, hashes or ids file."""
         import pyarrow as pa
 
         if kind == "documents":
             return lambda local: write_table(local, pa.concat_tables(self._documents))
+        if kind == "hashes":
+            return lambda local: save_array(local, np.concatenate(self._hashes))
         if kind == "tokens":
             return lambda local: save_array(local, np.concatenate(self._tokens))
         return lambda local: save_array(local, sort_ids(np.concatenate(self._ids)))

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from retrodb.errors import ConflictError, RetroDBError
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import open_writer
@@ -29,7 +31,7 @@ from retrodb.format.records import (
     records_to_table,
 )
 from retrodb.format.snapshot import SegmentRef, Snapshot, dump_snapshot
-from retrodb.store.manifest import load_manifest, load_segment
+from retrodb.store.manifest import ShardTable, load_manifest, load_segment
 from retrodb.store.marks import Marks, conflicts
 from retrodb.store.snapshots import read_head, since
 from retrodb.store.storage import Storage
@@ -40,10 +42,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NewShard:
-    """A shard that gets its ids at commit, with the files that cover it."""
+    """A shard with the files that cover it. It gets its ids at commit, unless it has them (compacted or restored)."""
 
     record: ShardRecord
     files: tuple[FileRecord, ...]
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether its chunks had ids before."""
+        return self.record.first_chunk >= 0
 
 
 @dataclass(frozen=True)
@@ -117,24 +124,25 @@ def _refuse_conflict(change: Change, snapshot: Snapshot) -> None:
 
 def _rebased(storage: Storage, head: Snapshot, change: Change) -> Change:
     """The change without files that the head has already and without coverage of ids that are gone."""
+    if not change.files and not change.screened:
+        return change
     manifest = load_manifest(storage, head)
-    present = {record.path for record in manifest.all_files()} if change.files else set()
-    ends = manifest.shards.first_chunk + manifest.shards.num_chunks
-
-    def is_covered(first: int, count: int) -> bool:
-        inside = (manifest.shards.first_chunk < first + count) & (ends > first)
-        return int(manifest.shards.num_chunks[inside].sum()) >= count
-
-    def stays(record: FileRecord) -> bool:
-        if record.path in present:
-            return False
-        return record.kind not in _COVERAGE or is_covered(record.first_chunk, record.num_chunks)
-
+    present = set(manifest.paths())
+    ranged = [record for record in change.files if record.kind in _COVERAGE]
+    lost = set(_lost(manifest.shards, [*ranged, *change.screened]))
     return replace(
         change,
-        files=[record for record in change.files if stays(record)],
-        screened=[record for record in change.screened if is_covered(record.first_chunk, record.num_chunks)],
+        files=[record for record in change.files if record not in lost and record.path not in present],
+        screened=[record for record in change.screened if record not in lost],
     )
+
+
+def _lost(shards: ShardTable, records: list[FileRecord | ScreenedRecord]) -> list[FileRecord | ScreenedRecord]:
+    """The records that cover an id of no live shard."""
+    first = np.array([record.first_chunk for record in records], dtype=np.int64)
+    count = np.array([record.num_chunks for record in records], dtype=np.int64)
+    live = shards.count_below(first + count) - shards.count_below(first)
+    return [records[index] for index in np.flatnonzero(live < count)]
 
 
 _COVERAGE = ("vectors", "parts", "attributes", "tokens")
@@ -176,10 +184,10 @@ def _records(next_chunk: int, change: Change) -> tuple[list[Record], int]:
     """The change's manifest records with chunk ids given, and the next free id."""
     records: list[Record] = list(change.drops)
     for shard in change.shards:
-        placed = replace(shard.record, first_chunk=next_chunk)
+        placed = shard.record if shard.has_ids else replace(shard.record, first_chunk=next_chunk)
         records.append(placed)
-        records.extend(file.at(next_chunk) for file in shard.files)
-        next_chunk = placed.end_chunk
+        records.extend(file.at(placed.first_chunk) for file in shard.files)
+        next_chunk = max(next_chunk, placed.end_chunk)
     return [*records, *change.files, *change.screened], next_chunk
 
 
@@ -209,7 +217,7 @@ def _store_segment(storage: Storage, table: pa.Table) -> SegmentRef:
 def _totals(totals: Mapping[str, int], change: Change, records: list[Record]) -> dict[str, int]:
     """Running totals of what was ever added, for listings that must not read manifests."""
     files = [r for r in records if isinstance(r, FileRecord)]
-    shards = [shard.record for shard in change.shards]
+    shards = [shard.record for shard in change.shards if not shard.has_ids]
     added = {
         "shards": len(shards),
         "documents": sum(s.num_documents for s in shards),

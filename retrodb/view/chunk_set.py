@@ -104,6 +104,16 @@ class ChunkSet:
             documents[hit.where] = np.where(index >= 0, layout.first_row[index] + hit.record.first_chunk, -1)
         return documents
 
+    def content_keys(self, ids: Int64Array) -> Int64Array:
+        """(Q,) int64: equal for chunks of documents with equal text, whatever their ids; -1 for no document."""
+        keys = np.full(len(ids), -1, dtype=np.int64)
+        for hit in self._coverage["documents"].lookup(ids):
+            index = self.layout(hit.record).document_of(hit.rows)
+            hashes = self.documents_table(hit.record).column("content_hash").combine_chunks()
+            of_document = np.frombuffer(hashes.buffers()[1], np.int64)[2 * hashes.offset :: 2]
+            keys[hit.where] = np.where(index >= 0, of_document[index], -1)
+        return keys
+
     def lengths(self, ids: Int64Array) -> Int64Array:
         """(Q,) int64: tokens of each chunk, 0 for -1."""
         lengths = np.zeros(len(ids), dtype=np.int64)
@@ -120,9 +130,10 @@ class ChunkSet:
             tokens[hit.where] = self.map(hit.record)[hit.positions]
         return ChunkTokens(tokens, self.lengths(ids))
 
-    def texts(self, ids: Int64Array) -> list[str]:
-        """The text of each chunk; "" for -1 and deleted chunks."""
-        ids = np.where(self.is_live(ids), ids, -1)
+    def texts(self, ids: Int64Array, *, deleted_too: bool = False) -> list[str]:
+        """The text of each chunk; "" for -1 and, unless they are asked for, deleted chunks."""
+        if not deleted_too:
+            ids = np.where(self.is_live(ids), ids, -1)
         texts = [""] * len(ids)
         for hit in self._coverage["chunks"].lookup(ids):
             group_of = hit.positions // ROW_GROUP_ROWS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,7 @@ class Coverage:
         self.records = [records[i] for i in order]
         self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
         self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
+        self._row_set = lru_cache(maxsize=32)(lambda index: self.records[index].row_set)  # at most 8 MiB each
 
     def lookup(self, ids: Int64Array) -> Iterator[Hit]:
         """The files that hold the ids; ids that none holds, and -1, are in no hit."""
@@ -48,7 +50,7 @@ class Coverage:
             where = order[low[index] : high[index]]
             where = where[~found[where]]
             rows = ids[where] - record.first_chunk
-            positions = record.row_set.rank(rows)
+            positions = self._row_set(index).rank(rows)
             held = positions >= 0
             if held.any():
                 found[where[held]] = True

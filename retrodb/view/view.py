@@ -37,8 +37,12 @@ class View:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The live files and shards."""
-        return load_manifest(self.storage, self.snapshot)
+        """The live files and shards. The database's fixed files are held against it once, when it is read."""
+        manifest = load_manifest(self.storage, self.snapshot)
+        for kind in ("settings", "tokenizer"):
+            for record in manifest.files(kind):
+                self.files.open(record)
+        return manifest
 
     @property
     def shards(self) -> ShardTable:
@@ -48,7 +52,7 @@ class View:
     @cached_property
     def chunks(self) -> ChunkSet:
         """The database's own chunks."""
-        records = {kind: self.manifest.files(kind) for kind in ("documents", "chunks", "tokens", "ids")}
+        records = {kind: self.manifest.files(kind) for kind in CHUNK_FILES}
         return ChunkSet(self.files, self.settings, records, self.tombstones(""))
 
     def query_set(self, name: str) -> ChunkSet:
@@ -68,7 +72,7 @@ class View:
 
     def _read_query_set(self, name: str) -> ChunkSet:
         files = self.manifest.files("queries", name)
-        records = {kind: [r for r in files if r.path.rpartition("/")[2].startswith(f"{kind}.")] for kind in QUERY_FILES}
+        records = {kind: [r for r in files if r.path.rpartition("/")[2].startswith(f"{kind}.")] for kind in CHUNK_FILES}
         return ChunkSet(self.files, self.settings, records, self.tombstones(name))
 
     def tombstones(self, query_set: str) -> TombstoneSet:
@@ -109,15 +113,20 @@ class View:
         spans = zip(shards.first_chunk.tolist(), shards.num_chunks.tolist(), strict=True)
         return [i for i, (first, count) in enumerate(spans) if not covered(ranges, first, count)]
 
-    def vectors(self, space: str, ids: Int64Array) -> tuple[AnyArray, BoolArray]:
-        """Vectors (Q, D) float16 of a batch of ids in a space, and which of them (Q,) the space holds."""
-        held = np.zeros(len(ids), dtype=bool)
+    def query_vectors(self, query_set: str, space: str) -> Coverage:
+        """The vector files of a query set in a space; those of `self` are the database's own."""
+        if query_set == SELF:
+            return self.coverage("vectors", space)
+        ending = f"/vectors.{space}.npy"
+        return Coverage([r for r in self.manifest.files("queries", query_set) if r.path.endswith(ending)])
+
+    def vectors(self, space: str, ids: Int64Array, query_set: str = SELF) -> AnyArray:
+        """Vectors (Q, D) float16 of rows of a query set in a space; zeros for rows without one."""
         vectors = np.zeros((len(ids), self.snapshot.entry("space", space)["dimension"]), dtype=np.float16)
-        for hit in self.coverage("vectors", space).lookup(ids):
+        for hit in self.query_vectors(query_set, space).lookup(ids):
             vectors[hit.where] = self.chunks.map(hit.record)[hit.positions]
-            held[hit.where] = True
-        return vectors, held
+        return vectors
 
 
-QUERY_FILES = ("documents", "chunks", "tokens", "ids")
-"""File names (before the dot) of a query set, one of each a range of rows."""
+CHUNK_FILES = ("documents", "chunks", "tokens", "hashes", "ids")
+"""The kinds of files that hold chunks; those of a query set have these names before the dot."""

@@ -89,7 +89,7 @@ def byte_fallback_bpe(train_sentencepiece: Callable[..., Path]) -> Tokenizer:
         vocab_size=500,
         model_type="bpe",
         byte_fallback=True,
-        character_coverage=0.8,
+        character_coverage=0.98,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
     )

@@ -20,7 +20,9 @@ VARIED = st.one_of(
     st.text(alphabet="的一是不了人我在有他这中大来上国", min_size=1, max_size=300),
     st.text(alphabet="가나다라마바사아자차카타파하 ", min_size=1, max_size=300),
     st.text(alphabet="👩\u200d👧🇩🇪👍🏽 e\u0301ß", min_size=1, max_size=100),
-    st.lists(st.sampled_from(["the", "chunk", "token", "  ", "\n", "[SEP]", "数"]), min_size=1, max_size=300).map(" ".join),
+    st.lists(st.sampled_from(["the", "chunk", "token", "  ", "\n", "[SEP]", "数"]), min_size=1, max_size=300).map(
+        " ".join
+    ),
 )
 
 

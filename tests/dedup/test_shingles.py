@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import unicodedata
 
@@ -17,28 +18,37 @@ from retrodb.dedup.shingles import shingle_sets, words_of
 from retrodb.errors import InputError, UsageError
 
 MASK = (1 << 64) - 1
-SINGLES = "฀-໿ က-႟ ក-៿ 々-〇 〡-〩 〸-〻 ぁ-ヿ ㇰ-ㇿ 㐀-䶿 一-鿿 豈-﫿 𛀀-𛅯 𠀀-𿿿"
+SINGLES = (
+    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3021, 0x3029), (0x3038, 0x303B)),
+    *((0x3041, 0x30FF), (0x31F0, 0x31FF), (0x1B000, 0x1B16F), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF)),
+    (0x20000, 0x3FFFF),
+)
 
 
+@functools.cache
 def is_single(char: str) -> bool:
-    return any(pair[0] <= char <= pair[2] for pair in SINGLES.split())
+    return any(first <= ord(char) <= last for first, last in SINGLES)
 
 
+@functools.lru_cache(maxsize=4)
 def reference_words(text: str) -> list[str]:
     text = "".join(" " if codepoint_tables().word_class[ord(c)] == UNASSIGNED else c for c in text)
     text = "".join("i" if c == "\u0130" else c.lower() for c in unicodedata.normalize("NFKC", text))
-    words, inside = [], False
+    words: list[list[str]] = []
+    inside = False
     for char in text:
         category = unicodedata.category(char)[0]
         if category in "LMN" and is_single(char):
-            words.append(char)
+            words.append([char])
             inside = False
         elif category in "LN" or (category == "M" and inside):
-            words = [*words[:-1], words[-1] + char] if inside else [*words, char]
+            if not inside:
+                words.append([])
+            words[-1].append(char)
             inside = True
         else:
             inside = False
-    return words
+    return ["".join(word) for word in words]
 
 
 def fmix64(h: int) -> int:
@@ -47,6 +57,7 @@ def fmix64(h: int) -> int:
     return h ^ h >> 33
 
 
+@functools.cache
 def word_hash(word: str) -> int:
     h = 0xCBF29CE484222325
     for byte in word.encode():
@@ -77,7 +88,7 @@ def test_every_unicode_block_gives_the_keys_of_the_reference() -> None:
     rng = random.Random(0)
     texts = []
     for block in range(0, 0x110000, 0x80):
-        if 0xD800 <= block < 0xE000 or (0x31000 < block < 0xE0000 and rng.random() < 0.99):
+        if 0xD800 <= block < 0xE000 or (0x31000 < block < 0xE0000 and rng.random() < 0.995):
             continue
         # Every codepoint of the block among letters, marks, jamo and halfwidth forms that join with it.
         company = [*range(0x20, 0x7F), *range(0x300, 0x350), *range(0x1160, 0x1180), *range(0xFF9E, 0xFFA5), 0x30AB]
@@ -103,7 +114,7 @@ def test_words_follow_the_specification() -> None:
 
 
 def test_repetitive_and_long_texts_give_the_keys_of_the_reference() -> None:
-    assert_equal_to_reference(["la " * 3000, "… a\u0301 " * 500, "x" * 5000, "漢" * 3000], 13)
+    assert_equal_to_reference(["la " * 1000, "… a\u0301 " * 300, "x" * 5000, "漢" * 1000], 13)
 
 
 def test_slices_string_arrays_and_nulls_give_the_same_shingles() -> None:
@@ -142,11 +153,11 @@ def test_normalised_batches_are_nfkc_and_positions_lead_back(texts: list[str]) -
                 assert normal[a:b].decode() in unicodedata.normalize("NFKC", text.encode()[start:end].decode())
 
 
-def test_bytes_that_are_no_utf8_are_separators_and_never_read_beyond_the_text() -> None:
-    data = pa.py_buffer(b"one\xfftwo\xf0\x9f three\xe6four")
-    offsets = pa.py_buffer(np.array([0, 7, 13, 17, 21], np.int64))
-    sets = shingle_sets(pa.LargeStringArray.from_buffers(4, offsets, data), 1)
-    assert sets.num_words.tolist() == [2, 1, 1, 1]
+def test_a_text_cut_inside_a_character_is_not_read_beyond_its_end() -> None:
+    data = pa.py_buffer("one \u00e9\u6f22\U0001f600".encode())
+    for end in range(4, 14):
+        array = pa.LargeStringArray.from_buffers(1, pa.py_buffer(np.array([0, end], np.int64)), data)
+        assert shingle_sets(array, 1).num_words[0] == 1 + (end >= 6) + (end >= 9)
 
 
 def test_impossible_arguments_are_refused() -> None:

@@ -61,8 +61,8 @@ def test_old_names_of_norms_and_prefixes_of_heads_are_understood(make_model):
     folder = make_model("bert")
     weights = read_weights([folder / "model.safetensors"])
     renamed = {
-        "ctx_encoder.bert_model." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): w
-        for name, w in weights.items()
+        f"ctx_encoder.bert_model.{name}".replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): weight
+        for name, weight in weights.items()
     }
     plain = load(folder)
     other = LeanBert(plain.config, renamed, device="cpu", dtype=torch.float32)
@@ -116,7 +116,9 @@ def test_real_minilm_equals_sentence_transformers(minilm):
 
 
 def test_bfloat16_of_minilm_is_near_float32(minilm):
-    vectors = [resolve_encoder(str(minilm), device="cpu", dtype=t).encode_passages(TEXTS[:8]) for t in ("float32", "bfloat16")]
+    vectors = [
+        resolve_encoder(str(minilm), device="cpu", dtype=t).encode_passages(TEXTS[:8]) for t in ("float32", "bfloat16")
+    ]
     assert cosine(*(batch.vectors_ND for batch in vectors)).min() >= 0.9995
 
 
@@ -127,7 +129,9 @@ def test_operations_of_bert_base_are_those_of_the_paper():
 
 def test_random_weights_make_a_model():
     config = BertConfig(num_layers=1, num_heads=2, hidden=16, intermediate=32)
-    model = LeanBert(config, random_weights(config, vocab_size=50, num_positions=12, seed=1), device="cpu", dtype=torch.float32)
+    model = LeanBert(
+        config, random_weights(config, vocab_size=50, num_positions=12, seed=1), device="cpu", dtype=torch.float32
+    )
     assert (model.num_embeddings, model.max_length) == (50, 12)
     assert torch.isfinite(model(torch.arange(10)[None])).all()
 

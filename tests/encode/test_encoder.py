@@ -77,7 +77,10 @@ def test_prompts_length_and_similarity_are_read(make_model):
         ({"modules.json": [TRANSFORMER, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]}, "Dense"),
         ({"modules.json": [POOLING], "1_Pooling/config.json": {"pooling_mode": "lasttoken"}}, "lasttoken"),
         ({"modules.json": [POOLING], "1_Pooling/config.json": {"pooling_mode": ["cls", "mean"]}}, r"cls \+ mean"),
-        ({"modules.json": [POOLING], "1_Pooling/config.json": {"pooling_mode": "cls", "include_prompt": False}}, "prompt"),
+        (
+            {"modules.json": [POOLING], "1_Pooling/config.json": {"pooling_mode": "cls", "include_prompt": False}},
+            "prompt",
+        ),
         ({"modules.json": [POOLING]}, "not there"),
     ],
 )
@@ -90,7 +93,7 @@ def test_overrides_change_vectors_and_identity(make_model):
     folder = make_model("bert")
     plain, unit = resolve(folder), resolve(folder, overrides=Overrides(normalise=True))
     assert unit.identity.metric == "inner_product"
-    assert set(d.split(":")[0] for d in plain.identity.difference(unit.identity)) == {"metric", "normalise"}
+    assert {d.split(":")[0] for d in plain.identity.difference(unit.identity)} == {"metric", "normalise"}
     ours, theirs = plain.encode_passages(TEXTS).vectors_ND, unit.encode_passages(TEXTS).vectors_ND
     expected = ours / np.linalg.norm(ours.astype(np.float32), axis=1, keepdims=True)
     np.testing.assert_allclose(theirs, expected, atol=2e-3)
@@ -180,9 +183,9 @@ def test_text_without_word_pieces_and_very_long_text_have_vectors(make_model):
 def test_nan_names_the_row(make_model):
     folder = make_model("bert")
     weights = load_file(folder / "model.safetensors")
-    weights["embeddings.word_embeddings.weight"][json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["cat"]] = (
-        float("nan")
-    )
+    weights["embeddings.word_embeddings.weight"][
+        json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["cat"]
+    ] = float("nan")
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"row 2 of the window: the encoder gave NaN .* 1 passages"):
         resolve(folder).encode_passages(["the", "mat", "cat", "sat"])
@@ -208,13 +211,39 @@ def test_running_out_of_memory_halves_the_budget_once_and_says_so(make_model):
     encoder.model = Scarce(encoder.model, 100)
     batch = encoder.encode_passages(["the cat"] * 60)
     assert batch.batch_tokens == encoder.provenance.batch_tokens == 100
-    assert batch.vectors_ND.tobytes() == resolve(folder, batch_tokens=100).encode_passages(["the cat"] * 60).vectors_ND.tobytes()
+    assert (
+        batch.vectors_ND.tobytes()
+        == resolve(folder, batch_tokens=100).encode_passages(["the cat"] * 60).vectors_ND.tobytes()
+    )
     encoder.model.max_tokens = 10
     with pytest.raises(RetroDBError, match="out of memory on cpu with 100 tokens a batch"):
         encoder.encode_passages(["the cat"] * 60)
 
 
 # Refusals
+
+
+@pytest.mark.parametrize("field", ["pooling", "pooling_span", "metric"])
+def test_unknown_convention_is_refused(field):
+    with pytest.raises(UsageError, match=f"unknown {field} 'odd'"):
+        Overrides(**{field: "odd"})
+
+
+def test_hashing_encoder_has_no_conventions_to_change():
+    with pytest.raises(UsageError, match="no conventions"):
+        resolve_encoder("hashing:8", overrides=RETRO)
+
+
+def test_tokenizer_may_be_a_bare_vocabulary(make_model):
+    folder = make_model("bert")
+    expected = resolve(folder).encode_passages(TEXTS)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.get)))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+    assert resolve(folder).encode_passages(TEXTS).vectors_ND.tobytes() == expected.vectors_ND.tobytes()
 
 
 def test_folder_without_config_is_no_model(tmp_path):
@@ -243,7 +272,9 @@ def test_shards_of_weights_are_read_together(make_model):
     index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model.safetensors").unlink()
-    assert resolve(folder).encode_passages(TEXTS).vectors_ND.tobytes() == whole.encode_passages(TEXTS).vectors_ND.tobytes()
+    assert (
+        resolve(folder).encode_passages(TEXTS).vectors_ND.tobytes() == whole.encode_passages(TEXTS).vectors_ND.tobytes()
+    )
     (folder / "model-2.safetensors").unlink()
     with pytest.raises(InputError, match=r"no weights \(model-2\.safetensors\)"):
         resolve(folder)

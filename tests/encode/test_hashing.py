@@ -81,7 +81,9 @@ def test_arrow_slices_are_read_from_their_offset():
 
 
 def test_shared_words_make_texts_near():
-    vectors_ND = hash_texts(["a cat on a mat", "the mat and the cat", "stock exchange rates"], 256)[0].astype(np.float32)
+    vectors_ND = hash_texts(["a cat on a mat", "the mat and the cat", "stock exchange rates"], 256)[0].astype(
+        np.float32
+    )
     assert vectors_ND[0] @ vectors_ND[1] > 0.4 > abs(vectors_ND[0] @ vectors_ND[2])
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +18,23 @@ from retrodb.encode.encoder import read_tokenizer
 from retrodb.encode.wordpiece import ChunkTokenizer, TokenizerSpec, tokenize
 
 # White space of every kind, control characters that BERT deletes, marks, joiners, scripts without spaces, special tokens.
-PIECES = [*" \t\n\r\u00a0\u1680\u2000\u200a\u202f\u205f\u3000\x00\x0b\x0c\x1c\x1d\x1f\x7f\x85\u2028\u2029\u200b\u200d\ufeff\ufffd"]
-PIECES += [*"\u0301\u0345abE.,'-#[]中文ßİΣς한ไ🙂", "é", "e\u0301", "[SEP]", "[CLS]", "[PAD]", "##ing", "hello ", "x" * 101]
-TEXTS = st.lists(st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_size=30).map("".join), max_size=20)
+PIECES = [
+    *" \t\n\r\u00a0\u1680\u2000\u200a\u202f\u205f\u3000\x00\x0b\x0c\x1c\x1d\x1f\x7f\x85\u2028\u2029\u200b\u200d\ufeff\ufffd"
+]
+PIECES += [
+    *"\u0301\u0345abE.,'-#[]中文ßİΣς한ไ🙂",
+    "é",
+    "e\u0301",
+    "[SEP]",
+    "[CLS]",
+    "[PAD]",
+    "##ing",
+    "hello ",
+    "x" * 101,
+]
+TEXTS = st.lists(
+    st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_size=30).map("".join), max_size=20
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +98,9 @@ def test_cache_is_bounded_and_its_size_changes_nothing(minilm):
 def byte_level(num_words: int = 0) -> Tokenizer:
     """A byte-level BPE as RoBERTa's, with a vocabulary as large as asked for."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet, *(f"word{i}" for i in range(num_words))])}
+    vocabulary = {
+        token: i for i, token in enumerate(["<s>", "</s>", *alphabet, *(f"word{i}" for i in range(num_words))])
+    }
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
@@ -118,3 +138,19 @@ def test_digest_ignores_format_padding_and_truncation(make_model):
     tokenizer.no_truncation()
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     assert TokenizerSpec(read_tokenizer(folder), 16).digest == before
+
+
+@pytest.mark.corpora
+def test_real_chunks_equal_the_tokenizers(cached):
+    path = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "wikipedia-en.jsonl.zst"
+    if not path.is_file():
+        pytest.skip("no corpora beside the repository")
+    import zstandard
+
+    with path.open("rb") as raw:
+        lines = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
+        documents = [json.loads(line)["text"] for line in islice(lines, 400)]
+    texts = [text[start : start + 300] for text in documents for start in range(0, len(text), 300)]
+    expected = as_tokenized(cached.tokenizer, texts)
+    assert rows(cached.encode(texts)) == expected
+    assert rows(cached.encode(texts)) == expected  # warm

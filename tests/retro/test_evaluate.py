@@ -19,9 +19,9 @@ SEEN, HELDOUT = rows(DATA, slice(0, 1440)), rows(DATA, slice(1440, 1600))
 
 
 def test_a_model_with_near_copies_beats_the_one_trained_without_on_held_out_documents() -> None:
-    config = sized("tiny", 128, width=32, encoder_width=32, k=1)
-    on = train(RetroModel(config), SEEN, by_steps(300), batch_chunks=16)
-    without = train(RetroModel(config), SEEN.without(), on.progress, batch_chunks=16)
+    config = sized("tiny", 128, width=32, encoder_width=32, k=1, learning_rate=6e-3)
+    on = train(RetroModel(config), SEEN, by_steps(300), batch_chunks=8)
+    without = train(RetroModel(config), SEEN.without(), on.progress, batch_chunks=8)
     evaluation = evaluate(on, without, HELDOUT)
     result = evaluation.report
     assert result.is_good
@@ -34,7 +34,7 @@ def test_a_model_with_near_copies_beats_the_one_trained_without_on_held_out_docu
 
 
 def test_models_that_saw_different_numbers_of_tokens_are_not_compared() -> None:
-    config = sized("tiny", 128, width=32, encoder_width=32, k=1)
+    config = sized("tiny", 128, width=32, encoder_width=32, k=1, learning_rate=6e-3)
     one, two = (train(RetroModel(config), SEEN, by_steps(steps), batch_chunks=8) for steps in (1, 2))
     with pytest.raises(MismatchError, match="one model saw 128 tokens, the other 256"):
         evaluate(one, two, HELDOUT)
@@ -70,5 +70,8 @@ def test_the_verdict_demands_both_comparisons() -> None:
 
 def test_one_document_is_never_enough_and_none_is_refused() -> None:
     assert ratio(np.array([3.0]), np.array([2.0])).high == math.inf
+    single = report({name: np.ones(4) for name in CONDITIONS}, rows(DATA, slice(0, 4)), 0)
+    assert not single.is_good
+    assert single.as_json()["gain"]["without"] == {"value": 0.0, "low": None, "high": None}
     with pytest.raises(InputError, match="no held-out documents"):
         report({}, rows(DATA, slice(0, 0)), 0)

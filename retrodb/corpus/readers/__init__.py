@@ -37,6 +37,7 @@ READERS: dict[str, Reader] = {
     "arc": read_arc,
 }
 HEAD_BYTES = 64 << 10
+TAR_BLOCK = 512
 
 
 def read_split(split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
@@ -64,8 +65,9 @@ def _read_tar(
 ) -> Iterator[Document | Reject]:
     """The members whose headers lie in [start, end), hidden ones left out; links and devices are no records."""
     with open_input(file.path, file.compression, start) as stream:
+        packed = _Rejoined(b"", stream)
         try:
-            with tarfile.open(fileobj=io.BufferedReader(_Rejoined(b"", stream)), mode="r|") as archive:
+            with tarfile.open(fileobj=io.BufferedReader(packed), mode="r|") as archive:
                 for member in archive:
                     if end is not None and start + member.offset >= end:
                         return
@@ -73,8 +75,17 @@ def _read_tar(
                     if content is not None and not is_hidden(member.name):
                         yield from _read_member(content, member.name, file, fields, limits)
         except tarfile.TarError as error:
-            what = f"the tar archive is cut off or damaged ({error})"
-            raise InputError(what, where=file.path, remedy="Fetch or write the file again.") from error
+            raise _bad_tar(file, str(error)) from error
+        # tarfile takes an archive that is cut between members for a whole one; those end in blocks of zeros.
+        while packed.read(HEAD_BYTES):
+            pass
+        if any(packed.tail):
+            raise _bad_tar(file, "it has no end mark")
+
+
+def _bad_tar(file: InputFile, reason: str) -> InputError:
+    what = f"the tar archive is cut off or damaged ({reason})"
+    return InputError(what, where=file.path, remedy="Fetch or write the file again.")
 
 
 def _read_member(
@@ -113,6 +124,7 @@ class _Rejoined(io.RawIOBase):
 
     def __init__(self, head: bytes, stream: ByteSource) -> None:
         self._head, self._stream, self._position = head, stream, 0
+        self.tail = b""  # the last bytes read
 
     def readable(self) -> bool:
         return True
@@ -122,6 +134,7 @@ class _Rejoined(io.RawIOBase):
         self._head = self._head[len(block) :]
         buffer[: len(block)] = block
         self._position += len(block)
+        self.tail = (self.tail + block[-TAR_BLOCK:])[-TAR_BLOCK:]
         return len(block)
 
     def tell(self) -> int:

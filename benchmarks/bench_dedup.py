@@ -1,0 +1,226 @@
+"""Leak scan and MinHash against datasketch and a plain Python n-gram loop, on the same text in the same run.
+
+    python benchmarks/bench_dedup.py [--data FOLDER] [--megabytes 80] [--table-shingles 10_000_000] [--out]
+
+Text is `classic-books` and `wikipedia-en` of the corpora folder. Rates are per second of CPU time of one core (the best of three), because
+that is what a trillion tokens cost; only the comparison of two workers is in elapsed time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import multiprocessing
+import os
+import platform
+import random
+import re
+import resource
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasketch
+import numba
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from retrodb.dedup.leakscan import scan
+from retrodb.dedup.minhash import signatures
+from retrodb.dedup.shingles import NGRAM
+from retrodb.dedup.testtable import TestTable, build_table, load_table, save_table
+
+SEED = 0
+DEFAULT_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+PEER_BYTES = 4_000_000  # a sample is enough to time the slow ones
+
+
+def corpus(data: Path, size: int) -> list[str]:
+    """Books and encyclopaedia articles in turn, shuffled, about `size` bytes."""
+    books = subprocess.run(
+        ["zstd", "-dc", "--long=27", data / "classic-books.md.tar.zst"], check=True, capture_output=True
+    )
+    with tarfile.open(fileobj=io.BytesIO(books.stdout)) as archive:
+        files = (archive.extractfile(m) for m in archive.getmembers() if m.isfile())
+        texts = [file.read().decode() for file in files if file]
+    articles = subprocess.run(["zstd", "-dc", data / "wikipedia-en.jsonl.zst"], check=True, capture_output=True)
+    texts += [json.loads(line)["text"] for line in articles.stdout.splitlines() if line]
+    random.Random(SEED).shuffle(texts)
+    chosen, total = [], 0
+    for text in texts:
+        if total < size:
+            chosen.append(text)
+            total += len(text.encode())
+    return chosen
+
+
+def made_table(texts: list[str], num_shingles: int) -> TestTable:
+    """A test set of that many shingles, of words as frequent as in the text but in random order: foreign, as test sets should be."""
+    vocabulary = " ".join(texts[:200]).split()
+    words = np.random.default_rng(SEED).choice(
+        np.array(vocabulary, object), num_shingles + 1200 * num_shingles // 10_000
+    )
+    size = 10_000 + NGRAM - 1
+    items = [" ".join(words[i : i + size]) for i in range(0, len(words), size)]
+    return build_table(pa.array(items, pa.large_string()), [str(i) for i in range(len(items))])
+
+
+def cyrillic(text: str) -> str:
+    letters = "абцдефгхийклмнопярстужвьызАБЦДЕФГХИЙКЛМНОПЯРСТУЖВЬЫЗ"
+    return text.translate(str.maketrans("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", letters))
+
+
+def chinese(text: str) -> str:
+    """One or two ideographs a word, a full-width comma or an ideographic full stop where the text has its own."""
+    marks = {",": "，", ".": "。"}
+    pieces = re.findall(r"\w+|[,.]", text)
+    return "".join(
+        marks.get(p) or "".join(chr(0x4E00 + hash_of(p) // k % 6000) for k in range(1, 2 + len(p) // 5)) for p in pieces
+    )
+
+
+def hash_of(word: str) -> int:
+    return xxhash.xxh32_intdigest(word.encode())
+
+
+def batches(path: Path) -> Iterator[pa.LargeStringArray]:
+    file = pq.ParquetFile(str(path))
+    for group in range(file.num_row_groups):
+        yield (
+            file.read_row_group(group, columns=["text"], use_threads=False)["text"]
+            .combine_chunks()
+            .cast(pa.large_string())
+        )
+
+
+def scan_parquet(path: Path, table: TestTable) -> None:
+    for texts in batches(path):
+        scan(texts, table)
+
+
+def scan_and_sketch_parquet(path: Path, table: TestTable) -> None:
+    for texts in batches(path):
+        scan(texts, table)
+        signatures(texts, 128)
+
+
+def word_ngrams(text: str) -> list[bytes]:
+    words = re.findall(r"[^\W_]+", text.lower())
+    return [" ".join(words[i : i + NGRAM]).encode() for i in range(len(words) - NGRAM + 1)]
+
+
+def datasketch_bulk(texts: list[str]) -> None:
+    datasketch.MinHash.bulk(map(word_ngrams, texts), num_perm=128, hashfunc=xxhash.xxh32_intdigest)
+
+
+def python_loop(texts: list[str], keys: set[int]) -> None:
+    for text in texts:
+        sum(xxhash.xxh64_intdigest(gram) in keys for gram in word_ngrams(text))
+
+
+def rate(name: str, size: int, work: Callable[[], object], repeats: int = 3) -> float:
+    """Print and give the best MB of text per CPU second."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    print(f"| {name} | {size / best / 1e6:,.1f} |")
+    return size / best / 1e6
+
+
+def elapsed_of_workers(num_workers: int, parts: list[Path], folder: Path) -> float:
+    """Elapsed seconds in which so many processes scan all parts, each mapping the same table; start-up not counted."""
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        tasks = [(part, folder) for part in parts]
+        pool.starmap(scan_task, tasks, chunksize=1)  # compiled code and pages come in
+        start = time.perf_counter()
+        pool.starmap(scan_task, tasks, chunksize=1)
+        return time.perf_counter() - start
+
+
+def scan_task(part: Path, folder: Path) -> None:
+    scan_parquet(part, load_table(folder))
+
+
+def write_parquet(texts: list[str], path: Path) -> int:
+    pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), path, compression="zstd", row_group_size=512)
+    return sum(len(text.encode()) for text in texts)
+
+
+def run(data: Path, megabytes: int, table_shingles: int) -> None:
+    print(f"# dedup, {datetime.date.today()}\n")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ",
+        end="",
+    )
+    print(f"numpy {np.__version__}, numba {numba.__version__}, pyarrow {pa.__version__}, ", end="")
+    print(f"datasketch {datasketch.__version__}, xxhash {xxhash.VERSION}; seed {SEED}\n")
+    texts = corpus(data, megabytes * 1_000_000)
+    array = pa.array(texts, pa.large_string())
+    table = made_table(texts, table_shingles)
+    num_words = int(scan(array, table).num_words.sum())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = write_parquet(texts, folder / "english.parquet")
+        print(
+            f"{len(texts):,} documents, {size / 1e6:,.1f} MB, {num_words:,} words; test table of {len(table.keys):,} shingles\n"
+        )
+        print("| one core | MB/s |\n|---|---|")
+        alone = rate("scan, text in memory", size, lambda: scan(array, table))
+        parquet = rate("scan from Parquet", size, lambda: scan_parquet(folder / "english.parquet", table))
+        both = rate(
+            "scan from Parquet + MinHash 128", size, lambda: scan_and_sketch_parquet(folder / "english.parquet", table)
+        )
+        signatures(array[:10], 128)
+        rate("MinHash 128, text in memory", size, lambda: signatures(array, 128))
+        others = {}
+        for kind, change in (("Cyrillic", cyrillic), ("Chinese", chinese)):
+            changed = [change(text) for text in texts[: len(texts) // 4]]
+            changed_size = write_parquet(changed, folder / f"{kind}.parquet")
+            path = folder / f"{kind}.parquet"
+            others[kind] = rate(f"scan from Parquet, {kind}", changed_size, lambda path=path: scan_parquet(path, table))  # type: ignore[misc]
+        sample = [text[:20_000] for text in texts[: PEER_BYTES // 2_000]]
+        sample_size = sum(len(text.encode()) for text in sample)
+        peer = rate("peer: datasketch 2.0 bulk, xxh32, 128", sample_size, lambda: datasketch_bulk(sample), repeats=1)
+        keys = set(table.keys[:1_000_000].tolist())
+        loop = rate(
+            "peer: Python loop, xxh64 n-grams in a set", sample_size, lambda: python_loop(sample, keys), repeats=1
+        )
+        (folder / "table").mkdir()
+        save_table(table, folder / "table")
+        parts = [folder / f"part-{i}.parquet" for i in range(8)]
+        for i, part in enumerate(parts):
+            write_parquet(texts[i::8], part)
+        one, two = (elapsed_of_workers(n, parts, folder / "table") for n in (1, 2))
+    print(f"\n- {alone * num_words / size:,.1f} million words/s alone, {parquet * num_words / size:,.1f} from Parquet")
+    print(
+        f"- scan from Parquet / datasketch: {parquet / peer:.1f}; with MinHash: {both / peer:.1f}; / Python loop: {parquet / loop:.1f}"
+    )
+    print("- non-ASCII / English: " + ", ".join(f"{kind} {value / parquet:.2f}" for kind, value in others.items()))
+    print(f"- two workers / one (elapsed): {one / two:.2f}")
+    hours = 4.4e6 / parquet / 3600
+    print(f"- 10^12 tokens are about 4.4 TB of text: 4.4e6 MB / {parquet:,.0f} MB/s = {hours:,.1f} core-hours")
+    print(
+        f"- peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:,.2f} GiB, text and table included"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of the real corpora")
+    parser.add_argument("--megabytes", type=int, default=80, help="text to scan")
+    parser.add_argument("--table-shingles", type=int, default=10_000_000, help="shingles of the test set")
+    arguments = parser.parse_args()
+    run(arguments.data, arguments.megabytes, arguments.table_shingles)
+
+
+if __name__ == "__main__":
+    main()

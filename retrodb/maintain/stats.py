@@ -1,0 +1,258 @@
+"""What is in a database, and what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrodb.store.snapshots import read_snapshot, snapshot_numbers
+from retrodb.store.storage import Storage
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.view import View
+
+if TYPE_CHECKING:
+    from retrodb.format.arrays import Int64Array
+
+
+@dataclass(frozen=True)
+class SourceStats:
+    """One source of documents. A document is live when any of its chunks is."""
+
+    source: str
+    documents: int
+    live_documents: int
+    chunks: int
+    live_chunks: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SpaceStats:
+    """One vector space and its index."""
+
+    space: str
+    encoder: str
+    dimension: int
+    vectors: int  # of chunks that want one: live, screened, and no short tail
+    wanted_chunks: int
+    coverage: float  # vectors / wanted chunks; 1 when none is wanted
+    index: str | None  # FAISS factory string
+    parts: int  # index parts
+
+
+@dataclass(frozen=True)
+class QuerySetStats:
+    """One query set beside the database's own chunks."""
+
+    queries: str
+    documents: int
+    chunks: int
+
+
+@dataclass(frozen=True)
+class TableStats:
+    """One neighbour table."""
+
+    table: str
+    queries: str
+    space: str
+    k: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class KindStats:
+    """The files of one kind."""
+
+    kind: str
+    files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts, sizes and coverage of one snapshot."""
+
+    database: str
+    snapshot: int
+    chunk_tokens: int
+    tokenizer: str
+    shards: int
+    documents: int
+    live_documents: int
+    chunks: int
+    live_chunks: int
+    tokens: int
+    size_bytes: int  # of all live files
+    deleted_chunks_by_reason: dict[str, int]  # a chunk with two reasons counts in both
+    sources: tuple[SourceStats, ...]
+    spaces: tuple[SpaceStats, ...]
+    query_sets: tuple[QuerySetStats, ...]
+    tables: tuple[TableStats, ...]
+    testsets: tuple[TestSetInfo, ...]
+    files: tuple[KindStats, ...]
+
+
+@dataclass(frozen=True)
+class TestSetInfo:
+    """A registered test set and what it did to the database."""
+
+    __test__ = False  # pytest: no test class
+
+    testset: str
+    items: int
+    rule: str
+    hits: int  # reported pairs of a document and an item
+    removed_documents: int
+    removed_chunks: int  # by its tombstones, as of now
+    unscreened_shards: int  # not yet held against it
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """One version of the database."""
+
+    snapshot: int
+    clock: str
+    command: str
+    documents: int  # ever added up to here
+    chunks: int  # ever added up to here
+    size_bytes: int  # ever added up to here
+    pins: tuple[str, ...]  # names that keep it from expiring
+    expired_at: str | None  # when collection left only a stub; its files may be gone
+
+
+def read_stats(view: View) -> Stats:
+    """Count what one snapshot holds, range by range."""
+    snapshot, settings = view.snapshot, view.settings
+    sources = _sources(view)
+    files = tuple(KindStats(kind, *counts) for kind, counts in view.manifest.size_by_kind().items())
+    return Stats(
+        database=view.storage.url,
+        snapshot=snapshot.number,
+        chunk_tokens=settings.chunk_tokens,
+        tokenizer=settings.tokenizer_name,
+        shards=len(view.shards),
+        documents=sum(source.documents for source in sources),
+        live_documents=sum(source.live_documents for source in sources),
+        chunks=sum(source.chunks for source in sources),
+        live_chunks=sum(source.live_chunks for source in sources),
+        tokens=sum(source.tokens for source in sources),
+        size_bytes=sum(each.size_bytes for each in files),
+        deleted_chunks_by_reason=view.chunks.tombstones.count_by_reason(),
+        sources=sources,
+        spaces=_spaces(view),
+        query_sets=tuple(_query_set(name, view.query_set(name)) for name in snapshot.names("queries")),
+        tables=tuple(_table(view, name) for name in snapshot.names("table")),
+        testsets=tuple(list_testsets(view)),
+        files=files,
+    )
+
+
+def list_testsets(view: View) -> list[TestSetInfo]:
+    """The registered test sets, by name."""
+    deleted = view.chunks.tombstones.count_by_reason()
+    return [_testset(view, name, deleted.get(f"leak:{name}", 0)) for name in view.snapshot.names("testset")]
+
+
+def list_snapshots(storage: Storage) -> list[SnapshotInfo]:
+    """Every version of a database, oldest first."""
+    snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
+    pins = snapshots[-1].names("pin") if snapshots else []
+    pinned = {name: snapshots[-1].entry("pin", name)["snapshot"] for name in pins}
+    return [
+        SnapshotInfo(
+            snapshot=each.number,
+            clock=each.clock,
+            command=each.command,
+            documents=each.totals.get("documents", 0),
+            chunks=each.totals.get("chunks", 0),
+            size_bytes=each.totals.get("bytes", 0),
+            pins=tuple(name for name, number in pinned.items() if number == each.number),
+            expired_at=each.expired_at,
+        )
+        for each in snapshots
+    ]
+
+
+def _sources(view: View) -> tuple[SourceStats, ...]:
+    """The sources by name; a range that was joined of several counts for the first of its shards."""
+    totals: dict[str, Int64Array] = {}
+    for record in view.chunks.ranges:
+        layout = view.chunks.layout(record)
+        live = view.chunks.live_mask(record.first_chunk, record.num_chunks)
+        before = np.concatenate(([0], np.cumsum(live)))
+        live_chunks = before[layout.first_row + layout.num_chunks] - before[layout.first_row]
+        counts = [
+            len(live_chunks),
+            (live_chunks > 0).sum(),
+            layout.num_chunks.sum(),
+            live.sum(),
+            layout.num_tokens.sum(),
+        ]
+        [shard], _ = view.shards.locate(np.array([record.first_chunk]))
+        source = view.shards.source[shard]
+        totals[source] = totals.get(source, np.zeros(5, dtype=np.int64)) + np.array(counts, dtype=np.int64)
+    return tuple(SourceStats(source, *counts.tolist()) for source, counts in sorted(totals.items()))
+
+
+def _spaces(view: View) -> tuple[SpaceStats, ...]:
+    names = view.snapshot.names("space")
+    if not names:
+        return ()
+    wanted, held = 0, dict.fromkeys(names, 0)
+    for record in view.chunks.ranges:
+        span = record.first_chunk, record.num_chunks
+        mask = view.wanted_mask(*span)
+        wanted += int(mask.sum())
+        for name in names:
+            held[name] += int((mask & view.coverage("vectors", name).covered_mask(*span)).sum())
+    return tuple(_space(view, name, held[name], wanted) for name in names)
+
+
+def _space(view: View, name: str, vectors: int, wanted: int) -> SpaceStats:
+    space, index = view.snapshot.entry("space", name), view.snapshot.entry("index", name) or {}
+    return SpaceStats(
+        space=name,
+        encoder=space["params"]["encoder"],
+        dimension=space["dimension"],
+        vectors=vectors,
+        wanted_chunks=wanted,
+        coverage=vectors / wanted if wanted else 1.0,
+        index=index.get("factory"),
+        parts=len(_tasks(view, "parts", name)),
+    )
+
+
+def _tasks(view: View, kind: str, name: str) -> set[int]:
+    """Where the ranges begin that files of a kind cover."""
+    return {record.first_chunk for record in view.manifest.files(kind, name)}
+
+
+def _query_set(name: str, chunks: ChunkSet) -> QuerySetStats:
+    return QuerySetStats(name, sum(len(chunks.layout(r).first_row) for r in chunks.ranges), chunks.end)
+
+
+def _table(view: View, name: str) -> TableStats:
+    entry: dict[str, Any] = view.snapshot.entry("table", name)
+    rows = sum(record.num_rows for record in view.manifest.files("neighbours", name))
+    return TableStats(name, entry["queries"], entry["space"], entry["k"], rows)
+
+
+def _testset(view: View, name: str, removed_chunks: int) -> TestSetInfo:
+    from retrodb.format.parquet import read_table
+
+    entry = view.snapshot.entry("testset", name)
+    reports = [read_table(view.files.open(r), ["first_chunk", "removed"]) for r in view.manifest.files("reports", name)]
+    rows = [row for report in reports for row in report.to_pylist()]
+    return TestSetInfo(
+        testset=name,
+        items=entry["items"],
+        rule=entry["params"]["rule"],
+        hits=len(rows),
+        removed_documents=len({row["first_chunk"] for row in rows if row["removed"]}),
+        removed_chunks=removed_chunks,
+        unscreened_shards=len(view.unscreened_shards(name)),
+    )

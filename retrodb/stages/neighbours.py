@@ -1,0 +1,275 @@
+"""Stage neighbours: for every row of a query set its nearest live chunks of a space.
+
+Exclusions act inside the search, so a row is short of neighbours only when the database is. Rows keep `slack` neighbours
+beyond k: a later deletion then costs no new search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from retrodb.ann.exact import exact_topk
+from retrodb.ann.exclusion import Exclusion
+from retrodb.ann.join import join_block
+from retrodb.config import NeighboursParams, from_mapping, to_mapping
+from retrodb.engine.run import add_counts, open_run
+from retrodb.engine.task import Task, TaskRecord, make_task
+from retrodb.errors import MissingStep, UsageError
+from retrodb.format.arrays import Float32Array, Int64Array
+from retrodb.format.kinds import path_of
+from retrodb.format.parquet import read_table, write_table
+from retrodb.format.records import OP_DROP_FILE, DropRecord
+from retrodb.format.rows import RowSet
+from retrodb.format.schemas import neighbours_schema
+from retrodb.format.settings import parse_settings
+from retrodb.stages.context import Context
+from retrodb.stages.live_parts import EXCLUSIONS, live_parts, open_codebook, parts_of
+from retrodb.store import marks
+from retrodb.store.commit import Change, commit
+from retrodb.store.publish import publish
+from retrodb.store.snapshots import read_snapshot
+from retrodb.store.storage import Storage, open_storage
+from retrodb.view.coverage import Coverage
+from retrodb.view.view import SELF, View
+
+STAGE_VERSION = 1
+_BLOCK_ROWS = 1 << 17  # query rows of a task
+
+
+@dataclass(frozen=True)
+class NeighboursResult:
+    """What a neighbours run did."""
+
+    snapshot: int
+    table: str
+    query_set: str
+    space: str
+    rows: int  # of the table
+    k: int
+    slack: int
+    short: int  # rows with fewer than k neighbours: the database has no more for them
+    lists_probed: int  # per row, out of all lists; 0 for an exact product
+    dry_run: bool = False
+
+
+def run_neighbours(
+    context: Context,
+    params: NeighboursParams,
+    *,
+    queries: str = SELF,
+    space: str | None = None,
+    table: str | None = None,
+    dry_run: bool = False,
+) -> NeighboursResult:
+    """Compute a neighbour table whole.
+
+    Raises:
+        MissingStep: when the space or the query set is not embedded, or the space not indexed.
+        UsageError: for parameters or a query set that cannot be meant.
+    """
+    view = context.view()
+    name = space or view.snapshot.default_space
+    table = table or (queries if space is None else f"{queries}-{space}")
+    _check(params, table)
+    codebook = open_codebook(view, name)
+    covered = view.query_vectors(queries, name)
+    _refuse_missing(view, queries, name, covered)
+    spans = [span for record in view.query_set(queries).ranges for span in _blocks(record.first_chunk, record.num_chunks)]
+    nprobe = 0 if params.exact else operating_point(view, name, codebook.num_lists)
+    details = {"queries": queries, "space": name, "nprobe": nprobe, **to_mapping(params)}
+    result = NeighboursResult(view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, nprobe, dry_run)
+    if dry_run:
+        rows = sum(len(_query_ids(view, queries, name, *span)) for span in spans)
+        return NeighboursResult(**{**result.__dict__, "rows": rows})
+    plan = {"version": STAGE_VERSION, "table": table, "transaction": view.snapshot.transaction, **details}
+    run = open_run(context.storage, "neighbours", plan, context.clock)
+    tasks = [_task(view, table, details, *span) for span in spans]
+    records = context.engine.run(run, tasks, run_neighbours_task, context.progress)
+    counts = add_counts(records)
+    change = Change(
+        transaction=run.id,
+        command="neighbours",
+        arguments=details,
+        clock=run.clock,
+        marks=marks.neighbours(table),
+        files=[file for record in records for file in record.files],
+        drops=[DropRecord(OP_DROP_FILE, record.path) for record in view.manifest.files("neighbours", table)],
+        entries={f"table/{table}": {**details, "snapshot": view.snapshot.number}},
+        counts=counts,
+    )
+    snapshot = commit(context.storage, view.snapshot, change)
+    numbers = {"snapshot": snapshot.number, "rows": counts.get("rows", 0), "short": counts.get("short", 0)}
+    return NeighboursResult(**{**result.__dict__, **numbers})
+
+
+def run_neighbours_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
+    """The neighbours of one range of query rows."""
+    import pyarrow as pa
+
+    del clock
+    payload = task.payload
+    params = from_mapping(NeighboursParams, payload["params"], where="table")
+    view = _view(storage.url, payload["snapshot"])
+    rows = _query_ids(view, payload["queries"], payload["space"], payload["first"], payload["count"])
+    if not len(rows):
+        return TaskRecord(task.id, (), {}, {"rows": 0, "short": 0})
+    ids, distances = _nearest(view, payload, params, rows)
+    width = params.k + params.slack
+    arrays = [
+        pa.array(rows),
+        pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), width),
+        pa.FixedSizeListArray.from_arrays(pa.array(distances.ravel()), width),
+    ]
+    schema = neighbours_schema(width)
+    content = pa.Table.from_arrays([a.cast(f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema)
+    mask = np.zeros(payload["count"], dtype=bool)
+    mask[rows - payload["first"]] = True
+    path = path_of("neighbours", name=payload["table"], task=task.id)
+    write = partial(write_table, table=content)
+    record = publish(
+        storage, "neighbours", path, write, name=payload["table"], first_chunk=payload["first"], rows=RowSet.from_mask(mask)
+    )
+    short = int((ids[:, params.k - 1] < 0).sum())
+    return TaskRecord(task.id, (record,), {}, {"rows": len(rows), "short": short})
+
+
+def operating_point(view: View, space: str, num_lists: int) -> int:
+    """Lists to probe in a space: its measured operating point, else an eighth of all lists, at least 8."""
+    entry = view.snapshot.entry("index", space)
+    return int(entry.get("nprobe") or min(num_lists, max(8, num_lists // 8)))
+
+
+class NeighbourTable:
+    """A neighbour table read through a snapshot: neighbours that are deleted by now are masked.
+
+    Raises:
+        MissingStep: when there is no such table.
+    """
+
+    def __init__(self, view: View, table: str | None = None) -> None:
+        tables = view.snapshot.names("table")
+        name = table or (SELF if SELF in tables else next(iter(tables), SELF))
+        entry = view.snapshot.entry("table", name)
+        if entry is None:
+            have = f"There are: {', '.join(tables)}." if tables else "Run 'retrodb neighbours' first."
+            raise MissingStep(f"no neighbour table '{name}'", remedy=have)
+        self.view, self.name, self.entry = view, name, entry
+        self.k: int = entry["k"]
+        self.query_set: str = entry["queries"]
+        self.files = sorted(view.manifest.files("neighbours", name), key=lambda record: record.first_chunk)
+        self._coverage = Coverage(self.files)
+
+    def read(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
+        """The first k live neighbours of query rows: ids (Q, k) int64, -1 for none, and distances (Q, k), inf for none."""
+        ids = np.full((len(rows), self.k), -1, dtype=np.int64)
+        distances = np.full((len(rows), self.k), np.inf, dtype=np.float32)
+        for hit in self._coverage.lookup(rows):
+            stored_ids, stored_distances = self._stored(hit.record.path)
+            own = live_first(self.view, stored_ids[hit.positions], stored_distances[hit.positions], self.k)
+            ids[hit.where], distances[hit.where] = own
+        return ids, distances
+
+    def rows(self) -> Int64Array:
+        """All rows of the table, ascending."""
+        present = [record.first_chunk + record.row_set.present for record in self.files]
+        return np.concatenate([np.empty(0, np.int64), *present])
+
+    def _stored(self, path: str) -> tuple[Int64Array, Float32Array]:
+        return _read_neighbours(self.view, path, self.name)
+
+
+def live_first(view: View, ids: Int64Array, distances: Float32Array, k: int) -> tuple[Int64Array, Float32Array]:
+    """The first k live neighbours of each row (Q, w), in their order; -1 and inf fill up."""
+    live = view.chunks.is_live(ids.ravel()).reshape(ids.shape)
+    order = np.argsort(~live, axis=1, kind="stable")[:, :k]
+    kept = np.take_along_axis(live, order, axis=1)
+    return (
+        np.where(kept, np.take_along_axis(ids, order, axis=1), -1),
+        np.where(kept, np.take_along_axis(distances, order, axis=1), np.float32(np.inf)),
+    )
+
+
+def _read_neighbours(view: View, path: str, table: str) -> tuple[Int64Array, Float32Array]:
+    [record] = [record for record in view.manifest.files("neighbours", table) if record.path == path]
+    content = read_table(view.files.open(record))
+    shape = (content.num_rows, -1)
+    flat = [content.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]
+    return flat[0].reshape(shape), flat[1].reshape(shape)
+
+
+def _check(params: NeighboursParams, table: str) -> None:
+    if params.k < 1 or params.slack < 0:
+        raise UsageError(f"k of {params.k} with slack {params.slack}", remedy="k is at least 1, slack at least 0.")
+    if unknown := set(params.exclude) - set(EXCLUSIONS):
+        raise UsageError(f"unknown exclusion '{min(unknown)}'", remedy=f"Known are: {', '.join(EXCLUSIONS)}.")
+    if not table or "/" in table or table.startswith("."):
+        raise UsageError(f"'{table}' cannot name a table", remedy="Give a short --table without '/'.")
+
+
+def _refuse_missing(view: View, queries: str, space: str, covered: Coverage) -> None:
+    """Raises MissingStep when something that should be in the search is not yet embedded or indexed."""
+    if not covered.records:
+        raise MissingStep(f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first.")
+    indexed = {(p.span.first_chunk, p.span.rows) for p in parts_of(view, space)}
+    if any((r.first_chunk, r.rows) not in indexed for r in view.manifest.files("vectors", space)):
+        raise MissingStep(f"space '{space}' has vectors that are not indexed", remedy="Run 'retrodb index' first.")
+
+
+def _blocks(first: int, count: int) -> list[tuple[int, int]]:
+    return [(start, min(_BLOCK_ROWS, first + count - start)) for start in range(first, first + count, _BLOCK_ROWS)]
+
+
+def _query_ids(view: View, queries: str, space: str, first: int, count: int) -> Int64Array:
+    """The live rows of a range of a query set that have a vector."""
+    chunks = view.query_set(queries)
+    mask = chunks.key_mask(first, count) & view.query_vectors(queries, space).covered_mask(first, count)
+    return first + np.flatnonzero(mask)
+
+
+def _task(view: View, table: str, details: dict[str, Any], first: int, count: int) -> Task:
+    names = set(NeighboursParams.__dataclass_fields__)
+    payload = {
+        "snapshot": view.snapshot.number,
+        "table": table,
+        "queries": details["queries"],
+        "space": details["space"],
+        "nprobe": details["nprobe"],
+        "params": {key: value for key, value in details.items() if key in names},
+        "first": first,
+        "count": count,
+    }
+    return make_task("neighbours", STAGE_VERSION, payload, [view.snapshot.transaction], count)
+
+
+@lru_cache(maxsize=1)
+def _view(url: str, number: int) -> View:
+    storage = open_storage(url)
+    settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
+    return View(storage, settings, read_snapshot(storage, number))
+
+
+def _nearest(
+    view: View, payload: Any, params: NeighboursParams, rows: Int64Array
+) -> tuple[Int64Array, Float32Array]:
+    """Neighbours and distances, (Q, k + slack) each, of query rows."""
+    space, queries = payload["space"], payload["queries"]
+    parts = live_parts(view, space, kinds=params.exclude)
+    chunks = view.query_set(queries)
+    vectors = view.vectors(space, rows, queries)
+    own: dict[str, Int64Array] = {}
+    for kind in params.exclude:
+        if kind == "content":
+            own[kind] = chunks.content_keys(rows)
+        elif queries == SELF:
+            own[kind] = chunks.document_ids(rows)
+    exclusion = Exclusion.of(len(rows), **own)
+    width = params.k + params.slack
+    metric = view.snapshot.entry("space", space)["metric"]
+    if params.exact:
+        return exact_topk(vectors, (block for part in parts for block in part.blocks()), width, metric, exclusion)
+    return join_block(vectors, None, parts, open_codebook(view, space), width, payload["nprobe"], exclusion)
+

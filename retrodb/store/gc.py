@@ -1,0 +1,141 @@
+"""Collection: old snapshots expire, and files that nothing needs any more are deleted.
+
+In two phases, because between writing a file and the commit that names it no snapshot knows of it: a file that nothing needs
+is first marked with the time, and deleted by a later collection when it was marked longer than the grace ago and still
+nothing needs it. Needed is what a kept snapshot names, and all that an open run has written: a run is open until some
+snapshot, expired or not, carries its id.
+
+`plan_collection` only reads, so that a dry run is the plan; `execute_collection` plans once more before it deletes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import orjson
+
+from retrodb.errors import DamagedFileError, UsageError
+from retrodb.format.kinds import KINDS, path_of
+from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_path
+from retrodb.store.manifest import load_manifest
+from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
+from retrodb.store.storage import TEMPORARY, Storage
+
+DEFAULT_GRACE = timedelta(days=7)
+"""Longer than any command runs between writing a file and committing it, or than a reader stays on an expired snapshot."""
+
+
+@dataclass(frozen=True)
+class CollectionPlan:
+    """What a collection will do."""
+
+    keep_snapshots: int  # the newest ones stay
+    now: str  # time of the collection, ISO 8601
+    grace: timedelta  # how long a file has to be marked before it goes
+    expire: tuple[int, ...]  # snapshots that become stubs
+    delete: tuple[str, ...]  # files that go now
+    marked: Mapping[str, str]  # files that nothing needs -> since when that is known; without those of `delete`
+    open_runs: tuple[str, ...]  # runs that never committed: their files stay until the run's folder is deleted
+
+
+def plan_collection(storage: Storage, keep_snapshots: int, now: datetime, grace: timedelta) -> CollectionPlan:
+    """Find out what can go.
+
+    Args:
+        keep_snapshots: how many of the newest snapshots stay readable, at least 1; pinned ones stay besides.
+        now: time of the collection, with its time zone.
+
+    Raises:
+        NotADatabaseError, UsageError.
+        DamagedFileError, MissingFileError: for a snapshot, segment or record that does not read: nothing may be deleted then.
+    """
+    if keep_snapshots < 1:
+        raise UsageError(f"{keep_snapshots} snapshots to keep", remedy="The newest one always stays: give 1 or more.")
+    head = read_head(storage)
+    snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
+    kept = _kept(head, snapshots, keep_snapshots)
+    runs = _open_runs(storage, {snapshot.transaction for snapshot in snapshots})
+    needed = {path for snapshot in kept for path in _named_by(storage, snapshot)}
+    needed.update(*runs.values())
+    marks, time = _read_marks(storage), now.isoformat(timespec="seconds")
+    unneeded = {path: marks.get(path, time) for path in _all_files(storage) if path not in needed}
+    delete = {path for path, since in unneeded.items() if now - datetime.fromisoformat(since) > grace}
+    return CollectionPlan(
+        keep_snapshots=keep_snapshots,
+        now=time,
+        grace=grace,
+        expire=tuple(s.number for s in snapshots if s not in kept and s.expired_at is None),
+        delete=tuple(sorted(delete)),
+        marked={path: since for path, since in unneeded.items() if path not in delete},
+        open_runs=tuple(sorted(runs)),
+    )
+
+
+def execute_collection(storage: Storage, plan: CollectionPlan) -> None:
+    """Carry a plan out. It may be interrupted anywhere: the next collection goes on from there.
+
+    Snapshots go before the files that they name, and only what a second look still finds unneeded is deleted.
+    """
+    for number in plan.expire:
+        stub = replace(read_snapshot(storage, number), segments=(), entries={}, arguments={}, expired_at=plan.now)
+        storage.write(snapshot_path(number), dump_snapshot(stub))
+    again = plan_collection(storage, plan.keep_snapshots, datetime.fromisoformat(plan.now), plan.grace)
+    for path in sorted(set(plan.delete) & set(again.delete)):
+        storage.delete(path)
+    storage.write(path_of("collection"), orjson.dumps(dict(again.marked), option=orjson.OPT_SORT_KEYS))
+
+
+def _kept(head: Snapshot, snapshots: list[Snapshot], keep: int) -> list[Snapshot]:
+    """The newest snapshots, and those that the head has pinned."""
+    pinned = {head.entry("pin", name)["snapshot"] for name in head.names("pin")}
+    readable = [snapshot for snapshot in snapshots if snapshot.expired_at is None]
+    return [s for index, s in enumerate(readable) if index >= len(readable) - keep or s.number in pinned]
+
+
+def _named_by(storage: Storage, snapshot: Snapshot) -> Iterable[str]:
+    yield from (path_of("manifests", digest=ref.digest) for ref in snapshot.segments)
+    yield from load_manifest(storage, snapshot).paths()
+
+
+def _open_runs(storage: Storage, committed: set[str]) -> dict[str, set[str]]:
+    """For every run that no snapshot carries, its own files and those that its completion records name."""
+    runs: dict[str, set[str]] = defaultdict(set)
+    for path in storage.list("runs"):
+        run, _, file = path.removeprefix("runs/").partition("/")
+        if run in committed:
+            continue
+        runs[run].add(path)
+        if file.startswith("tasks/"):
+            runs[run].update(_outputs(storage.read(path), path))
+    return dict(runs)
+
+
+def _outputs(record: bytes, where: str) -> list[str]:
+    """The paths in a completion record, which `engine/task.py` writes."""
+    try:
+        return [file["path"] for file in orjson.loads(record)["files"]]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DamagedFileError(
+            "damaged completion record", where=where, remedy="Delete this file: the run does its task again."
+        ) from error
+
+
+def _all_files(storage: Storage) -> list[str]:
+    """Every file that collection may ever delete; what lies in folders that are not the database's is none of its business."""
+    folders = {kind.pattern.partition("/")[0] for kind in KINDS.values() if "/" in kind.pattern} - {"snapshots"}
+    return [path for folder in sorted(folders | {TEMPORARY}) for path in storage.list(folder)]
+
+
+def _read_marks(storage: Storage) -> dict[str, str]:
+    path = path_of("collection")
+    if not storage.exists(path):
+        return {}
+    try:
+        return {str(file): str(since) for file, since in orjson.loads(storage.read(path)).items()}
+    except (orjson.JSONDecodeError, AttributeError) as error:
+        raise DamagedFileError(
+            "damaged marks of collection", where=path, remedy="Delete this file: every grace begins anew."
+        ) from error

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrodb.ann.exact import Block, exact_topk
+from retrodb.ann.exclusion import Exclusion, Ragged
+from retrodb.ann.metric import scores
+from retrodb.ann.topk import empty_topk, merge_topk
+from retrodb.errors import ConfigError, InputError, MismatchError
+
+from .conftest import brute_force, mixture
+
+METRICS = ("inner_product", "squared_l2")
+
+
+def grid(num_vectors: int, dim: int, seed: int) -> np.ndarray:
+    """Small integers: every sum is exact, so ties are true ties and the plain reference is exact."""
+    return np.random.default_rng(seed).integers(-2, 3, (num_vectors, dim)).astype(np.float16)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    num_vectors=st.integers(1, 300),
+    dim=st.integers(1, 19),
+    k=st.integers(1, 12),
+    cut=st.integers(1, 300),
+    metric=st.sampled_from(METRICS),
+    dead=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_equals_masked_brute_force_with_ties_by_id_for_any_blocks(
+    seed: int, num_vectors: int, dim: int, k: int, cut: int, metric: str, dead: float
+) -> None:
+    random = np.random.default_rng(seed)
+    vectors, queries = grid(num_vectors, dim, seed), grid(9, dim, seed + 1)
+    allowed = random.random(num_vectors) >= dead
+    documents = np.arange(num_vectors) // 4
+    hashes = random.integers(0, 20, num_vectors).astype(np.uint64) + np.uint64(2**63)
+    sequences = Ragged(random.integers(0, 80, 18), np.arange(0, 19, 2))
+    exclusion = Exclusion.of(9, document=sequences, content=hashes[random.integers(0, num_vectors, 9)])
+    keys = {"document": documents, "content": hashes}
+    starts = range(0, num_vectors, cut)
+    blocks = [
+        Block(np.arange(num_vectors)[at], vectors[at], allowed[at], {kind: key[at] for kind, key in keys.items()})
+        for at in (slice(start, start + cut) for start in starts)
+    ]
+    ids, distances = exact_topk(queries, blocks, k, metric, exclusion)
+    mask = exclusion.mask(exclusion.stack(keys, num_vectors)) | ~allowed
+    assert (ids == brute_force(queries, vectors, mask, k, metric)).all()
+    assert (np.isinf(distances) == (ids == -1)).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_bits_do_not_depend_on_threads_or_query_batches(metric: str) -> None:
+    vectors = mixture(3000, 48, 1, identical=500)
+    whole = exact_topk(vectors[:200], vectors, 10, metric)
+    threaded = exact_topk(vectors[:200], vectors, 10, metric, threads=3)
+    singly = [exact_topk(vectors[row : row + 1], vectors, 10, metric) for row in range(0, 200, 20)]
+    assert all((a == b).all() for a, b in zip(whole, threaded, strict=True))
+    for row, (ids, distances) in zip(range(0, 200, 20), singly, strict=True):
+        assert (ids[0] == whole[0][row]).all()
+        assert (distances[0] == whole[1][row]).all()
+
+
+def test_merged_partial_results_equal_the_whole() -> None:
+    vectors = grid(500, 8, 3)
+    whole = exact_topk(vectors[:50], vectors, 7, "squared_l2")
+    cuts = [0, 3, 200, 201, 500]
+    partials = [
+        exact_topk(vectors[:50], [Block(np.arange(a, b), vectors[a:b])], 7, "squared_l2")
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+    assert all((a == b).all() for a, b in zip(whole, merge_topk(partials[::-1], 7), strict=True))
+    assert (merge_topk([empty_topk(3, 2)], 5)[0] == -1).all()
+
+
+def test_ids_beyond_32_bits_survive() -> None:
+    vectors = grid(20, 4, 0)
+    ids, _ = exact_topk(vectors, [Block(np.arange(20) + 2**33, vectors)], 3, "squared_l2")
+    assert ids.min() >= 2**33
+
+
+def test_identical_vectors_by_the_thousand_come_in_the_order_of_their_ids() -> None:
+    vectors = np.ones((5000, 8), np.float16)
+    ids, _ = exact_topk(vectors[:3], vectors, 5, "inner_product")
+    assert (ids == np.arange(5)).all()
+
+
+def test_nan_is_refused_by_row_and_other_dimensions_by_number() -> None:
+    vectors = grid(20, 4, 0)
+    vectors[13, 2] = np.nan
+    with pytest.raises(InputError, match="row 13 holds NaN"):
+        exact_topk(vectors[:2], vectors, 1, "squared_l2")
+    with pytest.raises(MismatchError, match="5 dimensions"):
+        exact_topk(grid(2, 5, 0), vectors, 1, "squared_l2")
+    with pytest.raises(ConfigError, match="cosine"):
+        exact_topk(vectors, vectors, 1, "cosine")  # type: ignore[arg-type]
+
+
+def test_missing_exclusion_keys_are_refused() -> None:
+    with pytest.raises(MismatchError, match="cluster"):
+        exact_topk(grid(2, 4, 0), grid(9, 4, 0), 1, "squared_l2", Exclusion.of(2, cluster=np.array([1, 2])))
+    with pytest.raises(MismatchError, match="do not fit"):
+        Exclusion.of(3, document=np.array([1, 2]))
+
+
+def test_key_minus_one_excludes_nothing_and_rows_of_an_exclusion_keep_their_keys() -> None:
+    exclusion = Exclusion.of(
+        3, cluster=np.array([-1, 4, 5]), document=Ragged(np.array([7, 8, 9]), np.array([0, 0, 2, 3]))
+    )
+    keys = exclusion.stack({"cluster": np.array([-1, 4, 5]), "document": np.array([7, 9, 1])}, 3)
+    mask = exclusion.mask(keys)
+    assert mask.tolist() == [[False, False, False], [True, True, False], [False, True, True]]
+    picked = exclusion.rows(np.array([2, 0, 1]))
+    assert picked.mask(keys).tolist() == mask[[2, 0, 1]].tolist()
+
+
+def test_scores_are_what_users_expect() -> None:
+    assert scores(np.array([-0.5], np.float32), "inner_product")[0] == 0.5
+    assert scores(np.array([0.5], np.float32), "squared_l2")[0] == 0.5

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrodb.ann.codebook import Codebook, choose_factory, load_codebook, num_lists_of, sample_size, train
+from retrodb.ann.merge_policy import choose_merges
+from retrodb.ann.part import PART_FILES, build_part, merge_parts, open_part
+from retrodb.ann.rerank import LivePart
+from retrodb.ann.search import search
+from retrodb.errors import ConfigError, DamagedFileError, InputError, MismatchError, MissingFileError
+
+from .conftest import Spread, mixture
+
+# FAISS trains a rotation for most of a minute
+OPQ = pytest.param("OPQ4_16,IVF16,PQ4x4", marks=pytest.mark.soak)
+VECTORS = mixture(3000, 32, 0, identical=100)
+
+
+@pytest.fixture(scope="module")
+def codebook() -> Codebook:
+    return train(VECTORS, "IVF32,SQ8", 5, "inner_product")
+
+
+def test_factories_follow_the_size_of_the_corpus() -> None:
+    assert choose_factory(1_000, 384, 2**33) == "Flat"
+    assert choose_factory(100_000, 384, 2**33) == "IVF1024,SQ8"
+    assert choose_factory(1_000_000, 384, 2**33, metric="squared_l2") == "IVF8192,RaBitQfs"
+    assert choose_factory(1_000_000, 384, 2**20, metric="squared_l2") == "IVF8192,SQ8"
+    assert choose_factory(10**8, 384, 2**33, 96, "squared_l2") == "IVF131072_HNSW32,RaBitQfs"
+    assert choose_factory(10**10, 384, 2**33) == "OPQ64_256,IVF4194304_HNSW32,PQ64"
+    assert choose_factory(1_000_000, 384, 2**33, bytes_per_vector=384) == "IVF8192,SQ8"
+    assert num_lists_of("OPQ64_256,IVF4194304_HNSW32,PQ64") == 4_194_304
+    assert sample_size("IVF1024,SQ8") == 65_536
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8", "IVF16,RaBitQfs", "IVF16,PQ4x4", "IVF16_HNSW8,Flat", OPQ])
+def test_training_gives_the_same_bytes_for_any_number_of_threads(factory: str) -> None:
+    sample = mixture(10_000, 32, 1) if "PQ" in factory else VECTORS
+    one, two = (train(sample, factory, 7, "squared_l2", threads=threads) for threads in (1, 2))
+    assert one.digest == two.digest
+    assert load_codebook(one.serialize()).digest == one.digest
+    assert one.index.ntotal == 0
+    lists = one.nearest_lists(VECTORS, 3)
+    assert (lists == one.nearest_lists(VECTORS, 3, threads=2)).all()
+    assert (lists[40:41] == one.nearest_lists(VECTORS[40:41], 3)).all()
+
+
+def test_a_sample_too_small_falls_to_flat_and_says_so() -> None:
+    codebook = train(VECTORS[:100], "IVF1024,SQ8", 0, "squared_l2")
+    assert codebook.num_lists == 1
+    assert "IVF1024,SQ8 needs at least 39936 training vectors and there are 100" in codebook.note
+
+
+def test_unknown_factories_are_refused() -> None:
+    with pytest.raises(ConfigError, match="IVF16,Nonsense"):
+        train(VECTORS, "IVF16,Nonsense", 0, "squared_l2")
+
+
+def test_more_lists_than_a_flat_assignment_bears_are_trained_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrodb.ann.kmeans.FLAT_LISTS", 16)
+    codebook = train(VECTORS, "IVF40,Flat", 0, "squared_l2")
+    assert np.unique(codebook.centroids_LD, axis=0).shape == (40, 32)
+    sizes = np.bincount(codebook.nearest_lists(VECTORS, 1)[:, 0], minlength=40)
+    assert (sizes > 0).sum() > 35
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF32,SQ8", "IVF32,RaBitQ", "IVF32,PQ4x4fs"])
+def test_merged_parts_are_what_one_build_gives(factory: str, spread: Spread, tmp_path: Path) -> None:
+    codebook = train(mixture(10_000, 32, 1), factory, 5, "squared_l2")
+    whole = spread(VECTORS, codebook)[0].part
+    parts = [live.part for live in spread(VECTORS, codebook, (700, 701, 2500))]
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    merge_parts(parts, merged)
+    differ = {name for name in PART_FILES if (merged / name).read_bytes() != (whole.folder / name).read_bytes()}
+    # Fast-scan lists are blocks with a padding that merging leaves as it was: same answers, other bytes.
+    assert differ <= ({"index.faiss"} if factory.endswith("fs") else set())
+    found = [
+        search(VECTORS[::9], [LivePart(part, np.arange(3000), VECTORS.__getitem__)], codebook, 10, 8)
+        for part in (whole, open_part(merged))
+    ]
+    assert (found[0][0] == found[1][0]).all()
+
+
+def test_parts_of_different_codebooks_do_not_merge(codebook: Codebook, spread: Spread, tmp_path: Path) -> None:
+    other = train(VECTORS, "IVF32,SQ8", 6, "inner_product")
+    with pytest.raises(MismatchError, match="different codebooks"):
+        merge_parts([spread(VECTORS, codebook)[0].part, spread(VECTORS, other)[0].part], tmp_path)
+
+
+def test_the_faiss_file_is_an_ordinary_index(codebook: Codebook, spread: Spread) -> None:
+    import faiss
+
+    part = spread(VECTORS, codebook)[0].part
+    index = faiss.read_index(str(part.folder / "index.faiss"))
+    index.nprobe = 32
+    _, rows = index.search(VECTORS[200:300].astype(np.float32), 1)
+    assert (rows[:, 0] == np.arange(200, 300)).mean() > 0.95
+
+
+def test_bad_vectors_are_refused_by_row(codebook: Codebook, tmp_path: Path) -> None:
+    bad = VECTORS.copy()
+    bad[2345, 3] = np.inf
+    with pytest.raises(InputError, match="row 2345"):
+        build_part(bad, codebook, tmp_path)
+    with pytest.raises(MismatchError, match="31"):
+        build_part(VECTORS[:, :31], codebook, tmp_path)
+
+
+@pytest.mark.parametrize("name", PART_FILES)
+def test_a_missing_or_damaged_file_is_named(name: str, codebook: Codebook, spread: Spread) -> None:
+    folder = spread(VECTORS[:50], codebook)[0].part.folder
+    (folder / name).write_bytes((folder / name).read_bytes()[:20])
+    with pytest.raises(DamagedFileError, match=str(folder)):
+        open_part(folder).index  # noqa: B018 (the FAISS file is read at first use)
+    (folder / name).unlink()
+    with pytest.raises(MissingFileError, match=name):
+        open_part(folder)
+
+
+def test_rows_of_a_part_and_what_is_said_of_them_must_agree(codebook: Codebook, spread: Spread) -> None:
+    part = spread(VECTORS[:50], codebook)[0].part
+    with pytest.raises(MismatchError, match="50 rows"):
+        LivePart(part, np.arange(49), VECTORS.__getitem__)
+
+
+def test_merges_take_neighbours_of_one_tier_and_leave_big_parts_alone() -> None:
+    small, big = 10_000, 1_000_000
+    assert choose_merges([small] * 7) == []
+    assert choose_merges([small] * 9) == [tuple(range(8))]
+    assert choose_merges([big] + [small] * 8) == [tuple(range(1, 9))]
+    assert choose_merges([small] * 4 + [big] + [small] * 4) == []
+
+
+def test_a_growing_database_keeps_few_parts_and_rewrites_a_row_a_few_times() -> None:
+    sizes: list[int] = []
+    written = 0
+    for _ in range(512):
+        sizes.append(10_000)
+        while merges := choose_merges(sizes):
+            for run in reversed(merges):
+                merged = sum(sizes[at] for at in run)
+                sizes[run[0] : run[-1] + 1] = [merged]
+                written += merged
+    assert len(sizes) <= 24
+    assert written <= 4 * 512 * 10_000

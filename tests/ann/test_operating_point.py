@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrodb.ann.codebook import train
+from retrodb.ann.drift import Drift, imbalance, measure_drift
+from retrodb.ann.exact import exact_topk
+from retrodb.ann.join import join_block
+from retrodb.ann.operating_point import choose_nprobe, recall_at_k, recall_curve
+from retrodb.errors import ConfigError
+
+from .conftest import Spread, mixture
+
+VECTORS = mixture(4000, 32, 0)
+
+
+def test_ties_at_the_last_place_count_as_found() -> None:
+    vectors = np.ones((50, 4), np.float16)
+    true = exact_topk(vectors[:5], vectors, 10, "squared_l2")
+    other = true[0] + 20, true[1]
+    assert recall_at_k(*other, *true).mean == 1.0
+
+
+def test_recall_is_against_the_neighbours_that_there_are() -> None:
+    true = np.array([[3, -1], [-1, -1], [4, 5]]), np.array([[1, np.inf], [np.inf, np.inf], [1, 2]], np.float32)
+    found = np.array([[3, -1], [-1, -1], [4, 6]]), np.array([[1, np.inf], [np.inf, np.inf], [1, 3]], np.float32)
+    estimate = recall_at_k(*found, *true)
+    assert estimate.mean == 0.75
+    assert estimate.low < 0.75 < estimate.high
+    with pytest.raises(ConfigError, match="no query"):
+        recall_at_k(*(array[1:2] for array in found), *(array[1:2] for array in true))
+
+
+def test_the_curve_without_timing_predicts_the_recall_of_the_join(spread: Spread) -> None:
+    codebook = train(VECTORS, "IVF64,Flat", 0, "inner_product")
+    parts = spread(VECTORS, codebook)
+    queries = VECTORS[::5]
+    true = exact_topk(queries, VECTORS, 10, "inner_product")
+    lists = parts[0].part.lists_NA
+    sizes = np.diff(parts[0].part.offsets_L1)
+    curve = recall_curve(codebook.nearest_lists(queries, 64), lists[true[0], 0], sizes)
+    assert curve[-1].recall.mean == 1.0
+    assert curve[-1].scanned == pytest.approx(4000)
+    point = choose_nprobe(curve, 0.9)
+    found = join_block(queries, None, parts, codebook, 10, point.nprobe)
+    assert recall_at_k(*found, *true).mean == pytest.approx(point.recall.mean, abs=0.01)
+    assert point.nprobe == 1 or curve[point.nprobe - 2].recall.mean < 0.9
+    with pytest.raises(ConfigError, match="1 lists give"):
+        choose_nprobe(curve[:1], 1.0)
+
+
+def test_drift_tells_other_data_from_the_same() -> None:
+    codebook = train(VECTORS, "IVF64,Flat", 0, "inner_product")
+
+    def drift(vectors: np.ndarray) -> Drift:
+        return measure_drift(vectors, codebook.nearest_lists(vectors, 1)[:, 0], codebook)
+
+    usual = drift(VECTORS)
+    assert not drift(VECTORS[::2]).is_beyond(usual)
+    assert drift(np.roll(-VECTORS, 5, axis=1)).is_beyond(usual)
+    assert imbalance(np.arange(64, dtype=np.int32), 64) == 1.0

@@ -1,0 +1,94 @@
+"""What is known of the real corpora."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrodb.dedup.clusters import verify_pairs
+from retrodb.dedup.leakscan import scan
+from retrodb.dedup.lsh import candidate_pairs, make_run, parse_bands
+from retrodb.dedup.minhash import signatures
+from retrodb.dedup.rule import Rule, parse_rule
+from retrodb.dedup.shingles import ShingleSets, shingle_sets
+from retrodb.dedup.testsets import read_test_items
+from retrodb.dedup.testtable import TestTable, build_table
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
+
+
+def archive_texts(name: str, folder: str = "") -> pa.LargeStringArray:
+    raw = subprocess.run(["zstd", "-dc", "--long=27", str(DATA / name)], check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+        members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(".md") and folder in m.name]
+        files = [archive.extractfile(m) for m in sorted(members, key=lambda m: m.name)]
+        return pa.array([file.read().decode(errors="replace") for file in files if file], pa.large_string())
+
+
+def table_of(name: str) -> TestTable:
+    items = read_test_items([DATA / "eval" / f"{name}.jsonl.zst"])
+    return build_table(items.texts, items.ids)
+
+
+@pytest.fixture(scope="module")
+def books() -> pa.LargeStringArray:
+    return archive_texts("classic-books.md.tar.zst")
+
+
+def test_mmlu_rows_in_classic_books_are_found(books: pa.LargeStringArray) -> None:
+    hits = scan(books, table_of("mmlu-test")).hits
+    assert len(np.unique(hits.item)) == 31
+    assert len(np.unique(hits.item[parse_rule("containment>=0.5").decide(hits)])) == 20
+    assert not parse_rule("jaccard>=0.8").decide(hits).any()
+
+
+CLEAN = ["gsm8k-test", "xquad-paragraphs", "xquad-questions", "pubmedqa", "nq-open-dev", "wikitext2-test"]
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_clean_test_sets_have_no_hit_in_any_corpus(books: pa.LargeStringArray, name: str) -> None:
+    table = table_of(name)
+    law = pq.read_table(str(DATA / "dc-law.parquet"))["text"].combine_chunks()
+    wikipedia = read_test_items([DATA / "wikipedia-en.jsonl.zst"]).texts
+    for corpus in (books, law, wikipedia):
+        result = scan(corpus, table)
+        assert len(result.hits) == 0, np.unique(result.hits.item)
+        assert len(result.short_hits.item) == 0
+
+
+def brute_force_pairs(a: ShingleSets, b: ShingleSets, rule: Rule) -> list[list[int]]:
+    """All pairs over the threshold, by counting for each pair the keys in both."""
+    keys = np.concatenate([a.keys, b.keys])
+    num_a = len(a.sizes())
+    documents = np.repeat(np.arange(num_a + len(b.sizes())), np.concatenate([a.sizes(), b.sizes()]))
+    _, column = np.unique(keys, return_inverse=True)
+    sets = [set(column[documents == d].tolist()) for d in range(documents.max() + 1)]
+    threshold = rule.threshold
+    return [
+        [i, num_a + j]
+        for i in range(num_a)
+        for j in range(len(b.sizes()))
+        if (inter := len(sets[i] & sets[num_a + j]))
+        and Fraction(inter, len(sets[i]) + len(sets[num_a + j]) - inter) >= threshold
+    ]
+
+
+def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force() -> None:
+    eips, ercs = archive_texts("eips-ercs.tar.zst", "EIPs/new"), archive_texts("eips-ercs.tar.zst", "ERCs/new")
+    texts, rule = pa.concat_arrays([eips, ercs]), parse_rule("jaccard>=0.8")
+    expected = brute_force_pairs(shingle_sets(eips), shingle_sets(ercs), rule)
+    run = make_run(signatures(texts, 256), np.arange(len(texts)), parse_bands("32x8", 256))
+    pairs = candidate_pairs(run).pairs
+    verified = pairs[verify_pairs(pairs, shingle_sets(texts), rule)]
+    across = verified[(verified[:, 0] < len(eips)) & (verified[:, 1] >= len(eips))]
+    assert across.tolist() == expected
+    assert len(expected) > 300

@@ -1,0 +1,36 @@
+"""Manifest records of files that do not exist: the store never looks into the files that it names."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from retrodb.format.records import FileDigest, FileRecord, ShardRecord
+from retrodb.store.commit import Change, NewShard
+from retrodb.store.marks import Marks
+
+CLOCK = "2026-01-01T00:00:00.000000+00:00"
+NO_MARKS = Marks(frozenset(), frozenset())
+SHARD_KINDS = {"documents": "parquet", "chunks": "parquet", "tokens": "npy", "ids": "npy"}
+
+
+def change(transaction: str, marks: Marks = NO_MARKS, **parts: Any) -> Change:
+    """A change with nothing in it but what is given."""
+    return Change(transaction=transaction, command=transaction, arguments={}, clock=CLOCK, marks=marks, **parts)
+
+
+def file(kind: str, path: str, *, name: str = "", first: int = -1, count: int = 0) -> FileRecord:
+    """The record of a made-up file."""
+    return FileRecord(kind, name, path, digest(path), first, count, None, count)
+
+
+def shard(task: str, source: str = "a", num_chunks: int = 100, num_documents: int = 10, *, first: int = -1) -> NewShard:
+    """A shard with the files that every shard has."""
+    files = tuple(file(k, f"{k}/{task}.{end}", first=first, count=num_chunks) for k, end in SHARD_KINDS.items())
+    return NewShard(ShardRecord(task, source, num_chunks, num_documents, first), files)
+
+
+def digest(path: str) -> FileDigest:
+    """As incompressible as a real one."""
+    sha256 = hashlib.sha256(path.encode()).digest()
+    return FileDigest(1000 + sha256[0], sha256, sha256[:16])

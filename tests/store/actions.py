@@ -1,0 +1,120 @@
+"""One change of every kind that the transaction matrix speaks of, on made-up files.
+
+They are planned on a database with shard `one` of source a (ids 0 to 99), shard `two` of source b (100 to 199) and a space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from made_up import change, file, shard
+
+from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, ScreenedRecord
+from retrodb.format.snapshot import Snapshot
+from retrodb.store import marks
+from retrodb.store.commit import Change, create
+from retrodb.store.storage import Storage
+
+
+def found(storage: Storage) -> Snapshot:
+    """Create the database that the actions are planned on."""
+    vectors = [file("vectors", f"vectors/default/{t}.npy", name="default", first=f, count=100) for t, f in RANGES]
+    entries = {"space/default": {"dimension": 4}}
+    return create(storage, change("init", shards=[shard("one", "a"), shard("two", "b")], files=vectors, entries=entries))
+
+
+RANGES = (("one", 0), ("two", 100))
+
+
+def _ingest(source: str) -> Callable[[str], Change]:
+    def build(tag: str) -> Change:
+        entries = {f"source/{source}": {"last_run": tag}}
+        dead = file("tombstones", f"tombstones/{tag}.parquet")
+        return change(tag, marks.ingest(source), shards=[shard(tag, source)], files=[dead], entries=entries)
+
+    return build
+
+
+def _dedup(testset: str) -> Callable[[str], Change]:
+    def build(tag: str) -> Change:
+        files = [file("tombstones", f"tombstones/{tag}.parquet"), file("testsets", f"testsets/{testset}/{tag}/t.npy")]
+        screened = [ScreenedRecord(f"{testset}@1", first, 100) for _, first in RANGES]
+        entries = {f"testset/{testset}": {"digest": tag}}
+        return change(tag, marks.dedup(testset), files=files, screened=screened, entries=entries)
+
+    return build
+
+
+def _coverage(kind: str, own: marks.Marks, entry: str = "") -> Callable[[str], Change]:
+    def build(tag: str) -> Change:
+        files = [file(kind, f"{kind}/default/{tag}-{t}", name="default", first=f, count=100) for t, f in RANGES]
+        return change(tag, own, files=files, entries={entry: {"made_by": tag}} if entry else {})
+
+    return build
+
+
+def _tombstones(own: marks.Marks) -> Callable[[str], Change]:
+    return lambda tag: change(tag, own, files=[file("tombstones", f"tombstones/{tag}.parquet")])
+
+
+def _compact(tag: str) -> Change:
+    """Both shards become one, under the ids that they have."""
+    drops = [DropRecord(OP_DROP_SHARD, first_chunk=first) for _, first in RANGES]
+    drops += [DropRecord(OP_DROP_FILE, path=f.path) for task, _ in RANGES for f in shard(task).files]
+    joined = shard(tag, "a", num_chunks=200, num_documents=20, first=0)
+    return change(tag, marks.compact(), drops=drops, shards=[joined])
+
+
+def _restore(tag: str) -> Change:
+    """Back to before shard `two`: its files and its vectors go."""
+    paths = [f.path for f in shard("two").files] + ["vectors/default/two.npy"]
+    drops = [DropRecord(OP_DROP_SHARD, first_chunk=100), *(DropRecord(OP_DROP_FILE, path=path) for path in paths)]
+    return change(tag, marks.restore(), drops=drops)
+
+
+def _neighbours(table: str) -> Callable[[str], Change]:
+    def build(tag: str) -> Change:
+        rows = file("neighbours", f"neighbours/{table}/{tag}.parquet", name=table, first=0, count=200)
+        return change(tag, marks.neighbours(table), files=[rows], entries={f"table/{table}": {"k": 2}})
+
+    return build
+
+
+LATER: dict[str, Callable[[str], Change]] = {
+    "ingest": _ingest("a"),
+    "dedup": _dedup("t"),
+    "embed": _coverage("vectors", marks.embed("default")),
+    "index": _coverage("parts", marks.index("default")),
+    "tag": _coverage("attributes", marks.tag("default")),
+    "filter": _tombstones(marks.filtering()),
+    "undelete": _tombstones(marks.undelete()),
+    "compact": _compact,
+    "restore": _restore,
+    "neighbours": _neighbours("self"),
+}
+"""The columns of the matrix: what is committed after something else came in between."""
+
+BETWEEN: dict[str, Callable[[str], Change]] = {
+    "ingest, same source": LATER["ingest"],
+    "ingest, other source": _ingest("b"),
+    "dedup, same test set": LATER["dedup"],
+    "dedup, other test set": _dedup("u"),
+    "embed": LATER["embed"],
+    "embed, new space": _coverage("vectors", marks.embed("default"), "space/default"),
+    "index": LATER["index"],
+    "index, trained anew": _coverage("parts", marks.index("default"), "index/default"),
+    "tag": LATER["tag"],
+    "filter": LATER["filter"],
+    "undelete": LATER["undelete"],
+    "compact": LATER["compact"],
+    "restore": LATER["restore"],
+    "neighbours, same table": LATER["neighbours"],
+    "neighbours, other table": _neighbours("other"),
+}
+"""The rows: what came in between."""
+
+
+def renamed(built: Change, transaction: str) -> Change:
+    """The same change as another transaction."""
+    return replace(built, transaction=transaction)
