@@ -94,6 +94,9 @@ workers_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps."
 )
+format_option = click.option(
+    "--format", default="auto", show_default=True, metavar="NAME", help="Of the input: jsonl, parquet, text, html, warc, ..."
+)
 space_option = click.option("--space", metavar="NAME", help="Vector space.  [default: the database's default space]")
 as_of_option = click.option(
     "--as-of", type=click.IntRange(min=0), metavar="N", help="Read snapshot N.  [default: the newest]"

@@ -58,7 +58,7 @@ class ConsoleOutput:
             _print(render_table([_fields(record) for record in records]))
 
     def table(self, kind: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        _print(render_table([dict(zip(columns, row, strict=True)) for row in rows], labels=columns))
+        _print(render_table([dict(zip(columns, row, strict=True)) for row in rows]))
 
     def note(self, message: str) -> None:
         _print(message, err=True)
@@ -111,7 +111,7 @@ def render_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Columns under their names; numbers are aligned to the right."""
     if not rows:
         return ""
-    columns = [[name.replace("_", " "), *(format_value(name, row[name]) for row in rows)] for name in rows[0]]
+    columns = [[name.replace("_", " "), *(_one_line(format_value(name, row[name])) for row in rows)] for name in rows[0]]
     is_number = [all(isinstance(row[name], int | float) for row in rows) for name in rows[0]]
     padded = [_pad(cells, right) for cells, right in zip(columns, is_number, strict=True)]
     return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
@@ -176,6 +176,10 @@ def _render_nested(value: Any) -> str:
     if isinstance(value, list | tuple):
         return render_table([_fields(each) for each in value])
     return render_fields(value if isinstance(value, Mapping) else _fields(value)) or "-"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) if "\n" in text else text
 
 
 def _pad(cells: Sequence[str], right: bool) -> list[str]:

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from retrodb.stages.neighbours import NeighboursResult, NeighbourTable
     from retrodb.stages.queries import QueriesResult
     from retrodb.stages.search import SearchHit
-    from retrodb.stages.tokenizer import TokenizerResult
     from retrodb.stages.validate import ValidateResult
     from retrodb.view.sql import SqlResult
 
@@ -285,8 +284,8 @@ def open(path: str | Path | Storage, **options: Any) -> Database:
 
 def train_tokenizer(
     inputs: Sequence[str | Path], out: str | Path, *, vocab_size: int = 32_000, format: str = "auto"
-) -> int:
-    """Train a byte-level BPE on the texts of files and write it as `tokenizer.json`; gives its vocabulary's size."""
+) -> TokenizerResult:
+    """Train a byte-level BPE on the texts of files and write it as a file for `create(tokenizer=...)`."""
     from retrodb.stages.tokenizer import run_train_tokenizer
 
     return run_train_tokenizer([str(i) for i in inputs], Path(out), vocab_size=vocab_size, format=format)

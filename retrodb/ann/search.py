@@ -29,7 +29,8 @@ def search(
 ) -> TopK:
     """The k nearest allowed rows of each query, (ids_QK, distances_QK); rows short of k probe on until all lists are read.
 
-    The answer does not depend on how rows are spread over parts.
+    The answer does not depend on how rows are spread over parts; with fast-scan codes, whose coarse distances often tie,
+    that holds but for ties at the last candidate, which FAISS cuts as they come.
 
     Raises:
         MismatchError: queries of another dimension.

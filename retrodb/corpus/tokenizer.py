@@ -17,6 +17,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,10 @@ class Tokenizer:
         encodings = self._model.encode(texts, num_threads)
         text_offsets = _offsets_of([len(ids) for ids, _ in encodings])
         num_tokens = int(text_offsets[-1])
-        tokens_T = np.fromiter((i for ids, _ in encodings for i in ids), dtype=self.token_dtype, count=num_tokens)
-        ends = (end for _, spans in encodings for span in spans for end in span)
-        spans_T2 = np.fromiter(ends, dtype=np.int64, count=2 * num_tokens).reshape(num_tokens, 2)
+        # chain runs in C: generator expressions here cost a fifth of the tokenization.
+        tokens_T = np.fromiter(chain.from_iterable(ids for ids, _ in encodings), self.token_dtype, num_tokens)
+        ends = chain.from_iterable(chain.from_iterable(spans for _, spans in encodings))
+        spans_T2 = np.fromiter(ends, np.int64, 2 * num_tokens).reshape(num_tokens, 2)
         if isinstance(self._model, SentencePieceModel):
             spans_T2 = self._model.spread_bytes(tokens_T, spans_T2)
         return Tokenized(tokens_T, text_offsets, _byte_starts(spans_T2, text_offsets, texts))

@@ -43,7 +43,7 @@ def run_cut(storage: Storage, task: Task, clock: str) -> TaskRecord:
         settings,
         source=payload["source"],
         clock=clock,
-        path=_query_paths(task.id, queries) if queries else _shard_paths(task.id),
+        path=query_paths(task.id, queries) if queries else _shard_paths(task.id),
         kinds=SHARD_KINDS,
     )
     result = [{"chunks": s.num_chunks, "documents": s.num_documents, "files": len(s.files)} for s in shards]
@@ -63,7 +63,8 @@ def _shard_paths(task_id: str) -> PathOf:
     return lambda kind, number: path_of(kind, task=shard_task(task_id, number))
 
 
-def _query_paths(task_id: str, name: str) -> PathOf:
+def query_paths(task_id: str, name: str) -> PathOf:
+    """Paths of the files of a query set."""
     ending = dict.fromkeys(SHARD_KINDS, "npy") | {"documents": "parquet", "chunks": "parquet"}
     return lambda kind, number: path_of(
         "queries", name=name, task=shard_task(task_id, number), file=f"{kind}.{ending[kind]}"

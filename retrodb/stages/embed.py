@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from retrodb.config import EmbedParams, from_mapping, to_mapping
-from retrodb.encode.threads import available_cpus
 from retrodb.encode.identity import Encoder, EncoderIdentity
+from retrodb.encode.threads import available_cpus
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.run import Run, add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task

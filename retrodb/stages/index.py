@@ -93,7 +93,9 @@ def run_index(
     records = context.engine.run(run, [_task(view, name, path, r) for r in missing], run_index_task, context.progress)
     dropped = [record.path for part in old for record in part.records] if is_new else []
     dropped += [record.path for record in view.manifest.files("codebooks", name) if is_new and record.path != path]
-    snapshot = commit(context.storage, view.snapshot, _change(run, name, params, records, files, dropped, entry, is_new))
+    snapshot = commit(
+        context.storage, view.snapshot, _change(run, name, params, records, files, dropped, entry, is_new)
+    )
     kept = 0 if is_new else len(old)
     return _result(snapshot.number, name, entry, is_new, count, kept + len(missing), False)
 
@@ -110,17 +112,9 @@ def run_index_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
         build_part(vectors, codebook, Path(folder))
         for file in PART_FILES:
             path = path_of("parts", name=payload["space"], task=task.id, file=file)
-            source = Path(folder) / file
-            record = publish(
-                storage,
-                "parts",
-                path,
-                lambda local, source=source: source.replace(local),
-                name=payload["space"],
-                first_chunk=payload["first_chunk"],
-                rows=rows,
-            )
-            files.append(record)
+            move = (Path(folder) / file).replace
+            first = payload["first_chunk"]
+            files.append(publish(storage, "parts", path, move, name=payload["space"], first_chunk=first, rows=rows))
     return TaskRecord(task.id, tuple(files), {}, {"vectors": len(vectors)})
 
 
@@ -136,7 +130,9 @@ def _factory(view: View, space: str, params: IndexParams) -> str:
         return params.factory
     entry = view.snapshot.entry("space", space)
     num_vectors = sum(record.num_rows for record in view.manifest.files("vectors", space))
-    return choose_factory(num_vectors, entry["dimension"], params.memory_bytes, params.bytes_per_vector, entry["metric"])
+    return choose_factory(
+        num_vectors, entry["dimension"], params.memory_bytes, params.bytes_per_vector, entry["metric"]
+    )
 
 
 def _trained(view: View, space: str, params: IndexParams) -> Codebook:
@@ -155,7 +151,9 @@ def _sample(view: View, space: str, size: int, seed: int) -> AnyArray:
         live.append(ids[view.chunks.is_live(ids)])
     ids = np.concatenate(live)
     if not len(ids):
-        raise MissingStep(f"all chunks of space '{space}' are deleted", remedy="Ingest more, or undelete what is needed.")
+        raise MissingStep(
+            f"all chunks of space '{space}' are deleted", remedy="Ingest more, or undelete what is needed."
+        )
     chosen = np.random.default_rng(seed).choice(len(ids), size=min(size, len(ids)), replace=False)
     return view.vectors(space, ids[np.sort(chosen)])
 
@@ -220,5 +218,6 @@ def _change(
 def _result(
     snapshot: int, space: str, entry: dict[str, Any], trained: bool, vectors: int, parts: int, dry_run: bool
 ) -> IndexResult:
-    return IndexResult(snapshot, space, entry["factory"], entry["lists"], trained, vectors, parts, entry["note"], dry_run)
-
+    return IndexResult(
+        snapshot, space, entry["factory"], entry["lists"], trained, vectors, parts, entry["note"], dry_run
+    )

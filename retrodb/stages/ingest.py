@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +64,7 @@ class IngestResult:
     tokens: int  # added
     skipped_inputs: int  # files that were ingested whole before, by digest
     rejects_by_reason: dict[str, int]
+    rejects_path: str | None = None  # file below the database with place, reason and excerpt of each
     dry_run: bool = False
 
 
@@ -100,7 +101,9 @@ def run_ingest(
         cut, held = _cut(context, run, scanned, decisions, params)
         outcome = Outcome(decisions, rejects, cut, held, counts)
         snapshot = commit(context.storage, view.snapshot, ingest_change(view, run, found, params, outcome))
-    return _result(snapshot.number, found, params, {**counts, **add_counts(cut)}, rejects, dry_run)
+    result = _result(snapshot.number, found, params, {**counts, **add_counts(cut)}, rejects, dry_run)
+    has_file = rejects.num_rows > 0 and not dry_run
+    return replace(result, rejects_path=path_of("rejects", task=run.id)) if has_file else result
 
 
 def _nothing_new(view: View, found: Inputs, params: IngestParams) -> IngestResult:

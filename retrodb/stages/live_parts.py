@@ -115,4 +115,5 @@ def _allowed(view: View, ids: Int64Array, restriction: Mapping[str, frozenset[st
 
 def _verified_folder(view: View, files: PartFiles) -> Path:
     """The local folder of a part after every file in it was verified."""
-    return [view.files.open(record) for record in files.records][0].parent
+    paths = [view.files.open(record) for record in files.records]
+    return paths[0].parent

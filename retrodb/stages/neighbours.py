@@ -6,7 +6,7 @@ beyond k: a later deletion then costs no new search.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -78,13 +78,15 @@ def run_neighbours(
     codebook = open_codebook(view, name)
     covered = view.query_vectors(queries, name)
     _refuse_missing(view, queries, name, covered)
-    spans = [span for record in view.query_set(queries).ranges for span in _blocks(record.first_chunk, record.num_chunks)]
+    spans = [
+        span for record in view.query_set(queries).ranges for span in _blocks(record.first_chunk, record.num_chunks)
+    ]
     nprobe = 0 if params.exact else operating_point(view, name, codebook.num_lists)
     details = {"queries": queries, "space": name, "nprobe": nprobe, **to_mapping(params)}
     result = NeighboursResult(view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, nprobe, dry_run)
     if dry_run:
         rows = sum(len(_query_ids(view, queries, name, *span)) for span in spans)
-        return NeighboursResult(**{**result.__dict__, "rows": rows})
+        return replace(result, rows=rows)
     plan = {"version": STAGE_VERSION, "table": table, "transaction": view.snapshot.transaction, **details}
     run = open_run(context.storage, "neighbours", plan, context.clock)
     tasks = [_task(view, table, details, *span) for span in spans]
@@ -102,8 +104,7 @@ def run_neighbours(
         counts=counts,
     )
     snapshot = commit(context.storage, view.snapshot, change)
-    numbers = {"snapshot": snapshot.number, "rows": counts.get("rows", 0), "short": counts.get("short", 0)}
-    return NeighboursResult(**{**result.__dict__, **numbers})
+    return replace(result, snapshot=snapshot.number, rows=counts.get("rows", 0), short=counts.get("short", 0))
 
 
 def run_neighbours_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
@@ -131,7 +132,13 @@ def run_neighbours_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
     path = path_of("neighbours", name=payload["table"], task=task.id)
     write = partial(write_table, table=content)
     record = publish(
-        storage, "neighbours", path, write, name=payload["table"], first_chunk=payload["first"], rows=RowSet.from_mask(mask)
+        storage,
+        "neighbours",
+        path,
+        write,
+        name=payload["table"],
+        first_chunk=payload["first"],
+        rows=RowSet.from_mask(mask),
     )
     short = int((ids[:, params.k - 1] < 0).sum())
     return TaskRecord(task.id, (record,), {}, {"rows": len(rows), "short": short})
@@ -213,7 +220,9 @@ def _check(params: NeighboursParams, table: str) -> None:
 def _refuse_missing(view: View, queries: str, space: str, covered: Coverage) -> None:
     """Raises MissingStep when something that should be in the search is not yet embedded or indexed."""
     if not covered.records:
-        raise MissingStep(f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first.")
+        raise MissingStep(
+            f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first."
+        )
     indexed = {(p.span.first_chunk, p.span.rows) for p in parts_of(view, space)}
     if any((r.first_chunk, r.rows) not in indexed for r in view.manifest.files("vectors", space)):
         raise MissingStep(f"space '{space}' has vectors that are not indexed", remedy="Run 'retrodb index' first.")
@@ -252,9 +261,7 @@ def _view(url: str, number: int) -> View:
     return View(storage, settings, read_snapshot(storage, number))
 
 
-def _nearest(
-    view: View, payload: Any, params: NeighboursParams, rows: Int64Array
-) -> tuple[Int64Array, Float32Array]:
+def _nearest(view: View, payload: Any, params: NeighboursParams, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
     """Neighbours and distances, (Q, k + slack) each, of query rows."""
     space, queries = payload["space"], payload["queries"]
     parts = live_parts(view, space, kinds=params.exclude)
@@ -272,4 +279,3 @@ def _nearest(
     if params.exact:
         return exact_topk(vectors, (block for part in parts for block in part.blocks()), width, metric, exclusion)
     return join_block(vectors, None, parts, open_codebook(view, space), width, payload["nprobe"], exclusion)
-

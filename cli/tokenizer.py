@@ -1,0 +1,32 @@
+"""`retrodb tokenizer train`"""
+
+from __future__ import annotations
+
+import click
+
+from retrodb import errors
+
+from .options import Command, Session, format_option, json_option, pass_session
+
+
+@click.group()
+def command() -> None:
+    """Train a tokenizer on your own text."""
+
+
+@command.command(
+    cls=Command,
+    example="retrodb tokenizer train articles.jsonl.zst --out tokenizer.json --vocab-size 32000",
+    exits=[errors.EXIT_NO_SPACE],
+)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, metavar="FILE", help="Where to write the tokenizer.")
+@click.option("--vocab-size", type=int, default=32_000, show_default=True, metavar="N", help="Tokens at most.")
+@format_option
+@json_option
+@pass_session
+def train(session: Session, inputs: tuple[str, ...], out: str, vocab_size: int, format: str) -> None:
+    """Train a byte-level BPE on the documents of files, for `retrodb init --tokenizer`."""
+    from retrodb.database import train_tokenizer
+
+    session.output.result(train_tokenizer(inputs, out, vocab_size=vocab_size, format=format))
