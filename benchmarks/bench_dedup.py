@@ -1,15 +1,16 @@
 """Leak scan and MinHash against datasketch and a plain Python n-gram loop, on the same text in the same run.
 
-    python benchmarks/bench_dedup.py [--data FOLDER] [--megabytes 80] [--table-shingles 10_000_000] [--out]
+    python benchmarks/bench_dedup.py [--data FOLDER] [--megabytes 80] [--table-shingles 10000000] [--out FILE]
 
-Text is `classic-books` and `wikipedia-en` of the corpora folder. Rates are per second of CPU time of one core (the best of three), because
-that is what a trillion tokens cost; only the comparison of two workers is in elapsed time.
+Text is `classic-books` and `wikipedia-en` of the corpora folder. Rates are per second of CPU time of one core, the best
+of three, because that is what a trillion tokens cost; only two workers are compared with one in elapsed time.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import io
 import json
 import multiprocessing
@@ -62,7 +63,7 @@ def corpus(data: Path, size: int) -> list[str]:
 
 
 def made_table(texts: list[str], num_shingles: int) -> TestTable:
-    """A test set of that many shingles, of words as frequent as in the text but in random order: foreign, as test sets should be."""
+    """A foreign test set of about that many shingles: words as frequent as in the text, in random order."""
     vocabulary = " ".join(texts[:200]).split()
     words = np.random.default_rng(SEED).choice(
         np.array(vocabulary, object), num_shingles + 1200 * num_shingles // 10_000
@@ -125,14 +126,13 @@ def python_loop(texts: list[str], keys: set[int]) -> None:
         sum(xxhash.xxh64_intdigest(gram) in keys for gram in word_ngrams(text))
 
 
-def rate(name: str, size: int, work: Callable[[], object], repeats: int = 3) -> float:
-    """Print and give the best MB of text per CPU second."""
+def rate(size: int, work: Callable[[], object], repeats: int = 3) -> float:
+    """The best MB of text per CPU second."""
     best = float("inf")
     for _ in range(repeats):
         start = time.process_time()
         work()
         best = min(best, time.process_time() - start)
-    print(f"| {name} | {size / best / 1e6:,.1f} |")
     return size / best / 1e6
 
 
@@ -155,62 +155,63 @@ def write_parquet(texts: list[str], path: Path) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def run(data: Path, megabytes: int, table_shingles: int) -> None:
-    print(f"# dedup, {datetime.date.today()}\n")
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ",
-        end="",
-    )
-    print(f"numpy {np.__version__}, numba {numba.__version__}, pyarrow {pa.__version__}, ", end="")
-    print(f"datasketch {datasketch.__version__}, xxhash {xxhash.VERSION}; seed {SEED}\n")
+def run(data: Path, megabytes: int, table_shingles: int) -> Iterator[str]:
+    """The lines of the report, as they are measured."""
+    yield f"## dedup, {datetime.date.today()}\n"
+    versions = f"numpy {np.__version__}, numba {numba.__version__}, pyarrow {pa.__version__}"
+    peers = f"datasketch {datasketch.__version__}, xxhash {xxhash.VERSION}"
+    yield f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}, {peers}"
     texts = corpus(data, megabytes * 1_000_000)
-    array = pa.array(texts, pa.large_string())
-    table = made_table(texts, table_shingles)
+    array, table = pa.array(texts, pa.large_string()), made_table(texts, table_shingles)
     num_words = int(scan(array, table).num_words.sum())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = write_parquet(texts, folder / "english.parquet")
-        print(
-            f"{len(texts):,} documents, {size / 1e6:,.1f} MB, {num_words:,} words; test table of {len(table.keys):,} shingles\n"
-        )
-        print("| one core | MB/s |\n|---|---|")
-        alone = rate("scan, text in memory", size, lambda: scan(array, table))
-        parquet = rate("scan from Parquet", size, lambda: scan_parquet(folder / "english.parquet", table))
-        both = rate(
-            "scan from Parquet + MinHash 128", size, lambda: scan_and_sketch_parquet(folder / "english.parquet", table)
-        )
-        signatures(array[:10], 128)
-        rate("MinHash 128, text in memory", size, lambda: signatures(array, 128))
-        others = {}
+        path = folder / "english.parquet"
+        size = write_parquet(texts, path)
+        sizes = f"{len(texts):,} documents, {size / 1e6:,.1f} MB, {num_words:,} words"
+        yield f"seed {SEED}; {sizes}; test table of {len(table.keys):,} shingles\n"
+        yield "| one core | MB/s |\n|---|---|"
+        yield row("scan, text in memory", alone := rate(size, lambda: scan(array, table)))
+        yield row("scan from Parquet", parquet := rate(size, lambda: scan_parquet(path, table)))
+        yield row("scan from Parquet + MinHash 128", both := rate(size, lambda: scan_and_sketch_parquet(path, table)))
+        yield row("MinHash 128, text in memory", rate(size, lambda: signatures(array, 128)))
+        shares = []
         for kind, change in (("Cyrillic", cyrillic), ("Chinese", chinese)):
-            changed = [change(text) for text in texts[: len(texts) // 4]]
-            changed_size = write_parquet(changed, folder / f"{kind}.parquet")
-            path = folder / f"{kind}.parquet"
-            others[kind] = rate(f"scan from Parquet, {kind}", changed_size, lambda path=path: scan_parquet(path, table))  # type: ignore[misc]
+            changed = folder / f"{kind}.parquet"
+            changed_size = write_parquet([change(text) for text in texts[: len(texts) // 4]], changed)
+            value = rate(changed_size, functools.partial(scan_parquet, changed, table))
+            shares.append(f"{kind} {value / parquet:.2f}")
+            yield row(f"scan from Parquet, {kind}", value)
         sample = [text[:20_000] for text in texts[: PEER_BYTES // 2_000]]
         sample_size = sum(len(text.encode()) for text in sample)
-        peer = rate("peer: datasketch 2.0 bulk, xxh32, 128", sample_size, lambda: datasketch_bulk(sample), repeats=1)
         keys = set(table.keys[:1_000_000].tolist())
-        loop = rate(
-            "peer: Python loop, xxh64 n-grams in a set", sample_size, lambda: python_loop(sample, keys), repeats=1
-        )
-        (folder / "table").mkdir()
-        save_table(table, folder / "table")
-        parts = [folder / f"part-{i}.parquet" for i in range(8)]
-        for i, part in enumerate(parts):
-            write_parquet(texts[i::8], part)
-        one, two = (elapsed_of_workers(n, parts, folder / "table") for n in (1, 2))
-    print(f"\n- {alone * num_words / size:,.1f} million words/s alone, {parquet * num_words / size:,.1f} from Parquet")
-    print(
-        f"- scan from Parquet / datasketch: {parquet / peer:.1f}; with MinHash: {both / peer:.1f}; / Python loop: {parquet / loop:.1f}"
-    )
-    print("- non-ASCII / English: " + ", ".join(f"{kind} {value / parquet:.2f}" for kind, value in others.items()))
-    print(f"- two workers / one (elapsed): {one / two:.2f}")
+        yield row("datasketch bulk, xxh32, 128", peer := rate(sample_size, lambda: datasketch_bulk(sample), 1))
+        yield row("Python loop, xxh64 in a set", loop := rate(sample_size, lambda: python_loop(sample, keys), 1))
+        one, two = workers(texts, table, folder)
+    words = num_words / size  # million words a MB
+    yield f"\n- {alone * words:,.1f} million words/s in memory, {parquet * words:,.1f} from Parquet"
+    yield f"- scan from Parquet / datasketch {parquet / peer:.1f}, with MinHash {both / peer:.1f}"
+    yield f"- scan from Parquet / Python loop {parquet / loop:.1f}"
+    yield f"- non-ASCII / English: {', '.join(shares)}"
+    yield f"- two workers / one (elapsed): {one / two:.2f}"
     hours = 4.4e6 / parquet / 3600
-    print(f"- 10^12 tokens are about 4.4 TB of text: 4.4e6 MB / {parquet:,.0f} MB/s = {hours:,.1f} core-hours")
-    print(
-        f"- peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:,.2f} GiB, text and table included"
-    )
+    yield f"- 10^12 tokens, about 4.4 TB of text: 4.4e6 MB / {parquet:,.0f} MB/s / 3600 = {hours:,.1f} core-hours"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    yield f"- peak memory {peak:,.2f} GiB with all text and the table"
+
+
+def row(name: str, value: float) -> str:
+    return f"| {name} | {value:,.1f} |"
+
+
+def workers(texts: list[str], table: TestTable, folder: Path) -> tuple[float, float]:
+    """Elapsed seconds of one and of two processes that share the table."""
+    (folder / "table").mkdir()
+    save_table(table, folder / "table")
+    parts = [folder / f"part-{i}.parquet" for i in range(8)]
+    for i, part in enumerate(parts):
+        write_parquet(texts[i::8], part)
+    return elapsed_of_workers(1, parts, folder / "table"), elapsed_of_workers(2, parts, folder / "table")
 
 
 def main() -> None:
@@ -218,8 +219,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of the real corpora")
     parser.add_argument("--megabytes", type=int, default=80, help="text to scan")
     parser.add_argument("--table-shingles", type=int, default=10_000_000, help="shingles of the test set")
+    parser.add_argument("--out", type=Path, help="file to append the report to, such as benchmarks/results/<date>.md")
     arguments = parser.parse_args()
-    run(arguments.data, arguments.megabytes, arguments.table_shingles)
+    for line in run(arguments.data, arguments.megabytes, arguments.table_shingles):
+        print(line, flush=True)
+        if arguments.out:
+            with arguments.out.open("a") as file:
+                file.write(line + "\n")
 
 
 if __name__ == "__main__":

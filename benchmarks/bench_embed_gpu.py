@@ -151,7 +151,7 @@ def check(
     exact = embedder(LeanBert(config, weights, device=compute.device, dtype=torch.float32))
     pipelines = [Pipeline(model, config.hidden, compute) for model in (embed, embed, exact)]
     first_ND, second_ND, exact_ND = (run(pipeline, [rows], budget)[0] for pipeline in pipelines)
-    cosines_N = F.cosine_similarity(*(torch.from_numpy(v_ND).float() for v_ND in (first_ND, exact_ND)))
+    cosines_N = F.cosine_similarity(torch.from_numpy(first_ND).float(), torch.from_numpy(exact_ND).float())
     return {
         "cosine_to_float32_min": round(float(cosines_N.min()), 6),
         "same_bytes_again": first_ND.tobytes() == second_ND.tobytes(),

@@ -134,7 +134,9 @@ class Bench:
         return rerank(queries, np.where(own, -1, ids), [self.live], self.k, METRIC, self.options.threads)
 
     def faiss_index(self, codes: str) -> Any:
-        index = faiss.index_factory(self.vectors.shape[1], f"IVF{self.options.lists},{codes}", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(
+            self.vectors.shape[1], f"IVF{self.options.lists},{codes}", faiss.METRIC_INNER_PRODUCT
+        )
         index.quantizer.add(self.codebook.centroids_LD)
         vectors = self.vectors.astype(np.float32)
         index.train(vectors[:: max(1, len(vectors) // 40_000)])
@@ -173,17 +175,18 @@ def main() -> None:
     bench = Bench(options)
     versions = {"faiss": faiss.__version__, "torch": torch.__version__, "numba": numba.__version__}
     print(json.dumps({"cpu": platform.processor(), "cores": os.cpu_count(), **versions, **vars(options)}, default=str))
-    print(f"build {len(bench.vectors) / bench.build_s:,.0f} vectors/s; exact {len(bench.sample) / bench.exact_s:,.0f} queries/s")
+    build, exact = len(bench.vectors) / bench.build_s, len(bench.sample) / bench.exact_s
+    print(f"build {build:,.0f} vectors/s; exact product {exact:,.0f} queries/s")
     everything = np.arange(len(bench.rows))
     indexes = {codes: bench.faiss_index(codes) for codes in options.codes}
-    print(f"{'method':22} {'recall':>7} {'nprobe':>6} {'stored/s':>10} {'ours/it':>8} {'assigned/s':>10} {'ours/it':>8}")
+    print(
+        f"{'method':22} {'recall':>7} {'nprobe':>6} {'stored/s':>10} {'ours/it':>8} {'assigned/s':>10} {'ours/it':>8}"
+    )
     for target in options.recalls:
         methods: dict[str, Callable[[int, bool, np.ndarray], Found]] = {"retrodb join": bench.join}
         for codes, index in indexes.items():
-            methods[f"faiss IVF{options.lists},{codes}"] = (
-                lambda nprobe, stored, rows, index=index, codes=codes: bench.faiss_search(
-                    index, nprobe, stored, rows, codes != "Flat"
-                )
+            methods[f"faiss IVF{options.lists},{codes}"] = lambda nprobe, stored, rows, index=index, codes=codes: (
+                bench.faiss_search(index, nprobe, stored, rows, codes != "Flat")
             )
         ours: list[float] = []
         for name, run in methods.items():

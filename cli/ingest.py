@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from retrodb import errors
 from retrodb.config import IngestParams
 
 from .options import (
+    WRITING_EXITS,
     Command,
     Session,
     database_argument,
@@ -25,30 +28,32 @@ from .options import (
 @click.command(
     cls=Command,
     example="retrodb ingest my.retrodb articles.jsonl.zst --source wikipedia --holdout 0.5%",
-    exits=[
-        errors.EXIT_REJECTS,
-        errors.EXIT_NO_SPACE,
-        errors.EXIT_DAMAGE,
-        errors.EXIT_NO_DATABASE,
-        errors.EXIT_CONFLICT,
-    ],
+    exits=[*WRITING_EXITS, errors.EXIT_REJECTS],
 )
 @database_argument
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("--source", required=True, metavar="NAME", help="What the documents belong to; ids are unique within it.")
 @format_option
-@click.option("--files-from", multiple=True, metavar="LIST", help="A file that names one input a line; may be repeated.")
+@click.option(
+    "--files-from", multiple=True, metavar="LIST", help="A file that names one input a line; may be repeated."
+)
 @click.option("--id-field", metavar="NAME", help="Field with the document's id.  [default: the usual names]")
 @click.option("--text-field", metavar="NAME", help="Field with the text.  [default: the usual names]")
 @click.option("--key-field", metavar="NAME", help="Key-value corpora: the field that is embedded.")
 @click.option("--value-field", metavar="NAME", help="Key-value corpora: the field that follows the key.")
 @click.option(
-    "--metadata-field", "metadata_fields", multiple=True, metavar="NAME", help="Field to keep; may be repeated.  [default: all]"
+    "--metadata-field",
+    "metadata_fields",
+    multiple=True,
+    metavar="NAME",
+    help="Field to keep; may be repeated.  [default: all]",
 )
 @click.option("--drop-metadata", is_flag=True, help="Keep no metadata.")
 @click.option("--mirror", is_flag=True, help="Remove documents of the source that the input no longer has.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N records only.")
-@click.option("--holdout", type=share, default="0", show_default=True, metavar="SHARE", help="Documents to keep out, as 0.5%.")
+@click.option(
+    "--holdout", type=share, default="0", show_default=True, metavar="SHARE", help="Documents to keep out, as 0.5%."
+)
 @click.option(
     "--max-document-chars",
     type=click.IntRange(min=1),
@@ -58,7 +63,11 @@ from .options import (
     help="Longer documents are treated as --oversize says.",
 )
 @click.option(
-    "--oversize", type=click.Choice(["reject", "split"]), default=IngestParams.oversize, show_default=True, help="As above."
+    "--oversize",
+    type=click.Choice(["reject", "split"]),
+    default=IngestParams.oversize,
+    show_default=True,
+    help="As above.",
 )
 @click.option(
     "--max-record-bytes",
@@ -83,11 +92,12 @@ from .options import (
 @pass_session
 def command(
     session: Session,
+    /,
     database: str,
     inputs: tuple[str, ...],
     workers: int | None,
     metadata_fields: tuple[str, ...],
-    **options: object,
+    **options: Any,
 ) -> int | None:
     """Read documents from files, folders and globs (JSON Lines, Parquet, CSV, text, HTML, WARC; compressed or not) into DB.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from retrodb import errors
@@ -17,10 +19,18 @@ from .options import Command, Session, database_argument, json_option, open_data
 )
 @database_argument
 @click.option(
-    "--tokenizer", required=True, metavar="NAME", help="The language model's tokenizer: a file, a folder, or a hub name."
+    "--tokenizer",
+    required=True,
+    metavar="NAME",
+    help="The language model's tokenizer: a file, a folder, or a hub name.",
 )
 @click.option(
-    "--chunk-tokens", type=int, default=InitParams.chunk_tokens, show_default=True, metavar="N", help="Tokens of one chunk."
+    "--chunk-tokens",
+    type=int,
+    default=InitParams.chunk_tokens,
+    show_default=True,
+    metavar="N",
+    help="Tokens of one chunk.",
 )
 @click.option(
     "--min-key-tokens",
@@ -37,10 +47,12 @@ from .options import Command, Session, database_argument, json_option, open_data
     metavar="NAME",
     help="Encoder of the default space: a folder, a hub name, or hashing:DIM.",
 )
-@click.option("--preset", type=click.Choice(["retro"]), help="retro: encoder and metric of the paper (BERT, squared L2).")
+@click.option(
+    "--preset", type=click.Choice(["retro"]), help="retro: encoder and metric of the paper (BERT, squared L2)."
+)
 @json_option
 @pass_session
-def command(session: Session, database: str, **options: object) -> None:
+def command(session: Session, /, database: str, **options: Any) -> None:
     """Create an empty database DB. What is chosen here can never change."""
     from retrodb.database import create
 

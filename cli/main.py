@@ -36,6 +36,7 @@ SECTIONS = {
         "search": "Find the chunks nearest to a text.",
         "stats": "Count what is in the database, and what it takes.",
         "snapshots": "List the versions of the database.",
+        "testsets": "List the test sets that the database is held against.",
         "check": "Verify the files against what the snapshot promises.",
         "sql": "Ask a question in SQL.",
     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,9 @@ EXIT_MEANINGS = {
 }
 # What any command may end with; a command names only those that it has beside them.
 _ALWAYS = (errors.EXIT_OK, errors.EXIT_ERROR, errors.EXIT_USAGE, errors.EXIT_INTERRUPTED)
+
+READING_EXITS = (errors.EXIT_DAMAGE, errors.EXIT_NO_DATABASE)
+WRITING_EXITS = (*READING_EXITS, errors.EXIT_NO_SPACE, errors.EXIT_CONFLICT)
 
 
 @dataclass
@@ -95,7 +97,11 @@ device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps."
 )
 format_option = click.option(
-    "--format", default="auto", show_default=True, metavar="NAME", help="Of the input: jsonl, parquet, text, html, warc, ..."
+    "--format",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Of the input: jsonl, parquet, text, html, warc, ...",
 )
 space_option = click.option("--space", metavar="NAME", help="Vector space.  [default: the database's default space]")
 as_of_option = click.option(
@@ -115,7 +121,7 @@ def share(text: str) -> float:
 
 
 def open_database(session: Session, path: str, workers: int | None = None) -> Database:
-    """The database that a command works on; one process a core unless told otherwise."""
+    """The database that a command works on."""
     from retrodb.database import Database
 
-    return Database(path, workers=workers or os.cpu_count() or 1, progress=session.shows_progress)
+    return Database(path, workers=workers, progress=session.shows_progress)

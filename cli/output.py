@@ -111,7 +111,9 @@ def render_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Columns under their names; numbers are aligned to the right."""
     if not rows:
         return ""
-    columns = [[name.replace("_", " "), *(_one_line(format_value(name, row[name])) for row in rows)] for name in rows[0]]
+    columns = [
+        [name.replace("_", " "), *(_one_line(format_value(name, row[name])) for row in rows)] for name in rows[0]
+    ]
     is_number = [all(isinstance(row[name], int | float) for row in rows) for name in rows[0]]
     padded = [_pad(cells, right) for cells, right in zip(columns, is_number, strict=True)]
     return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))

@@ -12,7 +12,7 @@ import difflib
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from retrodb.errors import ConfigError
@@ -103,12 +103,13 @@ class NeighboursParams:
 class ValidateParams:
     """The bounded experiment that tells whether retrieval helps."""
 
-    steps: int = 200  # optimiser steps of each of the two models
-    preset: str = "tiny"  # size of the bundled RETRO model
-    batch: int = 8  # sequences a step
-    seed: int = 0  # of weights, order and shuffles
-    max_heldout_chunks: int = 512  # evaluation is bounded too
-    extras: Mapping[str, Any] = field(default_factory=dict)  # further fields of RetroConfig
+    size: str = "tiny"  # of the bundled RETRO model
+    steps: int = 300  # optimiser steps of each of the two models
+    minutes: float | None = None  # instead of `steps`: time to train the first model; the second gets equal steps
+    batch_chunks: int = 64  # chunks a step
+    max_train_chunks: int = 200_000  # training documents are sampled down to about so many chunks
+    max_heldout_chunks: int = 2_000  # and held-out documents too
+    seed: int = 0  # of samples, weights, order and shuffles
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:

@@ -12,7 +12,7 @@ for hit in db.search(["chunked cross-attention"])[0]:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ from retrodb.config import (
     ValidateParams,
     from_mapping,
 )
+from retrodb.encode.threads import available_cpus
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import make_progress
 from retrodb.stages.context import Context
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from retrodb.export.export import ExportResult
     from retrodb.format.arrays import Float32Array
     from retrodb.maintain.check import CheckResult
+    from retrodb.maintain.demo import DemoResult, DemoStage
     from retrodb.maintain.stats import SnapshotInfo, Stats, TestSetInfo
+    from retrodb.retro.validate import ValidateResult
     from retrodb.stages.dedup import DedupResult, LeakHit
     from retrodb.stages.embed import EmbedResult
     from retrodb.stages.index import IndexResult
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from retrodb.stages.neighbours import NeighboursResult, NeighbourTable
     from retrodb.stages.queries import QueriesResult
     from retrodb.stages.search import SearchHit
-    from retrodb.stages.validate import ValidateResult
+    from retrodb.stages.tokenizer import TokenizerResult
     from retrodb.view.sql import SqlResult
 
 P = TypeVar("P")
@@ -61,7 +64,7 @@ class Database:
         self,
         path: str | Path | Storage,
         *,
-        workers: int = 1,
+        workers: int | None = 1,
         progress: bool = False,
         clock: str | None = None,
     ) -> None:
@@ -69,7 +72,7 @@ class Database:
 
         Args:
             path: a directory, or a storage.
-            workers: processes that run tasks; the result does not depend on it.
+            workers: processes that run tasks, None for one per core; the result does not depend on it.
             progress: whether to show progress on stderr.
             clock: the time that new runs record, ISO 8601; None reads the machine's clock.
 
@@ -77,7 +80,7 @@ class Database:
             NotADatabaseError, FormatVersionError, DamagedFileError.
         """
         storage = open_storage(str(path)) if isinstance(path, str | Path) else path
-        self._context = Context(storage, LocalEngine(workers), make_progress(progress), clock)
+        self._context = Context(storage, LocalEngine(workers or available_cpus()), make_progress(progress), clock)
         self._context.view()
 
     @property
@@ -199,11 +202,17 @@ class Database:
 
         return run_export(self._context, Path(out), to=to, table=table, as_of=as_of, dry_run=dry_run)
 
-    def validate(self, *, queries: str = "heldout", space: str | None = None, **options: Any) -> ValidateResult:
-        """Train the bundled RETRO model for a bounded time and tell whether retrieval helps. Options: `ValidateParams`."""
-        from retrodb.stages.validate import run_validate
+    def validate(self, *, table: str | None = None, heldout: str | None = None, **options: Any) -> ValidateResult:
+        """Train the bundled RETRO model for a bounded time and tell whether retrieval helps. Options: `ValidateParams`.
 
-        return run_validate(self._context, _params(ValidateParams, options), queries=queries, space=space)
+        Args:
+            table: the neighbour table to train with; None is that of the database's own chunks.
+            heldout: the table of held-out documents; None is the first of a foreign query set.
+        """
+        from retrodb.retro.validate import run_validate
+
+        params = _params(ValidateParams, options)
+        return run_validate(self.view(), self._context.progress, params, table=table, heldout=heldout)
 
     # Reading.
 
@@ -289,6 +298,34 @@ def train_tokenizer(
     from retrodb.stages.tokenizer import run_train_tokenizer
 
     return run_train_tokenizer([str(i) for i in inputs], Path(out), vocab_size=vocab_size, format=format)
+
+
+def demo(
+    folder: str | Path,
+    *,
+    steps: int = 100,
+    workers: int | None = 1,
+    progress: bool = False,
+    report: Callable[[DemoStage], None] | None = None,
+    **options: Any,
+) -> DemoResult:
+    """Build a database in a folder from the documentation of Python's own standard library, every stage once.
+
+    Options: `encoder`, and `limit`, the number of documents. `steps` are those of the validation; `report` is called with
+    every stage as it ends.
+    """
+    from retrodb.maintain.demo import run_demo
+
+    context = Context(open_storage(str(folder)), LocalEngine(workers or available_cpus()), make_progress(progress))
+
+    def validate() -> dict[str, Any]:
+        from retrodb.retro.validate import run_validate
+
+        params = ValidateParams(steps=steps, batch_chunks=16, max_heldout_chunks=400)
+        found = run_validate(context.view(), context.progress, params).report
+        return {"bits_per_byte": {name: it.value for name, it in found.bits_per_byte.items()}, "verdict": found.verdict}
+
+    return run_demo(context, Path(folder), validate=validate, report=report, **options)
 
 
 def _params(kind: type[P], options: dict[str, Any]) -> P:

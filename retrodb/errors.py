@@ -9,6 +9,7 @@ Exit codes are part of the command line's contract and live here and nowhere els
     │   └── TooManyRejects      1   more records refused than --max-reject-rate allows
     ├── MissingStep             1   an earlier command has to run first
     ├── MissingDependency       1   an extra is not installed
+    ├── WorkerDied              1   a process that ran a task ended without a word
     ├── MismatchError           1   a tokenizer, space or query that belongs to something else
     ├── NoSpaceError            4   the disk is full
     ├── DamagedFileError        5   bytes that differ from what the snapshot promises
@@ -88,6 +89,10 @@ class MissingStep(RetroDBError):
 
 class MissingDependency(RetroDBError):
     """An optional package is not installed; the remedy names the extra."""
+
+
+class WorkerDied(RetroDBError):
+    """A process that ran a task ended without a word: out of memory, or a crash in native code."""
 
 
 class MismatchError(RetroDBError):

@@ -122,10 +122,12 @@ def is_later(name: str | None, part: str) -> bool:
 def imported_modules(path: Path, *, with_type_checking: bool = True) -> Iterator[str]:
     """Names of our own modules that a file imports, wherever in it; for `from package import module`, the module's."""
     tree = ast.parse(path.read_text())
+    if not with_type_checking:
+        for node in [node for node in ast.walk(tree) if isinstance(node, ast.If)]:
+            if ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not with_type_checking:
-            node.body = []
-        elif isinstance(node, ast.Import):
+        if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if is_ours(alias.name))
         elif isinstance(node, ast.ImportFrom):
             package = module_name(path.parent / "__init__.py").split(".")

@@ -29,8 +29,7 @@ from retrodb.ann.part import quantize
 from retrodb.ann.rerank import LivePart, rerank
 from retrodb.ann.topk import TopK, empty_topk
 
-RERANK = 18  # candidates with an exact distance at k = 10; `slack` is what they exceed k by
-SLACK = 8
+SLACK = 8  # 18 exact distances at k = 10: measured best between 16 and 20
 EXACT_DIMS = 1_024
 TILE_COLUMNS = 1_024  # a tile of products (512 x 1,024 float32, 2 MiB) stays in the second-level cache or near it
 TILE_ROWS = 512
@@ -201,7 +200,8 @@ class _Scan:
         for start in range(0, len(rows_R), TILE_ROWS):
             rows = rows_R[start : start + TILE_ROWS]
             rows_RD = self._rows_RD[: len(rows)]
-            rows_RD.copy_(self._codes_QD[torch.from_numpy(rows)])
+            # index_select takes a sixth of the time of indexing
+            rows_RD.copy_(torch.index_select(self._codes_QD, 0, torch.from_numpy(rows)))
             products_RC = self._products_RC[: len(rows) * num_columns].view(len(rows), num_columns)
             _product(rows_RD, columns_CD, products_RC)
             kernels.insert_close(

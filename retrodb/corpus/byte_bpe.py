@@ -123,9 +123,9 @@ def _is_same_rule(
 def _build(vocab: dict[str, int], made: list[str], pattern: str) -> ByteBPE:
     import tiktoken
 
-    values = {character: value for value, character in byte_characters().items()}
-    alphabet = [byte_characters()[value] for value in range(256)]
-    tokens = [*alphabet, *made]  # in the order of ranks
+    characters = byte_characters()
+    values = {character: value for value, character in characters.items()}
+    tokens = [*(characters[value] for value in range(256)), *made]  # in the order of ranks
     as_bytes = [bytes(values[character] for character in token) for token in tokens]
     ranks = {content: rank for rank, content in enumerate(as_bytes)}
     encoding = tiktoken.Encoding(
@@ -138,5 +138,5 @@ def _build(vocab: dict[str, int], made: list[str], pattern: str) -> ByteBPE:
 def byte_characters() -> dict[int, str]:
     """Byte value -> the printable character that stands for it in a byte-level vocabulary (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in set(printable)]
+    others = [value for value in range(256) if value not in printable]
     return {value: chr(value) for value in printable} | {value: chr(256 + n) for n, value in enumerate(others)}

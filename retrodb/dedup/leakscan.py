@@ -102,7 +102,8 @@ def scan(texts: pa.Array, table: TestTable, excluded: NDArray[np.bool_] | None =
         excluded: (K,) keys that do not count towards containment, from `frequent_keys`.
     """
     found = _find_occurrences(texts, table)
-    hits = _group(found, table, np.zeros(len(table.keys), np.bool_) if excluded is None else excluded)
+    excluded_keys = np.zeros(0, np.int64) if excluded is None else np.flatnonzero(excluded)
+    hits = _group(found, table, excluded_keys)
     return ScanResult(_reverify_tiny(hits, texts, table), _match_short(found, texts, table), found.num_words)
 
 
@@ -149,10 +150,9 @@ def _find_occurrences(texts: pa.Array, table: TestTable) -> _Occurrences:
     return _Occurrences(found[:, 0], found[:, 1], found[:, 2], found[:, 3], num_words, sizes, whole_keys)
 
 
-def _group(found: _Occurrences, table: TestTable, excluded: NDArray[np.bool_]) -> Hits:
+def _group(found: _Occurrences, table: TestTable, excluded_keys: Ints) -> Hits:
     """One hit per document and item: an occurrence counts for every item that has its key."""
-    postings = np.diff(table.posting_offsets)
-    at, posting = _expand(table.posting_offsets[found.key], postings[found.key])
+    at, posting = _postings(table, found.key)
     item = table.posting_items[posting].astype(np.int64)
     order = np.lexsort((item, found.document[at]))  # stable: by position within a hit
     at, item = at[order], item[order]
@@ -165,8 +165,9 @@ def _group(found: _Occurrences, table: TestTable, excluded: NDArray[np.bool_]) -
     distinct_hit, distinct_key = hit[by_key][is_distinct], key[by_key][is_distinct]
     num_hits = int(is_first.sum())
     intersection = np.bincount(distinct_hit, minlength=num_hits)
-    counted = np.bincount(distinct_hit[~excluded[distinct_key]], minlength=num_hits)
-    counted_sizes = np.bincount(table.posting_items[~np.repeat(excluded, postings)], minlength=table.num_items)
+    counted = np.bincount(distinct_hit[~np.isin(distinct_key, excluded_keys)], minlength=num_hits)
+    excluded_items = table.posting_items[_postings(table, excluded_keys)[1]]
+    counted_sizes = table.item_sizes - np.bincount(excluded_items, minlength=table.num_items)
 
     # The n-grams of a hit begin and end in the same order, so a stretch ends where the next begins behind it.
     is_new = is_first.copy()
@@ -215,6 +216,11 @@ def _reverify_tiny(hits: Hits, texts: pa.Array, table: TestTable) -> Hits:
 def _word_grams(text: str, ngram: int) -> set[tuple[str, ...]]:
     words = words_of(text)
     return {tuple(words[i : i + ngram]) for i in range(len(words) - ngram + 1)}
+
+
+def _postings(table: TestTable, keys: Ints) -> tuple[Ints, Ints]:
+    """The pairs (i, p) for every i and every posting p of keys[i]."""
+    return _expand(table.posting_offsets[keys], table.posting_offsets[keys + 1] - table.posting_offsets[keys])
 
 
 def _expand(first: Ints, count: Ints) -> tuple[Ints, Ints]:

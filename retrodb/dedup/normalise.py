@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrodb.dedup.codepoints import JOINING, KEPT, NUM_CODEPOINTS, UNASSIGNED, codepoint_tables
+from retrodb.dedup.codepoints import JOINING, KEPT, NUM_CODEPOINTS, REPLACED, UNASSIGNED, codepoint_tables
 from retrodb.dedup.kernel import kernel
 from retrodb.errors import InputError
 
@@ -125,23 +125,40 @@ def _normalise_batch(data: Bytes, offsets: Ints, first_document: int) -> Batch:
         clusters = _find_clusters(data[begin:end], tables.nfkc_state, tables.combining)
         if len(clusters) == 0:
             continue
-        new, moves[document] = _normalise(data[begin:end].tobytes(), clusters)
-        parts.append(np.frombuffer(new, np.uint8))
+        new, moves[document] = _normalise(data[begin:end], clusters)
+        parts.append(new)
         begins[document], ends[document] = size, size + len(new)
         size += len(new)
     return Batch(first_document, np.concatenate(parts) if moves else data, begins, ends, moves)
 
 
-def _normalise(old: bytes, clusters: NDArray[np.int64]) -> tuple[bytes, Moves]:
-    pieces: list[bytes] = []
-    done = 0
-    for start, end in clusters.tolist():
-        pieces += old[done:start], _nfkc(old[start:end])
-        done = end
-    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-    new_ends = np.cumsum(lengths)[1::2]
-    moves = Moves(clusters[:, 0], clusters[:, 1], new_ends - lengths[1::2], new_ends)
-    return b"".join([*pieces, old[done:]]), moves
+def _normalise(old: Bytes, clusters: NDArray[np.int64]) -> tuple[Bytes, Moves]:
+    """A text with its clusters (C, 2) brought to NFKC: single codepoints by table, the others by `unicodedata`."""
+    starts, table = _replacements()
+    codepoints = _single_codepoints(old, clusters)
+    sources, lengths = starts[codepoints], starts[codepoints + 1] - starts[codepoints]
+    others, size = [table], len(table)
+    for c in np.flatnonzero(lengths == 0).tolist():
+        new = _nfkc(old[clusters[c, 0] : clusters[c, 1]].tobytes())
+        others.append(np.frombuffer(new, np.uint8))
+        sources[c], lengths[c] = size, len(new)
+        size += len(new)
+    new_ends = clusters[:, 1] + np.cumsum(lengths - (clusters[:, 1] - clusters[:, 0]))
+    moves = Moves(clusters[:, 0], clusters[:, 1], new_ends - lengths, new_ends)
+    new_text = np.empty(len(old) + new_ends[-1] - clusters[-1, 1], np.uint8)
+    _splice(old, clusters, np.concatenate(others) if len(others) > 1 else table, sources, lengths, new_text)
+    return new_text, moves
+
+
+@functools.cache
+def _replacements() -> tuple[Ints, Bytes]:
+    """(NUM_CODEPOINTS + 1,) offsets into the UTF-8 that NFKC puts in the place of each codepoint; most have none."""
+    tables = codepoint_tables()
+    replaced = np.flatnonzero((tables.nfkc_state == REPLACED) & (tables.word_class != UNASSIGNED))
+    texts = [unicodedata.normalize("NFKC", chr(codepoint)).encode() for codepoint in replaced.tolist()]
+    starts = np.zeros(NUM_CODEPOINTS + 1, np.int64)
+    starts[replaced + 1] = [len(text) for text in texts]
+    return np.cumsum(starts), np.frombuffer(b"".join(texts), np.uint8)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -151,6 +168,33 @@ def _nfkc(cluster: bytes) -> bytes:
     text = cluster.decode("utf-8", errors="replace")
     known = "".join(" " if word_class[ord(char)] == UNASSIGNED else char for char in text)
     return unicodedata.normalize("NFKC", known).encode()
+
+
+@kernel
+def _single_codepoints(data: Bytes, clusters: NDArray[np.int64]) -> Ints:
+    """(C,) the codepoint of a cluster of one, else 0, which nothing replaces."""
+    found = np.zeros(len(clusters), np.int64)
+    for c in range(len(clusters)):
+        codepoint, i = decode(data, clusters[c, 0], clusters[c, 1])
+        if i == clusters[c, 1]:
+            found[c] = codepoint
+    return found
+
+
+@kernel
+def _splice(
+    old: Bytes, clusters: NDArray[np.int64], pieces: Bytes, sources: Ints, lengths: Ints, new: Bytes
+) -> None:  # fmt: skip
+    """Write the old text with pieces[source : source + length] in the place of its clusters."""
+    done, at = 0, 0
+    for c in range(len(clusters)):
+        kept = clusters[c, 0] - done
+        new[at : at + kept] = old[done : clusters[c, 0]]
+        at += kept
+        new[at : at + lengths[c]] = pieces[sources[c] : sources[c] + lengths[c]]
+        at += lengths[c]
+        done = clusters[c, 1]
+    new[at:] = old[done:]
 
 
 @kernel
@@ -186,7 +230,7 @@ def _low_bits(data: Bytes, at: np.uint64) -> Any:
 
 
 @kernel
-def _is_ascii(data: Bytes, i: int) -> bool:
+def _is_ascii(data: Bytes, i: int) -> np.bool_:
     """Whether the STRIDE bytes from i are ASCII; compiles to a few vector instructions."""
     every = np.uint8(0)
     for byte in data[i : i + STRIDE]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,15 +91,21 @@ def measure_matrix_rate(compute: Compute, *, size: int | None = None, repeats: i
     """FLOP/s of a large square product on this device: what a model can at most reach here. The best of `repeats`."""
     size = size or (8192 if compute.is_cuda else 1024)
     left, right = (torch.randn(size, size, device=compute.device).to(DTYPES[compute.dtype]) for _ in range(2))
-    synchronize = partial(torch.cuda.synchronize, compute.device) if compute.is_cuda else lambda: None
     before = torch.get_num_threads()
     torch.set_num_threads(compute.threads)
     fastest = float("inf")
     for _ in range(repeats + 1):  # the first one warms up
-        synchronize()
+        _wait_for(compute)
         start = time.perf_counter()
         left @ right
-        synchronize()
+        _wait_for(compute)
         fastest = min(fastest, time.perf_counter() - start)
     torch.set_num_threads(before)
     return 2 * size**3 / fastest
+
+
+def _wait_for(compute: Compute) -> None:
+    if compute.is_cuda:
+        torch.cuda.synchronize(compute.device)
+    elif compute.device == "mps":
+        torch.mps.synchronize()

@@ -5,6 +5,7 @@ Shapes: N passages, Q queries, B rows of a batch, L tokens each, D dimensions.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -87,44 +88,40 @@ class TransformerEncoder:
         Raises:
             InputError: a vector is not finite in float16; the error names the row.
         """
-        return next(iter(self.encode_windows([texts])))
+        return self._encode_one(texts, self.identity.passage_prefix)
 
     def encode_windows(self, text_windows: Iterable[Texts]) -> Iterator[EncodedBatch]:
         """One result for each window, in order; the next windows are tokenized and copied while one is computed."""
-        return self._encode(text_windows, self.identity.passage_prefix)
+        started: deque[_Started] = deque()
+        with self._tokenizers() as executor:
+            for tokens in self._tokenize_ahead(executor, text_windows):
+                started.append(self._start(tokens))
+                # A CPU's window is complete once it is started; a GPU's is fetched when the next one is at work.
+                while len(started) > 1 or (started and started[0].work.done is None):
+                    yield self._finish(started.popleft())
+            yield from map(self._finish, started)
 
     def encode_queries(self, texts: Texts) -> npt.NDArray[np.float32]:
         """Vectors (Q, D) of texts as queries, rounded to float16 as the passages are."""
         encoder = self.query_encoder or self
-        (batch,) = encoder._encode([texts], self.identity.query_prefix)
-        return batch.vectors_ND.astype(np.float32)
+        return encoder._encode_one(texts, self.identity.query_prefix).vectors_ND.astype(np.float32)
 
-    def _encode(self, text_windows: Iterable[Texts], prefix: str) -> Iterator[EncodedBatch]:
-        before: _Started | None = None
-        with self._tokenizers() as executor:
-            for tokens in self._tokenize_ahead(executor, text_windows, prefix):
-                started = self._start(tokens)
-                if before is not None:
-                    yield self._finish(before)
-                before = started
-            if before is not None:
-                yield self._finish(before)
+    def _encode_one(self, texts: Texts, prefix: str) -> EncodedBatch:
+        return self._finish(self._start(tokenize(self.tokenizer, _with_prefix(texts, prefix))))
 
     def _tokenizers(self) -> Executor:
         if self.tokenize_workers == 0:
             return ThreadPoolExecutor(1)
         return ProcessPoolExecutor(self.tokenize_workers, mp_context=get_context("spawn"))
 
-    def _tokenize_ahead(self, executor: Executor, text_windows: Iterable[Texts], prefix: str) -> Iterator[TokenIds]:
+    def _tokenize_ahead(self, executor: Executor, text_windows: Iterable[Texts]) -> Iterator[TokenIds]:
         """Keeps two windows for each worker tokenized or in work."""
-        queue: list[Future[TokenIds]] = []
+        queue: deque[Future[TokenIds]] = deque()
         for texts in text_windows:
-            strings = list(texts) if isinstance(texts, Sequence) else texts.to_pylist()
-            queue.append(
-                executor.submit(tokenize, self.tokenizer, [prefix + text for text in strings] if prefix else strings)
-            )
+            passages = _with_prefix(texts, self.identity.passage_prefix)
+            queue.append(executor.submit(tokenize, self.tokenizer, passages))
             if len(queue) > 2 * max(1, self.tokenize_workers):
-                yield queue.pop(0).result()
+                yield queue.popleft().result()
         yield from (future.result() for future in queue)
 
     def _start(self, tokens: TokenIds) -> _Started:
@@ -166,3 +163,8 @@ class TransformerEncoder:
         leading, trailing = self.special_tokens if self.identity.pooling_span == "content" else (0, 0)
         vectors_BD = pool(self.model(ids_BL), self.identity.pooling, leading=leading, trailing=trailing)
         return F.normalize(vectors_BD, dim=1) if self.identity.normalise else vectors_BD
+
+
+def _with_prefix(texts: Texts, prefix: str) -> list[str]:
+    strings = list(texts) if isinstance(texts, Sequence) else texts.to_pylist()
+    return [prefix + text for text in strings] if prefix else strings

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from retrodb.engine.run import Engine, Run, run_task
 from retrodb.engine.task import Task, TaskFunction, TaskRecord
-from retrodb.errors import RetroDBError
+from retrodb.errors import WorkerDied
 from retrodb.store.storage import open_storage
 
 
@@ -22,12 +22,15 @@ class LocalEngine(Engine):
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
 
-    def execute(self, run: Run, tasks: Sequence[Task], function: TaskFunction) -> Iterable[tuple[Task, TaskRecord]]:
-        """Run the tasks; with one worker, or one task, in this process."""
-        if min(self.workers, len(tasks)) <= 1:
+    def execute(
+        self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False
+    ) -> Iterable[tuple[Task, TaskRecord]]:
+        """Run the tasks; with one worker, or one task, in this process unless they have to be isolated."""
+        workers = min(self.workers, len(tasks))
+        if workers == 0 or (workers == 1 and not isolated):
             yield from super().execute(run, tasks, function)
             return
-        with ProcessPoolExecutor(min(self.workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             pending = {
                 pool.submit(_run_elsewhere, run.storage.url, run.id, run.command, run.clock, task, function): task
                 for task in tasks
@@ -37,7 +40,7 @@ class LocalEngine(Engine):
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
                         yield pending.pop(future), future.result()
             except BrokenProcessPool as error:
-                raise RetroDBError(
+                raise WorkerDied(
                     "a worker process died",
                     where=f"run {run.id}",
                     remedy="Run the same command again; fewer --workers need less memory.",

@@ -18,6 +18,10 @@ class Bar(Protocol):
         """Some work ended, in the stage's unit."""
         ...
 
+    def count(self, name: str, amount: int) -> None:
+        """So many more of something that is no unit of work, to be shown as a rate; nothing without a name."""
+        ...
+
     def note(self, text: str) -> None:
         """A line that stays."""
         ...
@@ -35,6 +39,9 @@ class Progress:
 class _Silent:
     def advance(self, amount: int) -> None:
         del amount
+
+    def count(self, name: str, amount: int) -> None:
+        del name, amount
 
     def note(self, text: str) -> None:
         del text
@@ -55,10 +62,16 @@ class TerminalProgress(Progress):
 
 class _TqdmBar:
     def __init__(self, bar: object) -> None:
-        self._bar = bar
+        self._bar, self._counted, self._started = bar, 0, time.monotonic()
 
     def advance(self, amount: int) -> None:
         self._bar.update(amount)  # type: ignore[attr-defined]
+
+    def count(self, name: str, amount: int) -> None:
+        if name:
+            self._counted += amount
+            rate = self._counted / max(time.monotonic() - self._started, 1e-3)
+            self._bar.set_postfix_str(f"{rate:,.0f} {name}/s")  # type: ignore[attr-defined]
 
     def note(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)  # type: ignore[attr-defined]
@@ -78,7 +91,8 @@ class LineProgress(Progress):
 class _Lines:
     def __init__(self, stream: TextIO, name: str, total: int, unit: str) -> None:
         self._stream, self._name, self._total, self._unit = stream, name, total, unit
-        self._done, self._started = 0, time.monotonic()
+        self._done, self._counted, self._started = 0, 0, time.monotonic()
+        self._counts = ""
         self._next = self._started + _LINE_EVERY_S
 
     def advance(self, amount: int) -> None:
@@ -89,7 +103,14 @@ class _Lines:
         self._next = now + _LINE_EVERY_S
         rate = self._done / (now - self._started)
         left = f"{(self._total - self._done) / rate:,.0f} s left" if rate and self._total else ""
-        self.note(f"{self._name}: {self._done:,} of {self._total:,} {self._unit} ({rate:,.0f}/s) {left}".rstrip())
+        rates = f"{rate:,.0f}/s{self._counts}"
+        self.note(f"{self._name}: {self._done:,} of {self._total:,} {self._unit} ({rates}) {left}".rstrip())
+
+    def count(self, name: str, amount: int) -> None:
+        if name:
+            self._counted += amount
+            rate = self._counted / max(time.monotonic() - self._started, 1e-3)
+            self._counts = f", {rate:,.0f} {name}/s"
 
     def note(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

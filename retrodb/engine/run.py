@@ -58,26 +58,48 @@ def open_run(storage: Storage, command: str, plan: Mapping[str, Any], clock: str
 class Engine:
     """Base of the engines: skips what is finished, runs the rest, returns the records in the order of the tasks."""
 
-    def run(self, run: Run, tasks: Sequence[Task], function: TaskFunction, progress: Progress) -> list[TaskRecord]:
+    def run(
+        self,
+        run: Run,
+        tasks: Sequence[Task],
+        function: TaskFunction,
+        progress: Progress,
+        *,
+        isolated: bool = False,
+        unit: str = "",
+        rate_of: str = "",
+    ) -> list[TaskRecord]:
         """Run all tasks of a run that are not finished.
+
+        Args:
+            isolated: in other processes even when one would do: their native crash must not end this one.
+            unit: of the tasks' weights, for progress.
+            rate_of: the name of a count whose rate is shown beside.
 
         Returns:
             One record per task, in the tasks' order, whatever order they ended in.
+
+        Raises:
+            WorkerDied: a process ended without a word; what finished before is kept.
         """
         done = {task.id: record for task in tasks if (record := finished(run, task)) is not None}
         total = sum(task.weight for task in tasks)
-        with progress.stage(run.command, total) as bar:
+        with progress.stage(run.command, total, unit) as bar:
             if done:
                 bar.note(f"{len(done)} of {len(tasks)} tasks were finished earlier and verified")
             bar.advance(sum(task.weight for task in tasks if task.id in done))
             pending = [task for task in tasks if task.id not in done]
-            for task, record in self.execute(run, pending, function):
+            for task, record in self.execute(run, pending, function, isolated=isolated):
                 done[task.id] = record
                 bar.advance(task.weight)
+                bar.count(rate_of, record.counts.get(rate_of, 0))
         return [done[task.id] for task in tasks]
 
-    def execute(self, run: Run, tasks: Sequence[Task], function: TaskFunction) -> Iterable[tuple[Task, TaskRecord]]:
-        """Run tasks and yield them as they end; engines differ only here."""
+    def execute(
+        self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False
+    ) -> Iterable[tuple[Task, TaskRecord]]:
+        """Run tasks and yield them as they end; engines differ only here. This one knows no other process."""
+        del isolated
         for task in tasks:
             yield task, run_task(run, task, function)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +25,27 @@ def save_array(path: Path, array: AnyArray) -> None:
     """Write an array as `.npy` (version 1.0, C order); equal arrays give equal bytes."""
     with path.open("wb") as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+
+
+@contextmanager
+def growing_array(path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...] = ()) -> Iterator[Callable[[AnyArray], None]]:
+    """A function that appends blocks of rows to a new `.npy` file; in the end its bytes are as `save_array` writes them."""
+    num_rows = 0
+    with path.open("wb") as file:
+
+        def write_header() -> None:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows, *row_shape)}
+            np.lib.format.write_array_header_1_0(file, header)  # numpy leaves room for the first dimension to grow
+
+        def append(block: AnyArray) -> None:
+            nonlocal num_rows
+            num_rows += len(block)
+            file.write(np.ascontiguousarray(block, dtype=dtype).data)
+
+        write_header()
+        yield append
+        file.seek(0)
+        write_header()
 
 
 def map_array(path: Path) -> AnyArray:

@@ -11,17 +11,16 @@ import numpy as np
 from retrodb.corpus.chunking import chunk_documents
 from retrodb.corpus.tokenizer import Tokenizer
 from retrodb.engine.task import Task, TaskRecord
+from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.format.arrays import BoolArray, map_array
 from retrodb.format.ids import IdArray
 from retrodb.format.kinds import path_of
 from retrodb.format.settings import Settings, parse_settings
-from retrodb.stages.shard import Batch, PathOf, write_shards
+from retrodb.stages.shard import SHARD_KINDS, Batch, PathOf, write_shards
 from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SHARD_KINDS = ("documents", "chunks", "tokens", "hashes", "ids")
 
 
 def run_cut(storage: Storage, task: Task, clock: str) -> TaskRecord:
@@ -44,7 +43,6 @@ def run_cut(storage: Storage, task: Task, clock: str) -> TaskRecord:
         source=payload["source"],
         clock=clock,
         path=query_paths(task.id, queries) if queries else _shard_paths(task.id),
-        kinds=SHARD_KINDS,
     )
     result = [{"chunks": s.num_chunks, "documents": s.num_documents, "files": len(s.files)} for s in shards]
     counts = {
@@ -72,37 +70,47 @@ def query_paths(task_id: str, name: str) -> PathOf:
 
 
 def _batches(storage: Storage, spool: str, keys: IdArray, keep: BoolArray, settings: Settings) -> Iterator[Batch]:
-    tokenizer = load_tokenizer(storage.url)
+    tokenizer = load_tokenizer(storage.url, settings.tokenizer_sha256)
     first = 0
     for table in _spooled(storage, spool):
         own = keep[first : first + table.num_rows]
         ids = keys[first : first + table.num_rows][own]
         first += table.num_rows
         if own.any():
-            kept = table.filter(own)
-            values = kept.column("value")
-            chunks = chunk_documents(
-                kept.column("text").combine_chunks(),
-                values.combine_chunks() if values.null_count == 0 else None,
-                tokenizer,
-                settings.chunk_tokens,
-                num_threads=1,
-            )
-            yield Batch(kept, ids, chunks)
+            yield from _cut_whole(table.filter(own), ids, tokenizer, settings)
+
+
+def _cut_whole(documents: pa.Table, ids: IdArray, tokenizer: Tokenizer, settings: Settings) -> Iterator[Batch]:
+    """One batch of the documents, or several when all together have more chunks than a shard."""
+    values = documents.column("value")
+    chunks = chunk_documents(
+        documents.column("text").combine_chunks(),
+        values.combine_chunks() if values.null_count == 0 else None,
+        tokenizer,
+        settings.chunk_tokens,
+        num_threads=1,
+    )
+    half = documents.num_rows // 2
+    if len(chunks.document) <= MAX_SHARD_CHUNKS or not half:
+        yield Batch(documents, ids, chunks)
+        return
+    yield from _cut_whole(documents.slice(0, half), ids[:half], tokenizer, settings)
+    yield from _cut_whole(documents.slice(half), ids[half:], tokenizer, settings)
 
 
 def _spooled(storage: Storage, spool: str) -> Iterator[pa.Table]:
     import pyarrow as pa
 
-    with pa.memory_map(str(storage.local(spool))) as source:
+    with pa.OSFile(str(storage.local(spool))) as source:  # mapped, its pages would count as memory
         reader = pa.ipc.open_file(source)
         for index in range(reader.num_record_batches):
             yield pa.Table.from_batches([reader.get_batch(index)])
 
 
 @lru_cache(maxsize=4)
-def load_tokenizer(url: str) -> Tokenizer:
-    """The database's tokenizer, loaded once a process."""
+def load_tokenizer(url: str, digest: str) -> Tokenizer:
+    """The database's tokenizer, loaded once a process; the digest tells databases apart that followed each other at a URL."""
     from retrodb.store.storage import open_storage
 
+    del digest
     return Tokenizer.load(open_storage(url).local("tokenizer.json"))

@@ -30,6 +30,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.live_parts import EXCLUSIONS, live_parts, open_codebook, parts_of
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
+from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.snapshots import read_snapshot
 from retrodb.store.storage import Storage, open_storage
@@ -82,16 +83,19 @@ def run_neighbours(
         span for record in view.query_set(queries).ranges for span in _blocks(record.first_chunk, record.num_chunks)
     ]
     nprobe = 0 if params.exact else operating_point(view, name, codebook.num_lists)
-    details = {"queries": queries, "space": name, "nprobe": nprobe, **to_mapping(params)}
+    details = {"queries": queries, "space": name, "nprobe": nprobe, "state": _state(view), **to_mapping(params)}
     result = NeighboursResult(view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, nprobe, dry_run)
     if dry_run:
         rows = sum(len(_query_ids(view, queries, name, *span)) for span in spans)
         return replace(result, rows=rows)
-    plan = {"version": STAGE_VERSION, "table": table, "transaction": view.snapshot.transaction, **details}
+    previous = view.snapshot.entry("table", table) or {}
+    if previous | details == previous:  # nothing that the table follows from has changed
+        return replace(result, rows=previous["rows"], short=previous["short"])
+    plan = {"version": STAGE_VERSION, "table": table, "previous": previous, **details}
     run = open_run(context.storage, "neighbours", plan, context.clock)
     tasks = [_task(view, table, details, *span) for span in spans]
     records = context.engine.run(run, tasks, run_neighbours_task, context.progress)
-    counts = add_counts(records)
+    counts = {"rows": 0, "short": 0, **add_counts(records)}
     change = Change(
         transaction=run.id,
         command="neighbours",
@@ -100,11 +104,11 @@ def run_neighbours(
         marks=marks.neighbours(table),
         files=[file for record in records for file in record.files],
         drops=[DropRecord(OP_DROP_FILE, record.path) for record in view.manifest.files("neighbours", table)],
-        entries={f"table/{table}": {**details, "snapshot": view.snapshot.number}},
+        entries={f"table/{table}": {**details, **counts, "snapshot": view.snapshot.number}},
         counts=counts,
     )
     snapshot = commit(context.storage, view.snapshot, change)
-    return replace(result, snapshot=snapshot.number, rows=counts.get("rows", 0), short=counts.get("short", 0))
+    return replace(result, snapshot=snapshot.number, rows=counts["rows"], short=counts["short"])
 
 
 def run_neighbours_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
@@ -226,6 +230,12 @@ def _refuse_missing(view: View, queries: str, space: str, covered: Coverage) -> 
     indexed = {(p.span.first_chunk, p.span.rows) for p in parts_of(view, space)}
     if any((r.first_chunk, r.rows) not in indexed for r in view.manifest.files("vectors", space)):
         raise MissingStep(f"space '{space}' has vectors that are not indexed", remedy="Run 'retrodb index' first.")
+
+
+def _state(view: View) -> str:
+    """A digest of the live files that neighbours may follow from: equal ones give equal tables."""
+    beside = ("neighbours/", "reports/", "rejects/", "inputs/", "testsets/")
+    return identity(sorted(path for path in view.manifest.paths() if not path.startswith(beside)))
 
 
 def _blocks(first: int, count: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from retrodb.errors import UsageError
 from retrodb.format.ids import content_hash, id_entries, key_of, record_hash
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
 from retrodb.stages.context import Context
-from retrodb.stages.cut import SHARD_KINDS, load_tokenizer, query_paths
+from retrodb.stages.cut import load_tokenizer, query_paths
 from retrodb.stages.ingest_change import HELD_OUT_SET
 from retrodb.stages.scan import spool_schema
 from retrodb.stages.shard import Batch, write_shards
@@ -62,7 +62,8 @@ def run_add_queries(
     run = open_run(context.storage, "queries", {"version": STAGE_VERSION, "name": name, **entry}, context.clock)
     settings = view.settings
     texts = items.texts
-    chunks = chunk_documents(texts, None, load_tokenizer(context.storage.url), settings.chunk_tokens, num_threads=1)
+    tokenizer = load_tokenizer(context.storage.url, settings.tokenizer_sha256)
+    chunks = chunk_documents(texts, None, tokenizer, settings.chunk_tokens, num_threads=1)
     result = QueriesResult(
         view.snapshot.number, name, len(items), len(chunks.document), int(chunks.num_tokens.sum()), dry_run
     )
@@ -76,7 +77,6 @@ def run_add_queries(
         source=name,
         clock=run.clock,
         path=query_paths(run.id, name),
-        kinds=SHARD_KINDS,
     )
     placed: list[FileRecord] = []
     first = 0

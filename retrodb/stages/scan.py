@@ -6,17 +6,23 @@ passes, a pipe, or a slow HTML parser cost nothing more. It lies with the run an
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, content_id
 from retrodb.corpus.readers import read_split
 from retrodb.corpus.split import Split
 from retrodb.engine.task import Task, TaskRecord
+from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.format.arrays import save_array
-from retrodb.format.ids import content_hash, id_entries, key_of, record_hash
+from retrodb.format.ids import IdArray, content_hash, id_entries, key_of, record_hash
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
@@ -26,7 +32,10 @@ from retrodb.store.storage import Storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BATCH_CHARS = 4 << 20  # documents of one Arrow batch: bounds the memory of both passes
+_BATCH_CHARS = 1 << 20  # characters of one Arrow batch, text and metadata: bounds the memory of both passes
+_BATCH_DOCUMENTS = 1 << 14  # and its documents, when they are tiny
+CRASHED = "reader-crashed"
+"""Reason of a reject that stands for a whole file: the process that read it died."""
 
 
 def run_scan(storage: Storage, task: Task, clock: str) -> TaskRecord:
@@ -36,10 +45,8 @@ def run_scan(storage: Storage, task: Task, clock: str) -> TaskRecord:
     """
     del clock  # nothing that is spooled knows the time
     source, run = task.payload["source"], task.payload["run"]
-    split = Split.from_json(task.payload["split"])
     rejects: list[Reject] = []
-    reader = _limited(read_split(split, Fields(**task.payload["fields"]), Limits(**task.payload["limits"])), task)
-    documents = _sift(reader, rejects)
+    documents = _sift(_records(task), rejects)
     files: list[FileRecord] = []
     segments: list[dict[str, int]] = []
     first = next(documents, None)
@@ -63,12 +70,21 @@ def run_scan(storage: Storage, task: Task, clock: str) -> TaskRecord:
     )
 
 
-def _limited(reader: Iterator[Document | Reject], task: Task) -> Iterator[Document | Reject]:
-    limit = task.payload["limit"]
-    for number, item in enumerate(reader):
-        if limit is not None and number >= limit:
-            return
-        yield item
+def run_probe(storage: Storage, task: Task, clock: str) -> TaskRecord:
+    """Read a split as `run_scan` does and keep nothing: the process lives to the end, or it does not."""
+    del storage, clock
+    deque(_records(task), maxlen=0)
+    return TaskRecord(task.id)
+
+
+def _records(task: Task) -> Iterator[Document | Reject]:
+    """What the task's split holds, at most `limit` records; a file in `crashed` is a reject, unread."""
+    payload = task.payload
+    split, crashed = Split.from_json(payload["split"]), payload.get("crashed", [])
+    sound = replace(split, files=tuple(file for file in split.files if file.path not in crashed))
+    refused = (Reject(path, "byte 0", CRASHED, "") for path in crashed)
+    found = read_split(sound, Fields(**payload["fields"]), Limits(**payload["limits"])) if sound.files else iter(())
+    return islice(chain(refused, found), payload["limit"])
 
 
 def _sift(reader: Iterator[Document | Reject], rejects: list[Reject]) -> Iterator[Document]:
@@ -95,8 +111,7 @@ def _write_segment(
     """Write documents from `first` on until the segment is full; gives its files, its records, and the next document."""
     import pyarrow as pa
 
-    keys: list[int] = []
-    hashes: list[int] = []
+    entries: list[IdArray] = []
     following: Document | None = first
 
     def write(local: Path) -> None:
@@ -106,35 +121,49 @@ def _write_segment(
             sink = stack.enter_context(pa.OSFile(str(local), "wb"))
             options = pa.ipc.IpcWriteOptions(compression="lz4")
             writer = stack.enter_context(pa.ipc.new_file(sink, spool_schema(), options=options))
-            while following is not None and size < segment_bytes:
+            while following is not None and size < segment_bytes and sum(map(len, entries)) < MAX_SHARD_CHUNKS:
                 batch = [following]
-                chars = len(following.text)
-                while (following := next(documents, None)) is not None and chars < _BATCH_CHARS:
+                chars = _num_chars(following)
+                while (following := next(documents, None)) is not None and _has_room(batch, chars):
                     batch.append(following)
-                    chars += len(following.text) + len(following.value or "")
+                    chars += _num_chars(following)
                 size += chars
-                writer.write_batch(_to_batch(batch, source, keys, hashes))
+                ids = [d.doc_id if d.doc_id is not None else content_id(d.text, d.value) for d in batch]
+                entries.append(_entries(batch, ids, source))
+                writer.write_batch(_to_batch(batch, ids))
 
     spool = publish(storage, "runs", f"{path}.arrow", write)
-    entries = id_entries(keys, hashes, list(range(len(keys))))
-    ids = publish(storage, "runs", f"{path}.keys.npy", lambda local: save_array(local, entries))
-    return spool, ids, len(keys), following
+    all_entries = np.concatenate(entries)
+    keys = publish(storage, "runs", f"{path}.keys.npy", lambda local: save_array(local, all_entries))
+    return spool, keys, len(all_entries), following
 
 
-def _to_batch(documents: list[Document], source: str, keys: list[int], hashes: list[int]) -> pa.RecordBatch:
+def _num_chars(document: Document) -> int:
+    return len(document.text) + len(document.value or "") + len(document.metadata)
+
+
+def _has_room(batch: list[Document], chars: int) -> bool:
+    return chars < _BATCH_CHARS and len(batch) < _BATCH_DOCUMENTS
+
+
+def _entries(documents: list[Document], ids: list[str], source: str) -> IdArray:
+    """Keys and hashes; the stage numbers the rows when it has those of all segments."""
+    keys = [key_of(source, doc_id) for doc_id in ids]
+    hashes = [record_hash(d.text, d.value, d.metadata) for d in documents]
+    return id_entries(keys, hashes, [0] * len(ids))
+
+
+def _to_batch(documents: list[Document], ids: list[str]) -> pa.RecordBatch:
     import pyarrow as pa
 
-    ids = [d.doc_id if d.doc_id is not None else content_id(d.text, d.value) for d in documents]
-    keys.extend(key_of(source, doc_id) for doc_id in ids)
-    hashes.extend(record_hash(d.text, d.value, d.metadata) for d in documents)
-    columns = {
-        "doc_id": ids,
-        "text": [d.text for d in documents],
-        "value": [d.value for d in documents],
-        "metadata": [d.metadata.decode() for d in documents],
-        "content_hash": [content_hash(d.text, d.value) for d in documents],
-    }
-    return pa.RecordBatch.from_pydict(columns, schema=spool_schema())
+    columns = [
+        pa.array(ids, pa.string()),
+        pa.array([d.text for d in documents], pa.large_string()),
+        pa.array([d.value for d in documents], pa.large_string()),
+        pa.array([d.metadata for d in documents], pa.large_binary()).view(pa.large_string()),
+        pa.array([content_hash(d.text, d.value) for d in documents], pa.binary(16)),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=spool_schema())
 
 
 def _write_rejects(storage: Storage, path: str, rejects: list[Reject]) -> FileRecord:

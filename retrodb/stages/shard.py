@@ -1,4 +1,4 @@
-"""Writing shards: documents, chunks, tokens and ids files, in bounded memory.
+"""Writing shards: documents, chunks, tokens, hashes and ids files, in bounded memory.
 
 A shard grows by batches of whole documents until the next batch would not fit; row groups are full ones, whatever the
 batches were, so that a row's group is `row // ROW_GROUP_ROWS`.
@@ -6,7 +6,8 @@ batches were, so that a row's group is `row // ROW_GROUP_ROWS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,23 +18,25 @@ import numpy as np
 from retrodb.corpus.chunking import Chunks
 from retrodb.errors import InputError
 from retrodb.format import MAX_SHARD_CHUNKS, ROW_GROUP_ROWS
-from retrodb.format.arrays import AnyArray, save_array
-from retrodb.format.ids import IdArray, sort_ids, text_hashes
+from retrodb.format.arrays import AnyArray, growing_array, save_array
+from retrodb.format.ids import HASH_DTYPE, IdArray, sort_ids, text_hashes
 from retrodb.format.parquet import open_writer, write_table
 from retrodb.format.records import FileRecord
-from retrodb.format.rows import RowSet
 from retrodb.format.schemas import DOCUMENTS, chunks_schema
 from retrodb.format.settings import Settings
-from retrodb.store.publish import publish
+from retrodb.store.digest import digest_file
 from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
+
+SHARD_KINDS = ("documents", "chunks", "tokens", "hashes", "ids")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some whole documents, cut into chunks (M documents, N chunks)."""
+    """Some whole documents, cut into chunks (M documents, N chunks): what fits a shard, or one document alone."""
 
     documents: pa.Table  # (M,) columns of a spool segment
     ids: IdArray  # (M,) their keys and hashes
@@ -44,7 +47,7 @@ class Batch:
 class WrittenShard:
     """The files of one shard."""
 
-    files: tuple[FileRecord, ...]  # one of each kind
+    files: tuple[FileRecord, ...]  # one of each of `SHARD_KINDS`
     num_chunks: int
     num_documents: int
     num_tokens: int
@@ -55,19 +58,9 @@ PathOf = Callable[[str, int], str]
 
 
 def write_shards(
-    storage: Storage,
-    batches: Iterator[Batch],
-    settings: Settings,
-    *,
-    source: str,
-    clock: str,
-    path: PathOf,
-    kinds: Sequence[str],
+    storage: Storage, batches: Iterator[Batch], settings: Settings, *, source: str, clock: str, path: PathOf
 ) -> list[WrittenShard]:
     """Write batches into as few shards as hold them.
-
-    Args:
-        kinds: which of documents, chunks, tokens and ids to write; query sets have no ids.
 
     Raises:
         InputError: for a document that is longer than a shard may be.
@@ -75,98 +68,89 @@ def write_shards(
     shards: list[WrittenShard] = []
     following = next(batches, None)
     while following is not None:
-        writer = _ShardWriter(settings, source, clock)
-        files: list[FileRecord] = []
-
-        def write_chunks(local: Path, writer: _ShardWriter = writer) -> None:
-            nonlocal following
-            with open_writer(local, chunks_schema(settings.token_dtype)) as sink:
-                while following is not None and writer.has_room(following):
-                    for table in writer.add(following):
-                        sink.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        with ExitStack() as stack:
+            paths = {kind: path(kind, len(shards)) for kind in SHARD_KINDS}
+            local = {kind: stack.enter_context(storage.stage(paths[kind])) for kind in SHARD_KINDS}
+            rows = _Rows(settings, source, clock)
+            with (
+                open_writer(local["chunks"], chunks_schema(settings.token_dtype)) as sink,
+                growing_array(local["tokens"], np.dtype(settings.token_dtype), (settings.chunk_tokens,)) as add_tokens,
+                growing_array(local["hashes"], HASH_DTYPE) as add_hashes,
+            ):
+                while following is not None and rows.have_room(following):
+                    add_tokens(_fixed_stride(following.chunks, settings))
+                    add_hashes(text_hashes(following.chunks.text))
+                    rows.add(following)
+                    _write_rows(sink, rows.take_chunks(ROW_GROUP_ROWS))
                     following = next(batches, None)
-                for table in writer.rest():
-                    sink.write_table(table, row_group_size=ROW_GROUP_ROWS)
-
-        number = len(shards)
-        chunk_file = publish(storage, "chunks", path("chunks", number), write_chunks)
-        rows = RowSet.all(writer.num_chunks)
-        for kind in kinds:
-            if kind == "chunks":
-                files.append(
-                    FileRecord("chunks", "", chunk_file.path, chunk_file.digest, -1, len(rows), None, len(rows))
-                )
-            else:
-                files.append(publish(storage, kind, path(kind, number), writer.writes(kind), rows=rows))
-        shards.append(WrittenShard(tuple(files), writer.num_chunks, writer.num_documents, writer.num_tokens))
+                _write_rows(sink, rows.take_chunks(1))
+            write_table(local["documents"], rows.documents())
+            save_array(local["ids"], rows.ids())
+            files = [_record(kind, paths[kind], local[kind], rows.num_chunks) for kind in SHARD_KINDS]
+        shards.append(WrittenShard(tuple(files), rows.num_chunks, rows.num_documents, rows.num_tokens))
     return shards
 
 
-class _ShardWriter:
-    """Collects one shard; only text goes to disk as it comes."""
+def _write_rows(sink: pq.ParquetWriter, table: pa.Table) -> None:
+    if table.num_rows:  # no rows would become an empty row group
+        sink.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+
+def _record(kind: str, path: str, local: Path, num_chunks: int) -> FileRecord:
+    return FileRecord(kind, "", path, digest_file(local), -1, num_chunks, None, num_chunks)
+
+
+class _Rows:
+    """The rows of a shard so far; of their text only what does not fill a row group yet."""
 
     def __init__(self, settings: Settings, source: str, clock: str) -> None:
         self._settings, self._source = settings, source
         self._added_at = datetime.fromisoformat(clock)
         self.num_chunks = self.num_documents = self.num_tokens = 0
         self._documents: list[pa.Table] = []
-        self._tokens: list[AnyArray] = []
-        self._hashes: list[AnyArray] = []
-        self._pending: list[pa.Table] = []
         self._ids: list[IdArray] = []
+        self._waiting = chunks_schema(settings.token_dtype).empty_table()
 
-    def has_room(self, batch: Batch) -> bool:
+    def have_room(self, batch: Batch) -> bool:
         """Whether the batch still fits; an empty shard that it does not fit is an error of the input."""
-        num_chunks = len(batch.chunks.document)
-        if self.num_chunks + num_chunks <= MAX_SHARD_CHUNKS:
+        if self.num_chunks + len(batch.chunks.document) <= MAX_SHARD_CHUNKS:
             return True
         if self.num_chunks == 0:
-            longest = int(np.argmax(batch.chunks.num_chunks))
+            name = batch.documents.column("doc_id")[0].as_py()
             raise InputError(
-                f"document '{batch.documents.column('doc_id')[longest].as_py()}' is longer than {MAX_SHARD_CHUNKS:,} chunks",
+                f"document '{name}' is longer than {MAX_SHARD_CHUNKS:,} chunks",
                 remedy="Ingest with '--max-document-chars 10000000 --oversize split'.",
             )
         return False
 
-    def add(self, batch: Batch) -> Iterator[pa.Table]:
-        """Take a batch; gives the chunks that fill whole row groups."""
+    def add(self, batch: Batch) -> None:
+        """Take a batch that fits."""
+        import pyarrow as pa
+
         self._documents.append(self._documents_table(batch))
-        self._tokens.append(_fixed_stride(batch.chunks, self._settings))
-        self._hashes.append(text_hashes(batch.chunks.text))
         self._ids.append(batch.ids.copy())
         self._ids[-1]["row"] = batch.chunks.first_row + self.num_chunks
-        self._pending.append(_chunks_table(batch.chunks, self.num_chunks, self._settings.token_dtype))
+        chunks = _chunks_table(batch.chunks, self.num_chunks, self._settings.token_dtype)
+        self._waiting = pa.concat_tables([self._waiting, chunks])
         self.num_chunks += len(batch.chunks.document)
         self.num_documents += batch.documents.num_rows
         self.num_tokens += int(batch.chunks.num_tokens.sum())
-        yield from self._flush(ROW_GROUP_ROWS)
 
-    def rest(self) -> Iterator[pa.Table]:
-        """The chunks of the last, partly filled row group."""
-        yield from self._flush(1)
+    def take_chunks(self, multiple: int) -> pa.Table:
+        """As many of the waiting chunks as are a multiple of `multiple`, in one piece."""
+        whole = self._waiting.num_rows // multiple * multiple
+        taken, self._waiting = self._waiting.slice(0, whole).combine_chunks(), self._waiting.slice(whole)
+        return taken
 
-    def writes(self, kind: str) -> Callable[[Path], None]:
-        """The function that writes the documents, tokens, hashes or ids file."""
+    def documents(self) -> pa.Table:
+        """The documents file."""
         import pyarrow as pa
 
-        if kind == "documents":
-            return lambda local: write_table(local, pa.concat_tables(self._documents))
-        if kind == "hashes":
-            return lambda local: save_array(local, np.concatenate(self._hashes))
-        if kind == "tokens":
-            return lambda local: save_array(local, np.concatenate(self._tokens))
-        return lambda local: save_array(local, sort_ids(np.concatenate(self._ids)))
+        return pa.concat_tables(self._documents)
 
-    def _flush(self, at_least: int) -> Iterator[pa.Table]:
-        import pyarrow as pa
-
-        waiting = sum(table.num_rows for table in self._pending)
-        if waiting < at_least:
-            return
-        table = pa.concat_tables(self._pending).combine_chunks()
-        whole = waiting // at_least * at_least if at_least > 1 else waiting
-        yield table.slice(0, whole)
-        self._pending = [table.slice(whole)] if whole < waiting else []
+    def ids(self) -> IdArray:
+        """The ids file."""
+        return sort_ids(np.concatenate(self._ids))
 
     def _documents_table(self, batch: Batch) -> pa.Table:
         import pyarrow as pa

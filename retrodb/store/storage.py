@@ -123,8 +123,8 @@ class LocalStorage:
 
     def _absolute(self, path: str) -> Path:
         absolute = self.root / path
-        inside = Path(os.path.realpath(self.root))
-        if ".." in path.split("/") or "\0" in path or not Path(os.path.realpath(absolute)).is_relative_to(inside):
+        inside = os.path.join(os.path.realpath(self.root), "")
+        if ".." in path.split("/") or "\0" in path or not f"{os.path.realpath(absolute)}/".startswith(inside):
             raise DamagedFileError(
                 "path leads out of the database",
                 where=repr(path),

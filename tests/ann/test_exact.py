@@ -72,8 +72,7 @@ def test_merged_partial_results_equal_the_whole() -> None:
     whole = exact_topk(vectors[:50], vectors, 7, "squared_l2")
     cuts = [0, 3, 200, 201, 500]
     partials = [
-        exact_topk(vectors[:50], [Block(np.arange(a, b), vectors[a:b])], 7, "squared_l2")
-        for a, b in pairwise(cuts)
+        exact_topk(vectors[:50], [Block(np.arange(a, b), vectors[a:b])], 7, "squared_l2") for a, b in pairwise(cuts)
     ]
     assert all((a == b).all() for a, b in zip(whole, merge_topk(partials[::-1], 7), strict=True))
     assert (merge_topk([empty_topk(3, 2)], 5)[0] == -1).all()

@@ -1,4 +1,4 @@
-"""Prints the tables of `retrodb/dedup/codepoints.py`, computed from this Python's `unicodedata` (Unicode 14.0: CPython 3.11).
+"""Prints the tables of `retrodb/dedup/codepoints.py`, from the Unicode 14.0 of CPython 3.11.
 
     python tests/dedup/generate_codepoints.py
 
@@ -33,7 +33,7 @@ def word_class(codepoint: int, is_single: bool) -> int:
 
 
 def composing_seconds() -> set[int]:
-    """Codepoints that canonical composition may join to the one before: halves of composites, Hangul vowels and finals."""
+    """Codepoints that composition may join to the one before: halves of composites, Hangul vowels and finals."""
     seconds = {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}
     for codepoint in range(NUM_CODEPOINTS):
         parts = unicodedata.decomposition(chr(codepoint)).split()
@@ -45,7 +45,7 @@ def composing_seconds() -> set[int]:
 
 
 def nfkc_state(codepoint: int, seconds: set[int]) -> int:
-    """0 kept by NFKC. 1 replaced by a text that does not join what is before. 2 may join or reorder with what is before."""
+    """0 kept by NFKC. 1 replaced by a text that joins nothing before it. 2 may join or pass what is before."""
     char = chr(codepoint)
     if unicodedata.category(char) == "Cn":
         return 1

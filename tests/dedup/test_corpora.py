@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import subprocess
 import tarfile
 from fractions import Fraction
@@ -66,24 +67,21 @@ def test_clean_test_sets_have_no_hit_in_any_corpus(books: pa.LargeStringArray, n
 
 
 def brute_force_pairs(a: ShingleSets, b: ShingleSets, rule: Rule) -> list[list[int]]:
-    """All pairs over the threshold, by counting for each pair the keys in both."""
-    keys = np.concatenate([a.keys, b.keys])
+    """All pairs over the threshold, by counting the keys that both have, for every pair."""
     num_a = len(a.sizes())
-    documents = np.repeat(np.arange(num_a + len(b.sizes())), np.concatenate([a.sizes(), b.sizes()]))
-    _, column = np.unique(keys, return_inverse=True)
-    sets = [set(column[documents == d].tolist()) for d in range(documents.max() + 1)]
-    threshold = rule.threshold
-    return [
-        [i, num_a + j]
-        for i in range(num_a)
-        for j in range(len(b.sizes()))
-        if (inter := len(sets[i] & sets[num_a + j]))
-        and Fraction(inter, len(sets[i]) + len(sets[num_a + j]) - inter) >= threshold
-    ]
+    left, right = ([set(part.tolist()) for part in np.split(s.keys, s.offsets[1:-1])] for s in (a, b))
+    found = []
+    for i, j in itertools.product(range(len(left)), range(len(right))):
+        both = len(left[i] & right[j])
+        if both and Fraction(both, len(left[i]) + len(right[j]) - both) >= rule.threshold:
+            found.append([i, num_a + j])
+    return found
 
 
-def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force() -> None:
-    eips, ercs = archive_texts("eips-ercs.tar.zst", "EIPs/new"), archive_texts("eips-ercs.tar.zst", "ERCs/new")
+# Of the EIPs that moved to the ERCs the old collection has the texts, the new one stubs.
+@pytest.mark.parametrize(("folder", "at_least"), [("EIPs/new", 2), ("EIPs/old", 300)])
+def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force(folder: str, at_least: int) -> None:
+    eips, ercs = archive_texts("eips-ercs.tar.zst", folder), archive_texts("eips-ercs.tar.zst", "ERCs/new")
     texts, rule = pa.concat_arrays([eips, ercs]), parse_rule("jaccard>=0.8")
     expected = brute_force_pairs(shingle_sets(eips), shingle_sets(ercs), rule)
     run = make_run(signatures(texts, 256), np.arange(len(texts)), parse_bands("32x8", 256))
@@ -91,4 +89,4 @@ def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force() -> None:
     verified = pairs[verify_pairs(pairs, shingle_sets(texts), rule)]
     across = verified[(verified[:, 0] < len(eips)) & (verified[:, 1] >= len(eips))]
     assert across.tolist() == expected
-    assert len(expected) > 300
+    assert len(expected) >= at_least

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import unicodedata
 
@@ -88,7 +89,8 @@ def test_every_unicode_block_gives_the_keys_of_the_reference() -> None:
     rng = random.Random(0)
     texts = []
     for block in range(0, 0x110000, 0x80):
-        if 0xD800 <= block < 0xE000 or (0x31000 < block < 0xE0000 and rng.random() < 0.995):
+        is_uniform = 0x3400 < block < 0x9F00 or 0xAC80 < block < 0xD700 or 0x20000 < block < 0xE0000
+        if 0xD800 <= block < 0xE000 or block >= 0xF0000 or (is_uniform and rng.random() < 0.95):
             continue
         # Every codepoint of the block among letters, marks, jamo and halfwidth forms that join with it.
         company = [*range(0x20, 0x7F), *range(0x300, 0x350), *range(0x1160, 0x1180), *range(0xFF9E, 0xFFA5), 0x30AB]
@@ -147,7 +149,7 @@ def test_normalised_batches_are_nfkc_and_positions_lead_back(texts: list[str]) -
                 continue
             # The original between the two positions must hold all that is between them in the normal form.
             bounds = [len(normal.decode()[:k].encode()) for k in range(len(normal.decode()) + 1)]
-            for a, b in zip(bounds, bounds[1:], strict=False):
+            for a, b in itertools.pairwise(bounds):
                 start = batch.moves[i].original_starts(np.array([a]))[0]
                 end = batch.moves[i].original_ends(np.array([b]))[0]
                 assert normal[a:b].decode() in unicodedata.normalize("NFKC", text.encode()[start:end].decode())

@@ -147,7 +147,10 @@ def test_two_towers_have_a_model_each(make_model):
 def test_same_rows_give_the_same_bytes_with_any_number_of_threads_and_workers(make_model):
     folder = make_model("bert")
     found = {
-        resolve(folder, threads=threads, tokenize_workers=workers).encode_passages(TEXTS * 9).vectors_ND.tobytes()
+        b"".join(
+            batch.vectors_ND.tobytes()
+            for batch in resolve(folder, threads=threads, tokenize_workers=workers).encode_windows([TEXTS * 9, TEXTS])
+        )
         for threads, workers in [(1, 0), (2, 0), (3, 0), (2, 1)]
     }
     assert len(found) == 1
@@ -163,6 +166,17 @@ def test_windows_come_in_order_and_equal_single_calls(make_model):
         assert len(batch.num_tokens_N) == len(part)
     assert sum(batch.num_truncated for batch in batches) == 1
     assert encoder.num_flops(batches[0].num_tokens_N) > 0
+
+
+def test_windows_of_a_cpu_are_given_as_soon_as_they_are_computed(make_model):
+    encoder = resolve(make_model("bert"))
+    started = []
+    start = encoder.pipeline.start
+    encoder.pipeline.start = lambda *window: started.append(1) or start(*window)
+    batches = encoder.encode_windows([["the cat"]] * 5)
+    next(batches)
+    assert len(started) == 1
+    assert len(list(batches)) == 4
 
 
 def test_arrow_arrays_and_lists_are_the_same_texts(make_model):

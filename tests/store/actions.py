@@ -21,7 +21,9 @@ def found(storage: Storage) -> Snapshot:
     """Create the database that the actions are planned on."""
     vectors = [file("vectors", f"vectors/default/{t}.npy", name="default", first=f, count=100) for t, f in RANGES]
     entries = {"space/default": {"dimension": 4}}
-    return create(storage, change("init", shards=[shard("one", "a"), shard("two", "b")], files=vectors, entries=entries))
+    return create(
+        storage, change("init", shards=[shard("one", "a"), shard("two", "b")], files=vectors, entries=entries)
+    )
 
 
 RANGES = (("one", 0), ("two", 100))

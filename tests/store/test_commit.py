@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from made_up import change, file, shard
 
 from retrodb.errors import ConflictError, RetroDBError
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, SEGMENT_RECORDS, DropRecord
-from retrodb.format.snapshot import Snapshot, snapshot_path
+from retrodb.format.snapshot import Snapshot
 from retrodb.store import marks
 from retrodb.store.commit import commit, create
 from retrodb.store.manifest import load_manifest
@@ -144,12 +142,6 @@ def test_failed_commit_that_did_not_happen_is_an_error(
     assert read_head(storage) == base
 
 
-def test_number_of_an_expired_snapshot_is_not_used_again(storage: LocalStorage, base: Snapshot) -> None:
-    second = commit(storage, base, change("x"))
-    assert not storage.put_if_absent(snapshot_path(0), b"another past")
-    assert commit(storage, base, change("y")).number == second.number + 1
-
-
 def test_eight_processes_commit_one_after_the_other(storage: LocalStorage, base: Snapshot) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_commit_five, args=(storage.url, writer)) for writer in range(8)]
@@ -169,17 +161,4 @@ def _commit_five(url: str, writer: int) -> None:
     storage = LocalStorage(url)
     for number in range(5):
         own = change(f"{writer}-{number}", marks.ingest(f"source{writer}"), shards=[shard(f"{writer}-{number}")])
-        commit(storage, replace(read_head(storage)), own)
-
-
-@pytest.mark.parametrize("build", [LATER["ingest"], LATER["embed"]])
-def test_concurrent_changes_of_one_source_do_not_both_pass(
-    build: Callable[[str], object], storage: LocalStorage, base: Snapshot
-) -> None:
-    outcomes = []
-    for name in ("x", "y"):
-        try:
-            outcomes.append(commit(storage, base, build(name)).number)  # type: ignore[arg-type]
-        except ConflictError:
-            outcomes.append(-1)
-    assert outcomes == ([1, -1] if build is LATER["ingest"] else [1, 2])
+        commit(storage, read_head(storage), own)

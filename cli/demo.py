@@ -1,0 +1,53 @@
+"""`retrodb demo`"""
+
+from __future__ import annotations
+
+import click
+
+from retrodb.config import InitParams
+
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    json_option,
+    pass_session,
+    progress_option,
+    workers_option,
+)
+from .render import demo_result, demo_stage
+
+
+@click.command(cls=Command, example="retrodb demo demo.retrodb", exits=WRITING_EXITS)
+@click.argument("folder", metavar="DIR")
+@click.option("--encoder", default=InitParams.encoder, show_default=True, metavar="NAME", help="Of the default space.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N documents, and N test documents.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Training steps of validate.",
+)
+@workers_option
+@progress_option
+@json_option
+@pass_session
+def command(session: Session, folder: str, encoder: str, limit: int | None, steps: int, workers: int | None) -> None:
+    """Build a database in DIR from the documentation of Python's own standard library: every stage once.
+
+    An interrupted demo is continued. What it reads and exports lies in DIR/demo.
+    """
+    from retrodb.database import demo
+
+    result = demo(
+        folder,
+        encoder=encoder,
+        limit=limit,
+        steps=steps,
+        workers=workers,
+        progress=session.shows_progress,
+        report=lambda stage: session.output.result(stage, demo_stage),
+    )
+    session.output.result(result, demo_result)

@@ -1,0 +1,59 @@
+"""`retrodb index`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from retrodb.config import IndexParams
+
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    dry_run_option,
+    json_option,
+    open_database,
+    pass_session,
+    progress_option,
+    space_option,
+    workers_option,
+)
+
+
+@click.command(cls=Command, example="retrodb index my.retrodb --factory IVF1024,SQ8", exits=WRITING_EXITS)
+@database_argument
+@space_option
+@click.option(
+    "--factory",
+    default=IndexParams.factory,
+    show_default=True,
+    metavar="STRING",
+    help="FAISS factory string, or by size.",
+)
+@click.option(
+    "--train-sample", type=click.IntRange(min=1), metavar="N", help="Vectors to train on.  [default: 100 a list]"
+)
+@click.option(
+    "--seed", type=int, default=IndexParams.seed, show_default=True, metavar="N", help="Of sample and k-means."
+)
+@click.option("--bytes-per-vector", type=click.IntRange(min=1), metavar="N", help="Upper limit for the search code.")
+@click.option(
+    "--memory-bytes",
+    type=click.IntRange(min=1),
+    default=IndexParams.memory_bytes,
+    show_default=True,
+    metavar="N",
+    help="What a searching machine may use.",
+)
+@click.option("--retrain", is_flag=True, help="Train a new codebook and index everything anew.")
+@workers_option
+@dry_run_option
+@progress_option
+@json_option
+@pass_session
+def command(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
+    """Train the codebook of a space of DB, if it has none, and index what is embedded and not yet indexed."""
+    session.output.result(open_database(session, database, workers).index(**options))

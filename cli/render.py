@@ -1,0 +1,144 @@
+"""Results as text for people, where a table of names and values would not say it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import format_count, format_duration, format_size, format_value, render_table
+
+if TYPE_CHECKING:
+    from retrodb.maintain.check import CheckResult
+    from retrodb.maintain.demo import DemoExample, DemoResult, DemoStage
+    from retrodb.retro.validate import ValidateResult
+    from retrodb.stages.dedup import DedupResult, LeakHit
+    from retrodb.stages.search import SearchHit
+
+_EXCERPT_CHARS = 300
+_MIN_WORD = 3  # shorter words are in every text
+
+
+def verdict(result: DedupResult) -> str:
+    """What a rule removes, and what it leaves although containment sees it."""
+    removes = "would remove" if result.dry_run else "removes"
+    lines = [
+        f"{result.testset}: {_count(result.items, 'item')} against {_count(result.documents, 'document')}",
+        f"  the rule {result.rule} {removes} {_count(result.removed_documents, 'document')}"
+        f" ({_count(result.removed_chunks, 'chunk')});"
+        f" {_count(result.contained_items, 'test item')} {_are(result.contained_items)} contained at 0.5 or more"
+        f" in {_count(result.contained_documents, 'document')}",
+    ]
+    if result.short_matches:
+        lines.append(f"  {_count(result.short_matches, 'text')} too short for a shingle found word for word")
+    return "\n".join(lines)
+
+
+def leak(hit: LeakHit) -> str:
+    """A test item and a document that share shingles, side by side."""
+    fate = click.style("removed", fg="red") if hit.removed else "kept"
+    return "\n".join(
+        [
+            f"{hit.testset}/{hit.item}  and  {hit.source}/{hit.doc_id}: {fate}",
+            f"  jaccard {hit.jaccard:.3f}, containment {hit.containment:.3f}, {_count(hit.intersection, 'shared shingle')}"
+            f" in {_count(len(hit.touched_chunks), 'chunk')}",
+            f"  item      {_excerpt(hit.item_text, hit.document_excerpt)}",
+            f"  document  {_excerpt(hit.document_excerpt, hit.item_text)}",
+        ]
+    )
+
+
+def search_hit(hit: SearchHit, query: str) -> str:
+    """A chunk with its place and continuation; words that it shares with the query stand out."""
+    place = f"{hit.source}/{hit.doc_id}  chunk {hit.chunk_id} (position {hit.position})"
+    lines = [f"{hit.score:.4f}  {click.style(place, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
+    if hit.continuation:
+        lines.append(click.style(f"  -> {_flat(hit.continuation)}", dim=True))
+    return "\n".join(lines)
+
+
+def check_result(result: CheckResult) -> str:
+    """Every damaged file with what to do about it, and the sum."""
+    how = "every byte" if result.read_data else "existence and size"
+    looked = f"snapshot {result.snapshot}: {_count(result.files, 'file')}, {format_size(result.size_bytes)}, {how}"
+    bad = [f"{click.style(each.path, fg='red')}: {each.what}. {each.remedy}" for each in result.damaged]
+    return "\n".join([*bad, f"{looked}: {_count(len(bad), 'damaged file') if bad else 'all is well'}"])
+
+
+def validation(result: ValidateResult) -> str:
+    """Bits per byte under every condition, and the verdict."""
+    report = result.report
+    rows = [
+        {"condition": name, "bits per byte": it.value, "95% from": it.low, "to": it.high}
+        for name, it in report.bits_per_byte.items()
+    ]
+    setting = (
+        f"{result.size} model, {_count(result.steps, 'step')}, {_count(result.train_chunks, 'chunk')} to train on;"
+        f" held out: {_count(report.documents, 'document')}, {_count(report.chunks, 'chunk')}"
+    )
+    return f"{setting}\n{render_table(rows)}\n{report.verdict}"
+
+
+def demo_stage(stage: DemoStage) -> str:
+    """One line: the stage, its time, and what it did."""
+    return f"{stage.stage:<10} {format_duration(stage.elapsed_s):>12}  {', '.join(_counts(stage.counts))}"
+
+
+def _counts(counts: Mapping[str, object]) -> Iterator[str]:
+    for name, value in counts.items():
+        shown = f"({', '.join(_counts(value))})" if isinstance(value, Mapping) else format_value(name, value)
+        yield f"{name.removesuffix('_bytes').replace('_', ' ')} {shown}"
+
+
+def demo_result(result: DemoResult) -> str:
+    """The closing screen: examples, the sum, and what to type next."""
+    next_lines = [
+        f'retrodb search {result.database} "remove the last part of a path"',
+        f"retrodb dedup {result.database} --report",
+        f"retrodb stats {result.database}",
+        f'retrodb sql {result.database} "select doc_id, num_chunks from documents order by num_chunks desc limit 5"',
+    ]
+    return "\n".join(
+        [
+            "",
+            *(line for example in result.examples for line in (*_example(example), "")),
+            f"{result.database}: {_count(result.documents, 'document')}, {_count(result.chunks, 'chunk')},"
+            f" {_count(result.tokens, 'token')}, {format_size(result.size_bytes)} in {format_duration(result.elapsed_s)}",
+            "",
+            "What to type next:",
+            *(f"  {line}" for line in next_lines),
+        ]
+    )
+
+
+def _example(example: DemoExample) -> Iterator[str]:
+    yield f"{click.style(example.doc_id, bold=True)}: {_flat(example.text)}"
+    for number, neighbour in enumerate(example.neighbours, 1):
+        text = highlight(_flat(neighbour.text), example.text)
+        yield f"  {number}. {neighbour.doc_id} ({neighbour.score:.3f}): {text}"
+        if neighbour.continuation:
+            yield click.style(f"     -> {_flat(neighbour.continuation)}", dim=True)
+
+
+def highlight(text: str, query: str) -> str:
+    """The text with the words of the query in colour."""
+    words = {word.lower() for word in re.findall(r"\w+", query) if len(word) >= _MIN_WORD}
+    return re.sub(r"\w+", lambda m: click.style(m[0], fg="yellow") if m[0].lower() in words else m[0], text)
+
+
+def _excerpt(text: str, other: str) -> str:
+    return highlight(_flat(text)[:_EXCERPT_CHARS], other) or "-"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"

@@ -1,0 +1,32 @@
+"""`retrodb sql`"""
+
+from __future__ import annotations
+
+import click
+
+from .options import (
+    READING_EXITS,
+    Command,
+    Session,
+    as_of_option,
+    database_argument,
+    json_option,
+    open_database,
+    pass_session,
+)
+
+
+@click.command(
+    cls=Command,
+    example='retrodb sql my.retrodb "select source, count(*) from documents where live group by source"',
+    exits=READING_EXITS,
+)
+@database_argument
+@click.argument("query", metavar="SELECT")
+@as_of_option
+@json_option
+@pass_session
+def command(session: Session, database: str, query: str, as_of: int | None) -> None:
+    """Run a SELECT over the tables documents, chunks, shards and files of DB. Nothing can be changed by it."""
+    result = open_database(session, database).sql(query, as_of=as_of)
+    session.output.table("sql_row", result.columns, result.rows)

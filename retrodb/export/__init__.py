@@ -1,0 +1,1 @@
+"""Neighbour tables in the formats of trainers: one file per format."""

@@ -1,0 +1,161 @@
+"""The local storage: publishing is atomic, one of several writers wins, and no path leads out."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from retrodb.errors import DamagedFileError, MissingFileError, NoSpaceError, RetroDBError
+from retrodb.store.storage import TEMPORARY, LocalStorage, open_storage
+
+WRITERS, ROUNDS = 8, 50
+
+
+def test_exactly_one_of_eight_processes_puts_each_file(storage: LocalStorage) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(WRITERS) as pool:
+        won = pool.starmap(_put_all, [(storage.url, writer) for writer in range(WRITERS)])
+    winners = [[writer for writer in range(WRITERS) if won[writer][number]] for number in range(ROUNDS)]
+    assert all(len(each) == 1 for each in winners)
+    assert [storage.read(f"x/{n}") for n in range(ROUNDS)] == [str(each[0]).encode() for each in winners]
+    assert storage.list(TEMPORARY) == []
+
+
+def _put_all(url: str, writer: int) -> list[bool]:
+    storage = LocalStorage(url)
+    return [storage.put_if_absent(f"x/{number}", str(writer).encode()) for number in range(ROUNDS)]
+
+
+def test_written_bytes_are_read_again(storage: LocalStorage) -> None:
+    storage.write("a/b.bin", b"one")
+    assert (storage.read("a/b.bin"), storage.local("a/b.bin").read_bytes()) == (b"one", b"one")
+    assert storage.exists("a/b.bin")
+    assert not storage.exists("a")
+    assert storage.list("a") == ["a/b.bin"]
+    storage.delete("a/b.bin")
+    storage.delete("a/b.bin")
+    assert not storage.exists("a/b.bin")
+
+
+def test_listing_is_sorted_deep_and_empty_where_nothing_is(storage: LocalStorage) -> None:
+    for path in ("k/b", "k/a/x", "k/a-"):
+        storage.write(path, b"")
+    assert storage.list("k") == ["k/a-", "k/a/x", "k/b"]
+    assert storage.list("nothing") == []
+
+
+@pytest.mark.parametrize("fault", [ValueError("bug"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
+def test_failed_stage_publishes_nothing_and_leaves_nothing(storage: LocalStorage, fault: BaseException) -> None:
+    storage.write("a", b"old")
+    with pytest.raises((type(fault), RetroDBError)):
+        _stage_half(storage, fault)
+    assert storage.read("a") == b"old"
+    assert storage.list(TEMPORARY) == []
+
+
+def _stage_half(storage: LocalStorage, fault: BaseException) -> None:
+    with storage.stage("a") as local:
+        local.write_bytes(b"ne")
+        raise fault
+
+
+def test_file_is_whole_or_absent_while_it_is_staged(storage: LocalStorage) -> None:
+    with storage.stage("a") as local:
+        local.write_bytes(b"half")
+        assert not storage.exists("a")
+        local.write_bytes(b"whole")
+    assert storage.read("a") == b"whole"
+
+
+def test_data_is_durable_before_the_name_is_there(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this order: file synced, renamed or linked, directory synced."""
+    order: list[str] = []
+    fsync, replace, link = os.fsync, os.replace, os.link
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("sync"), fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("name"), replace(a, b))[1])
+    monkeypatch.setattr(os, "link", lambda a, b: (order.append("name"), link(a, b))[1])
+    storage.write("a", b"")
+    storage.put_if_absent("b", b"")
+    assert order == ["sync", "name", "sync"] * 2
+
+
+def test_missing_file_is_named(storage: LocalStorage) -> None:
+    for read in (storage.read, storage.local):
+        with pytest.raises(MissingFileError, match=r"chunks/x\.parquet: file is missing.*retrodb check"):
+            read("chunks/x.parquet")
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EDQUOT, NoSpaceError)])
+def test_full_disk_is_told(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[RetroDBError]
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(kind, match="Free some space and run the same command again"):
+        storage.write("a", b"")
+    assert not storage.exists("a")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_directory_is_told(storage: LocalStorage) -> None:
+    storage.write("a", b"")
+    storage.root.chmod(0o500)
+    with pytest.raises(RetroDBError, match="no permission"):
+        storage.write("b/c", b"")
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/hostname", "a/..", "a\0b"])
+def test_path_out_of_the_database_is_refused(storage: LocalStorage, path: str) -> None:
+    storage.root.mkdir()
+    for act in (storage.read, storage.local, storage.exists, storage.delete, storage.list):
+        with pytest.raises(DamagedFileError, match="leads out of the database"):
+            act(path)
+    with pytest.raises(DamagedFileError, match="leads out of the database"):
+        storage.write(path, b"")
+
+
+@pytest.mark.parametrize("path", ["link", "folder/secret"])
+def test_link_out_of_the_database_is_not_followed(storage: LocalStorage, tmp_path: Path, path: str) -> None:
+    storage.root.mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (storage.root / "link").symlink_to(outside / "secret")
+    (storage.root / "folder").symlink_to(outside)
+    with pytest.raises(DamagedFileError, match="leads out of the database"):
+        storage.read(path)
+    with pytest.raises(DamagedFileError, match="leads out of the database"):
+        storage.write(path, b"")
+    assert (outside / "secret").read_text() == "secret"
+
+
+def test_database_may_itself_lie_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    storage = open_storage(str(tmp_path / "link"))
+    storage.write("a", b"x")
+    assert storage.read("a") == b"x"
+
+
+def test_unknown_scheme_is_refused_and_file_urls_are_directories(tmp_path: Path) -> None:
+    with pytest.raises(RetroDBError, match="scheme 's3' is not supported"):
+        open_storage("s3://bucket/db")
+    assert open_storage(f"file://{tmp_path}").url == str(tmp_path)
+
+
+def test_folder_that_cannot_be_listed_is_an_error_and_not_empty(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    storage.write("snapshots/a", b"")
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(RetroDBError, match="Input/output error"):
+        storage.list("snapshots")
