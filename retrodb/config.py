@@ -43,6 +43,7 @@ class IngestParams:
     value_field: str | None = None  # key-value databases: what follows the key
     metadata_fields: tuple[str, ...] | None = None  # fields to keep as metadata; None keeps all
     drop_metadata: bool = False  # keep no metadata at all
+    marker: str | None = None  # separates the documents inside a plain-text file; None: one file is one document
     mirror: bool = False  # remove documents of the source that the input no longer has
     limit: int | None = None  # take the first N records and mark no input as done
     holdout: float = 0.0  # share of documents kept out, chosen by hash of the id
@@ -124,7 +125,7 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
             near = difflib.get_close_matches(key, hints, n=1)
             remedy = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(sorted(hints))}."
             raise ConfigError(f"unknown key '{key}'", where=where, remedy=remedy)
-        _check_type(key, value, hints[key], where)
+        _check_type(key, list(value) if isinstance(value, tuple) else value, hints[key], where)
     converted = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return kind(**converted)

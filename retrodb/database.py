@@ -12,6 +12,7 @@ for hit in db.search(["chunked cross-attention"])[0]:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +26,7 @@ from retrodb.config import (
     ValidateParams,
     from_mapping,
 )
-from retrodb.encode.threads import available_cpus
+from retrodb.encode.threads import available_cpus, thread_environment
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import make_progress
 from retrodb.stages.context import Context
@@ -79,6 +80,8 @@ class Database:
         Raises:
             NotADatabaseError, FormatVersionError, DamagedFileError.
         """
+        for name, value in thread_environment().items():
+            os.environ.setdefault(name, value)  # before anything imports torch; workers inherit it
         storage = open_storage(str(path)) if isinstance(path, str | Path) else path
         self._context = Context(storage, LocalEngine(workers or available_cpus()), make_progress(progress), clock)
         self._context.view()

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
+from made_documents import made_text, write_documents
+
+import retrodb
+from retrodb.corpus.train import train_byte_bpe
+from retrodb.database import Database
 
 # Before any test imports a Hugging Face library, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,3 +26,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts = [int(value) for report in passed for name, value in report.user_properties if name == SURVIVED]
     if counts:
         terminalreporter.write_line(f"{sum(counts)} {SURVIVED}, in {len(counts)} commands")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test remembers verified files for another one."""
+    monkeypatch.setenv("RETRODB_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def made_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of the made words."""
+    path = tmp_path_factory.mktemp("made") / "tokenizer.json"
+    train_byte_bpe([made_text(seed, 200) for seed in range(20)], 400).save(path)
+    return path
+
+
+@pytest.fixture
+def make_database(tmp_path: Path, made_tokenizer: Path) -> Callable[..., Database]:
+    """Makes a database of documents by id, with a hashing encoder of 32 dimensions."""
+
+    def make(documents: Mapping[str, str], name: str = "db") -> Database:
+        database = retrodb.create(tmp_path / name, tokenizer=str(made_tokenizer), encoder="hashing:32")
+        if documents:
+            database.ingest([write_documents(tmp_path / f"{name}.jsonl", documents)], source="made")
+        return database
+
+    return make

@@ -90,7 +90,8 @@ class LineProgress(Progress):
 
 class _Lines:
     def __init__(self, stream: TextIO, name: str, total: int, unit: str) -> None:
-        self._stream, self._name, self._total, self._unit = stream, name, total, unit
+        self._stream, self._name, self._total = stream, name, total
+        self._scale, self._unit = (1e6, "MB") if unit == "B" else (1.0, unit)
         self._done, self._counted, self._started = 0, 0, time.monotonic()
         self._counts = ""
         self._next = self._started + _LINE_EVERY_S
@@ -103,8 +104,9 @@ class _Lines:
         self._next = now + _LINE_EVERY_S
         rate = self._done / (now - self._started)
         left = f"{(self._total - self._done) / rate:,.0f} s left" if rate and self._total else ""
-        rates = f"{rate:,.0f}/s{self._counts}"
-        self.note(f"{self._name}: {self._done:,} of {self._total:,} {self._unit} ({rates}) {left}".rstrip())
+        done, total, rate = (amount / self._scale for amount in (self._done, self._total, rate))
+        rates = f"{rate:,.{0 if self._scale == 1 else 1}f} {self._unit}/s{self._counts}".replace(" /s", "/s")
+        self.note(f"{self._name}: {done:,.0f} of {total:,.0f} {self._unit} ({rates}) {left}".rstrip())
 
     def count(self, name: str, amount: int) -> None:
         if name:

@@ -91,8 +91,8 @@ class Engine:
             pending = [task for task in tasks if task.id not in done]
             for task, record in self.execute(run, pending, function, isolated=isolated):
                 done[task.id] = record
-                bar.advance(task.weight)
                 bar.count(rate_of, record.counts.get(rate_of, 0))
+                bar.advance(task.weight)
         return [done[task.id] for task in tasks]
 
     def execute(

@@ -28,13 +28,19 @@ def save_array(path: Path, array: AnyArray) -> None:
 
 
 @contextmanager
-def growing_array(path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...] = ()) -> Iterator[Callable[[AnyArray], None]]:
+def growing_array(
+    path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...] = ()
+) -> Iterator[Callable[[AnyArray], None]]:
     """A function that appends blocks of rows to a new `.npy` file; in the end its bytes are as `save_array` writes them."""
     num_rows = 0
     with path.open("wb") as file:
 
         def write_header() -> None:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows, *row_shape)}
+            header = {
+                "descr": np.lib.format.dtype_to_descr(dtype),
+                "fortran_order": False,
+                "shape": (num_rows, *row_shape),
+            }
             np.lib.format.write_array_header_1_0(file, header)  # numpy leaves room for the first dimension to grow
 
         def append(block: AnyArray) -> None:
@@ -56,7 +62,7 @@ def map_array(path: Path) -> AnyArray:
     """
     try:
         array: AnyArray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         if path.exists() and _is_empty_array(path):
             return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]  # nothing to map in zero bytes
         raise DamagedFileError(f"not a readable .npy file ({error})", where=str(path)) from error

@@ -33,22 +33,20 @@ HASH_DTYPE = np.dtype([("hi", ">u8"), ("lo", ">u8")])
 
 def key_of(source: str, doc_id: str) -> int:
     """128-bit key of a document of a source."""
-    return xxhash.xxh3_128_intdigest(f"{source}\0{doc_id}")
+    return xxhash.xxh3_128_intdigest(f"{source}\0{doc_id}".encode())
 
 
 def record_hash(text: str, value: str | None, metadata: bytes) -> int:
     """128-bit hash of all that makes a document: any difference makes it a changed one."""
-    # Given a string, xxhash reads the UTF-8 that Python keeps beside it, which Arrow reads again: encoded once.
-    state = xxhash.xxh3_128(text)
-    state.update(b"\0" if value is None else b"\0v")
-    state.update(value or b"")
+    state = xxhash.xxh3_128(text.encode())
+    state.update(b"\0" if value is None else b"\0v" + value.encode())
     state.update(b"\0" + metadata)
     return state.intdigest()
 
 
 def content_hash(text: str, value: str | None) -> bytes:
     """16 bytes that are equal for equal texts, whatever their ids and metadata."""
-    return xxhash.xxh3_128_digest(text if value is None else f"{text}\0{value}")
+    return xxhash.xxh3_128_digest((text if value is None else f"{text}\0{value}").encode())
 
 
 def text_hashes(texts: pa.LargeStringArray) -> IdArray:

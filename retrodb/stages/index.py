@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -112,10 +112,14 @@ def run_index_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
         build_part(vectors, codebook, Path(folder))
         for file in PART_FILES:
             path = path_of("parts", name=payload["space"], task=task.id, file=file)
-            move = (Path(folder) / file).replace
+            move = partial(_move, Path(folder) / file)
             first = payload["first_chunk"]
             files.append(publish(storage, "parts", path, move, name=payload["space"], first_chunk=first, rows=rows))
     return TaskRecord(task.id, tuple(files), {}, {"vectors": len(vectors)})
+
+
+def _move(source: Path, target: Path) -> None:
+    source.replace(target)
 
 
 @lru_cache(maxsize=2)

@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrodb.config import IngestParams, to_mapping
 from retrodb.corpus.document import Fields, Limits
-from retrodb.corpus.inputs import expand_inputs, file_digest, plan_splits
-from retrodb.engine.run import Run, add_counts, open_run
-from retrodb.engine.task import Task, TaskRecord, make_task
-from retrodb.errors import TooManyRejects, UsageError
+from retrodb.corpus.inputs import plan_splits
+from retrodb.corpus.split import InputFile, Split
+from retrodb.engine.run import Engine, Run, add_counts, open_run
+from retrodb.engine.task import Task, TaskFunction, TaskRecord, make_task
+from retrodb.errors import InputError, TooManyRejects, UsageError, WorkerDied
 from retrodb.format.arrays import BoolArray, map_array, save_array
 from retrodb.format.ids import ID_DTYPE, IdArray
 from retrodb.format.kinds import path_of
@@ -29,12 +31,13 @@ from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.cut import run_cut
-from retrodb.stages.ingest_change import HELD_OUT_SET, REMOVED, SUPERSEDED, Inputs, Outcome, ingest_change
-from retrodb.stages.scan import run_scan
+from retrodb.stages.ingest_change import HELD_OUT_SET, REMOVED, SUPERSEDED, Outcome, ingest_change
+from retrodb.stages.ingest_inputs import Inputs, find_inputs, keep_standard_input, shown_path
+from retrodb.stages.scan import CRASHED, run_probe, run_scan
 from retrodb.stages.upsert import ADDED, HELD_OUT, OUTCOMES, SUPERSEDES, Decisions, Known, decide
 from retrodb.store.commit import commit
-from retrodb.store.digest import identity
 from retrodb.store.publish import publish
+from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.view import View
 
@@ -42,7 +45,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STAGE_VERSION = 1
+NATIVE_FORMATS = ("parquet", "hf-arrow", "html", "warc", "arc")
+"""Formats read by native code that a broken file may crash; the others are plain Python, or orjson line by line."""
+
 _COUNTED = ("read", *OUTCOMES, "rejected", "removed", "chunks", "tokens")
+_SMALL_BYTES = 16 << 20  # stored bytes that one process has read before others have started
 _MIN_SEGMENT, _MAX_SEGMENT = 8 << 20, 160 << 20  # characters; the upper one gives shards of nearly 2^20 chunks
 
 
@@ -85,42 +92,51 @@ def run_ingest(
     """
     _check(params)
     view = context.view()
-    found = _find_inputs(view, inputs, files_from, params)
+    found = find_inputs(view, inputs, files_from, params)
     if not found.files:
         return _nothing_new(view, found, params)
     run = open_run(context.storage, "ingest", _plan(view, found, params), context.clock)
+    found = keep_standard_input(context.storage, run, found)
     scanned = _scan(context, run, found, params)
-    rejects = _collect_rejects(context, scanned)
-    decisions = decide(_new_entries(context, scanned), _known(view, params.source), params.holdout)
-    counts = _count(decisions, rejects, params)
-    if counts["rejected"] > params.max_reject_rate * counts["read"]:
-        raise _too_many(rejects, counts, params)
-    cut: list[TaskRecord] = []
-    snapshot = view.snapshot
-    if not dry_run:
-        cut, held = _cut(context, run, scanned, decisions, params)
-        outcome = Outcome(decisions, rejects, cut, held, counts)
-        snapshot = commit(context.storage, view.snapshot, ingest_change(view, run, found, params, outcome))
-    result = _result(snapshot.number, found, params, {**counts, **add_counts(cut)}, rejects, dry_run)
-    has_file = rejects.num_rows > 0 and not dry_run
-    return replace(result, rejects_path=path_of("rejects", task=run.id)) if has_file else result
+    rejects = _collect_rejects(context, scanned, found)
+    entries = _new_entries(context, scanned)
+    decisions = decide(entries, _known(view, params.source), params.holdout, mirror=params.mirror)
+    counts = _count(decisions, rejects)
+    _refuse(rejects, counts, params)
+    result = partial(_result, view.snapshot.number, found, params, rejects=rejects)
+    is_trial_of_nothing_new = params.limit is not None and not _changes(counts)
+    if dry_run or is_trial_of_nothing_new:
+        return result(counts, dry_run=dry_run)
+    cut, held_out = _cut(context, run, scanned, decisions, params)
+    outcome = Outcome(decisions, rejects, cut, held_out, counts)
+    snapshot = commit(context.storage, view.snapshot, ingest_change(view, run, found, params, outcome))
+    _drop_spool(context.storage, run)
+    done = result({**counts, **add_counts(cut)}, dry_run=False)
+    rejects_path = path_of("rejects", task=run.id) if rejects.num_rows else None
+    return replace(done, snapshot=snapshot.number, rejects_path=rejects_path)
 
 
 def _nothing_new(view: View, found: Inputs, params: IngestParams) -> IngestResult:
     from retrodb.format.schemas import REJECTS
 
-    return _result(view.snapshot.number, found, params, {}, REJECTS.empty_table(), False)
+    return _result(view.snapshot.number, found, params, {}, rejects=REJECTS.empty_table(), dry_run=False)
 
 
 def _result(
-    snapshot: int, found: Inputs, params: IngestParams, counts: Mapping[str, int], rejects: pa.Table, dry_run: bool
+    snapshot: int,
+    found: Inputs,
+    params: IngestParams,
+    counts: Mapping[str, int],
+    *,
+    rejects: pa.Table,
+    dry_run: bool,
 ) -> IngestResult:
     numbers: dict[str, Any] = {name: counts.get(name, 0) for name in _COUNTED}
     return IngestResult(
         snapshot=snapshot,
         source=params.source,
         **numbers,
-        skipped_inputs=found.num_skipped,
+        skipped_inputs=len(found.skipped),
         rejects_by_reason=_by_reason(rejects),
         dry_run=dry_run,
     )
@@ -137,66 +153,88 @@ def _check(params: IngestParams) -> None:
         raise UsageError("--mirror with --limit would remove what was not read", remedy="Leave one of them out.")
 
 
-def _find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], params: IngestParams) -> Inputs:
-    """The files to read: those that were not ingested whole before with the same mapping.
-
-    With `mirror` it is all or nothing: what an unchanged file holds has to be known to tell what is missing.
-    """
-    files = expand_inputs(inputs, files_from, params.format)
-    if not files:
-        raise UsageError("no input files", remedy="Name files, folders or globs after the database.")
-    digests = [identity(file_digest(f.path), f.name, f.format) for f in files]
-    mapping = identity({k: v for k, v in to_mapping(params).items() if k not in ("mirror", "limit", "max_reject_rate")})
-    if params.mirror:
-        entry = view.snapshot.entry("source", params.source) or {}
-        if entry.get("mirror") == identity(sorted(digests), mapping):
-            return Inputs([], [], mapping, len(files))
-        return Inputs(files, digests, mapping, 0)
-    known: set[tuple[str, str]] = set()
-    for record in view.manifest.files("inputs", params.source):
-        rows = read_table(view.files.open(record), ["digest", "mapping"]).to_pylist()
-        known |= {(row["digest"], row["mapping"]) for row in rows}
-    fresh = [i for i, digest in enumerate(digests) if (digest, mapping) not in known]
-    return Inputs([files[i] for i in fresh], [digests[i] for i in fresh], mapping, len(files) - len(fresh))
-
-
 def _plan(view: View, found: Inputs, params: IngestParams) -> dict[str, Any]:
+    # What is allowed to fail does not change what is read: trying again with another rate goes on with the work done.
+    arguments = {name: value for name, value in to_mapping(params).items() if name != "max_reject_rate"}
     entry = view.snapshot.entry("source", params.source)
-    files = [[f.path, f.name, f.format, digest] for f, digest in zip(found.files, found.digests, strict=True)]
-    return {"version": STAGE_VERSION, "params": to_mapping(params), "files": files, "source": entry}
+    return {"version": STAGE_VERSION, "params": arguments, "files": found.plan, "source": entry}
 
 
 def _scan(context: Context, run: Run, found: Inputs, params: IngestParams) -> list[TaskRecord]:
     """Read every split once; with a limit, one after the other until it is reached."""
     total = sum(f.size_bytes for f in found.files)
     segment = min(max(total // 8, _MIN_SEGMENT), _MAX_SEGMENT)
-    tasks = [
-        make_task(
-            "scan",
-            STAGE_VERSION,
-            {**_scan_payload(run, params, segment), "split": split.to_json()},
-            found.digests,
-            split.size_bytes,
-        )
-        for split in plan_splits(found.files, segment)
-    ]
+    shared, digests = _scan_payload(run, params, segment), list(found.digests)
+
+    def task_of(split: Split, limit: int | None) -> Task:
+        payload = {**shared, "split": split.to_json(), "limit": limit}
+        return make_task("scan", STAGE_VERSION, payload, digests, split.size_bytes)
+
+    splits = plan_splits(found.files, segment, params.marker)
     if params.limit is None:
-        return context.engine.run(run, tasks, run_scan, context.progress)
+        return _read(context, run, [task_of(split, None) for split in splits])
     records: list[TaskRecord] = []
     left = params.limit
-    for task in tasks:
-        if left <= 0:
-            break
-        limited = make_task("scan", STAGE_VERSION, {**task.payload, "limit": left}, found.digests, task.weight)
-        records += context.engine.run(run, [limited], run_scan, context.progress)
-        left -= records[-1].counts["read"] + records[-1].counts["rejected"]
+    for split in splits:
+        if left > 0:
+            records += _read(context, run, [task_of(split, left)])
+            left -= records[-1].counts["read"] + records[-1].counts["rejected"]
     return records
+
+
+def _read(context: Context, run: Run, tasks: list[Task]) -> list[TaskRecord]:
+    """Run scan tasks. A process that dies is out of memory, or a reader crashed: then every task gets one of its own."""
+    files = [file for task in tasks for file in Split.from_json(task.payload["split"]).files]
+    is_native = any(file.format in NATIVE_FORMATS or (file.is_tar and file.format == "auto") for file in files)
+    try:
+        return _run_tasks(context, run, tasks, run_scan, isolated=is_native)
+    except WorkerDied:
+        return [_read_alone(context, run, task) for task in tasks]
+
+
+def _read_alone(context: Context, run: Run, task: Task) -> TaskRecord:
+    """Run one scan task in its own process; the files at which it dies, each read alone, become rejects."""
+    try:
+        return _run_tasks(context, run, [task], run_scan, isolated=True)[0]
+    except WorkerDied:
+        split = Split.from_json(task.payload["split"])
+        crashed = [f.path for f in split.files if len(split.files) == 1 or _dies(context, run, task, f)]
+        if not crashed:
+            raise
+        marked = replace(task, payload={**task.payload, "crashed": crashed})
+        return _run_tasks(context, run, [marked], run_scan, isolated=True)[0]
+
+
+def _dies(context: Context, run: Run, task: Task, file: InputFile) -> bool:
+    payload = {**task.payload, "split": Split((file,)).to_json()}
+    probe = make_task("probe", STAGE_VERSION, payload, [], file.size_bytes)
+    try:
+        _run_tasks(context, run, [probe], run_probe, isolated=True)
+    except WorkerDied:
+        return True
+    return False
+
+
+def _run_tasks(
+    context: Context, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False
+) -> list[TaskRecord]:
+    """Run tasks on the context's engine; little work does not pay for the start of processes."""
+    is_small = sum(task.weight for task in tasks) < _SMALL_BYTES
+    engine = Engine() if is_small and not isolated else context.engine
+    rate_of = "chunks" if function is run_cut else "read"
+    return engine.run(run, tasks, function, context.progress, isolated=isolated, unit="B", rate_of=rate_of)
 
 
 def _scan_payload(run: Run, params: IngestParams, segment_bytes: int) -> dict[str, Any]:
     metadata = None if params.metadata_fields is None else tuple(params.metadata_fields)
     fields = Fields(
-        params.id_field, params.text_field, params.key_field, params.value_field, metadata, params.drop_metadata
+        id=params.id_field,
+        text=params.text_field,
+        key=params.key_field,
+        value=params.value_field,
+        metadata=metadata,
+        drop_metadata=params.drop_metadata,
+        marker=params.marker,
     )
     limits = Limits(params.max_document_chars, params.oversize, params.max_record_bytes)
     return {
@@ -204,7 +242,6 @@ def _scan_payload(run: Run, params: IngestParams, segment_bytes: int) -> dict[st
         "source": params.source,
         "fields": asdict(fields),
         "limits": asdict(limits),
-        "limit": None,
         "segment_bytes": segment_bytes,
     }
 
@@ -256,35 +293,60 @@ def _is_current(entries: IdArray, masks: Mapping[str, BoolArray]) -> BoolArray:
     return current
 
 
-def _collect_rejects(context: Context, scanned: Sequence[TaskRecord]) -> pa.Table:
+def _collect_rejects(context: Context, scanned: Sequence[TaskRecord], found: Inputs) -> pa.Table:
+    """All rejects, under the names that the user gave the files."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     from retrodb.format.schemas import REJECTS
 
     paths = [record.files[-1].path for record in scanned if record.result["has_rejects"]]
-    return pa.concat_tables([REJECTS.empty_table(), *(read_table(context.storage.local(path)) for path in paths)])
+    table = pa.concat_tables([REJECTS.empty_table(), *(read_table(context.storage.local(path)) for path in paths)])
+    for file in found.files:
+        if shown_path(file) != file.path:
+            shown = pc.replace_substring(table.column("path"), file.path, shown_path(file))
+            table = table.set_column(0, REJECTS.field("path"), shown)
+    return table
 
 
-def _count(decisions: Decisions, rejects: pa.Table, params: IngestParams) -> dict[str, int]:
+def _count(decisions: Decisions, rejects: pa.Table) -> dict[str, int]:
     counts = {name: int((decisions.outcome == code).sum()) for code, name in enumerate(OUTCOMES)}
     counts["rejected"] = rejects.num_rows
     counts["read"] = len(decisions.outcome) + rejects.num_rows
-    counts["removed"] = len(decisions.stale.missing) + len(decisions.stale_held_out.missing) if params.mirror else 0
+    counts["removed"] = len(decisions.stale.missing) + len(decisions.stale_held_out.missing)
     return counts
+
+
+def _changes(counts: Mapping[str, int]) -> bool:
+    return any(counts[name] for name in ("added", "superseded", "held_out", "removed", "rejected"))
 
 
 def _by_reason(rejects: pa.Table) -> dict[str, int]:
     return dict(sorted(Counter(rejects.column("reason").to_pylist()).items()))
 
 
-def _too_many(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams) -> TooManyRejects:
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in _by_reason(rejects).items())
-    first = rejects.slice(0, 1).to_pylist()[0]
-    return TooManyRejects(
-        f"{counts['rejected']:,} of {counts['read']:,} records were refused ({reasons}); nothing was committed",
-        where=f"{first['path']}, {first['place']}: {first['reason']}",
-        remedy=f"Mend the input, or allow it with '--max-reject-rate' (now {params.max_reject_rate:g}).",
-    )
+def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams) -> None:
+    by_reason = _by_reason(rejects)
+    if CRASHED in by_reason and params.mirror:
+        raise InputError(
+            "its reader crashes, and with --mirror the documents of a file that was not read would be removed",
+            where=next(row["path"] for row in rejects.to_pylist() if row["reason"] == CRASHED),
+            remedy="Leave the file out without '--mirror', or mend it.",
+        )
+    if counts["rejected"] > params.max_reject_rate * counts["read"]:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in by_reason.items())
+        first = rejects.slice(0, 1).to_pylist()[0]
+        raise TooManyRejects(
+            f"{counts['rejected']:,} of {counts['read']:,} records were refused ({reasons}); nothing was committed",
+            where=f"{first['path']}, {first['place']}: {first['reason']}",
+            remedy=f"Mend the input, or allow it with '--max-reject-rate' (now {params.max_reject_rate:g}).",
+        )
+
+
+def _drop_spool(storage: Storage, run: Run) -> None:
+    """Delete what only the second pass needed. Killed before it ends, collection does it."""
+    for path in storage.list(path_of("runs", run=run.id, file="spool")):
+        storage.delete(path)
 
 
 def _cut(
@@ -315,5 +377,5 @@ def _cut(
                 details = {**payload, "keep": list(codes), "queries": queries, "source": params.source}
                 wanted.append(make_task("cut", STAGE_VERSION, details, inputs, spool.digest.size_bytes))
         first += records
-    done = context.engine.run(run, tasks + held_tasks, run_cut, context.progress)
+    done = _run_tasks(context, run, tasks + held_tasks, run_cut)
     return done[: len(tasks)], done[len(tasks) :]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodb.config import IngestParams, to_mapping
-from retrodb.corpus.split import InputFile
 from retrodb.engine.run import Run, add_counts
 from retrodb.engine.task import TaskRecord
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
-from retrodb.format.records import FileRecord, ShardRecord
+from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord, ShardRecord
 from retrodb.stages.cut import shard_task
+from retrodb.stages.ingest_inputs import Inputs, mirror_identity
+from retrodb.stages.scan import CRASHED
 from retrodb.stages.upsert import Decisions, Stale
 from retrodb.store import marks
 from retrodb.store.commit import Change, NewShard
@@ -39,16 +40,6 @@ SUPERSEDED, REMOVED = "superseded", "removed"
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The files of a run: those to read, and how many were ingested whole before."""
-
-    files: list[InputFile]
-    digests: list[str]
-    mapping: str  # how records are mapped: a file read with another mapping is another input
-    num_skipped: int
-
-
-@dataclass(frozen=True)
 class Outcome:
     """All that the two passes found out."""
 
@@ -61,17 +52,20 @@ class Outcome:
 
 def ingest_change(view: View, run: Run, found: Inputs, params: IngestParams, outcome: Outcome) -> Change:
     """The change of one ingest, its small files already published."""
-    stale = outcome.decisions.stale, outcome.decisions.stale_held_out
-    touches_held_out = bool(outcome.held_out) or any(len(ids) for ids in (stale[1].superseded, stale[1].missing))
+    decisions = outcome.decisions
+    touches_held_out = bool(outcome.held_out) or len(decisions.stale_held_out) > 0
     files = [
-        *_tombstone_files(view.storage, run, "", _tombstones(view.chunks, stale[0], params.mirror)),
+        *_tombstone_files(view.storage, run, "", _tombstones(view.chunks, decisions.stale)),
         *_held_out_files(view, outcome.held_out),
     ]
-    if touches_held_out and view.snapshot.entry("queries", HELD_OUT_SET):
-        held_out = _tombstones(view.query_set(HELD_OUT_SET), stale[1], params.mirror)
+    if len(decisions.stale_held_out):
+        held_out = _tombstones(view.query_set(HELD_OUT_SET), decisions.stale_held_out)
         files += _tombstone_files(view.storage, run, HELD_OUT_SET, held_out)
-    files += _bookkeeping(view.storage, run, found, params, outcome)
-    mirror = identity(sorted(found.digests), found.mapping) if params.mirror else None
+    if outcome.rejects.num_rows:
+        write = partial(write_table, table=outcome.rejects)
+        files.append(publish(view.storage, "rejects", path_of("rejects", task=run.id), write, name=params.source))
+    inputs, drops = _inputs_files(view, run, found, params, outcome)
+    mirror = mirror_identity(found) if params.mirror else None
     entries: dict[str, Any] = {f"source/{params.source}": {"last_run": run.id, "mirror": mirror}}
     if touches_held_out:
         entries[f"queries/{HELD_OUT_SET}"] = {"from": "ingest --holdout"}
@@ -82,7 +76,8 @@ def ingest_change(view: View, run: Run, found: Inputs, params: IngestParams, out
         clock=run.clock,
         marks=marks.ingest(params.source, HELD_OUT_SET if touches_held_out else None),
         shards=_new_shards(outcome.cut, params.source),
-        files=files,
+        files=[*files, *inputs],
+        drops=drops,
         entries=entries,
         counts={**outcome.counts, **add_counts(outcome.cut)},
     )
@@ -110,10 +105,10 @@ def _held_out_files(view: View, records: Sequence[TaskRecord]) -> list[FileRecor
     return placed
 
 
-def _tombstones(chunks: ChunkSet, stale: Stale, mirror: bool) -> list[Tombstone]:
+def _tombstones(chunks: ChunkSet, stale: Stale) -> list[Tombstone]:
     """Tombstones over whole documents, given by their first chunk ids."""
     tombstones = []
-    for reason, ids in ((SUPERSEDED, stale.superseded), (REMOVED, stale.missing if mirror else stale.missing[:0])):
+    for reason, ids in ((SUPERSEDED, stale.superseded), (REMOVED, stale.missing)):
         for record in chunks.ranges:
             end = record.first_chunk + record.num_chunks
             first_rows = ids[np.searchsorted(ids, record.first_chunk) : np.searchsorted(ids, end)] - record.first_chunk
@@ -131,27 +126,22 @@ def _tombstone_files(storage: Storage, run: Run, query_set: str, tombstones: lis
     return [publish(storage, "tombstones", path, write, name=query_set)]
 
 
-def _bookkeeping(storage: Storage, run: Run, found: Inputs, params: IngestParams, outcome: Outcome) -> list[FileRecord]:
-    """The rejects, and the inputs that were read whole."""
-    files = []
-    if outcome.rejects.num_rows:
-        write = partial(write_table, table=outcome.rejects)
-        files.append(publish(storage, "rejects", path_of("rejects", task=run.id), write, name=params.source))
-    if params.limit is None:
-        write = partial(write_table, table=_inputs_table(found))
-        files.append(
-            publish(storage, "inputs", path_of("inputs", name=params.source, task=run.id), write, name=params.source)
-        )
-    return files
-
-
-def _inputs_table(found: Inputs) -> pa.Table:
+def _inputs_files(
+    view: View, run: Run, found: Inputs, params: IngestParams, outcome: Outcome
+) -> tuple[list[FileRecord], list[DropRecord]]:
+    """The file that remembers what was read whole, and the earlier ones that no longer hold."""
     import pyarrow as pa
 
     from retrodb.format.schemas import INPUTS
 
-    rows = [
-        {"path": file.path, "size_bytes": file.size_bytes, "digest": digest, "mapping": found.mapping}
-        for file, digest in zip(found.files, found.digests, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=INPUTS)
+    unread = {row["path"] for row in outcome.rejects.to_pylist() if row["reason"] == CRASHED}
+    tables = [found.table(unread)] if params.limit is None else []
+    drops = []
+    if len(outcome.decisions.stale) or len(outcome.decisions.stale_held_out):
+        drops = [DropRecord(OP_DROP_FILE, record.path) for record in view.manifest.files("inputs", params.source)]
+        tables.append(found.skipped_table())
+    table = pa.concat_tables([INPUTS.empty_table(), *tables])
+    if not table.num_rows:
+        return [], drops
+    path = path_of("inputs", name=params.source, task=run.id)
+    return [publish(view.storage, "inputs", path, partial(write_table, table=table), name=params.source)], drops

@@ -76,11 +76,11 @@ def run_neighbours(
     name = space or view.snapshot.default_space
     table = table or (queries if space is None else f"{queries}-{space}")
     _check(params, table)
+    chunks = view.query_set(queries)
     codebook = open_codebook(view, name)
-    covered = view.query_vectors(queries, name)
-    _refuse_missing(view, queries, name, covered)
+    _refuse_missing(view, queries, name)
     spans = [
-        span for record in view.query_set(queries).ranges for span in _blocks(record.first_chunk, record.num_chunks)
+        span for record in chunks.ranges for span in _blocks(record.first_chunk, record.num_chunks)
     ]
     nprobe = 0 if params.exact else operating_point(view, name, codebook.num_lists)
     details = {"queries": queries, "space": name, "nprobe": nprobe, "state": _state(view), **to_mapping(params)}
@@ -221,9 +221,9 @@ def _check(params: NeighboursParams, table: str) -> None:
         raise UsageError(f"'{table}' cannot name a table", remedy="Give a short --table without '/'.")
 
 
-def _refuse_missing(view: View, queries: str, space: str, covered: Coverage) -> None:
+def _refuse_missing(view: View, queries: str, space: str) -> None:
     """Raises MissingStep when something that should be in the search is not yet embedded or indexed."""
-    if not covered.records:
+    if not view.query_vectors(queries, space).records:
         raise MissingStep(
             f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first."
         )

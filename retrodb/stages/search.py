@@ -107,8 +107,6 @@ def _hits(view: View, ids: np.ndarray[Any, np.dtype[np.int64]], values: Float32A
 def _continuation(view: View, chunk: int, document: dict[str, Any]) -> str:
     """What follows a chunk: for a key the whole value, so that an answer is never cut off."""
     first, keys, count = document["first_chunk"], document["num_key_chunks"], document["num_chunks"]
-    if keys:
-        following = np.arange(first + keys, first + count)
-    else:
-        following = view.chunks.continuation(np.array([chunk]))
-    return "".join(view.chunks.texts(following))
+    if not keys:
+        return view.chunks.texts(view.chunks.continuation(np.array([chunk])))[0]
+    return "".join(view.chunks.texts(np.arange(first + keys, first + count)))

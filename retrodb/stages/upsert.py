@@ -37,7 +37,10 @@ class Stale:
     """Old documents, by the ids of their first chunks, ascending."""
 
     superseded: Int64Array  # the input has another version
-    missing: Int64Array  # the input does not have them
+    missing: Int64Array  # the input does not have them, and mirrors the source
+
+    def __len__(self) -> int:
+        return len(self.superseded) + len(self.missing)
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,13 @@ class Decisions:
     stale_held_out: Stale  # rows of the held-out query set
 
 
-def decide(new: IdArray, known: Sequence[Known], holdout: float) -> Decisions:
+def decide(new: IdArray, known: Sequence[Known], holdout: float, *, mirror: bool = False) -> Decisions:
     """Compare an input with what is known.
 
     Args:
         new: (R,) entries of the input in reading order; `row` is the record's number 0 .. R-1.
         holdout: share of unknown documents to keep out, by their key.
+        mirror: whether documents that the input does not have are missing.
 
     Of several records with one id the first counts; the others are duplicates.
     """
@@ -68,7 +72,8 @@ def decide(new: IdArray, known: Sequence[Known], holdout: float) -> Decisions:
             old = _slice(whole, low, high)
             superseded, missing = _settle(candidates, old, fate)
             stale[old.is_held_out, "superseded"].append(superseded)
-            stale[old.is_held_out, "missing"].append(missing)
+            if mirror:
+                stale[old.is_held_out, "missing"].append(missing)
         outcome[candidates["row"]] = fate
 
     def collected(is_held_out: bool) -> Stale:

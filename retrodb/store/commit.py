@@ -127,7 +127,7 @@ def _rebased(storage: Storage, head: Snapshot, change: Change) -> Change:
     if not change.files and not change.screened:
         return change
     manifest = load_manifest(storage, head)
-    present = set(manifest.paths())
+    present = set(manifest.paths()) - {drop.path for drop in change.drops}
     ranged = [record for record in change.files if record.kind in _COVERAGE]
     lost = set(_lost(manifest.shards, [*ranged, *change.screened]))
     return replace(

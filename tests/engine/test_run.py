@@ -1,0 +1,174 @@
+"""Runs: the same command on the same state is the same run, finished tasks are verified and skipped, any engine gives the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retrodb.engine.local import LocalEngine
+from retrodb.engine.progress import LineProgress, Progress, make_progress
+from retrodb.engine.run import Run, add_counts, finished, open_run, run_task
+from retrodb.engine.task import Task, TaskRecord, dump_record, make_task, parse_record
+from retrodb.errors import DamagedFileError, InputError, RetroDBError
+from retrodb.format.records import FileDigest, FileRecord
+from retrodb.format.rows import RowSet
+from retrodb.store.publish import publish
+from retrodb.store.storage import LocalStorage, Storage
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETRODB_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "db")
+
+
+def square(storage: Storage, task: Task, clock: str) -> TaskRecord:
+    """Write a number's square, and leave a trace of having run."""
+    number = task.payload["number"]
+    storage.write(f"runs/traces/{number}-{len(storage.list('runs/traces'))}", b"")
+    record = publish(storage, "rejects", f"rejects/{task.id}", lambda local: _write(local, f"{number**2} {clock}"))
+    return TaskRecord(task.id, (record,), {"square": number**2}, {"done": 1})
+
+
+def fail_at_three(storage: Storage, task: Task, clock: str) -> TaskRecord:
+    if task.payload["number"] == 3:
+        raise InputError("three", where="here", remedy="Mend it.")
+    return square(storage, task, clock)
+
+
+def die_at_three(storage: Storage, task: Task, clock: str) -> TaskRecord:
+    import os
+
+    if task.payload["number"] == 3:
+        os._exit(9)
+    return square(storage, task, clock)
+
+
+def _write(local: Path, text: str) -> None:
+    local.write_text(text)
+
+
+def tasks(count: int) -> list[Task]:
+    return [make_task("square", 1, {"number": number}, []) for number in range(count)]
+
+
+def traces(storage: LocalStorage) -> list[str]:
+    return [path.rpartition("/")[2].partition("-")[0] for path in storage.list("runs/traces")]
+
+
+def test_same_plan_is_the_same_run_with_the_first_clock(storage: LocalStorage) -> None:
+    first = open_run(storage, "ingest", {"a": 1}, "2026-01-01T00:00:00.000000+00:00")
+    assert open_run(storage, "ingest", {"a": 1}, "2027-01-01T00:00:00.000000+00:00") == first
+    others = [open_run(storage, "ingest", {"a": 2}), open_run(storage, "embed", {"a": 1})]
+    assert len({first.id, *(run.id for run in others)}) == 3
+    assert others[0].clock.endswith("+00:00")
+
+
+def test_damaged_plan_is_named(storage: LocalStorage) -> None:
+    run = open_run(storage, "ingest", {})
+    storage.write(f"runs/{run.id}/plan.json", b"{")
+    with pytest.raises(DamagedFileError, match=rf"runs/{run.id}/plan\.json: damaged plan"):
+        open_run(storage, "ingest", {})
+
+
+def test_task_id_follows_from_everything_that_decides_its_output() -> None:
+    def made(stage: str = "s", version: int = 1, payload: object = 1, inputs: tuple[str, ...] = ("x",)) -> str:
+        return make_task(stage, version, {"p": payload}, list(inputs)).id
+
+    ids = {made(), made(stage="t"), made(version=2), made(payload=2), made(inputs=("y",)), made(inputs=())}
+    assert len(ids) == 6
+    assert made() == make_task("s", 1, {"p": 1}, ["x"], weight=9).id
+
+
+@pytest.mark.parametrize("rows", [None, RowSet.all(5), RowSet(5, b"\x01\x02")])
+def test_completion_record_survives_its_json(rows: RowSet | None) -> None:
+    bitmap = None if rows is None else rows.bitmap
+    file = FileRecord("vectors", "s", "vectors/s/a", FileDigest(3, b"\xff" * 32, b"\x00" * 16), 7, 5, bitmap, 5)
+    record = TaskRecord("t", (file,), {"x": [1]}, {"n": 2})
+    assert parse_record(dump_record(record)) == record
+
+
+def test_finished_tasks_are_skipped_and_records_come_in_the_tasks_order(storage: LocalStorage) -> None:
+    run = open_run(storage, "squares", {})
+    engine = LocalEngine()
+    engine.run(run, tasks(2), square, Progress())
+    records = engine.run(run, tasks(4)[::-1], square, Progress())
+    assert [record.result["square"] for record in records] == [9, 4, 1, 0]
+    assert sorted(traces(storage)) == ["0", "1", "2", "3"]
+    assert add_counts(records) == {"done": 4}
+
+
+def lose_output(storage: LocalStorage, run: Run, task: Task) -> None:
+    storage.delete(f"rejects/{task.id}")
+
+
+def damage_output(storage: LocalStorage, run: Run, task: Task) -> None:
+    storage.write(f"rejects/{task.id}", b"other")
+
+
+def tear_record(storage: LocalStorage, run: Run, task: Task) -> None:
+    storage.write(f"runs/{run.id}/tasks/{task.id}.json", b'{"task": "')
+
+
+@pytest.mark.parametrize("harm", [lose_output, damage_output, tear_record])
+def test_task_whose_output_or_record_is_harmed_is_done_again(
+    storage: LocalStorage, harm: Callable[[LocalStorage, Run, Task], None]
+) -> None:
+    run, [task] = open_run(storage, "squares", {}), tasks(1)
+    first = run_task(run, task, square)
+    harm(storage, run, task)
+    assert finished(run, task) is None
+    assert LocalEngine().run(run, [task], square, Progress()) == [first]
+    assert finished(run, task) == first
+
+
+def test_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    made = []
+    for workers in (1, 3):
+        storage = LocalStorage(tmp_path / str(workers))
+        run = open_run(storage, "squares", {}, "2026-01-01T00:00:00.000000+00:00")
+        made.append(LocalEngine(workers).run(run, tasks(7), square, Progress()))
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_error_of_a_task_comes_through_and_finished_work_is_kept(storage: LocalStorage, workers: int) -> None:
+    run = open_run(storage, "squares", {})
+    with pytest.raises(InputError, match=r"here: three\. Mend it\."):
+        LocalEngine(workers).run(run, tasks(4), fail_at_three, Progress())
+    assert finished(run, tasks(1)[0]) is not None
+    assert len(LocalEngine().run(run, tasks(4), square, Progress())) == 4
+
+
+def test_worker_that_dies_is_told(storage: LocalStorage) -> None:
+    run = open_run(storage, "squares", {})
+    with pytest.raises(RetroDBError, match=r"a worker process died.*fewer --workers"):
+        LocalEngine(2).run(run, tasks(4), die_at_three, Progress())
+    assert len(LocalEngine().run(run, tasks(4), square, Progress())) == 4
+
+
+def test_continuing_says_what_was_found(storage: LocalStorage, capsys: pytest.CaptureFixture[str]) -> None:
+    run = open_run(storage, "squares", {})
+    LocalEngine().run(run, tasks(2), square, Progress())
+    LocalEngine().run(run, tasks(3), square, LineProgress())
+    assert "2 of 3 tasks were finished earlier and verified" in capsys.readouterr().err
+
+
+def test_progress_is_lines_where_there_is_no_terminal_and_nothing_when_switched_off() -> None:
+    assert isinstance(make_progress(), LineProgress)
+    assert type(make_progress(False)) is Progress
+
+
+def test_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = iter([0.0, 5.0, 20.0])
+    monkeypatch.setattr("retrodb.engine.progress.time.monotonic", lambda: next(now))
+    with LineProgress().stage("embed", 1000, "chunks") as bar:
+        bar.advance(100)
+        bar.advance(300)
+    assert capsys.readouterr().err == "embed: 400 of 1,000 chunks (20 chunks/s) 30 s left\n"

@@ -1,0 +1,60 @@
+"""From ids to files: any packing of rows, overlaps, and ids beyond 2^33."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrodb.format.records import FileDigest, FileRecord
+from retrodb.format.rows import RowSet
+from retrodb.view.coverage import Coverage
+
+NO_DIGEST = FileDigest(0, b"", b"")
+FAR = 2**33
+FILES = st.lists(st.tuples(st.integers(0, 30), st.lists(st.booleans(), min_size=1, max_size=20)), max_size=6)
+
+
+def record(name: int, first: int, mask: list[bool]) -> FileRecord:
+    rows = RowSet.from_mask(np.array(mask))
+    return FileRecord("vectors", "", str(name), NO_DIGEST, first, len(mask), rows.bitmap, len(rows))
+
+
+@settings(max_examples=200, deadline=None)
+@given(FILES, st.lists(st.integers(-3, 60), max_size=40))
+def test_every_id_is_found_where_a_plain_loop_finds_it(files: list[tuple[int, list[bool]]], ids: list[int]) -> None:
+    records = [record(i, FAR + first, mask) for i, (first, mask) in enumerate(files)]
+    order = sorted(range(len(records)), key=lambda i: (records[i].first_chunk, i))
+    asked = np.array([FAR + i if i >= 0 else -1 for i in ids], dtype=np.int64)
+    expected: dict[int, tuple[str, int]] = {}
+    for place, own in enumerate(asked.tolist()):
+        for index in order:
+            first, mask = records[index].first_chunk, files[index][1]
+            if first <= own < first + len(mask) and mask[own - first]:
+                expected[place] = (records[index].path, sum(mask[: own - first]))
+                break
+    found = {}
+    for hit in Coverage(records).lookup(asked):
+        assert np.array_equal(hit.rows + hit.record.first_chunk, asked[hit.where])
+        found.update({w: (hit.record.path, p) for w, p in zip(hit.where.tolist(), hit.positions.tolist(), strict=True)})
+    assert found == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(FILES, st.integers(0, 30), st.integers(1, 40))
+def test_covered_mask_is_the_union_of_the_rows(files: list[tuple[int, list[bool]]], first: int, count: int) -> None:
+    held = {FAR + start + row for start, mask in files for row, there in enumerate(mask) if there}
+    coverage = Coverage([record(i, FAR + start, mask) for i, (start, mask) in enumerate(files)])
+    mask = coverage.covered_mask(FAR + first, count)
+    assert mask.tolist() == [FAR + i in held for i in range(first, first + count)]
+
+
+def test_of_two_files_with_a_row_the_first_committed_is_read() -> None:
+    coverage = Coverage([record(0, 10, [True, False, True]), record(1, 10, [True, True, True])])
+    hits = [(hit.record.path, hit.rows.tolist()) for hit in coverage.lookup(np.array([10, 11, 12]))]
+    assert hits == [("0", [0, 2]), ("1", [1])]
+
+
+def test_nothing_is_found_in_no_files() -> None:
+    assert list(Coverage([]).lookup(np.array([1, -1]))) == []
+    assert not Coverage([]).covered_mask(0, 3).any()

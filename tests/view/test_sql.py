@@ -1,0 +1,163 @@
+"""SQL over a snapshot: the tables, and that nothing else can be reached."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import retrodb
+from retrodb.corpus.train import train_byte_bpe
+from retrodb.database import Database
+from retrodb.errors import DamagedFileError, UsageError
+from retrodb.format.parquet import read_table, write_table
+from retrodb.format.records import OP_DROP_FILE, DropRecord
+from retrodb.format.rows import RowSet
+from retrodb.store import marks
+from retrodb.store.commit import Change, commit
+from retrodb.store.publish import publish
+
+QUESTIONS = [{"id": f"q{n}", "question": f"What is {n}? " * 9, "answer": f"It is {n}. " * 20} for n in range(4)]
+TEXTS = [{"id": f"t{n}", "text": f"Sentence {n} of many, and again {n}. " * (n + 1), "kind": "text"} for n in range(6)]
+
+
+def build(folder: Path) -> Database:
+    folder.mkdir()
+    for name, records in (("texts", TEXTS), ("questions", QUESTIONS)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    train_byte_bpe(json.dumps(record) for record in TEXTS + QUESTIONS).save(folder / "tokenizer.json")
+    db = retrodb.create(folder / "db", tokenizer=str(folder / "tokenizer.json"), chunk_tokens=16, encoder="hashing:8")
+    db.ingest([folder / "texts.jsonl"], source="texts")
+    db.ingest([folder / "questions.jsonl"], source="qa", key_field="question", value_field="answer")
+    changed = [{**TEXTS[0], "text": "Quite another sentence."}, *TEXTS[1:]]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed))
+    db.ingest([folder / "texts.jsonl"], source="texts")
+    return db
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    # What a shell, a glob or SQL could take for more than a name.
+    return build(tmp_path_factory.mktemp("sql") / 'it\'s [1] * of "these"')
+
+
+def rows(db: Database, query: str) -> list[tuple[Any, ...]]:
+    return db.sql(query).rows
+
+
+def test_chunks_are_those_of_the_view(db: Database) -> None:
+    chunks = db.view().chunks
+    ids = np.arange(chunks.end)
+    found = rows(db, "select chunk_id, first_chunk, num_tokens, live, text from chunks order by chunk_id")
+    columns = [list(column) for column in zip(*found, strict=True)]
+    assert columns[0] == ids.tolist()
+    assert columns[1] == chunks.document_ids(ids).tolist()
+    assert columns[2] == chunks.lengths(ids).tolist()
+    assert columns[3] == chunks.is_live(ids).tolist()
+    live = chunks.is_live(ids).tolist()
+    assert [text for text, is_live in zip(columns[4], live, strict=True) if is_live] == [
+        text for text, is_live in zip(chunks.texts(ids), live, strict=True) if is_live
+    ]
+
+
+def test_documents_have_their_first_chunk_shard_and_life(db: Database) -> None:
+    assert rows(
+        db, "select doc_id, live from documents where source = 'texts' and doc_id = 't0' order by first_chunk"
+    ) == [
+        ("t0", False),
+        ("t0", True),
+    ]
+    joined = "select count(*) from documents d join chunks c using (first_chunk) where c.position = 0"
+    assert rows(db, joined) == rows(db, "select count(*) from documents")
+    shards = "select d.source = s.source from documents d join shards s using (shard)"
+    assert set(rows(db, shards)) == {(True,)}
+    [(metadata,)] = rows(db, "select distinct metadata from documents where doc_id = 't1'")
+    assert json.loads(metadata)["kind"] == "text"
+
+
+def test_roles_tell_keys_from_values(db: Database) -> None:
+    query = "select source, role from chunks join documents using (first_chunk) group by all order by all"
+    assert rows(db, query) == [("qa", "key"), ("qa", "value"), ("texts", "text")]
+
+
+def test_an_older_snapshot_is_asked_as_it_was(db: Database) -> None:
+    assert db.sql("select count(*) from documents", as_of=1).rows == [(len(TEXTS),)]
+    assert db.sql("select count(*) as n, max(text) from chunks", as_of=0).rows == [(0, None)]
+    assert db.sql("select count(*) from documents", as_of=0).rows == [(0,)]
+
+
+def test_files_and_shards_are_those_of_the_manifest(db: Database) -> None:
+    manifest = db.view().manifest
+    assert set(rows(db, "select path, size_bytes, sha256 from files")) == {
+        (file.path, file.digest.size_bytes, file.digest.sha256.hex()) for file in manifest.all_files()
+    }
+    assert rows(db, "select sum(num_chunks) from shards") == [(manifest.shards.num_chunks.sum(),)]
+
+
+def test_columns_keep_their_names_and_order(db: Database) -> None:
+    result = db.sql("select 2 as b, 'x' as a")
+    assert (result.columns, result.rows) == (["b", "a"], [(2, "x")])
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select * from read_text('/etc/passwd')",
+        "select * from '/etc/passwd'",
+        "select * from read_parquet('{db}/documents/*.parquet')",
+        "select * from glob('/*')",
+        "copy (select 1) to '{out}'",
+        "copy documents to '{out}'",
+        "create table documents2 as select 1",
+        "set enable_external_access = true",
+        "attach '{out}' as other",
+        "install httpfs",
+        "select 1; select 2",
+        "explain analyze copy (select 1) to '{out}'",
+        "",
+        "selec 1",
+        "select nothing from documents",
+        "select * from QUESTIONS",
+    ],
+)
+def test_everything_but_one_select_over_the_tables_is_refused(query: str, db: Database, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^SQL: "):
+        db.sql(query.format(db=db.path.replace("'", "''"), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_packed_rows_keep_their_ids(tmp_path: Path) -> None:
+    db = build(tmp_path / "packed")
+    before = rows(db, "select chunk_id, text from chunks where live order by chunk_id")
+    view = db.view()
+    record = view.manifest.files("chunks")[0]
+    live = view.chunks.live_mask(record.first_chunk, record.num_chunks)
+    table = read_table(view.files.open(record)).filter(live)
+    write = partial(write_table, table=table)
+    packed = publish(view.storage, "chunks", "chunks/packed.parquet", write, rows=RowSet.from_mask(live))
+    change = Change(
+        transaction="compact",
+        command="compact",
+        arguments={},
+        clock="2026-01-01T00:00:00+00:00",
+        marks=marks.compact(),
+        files=[replace(packed, first_chunk=record.first_chunk)],
+        drops=[DropRecord(OP_DROP_FILE, record.path)],
+    )
+    commit(view.storage, view.snapshot, change)
+    assert not live.all()
+    assert rows(db, "select chunk_id, text from chunks where live order by chunk_id") == before
+
+
+def test_only_files_that_a_query_needs_are_opened(tmp_path: Path) -> None:
+    db = build(tmp_path / "damaged")
+    for path in (Path(db.path) / "chunks").iterdir():
+        path.write_bytes(b"torn")
+    assert rows(db, "select count(*) from documents")
+    with pytest.raises(DamagedFileError, match=r"^chunks/"):
+        db.sql("select count(*) from chunks")
