@@ -25,12 +25,13 @@ def read_head(storage: Storage) -> Snapshot:
     Raises:
         NotADatabaseError: when there is none.
     """
-    numbers = snapshot_numbers(storage)
-    if not numbers:
+    newest_first = (snapshot_number(path) for path in reversed(storage.list("snapshots")))
+    number = next((number for number in newest_first if number is not None), None)
+    if number is None:
         raise NotADatabaseError(
             "not a retrodb database", where=storage.url, remedy="Create one with 'retrodb init', or check the path."
         )
-    return read_snapshot(storage, numbers[-1])
+    return read_snapshot(storage, number)
 
 
 def read_as_of(storage: Storage, number: int | None) -> Snapshot:

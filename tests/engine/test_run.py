@@ -1,4 +1,4 @@
-"""Runs: the same command on the same state is the same run, finished tasks are verified and skipped, any engine gives the same."""
+"""A command on the same state is the same run; finished tasks are verified and skipped; any engine gives the same."""
 
 from __future__ import annotations
 

@@ -103,7 +103,9 @@ def test_ids_are_located_and_counted_as_a_plain_loop_does(spans: list[tuple[int,
     index, row = table.locate(ids)
     inside = [[s for s, shard in enumerate(shards) if shard.first_chunk <= i < shard.end_chunk] for i in ids.tolist()]
     assert index.tolist() == [found[0] if found else -1 for found in inside]
-    expected = [i - shards[found[0]].first_chunk if found else -1 for i, found in zip(ids.tolist(), inside, strict=True)]
+    expected = [
+        i - shards[found[0]].first_chunk if found else -1 for i, found in zip(ids.tolist(), inside, strict=True)
+    ]
     assert row.tolist() == expected
     below = [sum(min(max(i - s.first_chunk, 0), s.num_chunks) for s in shards) for i in ids.tolist()]
     assert table.count_below(ids).tolist() == below

@@ -24,6 +24,12 @@ from .ingest_model import documents, held_out_documents, ingest, new_database, w
 TEXTS = {f"d{n}": f"Document {n} holds words, and their continuations. " * (n % 5 + 1) for n in range(40)}
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Durability is tested in tests/store; here it would be most of the time."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     return new_database(tmp_path / "db")

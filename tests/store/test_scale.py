@@ -75,7 +75,7 @@ def test_commit_takes_under_a_second_and_does_not_grow(large: Simulated, small: 
     for name, database in (("large", large), ("small", small)):
         times[name] = best_time(f"commit of a shard, {name} database", Commits(database), repeat=7)
     assert times["large"] < 1
-    assert times["large"] < 3 * times["small"] + 0.02
+    assert times["large"] < 3 * times["small"] + 0.05
 
 
 def test_rebased_commit_takes_under_a_second(large: Simulated) -> None:

@@ -1,0 +1,146 @@
+"""Every stage of a build on the standard library's documentation, each as its own command: rates and peak memory.
+
+    python benchmarks/bench_demo.py [--documents N] [--encoder NAME] [--out benchmarks/results/DATE-demo.md]
+
+Each stage is a `retrodb` process, so its peak memory is its own (that of the largest process, workers included). Rates are
+per second of elapsed time, with the start of the process in it: what a user waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from retrodb.config import InitParams
+from retrodb.corpus.stdlib_docs import is_held_out, stdlib_documents
+
+_MAIN = "from retrodb_cli.main import main; raise SystemExit(main())"
+LIBRARIES = ("numpy", "pyarrow", "tokenizers", "tiktoken", "torch", "faiss-cpu", "numba")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stage."""
+
+    stage: str
+    elapsed_s: float
+    cpu_s: float  # of the process and its workers
+    peak_bytes: int  # resident, of the largest process
+    result: dict[str, Any]  # the command's own
+
+
+def run(stage: str, *arguments: str) -> Measured:
+    """Run `retrodb STAGE ARGUMENTS --json` and wait for it."""
+    command = [sys.executable, "-c", _MAIN, *stage.split(), *arguments, "--json"]
+    with tempfile.TemporaryFile() as output:
+        started = time.monotonic()
+        actions = [(os.POSIX_SPAWN_DUP2, output.fileno(), 1)]
+        _, status, usage = os.wait4(os.posix_spawn(sys.executable, command, os.environ, file_actions=actions), 0)
+        elapsed = time.monotonic() - started
+        output.seek(0)
+        lines = output.read().splitlines()
+    if status:
+        sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    results = [json.loads(line) for line in lines if line]
+    cpu = usage.ru_utime + usage.ru_stime
+    return Measured(stage, elapsed, cpu, usage.ru_maxrss * 1024, results[-1] if results else {})
+
+
+def build(folder: Path, documents: list[tuple[str, str]], encoder: str) -> list[Measured]:
+    """The stages of a build, in order."""
+    database, corpus, test = folder / "bench.retrodb", folder / "corpus.jsonl", folder / "test.jsonl"
+    for path, held_out in ((corpus, False), (test, True)):
+        rows = [{"id": i, "text": text} for i, text in documents if is_held_out(i) == held_out]
+        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    db, tokenizer = str(database), str(folder / "tokenizer.json")
+    return [
+        run("tokenizer train", str(corpus), "--out", tokenizer, "--vocab-size", "16000"),
+        run("init", db, "--tokenizer", tokenizer, "--encoder", encoder),
+        run("ingest", db, str(corpus), "--source", "python"),
+        run("dedup", db, "--against", str(test), "--name", "test"),
+        run("queries add", db, str(test), "--name", "test"),
+        run("embed", db),
+        run("index", db),
+        run("neighbours", db),
+        run("export", db, str(folder / "export"), "--to", "parquet"),
+        run("search", db, "open a file for reading"),
+        run("check", db, "--read-data"),
+    ]
+
+
+def environment() -> str:
+    """The machine and the versions that the figures belong to."""
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    libraries = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    load = os.getloadavg()[0]
+    return f"{model}, {os.cpu_count()} cores, load {load:.1f} at the start; Python {platform.python_version()}, {libraries}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def report(measured: list[Measured], num_documents: int, num_bytes: int, num_chunks: int) -> str:
+    """The table, in Markdown."""
+    lines = [
+        "| stage | elapsed s | CPU s | documents/s | chunks/s | MB/s of text | peak MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in measured:
+        rates = [num_documents / each.elapsed_s, num_chunks / each.elapsed_s]
+        shown = " | ".join(f"{rate:,.0f}" for rate in rates)
+        mb = num_bytes / 1e6 / each.elapsed_s
+        peak = each.peak_bytes / 1e6
+        lines.append(f"| {each.stage} | {each.elapsed_s:.1f} | {each.cpu_s:.1f} | {shown} | {mb:.2f} | {peak:,.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, and write the report if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, help="at most so many documents")
+    parser.add_argument("--encoder", default=InitParams.encoder)
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    options = parser.parse_args()
+    where = environment()
+    documents = list(stdlib_documents())[: options.documents]
+    kept = [text for doc_id, text in documents if not is_held_out(doc_id)]
+    with tempfile.TemporaryDirectory() as folder:
+        measured = build(Path(folder), documents, options.encoder)
+    num_bytes = sum(len(text.encode()) for text in kept)
+    num_chunks = next(each.result["chunks"] for each in measured if each.stage == "ingest")
+    text = "\n".join(
+        [
+            f"# Every stage on the standard library's documentation, {datetime.date.today().isoformat()}",
+            "",
+            f"`python benchmarks/bench_demo.py --encoder {options.encoder}`",
+            "",
+            f"{where}.",
+            "",
+            f"{len(kept):,} documents, {num_bytes / 1e6:.1f} MB, {num_chunks:,} chunks of 64 tokens.",
+            "",
+            report(measured, len(kept), num_bytes, num_chunks),
+            "",
+        ]
+    )
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The demo, cut short: every stage runs, an interrupted one is continued, and another database is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retrodb import errors
+
+from .conftest import ok, run
+
+SMALL = ["--encoder", "hashing:32", "--limit", 8, "--steps", 1, "--workers", 1]
+STAGES = [
+    "documents",
+    "tokenizer",
+    "init",
+    "ingest",
+    "dedup",
+    "queries",
+    "embed",
+    "index",
+    "neighbours",
+    "validate",
+    "export",
+]
+
+
+def test_the_demo_runs_every_stage_and_shows_neighbours(tmp_path: Path) -> None:
+    done = ok("demo", tmp_path / "demo", *SMALL, "--json")
+    *stages, result = done.rows
+    assert [row["stage"] for row in stages] == STAGES
+    assert {row["message_type"] for row in stages} == {"demo_stage"}
+    assert result["documents"] == stages[STAGES.index("ingest")]["counts"]["documents"] == 8
+    assert len(result["examples"]) == 3
+    assert all(example["neighbours"] for example in result["examples"])
+    assert ok("check", tmp_path / "demo", "--read-data", "--json").row["damaged"] == []
+    assert any((tmp_path / "demo" / "demo" / "export").rglob("*.parquet"))
+
+    again = ok("demo", tmp_path / "demo", *SMALL).out
+    assert "What to type next:" in again
+    assert f"retrodb search {tmp_path / 'demo'}" in again
+
+
+def test_another_database_is_left_alone(built: Path) -> None:
+    before = ok("snapshots", built).out
+    done = run("demo", built, *SMALL)
+    assert done.code == errors.EXIT_ERROR
+    assert "this database was not made by this demo" in done.err
+    assert ok("snapshots", built).out == before

@@ -1,0 +1,73 @@
+"""Validate on a small database: the arrays hold what the database says, and the experiment is bounded and repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_documents import made_text, write_documents
+
+from retrodb.database import Database
+from retrodb.errors import MissingStep
+from retrodb.retro.collect import collect
+
+
+@pytest.fixture
+def database(make_database: Callable[..., Database], tmp_path: Path) -> Database:
+    made = make_database({str(i): made_text(i, 150 + 10 * i) for i in range(8)})
+    made.add_queries("test", [write_documents(tmp_path / "test.jsonl", {f"t{i}": made_text(i + 50, 150) for i in range(3)})])
+    made.embed()
+    made.index()
+    made.neighbours(k=2, slack=0)
+    made.neighbours(queries="test", k=2, slack=0)
+    return made
+
+
+def test_the_arrays_hold_the_tokens_that_the_database_gives(database: Database) -> None:
+    table = database.neighbour_table("test")
+    data = collect(table, max_chunks=10_000, seed=0)
+    chunks, queries = database.view().chunks, database.view().query_set("test")
+    rows = np.flatnonzero(queries.live_mask(0, queries.end))
+    assert data.query_bytes.tolist() == [len(text.encode()) for text in queries.texts(rows)]
+    ids, _ = table.read(rows)
+    expected = chunks.gather_tokens(ids.ravel())
+    following = chunks.gather_tokens(chunks.continuation(ids.ravel()))
+    values = data.neighbour_values(np.arange(len(rows)), 2).reshape(len(ids.ravel()), -1)
+    m = data.chunk_tokens
+    for value, own, length, after, after_length in zip(
+        values, expected.tokens, expected.lengths, following.tokens, following.lengths, strict=True
+    ):
+        assert value[:length].tolist() == own[:length].tolist()
+        assert (value[length:m] == data.pad_token).all()
+        assert value[m : m + after_length].tolist() == after[:after_length].tolist()
+        assert (value[m + after_length :] == data.pad_token).all()
+
+
+def test_whole_documents_are_sampled(database: Database) -> None:
+    data = collect(database.neighbour_table(), max_chunks=12, seed=1)
+    chunks = database.view().chunks
+    everything = chunks.document_ids(np.arange(chunks.end))
+    for document in np.unique(data.query_documents):
+        assert (data.query_documents == document).sum() == (everything == document).sum()
+    assert len(data.query_documents) < chunks.end
+
+
+def test_validate_trains_both_models_on_equal_tokens_and_reports(database: Database) -> None:
+    result = database.validate(steps=3, batch_chunks=16)
+    assert result.steps == 3
+    assert result.report.documents == 3
+    assert set(result.report.bits_per_byte) == {"on", "shuffled", "random", "off", "without"}
+    assert result.report.verdict
+    again = database.validate(steps=3, batch_chunks=16)
+    assert again.report == result.report, "the same seed gives the same figures"
+
+
+def test_without_held_out_documents_it_says_what_to_do(make_database: Callable[..., Database]) -> None:
+    made = make_database({"a": made_text(1, 100), "b": made_text(2, 100)})
+    made.embed()
+    made.index()
+    made.neighbours()
+    with pytest.raises(MissingStep, match="--holdout"):
+        made.validate(steps=1)
