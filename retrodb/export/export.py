@@ -18,8 +18,8 @@ import orjson
 from retrodb.errors import UsageError
 from retrodb.export.parquet import estimate_parquet, write_parquet
 from retrodb.stages.context import Context
-from retrodb.stages.neighbours import NeighbourTable
 from retrodb.store.storage import translate_os_error
+from retrodb.view.neighbour_table import NeighbourTable
 
 Writer = Callable[[NeighbourTable, Path, Callable[[int], None]], None]
 """Writes a table into an existing folder; calls back with rows as they are done."""

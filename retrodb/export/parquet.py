@@ -16,8 +16,8 @@ import numpy as np
 
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.parquet import write_table
-from retrodb.stages.neighbours import NeighbourTable
 from retrodb.view.chunk_set import ChunkSet, ChunkTokens
+from retrodb.view.neighbour_table import NeighbourTable
 
 if TYPE_CHECKING:
     import pyarrow as pa

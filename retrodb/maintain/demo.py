@@ -31,10 +31,11 @@ from retrodb.stages.embed_task import Hardware
 from retrodb.stages.index import run_index
 from retrodb.stages.ingest import run_ingest
 from retrodb.stages.init import run_init
-from retrodb.stages.neighbours import NeighbourTable, run_neighbours
+from retrodb.stages.neighbours import run_neighbours
 from retrodb.stages.queries import run_add_queries
 from retrodb.store.digest import digest_bytes
 from retrodb.store.snapshots import snapshot_numbers
+from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import SELF, View
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 
 from retrodb.format.arrays import Int64Array
 from retrodb.retro.data import RetroData
-from retrodb.stages.neighbours import NeighbourTable
 from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.neighbour_table import NeighbourTable
 
 
 def collect(table: NeighbourTable, *, max_chunks: int, seed: int) -> RetroData:

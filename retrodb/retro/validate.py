@@ -20,7 +20,7 @@ from retrodb.retro.data import RetroData
 from retrodb.retro.evaluate import Report, evaluate
 from retrodb.retro.model import RetroModel
 from retrodb.retro.train import TrainedModel, by_clock, by_steps, train
-from retrodb.stages.neighbours import NeighbourTable
+from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import SELF, View
 
 _STEPS_OF_PROGRESS = 1000  # a bar in thousandths: with a clock the number of steps is not known beforehand

@@ -21,7 +21,7 @@ from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Float32Array, Int64Array
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import read_table, write_table
+from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.format.rows import RowSet
 from retrodb.format.schemas import neighbours_schema
@@ -34,7 +34,6 @@ from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.snapshots import read_snapshot
 from retrodb.store.storage import Storage, open_storage
-from retrodb.view.coverage import Coverage
 from retrodb.view.view import SELF, View
 
 STAGE_VERSION = 1
@@ -79,9 +78,7 @@ def run_neighbours(
     chunks = view.query_set(queries)
     codebook = open_codebook(view, name)
     _refuse_missing(view, queries, name)
-    spans = [
-        span for record in chunks.ranges for span in _blocks(record.first_chunk, record.num_chunks)
-    ]
+    spans = [span for record in chunks.ranges for span in _blocks(record.first_chunk, record.num_chunks)]
     nprobe = 0 if params.exact else operating_point(view, name, codebook.num_lists)
     details = {"queries": queries, "space": name, "nprobe": nprobe, "state": _state(view), **to_mapping(params)}
     result = NeighboursResult(view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, nprobe, dry_run)
@@ -118,7 +115,7 @@ def run_neighbours_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
     del clock
     payload = task.payload
     params = from_mapping(NeighboursParams, payload["params"], where="table")
-    view = _view(storage.url, payload["snapshot"])
+    view = _view(storage.url, payload["snapshot"], payload["transaction"])
     rows = _query_ids(view, payload["queries"], payload["space"], payload["first"], payload["count"])
     if not len(rows):
         return TaskRecord(task.id, (), {}, {"rows": 0, "short": 0})
@@ -152,64 +149,6 @@ def operating_point(view: View, space: str, num_lists: int) -> int:
     """Lists to probe in a space: its measured operating point, else an eighth of all lists, at least 8."""
     entry = view.snapshot.entry("index", space)
     return int(entry.get("nprobe") or min(num_lists, max(8, num_lists // 8)))
-
-
-class NeighbourTable:
-    """A neighbour table read through a snapshot: neighbours that are deleted by now are masked.
-
-    Raises:
-        MissingStep: when there is no such table.
-    """
-
-    def __init__(self, view: View, table: str | None = None) -> None:
-        tables = view.snapshot.names("table")
-        name = table or (SELF if SELF in tables else next(iter(tables), SELF))
-        entry = view.snapshot.entry("table", name)
-        if entry is None:
-            have = f"There are: {', '.join(tables)}." if tables else "Run 'retrodb neighbours' first."
-            raise MissingStep(f"no neighbour table '{name}'", remedy=have)
-        self.view, self.name, self.entry = view, name, entry
-        self.k: int = entry["k"]
-        self.query_set: str = entry["queries"]
-        self.files = sorted(view.manifest.files("neighbours", name), key=lambda record: record.first_chunk)
-        self._coverage = Coverage(self.files)
-
-    def read(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
-        """The first k live neighbours of query rows: ids (Q, k) int64, -1 for none, and distances (Q, k), inf for none."""
-        ids = np.full((len(rows), self.k), -1, dtype=np.int64)
-        distances = np.full((len(rows), self.k), np.inf, dtype=np.float32)
-        for hit in self._coverage.lookup(rows):
-            stored_ids, stored_distances = self._stored(hit.record.path)
-            own = live_first(self.view, stored_ids[hit.positions], stored_distances[hit.positions], self.k)
-            ids[hit.where], distances[hit.where] = own
-        return ids, distances
-
-    def rows(self) -> Int64Array:
-        """All rows of the table, ascending."""
-        present = [record.first_chunk + record.row_set.present for record in self.files]
-        return np.concatenate([np.empty(0, np.int64), *present])
-
-    def _stored(self, path: str) -> tuple[Int64Array, Float32Array]:
-        return _read_neighbours(self.view, path, self.name)
-
-
-def live_first(view: View, ids: Int64Array, distances: Float32Array, k: int) -> tuple[Int64Array, Float32Array]:
-    """The first k live neighbours of each row (Q, w), in their order; -1 and inf fill up."""
-    live = view.chunks.is_live(ids.ravel()).reshape(ids.shape)
-    order = np.argsort(~live, axis=1, kind="stable")[:, :k]
-    kept = np.take_along_axis(live, order, axis=1)
-    return (
-        np.where(kept, np.take_along_axis(ids, order, axis=1), -1),
-        np.where(kept, np.take_along_axis(distances, order, axis=1), np.float32(np.inf)),
-    )
-
-
-def _read_neighbours(view: View, path: str, table: str) -> tuple[Int64Array, Float32Array]:
-    [record] = [record for record in view.manifest.files("neighbours", table) if record.path == path]
-    content = read_table(view.files.open(record))
-    shape = (content.num_rows, -1)
-    flat = [content.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]
-    return flat[0].reshape(shape), flat[1].reshape(shape)
 
 
 def _check(params: NeighboursParams, table: str) -> None:
@@ -253,6 +192,7 @@ def _task(view: View, table: str, details: dict[str, Any], first: int, count: in
     names = set(NeighboursParams.__dataclass_fields__)
     payload = {
         "snapshot": view.snapshot.number,
+        "transaction": view.snapshot.transaction,
         "table": table,
         "queries": details["queries"],
         "space": details["space"],
@@ -261,11 +201,13 @@ def _task(view: View, table: str, details: dict[str, Any], first: int, count: in
         "first": first,
         "count": count,
     }
-    return make_task("neighbours", STAGE_VERSION, payload, [view.snapshot.transaction], count)
+    return make_task("neighbours", STAGE_VERSION, payload, [], count)
 
 
 @lru_cache(maxsize=1)
-def _view(url: str, number: int) -> View:
+def _view(url: str, number: int, transaction: str) -> View:
+    """The planned snapshot, opened once a process; its transaction tells databases apart that followed each other at a URL."""
+    del transaction
     storage = open_storage(url)
     settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
     return View(storage, settings, read_snapshot(storage, number))
