@@ -82,7 +82,9 @@ def build(folder: Path, documents: list[tuple[str, str]], encoder: str) -> list[
 
 def environment() -> str:
     """The machine and the versions that the figures belong to."""
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
     load = os.getloadavg()[0]
     return f"{model}, {os.cpu_count()} cores, load {load:.1f} at the start; Python {platform.python_version()}, {libraries}"

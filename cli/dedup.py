@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from retrodb.config import DedupParams
+from retrodb.config import DedupParams, NearDuplicatesParams
 
 from .options import (
     WRITING_EXITS,
@@ -14,13 +14,18 @@ from .options import (
     Session,
     database_argument,
     dry_run_option,
+    is_given,
     json_option,
     open_database,
     pass_session,
     progress_option,
     workers_option,
 )
-from .render import leak, verdict
+from .render import duplicate, leak, near_verdict, verdict
+
+_OF_TESTSET = ("text_template", "rule", "level", "short_texts", "max_document_frequency", "method")
+_OF_NEAR = ("jaccard", "keep")
+_OF_BOTH = ("ngram", "permutations", "bands")
 
 
 @click.command(
@@ -54,6 +59,32 @@ from .render import leak, verdict
     help="Exact matches of texts too short for a shingle.",
 )
 @click.option("--max-document-frequency", type=float, metavar="SHARE", help="Containment: ignore shingles more common.")
+@click.option(
+    "--method",
+    type=click.Choice(["exact", "minhash"]),
+    default=DedupParams.method,
+    show_default=True,
+    help="minhash: as the paper did it; slower, and it misses some.",
+)
+@click.option("--near-duplicates", is_flag=True, help="Instead: keep one of documents of DB that are alike.")
+@click.option(
+    "--jaccard", type=float, metavar="X", help=f"Of near-duplicates.  [default: {NearDuplicatesParams.jaccard:g}]"
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["first", "longest", "newest"]),
+    help=f"Which near-duplicate stays.  [default: {NearDuplicatesParams.keep}]",
+)
+@click.option(
+    "--permutations",
+    type=click.Choice(["128", "256"]),
+    help=f"Of MinHash.  [default: {DedupParams.permutations}, near-duplicates {NearDuplicatesParams.permutations}]",
+)
+@click.option(
+    "--bands",
+    metavar="BxR",
+    help=f"Of MinHash: bands x rows.  [default: {DedupParams.bands}, near-duplicates {NearDuplicatesParams.bands}]",
+)
 @click.option("--report", is_flag=True, help="Print who matched whom.")
 @workers_option
 @dry_run_option
@@ -67,6 +98,11 @@ def command(
     more: tuple[str, ...],
     against: tuple[str, ...],
     name: str | None,
+    near_duplicates: bool,
+    jaccard: float | None,
+    keep: str | None,
+    permutations: str | None,
+    bands: str | None,
     report: bool,
     workers: int | None,
     dry_run: bool,
@@ -76,16 +112,39 @@ def command(
 
     The test set is remembered: later documents are held against it before anything else is done with them. Without
     files, the screening of the remembered test sets is brought up to date.
+
+    With --near-duplicates documents of DB are held against each other, and one of those that are alike is kept.
     """
     if more and not against:
         raise click.UsageError("Test-set files follow --against.")
     if report and dry_run:
         raise click.UsageError("--report shows what was found and kept; a dry run keeps nothing.")
+    _refuse_unused(bool(against), near_duplicates)
     db = open_database(session, database, workers)
-    results = db.dedup([*against, *more], name=name, dry_run=dry_run, **(options if against else {}))
+    bands_options = {"permutations": int(permutations) if permutations else None, "bands": bands}
+    if near_duplicates:
+        own = {"jaccard": jaccard, "keep": keep, "ngram": options["ngram"], **bands_options}
+        found = db.near_duplicates(dry_run=dry_run, **own)
+        session.output.result(found, near_verdict)
+        if report:
+            session.output.rows(db.duplicates(), duplicate)
+        return
+    given = {**options, **bands_options} if against else {}
+    results = db.dedup([*against, *more], name=name, dry_run=dry_run, **given)
     session.output.rows(results, verdict)
     if not results:
         session.output.note("No test set is registered. Name its files with --against.")
     if report:
         for result in results:
             session.output.rows(db.leaks(result.testset), leak)
+
+
+def _refuse_unused(has_files: bool, near_duplicates: bool) -> None:
+    """Refuse options that would not be used: those of a new test set without its files, and of near-duplicates without them."""
+    of_testset = (
+        ["against", "name", *_OF_TESTSET] if near_duplicates else [] if has_files else [*_OF_TESTSET, *_OF_BOTH]
+    )
+    of_near = [] if near_duplicates else _OF_NEAR
+    for option in filter(is_given, [*of_testset, *of_near]):
+        owner = "--near-duplicates" if option in _OF_NEAR else "a new test set, whose files --against names"
+        raise click.UsageError(f"--{option.replace('_', '-')} belongs to {owner}.")

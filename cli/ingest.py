@@ -49,6 +49,7 @@ from .options import (
     help="Field to keep; may be repeated.  [default: all]",
 )
 @click.option("--drop-metadata", is_flag=True, help="Keep no metadata.")
+@click.option("--marker", metavar="TEXT", help="What separates the documents inside a plain-text file.")
 @click.option("--mirror", is_flag=True, help="Remove documents of the source that the input no longer has.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N records only.")
 @click.option(
@@ -101,7 +102,7 @@ def command(
 ) -> int | None:
     """Read documents from files, folders and globs (JSON Lines, Parquet, CSV, text, HTML, WARC; compressed or not) into DB.
 
-    Only what is new or changed is added; input files that were read whole before are skipped.
+    Only what is new or changed is added; input files that were read whole before are skipped. INPUT "-" is standard input.
     """
     db = open_database(session, database, workers)
     result = db.ingest(inputs, metadata_fields=metadata_fields or None, **options)

@@ -37,6 +37,7 @@ SECTIONS = {
         "stats": "Count what is in the database, and what it takes.",
         "snapshots": "List the versions of the database.",
         "testsets": "List the test sets that the database is held against.",
+        "exposure": "Tell which rows of a training run met a test set.",
         "check": "Verify the files against what the snapshot promises.",
         "sql": "Ask a question in SQL.",
     },

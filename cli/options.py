@@ -120,6 +120,12 @@ def share(text: str) -> float:
     return value
 
 
+def is_given(name: str) -> bool:
+    """Whether the user gave an option of the running command, and did not leave it at its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
+
+
 def open_database(session: Session, path: str, workers: int | None = None) -> Database:
     """The database that a command works on."""
     from retrodb.database import Database

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from retrodb.maintain.check import CheckResult
     from retrodb.maintain.demo import DemoExample, DemoResult, DemoStage
     from retrodb.retro.validate import ValidateResult
-    from retrodb.stages.dedup import DedupResult, LeakHit
+    from retrodb.stages.clusters import Duplicate
+    from retrodb.stages.dedup import DedupResult
+    from retrodb.stages.exposure import ExposureResult
+    from retrodb.stages.leak_report import LeakHit
+    from retrodb.stages.near_duplicates import NearDuplicatesResult
     from retrodb.stages.search import SearchHit
 
 _EXCERPT_CHARS = 300
@@ -23,6 +27,8 @@ _MIN_WORD = 3  # shorter words are in every text
 
 def verdict(result: DedupResult) -> str:
     """What a rule removes, and what it leaves although containment sees it."""
+    if not result.documents:
+        return f"{result.testset}: every document was held against it before; --report shows what was found"
     removes = "would remove" if result.dry_run else "removes"
     lines = [
         f"{result.testset}: {_count(result.items, 'item')} against {_count(result.documents, 'document')}",
@@ -31,6 +37,10 @@ def verdict(result: DedupResult) -> str:
         f" {_count(result.contained_items, 'test item')} {_are(result.contained_items)} contained at 0.5 or more"
         f" in {_count(result.contained_documents, 'document')}",
     ]
+    if result.expected_miss:
+        lines.append(
+            f"  MinHash compared candidates only: about {result.expected_miss:.2%} of the pairs that the rule means are missed"
+        )
     if result.short_matches:
         lines.append(f"  {_count(result.short_matches, 'text')} too short for a shingle found word for word")
     return "\n".join(lines)
@@ -48,6 +58,57 @@ def leak(hit: LeakHit) -> str:
             f"  document  {_excerpt(hit.document_excerpt, hit.item_text)}",
         ]
     )
+
+
+def near_verdict(result: NearDuplicatesResult) -> str:
+    """What near-duplicates there are, what was done to know, and what may have been missed."""
+    removes = "would remove" if result.dry_run else "removes"
+    lines = [
+        f"{_count(result.documents, 'document')}, {_count(result.hashed_documents, 'document')} hashed now:"
+        f" {_count(result.clusters, 'cluster')}, {result.equal_documents:,} equal to an earlier one",
+        f"  keeping one of each {removes} {_count(result.removed_documents, 'document')}"
+        f" ({_count(result.removed_chunks, 'chunk')}); {_count(result.compared_pairs, 'new pair')} compared exactly,"
+        f" {result.found_pairs:,} alike; the bands miss about {result.expected_miss:.2%}",
+    ]
+    if result.hot_buckets:
+        lines.append(f"  {_count(result.hot_buckets, 'crowded bucket')} compared with the first document only")
+    return "\n".join(lines)
+
+
+def duplicate(row: Duplicate) -> str:
+    """A document that went and the one that is kept, side by side."""
+    alike = f"jaccard {row.jaccard:.3f}" if row.jaccard else "connected by others of the cluster"
+    return "\n".join(
+        [
+            f"{row.source}/{row.doc_id}: {click.style('removed', fg='red')} for"
+            f" {row.keeper_source}/{row.keeper_doc_id}, {alike}",
+            f"  removed  {_excerpt(row.excerpt, row.keeper_excerpt)}",
+            f"  kept     {_excerpt(row.keeper_excerpt, row.excerpt)}",
+        ]
+    )
+
+
+def exposure(result: ExposureResult) -> str:
+    """The exposed rows and the sum."""
+    rows = [
+        {
+            "row": str(each.row),
+            "document": each.doc_id,
+            "seen": "yes" if each.is_seen else "no",
+            "live": "yes" if each.is_live else "no",
+            "own text": ", ".join(each.own),
+            "neighbours": ", ".join(each.neighbours),
+            "continuations": ", ".join(each.continuations),
+        }
+        for each in result.exposed
+    ]
+    sum_line = (
+        f"{result.table} against {result.testset}: of {_count(result.rows, 'row')} {format_count(len(rows))} exposed;"
+        f" {format_count(result.exposed_seen)} among the {format_count(result.consumed_samples)} seen,"
+        f" {format_count(result.exposed_unseen)} not yet seen ({format_count(result.exposed_unseen_live)} of them in"
+        " today's table too)"
+    )
+    return "\n".join([render_table(rows), sum_line] if rows else [sum_line])
 
 
 def search_hit(hit: SearchHit, query: str) -> str:

@@ -63,6 +63,20 @@ class DedupParams:
     short_texts: str = "report"  # "remove": also remove exact matches of texts under `ngram` words
     text_template: str | None = None  # fields of a test record, such as "{question} {choices}"
     max_document_frequency: float | None = None  # containment rules: ignore shingles in more of the corpus than this
+    method: str = "exact"  # or "minhash": only candidates of its bands are compared, some leaks are missed
+    permutations: int = 128  # of a MinHash signature
+    bands: str = "16x8"  # how it is cut: bands x rows
+
+
+@dataclass(frozen=True)
+class NearDuplicatesParams:
+    """Which documents of the corpus are the same but for details, and which one of them stays."""
+
+    jaccard: float = 0.8  # from this similarity of shingle sets on
+    keep: str = "first"  # "first", "longest" or "newest" of a cluster; of equals the first
+    ngram: int = 13  # words of a shingle
+    permutations: int = 256  # of a MinHash signature
+    bands: str = "32x8"  # how it is cut: bands x rows
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from retrodb.config import (
     IndexParams,
     IngestParams,
     InitParams,
+    NearDuplicatesParams,
     NeighboursParams,
     ValidateParams,
     from_mapping,
@@ -32,6 +33,7 @@ from retrodb.engine.progress import make_progress
 from retrodb.stages.context import Context
 from retrodb.store import marks
 from retrodb.store.lock import advisory_lock
+from retrodb.store.snapshots import head_number
 from retrodb.store.storage import Storage, open_storage
 from retrodb.view.view import SELF, View
 
@@ -42,14 +44,19 @@ if TYPE_CHECKING:
     from retrodb.maintain.demo import DemoResult, DemoStage
     from retrodb.maintain.stats import SnapshotInfo, Stats, TestSetInfo
     from retrodb.retro.validate import ValidateResult
-    from retrodb.stages.dedup import DedupResult, LeakHit
+    from retrodb.stages.clusters import Duplicate
+    from retrodb.stages.dedup import DedupResult
     from retrodb.stages.embed import EmbedResult
+    from retrodb.stages.exposure import ExposureResult
     from retrodb.stages.index import IndexResult
     from retrodb.stages.ingest import IngestResult
-    from retrodb.stages.neighbours import NeighboursResult, NeighbourTable
+    from retrodb.stages.leak_report import LeakHit
+    from retrodb.stages.near_duplicates import NearDuplicatesResult
+    from retrodb.stages.neighbours import NeighboursResult
     from retrodb.stages.queries import QueriesResult
     from retrodb.stages.search import SearchHit
     from retrodb.stages.tokenizer import TokenizerResult
+    from retrodb.view.neighbour_table import NeighbourTable
     from retrodb.view.sql import SqlResult
 
 P = TypeVar("P")
@@ -80,11 +87,11 @@ class Database:
         Raises:
             NotADatabaseError, FormatVersionError, DamagedFileError.
         """
-        for name, value in thread_environment().items():
-            os.environ.setdefault(name, value)  # before anything imports torch; workers inherit it
+        _spare_threads()
         storage = open_storage(str(path)) if isinstance(path, str | Path) else path
         self._context = Context(storage, LocalEngine(workers or available_cpus()), make_progress(progress), clock)
-        self._context.view()
+        head_number(storage)  # the head itself is not read: when it is damaged, older versions still open
+        self._context.settings()
 
     @property
     def path(self) -> str:
@@ -106,14 +113,17 @@ class Database:
         **options: Any,
     ) -> IngestResult:
         """Add files to a source. Options: `IngestParams`, of which `source` is required."""
-        from retrodb.stages.dedup import screen_new_shards
         from retrodb.stages.ingest import run_ingest
 
         params = _params(IngestParams, options)
         with self._lock(marks.ingest(params.source), "ingest"):
             names, lists = [str(i) for i in inputs], [str(f) for f in files_from]
             result = run_ingest(self._context, names, params, files_from=lists, dry_run=dry_run)
-            if not dry_run:
+            head = self.view().snapshot
+            if not dry_run and (head.names("testset") or head.names("queries")):
+                # Imported late: it brings a compiler, which a database without test sets has no use for.
+                from retrodb.stages.dedup import screen_new_shards
+
                 screen_new_shards(self._context)
         return result
 
@@ -128,9 +138,23 @@ class Database:
                 self._context, [Path(f) for f in against], _params(DedupParams, options), name=name, dry_run=dry_run
             )
 
+    def near_duplicates(self, *, dry_run: bool = False, **options: Any) -> NearDuplicatesResult:
+        """Keep one of documents that are the same but for details. Options: `NearDuplicatesParams`."""
+        from retrodb.stages.near_duplicates import run_near_duplicates
+
+        params = _params(NearDuplicatesParams, options)
+        with self._lock(marks.near_duplicates(), "dedup"):
+            return run_near_duplicates(self._context, params, dry_run=dry_run)
+
+    def duplicates(self, *, as_of: int | None = None) -> list[Duplicate]:
+        """The documents that near-duplicate search removed, each with the one that is kept."""
+        from retrodb.stages.clusters import read_duplicates
+
+        return read_duplicates(self.view(as_of))
+
     def leaks(self, testset: str | None = None, *, as_of: int | None = None) -> list[LeakHit]:
         """Who matched whom: the hits that dedup reported, by test set."""
-        from retrodb.stages.dedup import read_leaks
+        from retrodb.stages.leak_report import read_leaks
 
         return read_leaks(self.view(as_of), testset)
 
@@ -238,9 +262,15 @@ class Database:
 
     def neighbour_table(self, table: str | None = None, *, as_of: int | None = None) -> NeighbourTable:
         """A neighbour table as arrays, dead neighbours masked."""
-        from retrodb.stages.neighbours import NeighbourTable
+        from retrodb.view.neighbour_table import NeighbourTable
 
         return NeighbourTable(self.view(as_of), table)
+
+    def exposure(self, testset: str, *, table: str | None = None, consumed_samples: int = 0) -> ExposureResult:
+        """The rows of a neighbour table that met a test set, the first `consumed_samples` of them counted as seen."""
+        from retrodb.stages.exposure import run_exposure
+
+        return run_exposure(self._context, testset, table=table, consumed_samples=consumed_samples)
 
     def stats(self, *, as_of: int | None = None) -> Stats:
         """Counts, sizes and coverage."""
@@ -306,17 +336,22 @@ def train_tokenizer(
 def demo(
     folder: str | Path,
     *,
+    encoder: str = InitParams.encoder,
+    limit: int | None = None,
     steps: int = 100,
     workers: int | None = 1,
     progress: bool = False,
     report: Callable[[DemoStage], None] | None = None,
-    **options: Any,
 ) -> DemoResult:
     """Build a database in a folder from the documentation of Python's own standard library, every stage once.
 
-    Options: `encoder`, and `limit`, the number of documents. `steps` are those of the validation; `report` is called with
-    every stage as it ends.
+    Args:
+        encoder: of the default space.
+        limit: at most so many documents in the database, in the test set, and chunks to validate on.
+        steps: of the validation.
+        report: called with every stage as it ends.
     """
+    _spare_threads()
     from retrodb.maintain.demo import run_demo
 
     context = Context(open_storage(str(folder)), LocalEngine(workers or available_cpus()), make_progress(progress))
@@ -324,11 +359,17 @@ def demo(
     def validate() -> dict[str, Any]:
         from retrodb.retro.validate import run_validate
 
-        params = ValidateParams(steps=steps, batch_chunks=16, max_heldout_chunks=400)
+        params = ValidateParams(steps=steps, batch_chunks=16, max_heldout_chunks=limit or 300)
         found = run_validate(context.view(), context.progress, params).report
         return {"bits_per_byte": {name: it.value for name, it in found.bits_per_byte.items()}, "verdict": found.verdict}
 
-    return run_demo(context, Path(folder), validate=validate, report=report, **options)
+    return run_demo(context, Path(folder), encoder=encoder, limit=limit, validate=validate, report=report)
+
+
+def _spare_threads() -> None:
+    """Settings that torch reads when it is first imported; workers inherit them."""
+    for name, value in thread_environment().items():
+        os.environ.setdefault(name, value)
 
 
 def _params(kind: type[P], options: dict[str, Any]) -> P:

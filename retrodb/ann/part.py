@@ -171,7 +171,7 @@ def open_part(folder: Path) -> Part:
     return part
 
 
-_REBUILD = "Run 'retrodb check --repair', which rebuilds the part from its vectors"
+_REBUILD = "Run 'retrodb index --retrain', which builds all parts of the space from its vectors"
 
 
 def _read_index(folder: Path, memory_map: bool) -> Any:

@@ -58,7 +58,7 @@ def chunk_documents(
         values: (M,) the values of a key-value corpus; a null is a document without one.
     """
     texts_U, document_U, role_U = _texts_and_roles(texts, values)
-    tokenized = tokenizer.encode_batch(texts_U.to_pylist(), num_threads)
+    tokenized = tokenizer.encode_batch(texts_U.to_pylist(), num_threads, starts_every=chunk_tokens)
     tokens_per_text_U = np.diff(tokenized.text_offsets)
     chunks_per_text_U = np.maximum(-(-tokens_per_text_U // chunk_tokens), 1)
 
@@ -71,7 +71,11 @@ def chunk_documents(
     num_chunks = np.bincount(document_N, minlength=len(texts))
     first_row = _offsets(num_chunks)[:-1]
     is_key_U = role_U == ROLE_KEY
-    text, chars_per_text_U = _chunk_texts(texts_U, tokenized.starts, first_token_N, text_of_chunk_N, row_in_text_N)
+    # A text without tokens has a chunk, but no start.
+    starts_N = np.zeros(len(text_of_chunk_N), dtype=np.int64)
+    starts_N[(tokens_per_text_U > 0)[text_of_chunk_N]] = tokenized.starts
+    starts_N[row_in_text_N == 0] = 0
+    text, chars_per_text_U = _chunk_texts(texts_U, starts_N, text_of_chunk_N)
     return Chunks(
         tokens=tokenized.tokens,
         token_offsets=np.append(first_token_N, len(tokenized.tokens)),
@@ -109,10 +113,8 @@ def _texts_and_roles(
 
 def _chunk_texts(
     texts_U: pa.LargeStringArray,
-    starts_T: np.ndarray[Any, Any],
-    first_token_N: np.ndarray[Any, Any],
+    starts_N: np.ndarray[Any, Any],
     text_of_chunk_N: np.ndarray[Any, Any],
-    row_in_text_N: np.ndarray[Any, Any],
 ) -> tuple[pa.LargeStringArray, np.ndarray[Any, Any]]:
     """The chunks' texts (N,), sharing the documents' bytes, and the characters of each text (U,)."""
     import pyarrow as pa
@@ -121,9 +123,7 @@ def _chunk_texts(
     _, offsets_buffer, data_buffer = texts_U.buffers()
     offsets_U = np.frombuffer(offsets_buffer, dtype=np.int64)[texts_U.offset :][: len(texts_U) + 1]
     data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer is not None else np.empty(0, dtype=np.uint8)
-    begins_N = offsets_U[text_of_chunk_N]
-    is_later_N = row_in_text_N > 0
-    begins_N[is_later_N] += starts_T[first_token_N[is_later_N]]
+    begins_N = offsets_U[text_of_chunk_N] + starts_N
     ends_N = offsets_U[text_of_chunk_N + 1]
     for _ in range(3):  # a character has at most three bytes after its first
         inside_N = np.flatnonzero(begins_N < ends_N)

@@ -48,8 +48,11 @@ class SentencePieceModel:
         pieces = [self._processor.id_to_piece(n) if self._processor.is_byte(n) else "" for n in range(self.vocab_size)]
         self._byte_V = np.array([int(piece[1:-1], 16) if piece else -1 for piece in pieces])
 
-    def encode(self, texts: Sequence[str], num_threads: int) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """(ids, characters [begin, end) of each token) per text."""
+    def encode(
+        self, texts: Sequence[str], num_threads: int, every: int
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(ids, characters [begin, end) of each token) per text: sentencepiece gives all or none."""
+        del every
         mapped = self._processor.encode(list(texts), out_type="offset_mapping", num_threads=num_threads)
         return [(text["ids"], text["offsets"]) for text in mapped]
 

@@ -26,14 +26,19 @@ def equal_content_pairs(content_hashes: NDArray[np.generic]) -> Ints:
     return np.stack([partner[documents], documents], axis=1)
 
 
-def verify_pairs(pairs: Ints, sets: ShingleSets, rule: Rule) -> NDArray[np.bool_]:
-    """(E,) whether the true Jaccard similarity of each pair of texts of `sets` satisfies a Jaccard rule.
+def similarity(pairs: Ints, sets: ShingleSets) -> tuple[Ints, Ints]:
+    """(E,) the sizes of intersection and union of the shingle sets of each pair of texts.
 
     Equal 64-bit keys are taken for equal n-grams: with E pairs a wrong one is expected E / 2^64 times.
     """
     intersection = _intersections(pairs, sets.keys, sets.offsets)
     sizes = sets.sizes()
-    union = sizes[pairs[:, 0]] + sizes[pairs[:, 1]] - intersection
+    return intersection, sizes[pairs[:, 0]] + sizes[pairs[:, 1]] - intersection
+
+
+def verify_pairs(pairs: Ints, sets: ShingleSets, rule: Rule) -> NDArray[np.bool_]:
+    """(E,) whether the true Jaccard similarity of each pair of texts of `sets` satisfies a Jaccard rule."""
+    intersection, union = similarity(pairs, sets)
     return (intersection > 0) & rule.holds(intersection, union)
 
 

@@ -62,6 +62,10 @@ class Hits:
             offsets, self.range_start[ranges], self.range_end[ranges],
         )  # fmt: skip
 
+    def renumbered(self, documents: Ints) -> Hits:
+        """The same hits of documents that are `documents[i]`, ascending, in a larger array of texts."""
+        return replace(self, document=documents[self.document])
+
 
 @dataclass(frozen=True)
 class ShortHits:
@@ -77,7 +81,7 @@ class ScanResult:
 
     hits: Hits
     short_hits: ShortHits
-    num_words: Ints  # (M,) words of each document
+    num_words: Ints  # (M,) words of each document that was looked at, 0 of others
 
 
 @dataclass(frozen=True)

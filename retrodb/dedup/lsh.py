@@ -25,9 +25,10 @@ from retrodb.errors import UsageError
 
 MAX_BUCKET = 100  # documents; 4,950 pairs. In larger buckets all are compared with the smallest id only
 
-# A run is an array of these, ascending by band, hash, document.
-RUN_DTYPE = np.dtype([("band", "<u2"), ("hash", "<u8"), ("document", "<i8")])
+# A run is a (B, M) array of these: for each band all documents, ascending by hash, then document.
+RUN_DTYPE = np.dtype([("hash", "<u8"), ("document", "<i8")])
 Run = NDArray[np.void]
+Placed = tuple[Run, int]  # a run, and what is added to its documents to give their ids
 
 
 @dataclass(frozen=True)
@@ -73,41 +74,71 @@ def parse_bands(text: str, num_permutations: int) -> Bands:
 
 
 def make_run(signatures: Words32, documents: Ints, bands: Bands) -> Run:
-    """The sorted run of documents with ids (M,) and signatures (M, P); those without shingles have no place in it."""
+    """The run of documents with ids (M,) and signatures (M, P); those without shingles have no place in it."""
     chosen = (signatures != EMPTY).any(axis=1)
     hashes = _band_hashes(np.ascontiguousarray(signatures[chosen]), bands.count, bands.rows)
-    run = np.empty(hashes.size, RUN_DTYPE)
-    run["band"] = np.tile(np.arange(bands.count), len(hashes))
-    run["hash"] = hashes.ravel()
-    run["document"] = np.repeat(documents[chosen], bands.count)
-    return run[np.lexsort((run["document"], run["hash"], run["band"]))]
+    run = np.empty((bands.count, len(hashes)), RUN_DTYPE)
+    for band in range(bands.count):
+        order = np.lexsort((documents[chosen], hashes[:, band]))
+        run["hash"][band], run["document"][band] = hashes[order, band], documents[chosen][order]
+    return run
 
 
-def candidate_pairs(new_run: Run, old_runs: Sequence[Run] = (), max_bucket: int = MAX_BUCKET) -> Candidates:
-    """All pairs with a document of the new run: among themselves and with those of old runs.
+def common_buckets(left: Run, right: Run) -> Ints:
+    """(E, 2) all pairs of a document of one run and a document of another that share a bucket, each once."""
+    pairs = [np.zeros((0, 2), np.int64)]
+    for a, b in zip(left, right, strict=True):
+        low = np.searchsorted(b["hash"], a["hash"], "left")
+        count = np.searchsorted(b["hash"], a["hash"], "right") - low
+        at = np.repeat(np.arange(len(a)), count)
+        place = np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
+        pairs.append(_unique_pairs(np.stack([a["document"][at], b["document"][place]], axis=1)))
+    return _unique_pairs(np.concatenate(pairs))
+
+
+def candidate_pairs(
+    new: Sequence[Placed], old: Sequence[Placed] = (), without: Ints | None = None, max_bucket: int = MAX_BUCKET
+) -> Candidates:
+    """All pairs with a document of a new run: among themselves and with those of old runs.
 
     Args:
-        new_run: from `make_run`; runs may be memory-mapped, one band of each is looked at at a time.
-        old_runs: of other documents with the same bands.
+        new: runs of `make_run` with the same bands; they may be memory-mapped, one band is looked at at a time.
+        old: runs of other documents.
+        without: ids, ascending, of documents to leave out.
         max_bucket: a larger bucket gives only the pairs with its smallest id, and is counted as hot.
     """
     pairs, hot = [np.zeros((0, 2), np.int64)], 0
-    for band in np.unique(new_run["band"]):
-        new = _band(new_run, band)
-        old = [_band(run, band) for run in old_runs]
-        old = [part[np.isin(part["hash"], new["hash"])] for part in old]
-        both = np.concatenate([new, *old])
-        is_new = np.arange(len(both)) < len(new)
-        order = np.lexsort((both["document"], both["hash"]))
-        found, num_hot = _bucket_pairs(both["hash"][order], both["document"][order], is_new[order], max_bucket)
+    for band in range(len(new[0][0]) if new else 0):
+        hashes, documents = _band(new, band, without)
+        wanted = np.unique(hashes)
+        parts = [_band([placed], band, without, wanted) for placed in old]
+        is_new = np.arange(len(hashes) + sum(len(part[0]) for part in parts)) < len(hashes)
+        hashes = np.concatenate([hashes, *(part[0] for part in parts)])
+        documents = np.concatenate([documents, *(part[1] for part in parts)])
+        order = np.lexsort((documents, hashes))
+        found, num_hot = _bucket_pairs(hashes[order], documents[order], is_new[order], max_bucket)
         pairs.append(_unique_pairs(found))
         hot += num_hot
     return Candidates(_unique_pairs(np.concatenate(pairs)), hot)
 
 
-def _band(run: Run, band: np.uint16) -> Run:
-    first, last = np.searchsorted(run["band"], band, "left"), np.searchsorted(run["band"], band, "right")
-    return run[first:last]
+def _band(runs: Sequence[Placed], band: int, without: Ints | None, wanted: Keys | None = None) -> tuple[Keys, Ints]:
+    """Hashes and ids of one band of some runs; only of wanted hashes, where these (ascending) are given."""
+    hashes = np.concatenate([run["hash"][band] for run, _ in runs])
+    documents = np.concatenate([run["document"][band] + first for run, first in runs])
+    chosen = np.ones(len(hashes), np.bool_)
+    if wanted is not None:
+        chosen &= _is_among(hashes, wanted)
+    if without is not None:
+        chosen &= ~_is_among(documents, without)
+    return hashes[chosen], documents[chosen]
+
+
+def _is_among(values: NDArray[np.generic], known: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Whether each value is one of the known ones, which ascend."""
+    if not len(known):
+        return np.zeros(len(values), np.bool_)
+    return np.asarray(known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values)
 
 
 def _unique_pairs(pairs: Ints) -> Ints:

@@ -57,6 +57,11 @@ class TestTable:
         """N."""
         return len(self.item_sizes)
 
+    def texts(self) -> pa.LargeStringArray:
+        """(N,) the texts of all items, without a copy."""
+        offsets = np.ascontiguousarray(self.text_offsets)
+        return pa.LargeStringArray.from_buffers(self.num_items, pa.py_buffer(offsets), pa.py_buffer(self.text_bytes))
+
     def text(self, item: int) -> str:
         """The text of an item."""
         return bytes(self.text_bytes[self.text_offsets[item] : self.text_offsets[item + 1]]).decode()

@@ -37,6 +37,8 @@ _KINDS = (
     FileKind("testsets", "testsets/{name}/{task}/{file}", "-", "-"),
     FileKind("queries", "queries/{name}/{task}/{file}", "queries", "-"),
     FileKind("neighbours", "neighbours/{name}/{task}.parquet", "queries", "parts"),
+    FileKind("bands", "bands/{name}/{task}.npy", "chunks", "chunks"),
+    FileKind("duplicates", "duplicates/{name}/{task}.parquet", "-", "chunks"),
     FileKind("reports", "reports/{task}.parquet", "-", "-"),
     FileKind("rejects", "rejects/{task}.parquet", "-", "-"),
     FileKind("runs", "runs/{run}/{file}", "-", "-"),

@@ -101,6 +101,23 @@ LEAK_REPORT = pa.schema(
     ]
 )
 
+DUPLICATE_PAIRS = pa.schema(
+    [
+        pa.field("first", pa.int64(), nullable=False),
+        pa.field("second", pa.int64(), nullable=False),
+        pa.field("jaccard", pa.float64(), nullable=False),
+    ]
+)
+
+DUPLICATE_CLUSTERS = pa.schema(
+    [
+        pa.field("document", pa.int64(), nullable=False),
+        pa.field("cluster", pa.int64(), nullable=False),
+        pa.field("keeper", pa.int64(), nullable=False),
+        pa.field("jaccard", pa.float64(), nullable=False),
+    ]
+)
+
 
 def neighbours_schema(k: int) -> pa.Schema:
     """The schema of a neighbour table; `k` counts the slack in."""

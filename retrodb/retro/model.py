@@ -211,8 +211,10 @@ def token_losses(logits: Tensor, tokens: Tensor, pad_token: int) -> Tensor:
     The first token of a sequence has nothing before it and is charged as one of V equally likely.
     """
     V = logits.shape[-1]
+    # The last position predicts nothing. Cutting it off the logits, by far the largest array, would copy them.
+    targets = F.pad(tokens[:, 1:], (0, 1), value=pad_token)
     losses = F.cross_entropy(
-        logits[:, :-1].reshape(-1, V).float(), tokens[:, 1:].reshape(-1), ignore_index=pad_token, reduction="none"
+        logits.reshape(-1, V).float(), targets.reshape(-1), ignore_index=pad_token, reduction="none"
     )
     first = (tokens[:, :1] != pad_token) * torch.tensor(float(V), device=tokens.device).log()
-    return torch.cat((first, losses.view(len(tokens), -1)), dim=1)
+    return torch.cat((first, losses.view(len(tokens), -1)[:, :-1]), dim=1)

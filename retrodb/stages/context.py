@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from retrodb.encode.threads import available_cpus
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import Progress
 from retrodb.engine.run import Engine
@@ -21,6 +22,11 @@ class Context:
     engine: Engine = field(default_factory=LocalEngine)
     progress: Progress = field(default_factory=Progress)
     clock: str | None = None  # time of new runs; None reads the machine's clock, once a run
+
+    def threads_for(self, num_tasks: int) -> int:
+        """Threads of a task's process when so many tasks run side by side: no core idle, none shared."""
+        processes = min(self.engine.workers, num_tasks) if isinstance(self.engine, LocalEngine) else 1
+        return max(1, available_cpus() // max(1, processes))
 
     def settings(self) -> Settings:
         """The database's settings. Raises MissingFileError, FormatVersionError, DamagedFileError."""

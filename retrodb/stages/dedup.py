@@ -1,7 +1,8 @@
 """Stage dedup: what overlaps a test set gets tombstones, and every shard records what it was held against.
 
 A registered test set is remembered. Documents that come later are held against it before any later stage sees them, and a
-test set that comes later is held against the whole built database.
+test set that comes later is held against the whole built database. Registering it again with other items or another rule
+starts afresh: what only the former version removed comes back.
 """
 
 from __future__ import annotations
@@ -10,33 +11,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrodb.config import DedupParams, from_mapping, to_mapping
-from retrodb.dedup.normalise import join_rows
+from retrodb.dedup.leakscan import frequent_keys
+from retrodb.dedup.lsh import parse_bands
+from retrodb.dedup.rule import parse_rule
 from retrodb.dedup.testsets import read_test_items
 from retrodb.engine.run import Run, add_counts, open_run
-from retrodb.engine.task import Task, TaskRecord, make_task
+from retrodb.engine.task import Task, TaskFunction, TaskRecord, make_task
 from retrodb.errors import UsageError
-from retrodb.format.arrays import save_array
+from retrodb.format.arrays import Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord, ScreenedRecord, screening_key
 from retrodb.format.rows import deserialize_rows
+from retrodb.format.schemas import LEAK_REPORT
 from retrodb.stages.context import Context
+from retrodb.stages.document_blocks import document_texts
 from retrodb.stages.ingest_change import HELD_OUT_SET
-from retrodb.stages.leak_scan import excluded_keys, run_count, run_leak_scan
-from retrodb.stages.testset import TestSet, check_params, register
+from retrodb.stages.leak_report import read_reports, removed_items, summary, with_removed
+from retrodb.stages.leak_scan import run_clean, run_count, run_leak_scan
+from retrodb.stages.testset import TestSet, check_params, open_table, register, registered
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
-from retrodb.store.digest import identity
 from retrodb.store.publish import publish
-from retrodb.view.tombstones import tombstone, tombstones_to_table
+from retrodb.view.tombstones import Tombstone, tombstone, tombstones_to_table
 from retrodb.view.view import View
 
-STAGE_VERSION = 1
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STAGE_VERSION = 2
+Span = tuple[int, int]  # first chunk and number of chunks of a shard
 
 
 @dataclass(frozen=True)
@@ -50,33 +59,27 @@ class DedupResult:
     documents: int  # scanned
     hits: int  # pairs of a document and an item that share a shingle
     matched_items: int  # items with a hit
-    removed_documents: int
+    removed_documents: int  # documents that lost all, or at chunk level some, of their chunks
     removed_chunks: int
     contained_items: int  # items of which some document holds half or more, whatever the rule
     contained_documents: int  # documents that hold half or more of some item
-    short_matches: int  # exact matches of texts too short for a shingle
+    short_matches: int  # documents too short for a shingle that are an item word for word
+    expected_miss: float = (
+        0.0  # share of the true pairs that MinHash bands are expected to miss; the exact method misses none
+    )
     dry_run: bool = False
 
 
 @dataclass(frozen=True)
-class LeakHit:
-    """One pair of a document and a test item that share shingles, as reported when it was found."""
+class _Found:
+    """What one screening found."""
 
-    testset: str
-    item: str
-    source: str
-    doc_id: str
-    first_chunk: int
-    num_chunks: int
-    intersection: int
-    document_shingles: int
-    item_shingles: int
-    jaccard: float
-    containment: float
-    touched_chunks: tuple[int, ...]
-    removed: bool
-    item_text: str
-    document_excerpt: str  # text of the first touched chunk, "" when it is gone
+    spans: list[Span]  # the shards that were held against the test set
+    report: pa.Table  # of these, and of earlier hits that turned out to be on a contained item
+    replaced: list[str]  # the report files whose rows stand in it anew
+    dead: dict[Span, Int64Array]  # rows to delete of each shard, of earlier ones too
+    num_documents: int  # scanned
+    counts: FileRecord | None  # in how many documents each shingle stands, where the rule asks
 
 
 def run_dedup(
@@ -93,11 +96,11 @@ def run_dedup(
         names = [name] if name else view.snapshot.names("testset")
         if name and view.snapshot.entry("testset", name) is None:
             raise UsageError(f"no test set '{name}'", remedy="Register it with 'retrodb dedup DB --against FILE'.")
-        return [_screen(context, context.view(), _registered(view, n), dry_run=dry_run) for n in names]
+        return [_screen(context, registered(view, n), dry_run=dry_run) for n in names]
     check_params(params)
     items = read_test_items(list(against), params.text_template)
-    testset = register(context.storage, name or _stem(against[0]), items.ids, items.texts, params)
-    return [_screen(context, view, testset, dry_run=dry_run)]
+    testset = register(view, name or _stem(against[0]), items.ids, items.texts, params)
+    return [_screen(context, testset, dry_run=dry_run)]
 
 
 def screen_new_shards(context: Context) -> list[DedupResult]:
@@ -105,185 +108,198 @@ def screen_new_shards(context: Context) -> list[DedupResult]:
     view = context.view()
     results = []
     if view.snapshot.entry("queries", HELD_OUT_SET) is not None:
-        testset = _held_out(context, view)
-        if testset is not None:
-            results.append(_screen(context, view, testset, dry_run=False))
+        testset = _held_out(view)
+        if testset is not None and testset.is_new:
+            results.append(_screen(context, testset, dry_run=False))
     for name in context.view().snapshot.names("testset"):
         view = context.view()
         if view.unscreened_shards(name):
-            results.append(_screen(context, view, _registered(view, name), dry_run=False))
+            results.append(_screen(context, registered(view, name), dry_run=False))
     return results
-
-
-def read_leaks(view: View, testset: str | None) -> list[LeakHit]:
-    """The reported hits of one test set, or of all, the most contained first."""
-    hits = []
-    for name in [testset] if testset else view.snapshot.names("testset"):
-        texts: dict[str, str] = {}
-        for record in view.manifest.files("testsets", name):
-            if record.path.endswith("/items.parquet"):
-                texts.update(zip(*(c.to_pylist() for c in read_table(view.files.open(record)).columns), strict=True))
-        for record in view.manifest.files("reports", name):
-            hits += [_leak_hit(view, row, texts) for row in read_table(view.files.open(record)).to_pylist()]
-    return sorted(hits, key=lambda hit: (-hit.containment, hit.item, hit.first_chunk))
-
-
-def _leak_hit(view: View, row: dict[str, Any], texts: dict[str, str]) -> LeakHit:
-    touched = tuple(row.pop("touched_chunks"))
-    excerpt = view.chunks.texts(np.array(touched[:1], dtype=np.int64), deleted_too=True)
-    return LeakHit(
-        **row,
-        touched_chunks=touched,
-        item_text=texts.get(row["item"], ""),
-        document_excerpt=excerpt[0] if excerpt else "",
-    )
 
 
 def _stem(path: Path) -> str:
     return path.name.partition(".")[0]
 
 
-def _registered(view: View, name: str) -> TestSet:
-    entry = view.snapshot.entry("testset", name)
-    folder = path_of("testsets", name=name, task=entry["digest"], file="")
-    files = [record for record in view.manifest.files("testsets", name) if record.path.startswith(folder)]
-    return TestSet(name, entry["digest"], entry, tuple(files))
-
-
-def _held_out(context: Context, view: View) -> TestSet | None:
-    """The held-out documents as a test set under the paper's rule; None when all of them were registered so."""
-    import pyarrow as pa
-
+def _held_out(view: View) -> TestSet | None:
+    """The live held-out documents as a test set under the paper's rule; None when there are none."""
     chunks = view.query_set(HELD_OUT_SET)
-    ids: list[str] = []
-    texts: list[str] = []
+    firsts = [np.empty(0, dtype=np.int64)]
     for record in chunks.ranges:
-        layout, table = chunks.layout(record), chunks.documents_table(record)
-        column = read_table(view.files.open(chunks.file("chunks", record.first_chunk, record.num_chunks)), ["text"])
-        bounds = np.append(layout.first_row, record.num_chunks)
-        documents = join_rows(column.column("text").combine_chunks(), bounds)
-        live = chunks.live_mask(record.first_chunk, record.num_chunks)[layout.first_row].tolist()
-        names = zip(table.column("source").to_pylist(), table.column("doc_id").to_pylist(), strict=True)
-        for (source, doc_id), text, is_live in zip(names, documents.to_pylist(), live, strict=True):
-            if is_live:
-                ids.append(f"{source}/{doc_id}")
-                texts.append(text)
-    if not ids:
+        rows = chunks.layout(record).first_row
+        firsts.append(record.first_chunk + rows[chunks.live_mask(record.first_chunk, record.num_chunks)[rows]])
+    ids = np.concatenate(firsts)
+    if not len(ids):
         return None
-    testset = register(context.storage, HELD_OUT_SET, ids, pa.array(texts, pa.large_string()), DedupParams())
-    entry = view.snapshot.entry("testset", HELD_OUT_SET)
-    return None if entry and entry["digest"] == testset.digest else testset
+    names = [f"{document['source']}/{document['doc_id']}" for document in chunks.documents(ids) if document]
+    return register(view, HELD_OUT_SET, names, document_texts(chunks, ids), DedupParams())
 
 
-def _screen(context: Context, view: View, testset: TestSet, *, dry_run: bool) -> DedupResult:
+def _screen(context: Context, testset: TestSet, *, dry_run: bool) -> DedupResult:
     """Hold every shard that was not yet screened against a test set, and commit what was found."""
+    view = context.view()
     params = from_mapping(DedupParams, testset.entry["params"], where=f"test set {testset.name}")
-    is_new = view.snapshot.entry("testset", testset.name) != testset.entry
-    shards = list(range(len(view.shards))) if is_new else view.unscreened_shards(testset.name)
-    ranges = [(int(view.shards.first_chunk[s]), int(view.shards.num_chunks[s])) for s in shards]
-    plan = {"version": STAGE_VERSION, "testset": testset.name, "digest": testset.digest, "ranges": ranges}
+    shards = range(len(view.shards)) if testset.is_new else view.unscreened_shards(testset.name)
+    spans = [(int(view.shards.first_chunk[s]), int(view.shards.num_chunks[s])) for s in shards]
+    if not spans and not testset.is_new:
+        return _result(view, testset, params, _Found([], LEAK_REPORT.empty_table(), [], {}, 0, None), dry_run)
+    plan = {"version": STAGE_VERSION, "testset": testset.name, "entry": testset.entry, "spans": spans}
     run = open_run(context.storage, "dedup", plan, context.clock)
-    records: list[TaskRecord] = []
-    if shards:
-        excluded = _excluded(context, run, view, testset, params, ranges)
-        tasks = [_task(run, view, testset, params, excluded, *span) for span in ranges]
-        records = context.engine.run(run, tasks, run_leak_scan, context.progress)
-    result = _result(view, testset, params, records, dry_run)
-    if dry_run or not (shards or is_new):
+    found = _scan(context, run, view, testset, params, spans)
+    result = _result(view, testset, params, found, dry_run)
+    if dry_run:
         return result
-    snapshot = commit(
-        context.storage, view.snapshot, _change(context, view, run, testset, params, ranges, records, is_new)
-    )
+    snapshot = commit(context.storage, view.snapshot, _change(context, view, run, testset, params, found))
     return replace(result, snapshot=snapshot.number)
 
 
+def _scan(context: Context, run: Run, view: View, testset: TestSet, params: DedupParams, spans: list[Span]) -> _Found:
+    excluded = counts = None
+    if params.max_document_frequency is not None and spans:
+        counts, excluded = _frequencies(context, run, view, testset, params.max_document_frequency, spans)
+
+    def run_all(function: TaskFunction, over: list[Span], **more: Any) -> list[TaskRecord]:
+        tasks = [_task(function.__name__, run, view, testset, excluded, span, more) for span in over]  # type: ignore[attr-defined]
+        return context.engine.run(run, tasks, function, context.progress)
+
+    records = run_all(run_leak_scan, spans)
+    dead = {span: _rows(record) for span, record in zip(spans, records, strict=True)}
+    report = _read_new_reports(context, records)
+    replaced: list[FileRecord] = []
+    if params.level == "chunk":
+        earlier = [] if testset.is_new else view.manifest.files("reports", testset.name)
+        known = removed_items(read_reports(view, earlier))
+        leaked = known | removed_items(report)
+        if leaked != known:  # an item that leaks anywhere is taken out everywhere
+            replaced = earlier
+            spans_to_clean = [(r.first_chunk, r.num_chunks) for r in view.chunks.ranges]
+        else:
+            spans_to_clean = spans
+        report = with_removed(_joined(read_reports(view, replaced), report), leaked)
+        if leaked:
+            table = open_table(view, testset)
+            items = [item for item in range(table.num_items) if table.id(item) in leaked]
+            for span, record in zip(spans_to_clean, run_all(run_clean, spans_to_clean, items=items), strict=True):
+                dead[span] = np.union1d(dead.get(span, np.empty(0, np.int64)), _rows(record))
+    num_documents = add_counts(records).get("documents", 0)
+    return _Found(spans, report, [record.path for record in replaced], dead, num_documents, counts)
+
+
 def _task(
-    run: Run, view: View, testset: TestSet, params: DedupParams, excluded: FileRecord | None, first: int, count: int
+    stage: str, run: Run, view: View, testset: TestSet, excluded: FileRecord | None, span: Span, more: dict[str, Any]
 ) -> Task:
-    documents, chunks = (view.chunks.file(kind, first, count) for kind in ("documents", "chunks"))
+    documents, chunks = (view.chunks.file(kind, *span) for kind in ("documents", "chunks"))
     for record in (documents, chunks, *testset.files):
         view.files.open(record)
     payload = {
         "run": run.id,
         "testset": testset.name,
-        "params": to_mapping(params),
+        "params": testset.entry["params"],
         "table": next(record.path for record in testset.files if record.path.endswith(".npy")),
         "excluded": excluded.path if excluded else None,
         "documents": documents.path,
         "chunks": chunks.path,
-        "first_chunk": first,
+        "rows": chunks.rows.hex() if chunks.rows is not None else None,
+        "first_chunk": span[0],
+        "num_chunks": span[1],
+        **more,
     }
-    inputs = [testset.digest, chunks.digest.sha256.hex(), excluded.digest.sha256.hex() if excluded else ""]
-    return make_task("dedup", STAGE_VERSION, payload, inputs, count)
+    inputs = [testset.entry["digest"], chunks.digest.sha256.hex(), excluded.digest.sha256.hex() if excluded else ""]
+    return make_task(stage, STAGE_VERSION, payload, inputs, span[1])
 
 
-def _excluded(
-    context: Context, run: Run, view: View, testset: TestSet, params: DedupParams, ranges: list[tuple[int, int]]
-) -> FileRecord | None:
-    """The shingles too frequent in the scanned documents to count towards containment, as a file of the run."""
-    if params.max_document_frequency is None:
-        return None
-    tasks = [
-        replace(t, id=identity(t.id, "count")) for t in (_task(run, view, testset, params, None, *r) for r in ranges)
-    ]
+def _rows(record: TaskRecord) -> Int64Array:
+    return deserialize_rows(bytes.fromhex(record.result["rows"]))
+
+
+def _read_new_reports(context: Context, records: list[TaskRecord]) -> pa.Table:
+    paths = [context.storage.local(file.path) for record in records for file in record.files]
+    return _joined(*(read_table(path) for path in paths))
+
+
+def _joined(*reports: pa.Table) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.concat_tables([LEAK_REPORT.empty_table(), *reports])
+
+
+def _frequencies(
+    context: Context, run: Run, view: View, testset: TestSet, max_share: float, spans: list[Span]
+) -> tuple[FileRecord, FileRecord]:
+    """The counts of the new shards, to be kept, and the shingles that all counts together call too frequent."""
+    tasks = [_task("run_count", run, view, testset, None, span, {}) for span in spans]
     records = context.engine.run(run, tasks, run_count, context.progress)
-    mask = excluded_keys(context.storage, records, params.max_document_frequency)
+    new = np.sum([map_array(context.storage.local(record.files[0].path)) for record in records], axis=0)
+    path = path_of("testsets", name=testset.name, task=run.id, file="counts.npy")
+    counts = publish(context.storage, "testsets", path, lambda local: save_array(local, new), name=testset.name)
+    kept = [] if testset.is_new else view.manifest.files("testsets", testset.name)
+    old = [map_array(view.files.open(record)) for record in kept if record.path.endswith("/counts.npy")]
+    total = np.sum([new, *old], axis=0)
+    mask = frequent_keys(total[:-1], int(total[-1]), max_share)
     path = path_of("runs", run=run.id, file="excluded.npy")
-    return publish(context.storage, "runs", path, lambda local: save_array(local, mask))
+    return counts, publish(context.storage, "runs", path, lambda local: save_array(local, mask))
 
 
-def _result(view: View, testset: TestSet, params: DedupParams, records: list[TaskRecord], dry_run: bool) -> DedupResult:
-    counts = add_counts(records)
-    names = ("documents", "hits", "removed_documents", "removed_chunks", "contained_documents", "short_matches")
+def _result(view: View, testset: TestSet, params: DedupParams, found: _Found, dry_run: bool) -> DedupResult:
+    miss = 0.0
+    if params.method == "minhash":
+        threshold = float(parse_rule(params.rule).threshold)
+        miss = parse_bands(params.bands, params.permutations).expected_miss(threshold)
     return DedupResult(
         snapshot=view.snapshot.number,
         testset=testset.name,
         rule=params.rule,
         items=testset.entry["items"],
-        matched_items=len({item for record in records for item in record.result["matched_items"]}),
-        contained_items=len({item for record in records for item in record.result["contained_items"]}),
-        **{name: counts.get(name, 0) for name in names},
+        documents=found.num_documents,
+        removed_chunks=sum(len(rows) for rows in found.dead.values()),
+        **summary(found.report),
+        expected_miss=miss,
         dry_run=dry_run,
     )
 
 
-def _change(
-    context: Context,
-    view: View,
-    run: Run,
-    testset: TestSet,
-    params: DedupParams,
-    ranges: list[tuple[int, int]],
-    records: list[TaskRecord],
-    is_new: bool,
-) -> Change:
-    import pyarrow as pa
-
-    files = list(testset.files) if is_new else []
-    kept = {record.path for record in testset.files}
-    replaced = [record.path for record in view.manifest.files("testsets", testset.name) if record.path not in kept]
-    dead = [
-        tombstone(first, count, f"leak:{testset.name}", deserialize_rows(bytes.fromhex(record.result["rows"])))
-        for (first, count), record in zip(ranges, records, strict=True)
-        if record.result["rows"]
-    ]
+def _change(context: Context, view: View, run: Run, testset: TestSet, params: DedupParams, found: _Found) -> Change:
+    name = testset.name
+    files = [*testset.files] if testset.is_new else []
+    files += [found.counts] if found.counts else []
+    drops = list(found.replaced)
+    if testset.is_new:
+        kept = {record.path for record in testset.files}
+        former = [*view.manifest.files("testsets", name), *view.manifest.files("reports", name)]
+        drops += [record.path for record in former if record.path not in kept]
+    dead = _tombstones(view, testset, found)
     if dead:
         write = partial(write_table, table=tombstones_to_table(dead))
         files.append(publish(context.storage, "tombstones", path_of("tombstones", task=run.id), write))
-    reports = [read_table(context.storage.local(file.path)) for record in records for file in record.files]
-    if reports:
-        write = partial(write_table, table=pa.concat_tables(reports))
-        files.append(publish(context.storage, "reports", path_of("reports", task=run.id), write, name=testset.name))
-    key = screening_key(testset.name, testset.digest)
+    if found.report.num_rows:
+        write = partial(write_table, table=found.report)
+        files.append(publish(context.storage, "reports", path_of("reports", task=run.id), write, name=name))
+    key = screening_key(name, testset.entry["digest"])
     return Change(
         transaction=run.id,
         command="dedup",
-        arguments={"testset": testset.name, **to_mapping(params)},
+        arguments={"testset": name, **to_mapping(params)},
         clock=run.clock,
-        marks=marks.dedup(testset.name),
+        marks=marks.dedup(name, revives=any(not each.active for each in dead)),
         files=files,
-        drops=[DropRecord(OP_DROP_FILE, path) for path in replaced],
-        screened=[ScreenedRecord(key, first, count) for first, count in ranges],
-        entries={f"testset/{testset.name}": testset.entry} if is_new else {},
-        counts=add_counts(records),
+        drops=[DropRecord(OP_DROP_FILE, path) for path in drops],
+        screened=[ScreenedRecord(key, first, count) for first, count in found.spans],
+        entries={f"testset/{name}": testset.entry} if testset.is_new else {},
+        counts={"documents": found.num_documents, **summary(found.report)},
     )
+
+
+def _tombstones(view: View, testset: TestSet, found: _Found) -> list[Tombstone]:
+    """What the test set deletes and, where it is registered anew, what its former version alone deleted."""
+    reason = f"leak:{testset.name}"
+    changes = []
+    for (first, count), rows in found.dead.items():
+        if len(rows):
+            changes.append(tombstone(first, count, reason, rows))
+        former = view.chunks.tombstones.deleted_by_reason(first, count).get(reason)
+        if testset.is_new and former is not None:
+            former[rows] = False
+            if former.any():
+                changes.append(tombstone(first, count, reason, np.flatnonzero(former), active=False))
+    return changes

@@ -12,8 +12,6 @@ from typing import Any
 
 from retrodb.config import EmbedParams, from_mapping, to_mapping
 from retrodb.encode.identity import Encoder, EncoderIdentity
-from retrodb.encode.threads import available_cpus
-from retrodb.engine.local import LocalEngine
 from retrodb.engine.run import Run, add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MismatchError, UsageError
@@ -181,9 +179,8 @@ def _run_tasks(
     tasks = [
         _task(context, run, view, space, entry, job, plan_reuse(view, known, job.hashes, job.wanted)) for job in jobs
     ]
-    workers = context.engine.workers if isinstance(context.engine, LocalEngine) else 1
-    threads = max(1, available_cpus() // max(1, min(workers, len(tasks))))
-    function = partial(run_embed_task, params=to_mapping(params), hardware=replace(hardware, threads=threads))
+    own = replace(hardware, threads=context.threads_for(len(tasks)))
+    function = partial(run_embed_task, params=to_mapping(params), hardware=own)
     return context.engine.run(run, tasks, function, context.progress)
 
 

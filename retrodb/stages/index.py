@@ -20,7 +20,7 @@ from retrodb.ann.part import PART_FILES, build_part
 from retrodb.config import IndexParams, to_mapping
 from retrodb.engine.run import Run, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
-from retrodb.errors import MissingStep
+from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import AnyArray, map_array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
@@ -67,6 +67,11 @@ def run_index(
         raise MissingStep(f"space '{name}' has no vectors", remedy="Run 'retrodb embed' first.")
     entry = view.snapshot.entry("index", name)
     is_new = retrain or entry is None
+    if not is_new and params != IndexParams() and to_mapping(params) != entry["params"]:
+        raise UsageError(
+            f"space '{name}' has a codebook already ({entry['factory']}) and these options ask for another",
+            remedy="Add '--retrain' to make a new one and index everything again, or leave the options out.",
+        )
     old = parts_of(view, name)
     indexed = set() if is_new else {(p.span.first_chunk, p.span.rows) for p in old}
     missing = [record for record in vectors if (record.first_chunk, record.rows) not in indexed]

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrodb.config import IngestParams, to_mapping
-from retrodb.corpus.document import Fields, Limits
-from retrodb.corpus.inputs import plan_splits
-from retrodb.corpus.split import InputFile, Split
-from retrodb.engine.run import Engine, Run, add_counts, open_run
-from retrodb.engine.task import Task, TaskFunction, TaskRecord, make_task
-from retrodb.errors import InputError, TooManyRejects, UsageError, WorkerDied
+from retrodb.engine.run import Run, add_counts, open_run
+from retrodb.engine.task import Task, TaskRecord, make_task
+from retrodb.errors import InputError, TooManyRejects, UsageError
 from retrodb.format.arrays import BoolArray, map_array, save_array
 from retrodb.format.ids import ID_DTYPE, IdArray
 from retrodb.format.kinds import path_of
@@ -33,7 +30,8 @@ from retrodb.stages.context import Context
 from retrodb.stages.cut import run_cut
 from retrodb.stages.ingest_change import HELD_OUT_SET, REMOVED, SUPERSEDED, Outcome, ingest_change
 from retrodb.stages.ingest_inputs import Inputs, find_inputs, keep_standard_input, shown_path
-from retrodb.stages.scan import CRASHED, run_probe, run_scan
+from retrodb.stages.ingest_scan import STAGE_VERSION, run_tasks, scan
+from retrodb.stages.scan import CRASHED
 from retrodb.stages.upsert import ADDED, HELD_OUT, OUTCOMES, SUPERSEDES, Decisions, Known, decide
 from retrodb.store.commit import commit
 from retrodb.store.publish import publish
@@ -44,13 +42,7 @@ from retrodb.view.view import View
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STAGE_VERSION = 1
-NATIVE_FORMATS = ("parquet", "hf-arrow", "html", "warc", "arc")
-"""Formats read by native code that a broken file may crash; the others are plain Python, or orjson line by line."""
-
 _COUNTED = ("read", *OUTCOMES, "rejected", "removed", "chunks", "tokens")
-_SMALL_BYTES = 16 << 20  # stored bytes that one process has read before others have started
-_MIN_SEGMENT, _MAX_SEGMENT = 8 << 20, 160 << 20  # characters; the upper one gives shards of nearly 2^20 chunks
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ def run_ingest(
         return _nothing_new(view, found, params)
     run = open_run(context.storage, "ingest", _plan(view, found, params), context.clock)
     found = keep_standard_input(context.storage, run, found)
-    scanned = _scan(context, run, found, params)
+    scanned = scan(context, run, found, params)
     rejects = _collect_rejects(context, scanned, found)
     entries = _new_entries(context, scanned)
     decisions = decide(entries, _known(view, params.source), params.holdout, mirror=params.mirror)
@@ -158,92 +150,6 @@ def _plan(view: View, found: Inputs, params: IngestParams) -> dict[str, Any]:
     arguments = {name: value for name, value in to_mapping(params).items() if name != "max_reject_rate"}
     entry = view.snapshot.entry("source", params.source)
     return {"version": STAGE_VERSION, "params": arguments, "files": found.plan, "source": entry}
-
-
-def _scan(context: Context, run: Run, found: Inputs, params: IngestParams) -> list[TaskRecord]:
-    """Read every split once; with a limit, one after the other until it is reached."""
-    total = sum(f.size_bytes for f in found.files)
-    segment = min(max(total // 8, _MIN_SEGMENT), _MAX_SEGMENT)
-    shared, digests = _scan_payload(run, params, segment), list(found.digests)
-
-    def task_of(split: Split, limit: int | None) -> Task:
-        payload = {**shared, "split": split.to_json(), "limit": limit}
-        return make_task("scan", STAGE_VERSION, payload, digests, split.size_bytes)
-
-    splits = plan_splits(found.files, segment, params.marker)
-    if params.limit is None:
-        return _read(context, run, [task_of(split, None) for split in splits])
-    records: list[TaskRecord] = []
-    left = params.limit
-    for split in splits:
-        if left > 0:
-            records += _read(context, run, [task_of(split, left)])
-            left -= records[-1].counts["read"] + records[-1].counts["rejected"]
-    return records
-
-
-def _read(context: Context, run: Run, tasks: list[Task]) -> list[TaskRecord]:
-    """Run scan tasks. A process that dies is out of memory, or a reader crashed: then every task gets one of its own."""
-    files = [file for task in tasks for file in Split.from_json(task.payload["split"]).files]
-    is_native = any(file.format in NATIVE_FORMATS or (file.is_tar and file.format == "auto") for file in files)
-    try:
-        return _run_tasks(context, run, tasks, run_scan, isolated=is_native)
-    except WorkerDied:
-        return [_read_alone(context, run, task) for task in tasks]
-
-
-def _read_alone(context: Context, run: Run, task: Task) -> TaskRecord:
-    """Run one scan task in its own process; the files at which it dies, each read alone, become rejects."""
-    try:
-        return _run_tasks(context, run, [task], run_scan, isolated=True)[0]
-    except WorkerDied:
-        split = Split.from_json(task.payload["split"])
-        crashed = [f.path for f in split.files if len(split.files) == 1 or _dies(context, run, task, f)]
-        if not crashed:
-            raise
-        marked = replace(task, payload={**task.payload, "crashed": crashed})
-        return _run_tasks(context, run, [marked], run_scan, isolated=True)[0]
-
-
-def _dies(context: Context, run: Run, task: Task, file: InputFile) -> bool:
-    payload = {**task.payload, "split": Split((file,)).to_json()}
-    probe = make_task("probe", STAGE_VERSION, payload, [], file.size_bytes)
-    try:
-        _run_tasks(context, run, [probe], run_probe, isolated=True)
-    except WorkerDied:
-        return True
-    return False
-
-
-def _run_tasks(
-    context: Context, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False
-) -> list[TaskRecord]:
-    """Run tasks on the context's engine; little work does not pay for the start of processes."""
-    is_small = sum(task.weight for task in tasks) < _SMALL_BYTES
-    engine = Engine() if is_small and not isolated else context.engine
-    rate_of = "chunks" if function is run_cut else "read"
-    return engine.run(run, tasks, function, context.progress, isolated=isolated, unit="B", rate_of=rate_of)
-
-
-def _scan_payload(run: Run, params: IngestParams, segment_bytes: int) -> dict[str, Any]:
-    metadata = None if params.metadata_fields is None else tuple(params.metadata_fields)
-    fields = Fields(
-        id=params.id_field,
-        text=params.text_field,
-        key=params.key_field,
-        value=params.value_field,
-        metadata=metadata,
-        drop_metadata=params.drop_metadata,
-        marker=params.marker,
-    )
-    limits = Limits(params.max_document_chars, params.oversize, params.max_record_bytes)
-    return {
-        "run": run.id,
-        "source": params.source,
-        "fields": asdict(fields),
-        "limits": asdict(limits),
-        "segment_bytes": segment_bytes,
-    }
 
 
 def _segments(scanned: Sequence[TaskRecord]) -> Iterator[tuple[FileRecord, FileRecord, int]]:
@@ -377,5 +283,5 @@ def _cut(
                 details = {**payload, "keep": list(codes), "queries": queries, "source": params.source}
                 wanted.append(make_task("cut", STAGE_VERSION, details, inputs, spool.digest.size_bytes))
         first += records
-    done = _run_tasks(context, run, tasks + held_tasks, run_cut)
+    done = run_tasks(context, run, tasks + held_tasks, run_cut, rate_of="chunks")
     return done[: len(tasks)], done[len(tasks) :]

@@ -88,13 +88,16 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
         raise UsageError("no input files", remedy="Name files, folders or globs after the database.")
     digests = [identity(file_digest(f.path), f.name, f.format) for f in files]
     mapping = identity({k: v for k, v in to_mapping(params).items() if k not in _NOT_OF_THE_MAPPING})
-    found = Inputs(tuple(files), tuple(digests), mapping)
+    whole = Inputs(tuple(files), tuple(digests), mapping)
     known = {row["digest"]: row for row in _known(view, params.source) if row["mapping"] == mapping}
     if params.mirror:
         entry = view.snapshot.entry("source", params.source) or {}
-        is_same = entry.get("mirror") == mirror_identity(found)
-        return Inputs((), (), mapping, tuple(known[digest] for digest in digests)) if is_same else found
+        is_same = entry.get("mirror") == mirror_identity(whole)
+        known = known if is_same else {}
     fresh = [i for i, digest in enumerate(digests) if digest not in known]
+    for i, file in enumerate(files):
+        if file.name == STANDARD_INPUT and i not in fresh:
+            view.storage.delete(f"{TEMPORARY}/{os.path.basename(file.path)}")
     skipped = tuple(known[digest] for digest in digests if digest in known)
     return Inputs(tuple(files[i] for i in fresh), tuple(digests[i] for i in fresh), mapping, skipped)
 

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import exact_topk
-from retrodb.ann.exclusion import Exclusion
+from retrodb.ann.exclusion import NO_KEY, Exclusion
 from retrodb.ann.join import join_block
+from retrodb.ann.rerank import LivePart
 from retrodb.config import NeighboursParams, from_mapping, to_mapping
 from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MissingStep, UsageError
-from retrodb.format.arrays import Float32Array, Int64Array
+from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord
@@ -28,6 +30,7 @@ from retrodb.format.schemas import neighbours_schema
 from retrodb.format.settings import parse_settings
 from retrodb.stages.context import Context
 from retrodb.stages.live_parts import EXCLUSIONS, live_parts, open_codebook, parts_of
+from retrodb.stages.operating_point import EXACT, SAMPLE_ROWS, OperatingPoint, measure
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
 from retrodb.store.digest import identity
@@ -38,6 +41,7 @@ from retrodb.view.view import SELF, View
 
 STAGE_VERSION = 1
 _BLOCK_ROWS = 1 << 17  # query rows of a task
+_SAMPLE_SPANS = 16  # of such blocks, that the sample for the operating point is drawn from
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class NeighboursResult:
     slack: int
     short: int  # rows with fewer than k neighbours: the database has no more for them
     lists_probed: int  # per row, out of all lists; 0 for an exact product
+    recall: float  # of the k neighbours, estimated on a sample of the rows
     dry_run: bool = False
 
 
@@ -79,9 +84,11 @@ def run_neighbours(
     codebook = open_codebook(view, name)
     _refuse_missing(view, queries, name)
     spans = [span for record in chunks.ranges for span in _blocks(record.first_chunk, record.num_chunks)]
-    nprobe = 0 if params.exact else operating_point(view, name, codebook.num_lists)
-    details = {"queries": queries, "space": name, "nprobe": nprobe, "state": _state(view), **to_mapping(params)}
-    result = NeighboursResult(view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, nprobe, dry_run)
+    point = EXACT if params.exact else _measured(view, codebook, queries, name, params, spans)
+    details = {"queries": queries, "space": name, "nprobe": point.nprobe, "state": _state(view), **to_mapping(params)}
+    result = NeighboursResult(
+        view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, point.nprobe, point.recall, dry_run
+    )
     if dry_run:
         rows = sum(len(_query_ids(view, queries, name, *span)) for span in spans)
         return replace(result, rows=rows)
@@ -91,7 +98,8 @@ def run_neighbours(
     plan = {"version": STAGE_VERSION, "table": table, "previous": previous, **details}
     run = open_run(context.storage, "neighbours", plan, context.clock)
     tasks = [_task(view, table, details, *span) for span in spans]
-    records = context.engine.run(run, tasks, run_neighbours_task, context.progress)
+    function = partial(run_neighbours_task, threads=context.threads_for(len(tasks)))
+    records = context.engine.run(run, tasks, function, context.progress)
     counts = {"rows": 0, "short": 0, **add_counts(records)}
     change = Change(
         transaction=run.id,
@@ -108,8 +116,8 @@ def run_neighbours(
     return replace(result, snapshot=snapshot.number, rows=counts["rows"], short=counts["short"])
 
 
-def run_neighbours_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
-    """The neighbours of one range of query rows."""
+def run_neighbours_task(storage: Storage, task: Task, clock: str, *, threads: int = 1) -> TaskRecord:
+    """The neighbours of one range of query rows; the threads change no byte of them."""
     import pyarrow as pa
 
     del clock
@@ -119,7 +127,7 @@ def run_neighbours_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
     rows = _query_ids(view, payload["queries"], payload["space"], payload["first"], payload["count"])
     if not len(rows):
         return TaskRecord(task.id, (), {}, {"rows": 0, "short": 0})
-    ids, distances = _nearest(view, payload, params, rows)
+    ids, distances = _nearest(view, payload, params, rows, threads)
     width = params.k + params.slack
     arrays = [
         pa.array(rows),
@@ -145,10 +153,19 @@ def run_neighbours_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
     return TaskRecord(task.id, (record,), {}, {"rows": len(rows), "short": short})
 
 
-def operating_point(view: View, space: str, num_lists: int) -> int:
-    """Lists to probe in a space: its measured operating point, else an eighth of all lists, at least 8."""
-    entry = view.snapshot.entry("index", space)
-    return int(entry.get("nprobe") or min(num_lists, max(8, num_lists // 8)))
+def _measured(
+    view: View, codebook: Codebook, queries: str, space: str, params: NeighboursParams, spans: list[tuple[int, int]]
+) -> OperatingPoint:
+    """The operating point for the recall asked for, on a seeded sample of the rows of some spans."""
+    if codebook.num_lists == 1:
+        return EXACT
+    rng = np.random.default_rng(0)
+    chosen = sorted(rng.permutation(len(spans))[:_SAMPLE_SPANS].tolist())
+    rows = np.concatenate([_query_ids(view, queries, space, *spans[place]) for place in chosen])
+    sample = np.sort(rng.permutation(rows)[:SAMPLE_ROWS])
+    parts = live_parts(view, space, kinds=params.exclude)
+    vectors = view.vectors(space, sample, queries)
+    return measure(codebook, parts, vectors, _exclusion(view, queries, params, sample), params.k, params.recall)
 
 
 def _check(params: NeighboursParams, table: str) -> None:
@@ -173,7 +190,7 @@ def _refuse_missing(view: View, queries: str, space: str) -> None:
 
 def _state(view: View) -> str:
     """A digest of the live files that neighbours may follow from: equal ones give equal tables."""
-    beside = ("neighbours/", "reports/", "rejects/", "inputs/", "testsets/")
+    beside = ("neighbours/", "reports/", "rejects/", "inputs/", "testsets/", "bands/", "duplicates/")
     return identity(sorted(path for path in view.manifest.paths() if not path.startswith(beside)))
 
 
@@ -213,21 +230,41 @@ def _view(url: str, number: int, transaction: str) -> View:
     return View(storage, settings, read_snapshot(storage, number))
 
 
-def _nearest(view: View, payload: Any, params: NeighboursParams, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
+def _nearest(
+    view: View, payload: Any, params: NeighboursParams, rows: Int64Array, threads: int
+) -> tuple[Int64Array, Float32Array]:
     """Neighbours and distances, (Q, k + slack) each, of query rows."""
-    space, queries = payload["space"], payload["queries"]
+    space, queries, nprobe = payload["space"], payload["queries"], payload["nprobe"]
     parts = live_parts(view, space, kinds=params.exclude)
-    chunks = view.query_set(queries)
     vectors = view.vectors(space, rows, queries)
-    own: dict[str, Int64Array] = {}
-    for kind in params.exclude:
-        if kind == "content":
-            own[kind] = chunks.content_keys(rows)
-        elif queries == SELF:
-            own[kind] = chunks.document_ids(rows)
-    exclusion = Exclusion.of(len(rows), **own)
+    exclusion = _exclusion(view, queries, params, rows)
     width = params.k + params.slack
-    metric = view.snapshot.entry("space", space)["metric"]
-    if params.exact:
-        return exact_topk(vectors, (block for part in parts for block in part.blocks()), width, metric, exclusion)
-    return join_block(vectors, None, parts, open_codebook(view, space), width, payload["nprobe"], exclusion)
+    if nprobe == 0:
+        metric = view.snapshot.entry("space", space)["metric"]
+        blocks = (block for part in parts for block in part.blocks())
+        return exact_topk(vectors, blocks, width, metric, exclusion, threads)
+    lists = _stored_lists(parts, rows, nprobe) if queries == SELF else None
+    return join_block(vectors, lists, parts, open_codebook(view, space), width, nprobe, exclusion, threads=threads)
+
+
+def _stored_lists(parts: list[LivePart], rows: Int64Array, nprobe: int) -> Int32Array | None:
+    """Each row's nearest lists as they were kept when it was added; None when too few were kept."""
+    if min((part.part.lists_NA.shape[1] for part in parts), default=0) < nprobe:
+        return None
+    lists = np.full((len(rows), nprobe), -1, dtype=np.int32)
+    for part in parts:
+        place = np.minimum(np.searchsorted(part.ids_N, rows), max(len(part.ids_N) - 1, 0))
+        here = np.flatnonzero(part.ids_N[place] == rows) if len(part.ids_N) else place[:0]
+        lists[here] = part.part.lists_NA[place[here], :nprobe]
+    return lists
+
+
+def _exclusion(view: View, queries: str, params: NeighboursParams, rows: Int64Array) -> Exclusion:
+    """What each query row must not meet. A foreign query set has no documents of its own in the database."""
+    chunks = view.query_set(queries)
+    own: dict[str, Int64Array] = {}
+    if "document" in params.exclude:
+        own["document"] = chunks.document_ids(rows) if queries == SELF else np.full(len(rows), NO_KEY)
+    if "content" in params.exclude:
+        own["content"] = chunks.content_keys(rows)
+    return Exclusion.of(len(rows), **own)

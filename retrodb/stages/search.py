@@ -17,7 +17,7 @@ from retrodb.format.arrays import Float32Array
 from retrodb.stages.embed import check_identity
 from retrodb.stages.embed_task import Hardware, load_encoder
 from retrodb.stages.live_parts import live_parts, open_codebook
-from retrodb.stages.neighbours import operating_point
+from retrodb.stages.operating_point import default_nprobe
 from retrodb.view.view import View
 
 
@@ -66,7 +66,7 @@ def run_search(
     codebook = open_codebook(view, name)
     vectors = _vectors(view, name, queries, device)
     parts = live_parts(view, name, allowed=None if source is None else {"source": frozenset({source})})
-    probes = nprobe or operating_point(view, name, codebook.num_lists)
+    probes = nprobe or default_nprobe(codebook.num_lists)
     ids, distances = search(vectors, parts, codebook, k, probes)
     values = scores(distances, codebook.metric)
     return [_hits(view, own, value) for own, value in zip(ids, values, strict=True)]

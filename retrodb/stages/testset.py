@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from retrodb.config import DedupParams, to_mapping
+from retrodb.dedup.lsh import parse_bands
 from retrodb.dedup.rule import parse_rule
 from retrodb.dedup.shingles import SHINGLE_VERSION, check_ngram
 from retrodb.dedup.testtable import TestTable, build_table, load_table, save_table
@@ -19,7 +20,6 @@ from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
 from retrodb.store.digest import digest_bytes, identity
 from retrodb.store.publish import publish
-from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ TABLE_FILES = tuple(field.name for field in fields(TestTable))
 
 @dataclass(frozen=True)
 class TestSet:
-    """A test set that is about to be registered."""
+    """A test set, registered or about to be."""
 
     __test__ = False  # pytest: no test class
 
     name: str
-    digest: str  # of items and rule: another digest has to be screened again
-    entry: dict[str, Any]  # what the snapshot keeps
-    files: tuple[FileRecord, ...]  # published
+    entry: dict[str, Any]  # what the snapshot keeps: digest of items and rule, their number, the rule, the version
+    files: tuple[FileRecord, ...]  # published: items and table
+    is_new: bool  # the snapshot does not have it, or has another version of it
 
 
 def check_params(params: DedupParams) -> None:
@@ -50,6 +50,14 @@ def check_params(params: DedupParams) -> None:
         raise UsageError(
             f"unknown treatment '{params.short_texts}' of short texts", remedy="It is 'report' or 'remove'."
         )
+    if params.method not in ("exact", "minhash"):
+        raise UsageError(f"unknown method '{params.method}'", remedy="It is 'exact' or 'minhash'.")
+    parse_bands(params.bands, params.permutations)
+    if params.method == "minhash" and rule.measure != "jaccard":
+        raise UsageError(
+            "MinHash finds pairs by their Jaccard similarity and would miss most of what is contained",
+            remedy="Take --method exact for containment rules.",
+        )
     if params.max_document_frequency is not None and rule.measure != "containment":
         raise UsageError(
             "--max-document-frequency belongs to containment rules; the paper's rule counts every shingle",
@@ -57,10 +65,11 @@ def check_params(params: DedupParams) -> None:
         )
 
 
-def register(
-    storage: Storage, name: str, ids: Sequence[str], texts: pa.LargeStringArray, params: DedupParams
-) -> TestSet:
-    """Publish a test set's files.
+def register(view: View, name: str, ids: Sequence[str], texts: pa.LargeStringArray, params: DedupParams) -> TestSet:
+    """Publish a test set's files, unless the snapshot has the same already.
+
+    Args:
+        ids: of the items; where one comes again, its number is put behind it (`7`, `7#2`).
 
     Raises:
         UsageError: for a test set without items, or a name that cannot be a folder.
@@ -71,28 +80,53 @@ def register(
         raise UsageError(f"'{name}' cannot name a test set", remedy="Give a short --name without '/'.")
     if not ids:
         raise UsageError(f"test set '{name}' has no items", remedy="Look at the files given to --against.")
-    items = pa.table({"id": pa.array(list(ids), pa.string()), "text": texts})
+    ids = _unique(ids)
     content = digest_bytes("\0".join([*ids, *texts.to_pylist()]).encode()).sha256.hex()
     digest = identity(content, to_mapping(params), SHINGLE_VERSION)
+    former = view.snapshot.entry("testset", name)
+    if former and former["digest"] == digest:
+        return registered(view, name)
+    items = pa.table({"id": pa.array(ids, pa.string()), "text": texts})
     path = partial(path_of, "testsets", name=name, task=digest)
-    files = [publish(storage, "testsets", path(file="items.parquet"), partial(write_table, table=items), name=name)]
+    put = partial(publish, view.storage, "testsets", name=name)
+    files = [put(path(file="items.parquet"), partial(write_table, table=items))]
     with TemporaryDirectory() as folder:
         save_table(build_table(texts, ids, params.ngram), Path(folder))
         for field in TABLE_FILES:
             data = (Path(folder) / f"{field}.npy").read_bytes()
-            files.append(
-                publish(storage, "testsets", path(file=f"{field}.npy"), partial(_write_bytes, data=data), name=name)
-            )
-    entry = {"digest": digest, "items": len(ids), "params": to_mapping(params)}
-    return TestSet(name, digest, entry, tuple(files))
+            files.append(put(path(file=f"{field}.npy"), partial(_write_bytes, data=data)))
+    version = former["version"] + 1 if former else 1
+    entry = {"digest": digest, "items": len(ids), "params": to_mapping(params), "version": version}
+    return TestSet(name, entry, tuple(files), is_new=True)
 
 
-def open_table(view: View, name: str) -> TestTable:
-    """The table of a registered test set, verified and memory-mapped."""
-    digest = view.snapshot.entry("testset", name)["digest"]
-    folder = path_of("testsets", name=name, task=digest, file="")
-    paths = [view.files.open(r) for r in view.manifest.files("testsets", name) if r.path.startswith(folder)]
+def registered(view: View, name: str) -> TestSet:
+    """A test set of the snapshot.
+
+    Raises:
+        UsageError: when there is none of this name.
+    """
+    entry = view.snapshot.entry("testset", name)
+    if entry is None:
+        raise UsageError(f"no test set '{name}'", remedy="Register it with 'retrodb dedup DB --against FILE'.")
+    folder = path_of("testsets", name=name, task=entry["digest"], file="")
+    files = [record for record in view.manifest.files("testsets", name) if record.path.startswith(folder)]
+    return TestSet(name, entry, tuple(files), is_new=False)
+
+
+def open_table(view: View, testset: TestSet) -> TestTable:
+    """The table of a test set, verified and memory-mapped."""
+    paths = [view.files.open(record) for record in testset.files]
     return load_table(paths[0].parent)
+
+
+def _unique(ids: Sequence[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    unique = []
+    for each in ids:
+        seen[each] = seen.get(each, 0) + 1
+        unique.append(each if seen[each] == 1 else f"{each}#{seen[each]}")
+    return unique
 
 
 def _write_bytes(local: Path, data: bytes) -> None:

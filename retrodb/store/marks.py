@@ -37,9 +37,14 @@ def ingest(source: str, query_set: str | None = None) -> Marks:
     return _marks(own | {RESTORE}, own)
 
 
-def dedup(testset: str) -> Marks:
-    """Registers or applies a test set: tombstones, which unite, and screened ranges."""
-    return _marks({f"testset/{testset}", RESTORE}, {f"testset/{testset}"})
+def dedup(testset: str, *, revives: bool = False) -> Marks:
+    """Registers or applies a test set: tombstones, which unite, and screened ranges; or takes former ones back."""
+    return _with_undelete(_marks({f"testset/{testset}", RESTORE}, {f"testset/{testset}"}), revives)
+
+
+def near_duplicates() -> Marks:
+    """Tombstones of all but one document of a cluster; a document whose keeper went away may come back."""
+    return _with_undelete(_marks({"duplicates/near", RESTORE}, {"duplicates/near"}), True)
 
 
 def filtering() -> Marks:
@@ -75,6 +80,11 @@ def neighbours(table: str) -> Marks:
 def undelete() -> Marks:
     """Takes a reason away: needs the rows to exist still."""
     return _marks({ROWS, RESTORE}, {REVIVALS})
+
+
+def _with_undelete(own: Marks, revives: bool) -> Marks:
+    more = undelete() if revives else _marks(set())
+    return Marks(own.reads | more.reads, own.writes | more.writes)
 
 
 def compact() -> Marks:

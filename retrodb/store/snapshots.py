@@ -20,7 +20,12 @@ def read_snapshot(storage: Storage, number: int) -> Snapshot:
 
 
 def read_head(storage: Storage) -> Snapshot:
-    """The newest snapshot.
+    """The newest snapshot. Raises NotADatabaseError when there is none."""
+    return read_snapshot(storage, head_number(storage))
+
+
+def head_number(storage: Storage) -> int:
+    """The number of the newest snapshot.
 
     Raises:
         NotADatabaseError: when there is none.
@@ -31,7 +36,7 @@ def read_head(storage: Storage) -> Snapshot:
         raise NotADatabaseError(
             "not a retrodb database", where=storage.url, remedy="Create one with 'retrodb init', or check the path."
         )
-    return read_snapshot(storage, number)
+    return number
 
 
 def read_as_of(storage: Storage, number: int | None) -> Snapshot:
@@ -51,7 +56,7 @@ def read_as_of(storage: Storage, number: int | None) -> Snapshot:
         raise UsageError(
             f"snapshot {number} expired on {snapshot.expired_at[:10]}",
             where=storage.url,
-            remedy="'retrodb snapshots' lists those that can be read; 'retrodb pin' keeps one from expiring.",
+            remedy="'retrodb snapshots' lists those that can be read.",
         )
     return snapshot
 

@@ -53,6 +53,12 @@ class NeighbourTable:
         rows = np.concatenate([np.empty(0, np.int64), *(r.first_chunk + r.row_set.present for r in self.files)])
         return rows[self.view.query_set(self.query_set).is_live(rows)]
 
+    def written(self) -> tuple[Int64Array, Int64Array]:
+        """All rows (Q,), ascending, and the first k neighbours of each (Q, k), as they were written, deleted since or not."""
+        rows = [record.first_chunk + record.row_set.present for record in self.files]
+        ids = [self._stored(record)[0][:, : self.k] for record in self.files]
+        return np.concatenate([np.empty(0, np.int64), *rows]), np.concatenate([np.empty((0, self.k), np.int64), *ids])
+
     def _read(self, record: FileRecord) -> tuple[Int64Array, Float32Array]:
         content = read_table(self.view.files.open(record))
         flat = [content.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]

@@ -255,3 +255,12 @@ def test_any_script_is_cut_without_loss(empty: Path, fresh: Fresh, tmp_path: Pat
     batch = chunks.gather_tokens(np.arange(chunks.end))
     tokens = np.concatenate([own[:length] for own, length in zip(batch.tokens, batch.lengths, strict=True)])
     assert Tokenizer.load(database / "tokenizer.json").decode_bytes(tokens).decode() == "".join(texts)
+
+
+def test_a_tokenizer_is_not_trained_on_nothing_nor_written_nowhere(corpus: Path, tmp_path: Path) -> None:
+    nothing = json_lines(tmp_path / "in.jsonl", {"id": 1})
+    done = run("tokenizer", "train", nothing, "--out", tmp_path / "tokenizer.json")
+    assert (done.code, "no document in the input files" in done.err) == (errors.EXIT_ERROR, True)
+    assert not (tmp_path / "tokenizer.json").exists()
+    done = run("tokenizer", "train", corpus, "--out", tmp_path / "none" / "tokenizer.json")
+    assert (done.code, "no such folder" in done.err) == (errors.EXIT_USAGE, True)

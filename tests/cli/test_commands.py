@@ -53,10 +53,9 @@ def test_a_share_that_is_none_is_refused(share: str, empty: Path, corpus: Path) 
     assert "write 0.5% or 0.005" in done.err
 
 
-def test_dedup_says_its_verdict_in_words(built: Path) -> None:
+def test_dedup_reports_who_matched_whom(built: Path) -> None:
     shown = ok("dedup", built, "--name", "exam", "--report").out
-    # Nothing is left to scan, so the verdict is about no documents; the report is that of the scan that found them.
-    assert "exam: 3 items against 0 documents" in shown
+    assert shown.startswith("exam: every document was held against it before")
     assert "exam/t0  and  made/d3: removed\n  jaccard 1.000, containment 1.000" in shown
     assert "exam/t1  and  made/d4: kept" in shown
     assert "  item      The granite 3:0 is told of" in shown
@@ -77,6 +76,12 @@ def test_dedup_takes_several_files_after_against(built: Path, testset: Path) -> 
     row = ok("dedup", built, "--against", testset, testset, "--name", "twice", "--dry-run", "--json").row
     assert row["items"] == 6
     assert run("dedup", built, testset).code == errors.EXIT_USAGE
+
+
+def test_a_rule_without_a_new_test_set_is_refused_and_not_ignored(built: Path) -> None:
+    done = run("dedup", built, "--rule", "containment>=0.5")
+    assert done.code == errors.EXIT_USAGE
+    assert "--rule belongs to a new test set" in done.err
 
 
 def test_testsets_lists_what_was_removed(built: Path) -> None:

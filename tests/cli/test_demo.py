@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from retrodb import errors
+from retrodb.corpus.stdlib_docs import stdlib_documents
 
 from .conftest import ok, run
 
@@ -22,6 +26,15 @@ STAGES = [
     "validate",
     "export",
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _rendered_once() -> Iterator[None]:
+    """Rendering the documentation takes seconds, and gives the same every time."""
+    documents = list(stdlib_documents())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrodb.maintain.demo.stdlib_documents", lambda: documents)
+        yield
 
 
 def test_the_demo_runs_every_stage_and_shows_neighbours(tmp_path: Path) -> None:

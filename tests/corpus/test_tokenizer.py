@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def spec_of(tokenizer: Tokenizer) -> dict[str, object]:
 
 def reference_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """What `tokenizers` itself makes of the text."""
-    ids: list[int] = tokenizer._model.encode([text], 1)[0][0]
+    ids: list[int] = tokenizer._model.encode([text], 1, 1)[0][0]
     return ids
 
 
@@ -42,7 +43,7 @@ def test_words_are_cut_alike_at_every_character_of_unicode(byte_bpe: Tokenizer) 
     planes = [plane for plane in planes if ord(plane[0]) < 0x32000 or ord(plane[0]) >= 0x10F000]
     texts = ["a1 ".join(plane) for plane in planes]
     ours = byte_bpe.encode_batch(texts)
-    theirs = byte_bpe._encode_characters(texts, 1)
+    theirs = byte_bpe._encode_characters(texts, 1, 1)
     np.testing.assert_array_equal(ours.tokens, theirs.tokens)
     np.testing.assert_array_equal(ours.starts[: len(theirs.starts)] >= 0, True)
 
@@ -172,3 +173,14 @@ def test_cased_vocabulary_keeps_case(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[UNK]\n[SEP]\nThe\nthe\n")
     tokenizer = resolve_tokenizer(tmp_path)
     assert tokenizer.encode("The the").tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["byte_bpe", "wordpiece", "unigram", "byte_fallback_bpe"])
+@pytest.mark.parametrize("every", [2, 7, 64])
+def test_starts_of_every_nth_token_are_those_of_all(request: pytest.FixtureRequest, kind: str, every: int) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(kind)
+    texts = [*SAMPLE, "", "a", " \n", "e\u0301\u0323 한국어 ᄒ\u1161\u11ab 数据 " * 30, "İı ﬁ ½ Å \u0344\u0f73 " * 40]
+    whole, some = tokenizer.encode_batch(texts), tokenizer.encode_batch(texts, starts_every=every)
+    np.testing.assert_array_equal(whole.tokens, some.tokens)
+    parts = [whole.starts[first:end][::every] for first, end in pairwise(whole.text_offsets.tolist())]
+    np.testing.assert_array_equal(some.starts, np.concatenate(parts))

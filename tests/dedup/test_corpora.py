@@ -85,7 +85,7 @@ def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force(folder: str, 
     texts, rule = pa.concat_arrays([eips, ercs]), parse_rule("jaccard>=0.8")
     expected = brute_force_pairs(shingle_sets(eips), shingle_sets(ercs), rule)
     run = make_run(signatures(texts, 256), np.arange(len(texts)), parse_bands("32x8", 256))
-    pairs = candidate_pairs(run).pairs
+    pairs = candidate_pairs([(run, 0)]).pairs
     verified = pairs[verify_pairs(pairs, shingle_sets(texts), rule)]
     across = verified[(verified[:, 0] < len(eips)) & (verified[:, 1] >= len(eips))]
     assert across.tolist() == expected

@@ -56,7 +56,7 @@ def test_minhash_recall_is_what_its_bands_predict() -> None:
     true = pairs[verify_pairs(pairs, sets, JACCARD_80)]
     own = [set(sets.keys[sets.offsets[d] : sets.offsets[d + 1]].tolist()) for d in range(3000)]
     jaccard = np.array([len(own[a] & own[b]) / len(own[a] | own[b]) for a, b in true.tolist()])
-    found = candidate_pairs(make_run(signatures(texts), np.arange(3000), bands)).pairs
+    found = candidate_pairs([(make_run(signatures(texts), np.arange(3000), bands), 0)]).pairs
     recalled = np.isin(true[:, 1], found[found[:, 1] - found[:, 0] == 1500, 1])
     misses = bands.miss_probability(jaccard)
     assert len(true) > 500
@@ -81,17 +81,17 @@ def test_candidates_are_the_pairs_that_agree_in_a_band_however_they_came(rows: l
         (ids[a], ids[b]) for a, b in combinations(range(len(rows)), 2)
         if any(rows[a][k : k + 2] == rows[b][k : k + 2] for k in (0, 2, 4))
     ]  # fmt: skip
-    whole = candidate_pairs(make_run(sketch, ids, bands))
+    whole = candidate_pairs([(make_run(sketch, ids, bands), 0)])
     assert whole.pairs.tolist() == [list(pair) for pair in expected]
     assert whole.num_hot_buckets == 0
-    old, new = make_run(sketch[:split], ids[:split], bands), make_run(sketch[split:], ids[split:], bands)
-    in_two = np.concatenate([candidate_pairs(old).pairs, candidate_pairs(new, [old]).pairs])
+    old, new = (make_run(sketch[:split], ids[:split], bands), 0), (make_run(sketch[split:], ids[split:] - 1, bands), 1)
+    in_two = np.concatenate([candidate_pairs([old]).pairs, candidate_pairs([new], [old]).pairs])
     assert sorted(in_two.tolist()) == whole.pairs.tolist()
 
 
 def test_hot_bucket_gives_the_pairs_with_its_smallest_id_and_is_counted() -> None:
     sketch = np.ones((20, 4), np.uint32)
-    found = candidate_pairs(make_run(sketch, np.arange(20), Bands(2, 2)), max_bucket=10)
+    found = candidate_pairs([(make_run(sketch, np.arange(20), Bands(2, 2)), 0)], max_bucket=10)
     assert found.pairs.tolist() == [[0, i] for i in range(1, 20)]
     assert found.num_hot_buckets == 2
 
@@ -99,7 +99,7 @@ def test_hot_bucket_gives_the_pairs_with_its_smallest_id_and_is_counted() -> Non
 def test_documents_without_shingles_are_no_candidates() -> None:
     sketch = signatures(texts_array(["too short", "also short", ""]))
     assert (sketch == EMPTY).all()
-    assert len(make_run(sketch, np.arange(3), Bands(16, 8))) == 0
+    assert make_run(sketch, np.arange(3), Bands(16, 8)).shape == (16, 0)
 
 
 @given(st.lists(st.text(alphabet="ab ", min_size=5, max_size=40), min_size=2, max_size=8))

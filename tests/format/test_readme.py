@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 import retrodb.format
+from retrodb.dedup.lsh import RUN_DTYPE
 from retrodb.dedup.shingles import SHINGLE_VERSION
 from retrodb.format import FORMAT_VERSION, MAX_SHARD_CHUNKS, ROW_GROUP_ROWS, schemas
 from retrodb.format.ids import HASH_DTYPE, ID_DTYPE
@@ -27,6 +28,8 @@ SCHEMAS = {
     "INPUTS": (schemas.INPUTS,),
     "REJECTS": (schemas.REJECTS,),
     "LEAK_REPORT": (schemas.LEAK_REPORT,),
+    "DUPLICATE_PAIRS": (schemas.DUPLICATE_PAIRS,),
+    "DUPLICATE_CLUSTERS": (schemas.DUPLICATE_CLUSTERS,),
     "NEIGHBOURS": (schemas.neighbours_schema(7),),
 }
 
@@ -74,6 +77,11 @@ def test_only_the_bitmap_of_a_manifest_may_be_null() -> None:
 def test_entries_of_ids_and_hashes_are_those_of_the_code() -> None:
     for printed, dtype in zip(tables("Ids and hashes"), (ID_DTYPE, HASH_DTYPE), strict=True):
         assert np.dtype([(name, kind) for name, kind, _ in printed]) == dtype
+
+
+def test_entries_of_bands_are_those_of_the_code() -> None:
+    [printed] = tables("MinHash bands")
+    assert np.dtype([(name, kind) for name, kind, _ in printed]) == RUN_DTYPE
 
 
 def test_snapshot_fields_and_entry_kinds_are_those_of_the_code() -> None:

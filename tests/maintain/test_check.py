@@ -11,6 +11,7 @@ import retrodb
 from retrodb.corpus.train import train_byte_bpe
 from retrodb.database import Database
 from retrodb.engine.progress import Progress
+from retrodb.errors import DamagedFileError
 from retrodb.maintain.check import run_check
 from retrodb.view.view import View
 
@@ -81,3 +82,13 @@ def test_files_of_an_older_snapshot_are_checked_as_of_it(db: Database) -> None:
     (Path(db.path) / vectors).unlink()
     assert {each.path for each in db.check().damaged} == {vectors}
     assert db.check(as_of=1).damaged == ()
+
+
+def test_behind_a_damaged_head_older_versions_still_open(db: Database) -> None:
+    head = db.snapshots()[-1].snapshot
+    flip(Path(db.path) / "snapshots" / f"{head:020d}.json")
+    again = retrodb.open(db.path)
+    with pytest.raises(DamagedFileError, match="--as-of"):
+        again.stats()
+    assert again.stats(as_of=head - 1).documents == db.stats(as_of=head - 1).documents
+    assert [each.path for each in again.check(as_of=head - 1).damaged] == [f"snapshots/{head:020d}.json"]

@@ -17,7 +17,9 @@ from retrodb.retro.collect import collect
 @pytest.fixture
 def database(make_database: Callable[..., Database], tmp_path: Path) -> Database:
     made = make_database({str(i): made_text(i, 150 + 10 * i) for i in range(8)})
-    made.add_queries("test", [write_documents(tmp_path / "test.jsonl", {f"t{i}": made_text(i + 50, 150) for i in range(3)})])
+    made.add_queries(
+        "test", [write_documents(tmp_path / "test.jsonl", {f"t{i}": made_text(i + 50, 150) for i in range(3)})]
+    )
     made.embed()
     made.index()
     made.neighbours(k=2, slack=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 from retrodb.config import IngestParams, InitParams
 from retrodb.corpus.train import train_byte_bpe
+from retrodb.format.parquet import read_table
 from retrodb.stages.context import Context
 from retrodb.stages.ingest import IngestResult, run_ingest
 from retrodb.stages.ingest_change import HELD_OUT_SET
@@ -74,14 +75,14 @@ def held_out_documents(
 
 
 def _documents(chunks: ChunkSet, *, deleted_too: bool = False) -> list[tuple[tuple[str, str], str]]:
-    import numpy as np
-
     found = []
     for record in chunks.ranges:
+        file = chunks.file("chunks", record.first_chunk, record.num_chunks)
+        texts = read_table(chunks.files.open(file), ["text"]).column("text").to_pylist()
+        is_live = chunks.live_mask(record.first_chunk, record.num_chunks)
         for row in chunks.documents_table(record).to_pylist():
-            ids = record.first_chunk + row["first_row"] + np.arange(row["num_chunks"])
-            live = chunks.is_live(ids)
-            assert live.all() or not live.any(), "a document lives or goes whole"
-            if deleted_too or live.any():
-                found.append(((row["source"], row["doc_id"]), "".join(chunks.texts(ids, deleted_too=True))))
+            own = slice(row["first_row"], row["first_row"] + row["num_chunks"])
+            assert is_live[own].all() or not is_live[own].any(), "a document lives or goes whole"
+            if deleted_too or is_live[own].any():
+                found.append(((row["source"], row["doc_id"]), "".join(texts[own])))
     return found

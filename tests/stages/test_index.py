@@ -11,7 +11,7 @@ import pytest
 from made_documents import made_text, write_documents
 
 from retrodb.database import Database
-from retrodb.errors import ConfigError, MissingStep
+from retrodb.errors import ConfigError, MissingStep, UsageError
 
 Make = Callable[..., Database]
 
@@ -77,3 +77,10 @@ def test_a_database_with_everything_deleted_cannot_train(embedded: Database, tmp
     embedded.dedup([write_documents(tmp_path / "t.jsonl", tests)], name="t")
     with pytest.raises(MissingStep, match="deleted"):
         embedded.index()
+
+
+def test_options_that_ask_for_another_codebook_want_retrain(embedded: Database) -> None:
+    embedded.index(factory="IVF2,SQ8")
+    embedded.index(factory="IVF2,SQ8")
+    with pytest.raises(UsageError, match="--retrain"):
+        embedded.index(factory="IVF2,Flat")

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import retrodb.stages.ingest as stage
 from retrodb.config import IngestParams
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.run import Engine, Run
 from retrodb.engine.task import Task, TaskFunction, TaskRecord
 from retrodb.errors import InputError, UsageError
 from retrodb.format.parquet import read_table
+from retrodb.stages import ingest_scan
 from retrodb.stages.context import Context
 from retrodb.stages.ingest import run_ingest
 
@@ -50,8 +50,8 @@ def rows_in_order(context: Context) -> list[str]:
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Splits of two kilobytes, in processes if there are several workers."""
-    monkeypatch.setattr(stage, "_MIN_SEGMENT", 2048)
-    monkeypatch.setattr(stage, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(ingest_scan, "_MIN_SEGMENT", 2048)
+    monkeypatch.setattr(ingest_scan, "_SMALL_BYTES", {})
 
 
 @pytest.mark.usefixtures("many_tasks")
@@ -72,7 +72,7 @@ def test_order_does_not_depend_on_the_size_of_splits(
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     whole, parts = new_database(tmp_path / "whole"), new_database(tmp_path / "parts")
     ingest(whole, file)
-    monkeypatch.setattr(stage, "_MIN_SEGMENT", segment)
+    monkeypatch.setattr(ingest_scan, "_MIN_SEGMENT", segment)
     ingest(parts, file)
     assert rows_in_order(parts) == rows_in_order(whole)
     assert list(documents(parts).items()) == list(documents(whole).items())
@@ -123,7 +123,7 @@ def test_another_reject_rate_goes_on_with_the_work_done(
     file.write_text('{"id": "a", "text": "text"}\nno json\n')
     with pytest.raises(InputError):
         ingest(context, file)
-    monkeypatch.setattr(stage, "run_scan", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(ingest_scan, "run_scan", lambda *_: pytest.fail("read again"))
     assert ingest(context, file, max_reject_rate=1.0).added == 1
 
 
@@ -175,6 +175,7 @@ def test_reader_that_crashes_costs_its_file_and_not_the_run(
     assert {key for _, key in documents(context)} == {"a.html", "bad.html", "c.html"}
 
 
+@pytest.mark.usefixtures("many_tasks")
 def test_standard_input_is_read_as_a_file(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = gzip.compress(write_json_lines(tmp_path / "a.jsonl", TEXTS).read_bytes() + b"no json\n")
 
@@ -185,9 +186,7 @@ def test_standard_input_is_read_as_a_file(context: Context, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         run_ingest(replace(context, engine=Interrupted(0)), ["-"], IngestParams("s", max_reject_rate=0.5))
     pipe()
-    monkeypatch.setattr(stage, "_SMALL_BYTES", 0)
-    counted = Interrupted(1000)
-    result = ingest(replace(context, engine=counted), "-", max_reject_rate=0.5)
+    result = ingest(context, "-", max_reject_rate=0.5)
     assert (result.added, result.rejected) == (60, 1)
     assert documents(context) == {("s", key): text for key, text in TEXTS.items()}
     assert result.rejects_path is not None
@@ -196,6 +195,7 @@ def test_standard_input_is_read_as_a_file(context: Context, tmp_path: Path, monk
     assert not context.storage.list("tmp")
     pipe()
     assert ingest(context, "-", max_reject_rate=0.5).skipped_inputs == 1
+    assert not context.storage.list("tmp")
 
 
 def test_inputs_are_folders_globs_archives_and_lists(context: Context, tmp_path: Path) -> None:
@@ -220,16 +220,14 @@ def test_inputs_are_folders_globs_archives_and_lists(context: Context, tmp_path:
 def test_marker_separates_the_documents_of_a_text_file(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "_MIN_SEGMENT", 100)
+    monkeypatch.setattr(ingest_scan, "_MIN_SEGMENT", 100)
     file = tmp_path / "all.txt"
     file.write_text("<|endoftext|>".join(TEXTS.values()))
     assert ingest(context, file, marker="<|endoftext|>").added == 60
     assert list(documents(context).values()) == list(TEXTS.values())
 
 
-def test_progress_says_bytes_and_documents(
-    context: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_says_bytes_and_documents(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from retrodb.engine import progress
 
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)

@@ -168,3 +168,16 @@ def test_the_result_does_not_depend_on_shards_or_workers(make_database: Make, tm
     tables = [database.neighbour_table() for database in (whole, parts)]
     for a, b in zip(tables[0].read(tables[0].rows()), tables[1].read(tables[1].rows()), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_recall_asked_for_decides_how_many_lists_are_read(make_database: Make) -> None:
+    database = make_database({str(i): made_text(i, 1000) for i in range(30)})
+    database.embed()
+    database.index(factory="IVF8,SQ8")
+    low, high = database.neighbours(recall=0.3), database.neighbours(recall=0.99, table="high")
+    assert 1 <= low.lists_probed < high.lists_probed <= 8
+    assert low.recall >= 0.3
+    assert high.recall >= 0.99
+    ids, _ = database.neighbour_table("high").read(database.neighbour_table("high").rows())
+    expected = brute_force(database, database.neighbour_table("high").rows(), 2)
+    assert (np.sort(ids, axis=1) == np.sort(expected, axis=1)).mean() > 0.95

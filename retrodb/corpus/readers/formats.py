@@ -39,6 +39,7 @@ TAR_MAGIC_AT = 257  # "ustar" stands here in every tar since POSIX.1-1988
 
 
 def is_tar(head: bytes) -> bool:
+    """Whether a file that begins so is a tar archive."""
     return head[TAR_MAGIC_AT : TAR_MAGIC_AT + 5] == b"ustar"
 
 

@@ -1,0 +1,112 @@
+"""Exposure: planted leaks are found exactly, by row number, and split into seen, not yet seen, and gone since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_documents import made_text, write_documents
+
+from retrodb.database import Database
+from retrodb.errors import MissingStep, UsageError
+
+from .test_dedup import grams
+
+Make = Callable[..., Database]
+QUESTION = made_text(4242, 40)
+
+
+@pytest.fixture
+def trained(make_database: Make, tmp_path: Path) -> Database:
+    """Documents, some with parts of a question in them, a foreign query set with some too, and the tables of both."""
+    words = QUESTION.split()
+    documents = {str(i): made_text(i, 200) for i in range(10)}
+    documents["3"] = f"{made_text(3, 60)} {' '.join(words[:25])} {made_text(30, 60)}"
+    documents["7"] = f"{made_text(7, 90)} {' '.join(words[20:])} {made_text(70, 40)}"
+    database = make_database(documents)
+    queries = {"clean": made_text(50, 150), "leaky": f"{made_text(51, 45)} {' '.join(words[5:30])} {made_text(52, 45)}"}
+    database.add_queries("training", [write_documents(tmp_path / "training.jsonl", queries)])
+    database.embed()
+    database.index()
+    database.neighbours(k=2)
+    database.neighbours(k=3, queries="training")
+    # As if it had been found out only after the training: no document reaches this rule.
+    database.dedup([write_documents(tmp_path / "exam.jsonl", {"q": QUESTION})], rule="jaccard>=1")
+    return database
+
+
+def shared(text: str) -> bool:
+    return bool(grams(text) & grams(QUESTION))
+
+
+def expected(database: Database, name: str) -> dict[int, tuple[bool, bool, bool]]:
+    """Row -> whether own text, neighbours and continuations share a 13-gram, by looking at all of it."""
+    view = database.view()
+    table, chunks, queries = (
+        database.neighbour_table(name),
+        view.chunks,
+        view.query_set(database.neighbour_table(name).query_set),
+    )
+    found = {}
+    rows = table.rows()
+    ids, _ = table.read(rows)
+    for place, row in enumerate(rows.tolist()):
+        near = [chunks.texts(np.array([i]))[0] for i in ids[place]]
+        both = [
+            text + chunks.texts(chunks.continuation(np.array([i])))[0] for i, text in zip(ids[place], near, strict=True)
+        ]
+        own = is_in_own_text(queries, row)
+        # All that is in both but not in the chunk alone touches the continuation.
+        after = any(grams(b) & grams(QUESTION) - grams(n) for b, n in zip(both, near, strict=True))
+        if own or after or any(map(shared, near)):
+            found[row] = (own, any(map(shared, near)), after)
+    return found
+
+
+def is_in_own_text(queries: object, row: int) -> bool:
+    """Whether the document has fewer 13-grams of the question when the row's words are replaced."""
+    document = queries.document_ids(np.array([row]))[0]  # type: ignore[attr-defined]
+    same = [r for r in range(queries.end) if queries.document_ids(np.array([r]))[0] == document]  # type: ignore[attr-defined]
+    texts = queries.texts(np.array(same))  # type: ignore[attr-defined]
+    without = [" # " * 3 + "zzz " + " # " if r == row else text for r, text in zip(same, texts, strict=True)]
+    return len(grams("".join(without)) & grams(QUESTION)) < len(grams("".join(texts)) & grams(QUESTION))
+
+
+@pytest.mark.parametrize("name", ["self", "training"])
+def test_planted_leaks_are_found_exactly_by_row(trained: Database, name: str) -> None:
+    result = trained.exposure("exam", table=name, consumed_samples=3)
+    found = {row.row: (bool(row.own), bool(row.neighbours), bool(row.continuations)) for row in result.exposed}
+    assert found == expected(trained, name)
+    assert any(own for own, _, _ in found.values())
+    assert any(near or after for _, near, after in found.values())
+    rows = trained.neighbour_table(name).rows()
+    assert [rows[each.sample] for each in result.exposed] == [each.row for each in result.exposed]
+    assert [each.is_seen for each in result.exposed] == [each.sample < 3 for each in result.exposed]
+    assert result.exposed_seen + result.exposed_unseen == len(result.exposed)
+    assert all(each.is_live for each in result.exposed)
+    assert {item for each in result.exposed for item in (*each.own, *each.neighbours, *each.continuations)} == {"q"}
+
+
+def test_what_was_removed_since_is_reported_but_not_live(trained: Database, tmp_path: Path) -> None:
+    before = trained.exposure("exam", table="training")
+    trained.dedup([tmp_path / "exam.jsonl"], rule="containment>=0.1", level="chunk")
+    after = trained.exposure("exam", table="training", consumed_samples=10**9)
+    assert [
+        (e.row, e.own, e.neighbours, e.continuations) for e in after.exposed if e.row in {b.row for b in before.exposed}
+    ] == [(e.row, e.own, e.neighbours, e.continuations) for e in before.exposed]
+    assert {each.row for each in after.exposed if each.is_live} == {each.row for each in after.exposed if each.own}
+    assert (after.exposed_unseen, after.consumed_samples) == (0, after.rows)
+    trained.neighbours(k=3, queries="training", table="fresh")
+    fresh = trained.exposure("exam", table="fresh")
+    assert all(each.own and not each.chunks for each in fresh.exposed)
+
+
+def test_unknown_test_sets_and_tables_are_refused(trained: Database) -> None:
+    with pytest.raises(UsageError, match="no test set"):
+        trained.exposure("none")
+    with pytest.raises(MissingStep, match="no neighbour table"):
+        trained.exposure("exam", table="none")
+    with pytest.raises(UsageError, match="consumed"):
+        trained.exposure("exam", consumed_samples=-1)
