@@ -6,8 +6,10 @@ earlier training replays its very schedule, which is how two models come to see 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -27,6 +29,7 @@ WARMUP = 0.05  # share of the training in which the learning rate rises
 FINAL = 0.1  # share of the peak learning rate that is left at the end
 WEIGHT_DECAY = 0.1  # of matrices only
 BATCH_CHUNKS = 64  # 4,096 tokens a step
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def train(
         InputError: when there is nothing to train on.
         MismatchError: when the data's chunks, vocabulary or neighbours do not fit the model.
     """
+    _keep_freed_memory()
     check_fit(model.config, data)
     if not len(data.query_tokens):
         raise InputError("no query chunks to train on", remedy="Ingest documents first.")
@@ -99,6 +103,18 @@ def train(
             tokens_seen += num_tokens
             on_step(step, losses[-1], share)
     return TrainedModel(model.eval(), data.tokenizer, tuple(steps), tuple(losses), tokens_seen)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep large blocks that were freed instead of giving them back to the system.
+
+    Every step takes and frees the same logits (tokens x vocabulary); fetching their pages anew each time took two fifths of the
+    training's CPU time at a vocabulary of 16,000.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def learning_rate(progress: float) -> float:
