@@ -17,7 +17,7 @@ from retrodb.errors import DamagedFileError, FormatVersionError
 from retrodb.format import FORMAT_VERSION
 from retrodb.format.kinds import path_of
 
-ENTRY_KINDS = ("space", "index", "testset", "queries", "source", "table", "attribute", "pin", "export", "duplicates", "default")
+ENTRY_KINDS = tuple("space index testset queries source table attribute pin export duplicates default".split())
 """First parts of entry keys; `default/space` holds the name of the default space."""
 
 
