@@ -17,7 +17,11 @@ from retrodb.errors import DamagedFileError, FormatVersionError
 from retrodb.format import FORMAT_VERSION
 from retrodb.format.kinds import path_of
 
-ENTRY_KINDS = tuple("space index testset queries source table attribute pin export duplicates default".split())
+ENTRY_KINDS = (
+    *("space", "index", "table", "queries", "export"),
+    *("source", "testset", "attribute", "duplicates"),
+    *("pin", "default"),
+)
 """First parts of entry keys; `default/space` holds the name of the default space."""
 
 
