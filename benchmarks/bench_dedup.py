@@ -136,18 +136,20 @@ def rate(size: int, work: Callable[[], object], repeats: int = 3) -> float:
     return size / best / 1e6
 
 
-def elapsed_of_workers(num_workers: int, parts: list[Path], folder: Path) -> float:
-    """Elapsed seconds in which so many processes scan all parts, each mapping the same table; start-up not counted."""
+def time_of_workers(num_workers: int, parts: list[Path], folder: Path) -> tuple[float, float]:
+    """Elapsed and CPU seconds in which so many processes scan all parts, each mapping the same table, without start-up."""
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         tasks = [(part, folder) for part in parts]
         pool.starmap(scan_task, tasks, chunksize=1)  # compiled code and pages come in
         start = time.perf_counter()
-        pool.starmap(scan_task, tasks, chunksize=1)
-        return time.perf_counter() - start
+        cpu = sum(pool.starmap(scan_task, tasks, chunksize=1))
+        return time.perf_counter() - start, cpu
 
 
-def scan_task(part: Path, folder: Path) -> None:
+def scan_task(part: Path, folder: Path) -> float:
+    start = time.process_time()
     scan_parquet(part, load_table(folder))
+    return time.process_time() - start
 
 
 def write_parquet(texts: list[str], path: Path) -> int:
@@ -161,6 +163,7 @@ def run(data: Path, megabytes: int, table_shingles: int) -> Iterator[str]:
     versions = f"numpy {np.__version__}, numba {numba.__version__}, pyarrow {pa.__version__}"
     peers = f"datasketch {datasketch.__version__}, xxhash {xxhash.VERSION}"
     yield f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}, {peers}"
+    yield f"load average before: {', '.join(f'{load:.1f}' for load in os.getloadavg())} (other jobs ran beside)"
     texts = corpus(data, megabytes * 1_000_000)
     array, table = pa.array(texts, pa.large_string()), made_table(texts, table_shingles)
     num_words = int(scan(array, table).num_words.sum())
@@ -193,9 +196,10 @@ def run(data: Path, megabytes: int, table_shingles: int) -> Iterator[str]:
     yield f"- scan from Parquet / datasketch {parquet / peer:.1f}, with MinHash {both / peer:.1f}"
     yield f"- scan from Parquet / Python loop {parquet / loop:.1f}"
     yield f"- non-ASCII / English: {', '.join(shares)}"
-    yield f"- two workers / one (elapsed): {one / two:.2f}"
+    yield f"- two workers / one: {one[0] / two[0]:.2f} elapsed, {2 * one[1] / two[1]:.2f} by CPU time (a core for each)"
     hours = 4.4e6 / parquet / 3600
     yield f"- 10^12 tokens, about 4.4 TB of text: 4.4e6 MB / {parquet:,.0f} MB/s / 3600 = {hours:,.1f} core-hours"
+    yield f"- load average after: {', '.join(f'{load:.1f}' for load in os.getloadavg())}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield f"- peak memory {peak:,.2f} GiB with all text and the table"
 
@@ -204,14 +208,14 @@ def row(name: str, value: float) -> str:
     return f"| {name} | {value:,.1f} |"
 
 
-def workers(texts: list[str], table: TestTable, folder: Path) -> tuple[float, float]:
-    """Elapsed seconds of one and of two processes that share the table."""
+def workers(texts: list[str], table: TestTable, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Elapsed and CPU seconds of one and of two processes that share the table."""
     (folder / "table").mkdir()
     save_table(table, folder / "table")
     parts = [folder / f"part-{i}.parquet" for i in range(8)]
     for i, part in enumerate(parts):
         write_parquet(texts[i::8], part)
-    return elapsed_of_workers(1, parts, folder / "table"), elapsed_of_workers(2, parts, folder / "table")
+    return time_of_workers(1, parts, folder / "table"), time_of_workers(2, parts, folder / "table")
 
 
 def main() -> None:

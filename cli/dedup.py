@@ -24,8 +24,6 @@ from .options import (
 from .render import duplicate, leak, near_verdict, verdict
 
 _OF_TESTSET = ("text_template", "rule", "level", "short_texts", "max_document_frequency", "method")
-_OF_NEAR = ("jaccard", "keep")
-_OF_BOTH = ("ngram", "permutations", "bands")
 
 
 @click.command(
@@ -119,7 +117,7 @@ def command(
         raise click.UsageError("Test-set files follow --against.")
     if report and dry_run:
         raise click.UsageError("--report shows what was found and kept; a dry run keeps nothing.")
-    _refuse_unused(bool(against), near_duplicates)
+    _refuse_unused(bool(against), near_duplicates, options["method"])
     db = open_database(session, database, workers)
     bands_options = {"permutations": int(permutations) if permutations else None, "bands": bands}
     if near_duplicates:
@@ -139,12 +137,18 @@ def command(
             session.output.rows(db.leaks(result.testset), leak)
 
 
-def _refuse_unused(has_files: bool, near_duplicates: bool) -> None:
-    """Refuse options that would not be used: those of a new test set without its files, and of near-duplicates without them."""
-    of_testset = (
-        ["against", "name", *_OF_TESTSET] if near_duplicates else [] if has_files else [*_OF_TESTSET, *_OF_BOTH]
-    )
-    of_near = [] if near_duplicates else _OF_NEAR
-    for option in filter(is_given, [*of_testset, *of_near]):
-        owner = "--near-duplicates" if option in _OF_NEAR else "a new test set, whose files --against names"
-        raise click.UsageError(f"--{option.replace('_', '-')} belongs to {owner}.")
+def _refuse_unused(has_files: bool, near_duplicates: bool, method: str) -> None:
+    """Refuse options that were given but would not be used, and say what they belong to."""
+    unused: dict[str, str] = {}
+    if near_duplicates or not has_files:
+        unused |= dict.fromkeys(_OF_TESTSET, "a new test set, whose files --against names")
+    if near_duplicates:
+        unused |= dict.fromkeys(("against", "name"), "a test set, not to --near-duplicates")
+    else:
+        unused |= dict.fromkeys(("jaccard", "keep"), "--near-duplicates")
+        if not has_files:
+            unused["ngram"] = "a new test set, whose files --against names, or to --near-duplicates"
+        if method != "minhash":
+            unused |= dict.fromkeys(("permutations", "bands"), "--method minhash or to --near-duplicates")
+    for option in filter(is_given, unused):
+        raise click.UsageError(f"--{option.replace('_', '-')} belongs to {unused[option]}.")

@@ -13,6 +13,7 @@ Reasons of a refusal::
     too-long                                        above a cap of `Limits`
     truncated  malformed                            an archive's record that is cut off, or has no readable header
     unknown-format                                  a file that no reader understands
+    reader-crashed                                  a file at which the process that read it died (the stage says so)
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def run_ingest(
     view = context.view()
     found = find_inputs(view, inputs, files_from, params)
     if not found.files:
-        return _nothing_new(view, found, params)
+        return _nothing_new(view, found, params, dry_run)
     run = open_run(context.storage, "ingest", _plan(view, found, params), context.clock)
     found = keep_standard_input(context.storage, run, found)
     scanned = scan(context, run, found, params)
@@ -96,9 +96,11 @@ def run_ingest(
     counts = _count(decisions, rejects)
     _refuse(rejects, counts, params)
     result = partial(_result, view.snapshot.number, found, params, rejects=rejects)
-    is_trial_of_nothing_new = params.limit is not None and not _changes(counts)
-    if dry_run or is_trial_of_nothing_new:
-        return result(counts, dry_run=dry_run)
+    if dry_run:  # what was read stays: the run itself goes on from there
+        return result(counts, dry_run=True)
+    if params.limit is not None and not _changes(counts):
+        _drop_spool(context.storage, run)
+        return result(counts, dry_run=False)
     cut, held_out = _cut(context, run, scanned, decisions, params)
     outcome = Outcome(decisions, rejects, cut, held_out, counts)
     snapshot = commit(context.storage, view.snapshot, ingest_change(view, run, found, params, outcome))
@@ -108,10 +110,10 @@ def run_ingest(
     return replace(done, snapshot=snapshot.number, rejects_path=rejects_path)
 
 
-def _nothing_new(view: View, found: Inputs, params: IngestParams) -> IngestResult:
+def _nothing_new(view: View, found: Inputs, params: IngestParams, dry_run: bool) -> IngestResult:
     from retrodb.format.schemas import REJECTS
 
-    return _result(view.snapshot.number, found, params, {}, rejects=REJECTS.empty_table(), dry_run=False)
+    return _result(view.snapshot.number, found, params, {}, rejects=REJECTS.empty_table(), dry_run=dry_run)
 
 
 def _result(

@@ -1,7 +1,7 @@
 """First pass of an ingest: read a split once and spool what was accepted.
 
 The spool is what the second pass tokenizes. It makes the input immaterial once it was read: a file that changes between the
-passes, a pipe, or a slow HTML parser cost nothing more. It lies with the run and goes when the run is collected.
+passes, a pipe, or a slow HTML parser cost nothing more. It lies with the run and goes with the commit.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ def test_modules_classes_functions_methods_and_topics_are_documents(documents: d
     assert 4e6 < sum(map(len, documents.values())) < 12e6
 
 
+@pytest.mark.soak
 def test_two_runs_give_the_same_documents(documents: dict[str, str]) -> None:
     assert list(stdlib_documents()) == list(documents.items())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from itertools import product
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import pytest
 import retrodb
 from retrodb.database import Database
 from retrodb.dedup.shingles import words_of
-from retrodb.stages.clusters import PAIRS
+from retrodb.stages.clusters import read_documents, read_pairs
 from retrodb.stages.leak_report import CONTAINED
+from retrodb.stages.near_duplicates import REASON
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
@@ -82,18 +83,17 @@ def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force(tmp_path: Pat
         own = view.chunks.texts(first + np.arange(document["num_chunks"]), deleted_too=True)
         sets[first] = document["source"], grams("".join(own))
     [eips, ercs] = ({f: own for f, (source, own) in sets.items() if source == name} for name in folders)
-    expected = {
-        (a, b) for a, b in product(eips, ercs)
-        if 5 * len(eips[a] & ercs[b]) >= 4 * len(eips[a] | ercs[b]) and eips[a]
-    }  # fmt: skip
-    from retrodb.stages.clusters import read_pairs
-
-    assert [record.name for record in view.manifest.files("duplicates", PAIRS)] == [PAIRS] * 2
-    pairs = read_pairs(view)
-    found = {
-        (a, b) for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True) if a in eips and b in ercs
-    }
-    assert found == expected
+    having = defaultdict(list)
+    for first, own in eips.items():
+        for gram in own:
+            having[gram].append(first)
+    shared = Counter((a, b) for b, own in ercs.items() for gram in own for a in having.get(gram, ()))
+    expected = {(a, b) for (a, b), n in shared.items() if 5 * n >= 4 * (len(eips[a]) + len(ercs[b]) - n)}
+    pairs, documents = read_pairs(view), read_documents(view, REASON)
+    found = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    first_equal = dict(zip(documents.ids.tolist(), documents.ids[documents.representative].tolist(), strict=True))
+    found |= {(a, b) for b, a in first_equal.items() if a != b}  # of equal texts the first stands for all
+    assert {(a, b) for a, b in found if a in eips and b in ercs} == expected
     assert len(expected) >= 2
 
 
