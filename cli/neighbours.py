@@ -45,7 +45,7 @@ from .options import (
     default=NeighboursParams.exclude,
     show_default=True,
     metavar="KIND",
-    help="What a row must not meet; may be repeated.",
+    help="What a row must not meet (document, content, cluster); may be repeated.",
 )
 @click.option(
     "--recall",

@@ -16,9 +16,10 @@ from retrodb.errors import MissingStep
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
+from retrodb.stages.clusters import cluster_keys
 from retrodb.view.view import View
 
-EXCLUSIONS = ("document", "content")
+EXCLUSIONS = ("document", "content", "cluster")
 """Kinds of exclusion keys that database rows carry; a query's training sequence is a set of `document` keys."""
 
 
@@ -97,7 +98,9 @@ class _Fetch:
 
 
 def database_keys(view: View, kind: str, ids: Int64Array) -> Keys:
-    """(Q,) exclusion keys of database chunks: the id of the document's first chunk, or a hash of the document's text."""
+    """(Q,) exclusion keys of database chunks: of their document, of its text, or of its cluster of near-duplicates."""
+    if kind == "cluster":
+        return cluster_keys(view, ids)
     return view.chunks.document_ids(ids) if kind == "document" else view.chunks.content_keys(ids)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import exact_topk
-from retrodb.ann.exclusion import NO_KEY, Exclusion
+from retrodb.ann.exclusion import NO_KEY, Exclusion, Keys
 from retrodb.ann.join import join_block
 from retrodb.ann.rerank import LivePart
 from retrodb.config import NeighboursParams, from_mapping, to_mapping
@@ -29,7 +29,7 @@ from retrodb.format.rows import RowSet
 from retrodb.format.schemas import neighbours_schema
 from retrodb.format.settings import parse_settings
 from retrodb.stages.context import Context
-from retrodb.stages.live_parts import EXCLUSIONS, live_parts, open_codebook, parts_of
+from retrodb.stages.live_parts import EXCLUSIONS, database_keys, live_parts, open_codebook, parts_of
 from retrodb.stages.operating_point import EXACT, SAMPLE_ROWS, OperatingPoint, measure
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
@@ -260,11 +260,11 @@ def _stored_lists(parts: list[LivePart], rows: Int64Array, nprobe: int) -> Int32
 
 
 def _exclusion(view: View, queries: str, params: NeighboursParams, rows: Int64Array) -> Exclusion:
-    """What each query row must not meet. A foreign query set has no documents of its own in the database."""
-    chunks = view.query_set(queries)
-    own: dict[str, Int64Array] = {}
-    if "document" in params.exclude:
-        own["document"] = chunks.document_ids(rows) if queries == SELF else np.full(len(rows), NO_KEY)
-    if "content" in params.exclude:
-        own["content"] = chunks.content_keys(rows)
+    """What each query row must not meet. A foreign query set has no documents or clusters of its own in the database."""
+    own: dict[str, Keys] = {}
+    for kind in params.exclude:
+        if kind == "content":
+            own[kind] = view.query_set(queries).content_keys(rows)
+        else:
+            own[kind] = database_keys(view, kind, rows) if queries == SELF else np.full(len(rows), NO_KEY)
     return Exclusion.of(len(rows), **own)

@@ -62,6 +62,7 @@ def test_wet_text_is_a_document_with_its_address_as_id(tmp_path: Path) -> None:
         ),
         (PAGE, ["Transfer-Encoding: chunked"]),  # stored joined, header left
     ],
+    ids=["plain", "gzip", "deflate", "decoded", "chunked", "joined"],
 )
 def test_page_is_text_whatever_its_encoding(tmp_path: Path, body: bytes, headers: list[str]) -> None:
     pytest.importorskip("resiliparse")

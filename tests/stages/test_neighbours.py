@@ -12,6 +12,7 @@ from made_documents import made_text, write_documents
 from retrodb.database import Database
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.stages.live_parts import database_keys
 
 Make = Callable[..., Database]
 
@@ -181,3 +182,20 @@ def test_the_recall_asked_for_decides_how_many_lists_are_read(make_database: Mak
     ids, _ = database.neighbour_table("high").read(database.neighbour_table("high").rows())
     expected = brute_force(database, database.neighbour_table("high").rows(), 2)
     assert (np.sort(ids, axis=1) == np.sort(expected, axis=1)).mean() > 0.95
+
+
+def test_documents_of_one_cluster_share_an_exclusion_key(make_database: Make) -> None:
+    text = made_text(5, 300)
+    database = make_database({"a": text, "b": f"{text} kaban", **{str(i): made_text(i + 20, 100) for i in range(4)}})
+    database.near_duplicates()
+    view = database.view()
+    ids = np.arange(view.chunks.end)
+    own = database_keys(view, "cluster", ids)
+    documents = view.chunks.document_ids(ids)
+    names = [document["doc_id"] if document else "" for document in view.chunks.documents(ids)]
+    first, second = names.index("a"), names.index("b")
+    assert own[first] == own[second]
+    assert documents[first] != documents[second]
+    database.embed()
+    database.index()
+    assert database.neighbours(exclude=["document", "cluster"]).short == 0
