@@ -18,9 +18,8 @@ from retrodb.format import FORMAT_VERSION
 from retrodb.format.kinds import path_of
 
 ENTRY_KINDS = (
-    *("space", "index", "table", "queries", "export"),
-    *("source", "testset", "attribute", "duplicates"),
-    *("pin", "default"),
+    *("space", "index", "testset", "queries", "source", "table"),
+    *("attribute", "pin", "export", "duplicates", "default"),
 )
 """First parts of entry keys; `default/space` holds the name of the default space."""
 
