@@ -22,6 +22,10 @@ class LocalEngine(Engine):
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
 
+    def in_one_process(self) -> Engine:
+        """Tasks one after another, in this process."""
+        return LocalEngine(1)
+
     def execute(
         self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False
     ) -> Iterable[tuple[Task, TaskRecord]]:

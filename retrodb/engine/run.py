@@ -58,6 +58,10 @@ def open_run(storage: Storage, command: str, plan: Mapping[str, Any], clock: str
 class Engine:
     """Base of the engines: skips what is finished, runs the rest, returns the records in the order of the tasks."""
 
+    def in_one_process(self) -> Engine:
+        """The engine for tasks that keep all cores of their machine busy by themselves; this one, unless it knows better."""
+        return self
+
     def run(
         self,
         run: Run,

@@ -23,10 +23,14 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     clock: str | None = None  # time of new runs; None reads the machine's clock, once a run
 
+    @property
+    def num_workers(self) -> int:
+        """Cores that this machine's part of the work may keep busy."""
+        return self.engine.workers if isinstance(self.engine, LocalEngine) else available_cpus()
+
     def threads_for(self, num_tasks: int) -> int:
         """Threads of a task's process when so many tasks run side by side: no core idle, none shared."""
-        processes = min(self.engine.workers, num_tasks) if isinstance(self.engine, LocalEngine) else 1
-        return max(1, available_cpus() // max(1, processes))
+        return max(1, self.num_workers // max(1, min(self.num_workers, num_tasks)))
 
     def settings(self) -> Settings:
         """The database's settings. Raises MissingFileError, FormatVersionError, DamagedFileError."""

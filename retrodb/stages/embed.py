@@ -73,6 +73,7 @@ def run_embed(
     view = context.view()
     name = space or view.snapshot.default_space
     params = _params(view, name, options)
+    hardware = replace(hardware, threads=context.num_workers)
     encoder = load_encoder(params, hardware)
     entry = view.snapshot.entry("space", name)
     if entry is None:
@@ -179,9 +180,8 @@ def _run_tasks(
     tasks = [
         _task(context, run, view, space, entry, job, plan_reuse(view, known, job.hashes, job.wanted)) for job in jobs
     ]
-    own = replace(hardware, threads=context.threads_for(len(tasks)))
-    function = partial(run_embed_task, params=to_mapping(params), hardware=own)
-    return context.engine.run(run, tasks, function, context.progress)
+    function = partial(run_embed_task, params=to_mapping(params), hardware=hardware)
+    return context.engine.in_one_process().run(run, tasks, function, context.progress)
 
 
 def _task(
