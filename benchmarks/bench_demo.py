@@ -27,6 +27,7 @@ from retrodb.config import InitParams
 from retrodb.corpus.stdlib_docs import is_held_out, stdlib_documents
 
 _MAIN = "from retrodb_cli.main import main; raise SystemExit(main())"
+WITHOUT_CORPUS = ("init", "queries add", "search")  # their time has nothing to do with the corpus
 LIBRARIES = ("numpy", "pyarrow", "tokenizers", "tiktoken", "torch", "faiss-cpu", "numba")
 
 
@@ -102,11 +103,11 @@ def report(measured: list[Measured], num_documents: int, num_bytes: int, num_chu
         "|---|---|---|---|---|---|---|",
     ]
     for each in measured:
-        rates = [num_documents / each.elapsed_s, num_chunks / each.elapsed_s]
-        shown = " | ".join(f"{rate:,.0f}" for rate in rates)
-        mb = num_bytes / 1e6 / each.elapsed_s
+        rates = (num_documents / each.elapsed_s, num_chunks / each.elapsed_s, num_bytes / 1e6 / each.elapsed_s)
+        shown = " | ".join(f"{rate:,.2f}" if rate < 10 else f"{rate:,.0f}" for rate in rates)
+        shown = "- | - | -" if each.stage in WITHOUT_CORPUS else shown
         peak = each.peak_bytes / 1e6
-        lines.append(f"| {each.stage} | {each.elapsed_s:.1f} | {each.cpu_s:.1f} | {shown} | {mb:.2f} | {peak:,.0f} |")
+        lines.append(f"| {each.stage} | {each.elapsed_s:.1f} | {each.cpu_s:.1f} | {shown} | {peak:,.0f} |")
     return "\n".join(lines)
 
 
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     where = environment()
+    limit = f" --documents {options.documents}" if options.documents else ""
     documents = list(stdlib_documents())[: options.documents]
     kept = [text for doc_id, text in documents if not is_held_out(doc_id)]
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +130,7 @@ def main() -> None:
         [
             f"# Every stage on the standard library's documentation, {datetime.date.today().isoformat()}",
             "",
-            f"`python benchmarks/bench_demo.py --encoder {options.encoder}`",
+            f"`python benchmarks/bench_demo.py{limit} --encoder {options.encoder}`",
             "",
             f"{where}.",
             "",
