@@ -9,7 +9,15 @@ import click
 from retrodb import errors
 from retrodb.config import InitParams
 
-from .options import Command, Session, database_argument, json_option, open_database, pass_session
+from .options import (
+    Command,
+    Session,
+    database_argument,
+    dry_run_option,
+    json_option,
+    open_database,
+    pass_session,
+)
 
 
 @click.command(
@@ -50,11 +58,15 @@ from .options import Command, Session, database_argument, json_option, open_data
 @click.option(
     "--preset", type=click.Choice(["retro"]), help="retro: encoder and metric of the paper (BERT, squared L2)."
 )
+@dry_run_option
 @json_option
 @pass_session
-def command(session: Session, /, database: str, **options: Any) -> None:
+def command(session: Session, /, database: str, dry_run: bool, **options: Any) -> None:
     """Create an empty database DB. What is chosen here can never change."""
-    from retrodb.database import create
+    from retrodb.database import create, plan_create
 
+    if dry_run:
+        session.output.result(plan_create(**options))
+        return
     create(database, **options)
     session.output.result(open_database(session, database).stats())

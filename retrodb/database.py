@@ -40,6 +40,7 @@ from retrodb.view.view import SELF, View
 if TYPE_CHECKING:
     from retrodb.export.export import ExportResult
     from retrodb.format.arrays import Float32Array
+    from retrodb.format.settings import Settings
     from retrodb.maintain.check import CheckResult
     from retrodb.maintain.demo import DemoResult, DemoStage
     from retrodb.maintain.stats import SnapshotInfo, Stats, TestSetInfo
@@ -317,6 +318,13 @@ def create(path: str | Path | Storage, *, clock: str | None = None, **options: A
     storage = open_storage(str(path)) if isinstance(path, str | Path) else path
     run_init(Context(storage, clock=clock), _params(InitParams, options))
     return Database(storage, clock=clock)
+
+
+def plan_create(**options: Any) -> Settings:
+    """What `create` would fix for ever with these options; nothing is written."""
+    from retrodb.stages.init import plan_init
+
+    return plan_init(_params(InitParams, options))[0]
 
 
 def open(path: str | Path | Storage, **options: Any) -> Database:

@@ -33,15 +33,7 @@ def run_init(context: Context, params: InitParams) -> Snapshot:
         InputError: for a tokenizer that cannot be had.
     """
     storage = context.storage
-    if not 1 <= params.chunk_tokens <= 4096:
-        raise UsageError(
-            f"chunks of {params.chunk_tokens} tokens", remedy="--chunk-tokens is from 1 to 4096; the paper's is 64."
-        )
-    if params.preset not in PRESETS:
-        raise UsageError(f"unknown preset '{params.preset}'", remedy="The only preset is 'retro'.")
-    tokenizer = resolve_tokenizer(params.tokenizer)
-    data = tokenizer.to_bytes()
-    settings = _settings(params, tokenizer, data)
+    settings, data = plan_init(params)
     run = open_run(storage, "init", {"settings": to_mapping(settings), "params": to_mapping(params)}, context.clock)
     if snapshot_numbers(storage):
         head = read_head(storage)
@@ -66,6 +58,23 @@ def run_init(context: Context, params: InitParams) -> Snapshot:
         entries={"default/space": "default", "default/encoder": encoder},
     )
     return create(storage, change)
+
+
+def plan_init(params: InitParams) -> tuple[Settings, bytes]:
+    """What a new database would be fixed to, and its tokenizer's file; nothing is written.
+
+    Raises:
+        UsageError, InputError: as `run_init`.
+    """
+    if not 1 <= params.chunk_tokens <= 4096:
+        raise UsageError(
+            f"chunks of {params.chunk_tokens} tokens", remedy="--chunk-tokens is from 1 to 4096; the paper's is 64."
+        )
+    if params.preset not in PRESETS:
+        raise UsageError(f"unknown preset '{params.preset}'", remedy="The only preset is 'retro'.")
+    tokenizer = resolve_tokenizer(params.tokenizer)
+    data = tokenizer.to_bytes()
+    return _settings(params, tokenizer, data), data
 
 
 def _settings(params: InitParams, tokenizer: Tokenizer, data: bytes) -> Settings:

@@ -214,3 +214,9 @@ def test_a_path_without_database_is_refused_by_every_command(command: str, tmp_p
     assert done.code == errors.EXIT_NO_DATABASE
     assert "not a retrodb database. Create one with 'retrodb init', or check the path." in done.err
     assert not (tmp_path / "none").exists()
+
+
+def test_init_dry_run_shows_what_would_be_fixed_and_writes_nothing(tmp_path: Path, tokenizer: Path) -> None:
+    done = ok("init", tmp_path / "new", "--tokenizer", tokenizer, "--chunk-tokens", 32, "--dry-run", "--json")
+    assert done.row["chunk_tokens"] == 32
+    assert not (tmp_path / "new").exists()

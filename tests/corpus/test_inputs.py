@@ -23,7 +23,7 @@ LINES = json_lines(*({"id": n, "text": f"text {n} " * (n % 13 + 1)} for n in ran
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     (tmp_path / "a.jsonl").write_bytes(LINES + b"\n\n" + LINES[:-1])
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES, mtime=0))
     table = pa.table({"text": [f"row {n}" for n in range(1000)]})
     pq.write_table(table, tmp_path / "c.parquet", row_group_size=90)
     (tmp_path / "d.txt").write_text("<|>".join(f"piece {n}\n" * (n % 5) for n in range(300)))
@@ -62,7 +62,7 @@ def test_folders_globs_and_lists_name_files_once_in_order(tmp_path: Path) -> Non
     for name in ("z/b.md", "z/a.md", "z/.hidden/c.md", "y.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    (tmp_path / "list.gz").write_bytes(gzip.compress(b"y.txt\n\nz/a.md\n"))
+    (tmp_path / "list.gz").write_bytes(gzip.compress(b"y.txt\n\nz/a.md\n", mtime=0))
     files = expand_inputs([tmp_path / "y.txt", f"{tmp_path}/**/*.md", tmp_path / "z"], [tmp_path / "list.gz"])
     assert [(file.name, file.format) for file in files] == [
         ("y.txt", "text"),
@@ -85,7 +85,7 @@ def test_folders_globs_and_lists_name_files_once_in_order(tmp_path: Path) -> Non
         ("a", "naïve".encode() * 20_000, "text"),
         ("a", b"\x00\x01", "unknown"),
         ("a.MD", b"x", "markdown"),
-        ("page.html.gz", gzip.compress(b"<p>x"), "html"),
+        ("page.html.gz", gzip.compress(b"<p>x", mtime=0), "html"),
         ("a.jsonl", b"", "jsonl"),
     ],
 )
