@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # fmt: off
 LAYERS = (
     "errors", "config", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
-    "engine", "stages", "export", "bench", "maintain", "retro", "serve", "database",
+    "engine", "stages", "export", "bench", "maintain", "retro", "serve", "facade", "database",
 )
 # fmt: on
 CLI_MAY_IMPORT = {"errors", "config", "database"}

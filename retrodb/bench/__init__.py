@@ -1,0 +1,1 @@
+"""Recall against latency, throughput, and what follows for planning."""

@@ -1,0 +1,1 @@
+"""The methods of `Database`, sorted as the command line sorts its commands."""

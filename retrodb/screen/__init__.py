@@ -1,0 +1,1 @@
+"""What decides that a document goes: SQL, word lists, classifiers, rules."""
