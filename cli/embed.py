@@ -26,8 +26,14 @@ from .options import (
 @database_argument
 @space_option
 @click.option("--encoder", metavar="NAME", help="For a new space: a folder, a hub name, or hashing:DIM.")
+@click.option("--query-model", metavar="NAME", help="For a new space: another model for queries, as in DPR.")
 @click.option(
-    "--pooling", type=click.Choice(["mean", "cls", "max"]), help="For a new space.  [default: the model's own]"
+    "--pooling",
+    type=click.Choice(["mean", "cls", "max", "mean_sqrt_len"]),
+    help="For a new space.  [default: the model's own]",
+)
+@click.option(
+    "--pooling-span", type=click.Choice(["all", "content"]), help="content leaves [CLS] and [SEP] out.  [default: all]"
 )
 @click.option("--normalise/--no-normalise", default=None, help="Unit length.  [default: the model's own]")
 @click.option("--metric", type=click.Choice(["inner_product", "squared_l2"]), help="[default: the model's own]")
@@ -36,6 +42,12 @@ from .options import (
 @click.option(
     "--max-length", type=click.IntRange(min=1), metavar="N", help="Encoder tokens; longer chunks are cut and counted."
 )
+@click.option(
+    "--keep-vectors/--no-keep-vectors",
+    default=None,
+    help="For a new space: without them, only index codes are stored.  [default: keep]",
+)
+@click.option("--factory", metavar="NAME", help="With --no-keep-vectors: of the index.  [default: by size]")
 @device_option
 @click.option(
     "--dtype", default="auto", show_default=True, metavar="NAME", help="To compute in: auto, float32 or bfloat16."

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -84,12 +85,16 @@ class EmbedParams:
     """The encoder of a space; None reads the convention from the model's own files."""
 
     encoder: str  # "hashing:<dim>", a folder, or a hub name
-    pooling: str | None = None  # "mean", "cls" or "max"
+    query_model: str | None = None  # another model for the queries, as in DPR: a folder or hub name
+    pooling: str | None = None  # "mean", "cls", "max" or "mean_sqrt_len"
+    pooling_span: str | None = None  # "all", or "content": without [CLS] and [SEP]
     normalise: bool | None = None  # unit length
     metric: str | None = None  # "inner_product" or "squared_l2"
     query_prefix: str | None = None  # put before a query's text
     passage_prefix: str | None = None  # put before a chunk's text
     max_length: int | None = None  # encoder tokens, longer chunks are cut and counted
+    keep_vectors: bool | None = None  # False: only the index codes are stored; None keeps them
+    factory: str | None = None  # of the index that takes the codes, where vectors are not kept; None goes by size
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ def parse_toml(text: str, *, where: str) -> dict[str, Any]:
 
 
 def dump_toml(values: Mapping[str, Any]) -> str:
-    """TOML text of a mapping of plain values and nested mappings, in the order given; None is left out."""
+    """TOML text of a mapping of plain values, mappings and lists of mappings, in the order given; None is left out."""
     lines: list[str] = []
     _dump_table(values, "", lines)
     return "\n".join(lines).strip() + "\n"
@@ -187,13 +192,24 @@ def dump_toml(values: Mapping[str, Any]) -> str:
 
 def _dump_table(values: Mapping[str, Any], prefix: str, lines: list[str]) -> None:
     for key, value in values.items():
-        if value is not None and not isinstance(value, Mapping):
-            lines.append(f"{key} = {_toml_value(value)}")
+        if value is not None and not _tables(value):
+            lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            name = f"{prefix}{key}"
-            lines.extend(["", f"[{name}]"])
-            _dump_table(value, f"{name}.", lines)
+        for table in _tables(value):
+            name = f"{prefix}{_toml_key(key)}"
+            lines.extend(["", f"[{name}]" if isinstance(value, Mapping) else f"[[{name}]]"])
+            _dump_table(table, f"{name}.", lines)
+
+
+def _tables(value: Any) -> Sequence[Mapping[str, Any]]:
+    """The tables that a value is written as: itself, its elements, or none."""
+    if isinstance(value, Mapping):
+        return [value]
+    return value if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping) else []
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 def _toml_value(value: Any) -> str:

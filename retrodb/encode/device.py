@@ -79,6 +79,11 @@ def _choose_device(device: str) -> str:
     raise UsageError(f"unknown device '{device}'", remedy="Use auto, cpu, cuda, cuda:1 or mps.")
 
 
+def num_gpus(device: str) -> int:
+    """The GPUs that embedding may share its tasks among: all of them, unless the device names one or is another."""
+    return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") and torch.cuda.is_available() else 1
+
+
 def has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor multiplies bfloat16 natively; elsewhere it is slower than float32."""
     if not cpuinfo.is_file():

@@ -129,6 +129,7 @@ def _transformer(name: str, compute: Compute, overrides: Overrides, tokenize_wor
         device=compute.device,
         compute_dtype=compute.dtype,
         window_rows=compute.window_rows,
+        batch_tokens=compute.batch_tokens,
         versions=library_versions(*libraries),
     )
     return TransformerEncoder(

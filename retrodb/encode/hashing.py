@@ -127,6 +127,10 @@ class HashingEncoder:
         """None that are worth counting."""
         return 0.0
 
+    def matrix_rate(self) -> float:
+        """It multiplies no matrices."""
+        return 0.0
+
     def encode_passages(self, texts: Texts) -> EncodedBatch:
         """Unit vectors of the texts; a token is a word here, and nothing is ever cut off."""
         vectors_ND, words_N = hash_texts(texts, self.identity.dimension)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrodb.encode.batching import WINDOW_ROWS
-from retrodb.errors import MismatchError
+from retrodb.errors import InputError, MismatchError, RetroDBError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +96,25 @@ class EncodedBatch:
     vectors_ND: npt.NDArray[np.float16]
     num_tokens_N: npt.NDArray[np.int32]  # tokens computed, special ones included
     num_truncated: int  # passages longer than the model's maximum, of which only the beginning was read
-    batch_tokens: int = 0  # the token budget that really was used: smaller than asked for after running out of memory
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all passages."""
+        return int(self.num_tokens_N.sum())
+
+
+class NotFiniteError(InputError):
+    """A vector has NaN or infinite values; `row` is the first such row of the window."""
+
+    def __init__(self, what: str, row: int) -> None:
+        super().__init__(
+            what, where=f"row {row} of the window", remedy="Are the weights whole, and does --dtype float32 help?"
+        )
+        self.row = row
+
+
+class OutOfDeviceMemory(RetroDBError):
+    """The device has no memory for a batch; the same rows in smaller batches may do."""
 
 
 class Encoder(Protocol):
@@ -109,6 +127,9 @@ class Encoder(Protocol):
 
     def num_flops(self, num_tokens_N: npt.NDArray[np.int32]) -> float:
         """Floating-point operations of the model for passages of these lengths."""
+
+    def matrix_rate(self) -> float:
+        """FLOP/s of a large matrix product on the encoder's device, measured now; 0 for an encoder without products."""
 
     def encode_passages(self, texts: Texts) -> EncodedBatch:
         """Vectors of one window; the same texts give the same bytes on the same hardware and versions."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Protocol
 
@@ -19,11 +20,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retrodb.encode.batching import plan_batches
-from retrodb.encode.device import Compute
-from retrodb.encode.identity import EncodedBatch, EncoderIdentity, Provenance, Texts
+from retrodb.encode.device import Compute, measure_matrix_rate
+from retrodb.encode.identity import (
+    EncodedBatch,
+    EncoderIdentity,
+    NotFiniteError,
+    OutOfDeviceMemory,
+    Provenance,
+    Texts,
+)
 from retrodb.encode.pipeline import InFlight, Pipeline, pool
 from retrodb.encode.wordpiece import TokenIds, TokenizerSpec, tokenize
-from retrodb.errors import InputError, RetroDBError
+from retrodb.errors import RetroDBError
 
 
 class HiddenStates(Protocol):
@@ -46,7 +54,6 @@ class _Started:
 
     tokens: TokenIds
     work: InFlight
-    batch_tokens: int
 
 
 class TransformerEncoder:
@@ -66,27 +73,26 @@ class TransformerEncoder:
     ) -> None:
         """`special_tokens` says how many stand before and after a text, `tokenize_workers` how many processes tokenize ahead
         of the device; 0 is a thread, which is enough for a CPU."""
-        self.identity, self._provenance = identity, provenance
+        self.identity, self.provenance = identity, provenance
         self.model, self.tokenizer, self.special_tokens = model, tokenizer, special_tokens
         self.query_encoder, self.tokenize_workers = query_encoder, tokenize_workers
-        self.batch_tokens = compute.batch_tokens
         self.pipeline = Pipeline(self._embed, identity.dimension, compute)
-
-    @property
-    def provenance(self) -> Provenance:
-        """As of now: the token budget is halved when the memory does not suffice."""
-        return replace(self._provenance, batch_tokens=self.batch_tokens)
 
     def num_flops(self, num_tokens_N: npt.NDArray[np.int32]) -> float:
         """Floating-point operations of the model for passages of these lengths."""
         lengths, counts = np.unique(num_tokens_N, return_counts=True)
         return float(sum(self.model.num_flops(int(n)) * int(c) for n, c in zip(lengths, counts, strict=True)))
 
+    def matrix_rate(self) -> float:
+        """FLOP/s of a large matrix product on the encoder's device, measured now."""
+        return measure_matrix_rate(self.pipeline.compute)
+
     def encode_passages(self, texts: Texts) -> EncodedBatch:
         """Vectors of one window of texts.
 
         Raises:
-            InputError: a vector is not finite in float16; the error names the row.
+            NotFiniteError: a vector is not finite in float16; the error names the row.
+            OutOfDeviceMemory: the batches are too large for the device.
         """
         return self._encode_one(texts, self.identity.passage_prefix)
 
@@ -125,38 +131,35 @@ class TransformerEncoder:
         yield from (future.result() for future in queue)
 
     def _start(self, tokens: TokenIds) -> _Started:
-        """Starts a window; if the memory does not suffice, the whole window is planned again with half the budget.
-
-        That happens once, and the budget stays halved: what is in a batch then still follows from lengths and budget alone.
-        """
-        try:
-            return self._start_planned(tokens)
-        except torch.OutOfMemoryError as error:
-            if self.batch_tokens < self.pipeline.compute.batch_tokens:
-                raise RetroDBError(
-                    f"out of memory on {self.pipeline.compute.device} with {self.batch_tokens} tokens a batch",
-                    remedy="Give a smaller --batch-tokens.",
-                ) from error
-        self.batch_tokens = max(1, self.batch_tokens // 2)
-        if self.pipeline.compute.is_cuda:
-            torch.cuda.empty_cache()
-        return self._start(tokens)
-
-    def _start_planned(self, tokens: TokenIds) -> _Started:
-        plan = plan_batches(tokens.lengths_N, batch_tokens=self.batch_tokens)
-        return _Started(tokens, self.pipeline.start(tokens.ids, tokens.offsets, plan), self.batch_tokens)
+        """Starts a window. What is in a batch follows from lengths and budget alone, so nothing is tried smaller here."""
+        plan = plan_batches(tokens.lengths_N, batch_tokens=self.pipeline.compute.batch_tokens)
+        with self._device_errors():
+            return _Started(tokens, self.pipeline.start(tokens.ids, tokens.offsets, plan))
 
     def _finish(self, window: _Started) -> EncodedBatch:
-        vectors_ND = self.pipeline.finish(window.work)
+        with self._device_errors():
+            vectors_ND = self.pipeline.finish(window.work)
         is_finite_N = np.isfinite(vectors_ND).all(1)
         if not is_finite_N.all():
-            raise InputError(
-                f"the encoder gave NaN or infinite values for {np.count_nonzero(~is_finite_N)} passages",
-                where=f"row {int(np.argmin(is_finite_N))} of the window",
-                remedy="Are the weights whole, and does --dtype float32 help?",
-            )
-        tokens = window.tokens
-        return EncodedBatch(vectors_ND, tokens.lengths_N, tokens.num_truncated, window.batch_tokens)
+            what = f"the encoder gave NaN or infinite values for {np.count_nonzero(~is_finite_N)} passages"
+            raise NotFiniteError(what, int(np.argmin(is_finite_N)))
+        return EncodedBatch(vectors_ND, window.tokens.lengths_N, window.tokens.num_truncated)
+
+    @contextmanager
+    def _device_errors(self) -> Iterator[None]:
+        compute = self.pipeline.compute
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise OutOfDeviceMemory(
+                f"out of memory on {compute.device} with {compute.batch_tokens} tokens a batch",
+                remedy="Give a smaller --batch-tokens.",
+            ) from error
+        except torch.AcceleratorError as error:
+            raise RetroDBError(
+                f"the device {compute.device} failed ({str(error).splitlines()[0]})",
+                remedy="Run the same command again when it is back: what is finished is kept.",
+            ) from error
 
     def _embed(self, ids_BL: Tensor) -> Tensor:
         """Pooled and, where the model does so, normalised vectors (B, D) float32."""

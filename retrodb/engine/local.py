@@ -22,9 +22,9 @@ class LocalEngine(Engine):
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
 
-    def in_one_process(self) -> Engine:
-        """Tasks one after another, in this process."""
-        return LocalEngine(1)
+    def with_processes(self, count: int) -> Engine:
+        """So many processes; with one, tasks run one after another in this one."""
+        return LocalEngine(count)
 
     def execute(
         self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False

@@ -55,11 +55,17 @@ def open_run(storage: Storage, command: str, plan: Mapping[str, Any], clock: str
     return Run(storage, run_id, command, kept)
 
 
+def is_begun(storage: Storage, command: str, plan: Mapping[str, Any]) -> bool:
+    """Whether a run of this plan was opened before."""
+    return storage.exists(path_of("runs", run=identity(command, plan), file="plan.json"))
+
+
 class Engine:
     """Base of the engines: skips what is finished, runs the rest, returns the records in the order of the tasks."""
 
-    def in_one_process(self) -> Engine:
-        """The engine for tasks that keep all cores of their machine busy by themselves; this one, unless it knows better."""
+    def with_processes(self, count: int) -> Engine:
+        """The engine for tasks of which so many keep a machine busy; this one, unless it knows better."""
+        del count
         return self
 
     def run(

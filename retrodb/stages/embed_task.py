@@ -1,37 +1,38 @@
-"""The task of stage embed: the wanted rows of one shard through the encoder, window by window.
+"""The task of stage embed: the wanted rows of one shard get their vectors, or their place in the index.
 
-A finished window is published with the run, so that a killed task continues behind its last window. What a window holds
-follows from the rows alone, so the same bytes come out however often the task was interrupted.
+A row's vector comes from a file that has it already (an equal text was embedded before) or from a window that the encoder has
+just finished. Either way it is looked up when the output is written, so that no more than a block is ever in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from multiprocessing import current_process
+from typing import Any
 
 import numpy as np
-import orjson
 
+from retrodb.ann.codebook import load_codebook
 from retrodb.config import EmbedParams, from_mapping, to_mapping
-from retrodb.encode.batching import windows
 from retrodb.encode.conventions import Overrides
 from retrodb.encode.encoder import resolve_encoder
-from retrodb.encode.identity import EncodedBatch, Encoder
+from retrodb.encode.identity import Encoder
 from retrodb.engine.task import Task, TaskRecord
-from retrodb.errors import InputError, MismatchError
-from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_array
+from retrodb.errors import MismatchError
+from retrodb.format.arrays import Float16Array, Int64Array, growing_array, map_array
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
-from retrodb.store.digest import xxh3_file
+from retrodb.stages.embed_windows import TextFile, Windows, encode_windows, forget_windows, windows_folder
+from retrodb.stages.part_task import publish_part
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+_BLOCK_ROWS = 16_384  # rows of the output written at once
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Hardware:
 
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str = "auto"  # compute dtype
-    batch_tokens: int | None = None  # token budget of a batch; None goes by the device's memory
+    batch_tokens: int | None = None  # token budget of a batch; None goes by the device
     threads: int | None = None  # CPU threads of this process; None is one per core
+    gpus: int = 1  # that share the tasks, one process each
 
 
-_CONVENTION = ("pooling", "normalise", "metric", "query_prefix", "passage_prefix", "max_length")
+_CONVENTION = ("pooling", "pooling_span", "normalise", "metric", "query_prefix", "passage_prefix", "max_length")
 
 
 @lru_cache(maxsize=4)
@@ -59,101 +61,122 @@ def load_encoder(params: EmbedParams, hardware: Hardware) -> Encoder:
         batch_tokens=hardware.batch_tokens,
         threads=hardware.threads,
         overrides=None if overrides == Overrides() else overrides,
+        query_model=params.query_model,
     )
 
 
+@dataclass
+class Meter:
+    """What the encoder has done in this process; not what earlier attempts left."""
+
+    chunks: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    elapsed_s: float = 0.0
+
+    def add(self, windows: Windows, elapsed_s: float) -> None:
+        """Count the windows of a task that were computed now."""
+        self.chunks, self.tokens = self.chunks + windows.computed, self.tokens + windows.computed_tokens
+        self.flops, self.elapsed_s = self.flops + windows.flops, self.elapsed_s + elapsed_s
+
+
 def run_embed_task(
-    storage: Storage, task: Task, clock: str, *, params: Mapping[str, Any], hardware: Hardware
+    storage: Storage, task: Task, clock: str, *, params: Mapping[str, Any], hardware: Hardware, meter: Meter
 ) -> TaskRecord:
     """Embed the wanted rows of one file of chunks."""
     del clock  # vectors know no time
     payload = task.payload
-    encoder = load_encoder(from_mapping(EmbedParams, params, where="space"), hardware)
+    encoder = load_encoder(from_mapping(EmbedParams, params, where="space"), on_own_gpu(hardware, current_process().name))
     if encoder.identity.fingerprint() != payload["fingerprint"]:
         raise MismatchError("the encoder of this worker is not the space's", where=f"space '{payload['space']}'")
-    rows = RowSet(payload["num_chunks"], None if payload["rows"] is None else bytes.fromhex(payload["rows"]))
-    vectors = np.zeros((len(rows), encoder.identity.dimension), dtype=np.float16)
-    fresh = np.ones(len(rows), dtype=bool)
-    for source in payload["reuse"]:
-        positions = rows.rank(np.array(source["rows"], dtype=np.int64))
-        vectors[positions] = map_array(storage.local(source["path"]))[source["positions"]]
-        fresh[positions] = False
-    num_reused = int((~fresh).sum())
-    numbers = _encode(storage, task, encoder, rows.present, np.flatnonzero(fresh), vectors)
-    counts = {"chunks" if not payload["query_set"] else "query_rows": len(rows), "reused": num_reused, **numbers}
-    return TaskRecord(task.id, (_publish(storage, task, rows, vectors),), {}, counts)
+    rows = _row_set(payload["num_chunks"], payload["rows"])
+    positions = _row_set(payload["num_chunks"], payload["stored"]).rank(rows.present)  # in the files of the shard
+    known = map_array(storage.local(payload["origins"])) if payload["origins"] else np.empty((0, 3), np.int64)
+    fresh = np.delete(np.arange(len(rows)), known[:, 0])
+    hashes = np.ascontiguousarray(map_array(storage.local(payload["hashes"]))[positions[fresh]]).view("S16")
+    first, ordinal = _distinct(hashes)
+    chosen = fresh[first]
+    texts = TextFile(payload["chunks"], positions[chosen], payload["first_chunk"] + rows.present[chosen])
+    folder = windows_folder(payload["run"], task.id)
+    start = time.perf_counter()
+    windows = encode_windows(storage, folder, encoder, texts, payload["window_rows"])
+    meter.add(windows, time.perf_counter() - start)
+    arrays = [*(map_array(storage.local(path)) for path in payload["reuse"]), *windows.arrays]
+    vectors = Assembled(arrays, len(rows), encoder.identity.dimension)
+    vectors.place(known[:, 0], known[:, 1], known[:, 2])
+    vectors.place(fresh, len(payload["reuse"]) + ordinal // payload["window_rows"], ordinal % payload["window_rows"])
+    files = _publish(storage, task, rows, vectors)
+    forget_windows(storage, folder)
+    counts = {
+        "query_rows" if payload["query_set"] else "chunks": len(rows),
+        "reused": len(known),
+        "repeated": len(fresh) - len(first),
+        "tokens": windows.tokens,
+        "truncated": windows.truncated,
+    }
+    return TaskRecord(task.id, files, {}, counts)
 
 
-def _encode(
-    storage: Storage, task: Task, encoder: Encoder, rows: Int64Array, fresh: Int64Array, vectors: Float16Array
-) -> dict[str, int]:
-    """Fill `vectors` at the positions `fresh`; equal texts within the shard are encoded once."""
-    hashes = np.asarray(map_array(storage.local(task.payload["hashes"])))[rows[fresh]]
-    _, first, which = np.unique(np.ascontiguousarray(hashes).view("S16"), return_index=True, return_inverse=True)
-    in_order = np.argsort(first)  # the first of each text, in the order of the rows
-    distinct = np.empty((len(first), vectors.shape[1]), dtype=np.float16)
-    texts = read_table(storage.local(task.payload["chunks"]), ["text"]).column("text").combine_chunks()
-    chosen = rows[fresh[first[in_order]]]
-    spans = list(windows(len(chosen)))
-    counts = {"tokens": 0, "truncated": 0}
-    finished = [_read_window(storage, task, number) for number in range(len(spans))]
-    missing = [span for span, window in zip(spans, finished, strict=True) if window is None]
-    batches = _encode_windows(encoder, texts, chosen, missing, task)
-    for number, (start, end) in enumerate(spans):
-        part, own = finished[number] or _keep_window(storage, task, number, next(batches))
-        distinct[in_order[start:end]] = part
-        counts = {name: counts[name] + own[name] for name in counts}
-    vectors[fresh] = distinct[which]
-    return {**counts, "repeated": len(fresh) - len(first)}
+def on_own_gpu(hardware: Hardware, process: str) -> Hardware:
+    """The hardware of a process: of several GPUs, workers that were started one after the other take one each."""
+    if hardware.gpus == 1:
+        return hardware
+    number = re.search(r"\d+$", process)
+    return replace(hardware, device=f"cuda:{(int(number[0]) - 1 if number else 0) % hardware.gpus}")
 
 
-def _encode_windows(
-    encoder: Encoder, texts: pa.LargeStringArray, rows: Int64Array, spans: list[tuple[int, int]], task: Task
-) -> Iterator[EncodedBatch]:
-    inputs = (texts.take(rows[start:end]) for start, end in spans)
-    results = iter(encoder.encode_windows(inputs))
-    for start, _ in spans:
-        try:
-            yield next(results)
-        except InputError as error:
-            first = task.payload["first_chunk"] + int(rows[start])
-            where = f"{error.where} that begins at chunk {first} ({task.payload['chunks']})"
-            raise InputError(error.what, where=where, remedy=error.remedy) from error
+class Assembled:
+    """Vectors (N, D) float16 of a task's rows, wherever they lie: a block is put together when it is asked for."""
+
+    def __init__(self, arrays: Sequence[Float16Array], num_rows: int, dimension: int) -> None:
+        self.arrays, self.shape = arrays, (num_rows, dimension)
+        self._array_N = np.zeros(num_rows, dtype=np.int32)
+        self._position_N = np.zeros(num_rows, dtype=np.int64)
+
+    def place(self, rows: Int64Array, arrays: Int64Array, positions: Int64Array) -> None:
+        """Say where the vectors of some rows are: in which array, and at which position."""
+        self._array_N[rows], self._position_N[rows] = arrays, positions
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | Int64Array) -> Float16Array:
+        array_B, position_B = self._array_N[rows], self._position_N[rows]
+        block = np.empty((len(array_B), self.shape[1]), dtype=np.float16)
+        for index in np.unique(array_B):
+            here = np.flatnonzero(array_B == index)
+            block[here] = self.arrays[index][position_B[here]]
+        return block
 
 
-def _window_path(task: Task, number: int, ending: str) -> str:
-    return path_of("runs", run=task.payload["run"], file=f"windows/{task.id}-{number:05d}.{ending}")
+def _distinct(hashes: np.ndarray[Any, np.dtype[np.bytes_]]) -> tuple[Int64Array, Int64Array]:
+    """The first place of every distinct hash, ascending, and for every hash the number of its own among these."""
+    _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    in_order = np.argsort(first)
+    number = np.empty(len(first), dtype=np.int64)
+    number[in_order] = np.arange(len(first))
+    return first[in_order], number[which]
 
 
-def _keep_window(storage: Storage, task: Task, number: int, batch: EncodedBatch) -> tuple[Float16Array, dict[str, int]]:
-    """Publish a window, its digest and counts last: without them it does not count as finished."""
-    counts = {"tokens": int(batch.num_tokens_N.sum()), "truncated": batch.num_truncated}
-    record = publish(
-        storage, "runs", _window_path(task, number, "npy"), lambda local: save_array(local, batch.vectors_ND)
-    )
-    storage.write(_window_path(task, number, "json"), orjson.dumps({**counts, "xxh3": record.digest.xxh3.hex()}))
-    return batch.vectors_ND, counts
+def _row_set(num_rows_total: int, bitmap: str | None) -> RowSet:
+    return RowSet(num_rows_total, None if bitmap is None else bytes.fromhex(bitmap))
 
 
-def _read_window(storage: Storage, task: Task, number: int) -> tuple[Float16Array, dict[str, int]] | None:
-    """A window that an earlier attempt finished, verified; None when it has to be computed."""
-    if not storage.exists(_window_path(task, number, "json")):
-        return None
-    counts = orjson.loads(storage.read(_window_path(task, number, "json")))
-    path = storage.local(_window_path(task, number, "npy"))
-    if xxh3_file(path).hex() != counts.pop("xxh3"):
-        return None
-    return map_array(path), counts
-
-
-def _publish(storage: Storage, task: Task, rows: RowSet, vectors: Float16Array) -> FileRecord:
+def _publish(storage: Storage, task: Task, rows: RowSet, vectors: Assembled) -> tuple[FileRecord, ...]:
     payload = task.payload
     space, query_set, first = payload["space"], payload["query_set"], payload["first_chunk"]
+    if payload["codebook"] and not query_set:
+        codebook = load_codebook(storage.read(payload["codebook"]))
+        return publish_part(storage, space, task.id, vectors, codebook, first, rows)
     if query_set:
         kind, name = "queries", query_set
         path = path_of("queries", name=query_set, task=task.id, file=f"vectors.{space}.npy")
     else:
         kind, name, path = "vectors", space, path_of("vectors", name=space, task=task.id)
-    return publish(
-        storage, kind, path, lambda local: save_array(local, vectors), name=name, first_chunk=first, rows=rows
-    )
+
+    def write(local: Any) -> None:
+        with growing_array(local, np.dtype(np.float16), (vectors.shape[1],)) as append:
+            for start in range(0, len(vectors), _BLOCK_ROWS):
+                append(vectors[start : start + _BLOCK_ROWS])
+
+    return (publish(storage, kind, path, write, name=name, first_chunk=first, rows=rows),)

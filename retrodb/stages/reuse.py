@@ -1,55 +1,57 @@
 """Vectors that need no computation: a chunk text that the space has seen has its vector already.
 
-Equal texts are known by the xxh3-128 in the `hashes` files. The old ones are streamed past the new, shard by shard.
+Equal texts are known by the xxh3-128 in the `hashes` files. The old ones are streamed past the new, file by file.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.format.arrays import BoolArray, Int64Array
-from retrodb.format.ids import IdArray
-from retrodb.format.records import FileRecord
-from retrodb.view.coverage import Coverage
-from retrodb.view.view import View
-
-HashKeys: TypeAlias = NDArray[np.bytes_]
+from retrodb.format.arrays import Int64Array
+from retrodb.view.chunk_set import ChunkSet
 
 
-def plan_reuse(view: View, vectors: Coverage, hashes: FileRecord, wanted: BoolArray) -> list[dict[str, Any]]:
-    """Which wanted rows take their vector from which file.
+@dataclass(frozen=True)
+class Source:
+    """A file of vectors that may be used again."""
 
-    Returns:
-        For each vector file that is of use its path, with `rows` of the new chunks and their `positions` in it.
-    """
-    rows = np.flatnonzero(wanted)
-    new = _as_bytes(np.asarray(view.chunks.map(hashes))[rows])
-    waiting = np.ones(len(rows), dtype=bool)
-    plan = []
-    for record in vectors.records:
+    path: str
+    chunk_ids: Int64Array  # (n,) of the database's chunks that its rows belong to, in their order
+
+
+@dataclass(frozen=True)
+class Known:
+    """Where vectors are to be had."""
+
+    paths: list[str]  # files of vectors
+    origins: Int64Array  # (R, 3): row that wants a vector, index of the file, position in it
+
+
+def find_known(chunks: ChunkSet, sources: Iterable[Source], wanted: NDArray[np.bytes_]) -> Known:
+    """Which of the texts with these hashes (N,) S16 have a vector in which file; the first file counts."""
+    waiting = np.ones(len(wanted), dtype=bool)
+    paths: list[str] = []
+    origins = [np.empty((0, 3), dtype=np.int64)]
+    for source in sources:
         if not waiting.any():
             break
-        old = np.asarray(view.chunks.map(view.chunks.file("hashes", record.first_chunk, record.num_chunks)))
-        position = _first_equal(new, _as_bytes(old[record.row_set.present]))
+        position = _first_equal(wanted, chunks.text_hashes(source.chunk_ids))
         hit = np.flatnonzero(waiting & (position >= 0))
         if len(hit):
             waiting[hit] = False
-            plan.append({"path": record.path, "rows": rows[hit].tolist(), "positions": position[hit].tolist()})
-    return plan
+            origins.append(np.stack([hit, np.full(len(hit), len(paths)), position[hit]], axis=1))
+            paths.append(source.path)
+    return Known(paths, np.concatenate(origins))
 
 
-def _first_equal(new: HashKeys, old: HashKeys) -> Int64Array:
+def _first_equal(new: NDArray[np.bytes_], old: NDArray[np.bytes_]) -> Int64Array:
     """For every new hash the first position of an equal old one, -1 without."""
-    by_hash = np.argsort(old, kind="stable")
-    at = np.minimum(np.searchsorted(old[by_hash], new), max(len(old) - 1, 0))
     if not len(old):
         return np.full(len(new), -1, dtype=np.int64)
+    by_hash = np.argsort(old, kind="stable")
+    at = np.minimum(np.searchsorted(old[by_hash], new), len(old) - 1)
     return np.where(old[by_hash[at]] == new, by_hash[at], -1)
-
-
-def _as_bytes(hashes: IdArray) -> HashKeys:
-    """16-byte values that order as big-endian numbers do."""
-    return np.ascontiguousarray(hashes).view("S16")

@@ -6,6 +6,7 @@ matrix in `format/README.md` is this file, multiplied out, and a test compares t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 RESTORE = "restore"  # written by restore; read by what must not be laid over another past
@@ -67,6 +68,17 @@ def index(space: str) -> Marks:
     return _marks({f"space/{space}", f"index/{space}"})
 
 
+def drop_space(space: str, tables: Sequence[str] = ()) -> Marks:
+    """Takes a space away, with the tables that rest on it."""
+    own = {f"space/{space}", f"index/{space}", *(f"table/{table}" for table in tables)}
+    return _marks(own | {"default/space"}, own)
+
+
+def default_space(space: str) -> Marks:
+    """Names another default space; that one must not be dropped meanwhile."""
+    return _marks({"default/space", f"space/{space}"}, {"default/space"})
+
+
 def queries(name: str) -> Marks:
     """Registers a query set."""
     return _marks({f"queries/{name}"}, {f"queries/{name}"})
@@ -87,9 +99,9 @@ def _with_undelete(own: Marks, revives: bool) -> Marks:
     return Marks(own.reads | more.reads, own.writes | more.writes)
 
 
-def compact() -> Marks:
-    """Rewrites files without their deleted rows."""
-    return _marks({ROWS, REVIVALS, RESTORE}, {ROWS})
+def compact(*entries: str) -> Marks:
+    """Rewrites files without their deleted rows; reads the entries of spaces, attributes and query sets that have some of them."""
+    return _marks({ROWS, REVIVALS, RESTORE, *entries}, {ROWS})
 
 
 def restore() -> Marks:
@@ -100,6 +112,11 @@ def restore() -> Marks:
 def pin(name: str) -> Marks:
     """Names a snapshot that collection has to keep."""
     return _marks({f"pin/{name}"}, {f"pin/{name}"})
+
+
+def export(name: str) -> Marks:
+    """Registers an export; what it was made from may change, a refresh tells."""
+    return _marks({f"export/{name}"})
 
 
 def conflicts(reads: frozenset[str], writes: frozenset[str]) -> frozenset[str]:

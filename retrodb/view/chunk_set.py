@@ -26,6 +26,7 @@ from retrodb.view.tombstones import TombstoneSet
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, TokenArray
 
@@ -74,6 +75,10 @@ class ChunkSet:
             live[hit.where] = exists & ~deleted
         return live
 
+    def present_mask(self, first: int, count: int) -> BoolArray:
+        """(count,) bool: which ids from `first` on the files hold, deleted or not; compaction has dropped the others."""
+        return self._coverage["documents"].covered_mask(first, count)
+
     def live_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids from `first` on are live."""
         return self.is_live(np.arange(first, first + count, dtype=np.int64))
@@ -113,6 +118,13 @@ class ChunkSet:
             of_document = np.frombuffer(hashes.buffers()[1], np.int64)[2 * hashes.offset :: 2]
             keys[hit.where] = np.where(index >= 0, of_document[index], -1)
         return keys
+
+    def text_hashes(self, ids: Int64Array) -> NDArray[np.bytes_]:
+        """(Q,) S16: the xxh3-128 of each chunk's text, deleted or not; it orders as big-endian numbers do."""
+        hashes = np.zeros(len(ids), dtype="S16")
+        for hit in self._coverage["hashes"].lookup(ids):
+            hashes[hit.where] = np.ascontiguousarray(self.map(hit.record)[hit.positions]).view("S16")
+        return hashes
 
     def lengths(self, ids: Int64Array) -> Int64Array:
         """(Q,) int64: tokens of each chunk, 0 for -1."""
@@ -159,6 +171,10 @@ class ChunkSet:
         [record] = self._coverage[kind].overlapping(first, count)
         return record
 
+    def overlapping(self, kind: str, first: int, count: int) -> list[FileRecord]:
+        """The files of a kind whose range meets another, by ascending first id."""
+        return self._coverage[kind].overlapping(first, count)
+
     def map(self, record: FileRecord) -> AnyArray:
         """A live `.npy` file, verified and memory-mapped."""
         if record.path not in self._maps:
@@ -172,6 +188,6 @@ class ChunkSet:
         return Layout.from_table(read_table(self.files.open(record), LAYOUT_COLUMNS))
 
     def _read_deleted_mask(self, first: int, count: int) -> BoolArray:
-        mask = self.tombstones.deleted_mask(first, count)
+        mask = self.tombstones.deleted_mask(first, count) | ~self.present_mask(first, count)
         mask.flags.writeable = False
         return mask

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from made_models import ScarceModel
 from safetensors.torch import load_file, save_file
 
 from retrodb.encode.conventions import RETRO, Overrides, read_conventions
 from retrodb.encode.encoder import MINILM, resolve_encoder
-from retrodb.encode.identity import EncoderIdentity
+from retrodb.encode.identity import EncoderIdentity, OutOfDeviceMemory
 from retrodb.encode.transformer import TransformerEncoder
 from retrodb.errors import InputError, MismatchError, RetroDBError, UsageError
 
@@ -205,33 +205,22 @@ def test_nan_names_the_row(make_model):
         resolve(folder).encode_passages(["the", "mat", "cat", "sat"])
 
 
-class Scarce:
-    """A model on a device whose memory holds only so many tokens of a batch."""
-
-    def __init__(self, model, max_tokens):
-        self.model, self.max_tokens, self.seen, self.lock = model, max_tokens, [], threading.Lock()
-
-    def __call__(self, ids_BL):
-        with self.lock:
-            self.seen.append(ids_BL.numel())
-        if ids_BL.numel() > self.max_tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.model(ids_BL)
-
-
-def test_running_out_of_memory_halves_the_budget_once_and_says_so(make_model):
-    folder = make_model("bert")
-    encoder = resolve(folder, batch_tokens=200)
-    encoder.model = Scarce(encoder.model, 100)
-    batch = encoder.encode_passages(["the cat"] * 60)
-    assert batch.batch_tokens == encoder.provenance.batch_tokens == 100
-    assert (
-        batch.vectors_ND.tobytes()
-        == resolve(folder, batch_tokens=100).encode_passages(["the cat"] * 60).vectors_ND.tobytes()
-    )
-    encoder.model.max_tokens = 10
-    with pytest.raises(RetroDBError, match="out of memory on cpu with 100 tokens a batch"):
+def test_running_out_of_memory_is_said_with_the_budget(make_model):
+    encoder = resolve(make_model("bert"), batch_tokens=200)
+    encoder.model = ScarceModel(encoder.model, 100)
+    with pytest.raises(OutOfDeviceMemory, match="out of memory on cpu with 200 tokens a batch"):
         encoder.encode_passages(["the cat"] * 60)
+
+
+def test_a_device_that_fails_is_named_and_the_command_can_be_run_again(make_model):
+    encoder = resolve(make_model("bert"))
+
+    def lost(ids_BL):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    encoder.model = lost
+    with pytest.raises(RetroDBError, match=r"the device cpu failed .* Run the same command again"):
+        encoder.encode_passages(["the cat"])
 
 
 # Refusals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from made_documents import made_text, write_documents
 
 from retrodb.database import Database
+from retrodb.encode import hashing
 from retrodb.encode.hashing import HashingEncoder
+from retrodb.encode.identity import Provenance
 from retrodb.errors import MismatchError, UsageError
-from retrodb.stages import embed_task
+from retrodb.stages.embed_task import Hardware, load_encoder, on_own_gpu
 
 Make = Callable[..., Database]
 
@@ -66,7 +69,7 @@ def test_only_new_chunks_are_embedded_and_known_texts_take_their_vector_from_bef
 
 def test_a_killed_run_continues_behind_its_last_window(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     database = make_database({str(i): made_text(i, 200) for i in range(6)})
-    monkeypatch.setattr(embed_task, "windows", lambda n: [(s, min(s + 4, n)) for s in range(0, n, 4)])
+    with_small_windows(monkeypatch)
     encode = HashingEncoder.encode_windows
     _fail_at(monkeypatch, encode, 3)
     with pytest.raises(KeyboardInterrupt):
@@ -83,6 +86,12 @@ def test_a_killed_run_continues_behind_its_last_window(make_database: Make, monk
     assert sum(done) == result.chunks - 3 * 4
     vectors, texts = vectors_of(database)
     np.testing.assert_array_equal(vectors, HashingEncoder(32).encode_passages(texts).vectors_ND)
+
+
+def with_small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four rows a window."""
+    monkeypatch.setattr(hashing, "Provenance", partial(Provenance, window_rows=4))
+    load_encoder.cache_clear()
 
 
 def _fail_at(monkeypatch: pytest.MonkeyPatch, encode: Callable[..., object], number: int) -> None:
@@ -122,6 +131,44 @@ def test_a_dry_run_counts_and_writes_nothing(make_database: Make) -> None:
     database = make_database({"a": made_text(1, 100)})
     assert database.embed(dry_run=True).chunks > 0
     assert database.view().snapshot.names("space") == []
+
+
+def test_a_dry_run_projects_the_time_from_a_sample(make_database: Make) -> None:
+    database = make_database({"a": made_text(1, 300)})
+    rates = database.embed(dry_run=True).rates
+    assert rates is not None
+    assert rates.remaining_s == pytest.approx(database.embed(dry_run=True).chunks / rates.chunks_per_s)
+    done = database.embed()
+    assert done.rates is not None
+    assert done.rates.chunks_per_s > 0
+    assert done.rates.tokens_per_s / done.rates.chunks_per_s == pytest.approx(done.tokens / done.chunks)
+    assert database.embed().rates is None, "nothing was computed"
+
+
+def test_windows_are_gone_once_their_vectors_are_published(
+    make_database: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_small_windows(monkeypatch)
+    database = make_database({"a": made_text(1, 300)})
+    database.embed()
+    assert not [path for path in database.view().storage.list("runs") if "/windows/" in path]
+
+
+def test_the_size_of_a_window_changes_no_vector(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {str(i): made_text(i % 5, 150) for i in range(9)}  # some are equal
+    whole, cut = make_database(texts, "whole"), make_database(texts, "cut")
+    whole.embed()
+    with_small_windows(monkeypatch)
+    cut.embed()
+    load_encoder.cache_clear()
+    assert vectors_of(whole)[0].tobytes() == vectors_of(cut)[0].tobytes()
+
+
+def test_workers_take_a_gpu_each() -> None:
+    names = ["SpawnProcess-5", "SpawnProcess-6", "SpawnProcess-7"]
+    devices = {on_own_gpu(Hardware(gpus=3), name).device for name in names}
+    assert devices == {"cuda:0", "cuda:1", "cuda:2"}
+    assert on_own_gpu(Hardware(device="cuda:1"), "SpawnProcess-5").device == "cuda:1"
 
 
 def test_unscreened_chunks_are_not_embedded(make_database: Make, tmp_path: Path) -> None:
