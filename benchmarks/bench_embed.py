@@ -2,9 +2,11 @@
 
     python benchmarks/bench_embed.py --corpus wikipedia-en.jsonl.zst --chunks 512 --threads 1
 
-Measures chunks a second (the best of several interleaved rounds, since other jobs slow all of them down), the share of the
+Measures chunks a second (the best of several interleaved rounds, since other jobs slow all of them down; with one thread of
+CPU time, with more of wall time), the share of the
 matrix rate measured in between, agreement of vectors and of nearest neighbours, and tokenization alone. Figures are written as
-one JSON object. Without --corpus the texts are the docstrings of the standard library.
+one JSON object. Without --corpus the texts are the docstrings of the standard library. With --runtimes the same model is also run
+by OpenVINO and ONNX Runtime (pip install openvino onnxruntime onnx onnxscript), in our own batches of exact lengths.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import platform
 import resource
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -30,6 +33,7 @@ os.environ.update(thread_environment())  # before torch is imported
 import numpy as np
 import torch
 
+from retrodb.encode.batching import plan_batches
 from retrodb.encode.device import choose_compute, measure_matrix_rate
 from retrodb.encode.encoder import MINILM, find_model, read_tokenizer, resolve_encoder
 from retrodb.encode.wordpiece import ChunkTokenizer, TokenizerSpec
@@ -45,6 +49,8 @@ def main() -> None:
     parser.add_argument("--tokenize-chunks", type=int, default=16_384)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--runtimes", action="store_true", help="also OpenVINO and ONNX Runtime, in float32")
+    parser.add_argument("--out", type=Path, help="write the JSON there, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     texts = read_chunks(options.corpus, max(options.chunks, 2 * options.tokenize_chunks))
@@ -55,11 +61,15 @@ def main() -> None:
         "tokenization": bench_tokenization(folder, texts, options.tokenize_chunks),
     }
     result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
 
 
 def environment(options: argparse.Namespace, origin: str) -> dict[str, Any]:
-    names = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
+    names = ["torch", "transformers", "sentence-transformers", "tokenizers", "numpy"]
+    names += ["openvino", "onnxruntime"] if options.runtimes else []
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return {
@@ -112,16 +122,20 @@ def bench_embedding(folder: Path, texts: list[str], options: argparse.Namespace)
         "sentence-transformers fp32 (its default)": sentence_transformers(folder),
         "transformers fp32, length-sorted batches of 32": transformers_sorted(folder),
     }
+    if options.runtimes:
+        backends["OpenVINO fp32, exact lengths"] = exact_lengths(folder, openvino_model(folder, options.threads))
+        backends["ONNX Runtime fp32, exact lengths"] = exact_lengths(folder, onnx_model(folder, options.threads))
     compute = choose_compute("cpu", "float32", threads=options.threads)
     seconds = dict.fromkeys(backends, float("inf"))
     rate, vectors = 0.0, {}
     for backend in backends.values():
         backend(texts[:32])
+    clock = time.process_time if options.threads == 1 else time.perf_counter
     for _ in range(options.rounds):
         for name, backend in backends.items():
-            start = time.perf_counter()
+            start = clock()
             vectors[name] = np.asarray(backend(texts), np.float32)
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            seconds[name] = min(seconds[name], clock() - start)
         rate = max(rate, measure_matrix_rate(compute))
     flops = ours.num_flops(ours.encode_passages(texts).num_tokens_N)
     first, *peers = backends
@@ -164,6 +178,64 @@ def transformers_sorted(folder: Path) -> Callable[[list[str]], Any]:
         return vectors_ND
 
     return encode
+
+
+def exact_lengths(folder: Path, model: Callable[[Any], Any]) -> Callable[[list[str]], Any]:
+    """Batches of one length each, as our own encoder cuts them, through a model that gives hidden states for ids."""
+    tokenizer = ChunkTokenizer(TokenizerSpec(read_tokenizer(folder), 512))
+
+    def encode(texts: list[str]) -> Any:
+        tokens = tokenizer.encode(texts)
+        plan = plan_batches(tokens.lengths_N, batch_tokens=2_048)
+        vectors_ND: Any = None
+        for batch in plan.batches:
+            rows = plan.order_N[batch.start : batch.stop]
+            ids_BL = tokens.ids[tokens.offsets[rows, None] + np.arange(batch.length)].astype(np.int64)
+            mean_BD = model(ids_BL).mean(axis=1)
+            vectors_ND = np.empty((len(texts), mean_BD.shape[1]), np.float32) if vectors_ND is None else vectors_ND
+            vectors_ND[rows] = mean_BD / np.linalg.norm(mean_BD, axis=1, keepdims=True)
+        return vectors_ND
+
+    return encode
+
+
+def plain_model(folder: Path) -> Any:
+    """The transformers model as a module from ids (B, L) int64 to hidden states, for other runtimes to convert."""
+    from transformers import AutoModel
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+
+        def forward(self, ids_BL: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).last_hidden_state
+
+    return Plain().eval()
+
+
+def openvino_model(folder: Path, threads: int) -> Callable[[Any], Any]:
+    import openvino as ov
+
+    converted = ov.convert_model(plain_model(folder), example_input=torch.ones(2, 16, dtype=torch.int64))
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
+    compiled = ov.Core().compile_model(converted, "CPU", settings)
+    return lambda ids_BL: compiled([ids_BL])[0]
+
+
+def onnx_model(folder: Path, threads: int) -> Callable[[Any], Any]:
+    import onnxruntime
+
+    shapes = {"ids_BL": {0: torch.export.Dim("B", min=1, max=4096), 1: torch.export.Dim("L", min=2, max=512)}}
+    with tempfile.TemporaryDirectory() as place:
+        path = str(Path(place) / "model.onnx")
+        example = (torch.ones(2, 16, dtype=torch.int64),)
+        torch.onnx.export(plain_model(folder), example, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda ids_BL: session.run(None, {name: ids_BL})[0]
 
 
 def cosines(left_ND: Any, right_ND: Any) -> Any:

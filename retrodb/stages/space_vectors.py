@@ -6,13 +6,14 @@ code times scale, about 0.99 of whose ten nearest are the vectors' own (`codes_r
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 
 import numpy as np
 
 from retrodb.ann.part import Part
+from retrodb.ann.rerank import LivePart
 from retrodb.format.arrays import AnyArray, Int64Array
-from retrodb.view.view import View
+from retrodb.view.view import SELF, View
 
 
 def keeps_vectors(view: View, space: str) -> bool:
@@ -22,14 +23,19 @@ def keeps_vectors(view: View, space: str) -> bool:
 
 def decode(part: Part, rows: Int64Array) -> AnyArray:
     """Vectors (n, D) float32 of a part's rows from its int8 codes."""
-    places = _places(part)[rows]
+    places = part.place_N[rows]
     codes, scales = part.codes_ND[places], part.scales_N2[places, 0]
     return codes.astype(np.float32) * scales[:, None]
 
 
-@lru_cache(maxsize=16)
-def _places(part: Part) -> Int64Array:
-    """Where each row of a part stands in its store, which is sorted by list."""
-    places = np.empty(len(part.order_N), dtype=np.int64)
-    places[part.order_N] = np.arange(len(places))
-    return places
+def vectors_of(view: View, space: str, ids: Int64Array, parts: Sequence[LivePart], query_set: str = SELF) -> AnyArray:
+    """Vectors (Q, D) of rows of a query set: the stored ones, or what the space's parts say where none are kept."""
+    if query_set != SELF or keeps_vectors(view, space):
+        return view.vectors(space, ids, query_set)
+    vectors = np.zeros((len(ids), view.snapshot.entry("space", space)["dimension"]), dtype=np.float32)
+    for part in parts:
+        if len(part.ids_N):
+            place = np.minimum(np.searchsorted(part.ids_N, ids), len(part.ids_N) - 1)
+            here = np.flatnonzero(part.ids_N[place] == ids)
+            vectors[here] = part.fetch(place[here])
+    return vectors

@@ -1,0 +1,166 @@
+"""Two spaces side by side: what they find, how well, how fast, for how many bytes, and whether it helps a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrodb.ann.exact import exact_topk
+from retrodb.ann.exclusion import Exclusion
+from retrodb.bench.eval_retrieval import RetrievalResult, run_eval_retrieval
+from retrodb.bench.recall import RecallReport, TimedPoint, run_bench_recall
+from retrodb.config import ValidateParams
+from retrodb.errors import MissingStep, UsageError
+from retrodb.format.arrays import Int64Array
+from retrodb.retro.validate import run_validate
+from retrodb.stages.context import Context
+from retrodb.stages.live_parts import database_keys, live_parts, open_codebook
+from retrodb.stages.space_vectors import vectors_of
+from retrodb.stages.spaces import list_spaces
+from retrodb.view.view import SELF, View
+
+_SAMPLE_CHUNKS = 256  # whose nearest chunks are compared: agreement within about 0.02
+
+
+@dataclass(frozen=True)
+class SpaceMeasures:
+    """One of the two spaces."""
+
+    space: str
+    encoder: str
+    dimension: int
+    chunks: int
+    size_bytes: int  # vectors, codebook and parts
+    bytes_per_chunk: float
+    recall: float  # of the index at the number of lists that was timed
+    lists_probed: int
+    p50_latency_s: float  # of single warm queries there
+    queries_per_s: float  # in one warm batch
+    ndcg_at_10: float | None = None  # with judged queries
+    recall_at_k: float | None = None
+    mrr: float | None = None
+    bits_per_byte: float | None = None  # of the model with retrieval, after equal training time; with `minutes`
+    without_retrieval: float | None = None  # of the equal-token model that never had neighbours
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Two spaces of one snapshot."""
+
+    snapshot: int
+    k: int
+    agreement: float  # share of the exact k nearest chunks, of other documents, that both spaces name
+    spaces: list[SpaceMeasures]
+
+
+def run_compare(
+    context: Context,
+    first: str,
+    second: str,
+    *,
+    k: int = 10,
+    queries: Path | None = None,
+    qrels: Path | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+) -> CompareResult:
+    """Measure two spaces with the same queries.
+
+    Args:
+        queries, qrels: judged queries, as `eval-retrieval` takes them; without them retrieval quality is left out.
+        minutes: of training a small RETRO model on each space's neighbour tables; None leaves that out.
+
+    Raises:
+        UsageError: for a space that is not there, or queries without judgements.
+        MissingStep: when a space is not indexed, or its tables are missing.
+    """
+    if (queries is None) != (qrels is None):
+        raise UsageError("judged queries are a file of queries and one of judgements", remedy="Give both or neither.")
+    if first == second:
+        raise UsageError(f"space '{first}' twice", remedy="Name two spaces.")
+    view = context.view()
+    for space in (first, second):
+        open_codebook(view, space)
+    measured = [_measure(context, view, space, k, queries, qrels, minutes, seed) for space in (first, second)]
+    return CompareResult(view.snapshot.number, k, round(agreement(view, (first, second), k, seed), 4), measured)
+
+
+def agreement(view: View, spaces: Sequence[str], k: int, seed: int) -> float:
+    """The share of a sample's exact k nearest chunks, own document excluded, that two spaces have in common."""
+    parts = {space: live_parts(view, space, kinds=("document",)) for space in spaces}
+    ids = [np.concatenate([part.ids_N for part in parts[space]]) for space in spaces]
+    common = np.intersect1d(ids[0], ids[1])
+    common = common[view.chunks.is_live(common)]
+    sample = np.sort(np.random.default_rng(seed).permutation(common)[:_SAMPLE_CHUNKS])
+    exclusion = Exclusion.of(len(sample), document=database_keys(view, "document", sample))
+    found: list[Int64Array] = []
+    for space in spaces:
+        vectors = vectors_of(view, space, sample, parts[space])
+        metric = view.snapshot.entry("space", space)["metric"]
+        blocks = (block for part in parts[space] for block in part.blocks())
+        found.append(exact_topk(vectors, blocks, k, metric, exclusion)[0])
+    is_there = found[0] >= 0
+    is_common = (found[0][:, :, None] == found[1][:, None, :]).any(axis=2)
+    return float(is_common[is_there].mean()) if is_there.any() else 1.0
+
+
+def _measure(
+    context: Context,
+    view: View,
+    space: str,
+    k: int,
+    queries: Path | None,
+    qrels: Path | None,
+    minutes: float | None,
+    seed: int,
+) -> SpaceMeasures:
+    [info] = [info for info in list_spaces(view) if info.space == space]
+    point = _point(run_bench_recall(context, space=space, k=k, seed=seed))
+    judged: RetrievalResult | None = None
+    if queries is not None and qrels is not None:
+        judged = run_eval_retrieval(view, queries, qrels, space=space)
+    on, plain = _validated(context, view, space, minutes, seed) if minutes else (None, None)
+    return SpaceMeasures(
+        space=space,
+        encoder=info.encoder,
+        dimension=info.dimension,
+        chunks=info.chunks,
+        size_bytes=info.size_bytes,
+        bytes_per_chunk=info.size_bytes / max(1, info.chunks),
+        recall=point.recall.mean,
+        lists_probed=point.nprobe,
+        p50_latency_s=point.warm_latency.p50_s,
+        queries_per_s=point.warm_queries_per_s,
+        ndcg_at_10=judged.ndcg_at_10 if judged else None,
+        recall_at_k=judged.recall_at_k if judged else None,
+        mrr=judged.mrr if judged else None,
+        bits_per_byte=on,
+        without_retrieval=plain,
+    )
+
+
+def _point(report: RecallReport) -> TimedPoint:
+    """The cheapest of the timed points with a recall of 0.95, or the best one where none has it."""
+    enough = [point for point in report.points if point.recall.mean >= 0.95]
+    return enough[0] if enough else report.points[-1]
+
+
+def _validated(context: Context, view: View, space: str, minutes: float, seed: int) -> tuple[float, float]:
+    tables = {
+        view.snapshot.entry("table", name)["queries"]: name
+        for name in view.snapshot.names("table")
+        if view.snapshot.entry("table", name)["space"] == space
+    }
+    foreign = [queries for queries in tables if queries != SELF]
+    if SELF not in tables or not foreign:
+        raise MissingStep(
+            f"space '{space}' has no neighbour tables of its own chunks and of held-out ones",
+            remedy=f"Run 'retrodb neighbours DB --space {space}', and again with --queries.",
+        )
+    params = ValidateParams(minutes=minutes, seed=seed)
+    result = run_validate(view, context.progress, params, table=tables[SELF], heldout=tables[foreign[0]])
+    bits = result.report.bits_per_byte
+    return bits["on"].value, bits["plain"].value
