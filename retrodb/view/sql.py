@@ -15,6 +15,7 @@ import numpy as np
 from retrodb.errors import UsageError
 from retrodb.format.records import FileRecord
 from retrodb.view.view import View
+from retrodb.view.where import live_documents
 
 if TYPE_CHECKING:
     import duckdb
@@ -68,7 +69,10 @@ def _attach_documents(connection: duckdb.DuckDBPyConnection, view: View) -> list
     """`documents`: the columns of the files, and `first_chunk`, `shard` and `live` (some chunk of it is)."""
     from retrodb.format import schemas
 
-    dead = [_dead_documents(view, record) for record in view.chunks.ranges]
+    dead = [
+        record.first_chunk + view.chunks.layout(record).first_row[~live_documents(view.chunks, record)]
+        for record in view.chunks.ranges
+    ]
     connection.register("dead_documents", _ids_table(dead))
     paths = _attach_kind(connection, view, "documents", schemas.DOCUMENTS)
     connection.execute(
@@ -138,15 +142,6 @@ def _packed_rows(paths: list[str], records: list[FileRecord]) -> pa.Table:
     positions = np.concatenate([np.empty(0, dtype=np.int64), *(np.arange(len(present)) for _, present in packed)])
     names = [path for path, present in packed for _ in range(len(present))]
     return pa.table({"path": pa.array(names, pa.string()), "position": positions, "row": rows})
-
-
-def _dead_documents(view: View, record: FileRecord) -> Int64Array:
-    """The first chunk ids of the documents of a range without a live chunk."""
-    layout = view.chunks.layout(record)
-    live = np.concatenate(([0], np.cumsum(view.chunks.live_mask(record.first_chunk, record.num_chunks))))
-    is_dead = live[layout.first_row + layout.num_chunks] == live[layout.first_row]
-    dead: Int64Array = record.first_chunk + layout.first_row[is_dead]
-    return dead
 
 
 def _ids_table(parts: list[Int64Array]) -> pa.Table:

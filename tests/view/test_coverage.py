@@ -55,6 +55,12 @@ def test_of_two_files_with_a_row_the_first_committed_is_read() -> None:
     assert hits == [("0", [0, 2]), ("1", [1])]
 
 
+def test_of_two_files_with_a_row_the_last_committed_is_read_where_that_is_asked() -> None:
+    patches = [record(0, 10, [True] * 4), record(1, 12, [True] * 4), record(2, 8, [False] * 3 + [True])]
+    hits = [(hit.record.path, hit.rows.tolist()) for hit in Coverage(patches, newest_first=True).lookup(np.arange(8, 16))]
+    assert hits == [("2", [3]), ("1", [0, 1, 2, 3]), ("0", [0])]
+
+
 def test_nothing_is_found_in_no_files() -> None:
     assert list(Coverage([]).lookup(np.array([1, -1]))) == []
     assert not Coverage([]).covered_mask(0, 3).any()

@@ -1,0 +1,76 @@
+"""What filtering and repairing did, as text for people."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import format_count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from retrodb.maintain.repair import RepairResult
+    from retrodb.stages.filter import FilteredDocument, FilterResult
+    from retrodb.stages.undelete import UndeleteResult
+
+
+def filtered(result: FilterResult) -> str:
+    """How much went, from which sources; of a dry run, some of the documents with what matched in them."""
+    verb = "would delete" if result.dry_run else "deleted"
+    lines = [f"{result.reason}: {verb} {_documents(result.documents, result.chunks)}"]
+    lines += [f"  {source}: {format_count(count)}" for source, count in result.by_source.items()]
+    lines += _unknown(result.unknown)
+    lines += [line for document in result.sample for line in ("", *_document(document))]
+    return "\n".join(lines)
+
+
+def undeleted(result: UndeleteResult) -> str:
+    """How much came back, and what did not."""
+    verb = "would no longer hold" if result.dry_run else "no longer holds"
+    lines = [f"{result.reason}: {verb} for {_documents(result.documents, result.chunks)}"]
+    held = result.documents - result.live_documents
+    lines += [f"  {format_count(held)} of them stay deleted for another reason"] if held else []
+    lines += [f"  {format_count(result.gone_chunks)} chunks were compacted away"] if result.gone_chunks else []
+    return "\n".join(lines + _unknown(result.unknown))
+
+
+def repaired(result: RepairResult) -> str:
+    """Every damaged file with what became of it, the lost documents, and what is left to do."""
+    plan, will = result.plan, "will be " if result.dry_run else ""
+    lines = [f"{path}: {will}made anew in its place" for path in plan.rebuilt]
+    is_refused = bool(plan.lost) and not result.accepted_loss
+    if not is_refused:
+        lines += [f"{path}: {will}taken out; a command makes it again" for path in plan.remade]
+    for path in (*plan.remade, *plan.lost) if is_refused else ():
+        lines.append(f"{click.style(path, fg='red')}: left as it is")
+    lines += [f"{click.style(path, fg='red')}: {will}lost" for path in plan.lost if not is_refused]
+    lines += [f"  lost document: {name}" for name in plan.lost_documents]
+    lines += [f"  lost documents without a name: {format_count(plan.lost_unnamed)}"] if plan.lost_unnamed else []
+    lines += [f"{click.style(each.path, fg='red')}: {each.what}. {each.remedy}" for each in plan.left]
+    lines += [f"ran: retrodb {command}" for command in result.ran]
+    lines += [f"to run: retrodb {command}" for command in result.to_run]
+    if is_refused:
+        lines.append("Nothing can give back what is lost: go on without it with --accept-loss, or restore a backup.")
+    return "\n".join(lines) or "all is well"
+
+
+def _document(document: FilteredDocument) -> list[str]:
+    text = " ".join(document.excerpt.split())
+    if document.matched:
+        pieces = "|".join(re.escape(piece) for piece in sorted(document.matched, key=len, reverse=True))
+        text = re.sub(pieces, lambda match: click.style(match[0], fg="yellow"), text)
+    return [click.style(f"{document.source}/{document.doc_id}", bold=True), f"  {text}"]
+
+
+def _unknown(names: Sequence[str]) -> list[str]:
+    return [click.style(f"  unknown: {name}", fg="red") for name in names]
+
+
+def _documents(documents: int, chunks: int) -> str:
+    def counted(count: int, noun: str) -> str:
+        return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
+
+    return f"{counted(documents, 'document')} ({counted(chunks, 'chunk')})"

@@ -1,0 +1,183 @@
+"""Word lists: which words of a text stand in a list, and how many of all they are.
+
+Words are those of the leak scan (`dedup/shingles.py`), so case, width and punctuation do not matter and nothing matches inside
+a longer word; beyond that, text and list are case-folded, so that STRASSE matches Straße. A phrase is words in a row. An entry
+with other signs than letters, digits, blanks, hyphens and apostrophes, such as an emoji, is looked for as it stands, anywhere.
+
+Legend: M texts, W words of a text, E entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrodb.dedup.codepoints import codepoint_tables
+from retrodb.dedup.kernel import kernel
+from retrodb.dedup.normalise import Bytes, Ints, iter_batches
+from retrodb.dedup.shingles import Keys, scratch, split_words, whole_text_key, words_of
+from retrodb.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from retrodb.format.arrays import BoolArray, Float64Array
+
+_LOWEST = np.uint64(0xFFFF)
+_PLAIN = re.compile(r"[\w\s'’-]+")
+
+
+@dataclass(frozen=True)
+class WordList:
+    """The entries of a list, case-folded, distinct and sorted."""
+
+    entries: tuple[str, ...]
+    measure: str  # "share" or "count"
+
+    def definition(self) -> dict[str, Any]:
+        """The list by its digest."""
+        digest = hashlib.sha256("\n".join(self.entries).encode()).hexdigest()
+        return {"kind": "wordlist", "entries": len(self.entries), "digest": digest, "measure": self.measure}
+
+    def score(self, texts: pa.LargeStringArray) -> Float64Array:
+        """(M,) the share of the words that entries cover, or the number of entries found, the longer ones first."""
+        folded = _case_folded(texts)
+        found, covered, num_words = count_words(folded, self._table)
+        for sign in self._signs:
+            times = pc.count_substring(folded, sign, ignore_case=True).to_numpy(zero_copy_only=False)
+            found, covered = found + times, covered + times
+        return measured(self.measure, found, covered, num_words)
+
+    def excerpt(self, text: str) -> list[str]:
+        """The entries that stand in a text, as they stand there."""
+        pieces = [r"(?<!\w)" + r"[\W_]+".join(map(re.escape, words)) + r"(?!\w)" for words in self._phrases]
+        pieces += [re.escape(sign) for sign in self._signs]
+        return [match[0] for match in re.finditer("|".join(sorted(pieces, key=len, reverse=True)), text, re.IGNORECASE)]
+
+    @cached_property
+    def _phrases(self) -> list[list[str]]:
+        return [words for entry in self.entries if _PLAIN.fullmatch(entry) and (words := words_of(entry))]
+
+    @cached_property
+    def _signs(self) -> list[str]:
+        return [entry for entry in self.entries if not (_PLAIN.fullmatch(entry) and words_of(entry))]
+
+    @cached_property
+    def _table(self) -> WordTable:
+        return make_table(self._phrases)
+
+
+def read_word_list(path: str, measure: str) -> WordList:
+    """Read a file with an entry a line; blank lines and lines that begin with `#` and a blank are left out.
+
+    Raises:
+        InputError: when there is no such file, it is no UTF-8 text, or it has no entry.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"not readable as a word list ({error})", where=path, remedy="Give a UTF-8 file.") from error
+    entries = {line.strip().casefold() for line in lines if not line.startswith("# ")} - {"", "#"}
+    if not entries:
+        raise InputError("no words in this word list", where=path, remedy="Write one word or phrase a line.")
+    return WordList(tuple(sorted(entries)), measure)
+
+
+@dataclass(frozen=True)
+class WordTable:
+    """Phrases as keys."""
+
+    first_words: Keys  # (F,) hashes of the words that some phrase begins with, ascending
+    may_begin: BoolArray  # (65_536,) whether one of them has these lowest bits: nearly all words are passed over by it
+    keys: Keys  # (E,) of the phrases, ascending
+    lengths: Ints  # words of a phrase, distinct, longest first
+
+
+def make_table(phrases: list[list[str]]) -> WordTable:
+    """The table of phrases, each a list of one or more words."""
+    keys, first_words = [], []
+    for words in phrases:
+        hashes = _word_hashes(pa.array([" ".join(words)], pa.large_string()))
+        keys.append(whole_text_key(hashes))
+        first_words.append(hashes[0])
+    lengths = sorted({len(words) for words in phrases}, reverse=True)
+    firsts = np.unique(np.array(first_words, np.uint64))
+    may_begin = np.zeros(1 << 16, dtype=bool)
+    may_begin[firsts & _LOWEST] = True
+    return WordTable(firsts, may_begin, np.unique(np.array(keys, np.uint64)), np.array(lengths, np.int64))
+
+
+def count_words(texts: pa.LargeStringArray, table: WordTable) -> tuple[Ints, Ints, Ints]:
+    """(M,) phrases found in each text, words that they cover, and all words."""
+    counts = np.zeros((3, len(texts)), np.int64)
+    for batch in iter_batches(texts):
+        _count(
+            *(batch.data, batch.begins, batch.ends, codepoint_tables().folded, *scratch(batch.begins, batch.ends)),
+            *(table.first_words, table.may_begin, table.keys, table.lengths),
+            counts[:, batch.first_document : batch.first_document + len(batch.begins)],
+        )
+    return counts[0], counts[1], counts[2]
+
+
+def measured(measure: str, found: Ints, covered: Ints, num_words: Ints) -> Float64Array:
+    """(M,) float64: what matches count for."""
+    return found.astype(np.float64) if measure == "count" else np.minimum(covered / np.maximum(num_words, 1), 1.0)
+
+
+def _case_folded(texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """The texts as `str.casefold` gives them, if their words' hashes, which are of lower-case letters, would not be the same."""
+    is_special = pc.match_substring_regex(texts, _special_letters())
+    if not pc.any(is_special).as_py():
+        return texts
+    folded = [text.casefold() for text in texts.filter(is_special).to_pylist()]
+    return pc.replace_with_mask(texts, is_special, pa.array(folded, pa.large_string()))
+
+
+@cache
+def _special_letters() -> str:
+    """An expression for the letters that case-folding makes something else of than lower-casing does, such as ß and ς."""
+    return f"[{''.join(chr(c) for c in range(0x20000) if chr(c).casefold() != chr(c).lower())}]"
+
+
+def _word_hashes(text: pa.LargeStringArray) -> Keys:
+    [batch] = iter_batches(text)
+    words, starts, stops = scratch(batch.begins, batch.ends)
+    count = split_words(batch.data, batch.begins[0], batch.ends[0], codepoint_tables().folded, words, starts, stops)
+    return words[:count]
+
+
+@kernel
+def _count(
+    data: Bytes, begins: Ints, ends: Ints, folded: NDArray[np.int32],
+    words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
+    first_words: Keys, may_begin: BoolArray, keys: Keys, lengths: Ints, counts: Ints,
+) -> None:  # fmt: skip
+    for document in range(len(begins)):
+        num_words = split_words(data, begins[document], ends[document], folded, words, starts, stops)
+        counts[2, document] = num_words
+        i = 0
+        while i < num_words:
+            taken = 0
+            if may_begin[words[i] & _LOWEST] and _is_in(words[i], first_words):
+                for length in lengths:
+                    if i + length <= num_words and _is_in(whole_text_key(words[i : i + length]), keys):
+                        taken = length
+                        break
+            if taken > 0:
+                counts[0, document] += 1
+                counts[1, document] += taken
+            i += max(taken, 1)
+
+
+@kernel
+def _is_in(key: np.uint64, keys: Keys) -> bool:
+    at = np.searchsorted(keys, key)
+    return bool(at < len(keys) and keys[at] == key)

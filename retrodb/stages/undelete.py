@@ -1,0 +1,114 @@
+"""Stage undelete: one reason's hold ends. What is deleted for another reason too stays out.
+
+Marks are those of `marks.undelete`: the rows must be there still, so it does not get along with a compaction in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from retrodb.errors import UsageError
+from retrodb.format.arrays import Int64Array
+from retrodb.stages.context import Context
+from retrodb.stages.filter import choose, commit_tombstones
+from retrodb.store import marks
+from retrodb.view.tombstones import tombstone
+from retrodb.view.view import View
+
+_FINAL = {
+    "purged": "What was purged is gone for good.",
+    "superseded": "A newer version stands in the place of each; ingest the older text again to go back.",
+    "removed": "Their source no longer has them; ingest them again to bring them back.",
+}
+"""Reasons that cannot be taken back, and why."""
+
+
+@dataclass(frozen=True)
+class UndeleteResult:
+    """What lost a reason to be deleted."""
+
+    snapshot: int
+    reason: str
+    documents: int  # that the reason no longer deletes
+    chunks: int
+    live_documents: int  # of these, that have a live chunk again or still
+    gone_chunks: int  # that compaction has dropped, one of a document: only ingesting them again brings them back
+    unknown: tuple[str, ...]  # names that no document has
+    dry_run: bool = False
+
+
+def run_undelete(
+    context: Context,
+    reason: str,
+    *,
+    where: str | None = None,
+    doc_ids: Sequence[str] | None = None,
+    source: str | None = None,
+    dry_run: bool = False,
+) -> UndeleteResult:
+    """End a reason's hold, over all documents or over those that the arguments of `run_filter` choose among them.
+
+    Raises:
+        UsageError: for a reason that never deleted anything, or that is final.
+        ConflictError: when a compaction came in between.
+    """
+    view = context.view()
+    _check_reason(view, reason)
+    ids, unknown = _deleted(view, reason), list[str]()
+    if where is not None or doc_ids is not None or source is not None:
+        chosen, unknown = choose(view, where, doc_ids, source, reason=reason)
+        ids = ids[np.isin(view.chunks.document_ids(ids), chosen)]
+    is_there = np.zeros(len(ids), dtype=bool)
+    for hit in view.coverage("chunks").lookup(ids):
+        is_there[hit.where] = True
+    # What compaction dropped cannot come back, but the reason no longer keeps it from being ingested again.
+    dead = [tombstone(r.first_chunk, r.num_chunks, reason, rows, active=False) for r, rows in view.chunks.split(ids)]
+    gone, ids = int((~is_there).sum()), ids[is_there]
+    documents = np.unique(view.chunks.document_ids(ids))
+    result = UndeleteResult(
+        snapshot=view.snapshot.number,
+        reason=reason,
+        documents=len(documents),
+        chunks=len(ids),
+        live_documents=_num_live(view, ids, reason),
+        gone_chunks=gone,
+        unknown=tuple(unknown),
+        dry_run=dry_run,
+    )
+    if dry_run or not dead:
+        return result
+    arguments = {"where": where, "source": source, "reason": reason, "documents": len(documents)}
+    return replace(result, snapshot=commit_tombstones(context, view, "undelete", marks.undelete(), arguments, dead))
+
+
+def _check_reason(view: View, reason: str) -> None:
+    if reason in _FINAL:
+        raise UsageError(f"'{reason}' cannot be taken back", remedy=_FINAL[reason])
+    if reason not in view.chunks.tombstones.reasons:
+        have = ", ".join(name for name in view.chunks.tombstones.reasons if name not in _FINAL)
+        remedy = f"There are: {have}." if have else "Nothing was deleted that could come back."
+        raise UsageError(f"nothing was ever deleted for the reason '{reason}'", remedy=remedy)
+
+
+def _deleted(view: View, reason: str) -> Int64Array:
+    """The ids that a reason deletes, ascending."""
+    ids = [np.empty(0, np.int64)]
+    for record in view.chunks.ranges:
+        mask = view.chunks.tombstones.deleted_by_reason(record.first_chunk, record.num_chunks).get(reason)
+        if mask is not None:
+            ids.append(record.first_chunk + np.flatnonzero(mask))
+    return np.concatenate(ids)
+
+
+def _num_live(view: View, ids: Int64Array, reason: str) -> int:
+    """Documents of chunks that no other reason deletes."""
+    live = [np.empty(0, np.int64)]
+    for record, rows in view.chunks.split(ids):
+        masks = view.chunks.tombstones.deleted_by_reason(record.first_chunk, record.num_chunks)
+        others = [mask[rows] for name, mask in masks.items() if name != reason]
+        held = np.any(others, axis=0) if others else np.zeros(len(rows), dtype=bool)
+        live.append(record.first_chunk + rows[~held])
+    return len(np.unique(view.chunks.document_ids(np.concatenate(live))))

@@ -1,0 +1,85 @@
+"""Real posts of a forum: tagged by a word list and by a classifier that is trained here, filtered, and brought back."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from classifier import train_classifier
+
+import retrodb
+from retrodb.corpus.train import train_byte_bpe
+from retrodb.database import Database
+from retrodb.view.where import documents_where
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "toxicity"
+pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
+
+
+@pytest.fixture(scope="module")
+def posts() -> list[dict[str, Any]]:
+    with zstandard.open(DATA / "stormfront-posts.jsonl.zst", "rb") as file:
+        every = [orjson.loads(line) for line in file.read().splitlines()]
+    return random.Random(0).sample(every, 1500)
+
+
+@pytest.fixture
+def database(posts: list[dict[str, Any]], tmp_path: Path) -> Database:
+    train_byte_bpe([post["text"] for post in posts], 2000).save(tmp_path / "tokenizer.json")
+    (tmp_path / "posts.jsonl").write_bytes(b"".join(orjson.dumps(post) + b"\n" for post in posts))
+    database = retrodb.create(tmp_path / "db", tokenizer=str(tmp_path / "tokenizer.json"), encoder="hashing:64")
+    database.ingest([tmp_path / "posts.jsonl"], source="forum")
+    database.embed()
+    database.index()
+    database.neighbours(k=2)
+    return database
+
+
+def assert_none_left(database: Database, gone: np.ndarray, out: Path) -> None:
+    """Neither search nor the export gives a chunk of these documents; the texts asked for are their own."""
+    view = database.view()
+    texts = view.chunks.texts(gone[:60], deleted_too=True)
+    dead = set(np.flatnonzero(np.isin(view.chunks.document_ids(np.arange(view.chunks.end)), gone)).tolist())
+    found = {hit.chunk_id for hits in database.search(texts, k=10) for hit in hits}
+    assert found
+    assert not found & dead
+    database.export(out)
+    chunks = pq.read_table(out / "chunks").column("chunk_id").to_pylist()
+    rows = pq.read_table(out / "rows")
+    near = {chunk for own in rows.column("neighbours").to_pylist() for chunk in own}
+    assert not {*chunks, *near, *rows.column("row").to_pylist()} & dead
+
+
+def test_posts_of_a_word_list_go_and_come_back(database: Database, tmp_path: Path) -> None:
+    tagged = database.tag("toxic", wordlist=str(DATA / "ldnoobw-en.txt"))
+    gone = documents_where(database.view(), "toxic > 0.02")
+    assert tagged.positive > len(gone) > 20
+    assert database.filter(where="toxic > 0.02", reason="toxic").documents == len(gone)
+    assert_none_left(database, gone, tmp_path / "out")
+    assert database.undelete("toxic").live_documents == len(gone)
+    hits = database.search(database.view().chunks.texts(gone[:60]), k=1)
+    assert {own[0].chunk_id for own in hits} & set(gone.tolist())
+
+
+def test_posts_of_a_trained_classifier_go_and_come_back(
+    database: Database, posts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    labels = [int(post["hate"]) for post in posts]
+    assert 100 < sum(labels) < 1000
+    half = len(posts) // 2
+    folder = train_classifier(tmp_path / "model", [post["text"] for post in posts[:half]], labels[:half], epochs=8)
+    database.tag("hate", hf_model=str(folder), label="toxic")
+    ids = documents_where(database.view(), "hate > 0.5")
+    names = {document["doc_id"] for document in database.view().chunks.documents(ids) if document}
+    unseen = {post["id"]: label for post, label in zip(posts[half:], labels[half:], strict=True)}
+    flagged = [label for name, label in unseen.items() if name in names]
+    assert sum(flagged) / len(flagged) > 1.5 * sum(unseen.values()) / len(unseen)
+    assert database.filter(where="hate > 0.5", reason="hate").documents == len(ids)
+    assert_none_left(database, ids, tmp_path / "out")
+    assert database.undelete("hate").live_documents == len(ids)
