@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from retrodb.ann import kernels
-from retrodb.ann.exact import exact_topk, run_rows
+from retrodb.ann.exact import FixedRows, run_rows
 from retrodb.ann.kmeans import FLAT_LISTS, kmeans
 from retrodb.ann.metric import FloatArray, Metric, Vectors, check_metric, check_vectors
 from retrodb.errors import ConfigError, MissingDependency
@@ -22,6 +22,10 @@ FLAT = "Flat"
 MIN_POINTS_PER_LIST = 39  # what FAISS warns below
 POINTS_PER_LIST = 64  # what a sample should have; more moves recall by less than its confidence interval
 MIN_POINTS_PER_CODE = 39 * 256  # a product quantizer trains 256 centroids per sub-vector
+SLACK = 16  # of codes with a byte a dimension: their order is wrong by a place or two
+COARSE_SLACK = (
+    200  # of shorter codes: at one bit a dimension 200 candidates keep 0.98 of what the lists hold, 50 keep 0.86
+)
 
 # Vectors and lists that measured or published systems do well with; between them by the logarithms (ANCHORS: 1e8 and
 # 1e10 are extrapolated from published systems).
@@ -39,9 +43,6 @@ def choose_factory(
     Args:
         memory_bytes: what a search process may hold; fast-scan codes (RaBitQfs) have to fit, others are memory-mapped.
         bytes_per_vector: the size of a search code, if it is to be forced.
-
-    One-bit codes (RaBitQfs) are chosen for squared L2 only: with the inner product, FAISS 1.15.1 estimates vectors that
-    coincide with their centroid wrongly, and a few hundred identical ones then hide all true neighbours.
     """
     check_metric(metric)
     if num_vectors <= _FLAT_UP_TO and bytes_per_vector is None:
@@ -50,7 +51,7 @@ def choose_factory(
     num_lists = 2 ** round(float(np.interp(np.log2(max(num_vectors, 1)), sizes, lists)))
     coarse = f"IVF{num_lists}_HNSW32" if num_lists > FLAT_LISTS else f"IVF{num_lists}"
     one_bit = dim // 8 + 8
-    has_one_bit = metric == "squared_l2" and num_vectors * one_bit <= memory_bytes
+    has_one_bit = num_vectors * one_bit <= memory_bytes
     if bytes_per_vector is None:
         large = one_bit if has_one_bit else 64 if num_vectors >= _PQ_FROM else dim
         bytes_per_vector = dim if num_vectors <= _SQ8_UP_TO else large
@@ -73,6 +74,13 @@ def sample_size(factory: str) -> int:
     if factory == FLAT:
         return 0
     return max(num_lists_of(factory) * POINTS_PER_LIST, MIN_POINTS_PER_CODE if "PQ" in factory else 0)
+
+
+def least_sample(factory: str) -> int:
+    """Vectors below which training gives up; none for `Flat`, which has nothing to train."""
+    if factory == FLAT:
+        return 0
+    return max(num_lists_of(factory) * MIN_POINTS_PER_LIST, MIN_POINTS_PER_CODE if "PQ" in factory else 0)
 
 
 @dataclass(frozen=True)
@@ -109,11 +117,25 @@ class Codebook:
         return inner if isinstance(inner, faiss.IndexIVF) else None
 
     @cached_property
+    def is_coarse(self) -> bool:
+        """Whether a search code has less than a byte a dimension."""
+        return self.ivf is not None and bool(self.ivf.code_size < self.dim)
+
+    @property
+    def slack(self) -> int:
+        """Candidates beyond k that need an exact distance, so that the codes lose little of what the scan reaches."""
+        return COARSE_SLACK if self.is_coarse else SLACK
+
+    @cached_property
     def centroids_LD(self) -> FloatArray:
         """Coarse centroids in the transformed space; `Flat` has one, at zero."""
         if self.ivf is None:
             return np.zeros((1, self.dim), dtype=np.float32)
         return np.asarray(self.ivf.quantizer.reconstruct_n(0, self.ivf.nlist), dtype=np.float32)
+
+    @cached_property
+    def _centroids(self) -> FixedRows:
+        return FixedRows.of(self.centroids_LD)
 
     @property
     def num_lists(self) -> int:
@@ -137,9 +159,14 @@ class Codebook:
         Exact up to `FLAT_LISTS` lists; beyond, a graph search over the centroids, whose answer depends on nothing but
         the vector.
         """
-        vectors = self.transform(check_vectors(vectors_ND, self.dim), threads)
+        return self.nearest_lists_of(self.transform(check_vectors(vectors_ND, self.dim), threads), count, threads)
+
+    def nearest_lists_of(
+        self, vectors: FloatArray, count: int, threads: int = 1
+    ) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """`nearest_lists` of vectors that were transformed already."""
         if self.num_lists <= FLAT_LISTS:
-            return exact_topk(vectors, self.centroids_LD, count, self.metric, threads=threads)[0].astype(np.int32)
+            return self._centroids.nearest(vectors, count, self.metric, threads).astype(np.int32)
         faiss = faiss_module()
         quantizer = faiss.downcast_index(self.ivf.quantizer)
         parameters = faiss.SearchParametersHNSW(efSearch=max(64, 2 * count))
@@ -161,8 +188,7 @@ def train(sample_SD: Vectors, factory: str, seed: int, metric: Metric, threads: 
     """
     check_metric(metric)
     sample = check_vectors(sample_SD, sample_SD.shape[-1], where="training sample")
-    least = max(num_lists_of(factory) * MIN_POINTS_PER_LIST, MIN_POINTS_PER_CODE if "PQ" in factory else 0)
-    if factory != FLAT and len(sample) < least:
+    if len(sample) < (least := least_sample(factory)):
         note = f"{factory} needs at least {least} training vectors and there are {len(sample)}: using {FLAT}"
         return replace(train(sample, FLAT, seed, metric), note=note)
     codebook = Codebook(_new_index(factory, sample.shape[1], metric))

@@ -1,41 +1,122 @@
-"""Whether the codebook still fits what is added: measured at every add, compared with its own training sample."""
+"""Whether the codebook still fits what is added: measured at every add, compared with what it was trained on.
+
+Canaries are a few chunks whose true neighbours are known at every time, because each add compares them with what is new and
+with nothing else. The share of these neighbours in the lists that a search would read is the recall of its scan.
+
+Legend: C canaries, K of their neighbours.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.ann.codebook import Codebook
-from retrodb.ann.metric import Vectors, check_vectors
+from retrodb.ann.exact import Block, exact_topk
+from retrodb.ann.exclusion import Exclusion
+from retrodb.ann.metric import NO_NEIGHBOUR, FloatArray, Int64Array
+from retrodb.ann.part import Part
 
-MAX_RESIDUAL_GROWTH = 1.10  # from here on retraining pays (ANCHORS section 9: +10%)
-MAX_IMBALANCE_GROWTH = 1.5  # likewise
+MAX_RESIDUAL_GROWTH = 1.10  # from here on retraining pays (ANCHORS section 9: +10%, x1.5, -2 points)
+MAX_IMBALANCE_GROWTH = 1.5
+MAX_RECALL_LOSS = 0.02
+CANARY_K = 10
+SAMPLE_ROWS = 65_536  # of a part, for the residual
+BLOCK_ROWS = 16_384
 
 
 @dataclass(frozen=True)
 class Drift:
     """How vectors lie in the lists of a codebook."""
 
-    residual: float  # mean squared distance to the own list's centroid
+    residual: float  # mean squared distance of vectors to their own list's centroid
     imbalance: float  # scanned vectors relative to equal lists: L * sum(size^2) / N^2; 1 when all lists are equal
+    canary_recall: float | None  # None: no canary has a neighbour
 
-    def is_beyond(self, at_training: Drift) -> bool:
-        """Whether retraining is due."""
-        return (
-            self.residual > MAX_RESIDUAL_GROWTH * at_training.residual
-            or self.imbalance > MAX_IMBALANCE_GROWTH * at_training.imbalance
+    def reasons(self, at_training: Drift) -> list[str]:
+        """Why retraining pays; empty when it does not."""
+        reasons = []
+        if self.residual > MAX_RESIDUAL_GROWTH * at_training.residual:
+            reasons.append(f"residual {self.residual / max(at_training.residual, 1e-12) - 1:+.0%}")
+        if self.imbalance > MAX_IMBALANCE_GROWTH * at_training.imbalance:
+            reasons.append(f"imbalance x{self.imbalance / at_training.imbalance:.1f}")
+        if None not in (self.canary_recall, at_training.canary_recall):
+            loss = float(at_training.canary_recall or 0) - float(self.canary_recall or 0)
+            if loss > MAX_RECALL_LOSS:
+                reasons.append(f"canary recall {-100 * loss:+.1f} points")
+        return reasons
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The nearest chunks of the canaries, and the list that holds each; -1 and infinity where there is none."""
+
+    ids_CK: Int64Array
+    distances_CK: FloatArray
+    lists_CK: Int64Array
+
+    @classmethod
+    def empty(cls, num_canaries: int) -> Truth:
+        """Nothing known yet."""
+        none = np.full((num_canaries, CANARY_K), NO_NEIGHBOUR, dtype=np.int64)
+        return cls(none, np.full(none.shape, np.inf, dtype=np.float32), none.copy())
+
+    def without(self, gone_CK: NDArray[np.bool_]) -> Truth:
+        """The same without chunks that are gone; what was behind them is not known, so the rows are shorter."""
+        ids = np.where(gone_CK, NO_NEIGHBOUR, self.ids_CK)
+        return Truth(
+            ids, np.where(gone_CK, np.float32(np.inf), self.distances_CK), np.where(gone_CK, -1, self.lists_CK)
         )
 
+    def merged(self, other: Truth) -> Truth:
+        """The nearest of both."""
+        distances = np.concatenate([self.distances_CK, other.distances_CK], axis=1)
+        ids = np.concatenate([self.ids_CK, other.ids_CK], axis=1)
+        lists = np.concatenate([self.lists_CK, other.lists_CK], axis=1)
+        nearest = np.lexsort((ids, distances), axis=1)[:, :CANARY_K]
+        return Truth(*(np.take_along_axis(array, nearest, axis=1) for array in (ids, distances, lists)))
 
-def measure_drift(vectors_ND: Vectors, own_list_N: NDArray[np.int32], codebook: Codebook) -> Drift:
-    """Residual and imbalance of vectors (a sample will do) under their own lists."""
-    residuals_ND = codebook.transform(check_vectors(vectors_ND, codebook.dim)) - codebook.centroids_LD[own_list_N]
-    return Drift(float((residuals_ND**2).sum(axis=1).mean()), imbalance(own_list_N, codebook.num_lists))
+    def recall(self, canaries_CD: FloatArray, codebook: Codebook, nprobe: int) -> float | None:
+        """The share of these neighbours that lie in each canary's `nprobe` nearest lists."""
+        known = self.ids_CK != NO_NEIGHBOUR
+        if not known.any():
+            return None
+        probed_CA = codebook.nearest_lists(canaries_CD, min(nprobe, codebook.num_lists))
+        found = (self.lists_CK[:, :, None] == probed_CA[:, None, :]).any(axis=2) & known
+        return float(found.sum() / known.sum())
 
 
-def imbalance(own_list_N: NDArray[np.int32], num_lists: int) -> float:
+def truth_in_part(canaries_CD: FloatArray, canary_ids: Int64Array, part: Part, ids_N: Int64Array) -> Truth:
+    """The canaries' nearest in a part, themselves excluded, by its int8 codes: near enough to say which lists they are in."""
+    own = Exclusion.of(len(canary_ids), chunk=canary_ids)
+    ids, distances = exact_topk(canaries_CD, _decoded(part, ids_N), CANARY_K, part.meta.metric, own)
+    rows = np.minimum(np.searchsorted(ids_N, ids), len(ids_N) - 1)
+    return Truth(ids, distances, np.where(ids >= 0, part.lists_NA[:, 0][rows], -1))
+
+
+def _decoded(part: Part, ids_N: Int64Array) -> Iterator[Block]:
+    for start in range(0, part.meta.rows, BLOCK_ROWS):
+        ids = ids_N[part.order_N[start : start + BLOCK_ROWS]]
+        yield Block(ids, _vectors(part, slice(start, start + BLOCK_ROWS)), None, {"chunk": ids})
+
+
+def _vectors(part: Part, places: slice) -> FloatArray:
+    codes: FloatArray = part.codes_ND[places].astype(np.float32)
+    return codes * part.scales_N2[places, :1]
+
+
+def residual(part: Part, codebook: Codebook) -> float:
+    """Mean squared distance of a part's vectors (an even sample of them) to their own centroids."""
+    places = slice(0, None, -(-part.meta.rows // SAMPLE_ROWS))
+    own_list = np.searchsorted(part.offsets_L1, np.arange(part.meta.rows)[places], side="right") - 1
+    rest_ND = codebook.transform(_vectors(part, places)) - codebook.centroids_LD[own_list]
+    return float((rest_ND.astype(np.float64) ** 2).sum(axis=1).mean())
+
+
+def imbalance(list_sizes_L: Int64Array) -> float:
     """1 for equal lists; a search scans this many times as many vectors as it would in equal lists."""
-    sizes_L = np.bincount(own_list_N, minlength=num_lists).astype(np.float64)
-    return float(num_lists * (sizes_L**2).sum() / sizes_L.sum() ** 2)
+    sizes_L = list_sizes_L.astype(np.float64)
+    return float(len(sizes_L) * (sizes_L**2).sum() / max(sizes_L.sum(), 1) ** 2)

@@ -47,11 +47,13 @@ def exact_topk(
     metric: Metric,
     exclusion: Exclusion | None = None,
     threads: int = 1,
+    best: TopK | None = None,
 ) -> TopK:
     """The k nearest allowed rows of every query, (ids_QK, distances_QK), nearest first, ties by smaller id.
 
     Args:
         blocks: one array, whose ids are its row numbers, or blocks of any sizes, each read once.
+        best: results so far, (Q, k) each, which are merged into in place and given back; only what is nearer enters.
 
     Raises:
         MismatchError: dimensions that differ, or exclusion keys that are missing.
@@ -60,7 +62,7 @@ def exact_topk(
     check_metric(metric)
     queries = check_vectors(queries_QD, queries_QD.shape[-1], where="queries")
     exclusion = exclusion or Exclusion.of(len(queries))
-    ids_QK, distances_QK = empty_topk(len(queries), k)
+    ids_QK, distances_QK = best or empty_topk(len(queries), k)
     for block in _pieces(blocks):
         vectors = check_vectors(block.vectors_ND, queries.shape[1], int(block.ids_N[0]), "database vectors")
         keys_JC = exclusion.stack(block.keys, len(vectors))
@@ -68,9 +70,35 @@ def exact_topk(
             part = slice(start, start + BLOCK_QUERIES)
             rows = np.arange(len(queries))[part]
             own = exclusion.rows(rows) if exclusion.kinds else Exclusion.of(len(rows))
-            best = distances_QK[part], ids_QK[part]
-            _merge_block(queries[part], vectors, block.ids_N, keys_JC, own, metric == "squared_l2", best, threads)
+            nearest = distances_QK[part], ids_QK[part]
+            _merge_block(queries[part], vectors, block.ids_N, keys_JC, own, metric == "squared_l2", nearest, threads)
     return ids_QK, distances_QK
+
+
+@dataclass(frozen=True)
+class FixedRows:
+    """Few rows that are asked again and again, such as centroids: checked and measured once."""
+
+    vectors_CD: FloatArray
+    ids_C: Int64Array
+    lengths_C: FloatArray
+
+    @classmethod
+    def of(cls, vectors_CD: FloatArray) -> FixedRows:
+        """Rows whose ids are their numbers."""
+        return cls(vectors_CD, np.arange(len(vectors_CD)), np.linalg.norm(vectors_CD, axis=1))
+
+    def nearest(self, queries: FloatArray, k: int, metric: Metric, threads: int = 1) -> Int64Array:
+        """The ids that `exact_topk` gives."""
+        ids_QK, distances_QK = empty_topk(len(queries), k)
+        keys_JC = np.empty((0, len(self.ids_C)), dtype=np.int64)
+        for start in range(0, len(queries), BLOCK_QUERIES):
+            part = slice(start, start + BLOCK_QUERIES)
+            best = distances_QK[part], ids_QK[part]
+            none, is_l2 = Exclusion.of(len(ids_QK[part])), metric == "squared_l2"
+            rows = self.vectors_CD, self.ids_C, keys_JC
+            _merge_block(queries[part], *rows, none, is_l2, best, threads, self.lengths_C)
+        return ids_QK
 
 
 def _pieces(blocks: Vectors | Iterable[Block]) -> Iterator[Block]:
@@ -99,8 +127,9 @@ def _merge_block(
     is_l2: bool,
     best: tuple[FloatArray, FloatArray | Int64Array],
     threads: int,
+    lengths_C: FloatArray | None = None,
 ) -> None:
-    estimates_QC, errors_Q = _estimate(queries, vectors, is_l2)
+    estimates_QC, errors_Q = _estimate(queries, vectors, is_l2, lengths_C)
     masks = keys_JC, exclusion.offsets_JQ1, exclusion.keys_M
     run_rows(
         lambda first, stop: kernels.insert_exact(
@@ -120,34 +149,43 @@ def _merge_block(
     )
 
 
-def _estimate(queries: FloatArray, vectors: FloatArray, is_l2: bool) -> tuple[FloatArray, FloatArray]:
-    """Distances by a BLAS product, and how far each query's may be from the fixed-order kernel's.
+def _estimate(
+    queries: FloatArray, vectors: FloatArray, is_l2: bool, lengths_C: FloatArray | None
+) -> tuple[FloatArray, FloatArray]:
+    """Distances by a BLAS product, and how far each query's may be from the fixed-order kernel's."""
+    import torch
+
+    product = torch.from_numpy(queries) @ torch.from_numpy(vectors).T
+    estimates: FloatArray = product.numpy()
+    vector_norms = np.linalg.norm(vectors, axis=1) if lengths_C is None else lengths_C
+    errors_Q = estimate_error(queries, float(vector_norms.max()), is_l2)
+    if not is_l2:
+        np.negative(estimates, out=estimates)
+        return estimates, errors_Q
+    estimates *= -2
+    estimates += (np.linalg.norm(queries, axis=1) ** 2)[:, None]
+    estimates += (vector_norms**2)[None, :]
+    return estimates, errors_Q
+
+
+def estimate_error(queries: FloatArray, longest: float, is_l2: bool) -> FloatArray:
+    """(Q,) how far distances to vectors of at most this length may be from the fixed-order kernel's, summed in any order.
 
     A float32 sum of D products in any order is within D * 2^-24 * |q| * |v| (1 + o(1)) of the truth (Higham 2002,
     section 3.1), and so is the kernel's; in the squared form |q| + |v| squared takes the place of |q| |v|, with three
     such sums. Eight extra terms and a factor of 4 cover the additions.
     """
-    import torch
-
-    product = torch.from_numpy(queries) @ torch.from_numpy(vectors).T
-    estimates: FloatArray = product.numpy()
-    query_norms = np.linalg.norm(queries, axis=1)
-    vector_norms = np.linalg.norm(vectors, axis=1)
     unit = 4 * (queries.shape[1] + 8) * 2.0**-24
-    if not is_l2:
-        np.negative(estimates, out=estimates)
-        return estimates, (unit * query_norms * vector_norms.max()).astype(np.float32)
-    estimates *= -2
-    estimates += (query_norms**2)[:, None]
-    estimates += (vector_norms**2)[None, :]
-    return estimates, (unit * (query_norms + vector_norms.max()) ** 2).astype(np.float32)
+    query_norms = np.linalg.norm(queries, axis=1)
+    errors_Q = (query_norms + longest) ** 2 if is_l2 else query_norms * longest
+    return np.asarray(unit * errors_Q, dtype=np.float32)
 
 
 def run_rows(work: Callable[[int, int], None], num_rows: int, threads: int) -> None:
     """Calls `work(first, stop)` over equal ranges of rows; kernels release the GIL, so threads run at once."""
-    bounds = np.linspace(0, num_rows, threads + 1).astype(int).tolist()
     if threads == 1:
         return work(0, num_rows)
+    bounds = np.linspace(0, num_rows, threads + 1).astype(int).tolist()
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, *pair) for pair in pairwise(bounds)]:
             done.result()

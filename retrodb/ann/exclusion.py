@@ -8,7 +8,7 @@ hashes are viewed as int64); the key -1 means "none" and matches nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,12 @@ class Exclusion:
         return Exclusion(self.kinds, len(rows), self.keys_M[places], offsets_JR1)
 
     def stack(self, keys: Mapping[str, Keys], num_rows: int, where: str = "database rows") -> Int64Array:
-        """The database rows' keys of this exclusion's kinds, (J, N) int64.
+        """The database rows' keys of this exclusion's kinds, (J, N) int64. Raises as `columns`."""
+        columns = self.columns(keys, num_rows, where)[: len(self.kinds)]
+        return np.stack(columns) if columns else np.empty((0, num_rows), np.int64)
+
+    def columns(self, keys: Mapping[str, Keys], num_rows: int, where: str = "database rows") -> tuple[Int64Array, ...]:
+        """The same without a copy where they are int64: one array (N,) a kind, and an empty one where there is none.
 
         Raises:
             MismatchError: a kind is missing, or has another number of rows.
@@ -76,10 +81,16 @@ class Exclusion:
         for kind in self.kinds:
             if kind not in keys or len(keys[kind]) != num_rows:
                 raise MismatchError(f"{num_rows} rows have no exclusion keys {kind!r} of that number", where=where)
-        return np.stack(stacked) if (stacked := self._columns(keys)) else np.empty((0, num_rows), np.int64)
+        return tuple(_as_int64(keys[kind]) for kind in self.kinds) or (np.empty(0, np.int64),)
 
-    def _columns(self, keys: Mapping[str, Keys]) -> Sequence[Int64Array]:
-        return [_as_int64(keys[kind]) for kind in self.kinds]
+    def padded(self, kind: int) -> Int64Array:
+        """(Q, most keys of a row) the keys of one kind, `NO_KEY` where a row has fewer."""
+        starts, sizes = self.offsets_JQ1[kind, :-1], np.diff(self.offsets_JQ1[kind])
+        places = np.arange(sizes.max(initial=0))
+        is_there = places < sizes[:, None]
+        padded = np.full(is_there.shape, NO_KEY, dtype=np.int64)
+        padded[is_there] = self.keys_M[(starts[:, None] + places)[is_there]]
+        return padded
 
     def mask(self, keys_JN: Int64Array) -> BoolArray:
         """(Q, N) true where the row is excluded: the plain definition, for small inputs and for tests."""
@@ -92,5 +103,5 @@ class Exclusion:
 
 
 def _as_int64(keys: Keys) -> Int64Array:
-    result: Int64Array = np.ascontiguousarray(keys).view(np.int64) if keys.dtype == np.uint64 else keys.astype(np.int64)
-    return result
+    keys = np.ascontiguousarray(keys)
+    return keys.view(np.int64) if keys.dtype == np.uint64 else keys.astype(np.int64, copy=False)

@@ -1,8 +1,7 @@
 """The compiled inner loops. All are single-threaded, release the GIL, and give bits that depend on their inputs only.
 
 Every kernel that decides an order uses the total order (distance, id), so what it keeps does not depend on the order
-in which candidates come. Sums run over eight interleaved partial sums in a fixed order: without fastmath the compiler
-may not regroup them, so neither batch shape, nor thread count, nor the width of the machine's registers changes a bit.
+in which candidates come. Inner products are those of `dot`, whose bits depend on the two vectors only.
 """
 
 from __future__ import annotations
@@ -13,46 +12,29 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
+from retrodb.ann.dot import dot
 from retrodb.ann.metric import FloatArray, Int64Array
 
-TEST_COLUMNS = 32  # columns tested together before any of them is looked at singly: one branch for 32 products
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _compiled(function: _F) -> _F:
+def compiled(function: _F) -> _F:
+    """Compiles once a machine; runs without Python's lock."""
     return cast(_F, numba.njit(cache=True, nogil=True)(function))
 
 
-@_compiled
-def _dot(a_D: FloatArray, b_D: FloatArray) -> Any:
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
-    full = a_D.shape[0] - a_D.shape[0] % 8
-    for d in range(0, full, 8):
-        s0 += a_D[d] * b_D[d]
-        s1 += a_D[d + 1] * b_D[d + 1]
-        s2 += a_D[d + 2] * b_D[d + 2]
-        s3 += a_D[d + 3] * b_D[d + 3]
-        s4 += a_D[d + 4] * b_D[d + 4]
-        s5 += a_D[d + 5] * b_D[d + 5]
-        s6 += a_D[d + 6] * b_D[d + 6]
-        s7 += a_D[d + 7] * b_D[d + 7]
-    for d in range(full, a_D.shape[0]):
-        s0 += a_D[d] * b_D[d]
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
-
-
-@_compiled
+@compiled
 def _distance(a_D: FloatArray, b_D: FloatArray, difference_D: FloatArray, is_l2: bool) -> Any:
     """The one definition of a distance; `difference_D` is scratch."""
     if not is_l2:
-        return -_dot(a_D, b_D)
+        return -dot(a_D, b_D)
     for d in range(a_D.shape[0]):
         difference_D[d] = a_D[d] - b_D[d]
-    return _dot(difference_D, difference_D)
+    return dot(difference_D, difference_D)
 
 
-@_compiled
-def _insert(distance: Any, id_: Any, best_distances_K: FloatArray, best_ids_K: Int64Array) -> None:
+@compiled
+def insert(distance: Any, id_: Any, best_distances_K: FloatArray, best_ids_K: Int64Array) -> None:
     """Inserts into a row sorted by (distance, id), dropping its last; does nothing where it would come after the last.
 
     Empty places hold (+inf, -1); no candidate has an infinite distance.
@@ -72,10 +54,9 @@ def _insert(distance: Any, id_: Any, best_distances_K: FloatArray, best_ids_K: I
     best_ids_K[place] = id_
 
 
-@_compiled
-def _is_excluded(
-    row: int, column: int, offsets_JQ1: Int64Array, keys_M: Int64Array, column_keys_JC: Int64Array
-) -> bool:
+@compiled
+def is_excluded(row: int, column: int, offsets_JQ1: Int64Array, keys_M: Int64Array, column_keys_JC: Int64Array) -> bool:
+    """Whether a column has one of a query's keys."""
     for kind in range(offsets_JQ1.shape[0]):
         key = column_keys_JC[kind, column]
         if key == -1:
@@ -86,47 +67,7 @@ def _is_excluded(
     return False
 
 
-@_compiled
-def insert_close(
-    products_RC: FloatArray,
-    rows_R: Int64Array,
-    weights_Q: FloatArray,
-    scales_C: FloatArray,
-    norms_C: FloatArray,
-    ids_C: Int64Array,
-    column_keys_JC: Int64Array,
-    offsets_JQ1: Int64Array,
-    keys_M: Int64Array,
-    best_distances_QW: FloatArray,
-    best_ids_QW: Int64Array,
-) -> None:
-    """Merges one tile of int8 products into the best W of its queries; the distance is `norm - weight * scale * product`.
-
-    Most columns are behind the query's running W-th best: a count over `TEST_COLUMNS` of them settles that without a
-    branch per column.
-    """
-    num_columns = products_RC.shape[1]
-    last = best_distances_QW.shape[1] - 1
-    for r in range(rows_R.shape[0]):
-        row = rows_R[r]
-        weight = weights_Q[row]
-        for start in range(0, num_columns, TEST_COLUMNS):
-            stop = min(start + TEST_COLUMNS, num_columns)
-            limit = best_distances_QW[row, last]
-            close = 0
-            for c in range(start, stop):
-                close += norms_C[c] - weight * (scales_C[c] * products_RC[r, c]) <= limit
-            if close == 0:
-                continue
-            for c in range(start, stop):
-                distance = norms_C[c] - weight * (scales_C[c] * products_RC[r, c])
-                if distance <= best_distances_QW[row, last] and not _is_excluded(
-                    row, c, offsets_JQ1, keys_M, column_keys_JC
-                ):
-                    _insert(distance, ids_C[c], best_distances_QW[row], best_ids_QW[row])
-
-
-@_compiled
+@compiled
 def insert_exact(
     first: int,
     stop: int,
@@ -155,34 +96,75 @@ def insert_exact(
         nearest[:] = np.inf
         nearest_ids[:] = -1
         for c in range(ids_C.shape[0]):
-            if estimates_QC[row, c] < nearest[K - 1] and not _is_excluded(row, c, offsets_JQ1, keys_M, column_keys_JC):
-                _insert(estimates_QC[row, c], c, nearest, nearest_ids)
+            if estimates_QC[row, c] < nearest[K - 1] and not is_excluded(row, c, offsets_JQ1, keys_M, column_keys_JC):
+                insert(estimates_QC[row, c], c, nearest, nearest_ids)
         error = errors_Q[row]
         limit = min(nearest[K - 1] + error, best_distances_QK[row, K - 1]) + error
         for c in range(ids_C.shape[0]):
-            if estimates_QC[row, c] <= limit and not _is_excluded(row, c, offsets_JQ1, keys_M, column_keys_JC):
+            if estimates_QC[row, c] <= limit and not is_excluded(row, c, offsets_JQ1, keys_M, column_keys_JC):
                 distance = _distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
-                _insert(distance, ids_C[c], best_distances_QK[row], best_ids_QK[row])
+                insert(distance, ids_C[c], best_distances_QK[row], best_ids_QK[row])
 
 
-@_compiled
-def fixed_pair_distances(
+@compiled
+def fixed_distances(
     first: int,
     stop: int,
     queries_QD: FloatArray,
-    rows_P: Int64Array,
+    rows_QW: Int64Array,
     vectors_UD: FloatArray,
-    columns_P: Int64Array,
     is_l2: bool,
-    distances_P: FloatArray,
+    distances_QW: FloatArray,
 ) -> None:
-    """Fills `distances_P[i]` with the fixed-order distance of query `rows_P[i]` and vector `columns_P[i]`."""
+    """Fills in the fixed-order distances of queries first..stop to their candidates, rows of `vectors_UD`; -1: none."""
     difference_D = np.empty(queries_QD.shape[1], dtype=np.float32)
-    for i in range(first, stop):
-        distances_P[i] = _distance(queries_QD[rows_P[i]], vectors_UD[columns_P[i]], difference_D, is_l2)
+    for q in range(first, stop):
+        for w in range(rows_QW.shape[1]):
+            if rows_QW[q, w] >= 0:
+                distances_QW[q, w] = _distance(queries_QD[q], vectors_UD[rows_QW[q, w]], difference_D, is_l2)
 
 
-@_compiled
+@compiled
+def gather_halves(halves_ND: Any, rows_R: Int64Array, out_RD: FloatArray) -> int:
+    """Fills `out_RD` with rows of float16 bits (int16) as float32; gives the place of the first that is not finite, or -1.
+
+    The bits of a half, moved to where a float32 has exponent and fraction, are its value over 2^112, subnormal or not.
+    """
+    bits_RD = out_RD.view(np.int32)
+    for r in range(rows_R.shape[0]):
+        halves, bits, out = halves_ND[rows_R[r]], bits_RD[r], out_RD[r]
+        is_bad = np.int32(0)
+        for d in range(out.shape[0]):
+            half = np.int32(halves[d])
+            bits[d] = (half & np.int32(-0x8000)) << np.int32(16) | (half & np.int32(0x7FFF)) << np.int32(13)
+            is_bad |= np.int32((half & np.int32(0x7C00)) == np.int32(0x7C00))
+        if is_bad:
+            return r
+        for d in range(out.shape[0]):
+            out[d] *= np.float32(2.0**112)
+    return -1
+
+
+@compiled
+def find_sorted(ids_N: Int64Array, ids_QW: Int64Array) -> Int64Array:
+    """The place of each id in ascending `ids_N`, -1 where it is not there. Ids without gaps need no search."""
+    places_QW = np.full(ids_QW.shape, -1, dtype=np.int64)
+    num_ids = ids_N.shape[0]
+    if num_ids == 0:
+        return places_QW
+    first, is_dense = ids_N[0], ids_N[num_ids - 1] - ids_N[0] == num_ids - 1
+    for q in range(ids_QW.shape[0]):
+        for w in range(ids_QW.shape[1]):
+            id_ = ids_QW[q, w]
+            if id_ < first or id_ > ids_N[num_ids - 1]:
+                continue
+            place = id_ - first if is_dense else np.searchsorted(ids_N, id_)
+            if ids_N[place] == id_:
+                places_QW[q, w] = place
+    return places_QW
+
+
+@compiled
 def insert_pairs(
     distances_QW: FloatArray, ids_QW: Int64Array, best_distances_QK: FloatArray, best_ids_QK: Int64Array
 ) -> None:
@@ -190,18 +172,18 @@ def insert_pairs(
     for row in range(ids_QW.shape[0]):
         for w in range(ids_QW.shape[1]):
             if ids_QW[row, w] >= 0:
-                _insert(distances_QW[row, w], ids_QW[row, w], best_distances_QK[row], best_ids_QK[row])
+                insert(distances_QW[row, w], ids_QW[row, w], best_distances_QK[row], best_ids_QK[row])
 
 
-@_compiled
+@compiled
 def fixed_affine(inputs_ND: FloatArray, matrix_MD: FloatArray, bias_M: FloatArray, outputs_NM: FloatArray) -> None:
     """`inputs @ matrix.T + bias` in the fixed order, where the bits of a BLAS product would depend on the batch."""
     for n in range(inputs_ND.shape[0]):
         for m in range(matrix_MD.shape[0]):
-            outputs_NM[n, m] = _dot(inputs_ND[n], matrix_MD[m]) + bias_M[m]
+            outputs_NM[n, m] = dot(inputs_ND[n], matrix_MD[m]) + bias_M[m]
 
 
-@_compiled
+@compiled
 def sum_by_list(lists_N: Int64Array, vectors_ND: FloatArray, sums_LD: Any) -> None:
     """Adds each vector to its list's float64 sum, in row order."""
     for row in range(vectors_ND.shape[0]):

@@ -1,7 +1,7 @@
-"""k-means whose bits depend on the sample and the seed only.
+"""k-means whose bits depend on the sample and the seed only (and on a GPU on its kind, as everything there does).
 
 FAISS' own is not used: its assignment is a BLAS product, whose bits change with the number of threads, and one changed
-bit makes another codebook digest. Assignment here is `exact_topk`, sums run in row order in float64.
+bit makes another codebook digest. Assignment here is `exact_topk`, or a GPU's; sums run in row order in float64.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ ITERATIONS = 10
 FLAT_LISTS = (
     8_192  # beyond it a flat assignment costs more than a graph search, and flat training grows as lists squared
 )
+FLAT_TRAINING = 1_024  # beyond it lists are first found within groups of about equal numbers of them
+REFINEMENTS = 2  # iterations over all lists that follow, up to FLAT_LISTS: a fifth of the work of all
 SPLIT = 1 / 1024  # relative step by which the halves of a split list differ, as in FAISS
+GPU_ROWS = 65_536
 
 
 def kmeans(
@@ -25,22 +28,49 @@ def kmeans(
 ) -> FloatArray:
     """(num_lists, D) centroids; unit length for the inner product, where length would only favour long centroids.
 
-    Beyond `FLAT_LISTS` it trains in two levels: about sqrt(num_lists) groups first, then each group's share of lists
-    within its own points.
+    Beyond `FLAT_TRAINING` it trains in two levels: about sqrt(num_lists) groups first, then each group's share of lists
+    within its own points, then, where that is affordable, all lists over all points.
     """
-    if num_lists <= FLAT_LISTS:
-        return _flat_kmeans(sample_SD, num_lists, seed, metric, threads, iterations)
+    if num_lists <= FLAT_TRAINING:
+        return _lloyd(sample_SD, _seeds(sample_SD, num_lists, seed), metric, threads, iterations)
     num_groups = round(num_lists**0.5)
-    groups_GD = _flat_kmeans(sample_SD, num_groups, seed, metric, threads, iterations)
-    group_S = exact_topk(sample_SD, groups_GD, 1, metric, threads=threads)[0][:, 0]
+    groups_GD = _lloyd(sample_SD, _seeds(sample_SD, num_groups, seed), metric, threads, iterations)
+    group_S = _nearest(sample_SD, groups_GD, metric, threads)
     shares_G = _shares(np.bincount(group_S, minlength=num_groups), num_lists)
-    return np.concatenate(
-        [
-            _flat_kmeans(sample_SD[group_S == group], share, seed + 1 + group, metric, threads, iterations)
-            for group, share in enumerate(shares_G.tolist())
-            if share
-        ]
-    )
+    centroids = []
+    for group, share in enumerate(shares_G.tolist()):
+        if share:
+            own = sample_SD[group_S == group]
+            centroids.append(_lloyd(own, _seeds(own, share, seed + 1 + group), metric, threads, iterations))
+    return _lloyd(sample_SD, np.concatenate(centroids), metric, threads, REFINEMENTS if num_lists <= FLAT_LISTS else 0)
+
+
+def _nearest(vectors_ND: FloatArray, centroids_LD: FloatArray, metric: Metric, threads: int) -> Int64Array:
+    """(N,) nearest centroid of each vector: by faiss-gpu where it is installed, by torch on a GPU, else exactly."""
+    import faiss
+    import torch
+
+    if getattr(faiss, "get_num_gpus", int)() > 0 and hasattr(faiss, "knn_gpu"):
+        kind = faiss.METRIC_L2 if metric == "squared_l2" else faiss.METRIC_INNER_PRODUCT
+        resources = faiss.StandardGpuResources()
+        return np.asarray(faiss.knn_gpu(resources, vectors_ND, centroids_LD, 1, metric=kind)[1][:, 0], dtype=np.int64)
+    if torch.cuda.is_available():
+        return nearest_by_torch(vectors_ND, centroids_LD, metric, "cuda")
+    return exact_topk(vectors_ND, centroids_LD, 1, metric, threads=threads)[0][:, 0]
+
+
+def nearest_by_torch(vectors_ND: FloatArray, centroids_LD: FloatArray, metric: Metric, device: str) -> Int64Array:
+    """(N,) nearest centroid of each vector by a float32 product on a device, the same block by block."""
+    import torch
+
+    centroids = torch.from_numpy(centroids_LD).to(device)
+    # A vector's own length changes no order.
+    lengths_L = (centroids**2).sum(dim=1) / 2 if metric == "squared_l2" else torch.zeros(len(centroids), device=device)
+    nearest = []
+    for start in range(0, len(vectors_ND), GPU_ROWS):
+        block = torch.from_numpy(vectors_ND[start : start + GPU_ROWS]).to(device)
+        nearest.append((block @ centroids.T - lengths_L).argmax(dim=1).cpu().numpy())
+    return np.concatenate(nearest).astype(np.int64)
 
 
 def _shares(sizes_G: Int64Array, num_lists: int) -> Int64Array:
@@ -54,14 +84,17 @@ def _shares(sizes_G: Int64Array, num_lists: int) -> Int64Array:
     return shares_G
 
 
-def _flat_kmeans(
-    sample_SD: FloatArray, num_lists: int, seed: int, metric: Metric, threads: int, iterations: int
+def _seeds(sample_SD: FloatArray, num_lists: int, seed: int) -> FloatArray:
+    chosen = np.random.default_rng(seed).choice(len(sample_SD), num_lists, replace=False)
+    return sample_SD[np.sort(chosen)]
+
+
+def _lloyd(
+    sample_SD: FloatArray, centroids_LD: FloatArray, metric: Metric, threads: int, iterations: int
 ) -> FloatArray:
-    random = np.random.default_rng(seed)
-    centroids_LD = sample_SD[np.sort(random.choice(len(sample_SD), num_lists, replace=False))]
     for _ in range(iterations):
-        lists_S = exact_topk(sample_SD, centroids_LD, 1, metric, threads=threads)[0][:, 0]
-        centroids_LD = _means(sample_SD, lists_S, num_lists)
+        lists_S = _nearest(sample_SD, centroids_LD, metric, threads)
+        centroids_LD = _means(sample_SD, lists_S, len(centroids_LD))
         if metric == "inner_product":
             lengths_L = np.sqrt((centroids_LD**2).sum(axis=1, keepdims=True))
             centroids_LD /= np.maximum(lengths_L, np.finfo(np.float32).tiny)

@@ -26,9 +26,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from retrodb.ann import inverted_lists
 from retrodb.ann.codebook import Codebook, faiss_module, one_faiss_thread
 from retrodb.ann.metric import FloatArray, Int64Array, Metric, Vectors, check_vectors
-from retrodb.errors import DamagedFileError, MismatchError, MissingFileError
+from retrodb.errors import DamagedFileError, MissingFileError
 
 INDEX_FILE = "index.faiss"
 META_FILE = "part.json"
@@ -64,7 +65,14 @@ class Part:
     @cached_property
     def index(self) -> Any:
         """The FAISS index, opened at first use; memory-mapped except for fast-scan codes, which FAISS cannot map."""
-        return _read_index(self.folder, memory_map=True)
+        return read_index(self.folder, memory_map=True)
+
+    @cached_property
+    def place_N(self) -> Int64Array:
+        """Where each row stands in list order."""
+        place_N = np.empty(self.meta.rows, dtype=np.int64)
+        place_N[self.order_N] = np.arange(self.meta.rows)
+        return place_N
 
 
 def build_part(
@@ -80,36 +88,32 @@ def build_part(
     """
     num_rows, kept = len(vectors_ND), min(lists_kept, codebook.num_lists)
     meta = PartMeta(num_rows, codebook.dim, codebook.metric, codebook.num_lists, codebook.digest)
-    lists_NA = np.empty((num_rows, kept), dtype=np.int32)
-    faiss = faiss_module()
-    index = faiss.clone_index(codebook.index)
+    lists_NA = open_memmap(folder / "lists.npy", mode="w+", dtype=np.int32, shape=(num_rows, kept))
+    index = faiss_module().clone_index(codebook.index)
+    codes: list[inverted_lists.Codes] = []
     with one_faiss_thread():
         for start in range(0, num_rows, BLOCK_ROWS):
             block = check_vectors(vectors_ND[start : start + BLOCK_ROWS], meta.dim, start, "vectors")
-            lists_NA[start : start + len(block)] = codebook.nearest_lists(block, kept, threads)
-            _add(Codebook(index), block, start, lists_NA[start : start + len(block), 0])
-    faiss.write_index(index, str(folder / INDEX_FILE))
-    order_N, offsets_L1 = _sort_by_list(lists_NA, meta.num_lists)
-    codes_ND, scales_N2 = _create_store(folder, meta)
+            if codebook.ivf is None:
+                lists_NA[start : start + len(block)] = 0
+                index.add(block)
+                continue
+            rotated = codebook.transform(block, threads)
+            lists_BA = codebook.nearest_lists_of(rotated, kept, threads)
+            lists_NA[start : start + len(block)] = lists_BA
+            codes.append(inverted_lists.encode(rotated, lists_BA[:, 0], codebook))
+    order_N, offsets_L1 = sort_by_list(lists_NA[:, 0], meta.num_lists)
+    if codes:
+        inverted_lists.fill(index, order_N, offsets_L1, np.concatenate(codes)[order_N])
+    faiss_module().write_index(index, str(folder / INDEX_FILE))
+    codes_ND, scales_N2 = create_store(folder, meta)
     for start in range(0, num_rows, BLOCK_ROWS):
         rows = order_N[start : start + BLOCK_ROWS]
-        codes, scales = quantize(np.asarray(vectors_ND[rows], dtype=np.float32))
-        codes_ND[start : start + len(rows)], scales_N2[start : start + len(rows)] = codes, scales
-    _finish(folder, meta, lists_NA, order_N, offsets_L1, codes_ND, scales_N2)
+        codes_ND[start : start + len(rows)], scales_N2[start : start + len(rows)] = quantize(
+            np.asarray(vectors_ND[rows], dtype=np.float32)
+        )
+    finish_part(folder, meta, order_N, offsets_L1, (lists_NA, codes_ND, scales_N2))
     return meta
-
-
-def _add(codebook: Codebook, block: FloatArray, first_row: int, lists_B: NDArray[np.int32]) -> None:
-    """Adds a block under the lists that `lists.npy` names."""
-    faiss = faiss_module()
-    if codebook.ivf is None or isinstance(codebook.ivf, faiss.IndexIVFFastScan):
-        # Fast-scan lists are packed by `add` alone; giving it lists corrupts them without an error (faiss 1.15.1).
-        codebook.index.add(block)
-        return
-    rotated, ids = codebook.transform(block), np.arange(first_row, first_row + len(block))
-    lists = lists_B.astype(np.int64)
-    codebook.ivf.add_core(len(block), faiss.swig_ptr(rotated), faiss.swig_ptr(ids), faiss.swig_ptr(lists))
-    codebook.index.ntotal = codebook.ivf.ntotal
 
 
 def quantize(vectors_ND: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
@@ -120,29 +124,24 @@ def quantize(vectors_ND: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
     return codes_ND, np.stack([scales_N, (vectors_ND**2).sum(axis=1)], axis=1).astype(np.float32)
 
 
-def _sort_by_list(lists_NA: NDArray[np.int32], num_lists: int) -> tuple[Int64Array, Int64Array]:
-    own_N = lists_NA[:, 0]
+def sort_by_list(own_N: NDArray[np.int32], num_lists: int) -> tuple[Int64Array, Int64Array]:
+    """`order` and `offsets` of rows whose lists are given."""
     offsets_L1 = np.concatenate([[0], np.cumsum(np.bincount(own_N, minlength=num_lists))])
     return np.argsort(own_N, kind="stable"), offsets_L1.astype(np.int64)
 
 
-def _create_store(folder: Path, meta: PartMeta) -> tuple[NDArray[np.int8], FloatArray]:
+def create_store(folder: Path, meta: PartMeta) -> tuple[Any, Any]:
+    """New `codes` and `scales` files, mapped for writing."""
     codes = open_memmap(folder / "codes.npy", mode="w+", dtype=np.int8, shape=(meta.rows, meta.dim))
     return codes, open_memmap(folder / "scales.npy", mode="w+", dtype=np.float32, shape=(meta.rows, 2))
 
 
-def _finish(
-    folder: Path,
-    meta: PartMeta,
-    lists_NA: NDArray[np.int32],
-    order_N: Int64Array,
-    offsets_L1: Int64Array,
-    codes_ND: Any,
-    scales_N2: Any,
+def finish_part(
+    folder: Path, meta: PartMeta, order_N: Int64Array, offsets_L1: Int64Array, mapped: Sequence[Any]
 ) -> None:
-    codes_ND.flush()
-    scales_N2.flush()
-    np.save(folder / "lists.npy", lists_NA)
+    """Write what is left of a part: its order and description, and the arrays that are mapped for writing."""
+    for array in mapped:
+        array.flush()
     np.save(folder / "order.npy", order_N)
     np.save(folder / "offsets.npy", offsets_L1)
     (folder / META_FILE).write_text(json.dumps(asdict(meta), sort_keys=True) + "\n", encoding="utf-8")
@@ -174,7 +173,8 @@ def open_part(folder: Path) -> Part:
 _REBUILD = "Run 'retrodb index --retrain', which builds all parts of the space from its vectors"
 
 
-def _read_index(folder: Path, memory_map: bool) -> Any:
+def read_index(folder: Path, memory_map: bool) -> Any:
+    """The FAISS index of a part. Raises DamagedFileError when FAISS cannot read it."""
     faiss = faiss_module()
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if memory_map else 0
     path = str(folder / INDEX_FILE)
@@ -182,30 +182,3 @@ def _read_index(folder: Path, memory_map: bool) -> Any:
         return faiss.read_index(path, flags)
     except RuntimeError as error:
         raise DamagedFileError("FAISS cannot read this index", where=path, remedy=_REBUILD) from error
-
-
-def merge_parts(parts: Sequence[Part], folder: Path) -> PartMeta:
-    """Writes the parts' rows, one after the other, as one part; the same answers, and but for the padding in
-    fast-scan lists the same bytes, as `build_part` gives for all rows at once.
-
-    Raises:
-        MismatchError: the parts are of different codebooks.
-    """
-    first = parts[0].meta
-    if any(part.meta.codebook != first.codebook for part in parts):
-        raise MismatchError("parts of different codebooks cannot be merged", remedy="Run 'retrodb index --retrain'")
-    first_rows = np.concatenate([[0], np.cumsum([part.meta.rows for part in parts])])
-    meta = PartMeta(int(first_rows[-1]), first.dim, first.metric, first.num_lists, first.codebook)
-    index = _read_index(parts[0].folder, memory_map=False)
-    for part, first_row in zip(parts[1:], first_rows[1:-1].tolist(), strict=True):
-        index.merge_from(_read_index(part.folder, memory_map=False), 0 if first.num_lists == 1 else first_row)
-    faiss_module().write_index(index, str(folder / INDEX_FILE))
-    lists_NA = np.concatenate([part.lists_NA for part in parts])
-    order_N, offsets_L1 = _sort_by_list(lists_NA, meta.num_lists)
-    codes_ND, scales_N2 = _create_store(folder, meta)
-    for part, start, stop in zip(parts, first_rows[:-1], first_rows[1:], strict=True):
-        # Both orders are by (list, row), so a part's rows keep their order among themselves.
-        places = np.flatnonzero((order_N >= start) & (order_N < stop))
-        codes_ND[places], scales_N2[places] = part.codes_ND, part.scales_N2
-    _finish(folder, meta, lists_NA, order_N, offsets_L1, codes_ND, scales_N2)
-    return meta

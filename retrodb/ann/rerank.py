@@ -10,12 +10,12 @@ import numpy as np
 from retrodb.ann import kernels
 from retrodb.ann.exact import Block, run_rows
 from retrodb.ann.exclusion import Keys
-from retrodb.ann.metric import NO_NEIGHBOUR, BoolArray, FloatArray, Int64Array, Metric, Vectors, check_vectors
+from retrodb.ann.metric import BoolArray, FloatArray, Int64Array, Metric, Vectors, check_vectors
 from retrodb.ann.part import Part
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.errors import MismatchError
 
-PAIRS = 65_536  # candidates measured at once: 100 MB of float32 at 384 dimensions
+PAIRS = 32_768  # candidates measured at once: at most 50 MB of float32 at 384 dimensions
 SCAN_ROWS = 16_384
 
 
@@ -56,36 +56,60 @@ class LivePart:
 def rerank(
     queries_QD: FloatArray, ids_QW: Int64Array, parts: Sequence[LivePart], k: int, metric: Metric, threads: int = 1
 ) -> TopK:
-    """The k nearest of each query's candidates (-1: none) by the fixed-order distance, ties by smaller id."""
-    distances_QW = np.full(ids_QW.shape, np.inf, dtype=np.float32)
-    step = max(1, PAIRS // ids_QW.shape[1])
+    """The k nearest of each query's candidates (-1: none) by the fixed-order distance, ties by smaller id.
+
+    Queries near each other share candidates, which are then read once.
+    """
+    ids_QK, distances_QK = empty_topk(len(ids_QW), k)
+    step = max(1, PAIRS // max(1, ids_QW.shape[1]))
+    buffer = np.empty((min(PAIRS, ids_QW.size), queries_QD.shape[1]), dtype=np.float32)
     for start in range(0, len(ids_QW), step):
         rows = slice(start, start + step)
+        distances_QW = np.full(ids_QW[rows].shape, np.inf, dtype=np.float32)
         for part in parts:
-            _measure(queries_QD[rows], ids_QW[rows], part, metric, distances_QW[rows], threads)
-    ids_QK, distances_QK = empty_topk(len(ids_QW), k)
-    kernels.insert_pairs(distances_QW, ids_QW, distances_QK, ids_QK)
+            _measure(queries_QD[rows], ids_QW[rows], part, metric, distances_QW, buffer, threads)
+        kernels.insert_pairs(distances_QW, ids_QW[rows], distances_QK[rows], ids_QK[rows])
     return ids_QK, distances_QK
 
 
+def gather(
+    vectors_ND: Vectors, rows_R: Int64Array, dim: int, where: str, out_RD: FloatArray | None = None
+) -> FloatArray:
+    """Some rows as float32, written to `out_RD` where that is given: fresh pages cost more than the conversion.
+
+    Raises:
+        MismatchError: another dimension.
+        InputError: NaN or infinity; names the row.
+    """
+    if vectors_ND.dtype != np.float16 or vectors_ND.ndim != 2 or vectors_ND.shape[1] != dim:
+        return check_vectors(vectors_ND, dim, where=where)[rows_R]
+    out_RD = np.empty((len(rows_R), dim), dtype=np.float32) if out_RD is None else out_RD[: len(rows_R)]
+    bad = kernels.gather_halves(np.asarray(vectors_ND).view(np.int16), rows_R, out_RD)
+    if bad >= 0:
+        check_vectors(vectors_ND[rows_R[bad]][None], dim, int(rows_R[bad]), where)
+    return out_RD
+
+
 def _measure(
-    queries: FloatArray, ids_QW: Int64Array, part: LivePart, metric: Metric, distances_QW: FloatArray, threads: int
+    queries: FloatArray,
+    ids_QW: Int64Array,
+    part: LivePart,
+    metric: Metric,
+    distances_QW: FloatArray,
+    buffer: FloatArray,
+    threads: int,
 ) -> None:
     """Fills in the distances of the candidates that are in this part."""
-    if len(part.ids_N) == 0:
+    rows_QW = kernels.find_sorted(part.ids_N, ids_QW)
+    rows_U, which_P = np.unique(rows_QW[rows_QW >= 0], return_inverse=True)
+    if not len(rows_U):
         return
-    places = np.minimum(np.searchsorted(part.ids_N, ids_QW), len(part.ids_N) - 1)
-    query_P, column_P = np.nonzero((part.ids_N[places] == ids_QW) & (ids_QW != NO_NEIGHBOUR))
-    if len(query_P) == 0:
-        return
-    rows_U, which_P = np.unique(places[query_P, column_P], return_inverse=True)
-    vectors_UD = check_vectors(part.fetch(rows_U), queries.shape[1], where="stored vectors")
-    distances_P = np.empty(len(query_P), dtype=np.float32)
+    vectors_UD = gather(part.fetch(rows_U), np.arange(len(rows_U)), queries.shape[1], "stored vectors", buffer)
+    rows_QW[rows_QW >= 0] = which_P
     run_rows(
-        lambda first, stop: kernels.fixed_pair_distances(
-            first, stop, queries, query_P, vectors_UD, which_P, metric == "squared_l2", distances_P
+        lambda first, stop: kernels.fixed_distances(
+            first, stop, queries, rows_QW, vectors_UD, metric == "squared_l2", distances_QW
         ),
-        len(query_P),
+        len(queries),
         threads,
     )
-    distances_QW[query_P, column_P] = distances_P

@@ -1,6 +1,11 @@
 """Search of few queries over all parts through FAISS: one coarse quantization, one merged top-k, exact rerank.
 
 For many queries, or exclusion keys, `join` is the tool; this one answers a user, or a serving process, at low latency.
+
+Distances by short codes often tie, and of those that tie with the last candidate FAISS keeps the ones that it meets first, which
+depends on the spread of rows over parts. So a full row of candidates leaves out all that tie with its last. `Flat` has
+the vectors themselves and a product whose last bits depend on the batch; what lies within their error of the last candidate
+is uncertain. Rows with fewer than k certain candidates are searched wider.
 """
 
 from __future__ import annotations
@@ -11,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from retrodb.ann.codebook import Codebook, faiss_module
-from retrodb.ann.metric import NO_NEIGHBOUR, FloatArray, Int64Array, Vectors, check_vectors
+from retrodb.ann.exact import estimate_error
+from retrodb.ann.metric import NO_NEIGHBOUR, BoolArray, FloatArray, Int64Array, Vectors, check_vectors
 from retrodb.ann.rerank import LivePart, rerank
-from retrodb.ann.topk import TopK, merge_topk
+from retrodb.ann.topk import TopK, empty_topk, merge_topk
 
-SLACK = 16  # candidates beyond k that get an exact distance
+MAX_WIDTH = 1 << 16  # candidates from which on ties are taken as they come: equal vectors by the hundred thousand
 
 
 def search(
@@ -24,51 +30,79 @@ def search(
     codebook: Codebook,
     k: int,
     nprobe: int,
-    slack: int = SLACK,
+    slack: int | None = None,
     threads: int = 1,
 ) -> TopK:
     """The k nearest allowed rows of each query, (ids_QK, distances_QK); rows short of k probe on until all lists are read.
 
-    The answer does not depend on how rows are spread over parts; with fast-scan codes, whose coarse distances often tie,
-    that holds but for ties at the last candidate, which FAISS cuts as they come.
+    The answer does not depend on how rows are spread over parts.
+
+    Args:
+        slack: candidates beyond k that get an exact distance; None goes by how coarse the search codes are.
 
     Raises:
         MismatchError: queries of another dimension.
         InputError: NaN in a query; names the row.
     """
     queries = check_vectors(queries_QD, codebook.dim, where="queries")
-    candidates_QW = _candidates(queries, parts, codebook, k + slack, nprobe, threads)
+    ids_QK, distances_QK = empty_topk(len(queries), k)
+    parts = [part for part in parts if part.num_allowed]
     wanted = min(k, sum(part.num_allowed for part in parts))
-    while nprobe < codebook.num_lists:
-        starved = np.flatnonzero((candidates_QW != NO_NEIGHBOUR).sum(axis=1) < wanted)
-        if not len(starved):
+    width = k + (codebook.slack if slack is None else slack)
+    rows = np.arange(len(queries) if wanted else 0)
+    while len(rows):
+        candidates_RW, is_cut_R = _candidates(queries[rows], parts, codebook, wanted, width, nprobe, threads)
+        ids_QK[rows], distances_QK[rows] = rerank(queries[rows], candidates_RW, parts, k, codebook.metric, threads)
+        is_short_R = is_cut_R | ((candidates_RW != NO_NEIGHBOUR).sum(axis=1) < wanted)
+        if is_cut_R.any():
+            width *= 4
+        elif nprobe < codebook.num_lists:
+            nprobe = min(4 * nprobe, codebook.num_lists)
+        else:
             break
-        nprobe = min(4 * nprobe, codebook.num_lists)
-        candidates_QW[starved] = _candidates(queries[starved], parts, codebook, k + slack, nprobe, threads)
-    return rerank(queries, candidates_QW, parts, k, codebook.metric, threads)
+        rows = rows[is_short_R]
+    return ids_QK, distances_QK
 
 
 def _candidates(
-    queries: FloatArray, parts: Sequence[LivePart], codebook: Codebook, width: int, nprobe: int, threads: int
-) -> Int64Array:
-    """The `width` nearest by search codes, -1 padded."""
+    queries: FloatArray,
+    parts: Sequence[LivePart],
+    codebook: Codebook,
+    wanted: int,
+    width: int,
+    nprobe: int,
+    threads: int,
+) -> tuple[Int64Array, BoolArray]:
+    """The `width` nearest by search codes, -1 where there are none; and where the cut behind them leaves too few."""
     nprobe = min(nprobe, codebook.num_lists)
     rotated = codebook.transform(queries)
     if codebook.ivf is None:
         lists_QA, distances_QA = np.zeros((len(queries), 1), np.int64), np.zeros((len(queries), 1), np.float32)
     else:
-        lists_QA = codebook.nearest_lists(queries, nprobe, threads).astype(np.int64)
+        lists_QA = codebook.nearest_lists_of(rotated, nprobe, threads).astype(np.int64)
         distances_QA = _coarse_distances(rotated, lists_QA, codebook)
     partials = [_search_part(rotated, part, width, lists_QA, distances_QA, codebook) for part in parts]
-    return merge_topk(partials, width)[0] if partials else np.full((len(queries), width), NO_NEIGHBOUR, np.int64)
+    ids_QW, distances_QW = merge_topk(partials, width)
+    is_full_Q = (ids_QW[:, -1] != NO_NEIGHBOUR) & (width < MAX_WIDTH)
+    if codebook.ivf is None:
+        lengths = [float(part.part.scales_N2[:, 1].max()) ** 0.5 for part in parts]
+        margin_Q = estimate_error(queries, max(lengths), codebook.metric == "squared_l2")
+        certain_Q = (distances_QW < distances_QW[:, -1:] - 2 * margin_Q[:, None]).sum(axis=1)
+    elif codebook.is_coarse:
+        ids_QW[is_full_Q[:, None] & (distances_QW == distances_QW[:, -1:])] = NO_NEIGHBOUR
+        certain_Q = (ids_QW != NO_NEIGHBOUR).sum(axis=1)
+    else:
+        return ids_QW, np.zeros(len(queries), dtype=np.bool_)
+    return ids_QW, is_full_Q & (certain_Q < wanted)
 
 
 def _coarse_distances(rotated: FloatArray, lists_QA: Int64Array, codebook: Codebook) -> FloatArray:
     """Distances of queries and their lists in FAISS' own sense (inner products are positive)."""
     distances_QA = np.empty(lists_QA.shape, dtype=np.float32)
+    is_l2, centroids_LD = codebook.metric == "squared_l2", codebook.centroids_LD
     for row, lists in enumerate(lists_QA):
-        centroids = codebook.centroids_LD[lists]
-        if codebook.metric == "squared_l2":
+        centroids = centroids_LD[lists]
+        if is_l2:
             distances_QA[row] = ((centroids - rotated[row]) ** 2).sum(axis=1)
         else:
             distances_QA[row] = (centroids * rotated[row]).sum(axis=1)

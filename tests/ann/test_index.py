@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retrodb.ann.codebook import Codebook, choose_factory, load_codebook, num_lists_of, sample_size, train
+from retrodb.ann.exact import exact_topk
+from retrodb.ann.kmeans import nearest_by_torch
+from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
-from retrodb.ann.part import PART_FILES, build_part, merge_parts, open_part
+from retrodb.ann.part import PART_FILES, build_part, open_part
 from retrodb.ann.rerank import LivePart
-from retrodb.ann.search import search
 from retrodb.errors import ConfigError, DamagedFileError, InputError, MismatchError, MissingFileError
 
 from .conftest import Spread, mixture
@@ -29,7 +32,7 @@ def test_factories_follow_the_size_of_the_corpus() -> None:
     assert choose_factory(100_000, 384, 2**33) == "IVF1024,SQ8"
     assert choose_factory(1_000_000, 384, 2**33, metric="squared_l2") == "IVF8192,RaBitQfs"
     assert choose_factory(1_000_000, 384, 2**20, metric="squared_l2") == "IVF8192,SQ8"
-    assert choose_factory(10**8, 384, 2**33, 96, "squared_l2") == "IVF131072_HNSW32,RaBitQfs"
+    assert choose_factory(10**8, 384, 2**33, 96, "inner_product") == "IVF131072_HNSW32,RaBitQfs"
     assert choose_factory(10**10, 384, 2**33) == "OPQ64_256,IVF4194304_HNSW32,PQ64"
     assert choose_factory(1_000_000, 384, 2**33, bytes_per_vector=384) == "IVF8192,SQ8"
     assert num_lists_of("OPQ64_256,IVF4194304_HNSW32,PQ64") == 4_194_304
@@ -52,6 +55,7 @@ def test_a_sample_too_small_falls_to_flat_and_says_so() -> None:
     codebook = train(VECTORS[:100], "IVF1024,SQ8", 0, "squared_l2")
     assert codebook.num_lists == 1
     assert "IVF1024,SQ8 needs at least 39936 training vectors and there are 100" in codebook.note
+    assert train(VECTORS[:0], "Flat", 0, "squared_l2").num_lists == 1
 
 
 def test_unknown_factories_are_refused() -> None:
@@ -60,35 +64,59 @@ def test_unknown_factories_are_refused() -> None:
 
 
 def test_more_lists_than_a_flat_assignment_bears_are_trained_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrodb.ann.kmeans.FLAT_LISTS", 16)
+    monkeypatch.setattr("retrodb.ann.kmeans.FLAT_TRAINING", 16)
     codebook = train(VECTORS, "IVF40,Flat", 0, "squared_l2")
     assert np.unique(codebook.centroids_LD, axis=0).shape == (40, 32)
     sizes = np.bincount(codebook.nearest_lists(VECTORS, 1)[:, 0], minlength=40)
     assert (sizes > 0).sum() > 35
 
 
-@pytest.mark.parametrize("factory", ["Flat", "IVF32,SQ8", "IVF32,RaBitQ", "IVF32,PQ4x4fs"])
+MERGED = ["Flat", "IVF32,SQ8", "IVF32,RaBitQ", "IVF32,PQ4x4fs", "IVF32,RaBitQfs"]
+
+
+@pytest.mark.parametrize("metric", ["inner_product", "squared_l2"])
+def test_the_assignment_of_a_gpu_is_the_exact_one(metric: str) -> None:
+    vectors, centroids = VECTORS[100:].astype(np.float32), mixture(40, 32, 9).astype(np.float32)
+    found = nearest_by_torch(vectors, centroids, metric, "cpu")
+    assert (found == exact_topk(vectors, centroids, 1, metric)[0][:, 0]).mean() > 0.999
+
+
+@pytest.mark.parametrize("factory", MERGED)
 def test_merged_parts_are_what_one_build_gives(factory: str, spread: Spread, tmp_path: Path) -> None:
     codebook = train(mixture(10_000, 32, 1), factory, 5, "squared_l2")
     whole = spread(VECTORS, codebook)[0].part
     parts = [live.part for live in spread(VECTORS, codebook, (700, 701, 2500))]
-    merged = tmp_path / "merged"
-    merged.mkdir()
-    merge_parts(parts, merged)
-    differ = {name for name in PART_FILES if (merged / name).read_bytes() != (whole.folder / name).read_bytes()}
-    # Fast-scan lists are blocks with a padding that merging leaves as it was: same answers, other bytes.
-    assert differ <= ({"index.faiss"} if factory.endswith("fs") else set())
-    found = [
-        search(VECTORS[::9], [LivePart(part, np.arange(3000), VECTORS.__getitem__)], codebook, 10, 8)
-        for part in (whole, open_part(merged))
-    ]
-    assert (found[0][0] == found[1][0]).all()
+    bounds = [0, 700, 701, 2500, 3000]
+    merged = new_folder(tmp_path / "merged")
+    merge_parts(parts, [np.arange(*pair) for pair in pairwise(bounds)], merged)
+    assert all((merged / name).read_bytes() == (whole.folder / name).read_bytes() for name in PART_FILES)
+
+
+@pytest.mark.parametrize("factory", MERGED)
+def test_merging_may_drop_rows_and_lay_parts_into_each_other(factory: str, spread: Spread, tmp_path: Path) -> None:
+    codebook = train(mixture(10_000, 32, 1), factory, 5, "squared_l2")
+    random = np.random.default_rng(2)
+    part_of = random.integers(0, 3, len(VECTORS))
+    kept = random.random(len(VECTORS)) < 0.4
+    kept[part_of == 2] = False  # nothing of one part is left
+    rank = np.where(kept, np.cumsum(kept) - 1, -1)
+    parts = [spread(VECTORS[part_of == number], codebook)[0].part for number in range(3)]
+    merged = new_folder(tmp_path / "merged")
+    merge_parts(parts, [rank[part_of == number] for number in range(3)], merged)
+    whole = spread(VECTORS[kept], codebook)[0].part
+    assert all((merged / name).read_bytes() == (whole.folder / name).read_bytes() for name in PART_FILES)
+
+
+def new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_parts_of_different_codebooks_do_not_merge(codebook: Codebook, spread: Spread, tmp_path: Path) -> None:
     other = train(VECTORS, "IVF32,SQ8", 6, "inner_product")
+    rows = np.arange(3000)
     with pytest.raises(MismatchError, match="different codebooks"):
-        merge_parts([spread(VECTORS, codebook)[0].part, spread(VECTORS, other)[0].part], tmp_path)
+        merge_parts([spread(VECTORS, codebook)[0].part, spread(VECTORS, other)[0].part], [rows, rows + 3000], tmp_path)
 
 
 def test_the_faiss_file_is_an_ordinary_index(codebook: Codebook, spread: Spread) -> None:
@@ -135,15 +163,19 @@ def test_merges_take_neighbours_of_one_tier_and_leave_big_parts_alone() -> None:
     assert choose_merges([small] * 4 + [big] + [small] * 4) == []
 
 
+def test_merges_that_follow_from_merges_are_one_and_parts_stop_growing() -> None:
+    assert choose_merges([16_000] * 64) == [tuple(range(64))]
+    assert choose_merges([16_000] * 64, largest=200_000) == [tuple(range(at, at + 8)) for at in range(0, 64, 8)]
+
+
 def test_a_growing_database_keeps_few_parts_and_rewrites_a_row_a_few_times() -> None:
     sizes: list[int] = []
     written = 0
     for _ in range(512):
         sizes.append(10_000)
-        while merges := choose_merges(sizes):
-            for run in reversed(merges):
-                merged = sum(sizes[at] for at in run)
-                sizes[run[0] : run[-1] + 1] = [merged]
-                written += merged
+        for run in reversed(choose_merges(sizes)):
+            merged = sum(sizes[at] for at in run)
+            sizes[run[0] : run[-1] + 1] = [merged]
+            written += merged
     assert len(sizes) <= 24
     assert written <= 4 * 512 * 10_000

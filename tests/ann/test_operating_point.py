@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from retrodb.ann.codebook import train
-from retrodb.ann.drift import Drift, imbalance, measure_drift
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.join import join_block
-from retrodb.ann.operating_point import choose_nprobe, recall_at_k, recall_curve
+from retrodb.ann.operating_point import Estimate, choose_nprobe, recall_at_k, recall_curve
 from retrodb.errors import ConfigError
 
 from .conftest import Spread, mixture
@@ -50,13 +49,19 @@ def test_the_curve_without_timing_predicts_the_recall_of_the_join(spread: Spread
         choose_nprobe(curve[:1], 1.0)
 
 
-def test_drift_tells_other_data_from_the_same() -> None:
-    codebook = train(VECTORS, "IVF64,Flat", 0, "inner_product")
+def test_intervals_stay_open_where_all_agree_and_widen_where_queries_hang_together() -> None:
+    certain = Estimate.of(np.ones(100))
+    assert certain.mean == 1
+    assert 0.95 < certain.low < 1
+    values = np.tile([1.0, 0.0], 200)
+    alone, together = Estimate.of(values), Estimate.of(values, np.repeat(np.arange(4), 100)[np.argsort(values)])
+    assert together.high - together.low > 3 * (alone.high - alone.low)
+    assert alone.low == pytest.approx(0.5 - 1.96 * (0.25 / 400) ** 0.5, abs=0.002)
 
-    def drift(vectors: np.ndarray) -> Drift:
-        return measure_drift(vectors, codebook.nearest_lists(vectors, 1)[:, 0], codebook)
 
-    usual = drift(VECTORS)
-    assert not drift(VECTORS[::2]).is_beyond(usual)
-    assert drift(np.roll(-VECTORS, 5, axis=1)).is_beyond(usual)
-    assert imbalance(np.arange(64, dtype=np.int32), 64) == 1.0
+def test_a_curve_counts_what_ties_with_the_last_place() -> None:
+    lists = np.array([[0, 1, 2]], np.int32)
+    true_lists = np.array([[0, 1, 1, 2]], np.int32)  # two are wanted, three tie for the second place
+    curve = recall_curve(lists, true_lists, np.array([5, 5, 5]), k=2)
+    assert [point.recall.mean for point in curve] == [0.5, 1, 1]
+    assert [point.scanned for point in curve] == [5, 10, 15]

@@ -1,0 +1,142 @@
+"""The scan of the join in PyTorch, for GPUs: the same codes and the same order of work as `scan`, by tensor cores.
+
+Products of codes are exact integers here too (`torch._int_mm`). What a query keeps is one 64-bit number a candidate: its
+distance, made an integer of the same order, above its rank by id. So ties go to the smaller id, and an unordered `topk` is
+enough. Needs nothing but PyTorch and NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrodb.ann.metric import FloatArray, Int64Array
+
+LEVELS = 31  # codes are -31 .. 31, as in `int_product`
+TILE_PRODUCTS = 1 << 26  # products at once: 2 GiB with the numbers made of them
+_MULTIPLE = 32  # `torch._int_mm` on CUDA wants more than 16 rows, and dimensions and columns by 8
+_NONE = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class ListColumns:
+    """The allowed vectors of one list."""
+
+    codes_CD: NDArray[np.int8]
+    scales_C: FloatArray  # a vector is code * scale
+    ranks_C: Int64Array  # by id, below 2^32
+    keys_JC: Int64Array  # exclusion keys
+
+
+def scan_on_device(
+    queries_QD: FloatArray,
+    lists_QA: NDArray[np.int32],
+    columns_of: Callable[[int], ListColumns],
+    query_keys: list[NDArray[np.int64]],
+    centre_D: FloatArray,
+    is_l2: bool,
+    width: int,
+    device: str,
+) -> Int64Array:
+    """The ranks of the `width` nearest of each query in its lists, nearest first, -1 padded.
+
+    Args:
+        columns_of: reads a list.
+        query_keys: for each kind (Q, any) exclusion keys, -1 padded.
+    """
+    import torch
+
+    with torch.inference_mode():
+        centre = torch.from_numpy(centre_D).to(device)
+        codes_QD, scales_Q = _encode(torch.from_numpy(queries_QD).to(device) - centre)
+        weights_Q = scales_Q * (2 if is_l2 else 1)
+        keys = [torch.from_numpy(own).to(device) for own in query_keys]
+        best_QW = torch.full((len(queries_QD), width), _NONE, dtype=torch.int64, device=device)
+        for lists in (lists_QA[:, :1], lists_QA[:, 1:]):  # home lists first
+            for list_, rows_R in _rows_by_list(lists):
+                columns = columns_of(list_)
+                if not len(columns.ranks_C):
+                    continue
+                tile = _Tile.of(columns, centre, is_l2, device)
+                step = max(1, TILE_PRODUCTS // len(columns.ranks_C))
+                for start in range(0, len(rows_R), step):
+                    rows = torch.from_numpy(rows_R[start : start + step]).to(device)
+                    found = tile.nearest(codes_QD[rows], weights_Q[rows], [own[rows] for own in keys], width)
+                    both = torch.cat([best_QW[rows], found], dim=1)
+                    best_QW[rows] = torch.topk(both, width, dim=1, largest=False).values
+        ranks_QW = torch.where(best_QW == _NONE, -1, best_QW & 0xFFFFFFFF)
+        return np.asarray(ranks_QW.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One list on the device: tensors of `ListColumns`, with new codes relative to the centre."""
+
+    codes_CD: Any
+    scales_C: Any
+    norms_C: Any
+    ranks_C: Any
+    keys_JC: Any
+
+    @classmethod
+    def of(cls, columns: ListColumns, centre: Any, is_l2: bool, device: str) -> _Tile:
+        import torch
+
+        raw, scales_C, ranks_C, keys_JC = (
+            torch.from_numpy(array).to(device)
+            for array in (columns.codes_CD, columns.scales_C, columns.ranks_C, columns.keys_JC)
+        )
+        vectors_CD = raw * scales_C[:, None] - centre
+        wide = vectors_CD.double()  # so that the rounded sum does not depend on its order
+        norms_C = (wide**2).sum(1) if is_l2 else -(wide @ centre.double())
+        codes_CD, own_scales_C = _encode(vectors_CD)
+        return cls(codes_CD, own_scales_C, norms_C.float(), ranks_C, keys_JC)
+
+    def nearest(self, codes_RD: Any, weights_R: Any, keys: list[Any], width: int) -> Any:
+        """The `width` nearest columns of some queries as numbers (R, at most width)."""
+        import torch
+
+        products = _exact_product(codes_RD, self.codes_CD)
+        distances = self.norms_C - weights_R[:, None] * (self.scales_C * products)
+        bits = distances.view(torch.int32)
+        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        numbers = (ordered.long() << 32) | self.ranks_C
+        for own, column_keys in zip(keys, self.keys_JC, strict=True):
+            for key in own.unbind(1):
+                numbers.masked_fill_((key[:, None] == column_keys) & (column_keys != -1), _NONE)
+        return torch.topk(numbers, min(width, numbers.shape[1]), dim=1, largest=False).values
+
+
+def _encode(vectors_ND: Any) -> tuple[Any, Any]:
+    """int8 codes -31 .. 31 with zeros up to a multiple of 32 dimensions, and their scales."""
+    import torch
+
+    largest_N = vectors_ND.abs().amax(dim=1)
+    inverse_N = torch.where(largest_N > 0, LEVELS / largest_N, 0)
+    codes_ND = torch.round(vectors_ND * inverse_N[:, None]).to(torch.int8)
+    padding = -codes_ND.shape[1] % _MULTIPLE
+    return torch.nn.functional.pad(codes_ND, (0, padding)), largest_N / LEVELS
+
+
+def _exact_product(rows_RD: Any, columns_CD: Any) -> Any:
+    """Inner products of codes as float32 (exact below 2^24: up to 17,000 dimensions)."""
+    import torch
+
+    num_rows, num_columns = len(rows_RD), len(columns_CD)
+    pad = torch.nn.functional.pad
+    rows_RD = pad(rows_RD, (0, 0, 0, -num_rows % _MULTIPLE))
+    columns_CD = pad(columns_CD, (0, 0, 0, -num_columns % _MULTIPLE))
+    return torch._int_mm(rows_RD, columns_CD.T)[:num_rows, :num_columns].float()
+
+
+def _rows_by_list(lists_QA: NDArray[np.int32]) -> list[tuple[int, Int64Array]]:
+    """Each list that is probed, with the queries that probe it."""
+    lists_P = lists_QA.ravel()
+    order = np.argsort(lists_P, kind="stable")
+    lists, starts = np.unique(lists_P[order], return_index=True)
+    rows = np.split(order // max(1, lists_QA.shape[1]), starts[1:])
+    return [(list_, own) for list_, own in zip(lists.tolist(), rows, strict=True) if list_ >= 0] if len(lists) else []

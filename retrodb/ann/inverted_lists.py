@@ -1,0 +1,82 @@
+"""The inverted lists of a FAISS index, filled from and read into plain codes.
+
+FAISS' own `add` assigns vectors again, by a product whose bits depend on the batch; and giving lists to a fast-scan index
+(`add_core`) corrupts it without an error (faiss 1.15.1). So vectors are encoded under the lists that we keep, and whole lists
+are handed over: in ascending order of rows, which is how FAISS then cuts ties.
+
+Legend: N vectors by (list, row), B bytes of a search code, L lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrodb.ann.codebook import Codebook, faiss_module
+from retrodb.ann.metric import FloatArray, Int64Array
+
+Codes = NDArray[np.uint8]
+
+
+def encode(rotated_ND: FloatArray, own_list_N: NDArray[np.int32], codebook: Codebook) -> Codes:
+    """The search codes (N, B) of vectors in the space of the centroids, under their lists."""
+    faiss = faiss_module()
+    codes_NB: Codes = np.zeros((len(rotated_ND), codebook.ivf.code_size), dtype=np.uint8)
+    vectors, lists = np.ascontiguousarray(rotated_ND), own_list_N.astype(np.int64)
+    codebook.ivf.encode_vectors(len(vectors), *map(faiss.swig_ptr, (vectors, lists, codes_NB)), False)
+    return codes_NB
+
+
+def fill(index: Any, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: Codes) -> None:
+    """Gives an empty index its lists: list l holds places `offsets[l]` to `offsets[l + 1]`."""
+    faiss, ivf = faiss_module(), Codebook(index).ivf
+    lists, packer = _lists_of(ivf)
+    for list_ in np.flatnonzero(np.diff(offsets_L1)).tolist():
+        start, stop = offsets_L1[list_ : list_ + 2].tolist()
+        codes = np.ascontiguousarray(codes_NB[start:stop])
+        if packer is not None:
+            blocks = -(-len(codes) // packer.nvec)
+            padded: Codes = np.zeros((blocks * packer.nvec, packer.code_size), dtype=np.uint8)
+            padded[: len(codes)] = codes
+            codes = np.zeros(blocks * packer.block_size, dtype=np.uint8)
+            for flat, block in _blocks(padded, codes, packer):
+                packer.pack_all(flat, block)
+        lists.add_entries(list_, stop - start, *map(faiss.swig_ptr, (np.ascontiguousarray(rows_N[start:stop]), codes)))
+    ivf.ntotal = index.ntotal = len(rows_N)
+
+
+def read(index: Any, offsets_L1: Int64Array) -> Codes:
+    """The search codes (N, B) of all lists, one list after the other."""
+    faiss, ivf = faiss_module(), Codebook(index).ivf
+    lists, packer = _lists_of(ivf)
+    codes_NB: Codes = np.empty((int(offsets_L1[-1]), ivf.code_size), dtype=np.uint8)
+    for list_ in np.flatnonzero(np.diff(offsets_L1)).tolist():
+        start, stop = offsets_L1[list_ : list_ + 2].tolist()
+        if packer is None:
+            codes = faiss.rev_swig_ptr(lists.get_codes(list_), (stop - start) * ivf.code_size)
+            codes_NB[start:stop] = codes.reshape(stop - start, -1)
+            continue
+        blocks = -(-(stop - start) // packer.nvec)
+        packed = faiss.rev_swig_ptr(lists.get_codes(list_), blocks * packer.block_size)
+        padded: Codes = np.empty((blocks * packer.nvec, packer.code_size), dtype=np.uint8)
+        for flat, block in _blocks(padded, packed, packer):
+            packer.unpack_all(block, flat)
+        codes_NB[start:stop] = padded[: stop - start]
+    return codes_NB
+
+
+def _lists_of(ivf: Any) -> tuple[Any, Any]:
+    """The lists, and what packs vectors into blocks where they are interleaved (fast-scan), else None."""
+    faiss = faiss_module()
+    lists = faiss.downcast_InvertedLists(ivf.invlists)
+    return lists, lists.packer if isinstance(lists, faiss.BlockInvertedLists) else None
+
+
+def _blocks(codes: Codes, packed: Codes, packer: Any) -> Iterator[tuple[Any, Any]]:
+    """Pointers to the codes of each block's vectors, and to the block."""
+    faiss, nvec, size = faiss_module(), packer.nvec, packer.block_size
+    for block in range(len(codes) // nvec):
+        yield faiss.swig_ptr(codes[block * nvec :]), faiss.swig_ptr(packed[block * size :])
