@@ -18,6 +18,7 @@ from .options import (
     open_database,
     pass_session,
     progress_option,
+    size,
     space_option,
     workers_option,
 )
@@ -34,19 +35,20 @@ from .options import (
     help="FAISS factory string, or by size.",
 )
 @click.option(
-    "--train-sample", type=click.IntRange(min=1), metavar="N", help="Vectors to train on.  [default: 100 a list]"
+    "--train-sample", type=click.IntRange(min=1), metavar="N", help="Vectors to train on.  [default: 64 a list]"
 )
 @click.option(
     "--seed", type=int, default=IndexParams.seed, show_default=True, metavar="N", help="Of sample and k-means."
 )
 @click.option("--bytes-per-vector", type=click.IntRange(min=1), metavar="N", help="Upper limit for the search code.")
 @click.option(
-    "--memory-bytes",
-    type=click.IntRange(min=1),
-    default=IndexParams.memory_bytes,
+    "--memory",
+    "memory_bytes",
+    type=size,
+    default=f"{IndexParams.memory_bytes >> 30}GiB",
     show_default=True,
-    metavar="N",
-    help="What a searching machine may use.",
+    metavar="SIZE",
+    help="What a searching machine may use; larger search codes are memory-mapped, and parts of more are not merged.",
 )
 @click.option("--retrain", is_flag=True, help="Train a new codebook and index everything anew.")
 @workers_option
@@ -55,5 +57,5 @@ from .options import (
 @json_option
 @pass_session
 def command(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
-    """Train the codebook of a space of DB, if it has none, and index what is embedded and not yet indexed."""
+    """Train the codebook of a space of DB, if it has none, index what is embedded and not yet indexed, and merge small parts."""
     session.output.result(open_database(session, database, workers).index(**options))

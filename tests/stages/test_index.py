@@ -84,3 +84,34 @@ def test_options_that_ask_for_another_codebook_want_retrain(embedded: Database) 
     embedded.index(factory="IVF2,SQ8")
     with pytest.raises(UsageError, match="--retrain"):
         embedded.index(factory="IVF2,Flat")
+
+
+def test_retraining_on_the_same_vectors_gives_the_same_files_and_stays_whole(embedded: Database) -> None:
+    embedded.index(factory="IVF2,SQ8")
+    before = sorted((record.path, record.digest) for record in embedded.view().manifest.files("parts"))
+    for _ in range(2):
+        embedded.index(retrain=True, factory="IVF2,SQ8")
+    assert sorted((record.path, record.digest) for record in embedded.view().manifest.files("parts")) == before
+    [text] = embedded.view().chunks.texts(np.array([5]))
+    assert embedded.search([text], k=1)[0][0].chunk_id == 5
+
+
+def test_a_sample_that_the_user_made_too_small_is_an_error_and_not_another_factory(embedded: Database) -> None:
+    with pytest.raises(ConfigError, match="--train-sample allows 10"):
+        embedded.index(factory="IVF2,SQ8", train_sample=10)
+
+
+def test_deleted_chunks_are_not_indexed_and_come_back_when_they_are_undeleted(embedded: Database, tmp_path: Path) -> None:
+    tests = {"x": made_text(3, 1000)}
+    embedded.dedup([write_documents(tmp_path / "t.jsonl", tests)], name="t")
+    result = embedded.index(factory="IVF2,SQ8")
+    view = embedded.view()
+    assert result.vectors == sum(int(view.wanted_mask(r.first_chunk, r.num_chunks).sum()) for r in view.chunks.ranges)
+    embedded.undelete("leak:t")
+    again = embedded.index()
+    assert again.vectors > 0
+    assert again.parts == 2
+    found = {hit.doc_id for hit in embedded.search([made_text(3, 60)], k=200)[0]}
+    assert "3" in found
+    ids, _ = embedded.search_arrays(embedded.view().vectors("default", np.array([0])).astype(np.float32), 500)
+    assert len(set(ids[ids >= 0].tolist())) == (ids >= 0).sum()

@@ -1,0 +1,69 @@
+"""The entry `drift/<space>`: kept at every add, shown by stats, gone with its codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_documents import made_text, write_documents
+
+from retrodb.database import Database
+
+Make = Callable[..., Database]
+
+
+@pytest.fixture
+def indexed(make_database: Make) -> Database:
+    database = make_database({str(i): made_text(i, 1200) for i in range(10)})
+    database.embed()
+    database.index(factory="IVF4,SQ8")
+    return database
+
+
+def add(database: Database, path: Path, documents: dict[str, str]) -> None:
+    database.ingest([write_documents(path, documents)], source=path.stem)
+    database.embed()
+
+
+def test_training_gives_the_figures_that_later_ones_are_compared_with(indexed: Database) -> None:
+    entry = indexed.view().snapshot.entry("drift", "default")
+    assert entry["training"]["residual"] == entry["residual"] > 0
+    assert 0 < entry["canary_recall"] <= 1
+    assert (entry["added"], entry["vectors"]) == (0, indexed.stats().spaces[0].vectors)
+    assert len(entry["canaries"]["ids"]) == 64
+    [drift] = indexed.stats().drift
+    assert (drift.space, drift.retrain) == ("default", "")
+
+
+def test_an_add_of_the_same_kind_changes_little_and_one_of_another_kind_says_that_retraining_pays(
+    indexed: Database, tmp_path: Path
+) -> None:
+    training = indexed.view().snapshot.entry("drift", "default")["training"]
+    add(indexed, tmp_path / "same.jsonl", {f"a{i}": made_text(i + 50, 1200) for i in range(10)})
+    result = indexed.index()
+    entry = indexed.view().snapshot.entry("drift", "default")
+    assert entry["added"] == result.vectors > 0
+    assert entry["training"] == training
+    assert entry["residual"] < 1.5 * training["residual"]
+    foreign = {f"b{i}": " ".join(f"zq{(i * j) % 7}x{j % 5}" for j in range(3000)) for i in range(10)}
+    add(indexed, tmp_path / "other.jsonl", foreign)
+    result = indexed.index()
+    assert result.retrain
+    [drift] = indexed.stats().drift
+    assert drift.retrain == result.retrain
+    retrained = indexed.index(retrain=True, factory="IVF4,SQ8")
+    assert retrained.retrain == ""
+    assert indexed.view().snapshot.entry("drift", "default")["added"] == 0
+
+
+def test_a_corpus_that_outgrew_its_factory_says_so(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database({"a": made_text(1, 300)})
+    database.embed()
+    assert database.index().factory == "Flat"
+    monkeypatch.setattr("retrodb.ann.codebook._FLAT_UP_TO", 10)
+    add(database, tmp_path / "more.jsonl", {f"b{i}": made_text(i, 900) for i in range(5)})
+    assert "Flat" not in database.index().retrain.rpartition(":")[2]
+    assert "now it were IVF" in database.index().retrain
