@@ -1,0 +1,182 @@
+"""Retrieval quality on judged queries: nDCG@10, recall@k and MRR, for whoever compares encoders.
+
+Documents are ranked by their best chunk. A document is named by the id it has in its source, as the judgements name it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrodb.dedup.testsets import read_test_items
+from retrodb.errors import InputError, UsageError
+from retrodb.stages.search import Searcher
+from retrodb.view.view import View
+
+NDCG_DEPTH = 10
+_CHUNKS_A_DOCUMENT = 4  # asked for at first; more where documents have many chunks near a query
+
+Judgements = Mapping[str, Mapping[str, int]]
+"""Query id -> document id -> relevance: 0 is not relevant, more is better."""
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """How good a space's ranking of documents is, averaged over the queries that have a relevant document."""
+
+    space: str
+    queries: int  # averaged over
+    skipped_queries: int  # without a judgement of relevance above 0
+    judged_documents: int
+    missing_documents: int  # judged, but not among the live documents: they count as not found
+    k: int  # of the recall
+    ndcg_at_10: float
+    recall_at_k: float  # share of a query's relevant documents among the first k
+    mrr: float  # 1 over the rank of the first relevant document, 0 when it is not among the first max(k, 10)
+
+
+def run_eval_retrieval(
+    view: View,
+    queries: Path,
+    qrels: Path,
+    *,
+    k: int = 100,
+    space: str | None = None,
+    nprobe: int | None = None,
+    device: str = "auto",
+) -> RetrievalResult:
+    """Search every judged query and compare the documents found with the judgements.
+
+    Args:
+        queries: JSON Lines or Parquet, with an id and a text.
+        qrels: judgements, see `read_qrels`.
+        k: depth of the recall.
+        nprobe: lists to look through; None takes the space's own operating point.
+
+    Raises:
+        InputError: for a file that cannot be read, or without a query that is judged.
+        UsageError: for a k that cannot be meant.
+    """
+    if k < 1:
+        raise UsageError(f"k of {k}", remedy="Ask for at least one document.")
+    judgements = read_qrels(qrels)
+    items = read_test_items([queries])
+    texts = dict(zip(items.ids, items.texts.to_pylist(), strict=True))
+    judged = [name for name in texts if any(grade > 0 for grade in judgements.get(name, {}).values())]
+    if not judged:
+        remedy = "The ids of the queries must be those that the judgements name."
+        raise InputError("no query has a relevant document", where=str(qrels), remedy=remedy)
+    searcher = Searcher.open(view, space=space)
+    rankings = _rankings(searcher, [texts[name] for name in judged], max(k, NDCG_DEPTH), nprobe, device)
+    grades = [judgements[name] for name in judged]
+    documents = set().union(*judgements.values())
+    return RetrievalResult(
+        space=searcher.space,
+        queries=len(judged),
+        skipped_queries=len(texts) - len(judged),
+        judged_documents=len(documents),
+        missing_documents=len(documents - _live_documents(view)),
+        k=k,
+        ndcg_at_10=_mean(ndcg(*pair) for pair in zip(rankings, grades, strict=True)),
+        recall_at_k=_mean(recall(ranking, grade, k) for ranking, grade in zip(rankings, grades, strict=True)),
+        mrr=_mean(reciprocal_rank(*pair) for pair in zip(rankings, grades, strict=True)),
+    )
+
+
+def ndcg(ranking: Sequence[str], grades: Mapping[str, int], depth: int = NDCG_DEPTH) -> float:
+    """Normalised discounted cumulative gain, with the grade as gain as in trec_eval (Järvelin and Kekäläinen 2002)."""
+
+    def gain(values: Sequence[int]) -> float:
+        return sum(max(value, 0) / math.log2(place + 2) for place, value in enumerate(values[:depth]))
+
+    return gain([grades.get(name, 0) for name in ranking]) / gain(sorted(grades.values(), reverse=True))
+
+
+def recall(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> float:
+    """The share of the relevant documents that are among the first k."""
+    relevant = {name for name, grade in grades.items() if grade > 0}
+    return len(relevant & set(ranking[:k])) / len(relevant)
+
+
+def reciprocal_rank(ranking: Sequence[str], grades: Mapping[str, int]) -> float:
+    """1 over the rank, from 1, of the first relevant document; 0 without one."""
+    return next((1 / rank for rank, name in enumerate(ranking, 1) if grades.get(name, 0) > 0), 0.0)
+
+
+def read_qrels(path: Path) -> Judgements:
+    """The judgements of a file, by its content.
+
+    JSON Lines with `query-id`, `corpus-id` and `score` (BEIR), or lines of three or four columns: query, document and
+    relevance, with TREC's unused second column or without; a header is passed over.
+
+    Raises:
+        InputError: with file and line.
+    """
+    import orjson
+
+    judgements: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path}:{number}"
+        try:
+            if line.startswith(b"{"):
+                record = orjson.loads(line)
+                query, document, grade = record["query-id"], record["corpus-id"], record["score"]
+            elif line.strip():
+                fields = line.decode().rstrip("\r\n").split("\t") if b"\t" in line else line.decode().split()
+                if number == 1 and not fields[-1].strip().lstrip("-").isdigit():
+                    continue
+                query, document, grade = fields[0], *fields[-2:]
+            else:
+                continue
+            judgements.setdefault(str(query), {})[str(document)] = int(grade)
+        except (ValueError, KeyError, TypeError) as error:
+            remedy = "A line is 'query 0 document relevance', or JSON with query-id, corpus-id and score."
+            raise InputError(f"no judgement ({error})", where=where, remedy=remedy) from error
+    return judgements
+
+
+def _lines(path: Path) -> list[bytes]:
+    import pyarrow as pa
+
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            content: bytes = stream.read()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error})", where=str(path)) from error
+    return content.split(b"\n")
+
+
+def _rankings(searcher: Searcher, texts: Sequence[str], depth: int, nprobe: int | None, device: str) -> list[list[str]]:
+    """The first `depth` documents of every query, by their nearest chunk; fewer where the space has no more."""
+    vectors = searcher.encode(texts, device)
+    rankings: list[list[str]] = [[] for _ in texts]
+    open_rows, width = np.arange(len(texts)), min(_CHUNKS_A_DOCUMENT * depth, max(1, searcher.num_chunks))
+    while len(open_rows):
+        ids, _ = searcher.arrays(vectors[open_rows], width, nprobe=nprobe)
+        for row, found in zip(open_rows.tolist(), ids, strict=True):
+            documents = searcher.view.chunks.documents(found[found >= 0])
+            names = dict.fromkeys(document["doc_id"] for document in documents if document)  # keeps the order
+            rankings[row] = list(names)[:depth]
+        open_rows = open_rows[[len(rankings[row]) < depth for row in open_rows.tolist()]]
+        if width >= searcher.num_chunks:
+            break
+        width = min(4 * width, searcher.num_chunks)
+    return rankings
+
+
+def _live_documents(view: View) -> set[str]:
+    """Ids of the documents with a live chunk."""
+    names: set[str] = set()
+    for record in view.chunks.ranges:
+        rows = np.flatnonzero(view.chunks.live_mask(record.first_chunk, record.num_chunks))
+        index = np.unique(view.chunks.layout(record).document_of(rows))
+        names.update(view.chunks.documents_table(record).column("doc_id").take(index[index >= 0]).to_pylist())
+    return names
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -1,0 +1,119 @@
+"""Queries that the database cannot answer with themselves: what recall is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrodb.config import EmbedParams, from_mapping
+from retrodb.dedup.testsets import read_test_items
+from retrodb.errors import InputError, MissingStep
+from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.stages.embed import check_identity
+from retrodb.stages.embed_task import Hardware, load_encoder
+from retrodb.stages.ingest_change import HELD_OUT_SET
+from retrodb.view.view import SELF, View
+
+NUM_QUERIES = 2_000  # intervals of about a point either way at recall 0.95
+_CHUNKS_OF_DOCUMENT = 4  # drawn from one document, where the database's own are taken out
+_MASKED_SHARE = 0.1  # of the chunks that such documents may hold
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Queries (Q, D) and what they are."""
+
+    name: str  # where they come from, for the report
+    vectors: AnyArray  # (Q, D)
+    groups: Int64Array  # (Q,) equal for queries of one document: they are not independent
+    masked: Int64Array  # first chunks of documents, ascending, that are hidden while recall is measured
+
+
+def held_out_queries(view: View, space: str, queries: str | None, seed: int, limit: int = NUM_QUERIES) -> HeldOut:
+    """A seeded sample of a query set, of a file of texts or vectors, or of the database's own documents.
+
+    Own documents that are drawn are hidden whole, so that neither they nor their other chunks are found.
+
+    Args:
+        queries: a file or the name of a query set; None takes the held-out documents, or else own ones.
+
+    Raises:
+        MissingStep: when the query set has no vectors in the space, or there is nothing to draw.
+        InputError, UsageError, MismatchError: for a file or name that cannot be meant.
+    """
+    random = np.random.default_rng(seed)
+    if queries is None:
+        has_held_out = (
+            bool(view.query_vectors(HELD_OUT_SET, space).records) and len(_rows(view, HELD_OUT_SET, space)) > 0
+        )
+        queries = HELD_OUT_SET if has_held_out else SELF
+    if queries == SELF:
+        return _own_documents(view, space, random, limit)
+    if queries not in view.snapshot.names("queries") and Path(queries).is_file():
+        return _of_file(view, space, Path(queries), random, limit)
+    documents = view.query_set(queries)  # raises when there is none
+    rows = _rows(view, queries, space)
+    if not len(rows):
+        raise MissingStep(
+            f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first."
+        )
+    rows = np.sort(random.permutation(rows)[:limit])
+    vectors = view.vectors(space, rows, queries)
+    return HeldOut(f"query set {queries}", vectors, documents.document_ids(rows), np.empty(0, np.int64))
+
+
+def _rows(view: View, queries: str, space: str) -> Int64Array:
+    """The live rows of a query set that have a vector."""
+    chunks, vectors = view.query_set(queries), view.query_vectors(queries, space)
+    spans = [(record.first_chunk, record.num_chunks) for record in chunks.ranges]
+    masks = [chunks.key_mask(*span) & vectors.covered_mask(*span) for span in spans]
+    rows = [first + np.flatnonzero(mask) for (first, _), mask in zip(spans, masks, strict=True)]
+    return np.concatenate([np.empty(0, np.int64), *rows])
+
+
+def _own_documents(view: View, space: str, random: np.random.Generator, limit: int) -> HeldOut:
+    rows = _rows(view, SELF, space)
+    documents, places, sizes = np.unique(view.chunks.document_ids(rows), return_inverse=True, return_counts=True)
+    if len(documents) < 2:
+        raise MissingStep(
+            f"space '{space}' has fewer than two live documents, so there is nothing to hold out",
+            remedy="Ingest and embed more, or name queries with --queries.",
+        )
+    order = random.permutation(len(documents))
+    masked = np.cumsum(sizes[order]) <= _MASKED_SHARE * len(rows)
+    drawn = np.cumsum(np.minimum(sizes[order], _CHUNKS_OF_DOCUMENT)) <= limit
+    chosen = order[: max(1, int((masked & drawn).sum()))]
+    shuffled = random.permutation(len(rows))
+    by_document = shuffled[np.argsort(places[shuffled], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    own = [by_document[starts[d] : starts[d] + min(sizes[d], _CHUNKS_OF_DOCUMENT)] for d in chosen]
+    ids = np.sort(rows[np.concatenate(own)])[:limit]
+    name = f"{len(chosen)} own documents, hidden"
+    return HeldOut(name, view.vectors(space, ids), view.chunks.document_ids(ids), np.sort(documents[chosen]))
+
+
+def _of_file(view: View, space: str, path: Path, random: np.random.Generator, limit: int) -> HeldOut:
+    if path.suffix == ".npy":
+        try:
+            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise InputError(f"not an array ({error})", where=str(path)) from error
+        if vectors.ndim != 2 or not len(vectors):
+            raise InputError(
+                f"an array of shape {vectors.shape}", where=str(path), remedy="Give (queries, dimensions)."
+            )
+        chosen = np.sort(random.permutation(len(vectors))[:limit])
+        return HeldOut(
+            f"vectors of {path.name}", np.asarray(vectors[chosen], np.float32), chosen, np.empty(0, np.int64)
+        )
+    texts = read_test_items([path]).texts.to_pylist()
+    if not texts:
+        raise InputError("the file holds no texts", where=str(path))
+    chosen = np.sort(random.permutation(len(texts))[:limit])
+    entry = view.snapshot.entry("space", space)
+    encoder = load_encoder(from_mapping(EmbedParams, entry["params"], where=f"space '{space}'"), Hardware())
+    check_identity(space, entry, encoder.identity)
+    vectors = encoder.encode_queries([texts[i] for i in chosen.tolist()])
+    return HeldOut(f"texts of {path.name}", vectors, chosen, np.empty(0, np.int64))

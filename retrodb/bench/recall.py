@@ -1,0 +1,261 @@
+"""Recall against what it costs: lists and vectors scanned without timing, then a few points timed.
+
+Conventions: held-out queries, seeded; exact neighbours by one streamed product, of which each as near as the k-th counts; an
+interval with every share; throughput of a batch and latency of single queries apart, each cold (files dropped from
+the page cache) and warm; the rate of a matrix product before and after, which shows a machine that was busy otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from retrodb.ann.exact import exact_topk
+from retrodb.ann.operating_point import CurvePoint, Estimate, recall_at_k, recall_curve
+from retrodb.ann.rerank import LivePart
+from retrodb.ann.search import search
+from retrodb.ann.topk import TopK
+from retrodb.bench.heldout import HeldOut, held_out_queries
+from retrodb.bench.machine import environment, forget, gemm_gflops, timed
+from retrodb.errors import ConfigError, MissingStep, UsageError
+from retrodb.format.arrays import Int64Array
+from retrodb.stages.context import Context
+from retrodb.stages.live_parts import parts_of
+from retrodb.stages.operating_point import MAX_LISTS, OperatingPoint, list_sizes, lists_of, store_point
+from retrodb.stages.search import Searcher
+from retrodb.view.view import View
+
+TRUE_DEPTH = 30  # exact neighbours of a query: k and what ties with it
+TIMED_RECALLS = (0.9, 0.95, 0.99)
+_LATENCY_QUERIES = 200  # timed one by one, each pass
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds for one query, over single queries."""
+
+    p50_s: float
+    p95_s: float
+    p99_s: float
+
+    @staticmethod
+    def of(seconds: Sequence[float]) -> Latency:
+        return Latency(*(float(x) for x in np.quantile(seconds, [0.5, 0.95, 0.99])))
+
+
+@dataclass(frozen=True)
+class TimedPoint:
+    """Search with one number of lists."""
+
+    nprobe: int
+    recall: Estimate  # of the whole search: lists, codes and exact rerank
+    scanned: float  # mean vectors scanned per query
+    cold_queries_per_s: float  # one batch of all queries
+    warm_queries_per_s: float
+    cold_latency: Latency
+    warm_latency: Latency
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """Everything that was measured, and on what."""
+
+    database: str
+    snapshot: int  # that was measured
+    space: str
+    factory: str
+    metric: str
+    lists: int
+    parts: int
+    vectors: int  # that may be found
+    queries: str  # where they come from
+    num_queries: int
+    k: int
+    true_depth: int
+    seed: int
+    index_bytes_per_vector: float  # search codes, join codes, lists and scales
+    stored_bytes_per_vector: float  # the vectors themselves
+    curve: tuple[CurvePoint, ...]  # recall of the scan alone
+    points: tuple[TimedPoint, ...]
+    drops_page_cache: bool  # whether cold passes could ask the system to forget the files
+    stored_target: float | None  # recall whose operating point was stored
+    stored_nprobe: int | None
+    gemm_before_gflops: float
+    gemm_after_gflops: float
+    environment: dict[str, str]
+
+
+def run_bench_recall(
+    context: Context,
+    *,
+    space: str | None = None,
+    queries: str | None = None,
+    k: int = 10,
+    target_recall: float | None = None,
+    seed: int = 0,
+) -> RecallReport:
+    """Measure search in a space; with a target, store the fewest lists that reach it.
+
+    Args:
+        queries: a file of texts or vectors, or the name of a query set; None: held-out documents, or own ones, hidden.
+
+    Raises:
+        MissingStep: when the space is not embedded or not indexed, or there is nothing to ask.
+        UsageError: for a k, a recall or queries that cannot be meant.
+        ConfigError: when not even all lists reach the target.
+    """
+    if k < 1:
+        raise UsageError(f"k of {k}", remedy="Ask for at least one neighbour.")
+    if target_recall is not None and not 0 < target_recall <= 1:
+        raise UsageError(f"recall of {target_recall}", remedy="Give a share above 0 and up to 1.")
+    view, threads = context.view(), context.num_workers
+    searcher = Searcher.open(view, space=space)
+    before = gemm_gflops()
+    with context.progress.stage("bench recall", 2 + len(TIMED_RECALLS), "") as bar:
+        trial = _Trial.of(searcher, held_out_queries(view, searcher.space, queries, seed), k, threads)
+        bar.advance(1)
+        stored = None if target_recall is None else trial.reaching(target_recall)
+        bar.advance(1)
+        points = []
+        for nprobe in trial.probes_to_time(stored):
+            points.append(_time(trial, nprobe, threads))
+            bar.advance(1)
+    if stored is not None and target_recall is not None:
+        store_point(context, searcher.space, target_recall, stored, k)
+    rows, index_bytes, stored_bytes = _sizes(view, searcher.space)
+    return RecallReport(
+        database=view.storage.url,
+        snapshot=view.snapshot.number,
+        space=searcher.space,
+        factory=view.snapshot.entry("index", searcher.space)["factory"],
+        metric=searcher.codebook.metric,
+        lists=searcher.codebook.num_lists,
+        parts=len(searcher.parts),
+        vectors=searcher.num_chunks,
+        queries=trial.held_out.name,
+        num_queries=len(trial.held_out.vectors),
+        k=k,
+        true_depth=trial.truth[0].shape[1],
+        seed=seed,
+        index_bytes_per_vector=index_bytes / rows,
+        stored_bytes_per_vector=stored_bytes / rows,
+        curve=tuple(trial.curve),
+        points=tuple(points),
+        drops_page_cache=forget(()),
+        stored_target=target_recall,
+        stored_nprobe=stored.nprobe if stored else None,
+        gemm_before_gflops=before,
+        gemm_after_gflops=gemm_gflops(),
+        environment=environment(threads),
+    )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Queries with their true neighbours, and the index that looks for them."""
+
+    searcher: Searcher
+    held_out: HeldOut
+    parts: list[LivePart]  # without the documents that queries were drawn from
+    k: int
+    truth: TopK  # (Q, T): k, and what ties with the last
+    curve: list[CurvePoint]
+    threads: int
+
+    @staticmethod
+    def of(searcher: Searcher, held_out: HeldOut, k: int, threads: int) -> _Trial:
+        codebook = searcher.codebook
+        parts = [_without(part, held_out.masked, searcher.view) for part in searcher.parts]
+        blocks = (block for part in parts for block in part.blocks())
+        ids, distances = exact_topk(held_out.vectors, blocks, max(k, TRUE_DEPTH), codebook.metric, threads=threads)
+        if not (ids >= 0).any():
+            raise MissingStep(
+                "no chunk may be found, so there is no recall", remedy="Ingest more, or name queries with --queries."
+            )
+        num_true = np.maximum((ids[:, :k] >= 0).sum(axis=1), 1)
+        kth = distances[np.arange(len(ids)), num_true - 1]
+        ids = np.where(distances <= kth[:, None], ids, -1)
+        lists = codebook.nearest_lists(held_out.vectors, min(codebook.num_lists, MAX_LISTS), threads)
+        sizes = list_sizes(parts, codebook.num_lists)
+        curve = recall_curve(lists, lists_of(parts, ids), sizes, k, held_out.groups)
+        return _Trial(searcher, held_out, parts, k, (ids, distances), curve, threads)
+
+    def recall(self, nprobe: int) -> Estimate:
+        """Recall of the search itself."""
+        found = search(self.held_out.vectors, self.parts, self.searcher.codebook, self.k, nprobe, threads=self.threads)
+        return recall_at_k(*found, *self.truth, self.held_out.groups)
+
+    def reaching(self, target: float) -> OperatingPoint:
+        """The first number of lists, going up from what the curve says, with which the search reaches a recall."""
+        num_lists = self.searcher.codebook.num_lists
+        nprobe = self._on_curve(target)
+        while (found := self.recall(nprobe).mean) < target and nprobe < num_lists:
+            nprobe = min(num_lists, nprobe + max(1, nprobe // 8))
+        if found < target:
+            raise ConfigError(
+                f"recall {target} is not reached: all {num_lists} lists give {found:.4f}",
+                remedy="Ask for less, or index again with more bytes per vector: 'retrodb index --retrain'.",
+            )
+        return OperatingPoint(nprobe, round(found, 4))
+
+    def probes_to_time(self, stored: OperatingPoint | None) -> list[int]:
+        """Numbers of lists of the recalls that reports show; the stored one takes the place of the nearest."""
+        probes = sorted({self._on_curve(recall) for recall in TIMED_RECALLS})
+        if stored is not None and stored.nprobe not in probes:
+            nearest = min(range(len(probes)), key=lambda i: abs(probes[i] - stored.nprobe))
+            probes[nearest] = stored.nprobe
+        return probes
+
+    def _on_curve(self, recall: float) -> int:
+        return next((point.nprobe for point in self.curve if point.recall.mean >= recall), self.curve[-1].nprobe)
+
+
+def _without(part: LivePart, documents: Int64Array, view: View) -> LivePart:
+    """A part of which some documents may not be found."""
+    if not len(documents):
+        return part
+    allowed = ~np.isin(view.chunks.document_ids(part.ids_N), documents)
+    return replace(part, allowed_N=allowed if part.allowed_N is None else allowed & part.allowed_N)
+
+
+def _time(trial: _Trial, nprobe: int, threads: int) -> TimedPoint:
+    """Throughput and latency with the index as it is, nothing hidden."""
+    queries = np.asarray(trial.held_out.vectors, dtype=np.float32)
+    singles = [queries[i : i + 1] for i in range(min(len(queries), _LATENCY_QUERIES))]
+
+    def ask(searcher: Searcher, vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
+        return timed(partial(searcher.arrays, vectors, trial.k, nprobe=nprobe, threads=threads))[1]
+
+    searcher = _cold(trial.searcher)
+    cold_singles = [ask(searcher, query) for query in singles]
+    warm_singles = [ask(searcher, query) for query in singles]
+    searcher = _cold(trial.searcher)
+    cold, warm = ask(searcher, queries), min(ask(searcher, queries), ask(searcher, queries))
+    return TimedPoint(
+        nprobe=nprobe,
+        recall=trial.recall(nprobe),
+        scanned=trial.curve[min(nprobe, len(trial.curve)) - 1].scanned,
+        cold_queries_per_s=len(queries) / cold,
+        warm_queries_per_s=len(queries) / warm,
+        cold_latency=Latency.of(cold_singles),
+        warm_latency=Latency.of(warm_singles),
+    )
+
+
+def _cold(warm: Searcher) -> Searcher:
+    """The same index, opened anew after its files were dropped from the page cache."""
+    view, space = warm.view, warm.space
+    records = [record for part in parts_of(view, space) for record in part.records]
+    forget(view.files.open(record) for record in [*records, *view.manifest.files("vectors", space)])
+    return Searcher.open(View(view.storage, view.settings, view.snapshot), space=space)
+
+
+def _sizes(view: View, space: str) -> tuple[int, int, int]:
+    """Rows of the index parts, the bytes of their files, and the bytes of the space's vectors."""
+    parts = parts_of(view, space)
+    index_bytes = sum(record.digest.size_bytes for part in parts for record in part.records)
+    stored_bytes = sum(record.digest.size_bytes for record in view.manifest.files("vectors", space))
+    return max(1, sum(part.span.num_rows for part in parts)), index_bytes, stored_bytes

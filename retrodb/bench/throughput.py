@@ -1,0 +1,186 @@
+"""How fast each stage is on this machine: a small database is built from a sample, and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import orjson
+
+from retrodb.bench.machine import environment, gemm_gflops, timed
+from retrodb.bench.rates import UNITS, keep_rates
+from retrodb.config import (
+    DedupParams,
+    EmbedParams,
+    IndexParams,
+    IngestParams,
+    InitParams,
+    NeighboursParams,
+    from_mapping,
+)
+from retrodb.corpus.stdlib_docs import stdlib_documents
+from retrodb.errors import UsageError
+from retrodb.export.export import run_export
+from retrodb.format.kinds import path_of
+from retrodb.stages.context import Context
+from retrodb.stages.dedup import run_dedup
+from retrodb.stages.document_blocks import document_texts
+from retrodb.stages.embed import run_embed
+from retrodb.stages.embed_task import Hardware
+from retrodb.stages.index import run_index
+from retrodb.stages.ingest import run_ingest
+from retrodb.stages.init import run_init
+from retrodb.stages.neighbours import run_neighbours
+from retrodb.store.storage import open_storage
+from retrodb.view.view import View
+
+CHUNKS = 4_000  # of the sample
+_LISTS_OF_CHUNKS = 64  # vectors of an inverted list of the sample's index
+_TEST_ITEMS = 200
+_CHARS_OF_CHUNK = 256  # of English, about
+
+
+@dataclass(frozen=True)
+class StageRate:
+    """One stage on one core."""
+
+    stage: str
+    rate: float  # units per second
+    unit: str
+    amount: int  # of the sample
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class ThroughputResult:
+    """What was measured, and where it is kept."""
+
+    database: str
+    text: str  # where the sample comes from
+    encoder: str
+    chunks: int  # of the sample
+    stages: tuple[StageRate, ...]
+    kept: str  # file
+    gemm_before_gflops: float
+    gemm_after_gflops: float
+    environment: dict[str, str]
+
+
+def run_bench_throughput(
+    context: Context, *, folder: Path | None = None, chunks: int = CHUNKS, device: str = "auto"
+) -> ThroughputResult:
+    """Measure every stage with the tokenizer and default encoder of a database, and keep the rates for planning.
+
+    Half of the sample goes in first, untimed: what is compiled, loaded or trained once counts in no rate.
+
+    Args:
+        folder: where the temporary database lies; None is the system's folder for such.
+        chunks: of the sample, about.
+    """
+    if chunks < 2 * _LISTS_OF_CHUNKS:
+        raise UsageError(f"a sample of {chunks} chunks", remedy=f"Take at least {2 * _LISTS_OF_CHUNKS}.")
+    view = context.view()
+    params = _encoder(view)
+    before = gemm_gflops()
+    text, documents = _sample(view, 2 * chunks)
+    with TemporaryDirectory(dir=folder, prefix="retrodb-bench-") as place:
+        pipeline = _Pipeline(Path(place), context, view, params, device)
+        half = len(documents) // 2
+        pipeline.run("first", documents[:half])
+        with context.progress.stage("bench throughput", len(UNITS), "") as bar:
+            stages = tuple(pipeline.run("second", documents[half:], lambda: bar.advance(1)))
+        fingerprint = pipeline.context.view().snapshot.entry("space", "default")["fingerprint"]
+    kept = keep_rates(fingerprint, {each.stage: each.rate for each in stages})
+    return ThroughputResult(
+        database=view.storage.url,
+        text=text,
+        encoder=params.encoder,
+        chunks=next(each.amount for each in stages if each.stage == "embed"),
+        stages=stages,
+        kept=str(kept),
+        gemm_before_gflops=before,
+        gemm_after_gflops=gemm_gflops(),
+        environment=environment(1),
+    )
+
+
+def _encoder(view: View) -> EmbedParams:
+    """The encoder of the default space, or the one that it will get."""
+    snapshot = view.snapshot
+    entry = snapshot.entry("space", snapshot.default_space)
+    values = entry["params"] if entry else snapshot.entry("default", "encoder")
+    return from_mapping(EmbedParams, values, where=f"space '{snapshot.default_space}'")
+
+
+def _sample(view: View, chunks: int) -> tuple[str, list[str]]:
+    """Texts of about so many chunks: of random live documents, or from the standard library's documentation."""
+    random = np.random.default_rng(0)
+    firsts = [view.chunks.document_ids(np.flatnonzero(view.chunks.live_mask(r.first_chunk, r.num_chunks)) + r.first_chunk)
+              for r in view.chunks.ranges]  # fmt: skip
+    ids, sizes = np.unique(np.concatenate([np.empty(0, np.int64), *firsts]), return_counts=True)
+    if sizes.sum() < chunks:
+        texts = [text for _, text in stdlib_documents()]
+        chars = np.cumsum([len(text) for text in texts])
+        return "documentation of the standard library", texts[: int((chars < chunks * _CHARS_OF_CHUNK).sum()) + 1]
+    order = random.permutation(len(ids))
+    chosen = order[: int((np.cumsum(sizes[order]) < chunks).sum()) + 1]
+    return "the database's own documents", document_texts(view.chunks, np.sort(ids[chosen])).to_pylist()
+
+
+class _Pipeline:
+    """The stages, run one after the other on a temporary database."""
+
+    def __init__(self, place: Path, outer: Context, view: View, params: EmbedParams, device: str) -> None:
+        self._place, self._params, self._device = place, params, device
+        self.context = Context(open_storage(str(place / "db")))
+        tokenizer = str(outer.storage.local(path_of("tokenizer")))
+        settings = view.settings
+        run_init(
+            self.context,
+            InitParams(tokenizer, settings.chunk_tokens, settings.min_key_tokens, params.encoder),
+        )
+
+    def run(self, name: str, texts: list[str], advance: Callable[[], None] = lambda: None) -> list[StageRate]:
+        """Take texts through all stages and time each."""
+        source = self._write(f"{name}.jsonl", ({"id": f"{name}{i}", "text": text} for i, text in enumerate(texts)))
+        # Their words in another order: as long as documents are, and equal to none.
+        items = ({"id": str(i), "text": " ".join(reversed(text.split()))} for i, text in enumerate(texts[:_TEST_ITEMS]))
+        testset = self._write(f"{name}-test.jsonl", items)
+        size, context = sum(len(text.encode()) for text in texts), self.context
+        rates = []
+
+        def rate(stage: str, amount: int, elapsed_s: float) -> None:
+            rates.append(StageRate(stage, amount / max(elapsed_s, 1e-9), UNITS[stage], amount, elapsed_s))
+            advance()
+
+        ingest = IngestParams(name, max_reject_rate=1.0)
+        _, elapsed_s = timed(lambda: run_ingest(context, [str(source)], ingest))
+        rate("ingest", size, elapsed_s)
+        scanned, elapsed_s = timed(lambda: run_dedup(context, [testset], DedupParams(), name=name))
+        share = sum(each.documents for each in scanned) / max(1, len(texts))
+        rate("dedup", round(size * share), elapsed_s)
+        run_dedup(context, [], DedupParams())  # against the earlier test set, too
+        options = {} if context.view().snapshot.entry("space", "default") else _given(self._params)
+        embedded, elapsed_s = timed(lambda: run_embed(context, options, Hardware(self._device)))
+        rate("embed", embedded.chunks - embedded.reused, elapsed_s)
+        factory = IndexParams(factory=f"IVF{max(1, embedded.chunks // _LISTS_OF_CHUNKS)},SQ8")
+        is_new = context.view().snapshot.entry("index", "default") is None
+        indexed, elapsed_s = timed(lambda: run_index(context, factory if is_new else IndexParams()))
+        rate("index", indexed.vectors, elapsed_s)
+        joined, elapsed_s = timed(lambda: run_neighbours(context, NeighboursParams(), table=name))
+        rate("neighbours", joined.rows, elapsed_s)
+        exported, elapsed_s = timed(lambda: run_export(context, self._place / f"{name}-out", table=name))
+        rate("export", exported.rows, elapsed_s)
+        return rates
+
+    def _write(self, name: str, records: Iterator[dict[str, str]]) -> Path:
+        path = self._place / name
+        path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+        return path
+
+
+def _given(params: EmbedParams) -> dict[str, object]:
+    return {name: value for name, value in vars(params).items() if value is not None}

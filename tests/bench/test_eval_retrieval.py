@@ -1,0 +1,135 @@
+"""Retrieval quality against a plain reference, and on judged queries of a real collection."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_documents import made_text, write_documents
+
+import retrodb
+from retrodb.bench.eval_retrieval import ndcg, read_qrels, recall, reciprocal_rank
+from retrodb.database import Database
+from retrodb.errors import InputError, UsageError
+from retrodb_cli.main import main
+
+EVAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "eval"
+NAMES = [f"d{number}" for number in range(12)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.permutations(NAMES), st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3), min_size=1), st.integers(1, 12)
+)
+def test_the_measures_are_those_of_their_definitions(ranking: list[str], grades: dict[str, int], k: int) -> None:
+    if not any(grades.values()):
+        return
+    gained, best = 0.0, 0.0
+    for rank in range(1, 11):
+        gained += grades.get(ranking[rank - 1], 0) / math.log2(rank + 1)
+        ideal = sorted(grades.values(), reverse=True) + [0] * 12
+        best += ideal[rank - 1] / math.log2(rank + 1)
+    relevant = [name for name in NAMES if grades.get(name, 0) > 0]
+    ranks = [ranking.index(name) + 1 for name in relevant]
+    assert ndcg(ranking, grades) == pytest.approx(gained / best)
+    assert recall(ranking, grades, k) == pytest.approx(sum(rank <= k for rank in ranks) / len(relevant))
+    assert reciprocal_rank(ranking, grades) == pytest.approx(1 / min(ranks))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"query-id": "q1", "corpus-id": "d 1", "score": 1}\n\n{"query-id": "q2", "corpus-id": "d2", "score": 2}\n',
+        "query-id\tcorpus-id\tscore\nq1\td 1\t1\nq2\td2\t2\n",
+        "q1\t0\td 1\t1\r\nq2\t0\td2\t2\r\n",
+    ],
+)
+def test_judgements_are_read_in_every_form(text: str, tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_text(text)
+    assert read_qrels(tmp_path / "qrels") == {"q1": {"d 1": 1}, "q2": {"d2": 2}}
+
+
+def test_treccolumns_may_be_separated_by_spaces(tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_text("q1 0 d1 1\nq1   0   d2   0\n")
+    assert read_qrels(tmp_path / "qrels") == {"q1": {"d1": 1, "d2": 0}}
+    (tmp_path / "qrels").write_text("q1 0 d1 1\nq1 0 d2 many\n")
+    with pytest.raises(InputError, match=r"qrels:2: no judgement"):
+        read_qrels(tmp_path / "qrels")
+
+
+@pytest.fixture
+def database(make_database: Callable[..., Database]) -> Database:
+    made = make_database({f"d{i}": made_text(i, 300) for i in range(12)})
+    made.embed()
+    made.index()
+    return made
+
+
+def questions(tmp_path: Path, texts: dict[str, str], judgements: list[tuple[str, str, int]]) -> tuple[Path, Path]:
+    qrels = tmp_path / "qrels.tsv"
+    qrels.write_text("".join(f"{query}\t0\t{document}\t{grade}\n" for query, document, grade in judgements))
+    return write_documents(tmp_path / "queries.jsonl", texts), qrels
+
+
+def test_a_document_is_ranked_by_its_best_chunk(database: Database, tmp_path: Path) -> None:
+    chunks = database.view().chunks
+    first = {
+        f"q{i}": chunks.texts(chunks.documents_table(chunks.ranges[0]).column("first_row").to_numpy()[[i]])[0]
+        for i in range(12)
+    }
+    queries, qrels = questions(tmp_path, first, [(f"q{i}", f"d{i}", 1) for i in range(12)] + [("q0", "d9", 0)])
+    found = database.eval_retrieval(queries=queries, qrels=qrels, k=12)
+    assert (found.queries, found.skipped_queries, found.missing_documents) == (12, 0, 0)
+    assert found.ndcg_at_10 == found.mrr == found.recall_at_k == 1.0
+
+
+def test_every_document_is_found_however_many_chunks_the_others_have(database: Database, tmp_path: Path) -> None:
+    queries, qrels = questions(tmp_path, {"q": made_text(3, 60)}, [("q", f"d{i}", 1) for i in range(12)])
+    assert database.eval_retrieval(queries=queries, qrels=qrels, k=12).recall_at_k == 1.0
+
+
+def test_deleted_documents_count_as_missing(database: Database, tmp_path: Path) -> None:
+    queries, qrels = questions(tmp_path, {"q": made_text(3, 60), "r": "unjudged"}, [("q", "d3", 1), ("q", "gone", 1)])
+    found = database.eval_retrieval(queries=queries, qrels=qrels)
+    assert (found.queries, found.skipped_queries, found.missing_documents) == (1, 1, 1)
+    assert found.recall_at_k == 0.5
+
+
+def test_what_cannot_be_meant_is_refused(database: Database, tmp_path: Path) -> None:
+    queries, qrels = questions(tmp_path, {"q": "text"}, [("other", "d3", 1)])
+    with pytest.raises(InputError, match="no query has a relevant document"):
+        database.eval_retrieval(queries=queries, qrels=qrels)
+    with pytest.raises(UsageError, match="k of 0"):
+        database.eval_retrieval(queries=queries, qrels=qrels, k=0)
+    with pytest.raises(InputError, match="cannot be read"):
+        database.eval_retrieval(queries=queries, qrels=tmp_path / "nowhere")
+
+
+def test_the_command_prints_the_measures(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries, qrels = questions(tmp_path, {"q": made_text(3, 60)}, [("q", "d3", 1)])
+    arguments = ["eval-retrieval", database.path, "--queries", str(queries), "--qrels", str(qrels)]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["message_type"] == "retrieval_result"
+
+
+@pytest.mark.corpora
+@pytest.mark.skipif(not EVAL.exists(), reason="the real corpora are not here")
+def test_limit_small_is_as_hard_for_minilm_as_its_authors_say(tmp_path: Path, made_tokenizer: Path) -> None:
+    """46 documents that list what people like; one vector a chunk does not tell them apart well, so recall is partial."""
+    database = retrodb.create(tmp_path / "limit", tokenizer=str(made_tokenizer))
+    database.ingest([EVAL / "limit-small-corpus.jsonl.zst"], source="limit")
+    database.embed()
+    database.index()
+    found = database.eval_retrieval(
+        queries=EVAL / "limit-small-queries.jsonl.zst", qrels=EVAL / "limit-small-qrels.jsonl.zst", k=20
+    )
+    assert (found.queries, found.judged_documents, found.missing_documents) == (1000, 46, 0)
+    assert 0.2 < found.ndcg_at_10 < 0.95
+    assert found.recall_at_k > found.ndcg_at_10 / 2
