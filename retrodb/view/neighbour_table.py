@@ -1,7 +1,8 @@
-"""Neighbour tables as a snapshot sees them."""
+"""Neighbour tables as a snapshot sees them: a base, the patches of repairs, the edits made by hand, and what is deleted since."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,13 @@ from retrodb.errors import MissingStep
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.view.coverage import Coverage
+from retrodb.view.edits import Edits
 from retrodb.view.view import SELF, View
 
 if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array, Int64Array
+
+_PIECE = 1 << 16  # rows read at once
 
 
 class NeighbourTable:
@@ -33,36 +37,55 @@ class NeighbourTable:
             raise MissingStep(f"no neighbour table '{name}'", remedy=have)
         self.view, self.name, self.entry = view, name, entry
         self.k: int = entry["k"]
+        self.width: int = entry["k"] + entry["slack"]
         self.query_set: str = entry["queries"]
-        self.files = sorted(view.manifest.files("neighbours", name), key=lambda record: record.first_chunk)
-        self._coverage = Coverage(self.files)
-        self._stored = lru_cache(maxsize=8)(self._read)
+        self.files = view.manifest.files("neighbours", name)  # the base, then its patches
+        self.edits = Edits.read(view, name)
+        self._coverage = Coverage(self.files, newest_first=True)
+        self._content = lru_cache(maxsize=16)(self._read)
 
     def read(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
         """The first k live neighbours of query rows: ids (Q, k) int64, -1 for none, and distances (Q, k), inf for none."""
-        ids = np.full((len(rows), self.k), -1, dtype=np.int64)
-        distances = np.full((len(rows), self.k), np.inf, dtype=np.float32)
+        return live_first(self.view, *self.edits.apply(rows, *self.stored(rows)), self.k)
+
+    def stored(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
+        """What the files say of query rows, (Q, k + slack) each: no edits, nothing masked; -1 and inf for unknown rows."""
+        ids = np.full((len(rows), self.width), -1, dtype=np.int64)
+        distances = np.full((len(rows), self.width), np.inf, dtype=np.float32)
         for hit in self._coverage.lookup(rows):
-            stored_ids, stored_distances = self._stored(hit.record)
-            own = live_first(self.view, stored_ids[hit.positions], stored_distances[hit.positions], self.k)
-            ids[hit.where], distances[hit.where] = own
+            own = self._content(hit.record)
+            ids[hit.where], distances[hit.where] = own[0][hit.positions], own[1][hit.positions]
         return ids, distances
 
     def rows(self) -> Int64Array:
         """The rows of the table that are live still, ascending."""
-        rows = np.concatenate([np.empty(0, np.int64), *(r.first_chunk + r.row_set.present for r in self.files)])
+        rows = self.all_rows()
         return rows[self.view.query_set(self.query_set).is_live(rows)]
 
     def written(self) -> tuple[Int64Array, Int64Array]:
         """All rows (Q,), ascending, and the first k neighbours of each (Q, k), as they were written, deleted since or not."""
-        rows = [record.first_chunk + record.row_set.present for record in self.files]
-        ids = [self._stored(record)[0][:, : self.k] for record in self.files]
-        return np.concatenate([np.empty(0, np.int64), *rows]), np.concatenate([np.empty((0, self.k), np.int64), *ids])
+        rows = self.all_rows()
+        ids = [self.edits.apply(piece, *self.stored(piece))[0][:, : self.k] for piece in _pieces(rows)]
+        return rows, np.concatenate([np.empty((0, self.k), np.int64), *ids])
+
+    def num_short(self) -> int:
+        """Live rows with fewer than k live neighbours. Reads the whole table."""
+        return sum(int((self.read(piece)[0][:, -1] < 0).sum()) for piece in _pieces(self.rows()))
+
+    def all_rows(self) -> Int64Array:
+        """The rows of the table, live or not, ascending."""
+        return np.unique(
+            np.concatenate([np.empty(0, np.int64), *(f.first_chunk + f.row_set.present for f in self.files)])
+        )
 
     def _read(self, record: FileRecord) -> tuple[Int64Array, Float32Array]:
         content = read_table(self.view.files.open(record))
         flat = [content.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]
         return flat[0].reshape(content.num_rows, -1), flat[1].reshape(content.num_rows, -1)
+
+
+def _pieces(rows: Int64Array) -> Iterator[Int64Array]:
+    return (rows[start : start + _PIECE] for start in range(0, len(rows), _PIECE))
 
 
 def live_first(view: View, ids: Int64Array, distances: Float32Array, k: int) -> tuple[Int64Array, Float32Array]:

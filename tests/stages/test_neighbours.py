@@ -12,7 +12,10 @@ from made_documents import made_text, write_documents
 from retrodb.database import Database
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.stages import block_join
+from retrodb.stages import neighbours as stage
 from retrodb.stages.live_parts import database_keys
+from retrodb.stages.restriction import chosen_documents
 
 Make = Callable[..., Database]
 
@@ -199,3 +202,91 @@ def test_documents_of_one_cluster_share_an_exclusion_key(make_database: Make) ->
     database.embed()
     database.index()
     assert database.neighbours(exclude=["document", "cluster"]).short == 0
+
+
+def test_a_restricted_table_equals_that_of_a_database_of_these_documents(make_database: Make, tmp_path: Path) -> None:
+    documents = {str(i): made_text(i, 120) for i in range(24)}
+    whole = built(make_database(documents))
+    result = whole.neighbours(exact=True, where="doc_id != '3'", sample=0.5, seed=1, exclude=[], k=3)
+    allowed = chosen_documents(whole.view(), "doc_id != '3'", 0.5, 1)
+    names = [each["doc_id"] for each in whole.view().chunks.documents(allowed) if each]
+    assert 4 < len(names) < 20
+    assert "3" not in names
+    part = make_database({name: documents[name] for name in names}, "part")
+    part.add_queries("all", [write_documents(tmp_path / "all.jsonl", documents)])
+    built(part).neighbours(queries="all", exact=True, exclude=[], k=3)
+
+    def texts(database: Database, name: str) -> list[list[str]]:
+        table = database.neighbour_table(name)
+        ids, _ = table.read(table.rows())
+        return [database.view().chunks.texts(row) for row in ids]
+
+    order = np.argsort(whole.view().chunks.texts(whole.neighbour_table().rows()), kind="stable")
+    other = np.argsort(part.view().query_set("all").texts(part.neighbour_table("all").rows()), kind="stable")
+    found, expected = texts(whole, "self"), texts(part, "all")
+    assert [found[row] for row in order] == [expected[row] for row in other]
+    entry = whole.view().snapshot.entry("table", "self")
+    assert (entry["where"], entry["sample"], entry["seed"]) == ("doc_id != '3'", 0.5, 1)
+    assert result.recall_reached == 1.0
+
+
+def test_a_sample_stays_what_it_was_while_the_database_grows(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({str(i): made_text(i, 40) for i in range(40)})
+    before = chosen_documents(database.view(), None, 0.4, 7)
+    database.ingest(
+        [write_documents(tmp_path / "more.jsonl", {f"m{i}": made_text(i + 50, 40) for i in range(40)})], source="more"
+    )
+    view = database.view()
+    after, larger = chosen_documents(view, None, 0.4, 7), chosen_documents(view, None, 0.8, 7)
+    assert set(before) == set(after[after < before.max() + 1])
+    assert set(after) < set(larger)
+    assert set(chosen_documents(view, None, 0.4, 8)) != set(after)
+    assert chosen_documents(view, None, 1.0, 7) is None
+
+
+def test_the_recall_reached_is_measured_and_kept(make_database: Make) -> None:
+    database = make_database({str(i): made_text(i, 1000) for i in range(30)})
+    database.embed()
+    database.index(factory="IVF8,SQ8")
+    first = database.neighbours(recall=0.5)
+    assert first.recall_reached is not None
+    assert 0.4 < first.recall_reached <= 1
+    assert database.neighbours(recall=0.5) == first
+    assert database.view().snapshot.entry("table", "self")["recall_reached"] == first.recall_reached
+
+
+def test_memory_and_device_change_no_byte(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = {str(i): made_text(i, 400) for i in range(30)}
+    paths = []
+    for name in ("plenty", "little", "torch"):
+        database = make_database(documents, name)
+        database.embed()
+        database.index(factory="IVF8,SQ8")
+        with monkeypatch.context() as patch:
+            if name == "little":
+                patch.setattr(block_join, "_LEAST_ROWS", 37)
+                patch.setattr(block_join, "LEAST_MEMORY", 1)
+            if name == "torch":
+                patch.setattr(stage, "chosen_device", lambda _: "cpu:0")
+            database.neighbours(recall=0.7, memory_bytes=1 if name == "little" else 1 << 30)
+        paths.append(
+            [record.path.rpartition("/")[2] for record in database.view().manifest.files("neighbours", "self")]
+        )
+        table = database.neighbour_table()
+        paths[-1] += [array.tobytes() for array in table.stored(table.rows())]
+    assert paths[0][1:] == paths[1][1:] == paths[2][1:]
+
+
+def test_a_join_without_memory_or_on_no_device_is_refused(make_database: Make) -> None:
+    database = built(make_database({"a": made_text(1, 100)}))
+    with pytest.raises(UsageError, match="1,000 bytes"):
+        database.neighbours(memory_bytes=1000)
+    with pytest.raises(UsageError, match="cuda:99"):
+        database.neighbours(device="cuda:99")
+    with pytest.raises(UsageError, match="unknown device"):
+        database.neighbours(device="abacus")
+    for share in (0.0, 1.5):
+        with pytest.raises(UsageError, match="sample"):
+            database.neighbours(sample=share)
+    with pytest.raises(UsageError, match="condition"):
+        database.neighbours(where="no_such_column = 1")

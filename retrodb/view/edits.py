@@ -1,0 +1,78 @@
+"""Edits of a neighbour table: bans and pins by hand, laid over what was computed.
+
+They are kept beside the table, so they outlive its repair and its rebuild. Undoing one is writing the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrodb.format.parquet import read_table
+from retrodb.view.view import View
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from retrodb.format.arrays import Float32Array, Int64Array
+
+BAN, PIN = "ban", "pin"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One decision about one row."""
+
+    row: int  # of the query set
+    action: str  # "ban": never this chunk; "pin": this chunk before all others
+    chunk: int
+    distance: float  # of a pinned chunk; infinity for a ban
+
+
+class Edits:
+    """The edits of one table."""
+
+    def __init__(self, edits: Iterable[Edit]) -> None:
+        self.all = list(edits)
+        self._by_row: dict[int, list[Edit]] = {}
+        for edit in self.all:
+            self._by_row.setdefault(edit.row, []).append(edit)
+        self._rows = np.array(sorted(self._by_row), dtype=np.int64)
+
+    @staticmethod
+    def read(view: View, table: str) -> Edits:
+        """Those of a table as of a snapshot."""
+        tables = [read_table(view.files.open(record)) for record in view.manifest.files("edits", table)]
+        return Edits(Edit(**row) for table in tables for row in table.to_pylist())
+
+    def to_table(self) -> pa.Table:
+        """The Arrow table of their file, schema `schemas.EDITS`, in the order of the rows; of one row, as they came."""
+        import pyarrow as pa
+
+        from retrodb.format.schemas import EDITS
+
+        return pa.Table.from_pylist([asdict(e) for e in sorted(self.all, key=lambda e: e.row)], schema=EDITS)
+
+    def of_row(self, row: int) -> list[Edit]:
+        """The edits of a row, oldest first."""
+        return self._by_row.get(row, [])
+
+    def apply(self, rows: Int64Array, ids: Int64Array, distances: Float32Array) -> tuple[Int64Array, Float32Array]:
+        """Neighbours and distances (Q, w) of rows with their edits; what is pushed out falls off the end."""
+        places = np.flatnonzero(np.isin(rows, self._rows))
+        if not len(places):
+            return ids, distances
+        ids, distances = ids.copy(), distances.copy()
+        for place in places.tolist():
+            own = self._by_row[int(rows[place])]
+            pins = [edit for edit in own if edit.action == PIN]
+            left = ~np.isin(ids[place], [edit.chunk for edit in own])
+            new_ids = [*(edit.chunk for edit in pins), *ids[place][left]]
+            new_distances = [*(edit.distance for edit in pins), *distances[place][left]]
+            fill = max(0, ids.shape[1] - len(new_ids))
+            ids[place] = (new_ids + [-1] * fill)[: ids.shape[1]]
+            distances[place] = (new_distances + [np.inf] * fill)[: ids.shape[1]]
+        return ids, distances
