@@ -12,5 +12,9 @@ from .options import READING_EXITS, Command, Session, database_argument, json_op
 @json_option
 @pass_session
 def command(session: Session, database: str) -> None:
-    """List the versions of DB, oldest first; documents, chunks and size are of all that was ever added."""
+    """List the versions of DB, oldest first.
+
+    Documents, chunks and size are of all that was ever added; counts are what the command reported. A snapshot that
+    expired cannot be read any more; one with a pin never expires.
+    """
     session.output.rows(open_database(session, database).snapshots())

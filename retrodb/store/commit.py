@@ -68,6 +68,7 @@ class Change:
     drops: Sequence[DropRecord] = ()
     entries: Mapping[str, Any] = field(default_factory=dict)  # entry key -> new value, None takes it away
     counts: Mapping[str, int] = field(default_factory=dict)  # what the command reports
+    manifest_of: Snapshot | None = None  # a restore lays its records over this one's manifest, not over the head's
 
     @property
     def writes(self) -> frozenset[str]:
@@ -173,7 +174,7 @@ def _successor(storage: Storage, head: Snapshot, change: Change) -> Snapshot:
         clock=change.clock,
         next_chunk=next_chunk,
         writes=tuple(sorted(change.writes)),
-        segments=_append(storage, head.segments, records),
+        segments=_append(storage, (change.manifest_of or head).segments, records),
         entries=entries,
         counts=dict(change.counts),
         totals=_totals(head.totals, change, records),

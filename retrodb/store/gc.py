@@ -38,15 +38,24 @@ class CollectionPlan:
     expire: tuple[int, ...]  # snapshots that become stubs
     delete: tuple[str, ...]  # files that go now
     marked: Mapping[str, str]  # files that nothing needs -> since when that is known; without those of `delete`
-    open_runs: tuple[str, ...]  # runs that never committed: their files stay until the run's folder is deleted
+    open_runs: tuple[str, ...]  # runs that never committed, and were not abandoned: their files stay
+    abandoned: frozenset[str] = frozenset()  # runs that are open and count as closed
 
 
-def plan_collection(storage: Storage, keep_snapshots: int, now: datetime, grace: timedelta) -> CollectionPlan:
+def plan_collection(
+    storage: Storage,
+    keep_snapshots: int,
+    now: datetime,
+    grace: timedelta,
+    *,
+    abandoned: frozenset[str] = frozenset(),
+) -> CollectionPlan:
     """Find out what can go.
 
     Args:
         keep_snapshots: how many of the newest snapshots stay readable, at least 1; pinned ones stay besides.
         now: time of the collection, with its time zone.
+        abandoned: open runs that nobody will end: their files may go as if they had ended.
 
     Raises:
         NotADatabaseError, UsageError.
@@ -54,11 +63,12 @@ def plan_collection(storage: Storage, keep_snapshots: int, now: datetime, grace:
     """
     if keep_snapshots < 1:
         raise UsageError(f"{keep_snapshots} snapshots to keep", remedy="The newest one always stays: give 1 or more.")
+    now = now.replace(microsecond=0)  # as marks have it: a file is never older than its mark says
     head = read_head(storage)
     snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
     kept = _kept(head, snapshots, keep_snapshots)
-    runs = _open_runs(storage, {snapshot.transaction for snapshot in snapshots})
-    needed = {path for snapshot in kept for path in _named_by(storage, snapshot)}
+    runs = _open_runs(storage, {snapshot.transaction for snapshot in snapshots} | abandoned)
+    needed = {path for snapshot in kept for path in named_by(storage, snapshot)}
     needed.update(*runs.values())
     marks, time = _read_marks(storage), now.isoformat(timespec="seconds")
     unneeded = {path: marks.get(path, time) for path in _all_files(storage) if path not in needed}
@@ -71,6 +81,7 @@ def plan_collection(storage: Storage, keep_snapshots: int, now: datetime, grace:
         delete=tuple(sorted(delete)),
         marked={path: since for path, since in unneeded.items() if path not in delete},
         open_runs=tuple(sorted(runs)),
+        abandoned=abandoned,
     )
 
 
@@ -82,7 +93,8 @@ def execute_collection(storage: Storage, plan: CollectionPlan) -> None:
     for number in plan.expire:
         stub = replace(read_snapshot(storage, number), segments=(), entries={}, arguments={}, expired_at=plan.now)
         storage.write(snapshot_path(number), dump_snapshot(stub))
-    again = plan_collection(storage, plan.keep_snapshots, datetime.fromisoformat(plan.now), plan.grace)
+    now = datetime.fromisoformat(plan.now)
+    again = plan_collection(storage, plan.keep_snapshots, now, plan.grace, abandoned=plan.abandoned)
     for path in sorted(set(plan.delete) & set(again.delete)):
         storage.delete(path)
     storage.write(path_of("collection"), orjson.dumps(dict(again.marked), option=orjson.OPT_SORT_KEYS))
@@ -95,7 +107,8 @@ def _kept(head: Snapshot, snapshots: list[Snapshot], keep: int) -> list[Snapshot
     return [s for index, s in enumerate(readable) if index >= len(readable) - keep or s.number in pinned]
 
 
-def _named_by(storage: Storage, snapshot: Snapshot) -> Iterable[str]:
+def named_by(storage: Storage, snapshot: Snapshot) -> Iterable[str]:
+    """The paths of all files that a snapshot needs, its manifest's among them."""
     yield from (path_of("manifests", digest=ref.digest) for ref in snapshot.segments)
     yield from load_manifest(storage, snapshot).paths()
 
@@ -125,8 +138,11 @@ def _outputs(record: bytes, where: str) -> list[str]:
 
 def _all_files(storage: Storage) -> list[str]:
     """Every file that collection may ever delete; what lies in folders that are not the database's is none of its business."""
-    folders = {kind.pattern.partition("/")[0] for kind in KINDS.values() if "/" in kind.pattern} - {"snapshots"}
-    return [path for folder in sorted(folders | {TEMPORARY}) for path in storage.list(folder)]
+    return [path for folder in sorted(COLLECTED | {TEMPORARY}) for path in storage.list(folder)]
+
+
+COLLECTED = {kind.pattern.partition("/")[0] for kind in KINDS.values() if "/" in kind.pattern} - {"snapshots"}
+"""The folders of the files that snapshots name."""
 
 
 def _read_marks(storage: Storage) -> dict[str, str]:

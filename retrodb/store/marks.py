@@ -68,6 +68,12 @@ def index(space: str) -> Marks:
     return _marks({f"space/{space}", f"index/{space}"})
 
 
+def merge(space: str) -> Marks:
+    """Puts one index part in the place of several; they must still be there, under the same codebook."""
+    own = f"parts/{space}"
+    return _marks({f"space/{space}", f"index/{space}", own, RESTORE}, {own})
+
+
 def drop_space(space: str, tables: Sequence[str] = ()) -> Marks:
     """Takes a space away, with the tables that rest on it."""
     own = {f"space/{space}", f"index/{space}", *(f"table/{table}" for table in tables)}
@@ -87,6 +93,16 @@ def queries(name: str) -> Marks:
 def neighbours(table: str) -> Marks:
     """Writes one neighbour table."""
     return _marks({f"table/{table}", RESTORE}, {f"table/{table}"})
+
+
+def edit(table: str) -> Marks:
+    """Bans or pins neighbours of one table."""
+    return _marks({f"edits/{table}", RESTORE}, {f"edits/{table}"})
+
+
+def operating_point(space: str) -> Marks:
+    """Sets the index entry of a space, for the codebook that it was measured with."""
+    return _marks({f"index/{space}"})
 
 
 def undelete() -> Marks:

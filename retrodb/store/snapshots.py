@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retrodb.errors import NotADatabaseError, UsageError
+from retrodb.errors import DamagedFileError, NotADatabaseError, UsageError
 from retrodb.format.snapshot import Snapshot, parse_snapshot, snapshot_number, snapshot_path
 from retrodb.store.storage import Storage
 
@@ -16,7 +16,14 @@ def snapshot_numbers(storage: Storage) -> list[int]:
 def read_snapshot(storage: Storage, number: int) -> Snapshot:
     """Read one snapshot, or the stub of an expired one. Raises MissingFileError, DamagedFileError, FormatVersionError."""
     path = snapshot_path(number)
-    return parse_snapshot(storage.read(path), where=path)
+    snapshot = parse_snapshot(storage.read(path), where=path)
+    if snapshot.number != number:
+        raise DamagedFileError(
+            f"holds snapshot {snapshot.number}",
+            where=path,
+            remedy="Restore this file from a backup, or read an older version with '--as-of'.",
+        )
+    return snapshot
 
 
 def read_head(storage: Storage) -> Snapshot:

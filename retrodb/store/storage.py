@@ -23,6 +23,10 @@ TEMPORARY = "tmp"
 class Storage(Protocol):
     """The operations a database needs; a local directory now, an object store behind the same seam."""
 
+    def __hash__(self) -> int:
+        """Equal storages are of the same place: what was read from one holds for the other."""
+        ...
+
     @property
     def url(self) -> str:
         """What `open_storage` opens again in another process."""
@@ -66,6 +70,12 @@ class LocalStorage:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStorage) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
 
     @property
     def url(self) -> str:

@@ -7,7 +7,7 @@ Legend: Q ids of a batch, m tokens of a chunk, M documents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,13 @@ class ChunkSet:
     def end(self) -> int:
         """One past the largest id; 0 for an empty set."""
         return self.ranges[-1].first_chunk + self.ranges[-1].num_chunks if self.ranges else 0
+
+    def split(self, ids: Int64Array) -> Iterator[tuple[FileRecord, Int64Array]]:
+        """The ranges that ascending ids fall into, each with their rows in it."""
+        for record in self.ranges:
+            own = slice(*np.searchsorted(ids, [record.first_chunk, record.first_chunk + record.num_chunks]))
+            if own.start < own.stop:
+                yield record, ids[own] - record.first_chunk
 
     def is_live(self, ids: Int64Array) -> BoolArray:
         """(Q,) bool: which ids name a chunk that exists and is not deleted."""
@@ -133,9 +140,10 @@ class ChunkSet:
             lengths[hit.where] = self.layout(hit.record).lengths(hit.rows, self.settings.chunk_tokens)
         return lengths
 
-    def gather_tokens(self, ids: Int64Array) -> ChunkTokens:
-        """The tokens of a batch of ids; -1 and deleted chunks become padding, never another chunk's text."""
-        ids = np.where(self.is_live(ids), ids, -1)
+    def gather_tokens(self, ids: Int64Array, *, deleted_too: bool = False) -> ChunkTokens:
+        """The tokens of a batch of ids; -1 and, unless they are asked for, deleted chunks become padding, never another text."""
+        if not deleted_too:
+            ids = np.where(self.is_live(ids), ids, -1)
         shape = (len(ids), self.settings.chunk_tokens)
         tokens = np.full(shape, self.settings.pad_token, dtype=self.settings.token_dtype)
         for hit in self._coverage["tokens"].lookup(ids):

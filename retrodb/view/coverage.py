@@ -29,11 +29,16 @@ class Hit:
 
 
 class Coverage:
-    """The files of one kind, found by id. Where two hold the same row, the one committed first is read."""
+    """The files of one kind, found by id.
 
-    def __init__(self, records: Sequence[FileRecord]) -> None:
-        order = sorted(range(len(records)), key=lambda i: (records[i].first_chunk, i))
-        self.records = [records[i] for i in order]
+    Args:
+        records: in the order of their commits.
+        newest_first: where two files hold the same row, the one committed last is read; else both have to say the same.
+    """
+
+    def __init__(self, records: Sequence[FileRecord], *, newest_first: bool = False) -> None:
+        by_place = sorted(records, key=lambda record: record.first_chunk)
+        self.records = list(reversed(records)) if newest_first else by_place  # in the order that they are asked
         self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
         self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
         self._row_set = lru_cache(maxsize=32)(lambda index: self.records[index].row_set)  # at most 8 MiB each
@@ -63,7 +68,9 @@ class Coverage:
     def covered_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids of the range some file holds."""
         mask = np.zeros(count, dtype=bool)
-        for record in self.overlapping(first, count):
-            rows = record.row_set.present + (record.first_chunk - first)
-            mask[rows[(rows >= 0) & (rows < count)]] = True
+        for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)):
+            offset = self.records[index].first_chunk - first
+            present = self._row_set(index).present
+            low, high = np.searchsorted(present, (-offset, count - offset))
+            mask[present[low:high] + offset] = True
         return mask

@@ -37,6 +37,8 @@ class Layout:
 
     def document_of(self, rows: Int64Array) -> Int64Array:
         """Which document (0 .. M-1) each row belongs to; -1 for rows of none."""
+        if not len(self.first_row):  # all that there was is compacted away
+            return np.full(np.shape(rows), -1, dtype=np.int64)
         index = np.searchsorted(self.first_row, rows, side="right") - 1
         inside = (index >= 0) & (rows < self.first_row[index] + self.num_chunks[index])
         return np.where(inside, index, -1)

@@ -55,6 +55,11 @@ class TombstoneSet:
         self._starts = np.array([t.first_chunk for t in self._all], dtype=np.int64)
         self._ends = self._starts + np.array([t.num_chunks for t in self._all], dtype=np.int64)
 
+    @property
+    def reasons(self) -> list[str]:
+        """Everything that anything was ever deleted for, or undeleted."""
+        return sorted({entry.reason for entry in self._all})
+
     def deleted_by_reason(self, first: int, count: int) -> dict[str, BoolArray]:
         """For every reason that deletes something in the range, its mask (count,) bool."""
         masks: dict[str, BoolArray] = {}
@@ -75,17 +80,17 @@ class TombstoneSet:
     def count_by_reason(self) -> dict[str, int]:
         """Number of chunks that each reason deletes now; a chunk with two reasons counts in both."""
         counts: dict[str, int] = defaultdict(int)
-        for start, end in _disjoint(self._starts, self._ends):
+        for start, end in disjoint_ranges(self._starts, self._ends):
             for reason, mask in self.deleted_by_reason(start, end - start).items():
                 counts[reason] += int(mask.sum())
         return dict(sorted(counts.items()))
 
     def count_deleted(self) -> int:
         """Number of chunks deleted for any reason."""
-        return sum(int(self.deleted_mask(s, e - s).sum()) for s, e in _disjoint(self._starts, self._ends))
+        return sum(int(self.deleted_mask(s, e - s).sum()) for s, e in disjoint_ranges(self._starts, self._ends))
 
 
-def _disjoint(starts: Int64Array, ends: Int64Array) -> list[tuple[int, int]]:
+def disjoint_ranges(starts: Int64Array, ends: Int64Array) -> list[tuple[int, int]]:
     """The union of ranges as sorted, disjoint ranges; ranges that only touch stay apart."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faulty_storage import SURVIVED, Crash, FaultyStorage, faults_of
 from made_up import CLOCK
@@ -23,16 +24,20 @@ from retrodb.errors import NotADatabaseError, RetroDBError
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
 from retrodb.stages.dedup import run_dedup
+from retrodb.stages.edit_neighbours import run_edit_neighbours
 from retrodb.stages.embed import run_embed
 from retrodb.stages.embed_task import Hardware
+from retrodb.stages.filter import run_filter
 from retrodb.stages.index import run_index
 from retrodb.stages.ingest import run_ingest
 from retrodb.stages.init import run_init
 from retrodb.stages.neighbours import run_neighbours
+from retrodb.stages.repair_neighbours import run_repair_neighbours
 from retrodb.store.digest import digest_file
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_head, snapshot_numbers
 from retrodb.store.storage import LocalStorage, Storage
+from retrodb.view.neighbour_table import NeighbourTable
 
 Command = Callable[[Context], object]
 State = dict[str, bytes]
@@ -89,7 +94,16 @@ def commands(folder: Path) -> dict[str, Command]:
         "embed": lambda c: run_embed(c, {}, Hardware(threads=1)),
         "index": lambda c: run_index(c, IndexParams()),
         "neighbours": lambda c: run_neighbours(c, NeighboursParams(k=2, slack=1)),
+        "edit": lambda c: run_edit_neighbours(c, 0, ban=neighbour_of(c, 0)),
+        "filter": lambda c: run_filter(c, doc_ids=["d4", "d5", "d6", "d7"], reason="gone"),
+        "repair": run_repair_neighbours,
     }
+
+
+def neighbour_of(context: Context, row: int) -> int:
+    """What stands first in the row, edited or not."""
+    ids, _ = NeighbourTable(context.view()).stored(np.array([row]))
+    return int(ids[0, 0])
 
 
 def write_lines(path: Path, records: list[dict[str, str]]) -> None:
@@ -118,12 +132,12 @@ def state(storage: Storage) -> State:
     return visible | {path: storage.read(path) for path in storage.list("snapshots")}
 
 
-COMMANDS = ("init", "ingest", "dedup", "embed", "index", "neighbours")
+COMMANDS = ("init", "ingest", "dedup", "embed", "index", "neighbours", "edit", "filter", "repair")
 
 
 def test_undisturbed_runs_make_one_snapshot_each(laboratory: Laboratory) -> None:
     assert tuple(laboratory.commands) == COMMANDS
-    storage = LocalStorage(laboratory.after("neighbours"))
+    storage = LocalStorage(laboratory.after(COMMANDS[-1]))
     assert snapshot_numbers(storage) == list(range(len(COMMANDS)))
     manifest = load_manifest(storage, read_head(storage))
     assert {"documents", "vectors", "parts", "codebooks", "tombstones", "queries", "rejects", "neighbours"} <= set(

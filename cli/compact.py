@@ -1,0 +1,42 @@
+"""`retrodb compact`"""
+
+from __future__ import annotations
+
+import click
+
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    dry_run_option,
+    json_option,
+    open_database,
+    pass_session,
+    progress_option,
+    share,
+    workers_option,
+)
+
+
+@click.command(cls=Command, example="retrodb compact my.retrodb --min-deleted 5%", exits=WRITING_EXITS)
+@database_argument
+@click.option(
+    "--min-deleted",
+    type=share,
+    default="10%",
+    show_default=True,
+    metavar="SHARE",
+    help="Deleted rows of a file from which on it is written anew.",
+)
+@workers_option
+@dry_run_option
+@progress_option
+@json_option
+@pass_session
+def command(session: Session, database: str, min_deleted: float, workers: int | None, dry_run: bool) -> None:
+    """Drop the deleted rows of DB, join small neighbouring files, filter and merge index parts, fold table patches.
+
+    Ids stay and no answer changes. 'retrodb gc' frees the space; what was dropped can then be restored no more.
+    """
+    session.output.result(open_database(session, database, workers).compact(min_deleted=min_deleted, dry_run=dry_run))

@@ -1,0 +1,20 @@
+"""`retrodb diff`"""
+
+from __future__ import annotations
+
+import click
+
+from .options import READING_EXITS, Command, Session, database_argument, json_option, open_database, pass_session
+
+
+@click.command(cls=Command, example="retrodb diff my.retrodb 3 7 --documents", exits=READING_EXITS)
+@database_argument
+@click.argument("a", type=click.IntRange(min=0), metavar="A")
+@click.argument("b", type=click.IntRange(min=0), metavar="B")
+@click.option("--documents", is_flag=True, help="List the documents that came or went.")
+@json_option
+@pass_session
+def command(session: Session, database: str, a: int, b: int, documents: bool) -> None:
+    """Tell what lies between snapshots A and B of DB: documents and chunks added and removed, by source and reason."""
+    result = open_database(session, database).diff(a, b, documents=documents)
+    session.output.rows(result.documents if documents else result.rows)

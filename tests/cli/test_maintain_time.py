@@ -1,0 +1,76 @@
+"""The commands about space and time: compact, gc, pin, restore, diff, snapshots, purge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retrodb import errors
+
+from .conftest import document, json_lines, ok, run
+
+Fresh = Callable[[Path], Path]
+
+
+def test_a_life_in_commands(built: Path, fresh: Fresh, tmp_path: Path) -> None:
+    database = fresh(built)
+    head = ok("snapshots", database, "--json").rows[-1]["snapshot"]
+    changed = {**document(0), "text": "Another text altogether, and a longer one than nothing."}
+    ok("ingest", database, json_lines(tmp_path / "more.jsonl", changed), "--source", "made")
+    assert ok("pin", database, head, "--name", "run", "--json").row["pinned"] == head
+    rows = ok("diff", database, head, head + 1, "--json").rows
+    assert [(row["message_type"], row["change"], row["documents"]) for row in rows] == [
+        ("diff_row", "added", 1), ("diff_row", "removed", 1),
+    ]  # fmt: skip
+    listed = ok("diff", database, head, head + 1, "--documents").out
+    assert listed.splitlines()[0].split() == ["source", "doc", "id", "change", "reason", "first", "chunk", "num", "chunks"]
+    before = ok("sql", database, "select chunk_id, text from chunks where live order by 1", "--json").out
+    planned = ok("compact", database, "--min-deleted", "0", "--dry-run", "--json").row
+    assert (planned["dry_run"], planned["freed_bytes"]) == (True, None)
+    done = ok("compact", database, "--min-deleted", "0", "--json").row
+    assert done["dropped_chunks"] == planned["dropped_chunks"] > 0
+    assert ok("sql", database, "select chunk_id, text from chunks where live order by 1", "--json").out == before
+    shown = ok("gc", database, "--keep-snapshots", 1, "--dry-run").out
+    assert "expired" in shown
+    assert ok("gc", database, "--keep-snapshots", 1, "--grace", "0s", "--json").row["open_runs"] == []
+    table = ok("snapshots", database).out
+    assert "run" in table
+    assert "expired at" in table
+    assert ok("restore", database, head, "--json").row["restored"] == head
+    assert ok("pin", database, "--remove", "--name", "run", "--json").row["previous"] == head
+    assert ok("exposure", database, "--testset", "exam", "--as-of", head, "--json").row["testset"] == "exam"
+
+
+def test_purge_asks_proves_and_names_what_it_breaks(built: Path, fresh: Fresh, tmp_path: Path) -> None:
+    database = fresh(built)
+    names = tmp_path / "names.txt"
+    names.write_text("d5\nmade/d6\nnobody\n")
+    pinned = ok("snapshots", database, "--json").rows[1]["snapshot"]
+    ok("pin", database, pinned, "--name", "run")
+    plan = ok("purge", database, "--doc-ids", names, "--dry-run").out
+    assert plan.startswith("would purge 2 documents")
+    assert "unknown here: nobody" in plan
+    assert "pins that are broken: run" in plan
+    refused = run("purge", database, "--doc-ids", names, "--yes")
+    assert (refused.code, "run (snapshot" in refused.err) == (errors.EXIT_USAGE, True)
+    done = run("purge", database, "--doc-ids", names, "--yes", "--break-pins")
+    assert done.code == 0, done.out
+    assert done.out.splitlines()[-1] == "0 left"
+    row = run("purge", database, "--doc-ids", names, "--yes", "--json").row
+    assert row["proof"]["left"] == []
+    assert ok("check", database, "--read-data", "--json").row["damaged"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compact", "--min-deleted", "2"), ("gc", "--grace", "7"), ("gc", "--grace", "-7d"), ("gc", "--keep-snapshots", "0"),
+        ("gc", "--grace", "9" * 30 + "d"), ("pin", "--name", "a/b"), ("pin", "1", "--name", "x", "--remove"), ("restore", "999"),
+        ("diff", "2", "1"), ("diff", "0", "999"), ("purge", "--doc-ids", "/does/not/exist", "--yes"), ("purge", "--yes"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_a_usage_error(arguments: tuple[str, ...], built: Path) -> None:
+    done = run(arguments[0], built, *arguments[1:])
+    assert done.code == errors.EXIT_USAGE, (done.out, done.err)

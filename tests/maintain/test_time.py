@@ -1,0 +1,175 @@
+"""Pins, restore, diff and collection: the past can be read, named, taken up again, and let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faulty_storage import Crash, FaultyStorage
+from made_documents import made_text, write_documents
+
+from retrodb.database import Database
+from retrodb.errors import MissingFileError, UsageError
+from retrodb.store.storage import LocalStorage
+
+Make = Callable[..., Database]
+DAY = "2026-01-{:02}T00:00:00.000000+00:00"
+
+
+def grown(make: Make, tmp_path: Path) -> Database:
+    """Snapshots 1 (a, b), 2 (c of another source), 3 (a changed), 4 (embedded)."""
+    database = make({"a": made_text(1, 150), "b": made_text(2, 150)})
+    database.ingest([write_documents(tmp_path / "c.jsonl", {"c": made_text(3, 150)})], source="other")
+    database.ingest([write_documents(tmp_path / "a.jsonl", {"a": made_text(4, 150)})], source="made")
+    database.embed()
+    return database
+
+
+def live_texts(database: Database, as_of: int | None = None) -> dict[str, str]:
+    view = database.view(as_of)
+    ids = np.arange(view.snapshot.next_chunk)
+    ids = ids[view.chunks.is_live(ids)]
+    texts: dict[str, str] = {}
+    for document, text in zip(view.chunks.documents(ids), view.chunks.texts(ids), strict=True):
+        assert document is not None
+        texts[document["doc_id"]] = texts.get(document["doc_id"], "") + text
+    return texts
+
+
+def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    database.pin(3, name="run")
+    before, given = live_texts(database, 2), database.view().snapshot.next_chunk
+    assert database.restore(2, dry_run=True).dropped_files > 0
+    result = database.restore(2)
+    assert result.snapshot == 6
+    assert live_texts(database) == before == {"a": made_text(1, 150), "b": made_text(2, 150), "c": made_text(3, 150)}
+    snapshot = database.view().snapshot
+    assert (snapshot.next_chunk, snapshot.names("pin"), snapshot.names("space")) == (given, ["run"], [])
+    assert database.restore(2).snapshot == 6, "nothing to do the second time"
+    assert database.ingest([tmp_path / "a.jsonl"], source="made").superseded == 1
+    assert database.view().shards.first_chunk[-1] == given, "ids once given are never given again"
+    assert database.check(read_data=True).damaged == ()
+    assert database.restore(4).snapshot == 8
+    assert database.embed().chunks == 0
+
+
+def test_what_collection_took_cannot_be_restored(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    database.gc(keep_snapshots=1)
+    with pytest.raises(UsageError, match="snapshot 2 expired"):
+        database.restore(2)
+    with pytest.raises(UsageError, match="no snapshot 99"):
+        database.restore(99)
+
+
+def test_a_missing_file_of_the_older_snapshot_is_named(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    database.ingest([write_documents(tmp_path / "m.jsonl", {"b": made_text(2, 150)})], source="made", mirror=True)
+    database.compact(min_deleted=0)
+    gone = set(database.view(3).manifest.paths()) - set(database.view().manifest.paths())
+    path = min(path for path in gone if path.startswith("chunks/"))
+    (Path(database.path) / path).unlink()
+    with pytest.raises(MissingFileError, match="snapshot 3 cannot be restored") as raised:
+        database.restore(3)
+    assert path in str(raised.value)
+
+
+def test_pins_are_set_moved_and_taken_away(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    assert database.pin(1, name="run").snapshot == 5
+    assert database.pin(1, name="run").snapshot == 5
+    assert (database.pin(2, name="run").previous, database.pin(name="now").pinned) == (1, 6)
+    pins = {each.snapshot: each.pins for each in database.snapshots() if each.pins}
+    assert pins == {2: ("run",), 6: ("now",)}
+    assert database.gc(keep_snapshots=1).expired == (0, 1, 3, 4, 5)
+    assert database.unpin("run").previous == 2
+    for name in ("", "a/b", " x"):
+        with pytest.raises(UsageError, match="cannot name a pin"):
+            database.pin(2, name=name)
+    with pytest.raises(UsageError, match=r"no pin 'nobody'.*now"):
+        database.unpin("nobody")
+    with pytest.raises(UsageError, match="expired"):
+        database.pin(1, name="late")
+
+
+def test_diff_counts_what_came_and_went_by_source_and_reason(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    a, b = database.view(1), database.view(3)
+    rows = {(r.source, r.change, r.reason): (r.documents, r.chunks) for r in database.diff(1, 3).rows}
+    lengths = {d["doc_id"]: d["num_chunks"] for d in b.chunks.documents(np.arange(b.chunks.end)) if d}
+    first = next(d["num_chunks"] for d in a.chunks.documents(np.arange(a.chunks.end)) if d and d["doc_id"] == "a")
+    assert rows == {
+        ("made", "added", "new"): (1, lengths["a"]),
+        ("made", "removed", "superseded"): (1, first),
+        ("other", "added", "new"): (1, lengths["c"]),
+    }
+    listed = database.diff(1, 3, documents=True).documents
+    assert [(d.source, d.doc_id, d.change) for d in listed] == [
+        ("made", "a", "removed"), ("made", "a", "added"), ("other", "c", "added"),
+    ]  # fmt: skip
+    assert database.diff(3, 3).rows == ()
+    with pytest.raises(UsageError, match="diff DB 1 3"):
+        database.diff(3, 1)
+
+
+def test_diff_knows_reasons_over_a_compaction_and_what_came_back(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    database.filter(doc_ids=["b"], reason="toxic")
+    filtered = database.view().snapshot.number
+    database.filter(doc_ids=["b"], reason="dull")
+    database.undelete("toxic")
+    database.undelete("dull")
+    rows = [(r.change, r.reason, r.documents) for r in database.diff(filtered, filtered + 3).rows]
+    assert rows == [("added", "back", 1)]
+    database.filter(doc_ids=["b"], reason="toxic")
+    database.compact(min_deleted=0)
+    head = database.view().snapshot.number
+    rows = [(r.change, r.reason, r.documents) for r in database.diff(1, head).rows if r.change == "removed"]
+    assert rows == [("removed", "superseded", 1), ("removed", "toxic", 1)]
+
+
+def test_undelete_of_a_compacted_document_lets_it_be_ingested_again(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    database.filter(doc_ids=["b"], reason="toxic")
+    database.compact(min_deleted=0)
+    again = write_documents(tmp_path / "b.jsonl", {"b": made_text(2, 150)})
+    assert database.ingest([again], source="made").unchanged == 1
+    result = database.undelete("toxic")
+    assert (result.documents, result.gone_chunks) == (0, 1)
+    more = write_documents(tmp_path / "b2.jsonl", {"b": made_text(2, 150)})
+    assert database.ingest([more], source="made").added == 1
+
+
+def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({"a": made_text(1, 150)})
+    counting = FaultyStorage(LocalStorage(tmp_path / "db"))
+    file = write_documents(tmp_path / "b.jsonl", {"b": made_text(2, 150)})
+    with pytest.raises(Crash):
+        Database(FaultyStorage(counting, 30, "crash")).ingest([file], source="made")
+    [run] = database.gc(dry_run=True).open_runs
+    assert (run.command, run.abandoned) == ("ingest", False)
+    assert run.files > 0
+    later = Database(tmp_path / "db", clock="2031-01-01T00:00:00.000000+00:00")
+    assert later.gc(abandon_runs=timedelta(days=30)).open_runs[0].abandoned
+    much_later = Database(tmp_path / "db", clock="2031-02-01T00:00:00.000000+00:00")
+    assert much_later.gc(abandon_runs=timedelta(days=30)).deleted >= run.files
+    assert much_later.gc().open_runs == ()
+    assert database.ingest([file], source="made").added == 1
+
+
+def test_nothing_is_deleted_before_the_grace(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    database.compact(min_deleted=0)
+    dry = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1, dry_run=True)
+    first = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1)
+    assert (first.deleted, len(first.expired), first.marked) == (0, 5, dry.marked)
+    assert Database(tmp_path / "db", clock=DAY.format(7)).gc(keep_snapshots=1).deleted == 0
+    last = Database(tmp_path / "db", clock=DAY.format(9)).gc(keep_snapshots=1)
+    assert (last.deleted, last.deleted_bytes, last.marked) == (first.marked, first.marked_bytes, 0)
+    assert database.check(read_data=True).damaged == ()
+    with pytest.raises(UsageError, match="below zero"):
+        database.gc(grace=timedelta(days=-1))
