@@ -1,0 +1,203 @@
+"""What can be made again is made again, what cannot is named; nothing is deleted, and answers are those of before."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty_storage import Crash, FaultyStorage, faults_of
+
+import retrodb
+from retrodb.database import Database
+from retrodb.errors import RetroDBError
+from retrodb.store.storage import LocalStorage
+from retrodb.view.where import documents_where
+
+from .asked import answers
+from .test_matrix import flip
+
+REMADE = (
+    "tokens",
+    "hashes",
+    "ids",
+    "vectors",
+    "parts",
+    "codebooks",
+    "neighbours",
+    "joined",
+    "bands",
+    "duplicates",
+    "inputs",
+)
+
+
+def harm(root: Path, kind: str, place: int = 0) -> str:
+    path = retrodb.open(root).view().manifest.files(kind)[place].path
+    flip(root / path, random.Random(0), [])
+    return path
+
+
+def live(database: Database) -> set[str]:
+    view = database.view()
+    documents = view.chunks.documents(documents_where(view, "true"))
+    return {f"{each['source']}/{each['doc_id']}" for each in documents if each}
+
+
+@pytest.mark.parametrize("kind", REMADE)
+def test_what_follows_from_the_rest_is_made_again(kind: str, copy: Callable[[], Path], truth: dict[str, Any]) -> None:
+    root = copy()
+    before = (root / harm(root, kind)).read_bytes()
+    database = retrodb.open(root)
+    plan = database.repair(dry_run=True).plan
+    assert len([*plan.rebuilt, *plan.remade]) == 1
+    assert (plan.lost, plan.left) == ((), ())
+    assert not (root / "quarantine").exists()
+    result = database.repair()
+    assert result.is_whole
+    assert database.check(read_data=True).damaged == ()
+    assert [path.read_bytes() for path in (root / "quarantine").rglob("*") if path.is_file()] == [before]
+    assert answers(retrodb.open(root)) == truth
+    again = database.repair()
+    assert (again.plan.rebuilt, again.plan.remade, again.ran) == ((), (), ())
+
+
+@pytest.mark.parametrize("kind", ["tokens", "hashes", "ids"])
+def test_files_that_are_missing_are_made_again_in_all_snapshots(kind: str, copy: Callable[[], Path]) -> None:
+    root = copy()
+    database = retrodb.open(root)
+    head = database.view().snapshot.number
+    for record in database.view().manifest.files(kind):
+        (root / record.path).unlink()
+    assert len(database.repair().plan.rebuilt) > 1
+    assert database.view().snapshot.number == head
+    assert all(database.check(read_data=True, as_of=number).damaged == () for number in range(1, head + 1))
+
+
+@pytest.mark.parametrize("kind", ["documents", "chunks"])
+def test_lost_documents_are_named_and_left_until_that_is_accepted(kind: str, copy: Callable[[], Path]) -> None:
+    root = copy()
+    database = retrodb.open(root)
+    everything, head = live(database), database.view().snapshot.number
+    path = harm(root, kind, 1)
+    refused = database.repair()
+    assert not refused.is_whole
+    assert path in refused.plan.lost
+    assert (database.view().snapshot.number, (root / path).exists()) == (head, True)
+    named = set(refused.plan.lost_documents)
+    result = database.repair(accept_loss=True)
+    assert result.is_whole
+    assert database.check(read_data=True).damaged == ()
+    rest = live(database)
+    assert len(everything - rest) == 2
+    assert named == (everything - rest if kind == "chunks" else set())
+    assert refused.plan.lost_unnamed == (0 if kind == "chunks" else 6)
+    assert result.to_run == ("ingest --source second",)
+    assert_lost(database, everything - rest)
+
+
+def assert_lost(database: Database, lost: set[str]) -> None:
+    """All readers work, and none gives anything of these documents."""
+    found = answers(database)
+    # Exposure looks at the snapshot of the table, which names the lost files still.
+    assert {name for name, error in found.items() if isinstance(error, Exception)} <= {"exposure"}
+    hits = database.search(["ban kaban lodor", "tufel pefel"], k=30)
+    assert not {f"{hit.source}/{hit.doc_id}" for own in hits for hit in own} & lost
+    table = database.neighbour_table()
+    ids = table.read(table.rows())[0].ravel()
+    assert database.view().chunks.is_live(ids[ids >= 0]).all()
+    assert database.view().chunks.is_live(table.rows()).all()
+
+
+def test_a_lost_source_is_read_again(copy: Callable[[], Path], whole: Path) -> None:
+    root = copy()
+    database = retrodb.open(root)
+    everything = live(database)
+    harm(root, "chunks", 1)
+    database.repair(accept_loss=True)
+    result = database.ingest([whole.parent / "second.jsonl"], source="second")
+    assert result.added == 6
+    assert live(database) >= everything - {"second/b1"}
+    database.embed()
+    database.index()
+    assert database.check(read_data=True).damaged == ()
+    assert {hit.source for hit in database.search(["kaban"], k=60)[0]} >= {"first", "second"}
+
+
+@pytest.mark.parametrize("kind", ["tombstones", "testsets"])
+def test_what_nothing_can_give_back_is_left_with_its_remedy(kind: str, copy: Callable[[], Path]) -> None:
+    root = copy()
+    path = harm(root, kind)
+    result = retrodb.open(root).repair(accept_loss=True)
+    assert [each.path for each in result.plan.left] == [path]
+    assert "backup" in result.plan.left[0].remedy
+    assert not result.is_whole
+    assert (root / path).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "way"), [("tokens", "rebuilt"), ("ids", "rebuilt"), ("vectors", "remade"), ("chunks", "left")]
+)
+def test_files_of_query_sets_are_repaired_like_the_databases_own(
+    content: str, way: str, copy: Callable[[], Path], truth: dict[str, Any]
+) -> None:
+    root = copy()
+    database = retrodb.open(root)
+    path = next(f.path for f in database.view().manifest.files("queries", "training") if f"/{content}." in f.path)
+    flip(root / path, random.Random(0), [])
+    result = retrodb.open(root).repair()
+    assert len(getattr(result.plan, way)) == 1
+    assert result.is_whole == (way != "left")
+    if result.is_whole:
+        assert answers(retrodb.open(root)) == truth
+
+
+def test_an_interrupted_repair_is_repeated(
+    copy: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, truth: dict[str, Any]
+) -> None:
+    root = copy()
+    database = retrodb.open(root)
+    harm(root, "vectors")
+    harm(root, "tokens")
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("retrodb.maintain.repair.run_embed", fail)
+        with pytest.raises(KeyboardInterrupt):
+            database.repair()
+    assert database.check(read_data=True).damaged == ()
+    database.embed()
+    assert answers(database) == truth
+
+
+def test_a_repair_that_a_fault_ended_is_ended_by_the_next(copy: Callable[[], Path], truth: dict[str, Any]) -> None:
+    """Some operation fails or is the last; the damaged bytes are kept all the same, and answers are right or refused."""
+    root = copy()
+    paths = [harm(root, kind) for kind in ("tokens", "vectors", "neighbours")]
+    kept = {path: (root / path).read_bytes() for path in paths}
+    counting = FaultyStorage(LocalStorage(copied(root)))
+    retrodb.open(counting).repair()
+    for at in random.Random(0).sample(range(len(counting.operations)), 6):
+        for fault in random.Random(at).sample(faults_of(counting.operations[at][0]), 1):
+            storage = LocalStorage(copied(root))
+            with suppress(RetroDBError, Crash):
+                retrodb.open(FaultyStorage(storage, at, fault)).repair()
+            for name, answer in answers(retrodb.open(storage)).items():
+                assert isinstance(answer, RetroDBError) or answer == truth[name], (name, at, fault)
+            database = retrodb.open(storage)
+            database.repair()
+            assert database.check(read_data=True).damaged == ()
+            assert {path: (storage.root / "quarantine" / path).read_bytes() for path in paths} == kept
+
+
+def copied(root: Path) -> Path:
+    """A copy of a folder beside it."""
+    target = root.parent / "faulty"
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(root, target))
