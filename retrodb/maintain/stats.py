@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -43,6 +44,21 @@ class SpaceStats:
 
 
 @dataclass(frozen=True)
+class DriftStats:
+    """How what was added to a space's index lies in its codebook, beside what the codebook was trained on."""
+
+    space: str
+    added: int  # vectors since the training
+    residual: float  # of these: mean squared distance to the centre of their list
+    residual_at_training: float
+    imbalance: float  # of the lists: 1 when all are equal
+    imbalance_at_training: float
+    canary_recall: float | None  # share of a few chunks' true neighbours in the lists that a search reads
+    canary_recall_at_training: float | None
+    retrain: str  # why a new codebook would pay; "" when it would not
+
+
+@dataclass(frozen=True)
 class QuerySetStats:
     """One query set beside the database's own chunks."""
 
@@ -59,7 +75,10 @@ class TableStats:
     queries: str
     space: str
     k: int
-    rows: int
+    rows: int  # live
+    short: int  # of these, with fewer than k live neighbours
+    files: int  # its base, and the patches of repairs
+    edits: int  # bans and pins by hand
 
 
 @dataclass(frozen=True)
@@ -86,9 +105,10 @@ class Stats:
     live_chunks: int
     tokens: int
     size_bytes: int  # of all live files
-    deleted_chunks_by_reason: dict[str, int]  # a chunk with two reasons counts in both
+    deleted_chunks_by_reason: dict[str, int]  # a chunk with two reasons counts in both; of a compacted document one stays
     sources: tuple[SourceStats, ...]
     spaces: tuple[SpaceStats, ...]
+    drift: tuple[DriftStats, ...]
     query_sets: tuple[QuerySetStats, ...]
     tables: tuple[TableStats, ...]
     testsets: tuple[TestSetInfo, ...]
@@ -120,6 +140,7 @@ class SnapshotInfo:
     documents: int  # ever added up to here
     chunks: int  # ever added up to here
     size_bytes: int  # ever added up to here
+    counts: dict[str, int]  # what the command reported
     pins: tuple[str, ...]  # names that keep it from expiring
     expired_at: str | None  # when collection left only a stub; its files may be gone
 
@@ -144,6 +165,7 @@ def read_stats(view: View) -> Stats:
         deleted_chunks_by_reason=view.chunks.tombstones.count_by_reason(),
         sources=sources,
         spaces=_spaces(view),
+        drift=tuple(_drift(view, name) for name in snapshot.names("drift")),
         query_sets=tuple(_query_set(name, view.query_set(name)) for name in snapshot.names("queries")),
         tables=tuple(_table(view, name) for name in snapshot.names("table")),
         testsets=tuple(list_testsets(view)),
@@ -170,6 +192,7 @@ def list_snapshots(storage: Storage) -> list[SnapshotInfo]:
             documents=each.totals.get("documents", 0),
             chunks=each.totals.get("chunks", 0),
             size_bytes=each.totals.get("bytes", 0),
+            counts=dict(each.counts),
             pins=tuple(name for name, number in pinned.items() if number == each.number),
             expired_at=each.expired_at,
         )
@@ -188,7 +211,7 @@ def _sources(view: View) -> tuple[SourceStats, ...]:
         counts = [
             len(live_chunks),
             (live_chunks > 0).sum(),
-            layout.num_chunks.sum(),
+            view.chunks.present_mask(record.first_chunk, record.num_chunks).sum(),
             live.sum(),
             layout.num_tokens.sum(),
         ]
@@ -226,6 +249,24 @@ def _space(view: View, name: str, vectors: int, wanted: int) -> SpaceStats:
     )
 
 
+def _drift(view: View, name: str) -> DriftStats:
+    from retrodb.stages.drift import reasons_to_retrain
+
+    entry = view.snapshot.entry("drift", name)
+    then = entry["training"]
+    return DriftStats(
+        space=name,
+        added=entry["added"],
+        residual=entry["residual"],
+        residual_at_training=then["residual"],
+        imbalance=entry["imbalance"],
+        imbalance_at_training=then["imbalance"],
+        canary_recall=entry["canary_recall"],
+        canary_recall_at_training=then["canary_recall"],
+        retrain=", ".join(reasons_to_retrain(view, name)),
+    )
+
+
 def _tasks(view: View, kind: str, name: str) -> set[int]:
     """Where the ranges begin that files of a kind cover."""
     return {record.first_chunk for record in view.manifest.files(kind, name)}
@@ -236,9 +277,9 @@ def _query_set(name: str, chunks: ChunkSet) -> QuerySetStats:
 
 
 def _table(view: View, name: str) -> TableStats:
-    entry: dict[str, Any] = view.snapshot.entry("table", name)
-    rows = sum(record.num_rows for record in view.manifest.files("neighbours", name))
-    return TableStats(name, entry["queries"], entry["space"], entry["k"], rows)
+    table = NeighbourTable(view, name)
+    counts = len(table.rows()), table.num_short(), len(table.files), len(table.edits.all)
+    return TableStats(name, table.query_set, table.entry["space"], table.k, *counts)
 
 
 def _testset(view: View, name: str, removed_chunks: int) -> TestSetInfo:

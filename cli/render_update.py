@@ -1,0 +1,100 @@
+"""Updates, their plans and schedules as text for people."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import format_count, format_duration, format_size, render_table
+
+if TYPE_CHECKING:
+    from retrodb.maintain.build import BuildPlan, BuildResult
+    from retrodb.maintain.estimate import StageEstimate, UpdatePlan
+    from retrodb.maintain.sample import Preview
+    from retrodb.maintain.schedule import ScheduleFile
+    from retrodb.maintain.update import UpdateResult, UpdateStep
+
+_COLOURS = {"done": "green", "failed": "red", "left out": "yellow"}
+
+
+def update_step(step: UpdateStep) -> str:
+    """One line: the stage, what became of it, its time, and what it did."""
+    counts = ", ".join(f"{name.replace('_', ' ')} {format_count(count)}" for name, count in step.counts.items())
+    outcome = click.style(f"{step.outcome:<11}", fg=_COLOURS.get(step.outcome))
+    line = f"{step.stage:<15} {outcome} {format_duration(step.elapsed_s):>12}  {step.name}"
+    return "\n".join(
+        [f"{line}{': ' + counts if counts else ''}".rstrip(), *([f"  {step.error}"] if step.error else [])]
+    )
+
+
+def update_result(result: UpdateResult) -> str:
+    """The sum."""
+    return f"{result.database}: {result.outcome} in {format_duration(result.elapsed_s)}, snapshot {result.snapshot}"
+
+
+def update_plan(plan: UpdatePlan) -> str:
+    """What is new, the stages with what they would do, and the sum."""
+    new = f"{format_count(plan.documents)} new or changed documents of about {format_count(plan.chunks)} chunks"
+    return f"{new}; {format_count(plan.removed)} documents or old versions go\n\n{_estimates(plan.stages)}"
+
+
+def build_plan(plan: BuildPlan) -> str:
+    """Parsed documents, then the stages with what they would do."""
+    size = f"{format_count(plan.files)} file{'' if plan.files == 1 else 's'}, {format_size(plan.size_bytes)}"
+    about = "" if plan.is_whole else "about "
+    sums = f"{size}: {about}{format_count(plan.documents)} documents, {about}{format_count(plan.chunks)} chunks"
+    return "\n\n".join([*map(_preview, plan.previews), sums, _estimates(plan.stages)])
+
+
+def build_result(result: BuildResult) -> str:
+    """The sum, and what to type next."""
+    what = f"{format_count(result.documents)} documents, {format_count(result.chunks)} chunks,"
+    return "\n".join(
+        [
+            "",
+            f"{result.database}: {what} {format_count(result.tokens)} tokens, {format_size(result.size_bytes)}"
+            f" in {format_duration(result.elapsed_s)}",
+            f"{result.recipe} says what it is made of. What to type next:",
+            f'  retrodb search {shlex.quote(result.database)} "a few words"',
+            f"  retrodb update {shlex.quote(result.database)}",
+        ]
+    )
+
+
+def schedule_file(file: ScheduleFile) -> str:
+    """The file under its name."""
+    return f"# {file.name}\n{file.text.rstrip()}"
+
+
+def _preview(preview: Preview) -> str:
+    taken = f"text from '{preview.text_field}'"
+    metadata = f", metadata {textwrap.shorten(preview.metadata, 120)}" if preview.metadata != "{}" else ""
+    lines = [f"{click.style(preview.doc_id or '(no id)', bold=True)}  {taken}{metadata}"]
+    lines += [f"  {textwrap.shorten(text, 200) or '-'}" for text in (preview.beginning, preview.value) if text]
+    return "\n".join(lines)
+
+
+def _estimates(stages: tuple[StageEstimate, ...]) -> str:
+    rows = [
+        {
+            "stage": f"{each.stage} {each.name}".rstrip(),
+            "documents": _count(each.documents),
+            "chunks": _count(each.chunks),
+            "disk": "-" if each.size_bytes is None else format_size(each.size_bytes),
+            "time": each.note or ("unknown" if each.elapsed_s is None else f"about {format_duration(each.elapsed_s)}"),
+        }
+        for each in stages
+    ]
+    known = [each.elapsed_s for each in stages if each.elapsed_s is not None]
+    more = " and what is unknown" if len(known) < len([each for each in stages if not each.note]) else ""
+    disk = sum(each.size_bytes or 0 for each in stages)
+    if not rows:
+        return "nothing to do"
+    return f"{render_table(rows)}\n\nin all about {format_duration(sum(known))}{more}, {format_size(disk)} of disk"
+
+
+def _count(count: int | None) -> str:
+    return "-" if count is None else format_count(count)

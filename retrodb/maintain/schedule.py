@@ -1,0 +1,125 @@
+"""When to update: units for systemd, or a line for cron."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrodb.errors import UsageError
+
+KINDS = ("systemd", "cron")
+_HOUR = 3  # of daily and weekly updates: when few people are at work
+_MINUTES, _HOURS = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30), (1, 2, 3, 4, 6, 8, 12)
+
+
+@dataclass(frozen=True)
+class ScheduleFile:
+    """A file for systemd or cron."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Calendar:
+    """The same points in time in both languages."""
+
+    systemd: str
+    cron: str
+
+
+def plan_schedule(
+    database: str, *, kind: str = "systemd", every: str = "1d", config: str | None = None
+) -> list[ScheduleFile]:
+    """The files that run `retrodb update` regularly; nothing is installed.
+
+    Args:
+        every: `15m`, `6h`, `1d` or `1w`: what divides the hour or the day, or one of these.
+
+    Raises:
+        UsageError: for a rhythm that a calendar cannot keep.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"unknown scheduler '{kind}'", remedy=f"Known are: {', '.join(KINDS)}.")
+    calendar = _calendar(every)
+    if re.search(r"[\x00-\x1f\x7f]", f"{database}{config}"):
+        raise UsageError("a path with a control character", where=repr(database), remedy="Give it another name.")
+    path = database if "://" in database else str(Path(database).absolute())
+    words = [*_program(), "update", path, "--no-progress"]
+    words += ["--config", str(Path(config).absolute())] if config else []
+    name = "retrodb-" + re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).name.removesuffix(".retrodb")).strip("-")
+    if kind == "cron":
+        return [ScheduleFile(f"{name}.cron", f"{calendar.cron} {_cron_command(words)}\n")]
+    return [
+        ScheduleFile(f"{name}.service", _service(path, words)),
+        ScheduleFile(f"{name}.timer", _timer(path, calendar.systemd)),
+    ]
+
+
+def _calendar(every: str) -> _Calendar:
+    number, unit = (int(every[:-1]), every[-1]) if re.fullmatch(r"\d{1,3}[mhdw]", every) else (0, "")
+    if unit == "m" and number in _MINUTES:
+        return _Calendar(f"*:0/{number}", f"*/{number} * * * *")
+    if unit == "h" and number in _HOURS:
+        return _Calendar(f"*-*-* 0/{number}:00:00", f"0 */{number} * * *")
+    if unit == "d" and number == 1:
+        return _Calendar(f"*-*-* {_HOUR:02}:00:00", f"0 {_HOUR} * * *")
+    if unit == "w" and number == 1:
+        return _Calendar(f"Sun *-*-* {_HOUR:02}:00:00", f"0 {_HOUR} * * 0")
+    raise UsageError(
+        f"no calendar says every '{every}'",
+        remedy="Give minutes that divide the hour (15m), hours that divide the day (6h), 1d or 1w.",
+    )
+
+
+def _program() -> list[str]:
+    """How this very installation is called: its script, or its interpreter."""
+    script = Path(sys.executable).with_name("retrodb")
+    if script.is_file():
+        return [str(script)]
+    return [sys.executable, "-c", "from retrodb_cli.main import main; raise SystemExit(main())"]
+
+
+def _service(database: str, words: Sequence[str]) -> str:
+    return (
+        "[Unit]\n"
+        f"Description=Update the retrieval database {_specifiers(database)}\n"
+        "\n"
+        "[Service]\n"
+        "Type=oneshot\n"
+        f"ExecStart={' '.join(map(_systemd_word, words))}\n"
+        "Nice=10\n"
+    )
+
+
+def _timer(database: str, calendar: str) -> str:
+    return (
+        "[Unit]\n"
+        f"Description=When to update the retrieval database {_specifiers(database)}\n"
+        "\n"
+        "[Timer]\n"
+        f"OnCalendar={calendar}\n"
+        "Persistent=true\n"  # an update that was missed while the machine was off is made up for
+        "\n"
+        "[Install]\n"
+        "WantedBy=timers.target\n"
+    )
+
+
+def _systemd_word(word: str) -> str:
+    """A word of a command line in a unit, see systemd.service(5): quoted, no variable, no specifier."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    return f'"{_specifiers(escaped)}"'
+
+
+def _specifiers(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _cron_command(words: Sequence[str]) -> str:
+    """The command field of crontab(5): a shell's words, in which an unescaped % would end the line."""
+    return shlex.join(words).replace("%", "\\%")

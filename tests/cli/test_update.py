@@ -1,0 +1,94 @@
+"""`retrodb build`, `update` and `schedule` from the command line."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from retrodb import errors
+from retrodb.store.lock import advisory_lock
+from retrodb.store.storage import LocalStorage
+
+from .conftest import document, json_lines, ok, run
+
+
+@pytest.fixture(scope="module")
+def built_folder(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files and a database that was built of them."""
+    folder = tmp_path_factory.mktemp("first day")
+    json_lines(folder / "files.jsonl", *map(document, range(12)))
+    arguments = [folder / "files.jsonl", "--tokenizer", tokenizer, "--encoder", "hashing:32", "--workers", 1]
+    folder.joinpath("out").write_text(ok("build", folder / "db", *arguments, "--yes").out)
+    return folder
+
+
+def test_build_shows_documents_and_estimates_before_the_stages(built_folder: Path) -> None:
+    out = (built_folder / "out").read_text()
+    places = [
+        out.index(each)
+        for each in ("d0  text from 'text'", "1 file,", "in all about", "ingest          done", "What to type next:")
+    ]
+    assert places == sorted(places)
+    assert "12 documents" in out
+
+
+def test_build_asks_once(tmp_path: Path, tokenizer: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["build", tmp_path / "db", corpus, "--tokenizer", tokenizer, "--encoder", "hashing:32", "--workers", 1]
+    refused = run(*arguments)
+    assert (refused.code, refused.out) == (errors.EXIT_USAGE, "")
+    assert "--yes" in refused.err
+    ok(*arguments, "--dry-run")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    declined = run(*arguments)
+    assert declined.code == errors.EXIT_INTERRUPTED
+    assert "Nothing was written." in declined.err
+    assert not (tmp_path / "db").exists()
+
+
+def test_build_wants_a_tokenizer_and_says_which_there_are(tmp_path: Path, corpus: Path) -> None:
+    done = run("build", tmp_path / "db", corpus, "--yes")
+    assert done.code == errors.EXIT_USAGE
+    assert "--tokenizer gpt2" in done.err
+    assert "--tokenizer train" in done.err
+
+
+def test_update_continues_what_build_began(built_folder: Path) -> None:
+    assert ok("update", built_folder / "db", "--workers", 1, "--json").rows[-1]["outcome"] == "nothing new"
+    json_lines(built_folder / "files.jsonl", *map(document, range(14)))
+    plan = ok("update", built_folder / "db", "--workers", 1, "--dry-run", "--json").row
+    assert (plan["documents"], plan["stages"][0]["stage"]) == (2, "ingest")
+    assert "in all about" in ok("update", built_folder / "db", "--workers", 1, "--dry-run").out
+    *steps, result = ok("update", built_folder / "db", "--workers", 1, "--json").rows
+    assert {row["message_type"] for row in steps} == {"update_step"}
+    assert (result["message_type"], result["outcome"]) == ("update_result", "done")
+    assert "nothing to do" in ok("update", built_folder / "db", "--workers", 1, "--dry-run").out
+
+
+def test_update_ends_with_the_code_of_the_first_failure(built_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text('[sources.other]\ninputs = ["nowhere"]\n')
+    done = run("update", built_folder / "db", "--config", config, "--workers", 1)
+    assert done.code == errors.EXIT_ERROR
+    assert "no such file or folder" in done.out
+    config.write_text("[souces.other]\n")
+    assert "Did you mean 'sources'?" in run("update", built_folder / "db", "--config", config).err
+    assert run("update", built_folder / "db", "--config", config).code == errors.EXIT_USAGE
+
+
+def test_overlapping_updates_end_with_11(built_folder: Path) -> None:
+    with advisory_lock(LocalStorage(built_folder / "db"), "update", "update"):
+        done = run("update", built_folder / "db")
+    assert done.code == errors.EXIT_CONFLICT
+    assert "another command is at work: update" in done.err
+
+
+def test_schedule_prints_and_writes_units(built_folder: Path, tmp_path: Path) -> None:
+    out = ok("schedule", built_folder / "db", "--print", "systemd", "--every", "6h", "--out", tmp_path).out
+    assert "OnCalendar=*-*-* 0/6:00:00" in out
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".service", ".timer"]
+    assert ok("schedule", built_folder / "db", "--print", "cron", "--json").row["name"] == "retrodb-db.cron"
+    assert run("schedule", built_folder / "db", "--print", "cron", "--every", "5h").code == errors.EXIT_USAGE

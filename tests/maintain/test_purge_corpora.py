@@ -1,0 +1,39 @@
+"""A takedown drill: ten articles of the Wikipedia extract go, and the proof looks at all that is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import retrodb
+from retrodb.corpus.train import train_byte_bpe
+
+pytestmark = pytest.mark.corpora
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+ARTICLES = 1500
+
+
+def test_ten_articles_are_taken_down(tmp_path: Path) -> None:
+    corpus = DATA / "wikipedia-en.jsonl.zst"
+    if not corpus.exists():
+        pytest.skip(f"{corpus.name} is not there")
+    train_byte_bpe(["The articles of an encyclopedia and their titles. 百科全書\n"] * 20, 400).save(tmp_path / "t.json")
+    database = retrodb.create(tmp_path / "db", tokenizer=str(tmp_path / "t.json"), encoder="hashing:64")
+    database.ingest([corpus], source="wikipedia", limit=ARTICLES)
+    database.embed()
+    database.index()
+    database.neighbours(recall=0.8)
+    rows = database.sql("select doc_id from documents order by first_chunk").rows
+    names = [doc_id for (doc_id,) in rows[7 :: ARTICLES // 10]]
+    before = database.stats()
+    result = database.purge(names)
+    assert (result.documents, result.unknown) == (10, ())
+    assert result.proof is not None
+    assert result.proof.left == ()
+    assert result.proof.files > 20
+    assert all(result.proof.looked_through[kind] > 0 for kind in result.proof.looked_for)
+    stats = database.stats()
+    assert (stats.documents, stats.live_chunks) == (before.documents - 10, before.live_chunks - result.chunks)
+    assert database.check(read_data=True).damaged == ()
+    assert database.ingest([corpus], source="wikipedia", limit=ARTICLES + 1).added == 1

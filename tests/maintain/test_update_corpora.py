@@ -1,0 +1,96 @@
+"""Two versions of real collections: bringing the old one up to date gives what building the new one gives."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import retrodb
+from retrodb.config import dump_toml
+from retrodb.database import Database
+from retrodb.maintain.update import UpdateResult
+
+from .update_model import CLOCK, live_documents
+
+pytestmark = pytest.mark.corpora
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+QUERIES = ["accessibility of web forms", "type hints for generics", "plain language", "how releases are made"]
+
+
+def unpack(name: str, folder: Path) -> Path:
+    if not (DATA / name).exists():
+        pytest.skip(f"no {name} beside the repository")
+    packed = subprocess.run(["zstd", "-dc", "--long=27", DATA / name], check=True, capture_output=True).stdout
+    subprocess.run(["tar", "xf", "-", "-C", folder], input=packed, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack("tokenizers.tar.zst", tmp_path_factory.mktemp("tokenizers")) / "gpt2"
+
+
+@pytest.mark.parametrize("collection", ["peps", "digitalgov"])
+def test_an_update_with_mirror_equals_a_fresh_build(
+    tmp_path: Path, gpt2: Path, collection: str, record_property: Callable[[str, object], None]
+) -> None:
+    folder = unpack(f"{collection}.old-new.tar.zst", tmp_path)
+    site = tmp_path / "site"
+    (folder / "old").rename(site)
+    recipe = tmp_path / "recipe.toml"
+    table = {"inputs": ["site"], "max_reject_rate": 0.1}
+    recipe.write_text(
+        dump_toml({"sources": {"site": table}, "index": {"factory": "Flat"}, "neighbours": {"self": {"k": 2}}})
+    )
+    updated = retrodb.create(tmp_path / "updated", tokenizer=str(gpt2), encoder="hashing:64", clock=CLOCK)
+    assert updated.update(recipe, mirror=True).exit_code == 0
+    known = embedded_texts(updated)
+    site.rename(tmp_path / "away")
+    (folder / "new").rename(site)
+    result, update_s = timed(lambda: updated.update(recipe, mirror=True))
+    fresh = retrodb.create(tmp_path / "fresh", tokenizer=str(gpt2), encoder="hashing:64", clock=CLOCK)
+    _, build_s = timed(lambda: fresh.update(recipe, mirror=True))
+    record_property("update / rebuild", f"{update_s:.1f} s / {build_s:.1f} s = {update_s / build_s:.2f}")
+    print(f"{collection}: update {update_s:.1f} s, rebuild {build_s:.1f} s, ratio {update_s / build_s:.2f}")
+
+    assert live_documents(updated) == live_documents(fresh)
+    assert chunk_texts(updated) == chunk_texts(fresh)
+    for got, expected in zip(search(updated), search(fresh), strict=True):
+        assert got == expected
+    [computed] = [step.counts for step in result.steps if step.stage == "embed"]
+    assert computed["chunks"] - computed["reused"] - computed["repeated"] == len(embedded_texts(updated) - known)
+    assert updated.update(recipe, mirror=True).outcome == "nothing new"
+
+
+def timed(run: Callable[[], UpdateResult]) -> tuple[UpdateResult, float]:
+    started = time.monotonic()
+    result = run()
+    assert result.exit_code == 0, result
+    return result, time.monotonic() - started
+
+
+def chunk_texts(db: Database) -> Counter[str]:
+    view = db.view()
+    found: Counter[str] = Counter()
+    for record in view.chunks.ranges:
+        ids = record.first_chunk + view.chunks.live_mask(record.first_chunk, record.num_chunks).nonzero()[0]
+        found.update(view.chunks.texts(ids))
+    return found
+
+
+def embedded_texts(db: Database) -> set[str]:
+    """The texts that have a vector, of live and of deleted chunks."""
+    view = db.view()
+    rows = [record.first_chunk + record.row_set.present for record in view.manifest.files("vectors", "default")]
+    return {text for ids in rows for text in view.chunks.texts(ids)}
+
+
+def search(db: Database) -> list[list[tuple[float, str]]]:
+    """Scores and texts, without the last ties: which of equals come in follows from the chunk ids."""
+    found = [[(round(hit.score, 4), hit.text) for hit in hits] for hits in db.search(QUERIES, k=10)]
+    return [sorted(hit for hit in hits if hit[0] > hits[-1][0]) for hits in found]
