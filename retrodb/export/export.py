@@ -1,7 +1,7 @@
 """Exporting: the formats by name, and the card that every export carries.
 
-An export is written to a temporary folder beside its target and renamed when it is whole, so that a reader never sees half
-of one.
+A new export is written to a temporary folder beside its target and renamed when it is whole, so that a reader never sees half
+of one. What an interrupted run has finished is kept: the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -15,21 +15,52 @@ from typing import Any
 
 import orjson
 
+from retrodb.engine.run import open_run
 from retrodb.errors import UsageError
-from retrodb.export.parquet import estimate_parquet, write_parquet
+from retrodb.export.arrays import pieces_of_arrays
+from retrodb.export.atlas import pieces_of_atlas
+from retrodb.export.card import card_of
+from retrodb.export.dpr import pieces_of_dpr
+from retrodb.export.huggingface import pieces_of_huggingface
+from retrodb.export.layout import Layout
+from retrodb.export.lucidrains import pieces_of_lucidrains
+from retrodb.export.megatron import pieces_of_megatron
+from retrodb.export.nemo import pieces_of_nemo
+from retrodb.export.norlund import pieces_of_norlund
+from retrodb.export.parquet import pieces_of_parquet
+from retrodb.export.pieces import ExportFolder, Piece, write_whole
+from retrodb.export.source import ExportSource, Layouts
 from retrodb.stages.context import Context
+from retrodb.store import marks
+from retrodb.store.commit import Change, commit
+from retrodb.store.digest import identity
+from retrodb.store.snapshots import read_snapshot
 from retrodb.store.storage import translate_os_error
 from retrodb.view.neighbour_table import NeighbourTable
-
-Writer = Callable[[NeighbourTable, Path, Callable[[int], None]], None]
-"""Writes a table into an existing folder; calls back with rows as they are done."""
-
-FORMATS: dict[str, tuple[Writer, Callable[[NeighbourTable], int]]] = {
-    "parquet": (write_parquet, estimate_parquet),
-}
-"""Format -> its writer, and an estimate of its bytes for a dry run."""
+from retrodb.view.view import View
 
 CARD = "retrodb.json"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One trainer's format."""
+
+    pieces: Callable[[ExportSource], list[Piece]]
+    has_places: bool = True  # whether its reader finds chunks by position, so that their places have to stay
+
+
+FORMATS: dict[str, Format] = {
+    "parquet": Format(pieces_of_parquet, has_places=False),
+    "huggingface": Format(pieces_of_huggingface, has_places=False),
+    "arrays": Format(pieces_of_arrays),
+    "megatron": Format(pieces_of_megatron),
+    "lucidrains": Format(pieces_of_lucidrains),
+    "norlund": Format(pieces_of_norlund),
+    "nemo": Format(pieces_of_nemo),
+    "dpr": Format(pieces_of_dpr, has_places=False),
+    "atlas": Format(pieces_of_atlas),
+}
 
 
 @dataclass(frozen=True)
@@ -53,9 +84,10 @@ def run_export(
     to: str = "parquet",
     table: str | None = None,
     as_of: int | None = None,
+    is_registered: bool = True,
     dry_run: bool = False,
 ) -> ExportResult:
-    """Write a neighbour table with its texts in a trainer's format.
+    """Write a neighbour table with its texts in a trainer's format, and register the export unless told otherwise.
 
     Raises:
         UsageError: for an unknown format, or a target that exists and is no export.
@@ -65,43 +97,84 @@ def run_export(
         raise UsageError(f"unknown format '{to}'", remedy=f"Known are: {', '.join(FORMATS)}.")
     if out.exists() and not (out / CARD).is_file():
         raise UsageError("exists and is no export of retrodb", where=str(out), remedy="Choose another folder.")
-    write, estimate = FORMATS[to]
-    view = context.view(as_of)
-    source = NeighbourTable(view, table)
-    num_rows = len(source.rows())
+    neighbours = NeighbourTable(shown_view(context, as_of), table)
+    layouts = Layouts.of(neighbours) if FORMATS[to].has_places else Layouts(Layout([]), Layout([]))
+    source = ExportSource(neighbours, layouts)
+    pieces = FORMATS[to].pieces(source)
+    snapshot = neighbours.view.snapshot
+    num_rows = len(neighbours.rows())
     if dry_run:
-        return ExportResult(str(out), to, source.name, view.snapshot.number, num_rows, 0, estimate(source), True)
-    temporary = out.with_name(f".{out.name}.partial")
+        size = sum(piece.size_bytes for piece in pieces)
+        return ExportResult(str(out), to, neighbours.name, snapshot.number, num_rows, len(pieces), size, True)
+    card = card_of(source, to, out)
+    plan = identity(card, snapshot.transaction)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        with context.progress.stage("export", num_rows, "rows") as bar:
-            write(source, temporary, bar.advance)
-        (temporary / CARD).write_bytes(orjson.dumps(_card(source, to, num_rows), option=orjson.OPT_INDENT_2))
-        _replace(temporary, out)
+        folder = _partial_folder(out, plan, layouts)
+        brought = folder.bring_up_to_date(pieces, context.progress)
+        write_card(folder.path, card)
+        _replace(folder.path, out)
     except OSError as error:
         raise translate_os_error(error, str(out)) from error
-    files = [path for path in out.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    return ExportResult(str(out), to, source.name, view.snapshot.number, num_rows, len(files), size)
+    if is_registered:
+        register(context, card)
+    return ExportResult(
+        str(out),
+        to,
+        neighbours.name,
+        snapshot.number,
+        num_rows,
+        len(brought.written) + brought.kept,
+        brought.size_bytes,
+    )
 
 
-def _card(source: NeighbourTable, to: str, num_rows: int) -> dict[str, Any]:
-    """What the export is of: enough to tell whether it fits a model, and to find its origin."""
-    view = source.view
-    space = view.snapshot.entry("space", source.entry["space"])
-    return {
-        "format": to,
-        "snapshot": view.snapshot.number,
-        "clock": view.snapshot.clock,
-        "rows": num_rows,
-        "chunk_tokens": view.settings.chunk_tokens,
-        "tokenizer": {"name": view.settings.tokenizer_name, "sha256": view.settings.tokenizer_sha256},
-        "space": {"name": source.entry["space"], "fingerprint": space["fingerprint"], **space["params"]},
-        "table": {"name": source.name, **source.entry},
-        "sources": sorted(set(view.shards.source)),
-        "testsets": view.snapshot.names("testset"),
-    }
+def shown_view(context: Context, as_of: int | None = None) -> View:
+    """The snapshot that an export shows: the one before registrations, which change nothing that is exported."""
+    view = context.view(as_of)
+    while view.snapshot.command == "export":
+        parent = read_snapshot(context.storage, view.snapshot.parent)
+        if parent.expired_at is not None:
+            break
+        view = View(context.storage, view.settings, parent)
+    return view
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write the card of an export."""
+    write_whole(folder / CARD, orjson.dumps(card, option=orjson.OPT_INDENT_2))
+
+
+def register(context: Context, card: dict[str, Any]) -> None:
+    """Make an export known to its database; nothing is committed when it is known as it is."""
+    entry = {key: card[key] for key in ("path", "format", "snapshot")} | {"table": card["table"]["name"]}
+    view = context.view()
+    key = f"export/{card['id']}"
+    if view.snapshot.entry("export", card["id"]) == entry:
+        return
+    plan = {"key": key, "previous": view.snapshot.entry("export", card["id"]), **entry}
+    run = open_run(context.storage, "export", plan, context.clock)
+    change = Change(
+        transaction=run.id,
+        command="export",
+        arguments=entry,
+        clock=run.clock,
+        marks=marks.export(card["id"]),
+        entries={key: entry},
+    )
+    commit(context.storage, view.snapshot, change)
+
+
+def _partial_folder(out: Path, plan: str, layouts: Layouts) -> ExportFolder:
+    """The folder that an export is written to: that of an interrupted run of the same plan, or a new one."""
+    temporary = out.with_name(f".{out.name}.partial")
+    if temporary.exists() and ExportFolder.read(temporary).record.get("plan") == plan:
+        return ExportFolder.read(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    folder = ExportFolder(temporary)
+    folder.record |= {"plan": plan, "chunks": layouts.chunks.to_json(), "rows": layouts.rows.to_json()}
+    folder.save()
+    return folder
 
 
 def _replace(temporary: Path, out: Path) -> None:

@@ -1,0 +1,197 @@
+"""Exports: MB/s of every format, and how fast a trainer reads: the `arrays` export beside Megatron's own HDF5 reader.
+
+Both readers give the same thing from the same table, in the same random order: the tokens of a sequence, and for each of its
+chunks k neighbours with their continuations. A round is timed of one, then of the other, and the ratio is the median over rounds.
+
+    python benchmarks/bench_export.py                                   # made-up documents, about two minutes
+    python benchmarks/bench_export.py --database wiki.retrodb --out 2026-11-21-export.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import platform
+import random
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+
+import retrodb
+from retrodb.config import EXPORT_FORMATS
+from retrodb.corpus.train import train_byte_bpe
+from retrodb.database import Database
+from retrodb.retro.data import load_arrays
+
+Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
+"""From the number of a sequence to its tokens (l, m), and those of its neighbours (l, K, 2 m)."""
+
+
+def made_database(folder: Path, documents: int, seed: int) -> Database:
+    """Documents of 1 to 2,000 made-up words with a Zipf-like vocabulary, and their neighbours by a hashing encoder."""
+    words = [
+        f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "io", "u") for c in ("ban", "dor", "fel", "gim", "n")
+    ]
+    weights = [1 / (place + 2) for place in range(len(words))]
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(words, weights, k=rng.randint(1, 2000))) for _ in range(documents)]
+    (folder / "made.jsonl").write_bytes(
+        b"".join(orjson.dumps({"id": str(i), "text": t}) + b"\n" for i, t in enumerate(texts))
+    )
+    train_byte_bpe(texts[:200], 2000).save(folder / "tokenizer.json")
+    database = retrodb.create(folder / "db", tokenizer=str(folder / "tokenizer.json"), encoder="hashing:64")
+    database.ingest([folder / "made.jsonl"], source="made")
+    database.embed()
+    database.index()
+    database.neighbours(k=2)
+    return database
+
+
+def arrays_reader(out: Path, length: int, k: int) -> Reader:
+    data = load_arrays(out)
+
+    def read(sequence: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(sequence * length, (sequence + 1) * length)
+        return data.queries(rows), data.neighbour_values(rows, k)
+
+    return read
+
+
+def megatron_reader(out: Path, rows: np.ndarray, length: int, k: int) -> Reader:
+    """megatron-core's RetroDataset; its samples' own tokens come from a mapped array, which is the least they can cost."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    from megatron.core.datasets.retro.db.utils import get_merged_train_dataset
+    from megatron.core.datasets.retro.query.retro_dataset import RetroDataset
+    from megatron.core.datasets.retro.utils import BlockPathMap
+
+    card = orjson.loads((out / "config.json").read_bytes())
+    m = card["retro_gpt_chunk_length"]
+    samples = rows[: len(rows) // length * length].reshape(-1, length * m)
+    chunks = SimpleNamespace(n_chunks_per_sample=length, sample_dataset=[{"text": sample} for sample in samples])
+    folder = out / "query" / card["retro_neighbor_dirs"]["train"]
+    dataset = RetroDataset(
+        num_queried_samples=len(samples),
+        num_neighbors=k,
+        num_retrieved_chunks=2,
+        block_size=card["retro_block_size"],
+        db_dataset=get_merged_train_dataset(str(out), m, card["retro_gpt_eod_token"]),
+        chunk_dataset=chunks,
+        neighbor_path_map=BlockPathMap.from_dir(str(folder), card["retro_block_size"]),
+    )
+
+    def read(sequence: int) -> tuple[np.ndarray, np.ndarray]:
+        sample = dataset[sequence]
+        return sample["text"].reshape(length, m), sample["neighbor_tokens"]
+
+    return read
+
+
+def samples_per_s(read: Reader, order: Sequence[int]) -> float:
+    start = time.perf_counter()
+    for sequence in order:
+        read(sequence)
+    return len(order) / (time.perf_counter() - start)
+
+
+def refuse_unlike(ours: Reader, theirs: Reader, folder: Path, order: Sequence[int]) -> None:
+    """The two readers have to agree, padding aside: a benchmark of different work says nothing."""
+    pad = orjson.loads((folder / "arrays" / "meta.json").read_bytes())["pad_token"]
+    their_pad = orjson.loads((folder / "megatron" / "config.json").read_bytes())["retro_gpt_eod_token"]
+    for sequence in order:
+        (own, values), (their_own, their_values) = ours(sequence), theirs(sequence)
+        expected = np.where(values == pad, their_pad, values)
+        if own.shape != their_own.shape or not np.array_equal(expected, their_values):
+            raise SystemExit(f"sequence {sequence}: the readers disagree")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--database", help="one with a neighbour table of its own chunks; else made-up documents")
+    parser.add_argument("--documents", type=int, default=1500, help="made-up ones")
+    parser.add_argument("--formats", nargs="+", default=EXPORT_FORMATS, choices=EXPORT_FORMATS)
+    parser.add_argument("--seq-length", type=int, default=2048)
+    parser.add_argument("--k", type=int, default=2, help="neighbours that are read")
+    parser.add_argument("--samples", type=int, default=60, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="append the result to this file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        database = (
+            retrodb.open(options.database)
+            if options.database
+            else made_database(folder, options.documents, options.seed)
+        )
+        lines = [*environment(options, database), *writing(database, folder, options), *reading(folder, options)]
+    lines.append(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    print("\n".join(lines))
+    if options.out:
+        with options.out.open("a") as file:
+            file.write("\n".join([*lines, ""]))
+
+
+def environment(options: argparse.Namespace, database: Database) -> list[str]:
+    packages = ("numpy", "pyarrow", "h5py", "megatron-core")
+    versions = {package: installed(package) for package in packages}
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions}, seed {options.seed}"
+    )
+    table = database.neighbour_table()
+    chunks = sum(record.num_chunks for record in table.view.chunks.ranges)
+    return [machine, f"{chunks:,} chunks, {len(table.rows()):,} rows, k {table.k}", ""]
+
+
+def installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def writing(database: Database, folder: Path, options: argparse.Namespace) -> list[str]:
+    lines = ["| format | MB | s | MB/s |", "|---|---|---|---|"]
+    for name in [name for name in EXPORT_FORMATS if name in (*options.formats, "arrays", "megatron")]:
+        start = time.perf_counter()
+        size = database.export(folder / name, to=name, is_registered=False).size_bytes / 1e6
+        elapsed = time.perf_counter() - start
+        lines.append(f"| {name} | {size:,.1f} | {elapsed:.2f} | {size / elapsed:,.1f} |")
+    return [*lines, ""]
+
+
+def reading(folder: Path, options: argparse.Namespace) -> list[str]:
+    rows: Any = np.load(folder / "arrays" / "query_tokens.npy", mmap_mode="r")
+    length = options.seq_length // rows.shape[1]
+    ours = arrays_reader(folder / "arrays", length, options.k)
+    if installed("megatron-core") == "-":
+        return ["megatron-core is not installed: nothing to compare the reading with"]
+    theirs = megatron_reader(folder / "megatron", np.asarray(rows), length, options.k)
+    rng = np.random.default_rng(options.seed)
+    count = len(rows) // length
+    refuse_unlike(ours, theirs, folder, rng.integers(count, size=10).tolist())
+    rates = []
+    for _ in range(options.rounds):
+        order = rng.integers(count, size=options.samples).tolist()
+        rates.append((samples_per_s(ours, order), samples_per_s(theirs, order)))
+    own, their = np.median(np.array(rates), axis=0)
+    ratio = float(np.median([a / b for a, b in rates]))
+    return [
+        f"random sequences of {options.seq_length} tokens, {options.k} neighbours a chunk, one process:",
+        f"arrays {own:,.0f} samples/s, Megatron's HDF5 reader {their:,.1f} samples/s, ratio {ratio:,.1f}"
+        f" (of rounds: {min(a / b for a, b in rates):,.1f} to {max(a / b for a, b in rates):,.1f})",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What all exports have in common: cards, registration, interruption, bounded memory, and refusals."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_documents import made_text, write_documents
+
+from retrodb.config import EXPORT_FORMATS
+from retrodb.database import Database
+from retrodb.errors import MismatchError, MissingStep, UsageError
+from retrodb.export import layout, pieces
+from retrodb.export.export import FORMATS
+from retrodb.export.pieces import ExportFolder, Piece
+
+from .conftest import remove
+
+pytest.importorskip("h5py")
+every_format = pytest.mark.parametrize("name", EXPORT_FORMATS)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_formats_are_those_of_the_command_line() -> None:
+    assert tuple(FORMATS) == EXPORT_FORMATS
+
+
+@every_format
+def test_an_interrupted_export_goes_on_and_ends_in_the_same_bytes(
+    name: str, exportable: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exportable.export(tmp_path / "out", to=name)
+    number = exportable.view().snapshot.number
+    whole = content(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "before")
+    written: list[str] = []
+
+    def failing(self: ExportFolder, piece: Piece) -> None:
+        if len(written) == allowed:
+            raise KeyboardInterrupt
+        written.append(piece.path)
+        real(self, piece)
+
+    real = ExportFolder._bring
+    monkeypatch.setattr(ExportFolder, "_bring", failing)
+    allowed = 0
+    while not (tmp_path / "out").exists():
+        allowed += 1
+        try:
+            exportable.export(tmp_path / "out", to=name)
+        except KeyboardInterrupt:
+            assert not (tmp_path / "out").exists(), "no reader sees half of an export"
+    assert len(written) == len(set(written)), "no file is written twice"
+    assert content(tmp_path / "out") == whole
+    assert exportable.view().snapshot.number == number, "it was registered before, as it is"
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []
+
+
+@every_format
+def test_a_dry_run_tells_the_sizes_and_writes_nothing(name: str, exportable: Database, tmp_path: Path) -> None:
+    before = exportable.view().snapshot.number
+    planned = exportable.export(tmp_path / "out", to=name, dry_run=True)
+    assert not (tmp_path / "out").exists()
+    assert exportable.view().snapshot.number == before
+    written = exportable.export(tmp_path / "out", to=name)
+    assert planned.files == written.files
+    assert planned.rows == written.rows
+    assert planned.size_bytes > 0
+    if name in ("arrays", "lucidrains", "norlund", "nemo"):
+        assert planned.size_bytes == written.size_bytes
+
+
+def test_the_card_says_where_an_export_comes_from(exportable: Database, tmp_path: Path) -> None:
+    exportable.export(tmp_path / "out", to="arrays")
+    card = json.loads((tmp_path / "out" / "retrodb.json").read_bytes())
+    view = exportable.view(card["snapshot"])
+    assert card["clock"] == view.snapshot.clock
+    assert card["sources"] == {"made": ["CC0-1.0"], "pairs": []}
+    assert card["tokenizer"]["sha256"] == view.settings.tokenizer_sha256
+    assert card["space"]["fingerprint"] == view.snapshot.entry("space", "default")["fingerprint"]
+    assert card["table"]["k"] == exportable.neighbour_table().k
+    assert card["rows"] == len(exportable.neighbour_table().rows())
+
+
+def test_exports_are_listed_once(make_exportable: Callable[[], Database], tmp_path: Path) -> None:
+    database = make_exportable()
+    number = database.export(tmp_path / "one", to="arrays").snapshot
+    database.export(tmp_path / "two", to="dpr", table="exam")
+    database.export(tmp_path / "two", to="dpr", table="exam", as_of=number - 1)
+    listed = {Path(each.path).name: each for each in database.exports() if str(tmp_path) in each.path}
+    assert set(listed) == {"one", "two"}
+    assert listed["one"].snapshot == number
+    assert (listed["two"].format, listed["two"].table, listed["two"].snapshot) == ("dpr", "exam", number - 1)
+
+
+def test_memory_does_not_grow_with_the_database(
+    make_database: Callable[..., Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of 64 chunks, four times the chunks take hardly more."""
+    monkeypatch.setattr(layout, "BLOCK_CHUNKS", 64)
+    peaks = []
+    for number, size in enumerate((20, 80)):
+        database = make_database({str(i): made_text(i, 1500) for i in range(size)}, name=f"db{number}")
+        database.embed()
+        database.index()
+        database.neighbours()
+        database.export(tmp_path / f"warm{number}", to="arrays")
+        tracemalloc.start()
+        database.export(tmp_path / f"out{number}", to="arrays")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.6 * peaks[0]
+
+
+def test_an_export_is_replaced_whole_and_nothing_else_is_overwritten(exportable: Database, tmp_path: Path) -> None:
+    exportable.export(tmp_path / "out", to="arrays")
+    exportable.export(tmp_path / "out", to="atlas")
+    assert not (tmp_path / "out" / "tokens.npy").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="no export"):
+        exportable.export(tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mine", "out"]
+
+
+def test_unknown_formats_tables_and_folders_are_refused(exportable: Database, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Known are: parquet"):
+        exportable.export(tmp_path / "out", to="scroll")
+    with pytest.raises(MissingStep, match="There are: exam, self"):
+        exportable.export(tmp_path / "out", table="other")
+    with pytest.raises(UsageError, match="no export"):
+        exportable.refresh_export(tmp_path / "out")
+
+
+def test_a_refresh_says_what_it_cannot_take_in(make_exportable: Callable[[], Database], tmp_path: Path) -> None:
+    database, out = make_exportable(), tmp_path / "out"
+    database.export(out, to="arrays")
+    database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(999, 200)})], source="more")
+    database.embed()
+    database.index()
+    database.neighbours(k=database.neighbour_table().k, slack=2)
+    result = database.refresh_export(out)
+    rows = database.neighbour_table().rows()
+    sources = [document["source"] for document in database.view().chunks.documents(rows)]
+    assert result.without_place == sources.count("more") > 0
+    neighbours = np.load(out / "neighbours.npy")
+    assert neighbours.max() < len(np.load(out / "tokens.npy"))
+    assert "neighbours.npy" in result.changed
+    assert "tokens.npy" not in result.changed
+
+
+def test_a_refresh_of_a_table_of_another_shape_is_refused(
+    make_exportable: Callable[[], Database], tmp_path: Path
+) -> None:
+    database, out = make_exportable(), tmp_path / "out"
+    database.export(out, to="norlund")
+    database.neighbours(k=4, slack=0)
+    with pytest.raises(MismatchError, match="'k'"):
+        database.refresh_export(out)
+
+
+def test_an_interrupted_refresh_goes_on(
+    make_exportable: Callable[[], Database],
+    source_texts: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    database, out = make_exportable(), tmp_path / "out"
+    database.export(out, to="megatron")
+    remove(database, tmp_path, {"second": source_texts["65-0"]}, "document")
+    planned = database.refresh_export(out, dry_run=True)
+    before = content(out)
+    real = pieces._publish
+
+    def failing(temporary: Path, path: Path) -> None:
+        if path.suffix == ".hdf5":
+            raise KeyboardInterrupt
+        real(temporary, path)
+
+    monkeypatch.setattr(pieces, "_publish", failing)
+    with pytest.raises(KeyboardInterrupt):
+        database.refresh_export(out)
+    monkeypatch.undo()
+    result = database.refresh_export(out)
+    assert set(result.changed) < set(planned.changed), "the data files were brought up to date before"
+    changed = {path for path, data in content(out).items() if before.get(path) != data}
+    assert changed - {"retrodb.json", "retrodb-state.json"} == set(planned.changed)
+    assert not list(out.rglob("*.partial"))
