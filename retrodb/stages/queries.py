@@ -22,11 +22,11 @@ from retrodb.stages.context import Context
 from retrodb.stages.cut import load_tokenizer, query_paths
 from retrodb.stages.ingest_change import HELD_OUT_SET
 from retrodb.stages.scan import spool_schema
-from retrodb.stages.shard import Batch, write_shards
+from retrodb.stages.shard import SHARD_KINDS, Batch, write_shards
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
 from retrodb.store.digest import digest_bytes
-from retrodb.view.view import SELF
+from retrodb.view.view import SELF, View
 
 STAGE_VERSION = 1
 
@@ -51,8 +51,7 @@ def run_add_queries(
     Raises:
         UsageError, InputError: for a name or files that cannot be meant.
     """
-    if not name or "/" in name or name.startswith(".") or name in (SELF, HELD_OUT_SET):
-        raise UsageError(f"'{name}' cannot name a query set", remedy="Give another short name without '/'.")
+    check_name(name)
     view = context.view()
     items = read_test_items(list(files), text_template)
     if not len(items):
@@ -78,14 +77,47 @@ def run_add_queries(
         clock=run.clock,
         path=query_paths(run.id, name),
     )
+    written = [(file, shard.num_chunks) for shard in shards for file in shard.files]
+    return commit_queries(context, view, run, entry, result, written)
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for a name that no query set can have."""
+    if not name or "/" in name or name.startswith(".") or name in (SELF, HELD_OUT_SET):
+        raise UsageError(f"'{name}' cannot name a query set", remedy="Give another short name without '/'.")
+
+
+def commit_queries(
+    context: Context,
+    view: View,
+    run: Run,
+    entry: dict[str, Any],
+    result: QueriesResult,
+    files: Sequence[tuple[FileRecord, int]],
+) -> QueriesResult:
+    """Make the files of a query set visible, in place of an older set of the same name.
+
+    Args:
+        files: each with the number of chunks of its shard; the files of a shard follow each other.
+    """
     placed: list[FileRecord] = []
     first = 0
-    for shard in shards:
-        placed += [_as_queries(file, name, first) for file in shard.files]
-        first += shard.num_chunks
-    drops = [DropRecord(OP_DROP_FILE, record.path) for record in view.manifest.files("queries", name)]
-    snapshot = commit(context.storage, view.snapshot, _change(run, name, placed, drops, entry, result))
-    return replace(result, snapshot=snapshot.number)
+    for number, (file, num_chunks) in enumerate(files, 1):
+        placed.append(replace(file, kind="queries", name=result.query_set, first_chunk=first))
+        first += num_chunks if number % len(SHARD_KINDS) == 0 else 0
+    drops = [DropRecord(OP_DROP_FILE, record.path) for record in view.manifest.files("queries", result.query_set)]
+    change = Change(
+        transaction=run.id,
+        command="queries",
+        arguments={"name": result.query_set},
+        clock=run.clock,
+        marks=marks.queries(result.query_set),
+        files=placed,
+        drops=drops,
+        entries={f"queries/{result.query_set}": entry},
+        counts={"documents": result.documents, "rows": result.rows},
+    )
+    return replace(result, snapshot=commit(context.storage, view.snapshot, change).number)
 
 
 def _documents(ids: Sequence[str], texts: pa.LargeStringArray) -> pa.Table:
@@ -103,23 +135,3 @@ def _ids(name: str, ids: Sequence[str], texts: pa.LargeStringArray) -> Any:
     keys = [key_of(name, doc_id) for doc_id in ids]
     hashes = [record_hash(text, None, b"{}") for text in texts.to_pylist()]
     return id_entries(keys, hashes, list(range(len(keys))))
-
-
-def _as_queries(file: FileRecord, name: str, first: int) -> FileRecord:
-    return replace(file, kind="queries", name=name, first_chunk=first)
-
-
-def _change(
-    run: Run, name: str, files: list[FileRecord], drops: list[DropRecord], entry: dict[str, Any], result: QueriesResult
-) -> Change:
-    return Change(
-        transaction=run.id,
-        command="queries",
-        arguments={"name": name},
-        clock=run.clock,
-        marks=marks.queries(name),
-        files=files,
-        drops=drops,
-        entries={f"queries/{name}": entry},
-        counts={"documents": result.documents, "rows": result.rows},
-    )

@@ -1,0 +1,27 @@
+"""Sequences that documents are packed in: what the packings of trainers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from retrodb.format.arrays import Int64Array
+
+
+@dataclass(frozen=True)
+class PackedSequence:
+    """One sequence of a trainer."""
+
+    tokens: Int64Array  # at most the sequence length
+    documents: Sequence[str]  # `source/id` of what is packed in it, as far as the names are known
+
+
+class Sequences(Protocol):
+    """Sequences by number, in the trainer's order."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Iterator[PackedSequence]:
+        """Sequences number `start` up to `stop`."""
+        ...
