@@ -13,21 +13,32 @@ from .options import (
     Command,
     Session,
     database_argument,
+    device_option,
     json_option,
     open_database,
     pass_session,
     progress_option,
 )
-from .render import validation
+from .render_retro import validation
 
 
-@click.command(cls=Command, example="retrodb validate my.retrodb --minutes 10", exits=READING_EXITS)
+@click.command(
+    cls=Command, example="retrodb validate my.retrodb --minutes 10 --report report.html", exits=READING_EXITS
+)
 @database_argument
 @click.option("--table", metavar="NAME", help="Neighbour table to train with.  [default: self]")
 @click.option("--heldout", metavar="NAME", help="Table of held-out documents.  [default: the first of a query set]")
 @click.option("--size", default=ValidateParams.size, show_default=True, metavar="NAME", help="Of the model.")
-@click.option("--steps", type=int, default=ValidateParams.steps, show_default=True, metavar="N", help="Of each model.")
-@click.option("--minutes", type=float, metavar="N", help="Instead of --steps: time to train the first model.")
+@click.option(
+    "--minutes",
+    type=float,
+    default=ValidateParams.minutes,
+    show_default=True,
+    metavar="N",
+    help="To train both models.",
+)
+@click.option("--steps", type=int, metavar="N", help="Instead of --minutes: of each model.")
+@click.option("--report", metavar="FILE", help="Write an HTML page with curves and examples.")
 @click.option(
     "--batch-chunks", type=int, default=ValidateParams.batch_chunks, show_default=True, metavar="N", help="Of a step."
 )
@@ -50,6 +61,7 @@ from .render import validation
 @click.option(
     "--seed", type=int, default=ValidateParams.seed, show_default=True, metavar="N", help="Of samples and weights."
 )
+@device_option
 @progress_option
 @json_option
 @pass_session

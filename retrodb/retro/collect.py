@@ -6,12 +6,15 @@ however large the database.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from retrodb.format.arrays import Int64Array
-from retrodb.retro.data import RetroData
+from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.retro.data import RetroData, sample_documents
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.neighbour_table import NeighbourTable
+from retrodb.view.view import View
 
 
 def collect(table: NeighbourTable, *, max_chunks: int, seed: int) -> RetroData:
@@ -20,41 +23,57 @@ def collect(table: NeighbourTable, *, max_chunks: int, seed: int) -> RetroData:
     Args:
         max_chunks: whole documents are drawn until they have so many chunks; at least one is.
     """
-    view = table.view
-    queries = view.query_set(table.query_set)
-    rows = _sample(queries, max_chunks, seed)
-    neighbours, _ = table.read(rows)
-    chunks = view.chunks
-    nearest = np.unique(neighbours[neighbours >= 0])
-    following = chunks.continuation(nearest)
-    ids = np.union1d(nearest, following[following >= 0])
-    batch = chunks.gather_tokens(ids)
+    rows = sample_rows(table.view.query_set(table.query_set), max_chunks, seed)
+    return with_neighbours(table.view, table.query_set, rows, table.read(rows)[0], space=table.entry["space"])
+
+
+def with_neighbours(view: View, query_set: str, rows: Int64Array, ids: Int64Array, *, space: str) -> RetroData:
+    """Rows of a query set (Q,) with the chunks (Q, K) that are their neighbours, -1 where there is none."""
+    queries = view.query_set(query_set)
     own = queries.gather_tokens(rows)
+    texts = queries.texts(rows)
+    return with_chunks(view, own.tokens, own.lengths, texts, queries.document_ids(rows), ids, space=space)
+
+
+def with_chunks(
+    view: View,
+    tokens: AnyArray,
+    lengths: Int64Array,
+    texts: Sequence[str],
+    documents: Int64Array,
+    ids: Int64Array,
+    *,
+    space: str,
+) -> RetroData:
+    """Chunks from anywhere: tokens (Q, m), lengths, texts, document of each, and the ids of their neighbours (Q, K)."""
+    chunks = view.chunks
+    nearest = np.unique(ids[ids >= 0])
+    following = chunks.continuation(nearest)
+    needed = np.union1d(nearest, following[following >= 0])
+    batch = chunks.gather_tokens(needed)
     return RetroData(
         tokens=batch.tokens,
         lengths=batch.lengths,
-        continuations=_place(ids, chunks.continuation(ids)),
-        query_tokens=own.tokens,
-        query_lengths=own.lengths,
-        query_bytes=np.array([len(text.encode()) for text in queries.texts(rows)], dtype=np.int64),
-        query_documents=queries.document_ids(rows),
-        neighbours=_place(ids, neighbours),
+        continuations=_place(needed, chunks.continuation(needed)),
+        query_tokens=tokens,
+        query_lengths=lengths,
+        query_bytes=np.array([len(text.encode()) for text in texts], dtype=np.int64),
+        query_documents=documents,
+        neighbours=_place(needed, ids),
         vocab_size=view.settings.vocab_size,
         tokenizer=view.settings.tokenizer_sha256,
+        encoder=view.snapshot.entry("space", space)["fingerprint"],
     )
 
 
-def _sample(queries: ChunkSet, max_chunks: int, seed: int) -> Int64Array:
+def sample_rows(queries: ChunkSet, max_chunks: int, seed: int) -> Int64Array:
     """Rows of whole live documents, in order: a random sample of the documents."""
     parts = []
     for record in queries.ranges:
         live = record.first_chunk + np.flatnonzero(queries.live_mask(record.first_chunk, record.num_chunks))
         parts.append(live[queries.lengths(live) > 0])
     rows = np.concatenate([np.empty(0, np.int64), *parts])
-    documents, which, counts = np.unique(queries.document_ids(rows), return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(documents))
-    chosen = order[np.concatenate(([True], np.cumsum(counts[order])[:-1] < max_chunks))[: len(order)]]
-    return rows[np.isin(which, chosen)]
+    return rows[sample_documents(queries.document_ids(rows), max_chunks, seed)]
 
 
 def _place(ids: Int64Array, wanted: Int64Array) -> Int64Array:

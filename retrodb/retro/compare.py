@@ -163,4 +163,4 @@ def _validated(context: Context, view: View, space: str, minutes: float, seed: i
     params = ValidateParams(minutes=minutes, seed=seed)
     result = run_validate(view, context.progress, params, table=tables[SELF], heldout=tables[foreign[0]])
     bits = result.report.bits_per_byte
-    return bits["on"].value, bits["plain"].value
+    return bits["on"].value, bits["without"].value

@@ -25,7 +25,7 @@ class RetroConfig:
     k: int = 2  # neighbours per chunk
     rotary_base: float = 10_000.0  # wavelength of the slowest rotary pair, in tokens over 2 pi
     dropout: float = 0.0  # after every attention and feed-forward block, in training only
-    learning_rate: float = 2e-4  # at the peak of the schedule
+    learning_rate: float = 2e-4  # at the peak of the schedule; the embedding's is a multiple of it, see `train`
     seed: int = 0  # of the initial weights, the order of the batches and dropout
 
     def __post_init__(self) -> None:
@@ -55,16 +55,16 @@ class RetroConfig:
 # "170m" is the paper's smallest model (172 M); rotary positions have no weights, which leaves 156 M of it.
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "width": 64, "layers": 2, "heads": 2, "head_width": 32, "cross_layers": (2,), "encoder_layers": 1,
-        "encoder_width": 64, "chunk_tokens": 16, "num_chunks": 4, "learning_rate": 3e-3,
+        "width": 96, "layers": 2, "heads": 3, "head_width": 32, "cross_layers": (2,), "encoder_layers": 1,
+        "encoder_width": 96, "chunk_tokens": 16, "num_chunks": 8, "learning_rate": 1.5e-3,
     },
     "2m": {
         "width": 144, "layers": 6, "heads": 4, "head_width": 36, "cross_layers": (3, 6), "encoder_layers": 2,
-        "encoder_width": 144, "num_chunks": 8, "learning_rate": 3e-3,
+        "encoder_width": 144, "num_chunks": 8, "learning_rate": 1.5e-3,
     },
     "20m": {
         "width": 384, "layers": 8, "heads": 6, "head_width": 64, "cross_layers": (4, 7), "encoder_layers": 2,
-        "encoder_width": 384, "num_chunks": 16, "learning_rate": 1e-3,
+        "encoder_width": 384, "num_chunks": 16, "learning_rate": 6e-4,
     },
     "170m": {},
 }  # fmt: skip

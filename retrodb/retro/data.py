@@ -66,6 +66,7 @@ class RetroData:
     neighbours: Ints  # (Q, K) rows of the database, nearest first, -1 where there is none
     vocab_size: int  # of the language model
     tokenizer: str = ""  # digest of the tokenizer, so that a model is never fed another one's tokens
+    encoder: str = ""  # fingerprint of the encoder whose vectors made the neighbours; "" when it is not known
 
     @property
     def chunk_tokens(self) -> int:
@@ -111,13 +112,18 @@ class RetroData:
         """The same queries without neighbours."""
         return replace(self, neighbours=np.full_like(self.neighbours, -1))
 
-    def sample(self, documents: int, seed: int) -> RetroData:
-        """The queries of at most so many documents, drawn at random, in their order."""
-        known = np.unique(self.query_documents)
-        chosen = np.random.default_rng(seed).permutation(known)[:documents]
-        rows = np.flatnonzero(np.isin(self.query_documents, chosen))
+    def sample(self, max_chunks: int, seed: int) -> RetroData:
+        """The queries of some documents, in their order: documents drawn at random until they have so many chunks."""
+        rows = sample_documents(self.query_documents, max_chunks, seed)
         fields = [name for name in FILES if name.startswith("query_")] + ["neighbours"]
         return replace(self, **{name: getattr(self, name)[rows] for name in fields})
+
+    def token_counts(self, vocab_size: int, max_chunks: int = 100_000) -> Ints:
+        """How often each token occurs in the queries (V,), or in so many of them, evenly spread."""
+        rows = np.unique(
+            np.linspace(0, len(self.query_tokens) - 1, min(len(self.query_tokens), max_chunks)).astype(np.int64)
+        )
+        return np.bincount(self.queries(rows).ravel(), minlength=vocab_size + 1)[:vocab_size]
 
     def windows(self, num_chunks: int, stride: int) -> Windows:
         """Cuts every document into windows of at most `num_chunks`, each `stride` chunks after the one before."""
@@ -131,7 +137,11 @@ class RetroData:
         return Windows(starts[document] + number * stride, count, np.where(number > 0, num_chunks - stride, 0))
 
     def batches(self, windows: Windows, batch_chunks: int, k: int, seed: tuple[int, ...]) -> Iterator[Batch]:
-        """All windows once, in an order that the seed gives, about `batch_chunks` chunks at a time.
+        """All windows once, in the order that the seed gives."""
+        return (self.batch(windows, chosen, k) for chosen in self.order(windows, batch_chunks, seed))
+
+    def order(self, windows: Windows, batch_chunks: int, seed: tuple[int, ...]) -> list[Ints]:
+        """Which windows make each batch of an epoch, about `batch_chunks` chunks at a time.
 
         Windows of like length go together, so that hardly anything is padding.
         """
@@ -143,10 +153,10 @@ class RetroData:
             size = max(1, batch_chunks // int(windows.count[order[at]]))
             cuts.append(order[at : at + size])
             at += size
-        for number in rng.permutation(len(cuts)):
-            yield self._batch(windows, cuts[number], k)
+        return [cuts[number] for number in rng.permutation(len(cuts))]
 
-    def _batch(self, windows: Windows, chosen: Ints, k: int) -> Batch:
+    def batch(self, windows: Windows, chosen: Ints, k: int) -> Batch:
+        """Some of the windows as the model reads them, each chunk with its first k neighbours."""
         offset = np.arange(windows.count[chosen].max())  # (l,)
         is_chunk = offset < windows.count[chosen, None]
         rows = np.where(is_chunk, windows.first[chosen, None] + offset, -1)
@@ -157,6 +167,17 @@ class RetroData:
             tokens=self.queries(rows).reshape(len(rows), -1),
             neighbours=neighbours if (neighbours != self.pad_token).any() else None,
         )
+
+
+def sample_documents(documents: Ints, max_chunks: int, seed: int) -> Ints:
+    """Places of all chunks of some of the documents that the chunks are of (Q,), ascending.
+
+    Documents are drawn at random until they have `max_chunks` chunks: one at least, unless there is none or none is wanted.
+    """
+    _, which, counts = np.unique(documents, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    before = np.cumsum(counts[order]) - counts[order]
+    return np.flatnonzero(np.isin(which, order[before < max_chunks]))
 
 
 def _gather(tokens: NDArray[Any], lengths: NDArray[Any], rows: Ints, pad_token: int) -> Ints:
@@ -175,7 +196,9 @@ def load_arrays(folder: Path) -> RetroData:
     """
     meta = _meta(folder / "meta.json")
     arrays = {field: _array(folder / name, dimensions) for field, (name, dimensions) in FILES.items()}
-    data = RetroData(**arrays, vocab_size=meta["vocab_size"], tokenizer=meta["tokenizer"])
+    data = RetroData(
+        **arrays, vocab_size=meta["vocab_size"], tokenizer=meta["tokenizer"], encoder=meta.get("encoder", "")
+    )
     shapes = {
         **dict.fromkeys(("lengths", "continuations"), data.tokens.shape[:1]),
         **dict.fromkeys(("query_lengths", "query_bytes", "query_documents"), data.query_tokens.shape[:1]),

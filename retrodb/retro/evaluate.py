@@ -125,7 +125,7 @@ def chunk_bits(
     windows = data.windows(config.num_chunks, stride=max(1, config.num_chunks // 2))
     with torch.inference_mode():
         for batch in data.batches(windows, batch_chunks, config.k, (0,)):
-            losses = batch_loss(model, batch, device)[0].double().cpu()
+            losses = batch_loss(model, batch, device)[1].double().cpu()
             per_chunk = losses.view(*batch.rows.shape, config.chunk_tokens).sum(dim=-1).numpy() / math.log(2)
             bits[batch.rows[batch.is_scored]] = per_chunk[batch.is_scored]
     return bits
@@ -136,14 +136,13 @@ def report(bits: dict[str, Floats], data: RetroData, tokens_seen: int) -> Report
     if not len(data.query_documents):
         remedy = "Hold some out with 'retrodb ingest --holdout', or name a query set."
         raise InputError("no held-out documents to evaluate on", remedy=remedy)
-    known, document = np.unique(data.query_documents, return_inverse=True)
-    bytes_D = np.bincount(document, weights=data.query_bytes).astype(np.float64)
-    bits_D = {name: np.bincount(document, weights=values).astype(np.float64) for name, values in bits.items()}
+    bytes_D = by_document(data, data.query_bytes)
+    bits_D = {name: by_document(data, values) for name, values in bits.items()}
     gain = {name: ratio(values - bits_D["on"], bytes_D) for name, values in bits_D.items() if name != "on"}
     is_good = gain["without"].low > 0 and gain["shuffled"].low > 0
     return Report(
-        documents=len(known),
-        chunks=len(document),
+        documents=len(bytes_D),
+        chunks=len(data.query_documents),
         num_bytes=int(bytes_D.sum()),
         tokens_seen=tokens_seen,
         bits_per_byte={name: ratio(values, bytes_D) for name, values in bits_D.items()},
@@ -151,6 +150,12 @@ def report(bits: dict[str, Floats], data: RetroData, tokens_seen: int) -> Report
         is_good=is_good,
         verdict=_verdict(gain),
     )
+
+
+def by_document(data: RetroData, amounts: NDArray[Any]) -> Floats:
+    """Sums (D,) of an amount of every chunk (Q,), over the chunks of each document."""
+    document = np.unique(data.query_documents, return_inverse=True)[1]
+    return np.bincount(document, weights=amounts).astype(np.float64)
 
 
 def ratio(amounts_D: Floats, bytes_D: Floats) -> Estimate:

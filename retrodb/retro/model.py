@@ -5,12 +5,15 @@
                     └── activations of chunk u ── encoder ── neighbours of chunk u, encoded
 
 Shapes: B sequences; L = l m tokens in l chunks of m; k neighbours of r = 2 m tokens; W width, E width of the encoder;
-V vocabulary. Deviations from the paper: rotary positions for learned relative ones, GELU, tied output embedding.
+V vocabulary. Deviations from the paper: rotary positions for learned relative ones, GELU, tied output embedding. And, because
+this model is trained for minutes, cross-attention begins as what it would take long to become: it finds the token just read
+in the neighbours and proposes what follows there (`ChunkedCrossAttention.start_copying`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +50,15 @@ class Attention(nn.Module):
         positions: tuple[Tensor, Tensor],  # (T,) of x and (S,) of the context
         is_present: Tensor | None = None,  # (B, S) bool: what of the context may be seen
         causal: bool = False,
+        stretch: int = 0,  # when given, a key comes with the value of the next position, within stretches of so many
     ) -> Tensor:  # (B, T, width)
         query = self._split(self.query(x))
         key, value = (self._split(part) for part in self.key_value(context).chunk(2, dim=-1))
+        if stretch:
+            value = value.view(
+                *value.shape[:2], -1, stretch, value.shape[-1]
+            )  # (B, heads, S / stretch, stretch, head width)
+            value = torch.cat((value[..., 1:, :], value[..., -1:, :]), dim=-2).flatten(2, 3)
         query, key = rotate(query, positions[0], self.base), rotate(key, positions[1], self.base)
         mask = None
         if is_present is not None:
@@ -106,6 +115,10 @@ class Encoder(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
+MATCH = 12.0  # logit of an equal token at the start; rotary positions take some of it away, the more the farther it is
+COPY = 2.0  # scale of what is passed on, against token embeddings of 1
+
+
 class ChunkedCrossAttention(nn.Module):
     """Lets each token see the neighbours of the chunks that are complete when the token is read (section 2.4).
 
@@ -119,6 +132,25 @@ class ChunkedCrossAttention(nn.Module):
         self.norm = nn.RMSNorm(config.width)
         self.attention = Attention(config, config.width, config.encoder_width)
 
+    def start_copying(self) -> None:
+        """Sets the weights to multiples of the identity: equal tokens attend to each other, and values pass as they are.
+
+        With the output embedding tied to the input's, a value that passes raises the odds of its token.
+        """
+        attention = self.attention
+        key, value = attention.key_value.weight.chunk(2)
+        match = (
+            MATCH / (len(key) / attention.heads) ** 0.5
+        ) ** 0.5  # of query and key: a head's logits are over its root
+        for weight, scale in [
+            (attention.query.weight, match),
+            (key, match),
+            (value, 1.0),
+            (attention.out.weight, COPY),
+        ]:
+            with torch.no_grad():
+                weight.copy_(scale * torch.eye(*weight.shape))
+
     def forward(self, h: Tensor, encoded: Tensor, is_present: Tensor) -> Tensor:
         """`h` (B, L, W), `encoded` (B l, k r, E), `is_present` (B, l, k, r) -> what to add to h (B, L, W)."""
         B, L, W = h.shape
@@ -128,7 +160,7 @@ class ChunkedCrossAttention(nn.Module):
         # A neighbour's chunk lies at 0..m-1 and its continuation from m on, so a query goes on where its chunk ended: in a
         # near-copy the next token is always one to the right.
         positions = torch.arange(m - 1, 2 * m - 1, device=h.device), torch.arange(r, device=h.device).repeat(k)
-        out = self.attention(attending, encoded, positions, is_present)
+        out = self.attention(attending, encoded, positions, is_present, stretch=r)
         out = out * is_present.any(dim=-1)[:, None, None]  # a chunk without neighbours adds an exact 0
         return F.pad(out.view(B, L, W), (0, 0, m - 1, 0))[:, :L]
 
@@ -161,6 +193,14 @@ class LanguageModel(nn.Module):
 
     config: RetroConfig
 
+    def loss(self, tokens: Tensor, neighbours: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sum of a batch's losses in nats, to be differentiated, and the loss of every token (B, L), which cannot be."""
+        losses = token_losses(self(tokens, neighbours), tokens, self.config.pad_token)
+        return losses.sum(), losses.detach()
+
+    def start_from(self, counts: Tensor) -> None:
+        """Told, before training, how often each token occurs (V,); a model that knows its language already needs it not."""
+
 
 class RetroModel(LanguageModel):
     """A RETRO language model; without neighbours the same weights are a plain decoder."""
@@ -176,6 +216,10 @@ class RetroModel(LanguageModel):
             self.encoder = Encoder(config)
             self.final_norm = nn.RMSNorm(config.width)
             initialise(self, config.layers)
+        for layer in self.layers:
+            if layer.cross is not None:
+                layer.cross.start_copying()
+        self.frequency = nn.Parameter(torch.zeros(config.vocab_size))  # log odds of each token, whatever was read
 
     def forward(self, tokens: Tensor, neighbours: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) of each next token.
@@ -184,25 +228,56 @@ class RetroModel(LanguageModel):
             tokens: (B, L) int64, L a multiple of m; `config.pad_token` past the end of a document.
             neighbours: (B, l, k, r) int64, `config.pad_token` where there is nothing; None turns retrieval off.
         """
-        h = self.embedding(tokens)
+        return F.linear(self._read(tokens, neighbours), self._unembedding, self.frequency)
+
+    def start_from(self, counts: Tensor) -> None:
+        """Begins at the frequencies, so that no weight is bent to learn them first."""
+        with torch.no_grad():
+            self.frequency.copy_(((counts + 0.1) / (counts + 0.1).sum()).log())
+
+    def loss(self, tokens: Tensor, neighbours: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same as of any language model, without ever holding the logits of a whole batch."""
+        targets = tokens[:, 1:]
+        is_target = targets != self.config.pad_token
+        h = self._read(tokens, neighbours)[:, :-1][is_target]  # (T, W)
+        arguments = h, self._unembedding, self.frequency, targets[is_target]
+        total, losses_T = SoftmaxLoss.apply(*arguments)  # type: ignore[no-untyped-call]
+        first = _first_losses(tokens, self.config.vocab_size, self.config.pad_token)
+        losses = torch.zeros(tokens.shape, device=tokens.device)
+        losses[:, :1] = first
+        losses[:, 1:][is_target] = losses_T
+        return total + first.sum(), losses
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """(...,) -> (..., W), of the size 1 that normalised activations have."""
+        return self.embedding(tokens) * self.config.width**0.5  # type: ignore[no-any-return]
+
+    @property
+    def _unembedding(self) -> Tensor:
+        return self.embedding.weight[: self.config.vocab_size]
+
+    def _read(self, tokens: Tensor, neighbours: Tensor | None) -> Tensor:
+        """The last activations (B, L, W)."""
+        h = self._embed(tokens)
         encoded = None
         for layer in self.layers:
             h = layer.attend(h)
             if neighbours is not None and layer.cross is not None:
                 if encoded is None:  # conditioned on the activations that the first cross-attention sees
                     is_present = neighbours != self.config.pad_token
-                    encoded = self.encoder(self.embedding(neighbours), is_present, h)
+                    encoded = self.encoder(self._embed(neighbours), is_present, h)
                 h = layer.retrieve(h, encoded, is_present)
             h = layer.think(h)
-        return F.linear(self.final_norm(h), self.embedding.weight[: self.config.vocab_size])
+        return self.final_norm(h)  # type: ignore[no-any-return]
 
 
 def initialise(module: nn.Module, layers: int) -> None:
-    """Gives what will be trained normal weights of 0.02, and smaller ones at the ends of residual branches (GPT-2)."""
+    """Gives what will be trained normal weights that keep the size of activations, smaller at the ends of residual branches."""
     for name, weight in module.named_parameters():
         if weight.requires_grad and weight.dim() == 2:
             is_end = name.endswith(("out.weight", "feed.3.weight"))
-            nn.init.normal_(weight, std=0.02 / (2 * layers) ** 0.5 if is_end else 0.02)
+            gain = 1.0 if name == "embedding.weight" else 0.6
+            nn.init.normal_(weight, std=gain * weight.shape[1] ** -0.5 / ((2 * layers) ** 0.5 if is_end else 1.0))
 
 
 def token_losses(logits: Tensor, tokens: Tensor, pad_token: int) -> Tensor:
@@ -216,5 +291,44 @@ def token_losses(logits: Tensor, tokens: Tensor, pad_token: int) -> Tensor:
     losses = F.cross_entropy(
         logits.reshape(-1, V).float(), targets.reshape(-1), ignore_index=pad_token, reduction="none"
     )
-    first = (tokens[:, :1] != pad_token) * torch.tensor(float(V), device=tokens.device).log()
-    return torch.cat((first, losses.view(len(tokens), -1)[:, :-1]), dim=1)
+    return torch.cat((_first_losses(tokens, V, pad_token), losses.view(len(tokens), -1)[:, :-1]), dim=1)
+
+
+def _first_losses(tokens: Tensor, vocab_size: int, pad_token: int) -> Tensor:
+    """(B, 1)"""
+    return (tokens[:, :1] != pad_token) * torch.tensor(float(vocab_size), device=tokens.device).log()
+
+
+class SoftmaxLoss(torch.autograd.Function):
+    """Cross-entropy of T activations with an output embedding, a block of them at a time.
+
+    Forward works out the gradients too, while a block's logits are there: with a vocabulary of 50,000 that more than
+    halves the time on a CPU, where logits of a whole batch would go to memory and back five times.
+    """
+
+    BLOCK = 512  # activations: with 50,257 tokens 100 MB of logits
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`h` (T, W), `embedding` (V, W), `bias` (V,), `targets` (T,) -> the sum of the losses in nats, and each of them (T,)."""
+        losses = torch.empty(len(h), device=h.device)
+        of_h, of_embedding, of_bias = torch.empty_like(h), torch.zeros_like(embedding), torch.zeros_like(bias)
+        for start in range(0, len(h), SoftmaxLoss.BLOCK):
+            block = slice(start, start + SoftmaxLoss.BLOCK)
+            log_shares = F.log_softmax(F.linear(h[block], embedding, bias).float(), dim=1)  # (block, V)
+            losses[block] = -log_shares.gather(1, targets[block, None])[:, 0]
+            if any(ctx.needs_input_grad):
+                slope = log_shares.exp_()
+                slope[torch.arange(len(slope), device=h.device), targets[block]] -= 1
+                of_h[block] = (slope @ embedding).to(h.dtype)
+                of_embedding += slope.T @ h[block]
+                of_bias += slope.sum(dim=0)
+        ctx.save_for_backward(of_h, of_embedding, of_bias)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients, given that of the sum."""
+        of_h, of_embedding, of_bias = ctx.saved_tensors
+        return slope * of_h, slope * of_embedding, slope * of_bias, None

@@ -7,28 +7,26 @@ earlier training replays its very schedule, which is how two models come to see 
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from retrodb.errors import InputError, MismatchError, MissingFileError
+from retrodb.errors import InputError, MismatchError
 from retrodb.retro.config import RetroConfig
 from retrodb.retro.data import Batch, RetroData
-from retrodb.retro.model import LanguageModel, RetroModel, token_losses
+from retrodb.retro.model import LanguageModel
 
 WARMUP = 0.05  # share of the training in which the learning rate rises
 FINAL = 0.1  # share of the peak learning rate that is left at the end
 WEIGHT_DECAY = 0.1  # of matrices only
+EMBEDDING_RATE = 4.0  # learning rate of the embedding against that of other weights
 BATCH_CHUNKS = 64  # 4,096 tokens a step
+SAVE_EVERY = 200  # steps between two states that a killed training can continue from
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -41,16 +39,30 @@ class TrainedModel:
     progress: tuple[float, ...]  # the schedule that was followed, one number a step
     losses: tuple[float, ...]  # of each step, nats per token
     tokens_seen: int  # without padding
+    encoder: str = ""  # fingerprint of the encoder that found its neighbours; "" when none did, or it is not known
+    batch_chunks: int = 0  # chunks a step, about
 
 
-def by_steps(steps: int) -> Iterator[float]:
-    """Progress for so many steps."""
-    return (step / steps for step in range(steps))
+@dataclass(frozen=True)
+class Unfinished:
+    """A training that stopped between two steps, with all that the next one needs."""
+
+    so_far: TrainedModel
+    optimiser: dict[str, Tensor]  # "<moment>/<weight>" -> AdamW's running averages
 
 
-def by_clock(seconds: float, clock: Callable[[], float]) -> Iterator[float]:
-    """Progress by the time that `clock` tells (`time.monotonic`), ending after about so many seconds."""
-    start = clock()
+def by_steps(steps: int, done: int = 0) -> Iterator[float]:
+    """Progress for so many steps, of which some are done."""
+    return (step / steps for step in range(done, steps))
+
+
+def by_clock(seconds: float, clock: Callable[[], float], done: float = 0.0) -> Iterator[float]:
+    """Progress by the time that `clock` tells (`time.monotonic`), ending after about so many seconds.
+
+    Args:
+        done: the progress of an earlier training that this one continues.
+    """
+    start = clock() - done * seconds
     while (share := (clock() - start) / seconds) < 1.0:
         yield share
 
@@ -63,6 +75,9 @@ def train(
     batch_chunks: int = BATCH_CHUNKS,
     device: str = "cpu",
     on_step: Callable[[int, float, float], None] = lambda step, loss, progress: None,
+    resume: Unfinished | None = None,
+    save: Callable[[Unfinished], None] | None = None,
+    save_every: int = SAVE_EVERY,
 ) -> TrainedModel:
     """Trains the weights of `model` that require gradients, in place, by AdamW with warm-up and cosine decay.
 
@@ -70,10 +85,12 @@ def train(
     batches comes from the configuration's seed. Queries without any neighbour train as without retrieval.
 
     Args:
-        progress: share of the training done before each step; see the module.
+        progress: share of the training done before each step; see the module. When resuming, of the steps that are left.
         batch_chunks: chunks a step, about.
         device: any of PyTorch's; on CUDA the arithmetic is bfloat16.
         on_step: called after each step with its number, its loss in nats per token, and the progress before it.
+        resume: a training of the same model, data and batch size to continue, as if it had never stopped.
+        save: called every `save_every` steps with what `resume` takes.
 
     Raises:
         InputError: when there is nothing to train on.
@@ -83,26 +100,37 @@ def train(
     check_fit(model.config, data)
     if not len(data.query_tokens):
         raise InputError("no query chunks to train on", remedy="Ingest documents first.")
+    if resume is None:
+        model.start_from(torch.from_numpy(data.token_counts(model.config.vocab_size)))
     model.to(device).train()
     optimiser = _optimiser(model)
-    batches = _endless(data, model.config, batch_chunks)
-    steps, losses, tokens_seen = [], [], 0
-    with torch.random.fork_rng(enabled=model.config.dropout > 0):
-        torch.manual_seed(model.config.seed)
-        for step, share in enumerate(progress):
-            batch = next(batches)
+    before = resume.so_far if resume else TrainedModel(model, data.tokenizer, (), (), 0, data.encoder, batch_chunks)
+    if resume is not None:
+        _restore(optimiser, model, resume.optimiser)
+    steps, losses, tokens_seen = [*before.progress], [*before.losses], before.tokens_seen
+
+    def now() -> TrainedModel:
+        return replace(before, progress=tuple(steps), losses=tuple(losses), tokens_seen=tokens_seen)
+
+    with torch.random.fork_rng():
+        for share, batch in zip(progress, _endless(data, model.config, batch_chunks, skip=len(steps)), strict=False):
+            torch.manual_seed(model.config.seed + (len(steps) << 32))  # of dropout, so that any step can be the first
             for group in optimiser.param_groups:
-                group["lr"] = model.config.learning_rate * learning_rate(share)
-            loss, num_tokens = batch_loss(model, batch, device)
-            (loss.sum() / num_tokens).backward()  # type: ignore[no-untyped-call]
+                group["lr"] = group["rate"] * model.config.learning_rate * learning_rate(share)
+            num_tokens = int((batch.tokens != model.config.pad_token).sum())
+            loss = batch_loss(model, batch, device)[0] / num_tokens
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             steps.append(share)
-            losses.append(loss.detach().sum().item() / num_tokens)
+            losses.append(loss.item())
             tokens_seen += num_tokens
-            on_step(step, losses[-1], share)
-    return TrainedModel(model.eval(), data.tokenizer, tuple(steps), tuple(losses), tokens_seen)
+            on_step(len(steps) - 1, losses[-1], share)
+            if save is not None and len(steps) % save_every == 0:
+                save(Unfinished(now(), _moments(optimiser, model)))
+    model.eval()
+    return now()
 
 
 def _keep_freed_memory() -> None:
@@ -124,14 +152,12 @@ def learning_rate(progress: float) -> float:
     return FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
 
 
-def batch_loss(model: LanguageModel, batch: Batch, device: str) -> tuple[Tensor, int]:
-    """Losses in nats of each token of a batch (B, L), and the number of tokens among them."""
+def batch_loss(model: LanguageModel, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+    """As `LanguageModel.loss`, of a batch on the host."""
     tokens = torch.from_numpy(batch.tokens).to(device)
     neighbours = None if batch.neighbours is None else torch.from_numpy(batch.neighbours).to(device)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=device.startswith("cuda")):
-        logits = model(tokens, neighbours)
-    pad_token = model.config.pad_token
-    return token_losses(logits, tokens, pad_token), int((batch.tokens != pad_token).sum())
+        return model.loss(tokens, neighbours)
 
 
 def check_fit(config: RetroConfig, data: RetroData, tokenizer: str | None = None) -> None:
@@ -152,58 +178,43 @@ def check_fit(config: RetroConfig, data: RetroData, tokenizer: str | None = None
         raise MismatchError(what, remedy=f"Run 'retrodb neighbours DB --k {config.k}'.")
 
 
-def _endless(data: RetroData, config: RetroConfig, batch_chunks: int) -> Iterator[Batch]:
+def _endless(data: RetroData, config: RetroConfig, batch_chunks: int, skip: int) -> Iterator[Batch]:
     windows = data.windows(config.num_chunks, stride=config.num_chunks)
     for epoch in count():
-        yield from data.batches(windows, batch_chunks, config.k, (config.seed, epoch))
+        order = data.order(windows, batch_chunks, (config.seed, epoch))
+        yield from (data.batch(windows, chosen, config.k) for chosen in order[skip:])
+        skip = max(0, skip - len(order))
 
 
 def _optimiser(model: nn.Module) -> torch.optim.AdamW:
-    trained = _trained(model).values()
+    """Rare tokens have few steps in which to learn, so their embeddings take larger ones."""
+    weights = trained_weights(model)
+    embedding = [weight for name, weight in weights.items() if name == "embedding.weight"]
+    others = [weight for name, weight in weights.items() if name != "embedding.weight"]
     groups = [
-        {"params": [weight for weight in trained if weight.dim() >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [weight for weight in trained if weight.dim() < 2], "weight_decay": 0.0},
+        {"params": embedding, "weight_decay": 0.0, "rate": EMBEDDING_RATE},
+        {"params": [weight for weight in others if weight.dim() >= 2], "weight_decay": WEIGHT_DECAY, "rate": 1.0},
+        {"params": [weight for weight in others if weight.dim() < 2], "weight_decay": 0.0, "rate": 1.0},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95), fused=True)
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that training changes, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def save_checkpoint(trained: TrainedModel, folder: Path) -> None:
-    """Writes `model.safetensors`, the weights that were trained, and `config.json` into a folder that exists."""
-    card = {"config": asdict(trained.model.config), "tokenizer": trained.tokenizer, "tokens_seen": trained.tokens_seen}
-    card |= {"progress": trained.progress, "losses": trained.losses}
-    save_file(
-        {name: weight.detach().cpu().contiguous() for name, weight in _trained(trained.model).items()},
-        folder / "model.safetensors",
-    )
-    (folder / "config.json").write_text(json.dumps(card, indent=1))
+def _moments(optimiser: torch.optim.AdamW, model: LanguageModel) -> dict[str, Tensor]:
+    """The optimiser's state of every weight that was moved yet."""
+    return {
+        f"{moment}/{name}": tensor
+        for name, weight in trained_weights(model).items()
+        for moment, tensor in optimiser.state.get(weight, {}).items()
+    }
 
 
-def load_checkpoint(folder: Path, build: Callable[[RetroConfig], LanguageModel] = RetroModel) -> TrainedModel:
-    """The trained model in `folder`.
-
-    Args:
-        build: makes the untrained model; for a RETROfit `lambda config: RetroFit(base, config)`.
-
-    Raises:
-        MissingFileError: for a folder without a checkpoint.
-        InputError: for files that are no checkpoint or do not belong together.
-    """
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).exists():
-            raise MissingFileError("no such file", where=str(folder / name), remedy="Run 'retrodb retro train'.")
-    try:
-        card = json.loads((folder / "config.json").read_bytes())
-        model = build(RetroConfig(**card["config"] | {"cross_layers": tuple(card["config"]["cross_layers"])}))
-        weights = load_file(folder / "model.safetensors")
-        if weights.keys() != _trained(model).keys():
-            raise KeyError("the weights are those of another model")
-        model.load_state_dict(weights, strict=False)  # what was not trained is not there
-        record = tuple(card["progress"]), tuple(card["losses"]), int(card["tokens_seen"])
-        return TrainedModel(model.eval(), card["tokenizer"], *record)
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        what = f"not a checkpoint of this retrodb ({error})"
-        raise InputError(what, where=str(folder), remedy="Train again with 'retrodb retro train'.") from error
+def _restore(optimiser: torch.optim.AdamW, model: LanguageModel, moments: dict[str, Tensor]) -> None:
+    weights = trained_weights(model)
+    for key, tensor in moments.items():
+        moment, name = key.split("/", 1)
+        optimiser.state[weights[name]][moment] = tensor.to(weights[name].device)

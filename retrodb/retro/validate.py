@@ -9,93 +9,135 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from retrodb.config import ValidateParams
+from retrodb.encode.device import choose_compute
 from retrodb.engine.progress import Progress
-from retrodb.errors import MissingStep
-from retrodb.retro.collect import collect
+from retrodb.errors import MismatchError, MissingStep, UsageError
+from retrodb.retro.collect import collect, sample_rows, with_neighbours
 from retrodb.retro.config import sized
 from retrodb.retro.data import RetroData
-from retrodb.retro.evaluate import Report, evaluate
+from retrodb.retro.evaluate import Evaluation, evaluate
+from retrodb.retro.examples import report_of
+from retrodb.retro.experiment import Experiment, LeakagePoint, ValidateResult
+from retrodb.retro.leakage import NEIGHBOURS, SharedRuns, leakage_curve, shared_runs
 from retrodb.retro.model import RetroModel
+from retrodb.retro.page import render_page
+from retrodb.retro.run_leakage import nearest_data
+from retrodb.retro.run_training import shown_steps
 from retrodb.retro.train import TrainedModel, by_clock, by_steps, train
+from retrodb.stages.search import Searcher
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import SELF, View
 
-_STEPS_OF_PROGRESS = 1000  # a bar in thousandths: with a clock the number of steps is not known beforehand
-
-
-@dataclass(frozen=True)
-class ValidateResult:
-    """The experiment and what came out."""
-
-    snapshot: int
-    space: str
-    train_table: str
-    heldout_table: str
-    size: str
-    steps: int  # of each model
-    train_chunks: int
-    report: Report
+FIRST_SHARE = (
+    0.6  # of the minutes go to the retrieving model: a step of it takes half as long again as one without, or more
+)
 
 
 def run_validate(
-    view: View, progress: Progress, params: ValidateParams, *, table: str | None = None, heldout: str | None = None
+    view: View,
+    progress: Progress,
+    params: ValidateParams,
+    *,
+    table: str | None = None,
+    heldout: str | None = None,
+    report: Path | None = None,
+    device: str = "auto",
 ) -> ValidateResult:
     """Train both models and evaluate them.
 
     Args:
         table: the neighbour table of the training documents; None takes that of the database's own chunks.
         heldout: the neighbour table of the held-out documents; None takes the first of a foreign query set.
+        report: where to write the experiment as an HTML page.
 
     Raises:
         MissingStep: when one of the tables is missing.
         MismatchError: when they are of different spaces.
+        UsageError: for a held-out table of the database's own chunks, or a time that cannot be meant.
     """
+    experiment = _experiment(view, progress, params, table, heldout, choose_compute(device).device)
+    if report is None:
+        return experiment.result
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(render_page(report_of(experiment, view)), encoding="utf-8")
+    return replace(experiment.result, page=str(report))
+
+
+def _experiment(
+    view: View, progress: Progress, params: ValidateParams, table: str | None, heldout: str | None, device: str
+) -> Experiment:
+    if params.minutes <= 0 or (params.steps is not None and params.steps < 1):
+        raise UsageError("no time to train", remedy="Give --minutes above 0, or --steps of 1 or more.")
     trained_on = NeighbourTable(view, table or SELF)
     held_out = NeighbourTable(view, heldout or _foreign_table(view))
+    _check_tables(trained_on, held_out)
     data = collect(trained_on, max_chunks=params.max_train_chunks, seed=params.seed)
-    unseen = collect(held_out, max_chunks=params.max_heldout_chunks, seed=params.seed)
-    k = min(trained_on.k, held_out.k)
+    space = trained_on.entry["space"]
+    rows = sample_rows(view.query_set(held_out.query_set), params.max_heldout_chunks, params.seed)
+    unseen = with_neighbours(view, held_out.query_set, rows, held_out.read(rows)[0], space=space)
     config = sized(
         params.size,
         view.settings.vocab_size,
         chunk_tokens=view.settings.chunk_tokens,
-        num_chunks=8,
-        k=k,
+        k=min(trained_on.k, held_out.k),
         seed=params.seed,
     )
-    steps = by_steps(params.steps) if params.minutes is None else by_clock(60 * params.minutes, time.monotonic)
-    retrieving = _train(RetroModel(config), data, steps, params, progress, "train with neighbours")
-    plain = _train(RetroModel(config), data.without(), retrieving.progress, params, progress, "train without")
-    evaluation = evaluate(retrieving, plain, unseen, seed=params.seed, batch_chunks=params.batch_chunks)
-    return ValidateResult(
+    seconds = 60 * params.minutes * FIRST_SHARE
+    schedule = by_clock(seconds, time.monotonic) if params.steps is None else by_steps(params.steps)
+
+    def trained(name: str, on: RetroData, steps: Iterable[float]) -> TrainedModel:
+        with shown_steps(progress, name) as on_step:
+            return train(
+                RetroModel(config), on, steps, batch_chunks=params.batch_chunks, device=device, on_step=on_step
+            )
+
+    retrieving = trained("train with neighbours", data, schedule)
+    plain = trained("train without", data.without(), retrieving.progress)
+    evaluation = evaluate(retrieving, plain, unseen, seed=params.seed, batch_chunks=params.batch_chunks, device=device)
+    runs = shared_runs(nearest_data(Searcher.open(view, space=space), held_out.query_set, rows, NEIGHBOURS))
+    result = ValidateResult(
         snapshot=view.snapshot.number,
-        space=trained_on.entry["space"],
+        space=space,
         train_table=trained_on.name,
         heldout_table=held_out.name,
+        is_screened=is_screened(view, held_out.query_set),
         size=params.size,
         steps=len(retrieving.progress),
         train_chunks=len(data.query_documents),
         report=evaluation.report,
+        leakage=tuple(_leakage_points(runs, evaluation, unseen)),
     )
+    return Experiment(result, held_out, rows, unseen, evaluation, retrieving, plain, runs)
 
 
-def _train(
-    model: RetroModel, data: RetroData, steps: Iterable[float], params: ValidateParams, progress: Progress, name: str
-) -> TrainedModel:
-    done = 0
-    with progress.stage(name, _STEPS_OF_PROGRESS) as bar:
+def is_screened(view: View, query_set: str) -> bool:
+    """Whether the documents of a query set are a test set that all of the database was held against."""
+    return query_set in view.snapshot.names("testset") and not view.unscreened_shards(query_set)
 
-        def on_step(step: int, loss: float, share: float) -> None:
-            nonlocal done
-            del step, loss
-            reached = int(share * _STEPS_OF_PROGRESS)
-            bar.advance(reached - done)
-            done = reached
 
-        return train(model, data, steps, batch_chunks=params.batch_chunks, on_step=on_step)
+def _leakage_points(runs: SharedRuns, evaluation: Evaluation, data: RetroData) -> Iterable[LeakagePoint]:
+    curves = {name: leakage_curve(runs, evaluation.bits[name], data.query_bytes) for name in ("on", "without")}
+    chunks = np.cumsum(runs.histogram())
+    for eighth in range(9):
+        at = runs.chunk_tokens * eighth // 8
+        values = {name: None if np.isnan(curve[at]) else float(curve[at]) for name, curve in curves.items()}
+        yield LeakagePoint(eighth / 8, int(chunks[at]), **values)
+
+
+def _check_tables(trained_on: NeighbourTable, held_out: NeighbourTable) -> None:
+    if held_out.query_set == SELF:
+        what = f"table '{held_out.name}' is of the database's own chunks, which are trained on"
+        raise UsageError(what, remedy="Name the table of a foreign query set with --heldout.")
+    spaces = trained_on.entry["space"], held_out.entry["space"]
+    if spaces[0] != spaces[1]:
+        what = f"table '{trained_on.name}' is of space '{spaces[0]}', '{held_out.name}' of '{spaces[1]}'"
+        raise MismatchError(what, remedy="Name two tables of one space with --table and --heldout.")
 
 
 def _foreign_table(view: View) -> str:

@@ -8,9 +8,10 @@ import transformers
 from torch import nn
 
 from retrodb.errors import InputError
+from retrodb.retro.checkpoint import load_checkpoint, save_checkpoint
 from retrodb.retro.evaluate import chunk_bits
 from retrodb.retro.fit import RetroFit, fit_config
-from retrodb.retro.train import by_steps, load_checkpoint, save_checkpoint, train
+from retrodb.retro.train import by_steps, train
 
 from .synthetic import near_copies
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from retrodb.errors import ConfigError
 from retrodb.retro.config import SIZES, RetroConfig, sized
 from retrodb.retro.model import ChunkedCrossAttention, RetroModel, token_losses
+from retrodb.retro.model import rotate as model_rotate
 
 CONFIG = sized("tiny", 50, chunk_tokens=4, num_chunks=4, layers=3, cross_layers=(2, 3), encoder_layers=2, k=2)
 M, L, CHUNKS, R = 4, 16, 4, 8
@@ -64,18 +65,71 @@ def test_chunked_cross_attention_is_the_naive_loop_over_tokens() -> None:
     encoded = torch.randn(2 * CHUNKS, 2 * R, CONFIG.encoder_width, generator=generator)
     is_present = torch.rand(2, CHUNKS, 2, R, generator=generator) < 0.6
     is_present[0, 1] = False
-    expected = torch.zeros_like(h)
+    attention, expected = cross.attention, torch.zeros_like(h)
     for b in range(2):
         for t in range(M - 1, L):
             u = (t + 1) // M - 1  # the last chunk that is complete when token t is read
-            seen = is_present[b, u].flatten()
-            if seen.any():
-                keys = encoded[b * CHUNKS + u][seen]
-                position = torch.tensor([t - u * M])
-                where = torch.arange(R).repeat(2)[seen]
-                out = cross.attention(cross.norm(h[b, t])[None, None], keys[None], (position, where))
-                expected[b, t] = out[0, 0]
-    torch.testing.assert_close(cross(h, encoded, is_present), expected, atol=1e-5, rtol=1e-4)
+            own, seen = encoded[b * CHUNKS + u], torch.nonzero(is_present[b, u].flatten()).flatten().tolist()
+            if not seen:
+                continue
+            query = rotate(attention.query(cross.norm(h[b, t]))[None], torch.tensor([t - u * M]))
+            keys = rotate(attention.key_value(own[seen]).chunk(2, dim=-1)[0], torch.tensor([j % R for j in seen]))
+            following = [j if j % R == R - 1 else j + 1 for j in seen]  # a key's value is what follows in its neighbour
+            values = attention.key_value(own[following]).chunk(2, dim=-1)[1]
+            mixed = []
+            for q, k, v in zip(*(each.chunk(CONFIG.heads, dim=-1) for each in (query, keys, values)), strict=True):
+                scores = torch.stack([(q[0] * key).sum() for key in k]) / CONFIG.head_width**0.5
+                mixed.append(sum(share * value for share, value in zip(scores.softmax(dim=0), v, strict=True)))
+            expected[b, t] = attention.out(torch.cat(mixed))
+    torch.testing.assert_close(cross(h, encoded, is_present), expected, atol=1e-4, rtol=1e-3)
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """(T, heads * head width), every head turned by its position."""
+    heads = x.unflatten(-1, (CONFIG.heads, -1)).transpose(0, 1)
+    return model_rotate(heads, positions, CONFIG.rotary_base).transpose(0, 1).flatten(1)
+
+
+def test_the_encoder_reads_both_ways_and_knows_the_chunk_that_retrieved() -> None:
+    encoder, generator = made().encoder, torch.Generator().manual_seed(2)
+    embedded = torch.randn(2, CHUNKS, 2, R, CONFIG.width, generator=generator)
+    is_present = torch.ones(2, CHUNKS, 2, R, dtype=torch.bool)
+    h = torch.randn(2, L, CONFIG.width, generator=generator)
+    with torch.inference_mode():
+        before = encoder(embedded, is_present, h).view(2, CHUNKS, 2, R, -1)
+        for position in range(R):
+            other = embedded.clone()
+            other[0, 1, 0, position] += 1
+            changed = (encoder(other, is_present, h).view_as(before) - before).abs().amax(dim=-1) > 1e-5
+            assert changed[0, 1, 0].all(), "every position sees every other one of its neighbour"
+            assert changed.sum() == R, "and none of another neighbour"
+        for token in range(L):
+            other = h.clone()
+            other[0, token] += 1
+            changed = (encoder(embedded, is_present, other).view_as(before) - before).abs().amax(dim=-1) > 1e-5
+            assert changed[0, token // M].all(), "all neighbours of the chunk see it"
+            assert changed.sum() == 2 * R, "and those of no other chunk"
+
+
+def test_the_loss_is_that_of_the_logits_and_so_are_its_gradients() -> None:
+    model, (tokens, neighbours) = made(), inputs()
+    tokens[0, 9:] = CONFIG.pad_token
+    expected = token_losses(model(tokens, neighbours), tokens, CONFIG.pad_token)
+    expected.sum().backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    total, losses = model.loss(tokens, neighbours)
+    total.backward()
+    torch.testing.assert_close(losses, expected.detach())
+    torch.testing.assert_close(total, expected.sum())
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name], atol=1e-3, rtol=1e-3)
+
+
+def test_a_model_begins_at_the_frequencies_of_its_tokens() -> None:
+    model = RetroModel(CONFIG)
+    model.start_from(torch.arange(50.0))
+    assert model.frequency.softmax(dim=0)[40].item() == pytest.approx(40.1 / (49 * 25 + 5))
 
 
 @settings(max_examples=15, deadline=None)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from retrodb.errors import InputError, MismatchError, MissingFileError
+from retrodb.retro.checkpoint import load_checkpoint, save_checkpoint
 from retrodb.retro.config import sized
 from retrodb.retro.evaluate import chunk_bits
 from retrodb.retro.model import RetroModel
-from retrodb.retro.train import TrainedModel, by_clock, by_steps, load_checkpoint, save_checkpoint, train
+from retrodb.retro.train import TrainedModel, by_clock, by_steps, train
 
 from .synthetic import near_copies
 

@@ -10,8 +10,12 @@ import pytest
 from made_documents import made_text, write_documents
 
 from retrodb.database import Database
-from retrodb.errors import MissingStep
+from retrodb.errors import MissingStep, UsageError
 from retrodb.retro.collect import collect
+from retrodb.retro.examples import read_with
+from retrodb_cli.main import main
+
+from .synthetic import near_copies
 
 
 @pytest.fixture
@@ -73,3 +77,62 @@ def test_without_held_out_documents_it_says_what_to_do(make_database: Callable[.
     made.neighbours()
     with pytest.raises(MissingStep, match="--holdout"):
         made.validate(steps=1)
+
+
+def test_the_page_shows_what_documents_say_and_runs_none_of_it(
+    make_database: Callable[..., Database], tmp_path: Path
+) -> None:
+    evil = "<script>alert(1)</script> & more "
+    made = make_database({str(i): evil + made_text(i, 150) + evil * 5 for i in range(6)})
+    heldout = {f"t{i}": evil + made_text(i, 150) for i in range(3)}
+    made.add_queries("test", [write_documents(tmp_path / "test.jsonl", heldout)])
+    made.embed()
+    made.index()
+    made.neighbours()
+    made.neighbours(queries="test")
+    page = tmp_path / "reports" / "page.html"
+    result = made.validate(steps=2, batch_chunks=16, report=page, device="cpu")
+    text = page.read_text()
+    assert result.page == str(page)
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<mark>" in text
+    assert result.report.verdict.split(":")[0] in text
+
+
+def test_it_says_whether_the_leak_scan_was_passed(database: Database, tmp_path: Path) -> None:
+    assert not database.validate(steps=1, batch_chunks=16).is_screened
+    database.dedup([tmp_path / "test.jsonl"], name="test")
+    database.neighbours(k=2, slack=0)
+    assert database.validate(steps=1, batch_chunks=16).is_screened
+
+
+def test_the_leakage_curve_goes_over_all_held_out_chunks(database: Database) -> None:
+    result = database.validate(steps=1, batch_chunks=16)
+    assert [point.alpha for point in result.leakage] == [eighth / 8 for eighth in range(9)]
+    last = result.leakage[-1]
+    assert last.chunks == result.report.chunks
+    assert last.on == pytest.approx(result.report.bits_per_byte["on"].value)
+    assert last.without == pytest.approx(result.report.bits_per_byte["without"].value)
+
+
+def test_what_cannot_be_meant_is_refused(database: Database) -> None:
+    with pytest.raises(UsageError, match="which are trained on"):
+        database.validate(steps=1, heldout="self")
+    for options in ({"minutes": 0.0}, {"steps": 0}):
+        with pytest.raises(UsageError, match="no time to train"):
+            database.validate(**options)
+
+
+def test_an_example_shows_the_neighbours_that_were_read_with_the_chunk() -> None:
+    data = near_copies(3, chunks=4)
+    shown = read_with(data)
+    for row in range(12):
+        assert (shown.neighbours[row] == (data.neighbours[row - 1] if row % 4 else -1)).all()
+
+
+def test_the_command_prints_the_verdict(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", database.path, "--steps", "1", "--batch-chunks", "16", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "bits per byte" in out
+    assert "not held against" in out

@@ -1,0 +1,100 @@
+"""What proves a database, as text for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import format_count, render_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from retrodb.retro.evaluate import Estimate
+    from retrodb.retro.experiment import ValidateResult
+    from retrodb.retro.run_leakage import LeakageResult
+    from retrodb.retro.run_model import Fingerprints, RetroEvalResult, RetroGenerateResult
+
+_EIGHTHS = (0, 1, 2, 4, 8)  # borders of the histogram, in eighths of a chunk
+
+
+def leakage(result: LeakageResult) -> str:
+    """The histogram of r(C) in a few classes, and the sum."""
+    m, counts = result.chunk_tokens, result.chunks_by_run
+    borders = [-(-m * eighth // 8) for eighth in _EIGHTHS]
+    rows = []
+    for start, stop in zip(borders, [*borders[1:-1], m, m + 1], strict=True):
+        if start < stop:
+            count = sum(counts[start:stop])
+            shown = f"{start}" if stop == start + 1 else f"{start} to {stop - 1}"
+            rows.append(
+                {"shared tokens": shown, "r(C)": f"{start / m:.1%}", "chunks": count, "share": count / result.chunks}
+            )
+    return "\n".join(
+        [
+            f"{result.against} against space '{result.space}': {format_count(result.documents)} documents,"
+            f" {format_count(result.chunks)} chunks of {m} tokens, {result.neighbours} neighbours each",
+            render_table(rows),
+            f"{result.share_at_eighth:.2%} of the chunks share {borders[1]} tokens or more with a neighbour",
+        ]
+    )
+
+
+def estimates(column: str, values: Mapping[str, Estimate]) -> str:
+    """A table of numbers with their intervals."""
+    return render_table(
+        [{column: name, "bits per byte": it.value, "95% from": it.low, "to": it.high} for name, it in values.items()]
+    )
+
+
+def retro_eval(result: RetroEvalResult) -> str:
+    """Bits per byte under every condition, and what retrieval gains."""
+    return "\n".join(
+        [
+            f"{result.checkpoint} on {result.data}: {format_count(result.documents)} documents,"
+            f" {format_count(result.chunks)} chunks",
+            _fingerprints(result.fingerprints),
+            estimates("condition", result.bits_per_byte),
+            estimates("gain over", result.gain),
+        ]
+    )
+
+
+def generated(result: RetroGenerateResult) -> str:
+    """The text, and under it what was retrieved for it."""
+    lines = [_fingerprints(result.fingerprints), "", click.style(result.prompt, dim=True) + result.text, ""]
+    for shown in result.shown:
+        place = click.style(f"{shown.doc_id}, chunk {shown.chunk_id}", bold=True)
+        lines += [f"after token {shown.after_token}: {place}", f"  {' '.join(shown.text.split())}"]
+    return "\n".join(lines)
+
+
+def _fingerprints(prints: Fingerprints) -> str:
+    rows = [
+        {"fingerprint": "tokenizer", "model": prints.model_tokenizer or "-", "data": prints.data_tokenizer or "-"},
+        {"fingerprint": "encoder", "model": prints.model_encoder or "-", "data": prints.data_encoder or "-"},
+    ]
+    return render_table(rows)
+
+
+def validation(result: ValidateResult) -> str:
+    """Bits per byte under every condition, the verdict, and what it rests on."""
+    report = result.report
+    setting = (
+        f"{result.size} model, {format_count(result.steps)} steps, {format_count(result.train_chunks)} chunks to train on;"
+        f" held out: {format_count(report.documents)} documents, {format_count(report.chunks)} chunks"
+    )
+    lines = [setting, estimates("condition", report.bits_per_byte), report.verdict]
+    points = [
+        {"r(C) up to": f"{it.alpha:.1%}", "chunks": it.chunks, "on": it.on, "without": it.without}
+        for it in result.leakage
+        if it.on is not None and it.without is not None
+    ]
+    lines += [render_table(points)]
+    if not result.is_screened:
+        lines.append(
+            f"The database was not held against '{result.heldout_table}' by a leak scan, so neighbours may hold the very text:"
+            " run 'retrodb dedup' first."
+        )
+    return "\n".join([*lines, *([f"page  {result.page}"] if result.page else [])])

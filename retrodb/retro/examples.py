@@ -1,0 +1,97 @@
+"""What a validation page shows of an experiment: its figures, and the chunks where retrieval helped most and least.
+
+A chunk is read with the neighbours of the chunk before it, so these are what an example shows, not its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from retrodb.retro.data import Ints, RetroData
+from retrodb.retro.experiment import Experiment
+from retrodb.retro.leakage import SharedRuns, leakage_curve, shared_runs
+from retrodb.retro.page import Example, Passage, Report
+from retrodb.stages.cut import load_tokenizer
+from retrodb.view.view import View
+
+_SHOWN = 3  # examples of each kind
+
+
+def report_of(experiment: Experiment, view: View) -> Report:
+    """The page's content."""
+    result, evaluation, data = experiment.result, experiment.evaluation, experiment.heldout
+    report = result.report
+    screened = "yes" if result.is_screened else "no: neighbours may hold their very text, run 'retrodb dedup'"
+    saved = evaluation.bits["without"] - evaluation.bits["on"]
+    shown = read_with(data)
+    order = np.argsort(-saved, kind="stable")
+    order = order[(shown.neighbours[order] >= 0).any(axis=1)]
+    runs = shared_runs(shown)
+    return Report(
+        title="Do the neighbours help a language model?",
+        verdict=report.verdict,
+        setting=[
+            ("database", view.storage.url),
+            ("snapshot", str(result.snapshot)),
+            ("space", result.space),
+            ("tables", f"{result.train_table} to train with, {result.heldout_table} held out"),
+            ("database was held against the held-out documents", screened),
+            ("model", f"{result.size}, {result.steps:,} steps, {report.tokens_seen:,} tokens seen by each of the two"),
+            ("held out", f"{report.documents:,} documents, {report.chunks:,} chunks, {report.num_bytes:,} bytes"),
+        ],
+        bits_per_byte=report.bits_per_byte,
+        gain=report.gain,
+        losses={"with neighbours": experiment.retrieving.losses, "without": experiment.plain.losses},
+        leakage={
+            name: leakage_curve(experiment.runs, evaluation.bits[condition], data.query_bytes)
+            for name, condition in {"with retrieval": "on", "trained without": "without"}.items()
+        },
+        chunks_by_run=experiment.runs.histogram().tolist(),
+        helped=_examples(experiment, view, shown, runs, order[:_SHOWN]),
+        hindered=_examples(experiment, view, shown, runs, order[::-1][:_SHOWN]),
+    )
+
+
+def read_with(data: RetroData) -> RetroData:
+    """Every chunk with the neighbours that a model has seen when it reads the chunk: those of the chunk before."""
+    documents = data.query_documents
+    follows = np.append(False, documents[1:] == documents[:-1])[: len(documents)]
+    before = np.roll(data.neighbours, 1, axis=0)
+    return replace(data, neighbours=np.where(follows[:, None], before, -1))
+
+
+def _examples(experiment: Experiment, view: View, shown: RetroData, runs: SharedRuns, rows: Ints) -> Sequence[Example]:
+    bits, tokenizer = experiment.evaluation.bits, load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
+    ids, _ = experiment.table.read(experiment.rows)
+    queries = view.query_set(experiment.table.query_set)
+
+    def passage(tokens: Ints, start: int, length: int) -> Passage:
+        tokens = tokens[tokens != shown.pad_token] if length == 0 else tokens
+        pieces = tokens[:start], tokens[start : start + length], tokens[start + length :]
+        # A border may cut a character in two: each half is then shown as the replacement character.
+        return Passage(
+            *(tokenizer.decode_bytes(piece[piece != shown.pad_token]).decode(errors="replace") for piece in pieces)
+        )
+
+    examples = []
+    for row in rows.tolist():
+        nearest, length = int(runs.neighbour[row]), int(runs.length[row])
+        value = shown.neighbour_values(np.array([row]), nearest + 1)[0, nearest]
+        chunk = shown.queries(np.array([row]))[0]
+        document = view.chunks.documents(ids[row - 1, nearest : nearest + 1])[0]
+        own = queries.documents(experiment.rows[row : row + 1])[0]
+        examples.append(
+            Example(
+                doc_id=own["doc_id"] if own else "",
+                chunk=passage(chunk, int(runs.start[row]), length),
+                neighbour_doc_id=document["doc_id"] if document else "",
+                neighbour=passage(value, int(runs.neighbour_start[row]), length),
+                shared_tokens=length,
+                bits_on=float(bits["on"][row]),
+                bits_without=float(bits["without"][row]),
+            )
+        )
+    return examples
