@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from .options import (
     READING_EXITS,
     Command,
     Session,
+    as_of_option,
     database_argument,
     json_option,
     open_database,
@@ -32,12 +35,12 @@ from .render import exposure
     metavar="N",
     help="Rows of the table, in order, that the training run has seen.",
 )
+@as_of_option
 @json_option
 @pass_session
-def command(session: Session, database: str, testset: str, table: str | None, consumed_samples: int) -> None:
+def command(session: Session, /, database: str, testset: str, **options: Any) -> None:
     """Tell which rows of a neighbour table met a test set.
 
     A row meets it when its own text, a neighbour or a neighbour's continuation shares an n-gram with an item.
     """
-    found = open_database(session, database).exposure(testset, table=table, consumed_samples=consumed_samples)
-    session.output.result(found, exposure)
+    session.output.result(open_database(session, database).exposure(testset, **options), exposure)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -109,6 +111,31 @@ as_of_option = click.option(
 )
 
 
+def _read_names(_ctx: click.Context, _param: click.Parameter, file: TextIO | None) -> list[str] | None:
+    return None if file is None else [name for line in file if (name := line.rstrip("\r\n"))]
+
+
+def names_option(*, required: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `doc_ids`: a file with names of documents."""
+    return click.option(
+        "--doc-ids",
+        type=click.File(encoding="utf-8"),
+        callback=_read_names,
+        required=required,
+        metavar="FILE",
+        help="Names of documents, one a line: an id, or source/id; - is stdin.",
+    )
+
+
+def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose documents: `where`, `doc_ids` and `source`."""
+    where = click.option(
+        "--where", metavar="SQL", help="A condition over columns of documents, metadata->>'field', scores and text."
+    )
+    source = click.option("--source", metavar="NAME", help="Documents of this source only.")
+    return where(names_option()(source(command)))
+
+
 def share(text: str) -> float:
     """The type of options that are a share: 0.005, or 0.5%."""
     try:
@@ -118,6 +145,31 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise click.BadParameter(f"'{text}' is no share; write 0.5% or 0.005.")
     return value
+
+
+def size(text: str) -> int:
+    """The type of options that are a number of bytes: 8GiB, 500MB or 4096."""
+    match = re.fullmatch(r"(\d+)\s*(?:([kMGT])(i?))?B?", text)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter(f"'{text}' is no size; write 8GiB, 500MB or a number of bytes.")
+    power = "kMGT".index(match[2]) + 1 if match[2] else 0
+    return int(match[1]) * int((1024 if match[3] else 1000) ** power)
+
+
+def duration(text: str) -> timedelta:
+    """The type of options that are a time: 7d, 12h, 30m or 45s."""
+    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    if not text[:-1].isdecimal() or text[-1] not in units:
+        raise click.BadParameter(f"'{text}' is no time; write 7d, 12h, 30m or 45s.")
+    try:
+        return timedelta(**{units[text[-1]]: int(text[:-1])})
+    except OverflowError:
+        raise click.BadParameter(f"'{text}' is longer than anything lasts.") from None
+
+
+memory_option = click.option(
+    "--memory", "memory_bytes", type=size, default="4G", show_default=True, metavar="SIZE", help="That it may use."
+)
 
 
 def is_given(name: str) -> bool:

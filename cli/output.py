@@ -1,7 +1,7 @@
 """How results look: tables and key-value lines for people, JSON lines for programs. Commands contain no formatting.
 
 Results go to stdout; notes and errors go to stderr. A unit at the end of a field's name says how the console shows it:
-`_bytes`, `_s`; integers get thousands separators. JSON always has the plain number.
+`_bytes`, `_s`, `_per_s`; integers get thousands separators. JSON always has the plain number.
 """
 
 from __future__ import annotations
@@ -128,11 +128,15 @@ def format_value(name: str, value: object) -> str:
     if isinstance(value, int | float):
         if name.endswith("_bytes"):
             return format_size(value)
+        if name.endswith("_per_s"):
+            return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
         if name.endswith("_s"):
             return format_duration(value)
         return format_count(value) if isinstance(value, int) else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(format_value(name, each) for each in value) or "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {format_value(key, each)}" for key, each in value.items() if each) or "-"
     return str(value)
 
 

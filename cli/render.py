@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,13 +13,13 @@ from .output import format_count, format_duration, format_size, format_value, re
 if TYPE_CHECKING:
     from retrodb.maintain.check import CheckResult
     from retrodb.maintain.demo import DemoExample, DemoResult, DemoStage
-    from retrodb.retro.validate import ValidateResult
     from retrodb.stages.clusters import Duplicate
     from retrodb.stages.dedup import DedupResult
     from retrodb.stages.exposure import ExposureResult
     from retrodb.stages.leak_report import LeakHit
     from retrodb.stages.near_duplicates import NearDuplicatesResult
     from retrodb.stages.search import SearchHit
+    from retrodb.stages.show_neighbours import ShownChunk, ShownRow
 
 _EXCERPT_CHARS = 300
 _MIN_WORD = 3  # shorter words are in every text
@@ -111,13 +111,46 @@ def exposure(result: ExposureResult) -> str:
     return "\n".join([render_table(rows), sum_line] if rows else [sum_line])
 
 
-def search_hit(hit: SearchHit, query: str) -> str:
-    """A chunk with its place and continuation; words that it shares with the query stand out."""
+def search_hit(hit: SearchHit, queries: Any) -> str:
+    """A chunk with its place and continuation; words that it shares with the query, if that is a text, stand out."""
+    query = str(queries[hit.query]) if isinstance(queries[hit.query], str) else ""
     place = f"{hit.source}/{hit.doc_id}  chunk {hit.chunk_id} (position {hit.position})"
     lines = [f"{hit.score:.4f}  {click.style(place, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
     if hit.continuation:
         lines.append(click.style(f"  -> {_flat(hit.continuation)}", dim=True))
+    if hit.rank == 0 and len(queries) > 1:
+        lines.insert(0, click.style(f"query {hit.query + 1}: {_flat(query) or 'a vector'}", underline=True))
     return "\n".join(lines)
+
+
+def shown_row(shown: ShownRow) -> str:
+    """A row and its neighbours; token runs that they share stand out."""
+    runs = [run for neighbour in shown.neighbours for run in neighbour.shared_runs]
+    lines = [f"{shown.table}  {_shown_chunk(shown.row, runs)}"]
+    for number, each in enumerate(shown.neighbours, 1):
+        pinned = "  pinned" if each.is_pinned else ""
+        lines += ["", f"{number}. {each.distance:.4f}{pinned}  {_shown_chunk(each.chunk, each.shared_runs)}"]
+    if shown.bans:
+        lines += ["", f"banned: {', '.join(map(str, shown.bans))}"]
+    if shown.short:
+        lines += ["", f"{_count(shown.short, 'row')} of the table with fewer than {_count(shown.k, 'neighbour')}"]
+    return "\n".join(lines)
+
+
+def _shown_chunk(chunk: ShownChunk, runs: Sequence[str]) -> str:
+    place = f"{chunk.source}/{chunk.doc_id}  chunk {chunk.chunk_id} (position {chunk.position})"
+    lines = [click.style(place, bold=True), f"   {_with_runs(chunk.text, runs)}"]
+    if chunk.continuation:
+        lines.append(f"   -> {_with_runs(chunk.continuation, runs)}")
+    return "\n".join(lines)
+
+
+def _with_runs(text: str, runs: Sequence[str]) -> str:
+    """The text with runs in colour."""
+    flat = sorted({_flat(run) for run in runs}, key=len, reverse=True)
+    if not flat:
+        return _flat(text)
+    return re.sub("|".join(map(re.escape, flat)), lambda m: click.style(m[0], fg="yellow"), _flat(text))
 
 
 def check_result(result: CheckResult) -> str:
@@ -126,20 +159,6 @@ def check_result(result: CheckResult) -> str:
     looked = f"snapshot {result.snapshot}: {_count(result.files, 'file')}, {format_size(result.size_bytes)}, {how}"
     bad = [f"{click.style(each.path, fg='red')}: {each.what}. {each.remedy}" for each in result.damaged]
     return "\n".join([*bad, f"{looked}: {_count(len(bad), 'damaged file') if bad else 'all is well'}"])
-
-
-def validation(result: ValidateResult) -> str:
-    """Bits per byte under every condition, and the verdict."""
-    report = result.report
-    rows = [
-        {"condition": name, "bits per byte": it.value, "95% from": it.low, "to": it.high}
-        for name, it in report.bits_per_byte.items()
-    ]
-    setting = (
-        f"{result.size} model, {_count(result.steps, 'step')}, {_count(result.train_chunks, 'chunk')} to train on;"
-        f" held out: {_count(report.documents, 'document')}, {_count(report.chunks, 'chunk')}"
-    )
-    return f"{setting}\n{render_table(rows)}\n{report.verdict}"
 
 
 def demo_stage(stage: DemoStage) -> str:

@@ -20,6 +20,13 @@ from retrodb.errors import ConfigError
 
 T = TypeVar("T")
 
+# fmt: off
+EXPORT_FORMATS = (
+    "parquet", "huggingface", "arrays", "megatron", "lucidrains", "norlund", "nemo", "dpr", "atlas",
+)
+# fmt: on
+"""The formats of trainers; `export/export.py` has their writers."""
+
 
 @dataclass(frozen=True)
 class InitParams:
@@ -81,6 +88,18 @@ class NearDuplicatesParams:
 
 
 @dataclass(frozen=True)
+class TagParams:
+    """What gives documents their scores: exactly one of the first four."""
+
+    wordlist: str | None = None  # file of words and phrases, one a line
+    regex: str | None = None  # expression of RE2
+    hf_model: str | None = None  # folder or hub name of a sequence classifier
+    python: str | None = None  # "module:function", from a list of texts to a list of numbers
+    label: str | None = None  # of the classifier, whose probability is the score
+    measure: str = "share"  # of a word list or expression: "share" of the words that match, or "count" of matches
+
+
+@dataclass(frozen=True)
 class EmbedParams:
     """The encoder of a space; None reads the convention from the model's own files."""
 
@@ -102,7 +121,7 @@ class IndexParams:
     """How the vectors of a space are organised for search."""
 
     factory: str = "auto"  # FAISS factory string, or by size
-    train_sample: int | None = None  # vectors of the training sample; None is 100 per list
+    train_sample: int | None = None  # vectors of the training sample; None is 64 per list
     seed: int = 0  # of the sample and of k-means
     bytes_per_vector: int | None = None  # upper limit for the search code
     memory_bytes: int = 8 << 30  # what a searching machine may use
@@ -117,6 +136,9 @@ class NeighboursParams:
     exclude: tuple[str, ...] = ("document",)  # exclusion kinds that act inside the search
     recall: float = 0.95  # recall@k to aim at where the search is approximate
     exact: bool = False  # compare with every vector
+    where: str | None = None  # SQL condition on the documents that may be neighbours
+    sample: float = 1.0  # share of these, chosen by hash of the document's key
+    seed: int = 0  # of that hash
 
 
 @dataclass(frozen=True)
@@ -124,12 +146,28 @@ class ValidateParams:
     """The bounded experiment that tells whether retrieval helps."""
 
     size: str = "tiny"  # of the bundled RETRO model
-    steps: int = 300  # optimiser steps of each of the two models
-    minutes: float | None = None  # instead of `steps`: time to train the first model; the second gets equal steps
-    batch_chunks: int = 64  # chunks a step
+    minutes: float = 5.0  # to train both models, about; they get equal steps
+    steps: int | None = None  # instead of `minutes`: optimiser steps of each of the two models
+    batch_chunks: int = 16  # chunks a step
     max_train_chunks: int = 200_000  # training documents are sampled down to about so many chunks
     max_heldout_chunks: int = 2_000  # and held-out documents too
     seed: int = 0  # of samples, weights, order and shuffles
+
+
+@dataclass(frozen=True)
+class RetroTrainParams:
+    """A training of the bundled model, or of a RETROfit, on an `arrays` export."""
+
+    size: str = "2m"  # of a model of our own: tiny, 2m, 20m, 170m
+    steps: int = 2_000  # optimiser steps
+    minutes: float | None = None  # instead of `steps`: how long
+    batch_chunks: int = 64  # chunks a step
+    k: int | None = None  # neighbours read of each chunk; None reads all that the table has
+    without: bool = False  # train without any neighbour: the baseline
+    learning_rate: float | None = None  # at the peak; None takes the size's own
+    seed: int = 0  # of weights, order and dropout
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps; bfloat16 on CUDA
+    save_every: int = 200  # steps between two states that a killed training continues from
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
@@ -197,7 +235,10 @@ def _dump_table(values: Mapping[str, Any], prefix: str, lines: list[str]) -> Non
     for key, value in values.items():
         for table in _tables(value):
             name = f"{prefix}{_toml_key(key)}"
-            lines.extend(["", f"[{name}]" if isinstance(value, Mapping) else f"[[{name}]]"])
+            if not isinstance(value, Mapping):
+                lines.extend(["", f"[[{name}]]"])
+            elif not table or not all(map(_tables, table.values())):  # a table of tables needs no header of its own
+                lines.extend(["", f"[{name}]"])
             _dump_table(table, f"{name}.", lines)
 
 

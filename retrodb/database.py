@@ -22,12 +22,18 @@ from retrodb.facade.look import Looking
 from retrodb.facade.maintain import Maintaining
 from retrodb.facade.opened import make_context, params_of
 from retrodb.facade.prove import Proving
+from retrodb.facade.prove import retro_eval as retro_eval
+from retrodb.facade.prove import retro_fit as retro_fit
+from retrodb.facade.prove import retro_train as retro_train
 from retrodb.stages.context import Context
 from retrodb.store.storage import Storage, open_storage
 
 if TYPE_CHECKING:
+    from retrodb.format.arrays import Float32Array
     from retrodb.format.settings import Settings
+    from retrodb.maintain.build import BuildPlan, BuildResult
     from retrodb.maintain.demo import DemoResult, DemoStage
+    from retrodb.maintain.update import UpdateStep
     from retrodb.stages.tokenizer import TokenizerResult
 
 
@@ -63,6 +69,17 @@ def open(path: str | Path | Storage, **options: Any) -> Database:
     return Database(path, **options)
 
 
+def database_of_export(out: str | Path) -> str:
+    """Where the database of an export lies, as its card says.
+
+    Raises:
+        UsageError: when there is no export at this place.
+    """
+    from retrodb.export.refresh import read_card
+
+    return str(read_card(Path(out))["database"])
+
+
 def train_tokenizer(
     inputs: Sequence[str | Path], out: str | Path, *, vocab_size: int = 32_000, format: str = "auto"
 ) -> TokenizerResult:
@@ -70,6 +87,64 @@ def train_tokenizer(
     from retrodb.stages.tokenizer import run_train_tokenizer
 
     return run_train_tokenizer([str(i) for i in inputs], Path(out), vocab_size=vocab_size, format=format)
+
+
+def plan_build(
+    path: str | Path | Storage,
+    inputs: Sequence[str | Path],
+    *,
+    tokenizer: str,
+    encoder: str = InitParams.encoder,
+    against: Sequence[str | Path] = (),
+    workers: int | None = 1,
+    **options: Any,
+) -> BuildPlan:
+    """What `build` would do: parsed documents, and an estimate of every stage. Arguments are those of `build`."""
+    from retrodb.maintain.build import build_recipe, plan_build
+
+    recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
+    return plan_build(make_context(path, workers=workers), recipe, InitParams(tokenizer, encoder=encoder))
+
+
+def build(
+    path: str | Path | Storage,
+    inputs: Sequence[str | Path],
+    *,
+    tokenizer: str,
+    encoder: str = InitParams.encoder,
+    against: Sequence[str | Path] = (),
+    workers: int | None = 1,
+    progress: bool = False,
+    clock: str | None = None,
+    report: Callable[[UpdateStep], None] | None = None,
+    **options: Any,
+) -> BuildResult:
+    """Create a database from files, every stage once, with a recipe inside by which `Database.update` goes on.
+
+    Args:
+        tokenizer: of the language model, or "train" to train one on the input.
+        encoder: of the default space.
+        against: files of test sets, each a test set of its own.
+        report: called with every step as it ends.
+        options: fields of `IngestParams`; without `source` the first input gives the name.
+
+    Raises:
+        ConflictError: when there is another database already. What a step fails with is in the result.
+    """
+    from retrodb.maintain.build import build_recipe, build_result, prepare_build
+
+    context = make_context(path, workers=workers, progress=progress, clock=clock)
+    recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
+    prepare_build(context, recipe, InitParams(tokenizer, encoder=encoder))
+    database = Database(path, workers=workers, progress=progress, clock=clock)
+    return build_result(database.update(report=report), database.stats())
+
+
+def read_queries(path: Path, *, as_vectors: bool = False) -> list[str] | Float32Array:
+    """What to search for, from a file: texts, one a line or as JSON Lines; or vectors (Q, D) from an `.npy` file."""
+    from retrodb.stages.query_file import read_texts, read_vectors
+
+    return read_vectors(path) if as_vectors else read_texts(path)
 
 
 def demo(

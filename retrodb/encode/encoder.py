@@ -162,29 +162,37 @@ def _max_length(conventions: Conventions, num_positions: int, folder: Path) -> i
 
 
 def find_model(name: str) -> tuple[Path, str]:
-    """The model's folder, and where it comes from: a folder, the hub (or its cache), or an installed package.
+    """The model's folder, and where it comes from: a folder, an installed package, the hub's cache, or the hub.
+
+    What is on this machine is taken without asking the network; that it is the same model, its digest says.
 
     Raises:
         InputError: it is in none of these places.
     """
     if Path(name).is_dir():
         return Path(name), f"folder {Path(name).resolve()}"
+    packaged = _packaged_minilm() if name == MINILM else None
+    if packaged is not None:
+        return packaged
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES))), "Hugging Face hub"
-    except HFValidationError as error:
-        raise InputError(f"there is no folder '{name}', and it is no name of a model either") from error
-    except OSError as error:  # what the hub's client raises for an unknown name, and whatever the network does
-        packaged = _packaged_minilm() if name == MINILM else None
-        if packaged is None:
+    for is_local in (True, False):
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=is_local))
+        except HFValidationError as error:
+            raise InputError(f"there is no folder '{name}', and it is no name of a model either") from error
+        except OSError as error:  # what the hub's client raises for an unknown name, and whatever the network does
+            if is_local:
+                continue
             raise InputError(
                 f"the model '{name}' is no folder and cannot be had from the Hugging Face hub ({error})",
                 remedy="Download it where there is a network and give its folder"
                 + (", or install retrodb[minilm]." if name == MINILM else "."),
             ) from error
-        return packaged
+        if not is_local or any(folder.glob("*.safetensors")):  # a download that was interrupted is continued
+            return folder, "Hugging Face hub"
+    raise AssertionError("the second attempt returns or raises")
 
 
 def _packaged_minilm() -> tuple[Path, str] | None:

@@ -26,6 +26,10 @@ class Bar(Protocol):
         """A line that stays."""
         ...
 
+    def show(self, text: str) -> None:
+        """What stands beside the bar until the next of these."""
+        ...
+
 
 class Progress:
     """Says nothing; the base of those who do."""
@@ -44,6 +48,9 @@ class _Silent:
         del name, amount
 
     def note(self, text: str) -> None:
+        del text
+
+    def show(self, text: str) -> None:
         del text
 
 
@@ -75,6 +82,9 @@ class _TqdmBar:
 
     def note(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)  # type: ignore[attr-defined]
+
+    def show(self, text: str) -> None:
+        self._bar.set_postfix_str(text, refresh=False)  # type: ignore[attr-defined]
 
 
 class LineProgress(Progress):
@@ -116,6 +126,9 @@ class _Lines:
 
     def note(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+    def show(self, text: str) -> None:
+        self._counts = f", {text}"
 
 
 def make_progress(enabled: bool | None = None) -> Progress:

@@ -13,13 +13,17 @@ from retrodb.view.view import SELF
 
 if TYPE_CHECKING:
     from retrodb.export.export import ExportResult
+    from retrodb.export.refresh import RefreshResult
     from retrodb.stages.dedup import DedupResult
+    from retrodb.stages.edit_neighbours import EditResult
     from retrodb.stages.embed import EmbedResult
     from retrodb.stages.index import IndexResult
     from retrodb.stages.ingest import IngestResult
     from retrodb.stages.near_duplicates import NearDuplicatesResult
     from retrodb.stages.neighbours import NeighboursResult
     from retrodb.stages.queries import QueriesResult
+    from retrodb.stages.repair_neighbours import RepairResult
+    from retrodb.stages.spaces import SpaceChange
 
 
 class Building(Opened):
@@ -86,6 +90,20 @@ class Building(Opened):
                 self._context, options, Hardware(device, dtype, batch_tokens), space=space, dry_run=dry_run
             )
 
+    def drop_space(self, space: str, *, with_tables: bool = False, dry_run: bool = False) -> SpaceChange:
+        """Take a space out of the database, and with `with_tables` the neighbour tables that rest on it."""
+        from retrodb.stages.spaces import run_drop_space
+
+        with self._lock(marks.drop_space(space), "space"):
+            return run_drop_space(self._context, space, with_tables=with_tables, dry_run=dry_run)
+
+    def set_default_space(self, space: str, *, dry_run: bool = False) -> SpaceChange:
+        """Make a space, embedded and indexed whole, the one that is used when none is named."""
+        from retrodb.stages.spaces import run_default_space
+
+        with self._lock(marks.default_space(space), "space"):
+            return run_default_space(self._context, space, dry_run=dry_run)
+
     def index(
         self, *, space: str | None = None, retrain: bool = False, dry_run: bool = False, **options: Any
     ) -> IndexResult:
@@ -108,12 +126,29 @@ class Building(Opened):
                 self._context, name, [Path(f) for f in files], text_template=text_template, dry_run=dry_run
             )
 
+    def add_packed_queries(
+        self, name: str, *, tokenizer: str | None = None, dry_run: bool = False, **packing: Any
+    ) -> QueriesResult:
+        """Register a trainer's packed sequences: a row for every chunk of every sample, in the trainer's order.
+
+        Args:
+            tokenizer: whose tokens the sequences hold; None is the database's.
+            packing: `sequences` for the database's own documents; for Megatron's `megatron` or `blend`, `seq_length`,
+                `train_samples`, and if they are not its defaults `split`, `seed`, `subset`; and `doc_ids`.
+        """
+        from retrodb.stages.packed_queries import packing_of, run_add_packed
+
+        with self._lock(marks.queries(name), "queries"):
+            return run_add_packed(self._context, name, packing_of(**packing), tokenizer=tokenizer, dry_run=dry_run)
+
     def neighbours(
         self,
         *,
         queries: str = SELF,
         space: str | None = None,
         table: str | None = None,
+        memory_bytes: int = 4 << 30,
+        device: str = "auto",
         dry_run: bool = False,
         **options: Any,
     ) -> NeighboursResult:
@@ -122,7 +157,45 @@ class Building(Opened):
 
         params = params_of(NeighboursParams, options)
         with self._lock(marks.neighbours(table or queries), "neighbours"):
-            return run_neighbours(self._context, params, queries=queries, space=space, table=table, dry_run=dry_run)
+            return run_neighbours(
+                self._context,
+                params,
+                queries=queries,
+                space=space,
+                table=table,
+                memory_bytes=memory_bytes,
+                device=device,
+                dry_run=dry_run,
+            )
+
+    def repair_neighbours(self, *, table: str | None = None, dry_run: bool = False) -> list[RepairResult]:
+        """Bring one neighbour table, or all, up to date with what came and went since, by patches."""
+        from retrodb.stages.repair_neighbours import run_repair_neighbours
+
+        with self._lock(marks.neighbours(table or "all"), "neighbours"):
+            return run_repair_neighbours(self._context, table=table, dry_run=dry_run)
+
+    def edit_neighbours(
+        self,
+        row: int,
+        *,
+        table: str | None = None,
+        ban: int | None = None,
+        pin: int | None = None,
+        replace: tuple[int, int] | None = None,
+        undo: bool = False,
+        dry_run: bool = False,
+    ) -> EditResult:
+        """Ban or pin a neighbour of one row, or replace one by another, or take such an edit back.
+
+        Edits outlive the repair and the rebuild of their table; whatever reads the table honours them.
+        """
+        from retrodb.stages.edit_neighbours import run_edit_neighbours
+
+        with self._lock(marks.edit(table or SELF), "neighbours"):
+            return run_edit_neighbours(
+                self._context, row, table=table, ban=ban, pin=pin, replace=replace, undo=undo, dry_run=dry_run
+            )
 
     def export(
         self,
@@ -131,9 +204,26 @@ class Building(Opened):
         to: str = "parquet",
         table: str | None = None,
         as_of: int | None = None,
+        is_registered: bool = True,
         dry_run: bool = False,
     ) -> ExportResult:
-        """Write a neighbour table in a trainer's format."""
+        """Write a neighbour table in a trainer's format, and register the export unless told otherwise."""
         from retrodb.export.export import run_export
 
-        return run_export(self._context, Path(out), to=to, table=table, as_of=as_of, dry_run=dry_run)
+        with self._lock(marks.export(Path(out).name), "export"):
+            return run_export(
+                self._context,
+                Path(out),
+                to=to,
+                table=table,
+                as_of=as_of,
+                is_registered=is_registered,
+                dry_run=dry_run,
+            )
+
+    def refresh_export(self, out: str | Path, *, dry_run: bool = False) -> RefreshResult:
+        """Bring an export up to date: what was deleted becomes padding, repaired rows get their new neighbours."""
+        from retrodb.export.refresh import run_refresh
+
+        with self._lock(marks.export(Path(out).name), "export"):
+            return run_refresh(self._context, Path(out), dry_run=dry_run)

@@ -17,6 +17,7 @@ Int32Array: TypeAlias = NDArray[np.int32]
 Int64Array: TypeAlias = NDArray[np.int64]
 Float16Array: TypeAlias = NDArray[np.float16]
 Float32Array: TypeAlias = NDArray[np.float32]
+Float64Array: TypeAlias = NDArray[np.float64]
 TokenArray: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 AnyArray: TypeAlias = NDArray[Any]
 

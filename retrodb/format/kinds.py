@@ -32,17 +32,21 @@ _KINDS = (
     FileKind("parts", "parts/{name}/{task}/{file}", "chunks", "vectors"),
     FileKind("codebooks", "codebooks/{name}/{digest}.faiss", "-", "-"),
     FileKind("tombstones", "tombstones/{task}.parquet", "-", "-"),
+    FileKind("purged", "purged/{task}.npy", "-", "-"),
     FileKind("attributes", "attributes/{name}/{task}.parquet", "chunks", "chunks"),
     FileKind("inputs", "inputs/{name}/{task}.parquet", "-", "-"),
     FileKind("testsets", "testsets/{name}/{task}/{file}", "-", "-"),
     FileKind("queries", "queries/{name}/{task}/{file}", "queries", "-"),
     FileKind("neighbours", "neighbours/{name}/{task}.parquet", "queries", "parts"),
+    FileKind("joined", "joined/{name}/{task}.parquet", "-", "parts"),
+    FileKind("edits", "edits/{name}/{task}.parquet", "-", "-"),
     FileKind("bands", "bands/{name}/{task}.npy", "chunks", "chunks"),
     FileKind("duplicates", "duplicates/{name}/{task}.parquet", "-", "chunks"),
     FileKind("reports", "reports/{task}.parquet", "-", "-"),
     FileKind("rejects", "rejects/{task}.parquet", "-", "-"),
     FileKind("runs", "runs/{run}/{file}", "-", "-"),
     FileKind("collection", "collection.json", "-", "-"),
+    FileKind("checked", "check.json", "-", "-"),
 )
 
 KINDS: dict[str, FileKind] = {kind.name: kind for kind in _KINDS}

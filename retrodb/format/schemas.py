@@ -65,6 +65,8 @@ TOMBSTONES = pa.schema(
     ]
 )
 
+ATTRIBUTES = pa.schema([pa.field("score", pa.float64(), nullable=False)])
+
 INPUTS = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
@@ -115,6 +117,23 @@ DUPLICATE_CLUSTERS = pa.schema(
         pa.field("cluster", pa.int64(), nullable=False),
         pa.field("keeper", pa.int64(), nullable=False),
         pa.field("jaccard", pa.float64(), nullable=False),
+    ]
+)
+
+
+JOINED = pa.schema(
+    [
+        pa.field("side", pa.string(), nullable=False),
+        pa.field("ids", pa.large_binary(), nullable=False),
+    ]
+)
+
+EDITS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("action", pa.string(), nullable=False),
+        pa.field("chunk", pa.int64(), nullable=False),
+        pa.field("distance", pa.float32(), nullable=False),
     ]
 )
 

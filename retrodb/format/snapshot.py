@@ -19,7 +19,7 @@ from retrodb.format.kinds import path_of
 
 ENTRY_KINDS = (
     *("space", "index", "testset", "queries", "source", "table"),
-    *("attribute", "pin", "export", "duplicates", "default"),
+    *("attribute", "pin", "export", "duplicates", "default", "drift"),
 )
 """First parts of entry keys; `default/space` holds the name of the default space."""
 

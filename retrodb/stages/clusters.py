@@ -58,7 +58,7 @@ def read_documents(view: View, reason: str) -> Documents:
         columns = [table.column(name).to_numpy().astype(np.int64) for name in ("first_row", "num_chunks", "num_chars")]
         first_row, num_chunks, num_chars = columns
         masks = view.chunks.tombstones.deleted_by_reason(record.first_chunk, record.num_chunks)
-        dead = np.zeros(record.num_chunks, dtype=bool)
+        dead = ~view.chunks.present_mask(record.first_chunk, record.num_chunks)
         for name, mask in masks.items():
             dead |= mask & (name != reason)
         live = np.concatenate(([0], np.cumsum(~dead)))
@@ -97,6 +97,11 @@ class Pairs:
             np.concatenate([self.jaccard, other.jaccard]),
         )
 
+    def among(self, ids: Int64Array) -> Pairs:
+        """Those of two documents that are there still; compaction drops documents, never pairs."""
+        held = np.isin(self.first, ids) & np.isin(self.second, ids)
+        return Pairs(self.first[held], self.second[held], self.jaccard[held])
+
     def table(self) -> pa.Table:
         """As schema DUPLICATE_PAIRS."""
         return pa.table([self.first, self.second, self.jaccard], schema=DUPLICATE_PAIRS)
@@ -125,6 +130,7 @@ class Clusters:
         node = documents.representative
         has_present = np.zeros(len(node), dtype=bool)
         has_present[node[documents.is_present]] = True
+        pairs = pairs.among(documents.ids)
         first, second = node[documents.index(pairs.first)], node[documents.index(pairs.second)]
         connects = has_present[first] & has_present[second]
         labels = cluster(len(node), np.stack([first, second], axis=1)[connects])[node]

@@ -103,6 +103,13 @@ def run_dedup(
     return [_screen(context, testset, dry_run=dry_run)]
 
 
+def screen_with(
+    context: Context, name: str, ids: Sequence[str], texts: pa.LargeStringArray, params: DedupParams
+) -> DedupResult:
+    """Register a test set by its items and hold the database against it. Raises as `run_dedup`."""
+    return _screen(context, register(context.view(), name, ids, texts, params), dry_run=False)
+
+
 def screen_new_shards(context: Context) -> list[DedupResult]:
     """Hold what no test set has seen yet against all of them; held-out documents are a test set of their own."""
     view = context.view()

@@ -68,7 +68,12 @@ class _Items:
 
 
 def run_exposure(
-    context: Context, testset: str, *, table: str | None = None, consumed_samples: int = 0
+    context: Context,
+    testset: str,
+    *,
+    table: str | None = None,
+    consumed_samples: int = 0,
+    as_of: int | None = None,
 ) -> ExposureResult:
     """Find the exposed rows of a neighbour table.
 
@@ -81,7 +86,7 @@ def run_exposure(
     """
     if consumed_samples < 0:
         raise UsageError(f"{consumed_samples} consumed samples", remedy="Give 0 or more.")
-    view = context.view()
+    view = context.view(as_of)
     items = open_table(view, registered(view, testset))
     neighbours = NeighbourTable(view, table)
     rows, written = neighbours.written()

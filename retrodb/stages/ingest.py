@@ -21,7 +21,7 @@ from retrodb.config import IngestParams, to_mapping
 from retrodb.engine.run import Run, add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import InputError, TooManyRejects, UsageError
-from retrodb.format.arrays import BoolArray, map_array, save_array
+from retrodb.format.arrays import BoolArray, Int64Array, map_array, save_array
 from retrodb.format.ids import ID_DTYPE, IdArray
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
@@ -37,6 +37,7 @@ from retrodb.store.commit import commit
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.purged import purged_keys
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def run_ingest(
     scanned = scan(context, run, found, params)
     rejects = _collect_rejects(context, scanned, found)
     entries = _new_entries(context, scanned)
-    decisions = decide(entries, _known(view, params.source), params.holdout, mirror=params.mirror)
+    known, never = _known(view, params.source), purged_keys(view)
+    decisions = decide(entries, known, params.holdout, mirror=params.mirror, never=never)
     counts = _count(decisions, rejects)
     _refuse(rejects, counts, params)
     result = partial(_result, view.snapshot.number, found, params, rejects=rejects)
@@ -184,20 +186,24 @@ def _known(view: View, source: str) -> list[Known]:
 def _source_of(held_out: ChunkSet, record: FileRecord) -> str:
     """The source of a file of held-out documents: every task wrote those of one."""
     documents = held_out.file("documents", record.first_chunk, record.num_chunks)
-    return str(held_out.documents_table(documents).column("source")[0].as_py())
+    sources = held_out.documents_table(documents).column("source")
+    return str(sources[0].as_py()) if len(sources) else ""  # compaction may have left nothing of it
 
 
 def _known_file(chunks: ChunkSet, record: FileRecord, *, is_held_out: bool) -> Known:
     entries = chunks.map(record)
-    masks = chunks.tombstones.deleted_by_reason(record.first_chunk, record.num_chunks)
-    return Known(entries, record.first_chunk, _is_current(entries, masks), is_held_out)
+    return Known(entries, record.first_chunk, _is_current(chunks, record, entries["row"]), is_held_out)
 
 
-def _is_current(entries: IdArray, masks: Mapping[str, BoolArray]) -> BoolArray:
-    current = np.ones(len(entries), dtype=bool)
-    for reason in (SUPERSEDED, REMOVED):
-        if reason in masks:
-            current &= ~masks[reason][entries["row"]]
+def _is_current(chunks: ChunkSet, record: FileRecord, first_rows: Int64Array) -> BoolArray:
+    """(D,) bool: neither superseded nor removed. A document that compaction dropped counts while a decision keeps it out."""
+    span = record.first_chunk, record.num_chunks
+    masks = chunks.tombstones.deleted_by_reason(*span)
+    current = chunks.layout(chunks.file("documents", *span)).document_of(first_rows) >= 0
+    for reason in masks.keys() - {SUPERSEDED, REMOVED}:
+        current |= masks[reason][first_rows]
+    for reason in masks.keys() & {SUPERSEDED, REMOVED}:
+        current &= ~masks[reason][first_rows]
     return current
 
 

@@ -106,14 +106,16 @@ def _held_out_files(view: View, records: Sequence[TaskRecord]) -> list[FileRecor
 
 
 def _tombstones(chunks: ChunkSet, stale: Stale) -> list[Tombstone]:
-    """Tombstones over whole documents, given by their first chunk ids."""
+    """Tombstones over whole documents, given by their first chunk ids; of those that compaction dropped, over the first row."""
     tombstones = []
     for reason, ids in ((SUPERSEDED, stale.superseded), (REMOVED, stale.missing)):
         for record in chunks.ranges:
             end = record.first_chunk + record.num_chunks
             first_rows = ids[np.searchsorted(ids, record.first_chunk) : np.searchsorted(ids, end)] - record.first_chunk
             if len(first_rows):
-                rows = chunks.layout(record).rows_of(first_rows)
+                layout = chunks.layout(record)
+                is_there = layout.document_of(first_rows) >= 0
+                rows = np.union1d(layout.rows_of(first_rows[is_there]), first_rows[~is_there])
                 tombstones.append(tombstone(record.first_chunk, record.num_chunks, reason, rows))
     return tombstones
 

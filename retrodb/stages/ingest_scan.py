@@ -96,22 +96,29 @@ def run_tasks(
     return engine.run(run, tasks, function, context.progress, isolated=isolated, unit="B", rate_of=rate_of)
 
 
-def _scan_payload(run: Run, params: IngestParams, segment_bytes: int) -> dict[str, Any]:
-    metadata = None if params.metadata_fields is None else tuple(params.metadata_fields)
-    fields = Fields(
+def fields_of(params: IngestParams) -> Fields:
+    """Which fields of a record an ingest takes."""
+    return Fields(
         id=params.id_field,
         text=params.text_field,
         key=params.key_field,
         value=params.value_field,
-        metadata=metadata,
+        metadata=None if params.metadata_fields is None else tuple(params.metadata_fields),
         drop_metadata=params.drop_metadata,
         marker=params.marker,
     )
-    limits = Limits(params.max_document_chars, params.oversize, params.max_record_bytes)
+
+
+def limits_of(params: IngestParams) -> Limits:
+    """What a record of an ingest may take."""
+    return Limits(params.max_document_chars, params.oversize, params.max_record_bytes)
+
+
+def _scan_payload(run: Run, params: IngestParams, segment_bytes: int) -> dict[str, Any]:
     return {
         "run": run.id,
         "source": params.source,
-        "fields": asdict(fields),
-        "limits": asdict(limits),
+        "fields": asdict(fields_of(params)),
+        "limits": asdict(limits_of(params)),
         "segment_bytes": segment_bytes,
     }

@@ -81,7 +81,9 @@ def with_removed(report: pa.Table, items: set[str]) -> pa.Table:
     import pyarrow as pa
 
     removed = [row["removed"] or (row["item"] in items and row["intersection"] > 0) for row in report.to_pylist()]
-    return report.set_column(LEAK_REPORT.get_field_index("removed"), LEAK_REPORT.field("removed"), pa.array(removed))
+    return report.set_column(
+        LEAK_REPORT.get_field_index("removed"), LEAK_REPORT.field("removed"), pa.array(removed, pa.bool_())
+    )
 
 
 def summary(report: pa.Table) -> dict[str, int]:

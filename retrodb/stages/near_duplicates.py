@@ -95,7 +95,8 @@ def run_near_duplicates(
     is_same_join = former is not None and {**former["params"], "keep": ""} == {**entry["params"], "keep": ""}
     documents = read_documents(view, REASON)
     spans = [(record.first_chunk, record.num_chunks) for record in view.chunks.ranges]
-    held = {record.first_chunk: record for record in view.manifest.files("bands", _bands_name(params))}
+    bands = view.manifest.files("bands", _bands_name(params))
+    held = {record.first_chunk: record for record in bands if (record.first_chunk, record.num_chunks) in spans}
     new = [span for span in spans if not (is_same_join and span[0] in held)]
     join = _join(context, view, params, rule, documents, spans, new, held)
     former_pairs = read_pairs(view) if is_same_join else Pairs.none()
@@ -239,6 +240,7 @@ def _tombstones(view: View, spans: Sequence[tuple[int, int]], clusters: Clusters
         wanted = np.zeros(count, dtype=bool)
         wanted[layout.rows_of(own)] = True
         present = view.chunks.tombstones.deleted_by_reason(first, count).get(REASON, np.zeros(count, dtype=bool))
+        present &= view.chunks.present_mask(first, count)  # what compaction dropped cannot come back
         for rows, active in ((wanted & ~present, True), (present & ~wanted, False)):
             if rows.any():
                 changes.append(tombstone(first, count, REASON, np.flatnonzero(rows), active=active))

@@ -18,7 +18,15 @@ from retrodb.store.storage import TEMPORARY, Storage
 
 
 def publish_part(
-    storage: Storage, space: str, task: str, vectors_ND: Any, codebook: Codebook, first_chunk: int, rows: RowSet
+    storage: Storage,
+    space: str,
+    task: str,
+    vectors_ND: Any,
+    codebook: Codebook,
+    first_chunk: int,
+    rows: RowSet,
+    *,
+    threads: int = 1,
 ) -> tuple[FileRecord, ...]:
     """Build the part of these vectors and publish it.
 
@@ -27,9 +35,8 @@ def publish_part(
         vectors_ND: anything that gives blocks (n, D) for slices and for arrays of rows, such as a mapped array.
         rows: the rows of the id range from `first_chunk` on that the vectors are of.
     """
-    return publish_part_files(
-        storage, space, task, lambda folder: build_part(vectors_ND, codebook, folder), first_chunk, rows
-    )
+    build = partial(build_part, vectors_ND, codebook, threads=threads)
+    return publish_part_files(storage, space, task, build, first_chunk, rows)
 
 
 def publish_part_files(

@@ -25,7 +25,8 @@ def decode(part: Part, rows: Int64Array) -> AnyArray:
     """Vectors (n, D) float32 of a part's rows from its int8 codes."""
     places = part.place_N[rows]
     codes, scales = part.codes_ND[places], part.scales_N2[places, 0]
-    return codes.astype(np.float32) * scales[:, None]
+    vectors: AnyArray = codes.astype(np.float32) * scales[:, None]
+    return vectors
 
 
 def vectors_of(view: View, space: str, ids: Int64Array, parts: Sequence[LivePart], query_set: str = SELF) -> AnyArray:

@@ -52,13 +52,16 @@ class Decisions:
     stale_held_out: Stale  # rows of the held-out query set
 
 
-def decide(new: IdArray, known: Sequence[Known], holdout: float, *, mirror: bool = False) -> Decisions:
+def decide(
+    new: IdArray, known: Sequence[Known], holdout: float, *, mirror: bool = False, never: IdArray | None = None
+) -> Decisions:
     """Compare an input with what is known.
 
     Args:
         new: (R,) entries of the input in reading order; `row` is the record's number 0 .. R-1.
         holdout: share of unknown documents to keep out, by their key.
         mirror: whether documents that the input does not have are missing.
+        never: keys of documents that are not added whatever they say: to the database they are unchanged.
 
     Of several records with one id the first counts; the others are duplicates.
     """
@@ -74,6 +77,9 @@ def decide(new: IdArray, known: Sequence[Known], holdout: float, *, mirror: bool
             stale[old.is_held_out, "superseded"].append(superseded)
             if mirror:
                 stale[old.is_held_out, "missing"].append(missing)
+        if never is not None:
+            place = _find(candidates, never)
+            fate[place[place >= 0]] = UNCHANGED
         outcome[candidates["row"]] = fate
 
     def collected(is_held_out: bool) -> Stale:

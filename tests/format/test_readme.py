@@ -25,12 +25,15 @@ SCHEMAS = {
     "CHUNKS": (schemas.chunks_schema("uint16"), schemas.chunks_schema("uint32")),
     "MANIFEST": (schemas.MANIFEST,),
     "TOMBSTONES": (schemas.TOMBSTONES,),
+    "ATTRIBUTES": (schemas.ATTRIBUTES,),
     "INPUTS": (schemas.INPUTS,),
     "REJECTS": (schemas.REJECTS,),
     "LEAK_REPORT": (schemas.LEAK_REPORT,),
     "DUPLICATE_PAIRS": (schemas.DUPLICATE_PAIRS,),
     "DUPLICATE_CLUSTERS": (schemas.DUPLICATE_CLUSTERS,),
     "NEIGHBOURS": (schemas.neighbours_schema(7),),
+    "JOINED": (schemas.JOINED,),
+    "EDITS": (schemas.EDITS,),
 }
 
 

@@ -58,14 +58,23 @@ def read_arrow(source: Source, fields: Fields, limits: Limits) -> Iterator[Docum
 
 def num_row_groups(path: str) -> int:
     """How many row groups a Parquet file has; 0 when it cannot be read (reading it then says why)."""
+    return _counted(path)[0]
+
+
+def num_rows(path: str) -> int:
+    """How many rows a Parquet file has; 0 when it cannot be read."""
+    return _counted(path)[1]
+
+
+def _counted(path: str) -> tuple[int, int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            return int(file.num_row_groups)
+            return int(file.num_row_groups), int(file.metadata.num_rows)
     except (pa.ArrowException, OSError):
-        return 0
+        return 0, 0
 
 
 def _random_access(source: Source, limits: Limits) -> Any:

@@ -1,0 +1,180 @@
+"""The neighbour join on a GPU, on a bare machine: PyTorch 2.11 or newer and NumPy, no FAISS.
+
+Synthetic unit vectors in topics; lists by sampled centroids; every vector's k nearest by the join's own scan (`device_scan`),
+then exact distances. Beside it, on the same device: a brute-force float16 product of a sample (also the truth), and a
+query-major search of the same lists. Prints vectors per second, the share of the measured int8 matrix rate, and the recall.
+
+    PYTHONPATH=. python benchmarks/bench_neighbours_gpu.py                       # 10 M vectors, needs 40 GiB of GPU memory
+    PYTHONPATH=. python benchmarks/bench_neighbours_gpu.py --rows 20000 --lists 64 --queries 5000 --truth 200 --device cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from retrodb.ann.device_scan import ListColumns, scan_on_device
+
+_BLOCK = 1 << 18
+
+
+def mixture(rows: int, dim: int, seed: int, device: str) -> torch.Tensor:
+    """Unit float16 vectors: topics of about 250 rows."""
+    random = torch.Generator(device).manual_seed(seed)
+    topics = torch.randn(max(16, rows // 250), dim, generator=random, device=device)
+    vectors = torch.empty(rows, dim, dtype=torch.float16, device=device)
+    for start in range(0, rows, _BLOCK):
+        own = vectors[start : start + _BLOCK]
+        which = torch.randint(len(topics), (len(own),), generator=random, device=device)
+        noise = torch.randn(len(own), dim, generator=random, device=device)
+        own.copy_(torch.nn.functional.normalize(topics[which] + noise, dim=1))
+    return vectors
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
+    wait(device)
+    start = time.perf_counter()
+    result = work()
+    wait(device)
+    return result, time.perf_counter() - start
+
+
+def int8_rate(device: str, size: int) -> float:
+    """Operations per second of `torch._int_mm`, best of five."""
+    a = torch.ones(size, size, dtype=torch.int8, device=device)
+    return max(2 * size**3 / timed(lambda: torch._int_mm(a, a.T), device)[1] for _ in range(5))
+
+
+def nearest_lists(vectors: torch.Tensor, centroids: torch.Tensor, count: int) -> torch.Tensor:
+    """(N, count) int32 lists by inner product."""
+    pieces = [(piece @ centroids.T).topk(count, dim=1).indices.int() for piece in vectors.split(1 << 14)]
+    return torch.cat(pieces)
+
+
+class Lists:
+    """Vectors as int8 codes sorted by list, in host memory as the memory-mapped store is."""
+
+    def __init__(self, vectors: torch.Tensor, own: torch.Tensor, num_lists: int) -> None:
+        self.order = torch.argsort(own, stable=True).cpu()
+        sizes = torch.bincount(own.long(), minlength=num_lists).cpu()
+        self.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).tolist()
+        scales = (vectors.float().abs().amax(1) / 127) if len(vectors) < _BLOCK else torch.cat(
+            [piece.float().abs().amax(1) / 127 for piece in vectors.split(_BLOCK)]
+        )  # fmt: skip
+        order = self.order.to(vectors.device)
+        self.codes = np.empty(tuple(vectors.shape), dtype=np.int8)
+        for start in range(0, len(order), _BLOCK):
+            rows = order[start : start + _BLOCK]
+            codes = torch.round(vectors[rows].float() / scales[rows, None]).to(torch.int8)
+            self.codes[start : start + len(rows)] = codes.cpu().numpy()
+        self.scales = scales[order].cpu().numpy()
+
+    def columns(self, list_: int) -> ListColumns:
+        """A list; without exclusion keys."""
+        own = slice(self.offsets[list_], self.offsets[list_ + 1])
+        ranks = self.order[own].numpy()
+        return ListColumns(self.codes[own], self.scales[own], ranks, np.empty((0, len(ranks)), np.int64))
+
+
+def reranked(vectors: torch.Tensor, queries: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tensor:
+    """The k nearest of candidates (Q, W) by float32 inner products."""
+    found = []
+    for some, own in zip(queries.split(4096), ids.split(4096), strict=True):
+        scores = torch.einsum("qd,qwd->qw", some.float(), vectors[own.clamp(min=0)].float())
+        best = scores.masked_fill(own < 0, -torch.inf).topk(k, dim=1).indices
+        found.append(own.gather(1, best))
+    return torch.cat(found)
+
+
+def brute_force(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> torch.Tensor:
+    """The k nearest of all."""
+    best = torch.full((len(queries), k), -torch.inf, device=vectors.device)
+    ids = torch.full((len(queries), k), -1, dtype=torch.int64, device=vectors.device)
+    for start in range(0, len(vectors), _BLOCK):
+        scores, where = (queries @ vectors[start : start + _BLOCK].T).float().topk(k, dim=1)
+        best, place = torch.cat([best, scores], 1).topk(k, dim=1)
+        ids = torch.cat([ids, where + start], 1).gather(1, place)
+    return ids
+
+
+def query_major(
+    vectors: torch.Tensor, queries: torch.Tensor, lists: torch.Tensor, store: Lists, k: int
+) -> torch.Tensor:
+    """One query after the other reads its lists, as an inverted file does."""
+    order, found = store.order.to(vectors.device), []
+    for query, own in zip(queries, lists.tolist(), strict=True):
+        rows = torch.cat([order[store.offsets[list_] : store.offsets[list_ + 1]] for list_ in own])
+        best = (vectors[rows] @ query).topk(min(k, len(rows))).indices
+        found.append(torch.nn.functional.pad(rows[best], (0, k - len(best)), value=-1))
+    return torch.stack(found)
+
+
+def recall(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """Share of the true neighbours that was found."""
+    return float((found[:, :, None] == truth[:, None, :]).any(1).float().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--queries", type=int, default=1 << 20, help="of a block; the rates are of one block")
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--lists", type=int, default=16_384)
+    parser.add_argument("--nprobe", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--slack", type=int, default=8)
+    parser.add_argument("--truth", type=int, default=2_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device, k = options.device, options.k
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    print(json.dumps({"torch": torch.__version__, "hardware": name, **vars(options)}))
+    vectors = mixture(options.rows, options.dim, options.seed, device)
+    random = torch.Generator().manual_seed(options.seed)
+    centroids = vectors[torch.randperm(len(vectors), generator=random)[: options.lists].to(device)]
+    lists, assign_s = timed(lambda: nearest_lists(vectors, centroids, max(options.nprobe)), device)
+    store = Lists(vectors, lists[:, 0], options.lists)
+    rows = store.order[: options.queries].to(device)  # a run in the order of lists, as the blocks of a whole join are
+    queries, own_lists = vectors[rows], lists[rows].cpu().numpy()
+    sample = torch.randperm(len(rows), generator=random)[: options.truth].to(device)
+    truth, exact_s = timed(lambda: brute_force(vectors, queries[sample], k), device)
+    rate = int8_rate(device, 8192 if device.startswith("cuda") else 512)
+    print(
+        f"assignment {len(vectors) / assign_s:,.0f}/s; brute force {len(sample) / exact_s:,.0f}/s; int8 {rate / 1e12:.2f} TOP/s"
+    )
+    sizes, centre = np.diff(store.offsets), centroids.float().mean(0).cpu().numpy()
+    print(f"{'nprobe':>6} {'recall':>7} {'joined/s':>12} {'of int8':>8} {'x brute':>8} {'x query-major':>14}")
+    for nprobe in options.nprobe:
+        probed = np.ascontiguousarray(own_lists[:, :nprobe])
+
+        def join(probed: np.ndarray = probed) -> torch.Tensor:
+            ids = scan_on_device(
+                queries.float().cpu().numpy(), probed, store.columns, [], centre, False, k + options.slack, device
+            )
+            return reranked(vectors, queries, torch.from_numpy(ids).to(device), k)
+
+        found, join_s = timed(join, device)
+        few = sample[:100]
+        _, major_s = timed(
+            lambda n=nprobe, f=few: query_major(vectors, queries[f], lists[rows[f], :n], store, k), device
+        )
+        speed = len(rows) / join_s
+        share = 2 * sizes[probed].sum() * options.dim / join_s / rate
+        beside = f"{speed / (len(sample) / exact_s):8.1f} {speed / (len(few) / major_s):14.1f}"
+        print(f"{nprobe:6} {recall(found[sample], truth):7.3f} {speed:12,.0f} {share:8.1%} {beside}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""`retrodb export` and the packed query sets of `retrodb queries add`, through the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .conftest import json_lines, ok, run
+
+
+def test_an_export_is_written_listed_and_refreshed(
+    built: Path, fresh: Callable[[Path], Path], corpus: Path, tmp_path: Path
+) -> None:
+    database, out = fresh(built), tmp_path / "out"
+    planned = ok("export", database, out, "--to", "arrays", "--dry-run", "--json").row
+    assert not out.exists()
+    written = ok("export", database, out, "--to", "arrays", "--json").row
+    assert (planned["files"], planned["rows"]) == (written["files"], written["rows"])
+    [listed] = ok("export", database, "--list", "--json").rows
+    assert (listed["path"], listed["format"], listed["table"]) == (str(out), "arrays", "self")
+
+    text = corpus.read_text().splitlines()[7]
+    ok("dedup", database, "--against", json_lines(tmp_path / "late.jsonl", text.encode()), "--name", "late")
+    changed = ok("export", "--refresh", out, "--dry-run", "--json").row["changed"]
+    assert "tokens.npy" in changed
+    refreshed = ok("export", "--refresh", out, "--json").row
+    assert refreshed["changed"] == refreshed["must_reopen"] == changed
+    assert ok("export", database, "--refresh", out, "--json").row["changed"] == []
+
+
+def test_own_documents_are_packed_as_queries(built: Path, fresh: Callable[[Path], Path]) -> None:
+    database = fresh(built)
+    planned = ok("queries", "add", database, "--name", "packed", "--sequences", 32, "--dry-run", "--json").row
+    packed = ok("queries", "add", database, "--name", "packed", "--sequences", 32, "--json").row
+    assert planned["documents"] == packed["documents"] > 0
+    ok("embed", database, "--workers", 1)
+    ok("neighbours", database, "--queries", "packed", "--exclude", "sequence", "--workers", 1)
+
+
+def test_what_cannot_be_meant_is_a_usage_error(built: Path, corpus: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["export"],
+        ["export", built],
+        ["export", built, tmp_path / "out", "--refresh", tmp_path / "out"],
+        ["export", "--refresh", tmp_path / "out", "--to", "arrays"],
+        ["export", "--refresh", tmp_path / "none"],
+        ["export", built, tmp_path / "out", "--to", "scroll"],
+        ["queries", "add", built, "--name", "q"],
+        ["queries", "add", built, corpus, "--name", "q", "--sequences", 32],
+        ["queries", "add", built, "--name", "q", "--megatron", "x"],
+        ["queries", "add", built, "--name", "q", "--split", "1,0,0"],
+    ):
+        done = run(*arguments)
+        assert done.code == 2, (arguments, done.err)
+    missing = run(
+        *("queries", "add", built, "--name", "q", "--megatron", tmp_path / "no"),
+        *("--seq-length", 32, "--train-samples", 4, "--json"),
+    )
+    assert missing.code == 1
+    assert "no such file" in missing.errors[-1]["message"]
