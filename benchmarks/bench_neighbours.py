@@ -172,9 +172,9 @@ class Bench:
         queries = self.queries[rows].astype(np.float32)
         return rerank(queries, np.where(own, -1, ids), [self.live], self.k, METRIC, self.threads)
 
-    def width(self, is_coarse: bool) -> int:
+    def width(self, codes: str = "Flat") -> int:
         """What has to be fetched: the own document's chunks beside the k, and more where codes are coarse."""
-        return self.k + 8 + (32 if is_coarse else 8)
+        return self.k + 8 + (100 if "RaBitQ" in codes else 32 if "PQ" in codes else 8)
 
     def preassigned(self, rows: np.ndarray, nprobe: int, with_distances: bool) -> tuple[np.ndarray, np.ndarray | None]:
         lists = self.lists[rows, :nprobe].astype(np.int64)
@@ -185,16 +185,15 @@ class Bench:
 
     def query_major(self, codes: str) -> Method:
         index = self.faiss_index(codes)
-        is_coarse = codes not in ("Flat", "SQ8", "SQfp16")
 
         def run(nprobe: int, stored: bool, rows: np.ndarray) -> Found:
             index.nprobe = nprobe
             queries = self.queries[rows].astype(np.float32)
             if stored:
                 lists, coarse = self.preassigned(rows, nprobe, with_distances=codes != "Flat")
-                _, ids = index.search_preassigned(queries, self.width(is_coarse), lists, coarse)
+                _, ids = index.search_preassigned(queries, self.width(codes), lists, coarse)
             else:
-                _, ids = index.search(queries, self.width(is_coarse))
+                _, ids = index.search(queries, self.width(codes))
             return self.finished(rows, ids)
 
         return Method(f"faiss IVF,{codes}", run, self.options.peer_share)
@@ -211,7 +210,7 @@ class Bench:
                 more = {"use_float16": False, "q_assign": lists.astype(np.int32)}
             more |= {"threaded": self.threads - 1, "computation_threads": self.threads}
             with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every list
-                _, ids = big_batch_search(index, queries, self.width(False), **more)
+                _, ids = big_batch_search(index, queries, self.width(), **more)
             return self.finished(rows, ids)
 
         return Method("faiss big_batch_search", run)
@@ -222,7 +221,7 @@ class Bench:
 
         def run(effort: int, stored: bool, rows: np.ndarray) -> Found:
             index.hnsw.efSearch = effort
-            _, ids = index.search(self.queries[rows].astype(np.float32), self.width(False))
+            _, ids = index.search(self.queries[rows].astype(np.float32), self.width())
             return self.finished(rows, ids)
 
         return Method("faiss HNSW16", run, self.options.peer_share, False, built_s, top=1024)
@@ -240,12 +239,16 @@ class Bench:
 
     def at_recall(self, method: Method, target: float) -> tuple[int, float]:
         """The least effort (within 10%) that reaches the recall, and the recall reached."""
-        effort = max(1, int(0.9 * self.first_guess(target))) if method.has_lists else 16
+        guess = self.first_guess(target)
+        effort = max(1, int(0.9 * guess)) if method.has_lists else 16
+        top = (
+            min(method.top, 4 * guess) if method.has_lists else method.top
+        )  # codes that need more lists are too coarse
         while True:
             reached = recall_at_k(*method.run(effort, method.has_lists, self.sample), *self.truth).mean
-            if reached >= target or effort >= method.top:
+            if reached >= target or effort >= top:
                 return effort, reached
-            effort = min(method.top, max(effort + 1, int(1.1 * effort)))
+            effort = min(top, max(effort + 1, int(1.1 * effort)))
 
 
 def measured(bench: Bench, methods: list[Method], efforts: list[int], stored: bool) -> list[float]:

@@ -110,7 +110,7 @@ def command() -> None:
 )
 @click.option("--exact", is_flag=True, help="Compare with every vector.")
 @click.option("--where", metavar="SQL", help="Only documents that this condition chooses may be neighbours.")
-@click.option("--sample", type=share, default=1.0, metavar="SHARE", help="And of these a share, chosen by their names.")
+@click.option("--sample", type=share, default="1", metavar="SHARE", help="And of these a share, chosen by their names.")
 @click.option("--seed", type=int, default=NeighboursParams.seed, show_default=True, metavar="N", help="Of the sample.")
 @memory_option
 @device_option

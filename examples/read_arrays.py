@@ -19,8 +19,8 @@ class Arrays:
             setattr(self, path.stem, np.load(path, mmap_mode="r" if path.stat().st_size > 4096 else None))
         documents = self.query_documents  # a sample never crosses a document
         start = np.flatnonzero(np.append(True, documents[1:] != documents[:-1])[: len(documents)])
-        size = np.diff(np.append(start, len(documents)))
-        self.samples = [(a + at, min(self.l, n - at)) for a, n in zip(start, size) for at in range(0, n, self.l)]
+        runs = zip(start, np.diff(np.append(start, len(documents))), strict=True)
+        self.samples = [(a + at, min(self.l, n - at)) for a, n in runs for at in range(0, n, self.l)]
 
     def __len__(self):
         return len(self.samples)

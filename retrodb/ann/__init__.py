@@ -8,7 +8,9 @@ exact                  the k nearest by a streamed product, exactly
 topk                   partial results merged into one
 exclusion              keys by which a query forbids neighbours, inside every search
 kmeans, codebook       the trained part of an index, shared by all parts of a space
-part, merge_policy     immutable index parts, how they merge, and which should
+inverted_lists, part   immutable index parts
+merge_policy           which parts should merge
+merge_parts            parts merged list by list
 rerank, search, join   few queries at low latency; all queries at high throughput
 operating_point        recall as a function of the lists scanned; which `nprobe` to use
 drift                  whether the codebook still fits what is added

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import orjson
 
 from retrodb.export.layout import Layout
-from retrodb.export.pieces import Piece, small_file
+from retrodb.export.pieces import Piece, json_file
 from retrodb.export.source import ExportSource
 from retrodb.format.arrays import AnyArray, Int64Array, growing_array
 from retrodb.view.chunk_set import ChunkSet
@@ -87,4 +86,4 @@ def _meta(source: ExportSource) -> Piece:
         "tokenizer": settings.tokenizer_sha256,
         "encoder": source.view.snapshot.entry("space", source.table.entry["space"])["fingerprint"],
     }
-    return small_file("meta.json", orjson.dumps(meta, option=orjson.OPT_INDENT_2))
+    return json_file("meta.json", meta)

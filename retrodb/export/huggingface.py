@@ -8,9 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from retrodb.export.pieces import Piece, small_file
+from retrodb.export.pieces import Piece, json_file
 from retrodb.export.source import ExportSource
 from retrodb.export.tables import TablePart, table_parts
 from retrodb.store.digest import identity
@@ -35,9 +33,9 @@ def pieces_of_huggingface(source: ExportSource) -> list[Piece]:
             "_output_all_columns": False,
             "_split": table,
         }
-        pieces.append(_json(f"{table}/state.json", state))
-        pieces.append(_json(f"{table}/dataset_info.json", dict.fromkeys(_INFO_FIELDS, "")))
-    return [*pieces, _json("dataset_dict.json", {"splits": list(_TABLES)})]
+        pieces.append(json_file(f"{table}/state.json", state))
+        pieces.append(json_file(f"{table}/dataset_info.json", dict.fromkeys(_INFO_FIELDS, "")))
+    return [*pieces, json_file("dataset_dict.json", {"splits": list(_TABLES)})]
 
 
 def _piece(part: TablePart) -> Piece:
@@ -53,7 +51,3 @@ def _piece(part: TablePart) -> Piece:
 
 def _file_name(part: TablePart) -> str:
     return f"data-{part.number:08d}.arrow"
-
-
-def _json(path: str, value: object) -> Piece:
-    return small_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2))

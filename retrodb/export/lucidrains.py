@@ -22,13 +22,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from retrodb.corpus.special import SpecialIds, special_ids
 from retrodb.errors import UsageError
 from retrodb.export.layout import Layout, Span
 from retrodb.export.padding import padded_tokens
-from retrodb.export.pieces import Piece, small_file
+from retrodb.export.pieces import Piece, json_file
 from retrodb.export.source import ExportSource
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.store.digest import identity
@@ -99,7 +98,7 @@ def pieces_of_lucidrains(source: ExportSource) -> list[Piece]:
         ),
         _file("train.seq.dat", len(sequences), lambda: places, lambda: iter([sequences])),
         _file("train.doc_ids.dat", num_rows, lambda: places, partial(_documents, parts)),
-        small_file("processed-stats.json", orjson.dumps(stats, option=orjson.OPT_INDENT_2)),
+        json_file("processed-stats.json", stats),
     ]
 
 
@@ -111,7 +110,7 @@ def _parts(source: ExportSource) -> list[_Part]:
 def _special(source: ExportSource) -> tuple[SpecialIds, int]:
     """The end-of-document token, and what is added to all ids so that 0 is no text."""
     special = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size)
-    return special, 0 if special.pad == 0 != special.end else 1
+    return special, 0 if special.pad == 0 and special.end != 0 else 1
 
 
 def _joined(source: ExportSource, places: str) -> str:

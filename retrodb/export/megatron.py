@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from retrodb.corpus.special import SpecialIds, special_ids
 from retrodb.errors import MissingDependency, UsageError
 from retrodb.export.layout import BLOCK_CHUNKS, Span
 from retrodb.export.padding import padded_tokens, token_dtype
-from retrodb.export.pieces import Piece, small_file
+from retrodb.export.pieces import Piece, json_file, small_file
 from retrodb.export.source import ExportSource, state_of
 from retrodb.format.arrays import AnyArray, Int64Array
 
@@ -54,12 +53,12 @@ def pieces_of_megatron(source: ExportSource) -> list[Piece]:
     special = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size)
     return [
         *(piece for number in range(len(source.chunks.spans)) for piece in _data_files(source, number, special)),
-        small_file("db/indexed_dataset_infos.json", _json(_infos(source))),
+        json_file("db/indexed_dataset_infos.json", _infos(source)),
         _merged(source, "train", source.chunks.spans),
         _merged(source, "valid", ()),
         _merged(source, "sampled", ()),
         *_neighbour_files(source),
-        small_file("config.json", _json(_config(source, special))),
+        json_file("config.json", _config(source, special)),
     ]
 
 
@@ -229,10 +228,6 @@ def _prefix(number: int) -> str:
 
 def _bytes(text: str) -> AnyArray:
     return np.frombuffer(text.encode(), np.uint8)
-
-
-def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2)
 
 
 def _h5py() -> Any:

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from retrodb.corpus.special import special_ids
 from retrodb.export.arrays import array_piece
 from retrodb.export.layout import Layout
 from retrodb.export.padding import padded_tokens
-from retrodb.export.pieces import Piece, small_file
+from retrodb.export.pieces import Piece, json_file
 from retrodb.export.source import ExportSource
 from retrodb.format.arrays import growing_array
 from retrodb.view.chunk_set import ChunkSet
@@ -43,7 +42,7 @@ def pieces_of_norlund(source: ExportSource) -> list[Piece]:
     neighbours = array_piece(
         "neighbours.npy", source.rows, np.dtype(np.int64), (source.k,), source.state_of_neighbours, source.neighbours
     )
-    return [*pieces, neighbours, _json("index.json", [_names("database")]), _json("spec.json", spec)]
+    return [*pieces, neighbours, json_file("index.json", [_names("database")]), json_file("spec.json", spec)]
 
 
 def _part(
@@ -81,7 +80,3 @@ def _part(
 
 def _names(folder: str) -> dict[str, str]:
     return {name: f"{folder}/{name}.npy" for name in ("chunks", "seq2chunk", "chunk2seq")}
-
-
-def _json(path: str, value: object) -> Piece:
-    return small_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2))

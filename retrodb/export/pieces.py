@@ -128,6 +128,11 @@ def small_file(path: str, content: bytes) -> Piece:
     return Piece(path, len(content), lambda: digest_bytes(content).sha256.hex(), write)
 
 
+def json_file(path: str, value: object) -> Piece:
+    """A piece of JSON."""
+    return small_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a small file so that a reader finds the old or the new one, whole."""
     temporary = path.with_name(f".{path.name}.partial")

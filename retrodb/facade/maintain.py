@@ -132,9 +132,7 @@ class Maintaining(Opened):
         recipe = narrowed(load_recipe(self._context.storage, config), sources, mirror=mirror)
         return plan_update(cast("Commands", self), recipe, self._context.num_workers)
 
-    def schedule(
-        self, *, kind: str = "systemd", every: str = "1d", config: str | None = None
-    ) -> list[ScheduleFile]:
+    def schedule(self, *, kind: str = "systemd", every: str = "1d", config: str | None = None) -> list[ScheduleFile]:
         """The units for systemd, or the line for cron, that run `update` regularly; nothing is installed."""
         from retrodb.maintain.recipe import load_recipe
         from retrodb.maintain.schedule import plan_schedule

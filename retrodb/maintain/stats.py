@@ -105,7 +105,9 @@ class Stats:
     live_chunks: int
     tokens: int
     size_bytes: int  # of all live files
-    deleted_chunks_by_reason: dict[str, int]  # a chunk with two reasons counts in both; of a compacted document one stays
+    deleted_chunks_by_reason: dict[
+        str, int
+    ]  # a chunk with two reasons counts in both; of a compacted document one stays
     sources: tuple[SourceStats, ...]
     spaces: tuple[SpaceStats, ...]
     drift: tuple[DriftStats, ...]

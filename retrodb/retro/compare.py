@@ -18,7 +18,6 @@ from retrodb.format.arrays import Int64Array
 from retrodb.retro.validate import run_validate
 from retrodb.stages.context import Context
 from retrodb.stages.live_parts import database_keys, live_parts, open_codebook
-from retrodb.stages.space_vectors import vectors_of
 from retrodb.stages.spaces import list_spaces
 from retrodb.view.view import SELF, View
 
@@ -98,7 +97,7 @@ def agreement(view: View, spaces: Sequence[str], k: int, seed: int) -> float:
     exclusion = Exclusion.of(len(sample), document=database_keys(view, "document", sample))
     found: list[Int64Array] = []
     for space in spaces:
-        vectors = vectors_of(view, space, sample, parts[space])
+        vectors = view.vectors(space, sample)
         metric = view.snapshot.entry("space", space)["metric"]
         blocks = (block for part in parts[space] for block in part.blocks())
         found.append(exact_topk(vectors, blocks, k, metric, exclusion)[0])

@@ -15,9 +15,8 @@ from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.stages.context import Context
-from retrodb.stages.live_parts import database_keys, live_parts
+from retrodb.stages.live_parts import database_keys
 from retrodb.stages.neighbours import exclusion_of
-from retrodb.stages.space_vectors import keeps_vectors, vectors_of
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
 from retrodb.store.publish import publish
@@ -125,8 +124,7 @@ def _edit(table: NeighbourTable, row: int, action: str, chunk: int) -> Edit:
     if action == BAN:
         return Edit(row, BAN, chunk, float("inf"))
     space, queries, rows = table.entry["space"], table.query_set, np.array([row], dtype=np.int64)
-    keeps = keeps_vectors(view, space)
-    if not view.coverage("vectors" if keeps else "parts", space).covered_mask(chunk, 1)[0]:
+    if not view.query_vectors(SELF, space).covered_mask(chunk, 1)[0]:
         raise UsageError(f"chunk {chunk} has no vector in space '{space}'", remedy="Pin another chunk of its document.")
     known = {k: v for k, v in table.entry.items() if k in NeighboursParams.__dataclass_fields__}
     params = from_mapping(NeighboursParams, known, where=f"table '{table.name}'")
@@ -137,9 +135,8 @@ def _edit(table: NeighbourTable, row: int, action: str, chunk: int) -> Edit:
         why = " or ".join(params.exclude) or "chunk"
         raise UsageError(f"chunk {chunk} is excluded for row {row}: the same {why}", remedy="Pin another document's.")
     metric = view.snapshot.entry("space", space)["metric"]
-    parts = [] if keeps else live_parts(view, space)
-    block = Block(ids, vectors_of(view, space, ids, parts))
-    _, distances = exact_topk(vectors_of(view, space, rows, parts, queries), [block], 1, metric)
+    block = Block(ids, view.vectors(space, ids))
+    _, distances = exact_topk(view.vectors(space, rows, queries), [block], 1, metric)
     return Edit(row, PIN, chunk, float(distances[0, 0]))
 
 

@@ -31,8 +31,7 @@ from retrodb.stages.reuse import Known, Source, find_known
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
 from retrodb.store.digest import identity
-from retrodb.view.coverage import Coverage
-from retrodb.view.view import View
+from retrodb.view.view import SELF, View
 
 STAGE_VERSION = 2
 
@@ -124,18 +123,12 @@ def check_identity(space: str, entry: Mapping[str, Any], found: EncoderIdentity)
         )
 
 
-def embedded(view: View, space: str) -> Coverage:
-    """The rows of the database that are embedded in a space: by their vectors, or by their codes alone."""
-    files = view.manifest.files("vectors", space)
-    return Coverage([*files, *view.manifest.files("parts", space)])
-
-
 def find_jobs(view: View, space: str) -> list[Job]:
     """All rows that want a vector and have none."""
     jobs = []
     for query_set in ("", *view.snapshot.names("queries")):
         chunks = view.query_set(query_set) if query_set else view.chunks
-        covered = view.query_vectors(query_set, space) if query_set else embedded(view, space)
+        covered = view.query_vectors(query_set or SELF, space)
         for record in chunks.ranges:
             span = record.first_chunk, record.num_chunks
             keys = chunks.key_mask(*span) if query_set else view.wanted_mask(*span)

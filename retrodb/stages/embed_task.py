@@ -86,7 +86,9 @@ def run_embed_task(
     """Embed the wanted rows of one file of chunks."""
     del clock  # vectors know no time
     payload = task.payload
-    encoder = load_encoder(from_mapping(EmbedParams, params, where="space"), on_own_gpu(hardware, current_process().name))
+    encoder = load_encoder(
+        from_mapping(EmbedParams, params, where="space"), on_own_gpu(hardware, current_process().name)
+    )
     if encoder.identity.fingerprint() != payload["fingerprint"]:
         raise MismatchError("the encoder of this worker is not the space's", where=f"space '{payload['space']}'")
     rows = _row_set(payload["num_chunks"], payload["rows"])

@@ -29,7 +29,6 @@ from retrodb.stages.drift import choose_canaries, drift_entry, reasons_to_retrai
 from retrodb.stages.live_parts import missing_rows, open_codebook, parts_of
 from retrodb.stages.merge import run_merges
 from retrodb.stages.part_task import publish_part
-from retrodb.stages.space_vectors import keeps_vectors
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
 from retrodb.store.storage import Storage, open_storage
@@ -96,7 +95,7 @@ def _check(view: View, space: str, params: IndexParams, entry: Any, is_new: bool
     own = view.snapshot.entry("space", space)
     if own is None or not (view.manifest.files("vectors", space) or entry):
         raise MissingStep(f"space '{space}' has no vectors", remedy="Run 'retrodb embed' first.")
-    if is_new and not keeps_vectors(view, space):
+    if is_new and not view.keeps_vectors(space):
         raise UsageError(
             f"space '{space}' was embedded without keeping vectors, so there is nothing to train a new index on",
             remedy="Embed into a new space, and drop this one.",

@@ -10,7 +10,7 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook, load_codebook
 from retrodb.ann.exclusion import Keys
-from retrodb.ann.part import Part, open_part
+from retrodb.ann.part import open_part
 from retrodb.ann.rerank import LivePart
 from retrodb.errors import DamagedFileError, MismatchError, MissingStep
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
@@ -18,7 +18,6 @@ from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.clusters import cluster_keys
-from retrodb.stages.space_vectors import decode, keeps_vectors
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
@@ -114,7 +113,7 @@ def live_parts(
             LivePart(
                 part=part,
                 ids_N=ids,
-                fetch=_Fetch(view, space, ids, part),
+                fetch=_Fetch(view, space, ids),
                 allowed_N=None if allowed.all() else allowed,
                 keys={kind: database_keys(view, kind, ids) for kind in kinds},
             )
@@ -124,17 +123,14 @@ def live_parts(
 
 @dataclass(frozen=True)
 class _Fetch:
-    """Vectors by part-local rows: the stored ones, or what the part's codes say of them where none are kept."""
+    """Vectors by part-local rows."""
 
     view: View
     space: str
     ids: Int64Array
-    part: Part
 
     def __call__(self, rows: Int64Array) -> AnyArray:
-        if keeps_vectors(self.view, self.space):
-            return self.view.vectors(self.space, self.ids[rows])
-        return decode(self.part, rows)
+        return self.view.vectors(self.space, self.ids[rows])
 
 
 def database_keys(view: View, kind: str, ids: Int64Array) -> Keys:

@@ -74,6 +74,7 @@ class NeighboursResult:
     recall: float  # of the k neighbours, that these lists were chosen for
     recall_reached: float | None  # of the table, measured on a sample of its rows; None before it is there
     dry_run: bool = False
+    codes_recall: float | None = None  # recall@10 of the codes, which all of this rests on where no vectors are kept
 
 
 def run_neighbours(
@@ -113,7 +114,8 @@ def run_neighbours(
     point = _chosen_point(view, codebook, name, params, previous if previous | details == previous else {}, sample)
     details["nprobe"] = point.nprobe
     result = NeighboursResult(
-        view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, point.nprobe, point.recall, None, dry_run
+        view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, point.nprobe, point.recall, None, dry_run,
+        (view.snapshot.entry("index", name) or {}).get("codes_recall"),
     )  # fmt: skip
     if dry_run:
         rows = sum(len(query_ids(view, queries, name, *span)) for span in spans)

@@ -43,7 +43,6 @@ from retrodb.stages.neighbours import (
     run_neighbours,
     state_of,
 )
-from retrodb.stages.space_vectors import vectors_of
 from retrodb.stages.table_rows import (
     allowed_ids,
     basis_of,
@@ -307,7 +306,7 @@ def _entering(sides: _Sides, rows: Int64Array, bound: Float32Array, last: Int64A
     if len(new.ids_N):
         view, queries, space = sides.view, sides.table.query_set, sides.table.entry["space"]
         metric = view.snapshot.entry("space", space)["metric"]
-        vectors = vectors_of(view, space, rows, sides.parts, queries)
+        vectors = view.vectors(space, rows, queries)
         exclusion = exclusion_of(view, queries, sides.params, rows)
         for own, some in _meetings(sides, rows, threads):
             keys = {kind: key[some] for kind, key in new.keys.items()}

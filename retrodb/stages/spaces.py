@@ -8,7 +8,6 @@ from retrodb.engine.run import open_run
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
 from retrodb.stages.context import Context
-from retrodb.stages.embed import embedded
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
 from retrodb.view.view import SELF, View
@@ -51,7 +50,7 @@ def list_spaces(view: View) -> list[SpaceInfo]:
     for name in snapshot.names("space"):
         entry, index = snapshot.entry("space", name), snapshot.entry("index", name)
         files = _own_files(view, name)
-        masks = [embedded(view, name).covered_mask(r.first_chunk, r.num_chunks) for r in view.chunks.ranges]
+        masks = [view.query_vectors(SELF, name).covered_mask(r.first_chunk, r.num_chunks) for r in view.chunks.ranges]
         spaces.append(
             SpaceInfo(
                 space=name,
@@ -60,7 +59,7 @@ def list_spaces(view: View) -> list[SpaceInfo]:
                 dimension=entry["dimension"],
                 metric=entry["metric"],
                 chunks=sum(int(mask.sum()) for mask in masks),
-                keeps_vectors=entry["params"].get("keep_vectors", True),
+                keeps_vectors=view.keeps_vectors(name),
                 factory=index["factory"] if index else None,
                 tables=_tables(view, name),
                 size_bytes=sum(record.digest.size_bytes for record in files),
@@ -130,7 +129,7 @@ def run_default_space(context: Context, space: str, *, dry_run: bool = False) ->
     _existing(view, space)
     if view.snapshot.entry("index", space) is None:
         raise MissingStep(f"space '{space}' is not indexed", remedy=f"Run 'retrodb index --space {space}' first.")
-    covered = embedded(view, space)
+    covered = view.query_vectors(SELF, space)
     for record in view.chunks.ranges:
         span = record.first_chunk, record.num_chunks
         if (view.wanted_mask(*span) & ~covered.covered_mask(*span)).any():
@@ -168,6 +167,5 @@ def _own_files(view: View, space: str) -> list[FileRecord]:
     """The files that only this space needs."""
     files = [record for kind in ("vectors", "parts", "codebooks") for record in view.manifest.files(kind, space)]
     for query_set in view.snapshot.names("queries"):
-        assert query_set != SELF, "the database's own chunks are no registered set"
         files += view.query_vectors(query_set, space).records
     return files

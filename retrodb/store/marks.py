@@ -116,7 +116,7 @@ def _with_undelete(own: Marks, revives: bool) -> Marks:
 
 
 def compact(*entries: str) -> Marks:
-    """Rewrites files without their deleted rows; reads the entries of spaces, attributes and query sets that have some of them."""
+    """Rewrites files without their deleted rows; reads the entries of spaces, attributes and query sets that have some."""
     return _marks({ROWS, REVIVALS, RESTORE, *entries}, {ROWS})
 
 

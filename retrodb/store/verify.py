@@ -73,7 +73,7 @@ def remedy(record: FileRecord) -> str:
 
     if KINDS[record.kind].derived_from == "-":
         return "Restore it from a backup, or read an older version with '--as-of'."
-    return f"It can be rebuilt from {KINDS[record.kind].derived_from}; 'retrodb check' lists all damage."
+    return f"It can be rebuilt from {KINDS[record.kind].derived_from}: run 'retrodb check --repair'."
 
 
 def damage(record: FileRecord, what: str) -> DamagedFileError:

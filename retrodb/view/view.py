@@ -9,7 +9,7 @@ import numpy as np
 
 from retrodb.errors import UsageError
 from retrodb.format.parquet import read_table
-from retrodb.format.records import covered, screening_key
+from retrodb.format.records import FileRecord, covered, screening_key
 from retrodb.format.settings import Settings
 from retrodb.format.snapshot import Snapshot
 from retrodb.store.manifest import Manifest, ShardTable, load_manifest
@@ -17,6 +17,7 @@ from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.coverage import Coverage
+from retrodb.view.part_codes import CODES_FILE, NEEDED_FILES, PartCodes
 from retrodb.view.tombstones import TombstoneSet
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class View:
         self.files = VerifiedFiles(storage)
         self._coverages: dict[tuple[str, str | None], Coverage] = {}
         self._query_sets: dict[str, ChunkSet] = {}
+        self._parts: dict[str, PartCodes] = {}
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -114,9 +116,12 @@ class View:
         return [i for i, (first, count) in enumerate(spans) if not covered(ranges, first, count)]
 
     def query_vectors(self, query_set: str, space: str) -> Coverage:
-        """The vector files of a query set in a space; those of `self` are the database's own."""
+        """The files that hold the vectors of a query set in a space; those of `self` are the database's own.
+
+        In a space that keeps no vectors they are the codes of its index parts.
+        """
         if query_set == SELF:
-            return self.coverage("vectors", space)
+            return self.coverage("vectors", space) if self.keeps_vectors(space) else self._codes(space)
         ending = f"/vectors.{space}.npy"
         return Coverage([r for r in self.manifest.files("queries", query_set) if r.path.endswith(ending)])
 
@@ -124,8 +129,33 @@ class View:
         """Vectors (Q, D) float16 of rows of a query set in a space; zeros for rows without one."""
         vectors = np.zeros((len(ids), self.snapshot.entry("space", space)["dimension"]), dtype=np.float16)
         for hit in self.query_vectors(query_set, space).lookup(ids):
-            vectors[hit.where] = self.chunks.map(hit.record)[hit.positions]
+            if hit.record.kind == "parts":
+                vectors[hit.where] = self._part_codes(hit.record).vectors(hit.positions)
+            else:
+                vectors[hit.where] = self.chunks.map(hit.record)[hit.positions]
         return vectors
+
+    def keeps_vectors(self, space: str) -> bool:
+        """Whether the database's vectors in a space are stored, not their codes alone; also true before there are any."""
+        entry = self.snapshot.entry("space", space)
+        return entry is None or bool(entry["params"].get("keep_vectors", True))
+
+    def _codes(self, space: str) -> Coverage:
+        key = ("codes", space)
+        if key not in self._coverages:
+            records = self.manifest.files("parts", space)
+            self._coverages[key] = Coverage([r for r in records if r.path.endswith(f"/{CODES_FILE}")])
+        return self._coverages[key]
+
+    def _part_codes(self, codes: FileRecord) -> PartCodes:
+        """The codes of a part, every file of it that is read verified."""
+        folder = codes.path.rpartition("/")[0]
+        if folder not in self._parts:
+            wanted = {f"{folder}/{name}" for name in NEEDED_FILES}
+            records = self.manifest.files("parts", codes.name)
+            paths = [self.files.open(record) for record in records if record.path in wanted]
+            self._parts[folder] = PartCodes(paths[0].parent)
+        return self._parts[folder]
 
 
 CHUNK_FILES = ("documents", "chunks", "tokens", "hashes", "ids")

@@ -25,7 +25,17 @@ def test_a_life_in_commands(built: Path, fresh: Fresh, tmp_path: Path) -> None:
         ("diff_row", "added", 1), ("diff_row", "removed", 1),
     ]  # fmt: skip
     listed = ok("diff", database, head, head + 1, "--documents").out
-    assert listed.splitlines()[0].split() == ["source", "doc", "id", "change", "reason", "first", "chunk", "num", "chunks"]
+    assert listed.splitlines()[0].split() == [
+        "source",
+        "doc",
+        "id",
+        "change",
+        "reason",
+        "first",
+        "chunk",
+        "num",
+        "chunks",
+    ]
     before = ok("sql", database, "select chunk_id, text from chunks where live order by 1", "--json").out
     planned = ok("compact", database, "--min-deleted", "0", "--dry-run", "--json").row
     assert (planned["dry_run"], planned["freed_bytes"]) == (True, None)

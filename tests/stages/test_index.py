@@ -101,7 +101,9 @@ def test_a_sample_that_the_user_made_too_small_is_an_error_and_not_another_facto
         embedded.index(factory="IVF2,SQ8", train_sample=10)
 
 
-def test_deleted_chunks_are_not_indexed_and_come_back_when_they_are_undeleted(embedded: Database, tmp_path: Path) -> None:
+def test_deleted_chunks_are_not_indexed_and_come_back_when_they_are_undeleted(
+    embedded: Database, tmp_path: Path
+) -> None:
     tests = {"x": made_text(3, 1000)}
     embedded.dedup([write_documents(tmp_path / "t.jsonl", tests)], name="t")
     result = embedded.index(factory="IVF2,SQ8")

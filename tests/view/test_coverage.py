@@ -57,7 +57,9 @@ def test_of_two_files_with_a_row_the_first_committed_is_read() -> None:
 
 def test_of_two_files_with_a_row_the_last_committed_is_read_where_that_is_asked() -> None:
     patches = [record(0, 10, [True] * 4), record(1, 12, [True] * 4), record(2, 8, [False] * 3 + [True])]
-    hits = [(hit.record.path, hit.rows.tolist()) for hit in Coverage(patches, newest_first=True).lookup(np.arange(8, 16))]
+    hits = [
+        (hit.record.path, hit.rows.tolist()) for hit in Coverage(patches, newest_first=True).lookup(np.arange(8, 16))
+    ]
     assert hits == [("2", [3]), ("1", [0, 1, 2, 3]), ("0", [0])]
 
 
