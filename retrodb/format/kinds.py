@@ -47,6 +47,7 @@ _KINDS = (
     FileKind("runs", "runs/{run}/{file}", "-", "-"),
     FileKind("collection", "collection.json", "-", "-"),
     FileKind("checked", "check.json", "-", "-"),
+    FileKind("repairing", "repair.json", "-", "-"),
 )
 
 KINDS: dict[str, FileKind] = {kind.name: kind for kind in _KINDS}

@@ -4,20 +4,24 @@ Three ways, by the kind of file. Tokens, hashes and ids are made anew in their p
 that names them is whole again. What a stage makes (vectors, index parts, codebooks, tables, bands) is taken out of the manifest,
 and the stage is run: it does what is missing. Where documents or their text are lost, the whole shard leaves the manifest, since
 without either nothing in it can be read; its ids stay given, so whatever names them finds no chunk. That needs `accept_loss`.
-Nothing is deleted: damaged bytes are moved to `quarantine/`, where no snapshot and no collection looks.
+Nothing is deleted: damaged bytes are moved to `quarantine/`, where no snapshot and no collection looks. What is still to be made
+again stands in `repair.json` meanwhile, so that a repair that was interrupted is finished by the next one.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields, replace
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
+import orjson
 
 from retrodb.config import IndexParams, NearDuplicatesParams, NeighboursParams, from_mapping
 from retrodb.engine.run import open_run
-from retrodb.format.kinds import KINDS
+from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord
 from retrodb.maintain.check import Damage, run_check
@@ -100,9 +104,14 @@ def run_repair(context: Context, *, accept_loss: bool = False, dry_run: bool = F
     gone = [records[path] for path in (*plan.remade, *plan.lost)]
     for record in gone:
         _quarantine(context.storage, record.path)
+    work = Remake.of(view, gone).with_unfinished(context.storage)
+    if work.kinds:
+        context.storage.write(path_of("repairing"), orjson.dumps(asdict(work)))
     if dropped := [record for record in gone if record.kind not in _REPLACED]:
         _drop(context, view, dropped)
-    ran, to_run = _make_again(context, view, gone)
+    ran, to_run = _make_again(context, work)
+    if work.kinds:
+        context.storage.delete(path_of("repairing"))
     after = context.view()
     for path in {record.path for record in gone}.difference(after.manifest.paths()):
         context.storage.delete(path)
@@ -239,31 +248,61 @@ class _Following:
         return is_of_chunks and any(first <= record.first_chunk and end <= first + count for first, count in self.spans)
 
 
-def _make_again(context: Context, view: View, gone: list[FileRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+@dataclass(frozen=True)
+class Remake:
+    """What commands have to make again."""
+
+    kinds: Mapping[str, list[str]]  # kind of file -> spaces, tables, taggers, ... that lost some
+    sources: list[str]  # whose lost shards have to be read again
+    near: Mapping[str, Any] | None  # parameters of the search for near-duplicates
+
+    @staticmethod
+    def of(view: View, gone: list[FileRecord]) -> Remake:
+        """What the loss of some files takes."""
+        kinds: dict[str, set[str]] = defaultdict(set)
+        for record in gone:
+            kinds[content_of(record) if content_of(record) in REMADE else record.kind].add(record.name)
+        near = view.snapshot.entry("duplicates", "near")
+        sources = sorted(_sources(view, _lost_spans(gone)))
+        return Remake(
+            {k: sorted(names) for k, names in sorted(kinds.items())}, sources, near["params"] if near else None
+        )
+
+    def with_unfinished(self, storage: Storage) -> Remake:
+        """This, and what an interrupted repair had still to do."""
+        if not storage.exists(path_of("repairing")):
+            return self
+        before = orjson.loads(storage.read(path_of("repairing")))
+        kinds = {
+            kind: sorted({*self.kinds.get(kind, ()), *before["kinds"].get(kind, ())})
+            for kind in sorted({*self.kinds, *before["kinds"]})
+        }
+        return Remake(kinds, sorted({*self.sources, *before["sources"]}), self.near or before["near"])
+
+
+def _make_again(context: Context, work: Remake) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Run the commands that make what is missing; gives those, and the ones that the user has to run."""
-    of = {kind: {record.name for record in gone if content_of(record) == kind} for kind in REMADE}
-    lost = {record.name for record in gone if record.kind == "queries"}
+    of, snapshot = {kind: set(work.kinds.get(kind, ())) for kind in REMADE}, context.view().snapshot
     ran = []
-    for space in view.snapshot.names("space"):
-        if space in of["vectors"] | of["parts"] or lost:
+    for space in snapshot.names("space"):
+        if space in of["vectors"] | of["parts"] or "queries" in work.kinds:
             run_embed(context, {}, Hardware(), space=space)
             ran.append(f"embed --space {space}")
-        if view.snapshot.entry("index", space) and space in of["vectors"] | of["parts"] | of["codebooks"]:
-            index = from_mapping(IndexParams, view.snapshot.entry("index", space)["params"], where=f"index/{space}")
+        if snapshot.entry("index", space) and space in of["vectors"] | of["parts"] | of["codebooks"]:
+            index = from_mapping(IndexParams, snapshot.entry("index", space)["params"], where=f"index/{space}")
             run_index(context, index, space=space, retrain=space in of["codebooks"])
             ran.append(f"index --space {space}")
     if of["bands"] or of["duplicates"]:
-        entry = view.snapshot.entry("duplicates", "near")
-        run_near_duplicates(context, from_mapping(NearDuplicatesParams, entry["params"], where="duplicates/near"))
+        run_near_duplicates(context, from_mapping(NearDuplicatesParams, work.near or {}, where="duplicates/near"))
         ran.append("dedup --near-duplicates")
     for table in sorted(of["neighbours"] | of["joined"]):
-        entry = view.snapshot.entry("table", table)
+        entry = snapshot.entry("table", table)
         own = {field.name: entry[field.name] for field in fields(NeighboursParams) if field.name in entry}
         params = from_mapping(NeighboursParams, own, where=f"table '{table}'")
         run_neighbours(context, params, queries=entry["queries"], space=entry["space"], table=table)
         ran.append(f"neighbours --table {table}")
     tags = [f"tag --name {name}" for name in sorted(of["attributes"])]
-    return tuple(ran), (*tags, *(f"ingest --source {name}" for name in sorted(_sources(view, _lost_spans(gone)))))
+    return tuple(ran), (*tags, *(f"ingest --source {name}" for name in work.sources))
 
 
 def _sources(view: View, spans: Iterable[Span]) -> set[str]:

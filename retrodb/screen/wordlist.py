@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -64,15 +65,20 @@ class WordList:
 
     @cached_property
     def _phrases(self) -> list[list[str]]:
-        return [words for entry in self.entries if _PLAIN.fullmatch(entry) and (words := words_of(entry))]
+        return [words for entry in self.entries if _is_plain(entry) and (words := words_of(entry))]
 
     @cached_property
     def _signs(self) -> list[str]:
-        return [entry for entry in self.entries if not (_PLAIN.fullmatch(entry) and words_of(entry))]
+        return [entry for entry in self.entries if not (_is_plain(entry) and words_of(entry))]
 
     @cached_property
     def _table(self) -> WordTable:
         return make_table(self._phrases)
+
+
+def _is_plain(entry: str) -> bool:
+    """Whether an entry is words; an accent that stands apart from its letter is not a sign of its own."""
+    return _PLAIN.fullmatch(unicodedata.normalize("NFKC", entry)) is not None
 
 
 def read_word_list(path: str, measure: str) -> WordList:

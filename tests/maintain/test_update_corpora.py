@@ -36,7 +36,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack("tokenizers.tar.zst", tmp_path_factory.mktemp("tokenizers")) / "gpt2"
 
 
-@pytest.mark.parametrize("collection", ["peps", "digitalgov"])
+@pytest.mark.parametrize("collection", [pytest.param("peps", marks=pytest.mark.soak), "digitalgov"])
 def test_an_update_with_mirror_equals_a_fresh_build(
     tmp_path: Path, gpt2: Path, collection: str, record_property: Callable[[str, object], None]
 ) -> None:

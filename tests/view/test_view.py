@@ -67,7 +67,7 @@ def test_vectors_come_from_any_file_that_holds_them(tmp_path_factory: pytest.Tem
         path = f"vectors/s/{number}.npy"
         write = lambda local, content=content: save_array(local, content)  # noqa: E731
         files.append(publish(storage, "vectors", path, write, name="s", first_chunk=0, rows=RowSet.from_mask(mask)))
-    own = change("x", shards=[shard("one")], files=files, entries={"space/s": {"dimension": 2}})
+    own = change("x", shards=[shard("one")], files=files, entries={"space/s": {"dimension": 2, "params": {}}})
     view = View(storage, SETTINGS, create(storage, own))
     vectors = view.vectors("s", np.array([3, 1, 2, 0]))
     assert vectors[:, 0].tolist() == [3, 11, 2, 0]
