@@ -83,7 +83,7 @@ def run_diff(context: Context, a: int, b: int, *, documents: bool = False) -> Di
             chunks.update((source, change, reason) for source, reason in zip(sources, reasons, strict=True))
             begins = np.flatnonzero(np.diff(owners, prepend=-1))
             lengths = np.diff(np.append(begins, len(owners)))
-            for at, length, known in zip(begins, lengths, view.chunks.documents(owners[begins]), strict=True):
+            for at, length, known in zip(begins, lengths, view.chunks.documents((first + rows)[begins]), strict=True):
                 if known is None or other[owners[at] - first : owners[at] - first + known["num_chunks"]].any():
                     continue  # only some of its chunks
                 whole[sources[at], change, reasons[at]] += 1

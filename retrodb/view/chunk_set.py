@@ -165,13 +165,20 @@ class ChunkSet:
         return texts
 
     def documents(self, ids: Int64Array) -> list[dict[str, Any] | None]:
-        """The document of each chunk as a mapping of its columns plus `first_chunk`; None for -1."""
+        """The document of each chunk as a mapping of its columns plus `first_chunk`; None for -1.
+
+        A chunk that compaction has dropped still has its document while other chunks of that are there: documents are named by
+        the id of their first chunk, whatever became of it.
+        """
         found: list[dict[str, Any] | None] = [None] * len(ids)
-        for hit in self._coverage["documents"].lookup(ids):
-            index = self.layout(hit.record).document_of(hit.rows)
-            rows = self.documents_table(hit.record).take(np.maximum(index, 0)).to_pylist()
-            for place, row, inside in zip(hit.where.tolist(), rows, (index >= 0).tolist(), strict=True):
-                found[place] = {**row, "first_chunk": hit.record.first_chunk + row["first_row"]} if inside else None
+        range_of = np.searchsorted([record.first_chunk for record in self.ranges], ids, side="right") - 1
+        for number in np.unique(range_of[range_of >= 0]):
+            record, where = self.ranges[number], np.flatnonzero(range_of == number)
+            index = self.layout(record).document_of(ids[where] - record.first_chunk)
+            where, index = where[index >= 0], index[index >= 0]
+            rows = self.documents_table(record).take(index).to_pylist()
+            for place, row in zip(where.tolist(), rows, strict=True):
+                found[place] = {**row, "first_chunk": record.first_chunk + row["first_row"]}
         return found
 
     def file(self, kind: str, first: int, count: int) -> FileRecord:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from faulty_storage import Crash, FaultyStorage
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from made_documents import made_text, write_documents
 
@@ -221,6 +221,7 @@ UNIQUE = count()
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
+@example(steps=[("ingest", {0: 0, 5: 1}), ("leak", 5)])  # of a document, the first chunks go and others stay
 def test_a_history_with_compactions_answers_as_one_without(
     steps: list[tuple[str, Any]], make_database: Make, tmp_path: Path
 ) -> None:

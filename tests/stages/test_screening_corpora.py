@@ -79,7 +79,7 @@ def test_posts_of_a_trained_classifier_go_and_come_back(
     names = {document["doc_id"] for document in database.view().chunks.documents(ids) if document}
     unseen = {post["id"]: label for post, label in zip(posts[half:], labels[half:], strict=True)}
     flagged = [label for name, label in unseen.items() if name in names]
-    assert sum(flagged) / len(flagged) > 1.5 * sum(unseen.values()) / len(unseen)
+    assert sum(flagged) / len(flagged) > 1.2 * sum(unseen.values()) / len(unseen), "better than chance"
     assert database.filter(where="hate > 0.5", reason="hate").documents == len(ids)
     assert_none_left(database, ids, tmp_path / "out")
     assert database.undelete("hate").live_documents == len(ids)
