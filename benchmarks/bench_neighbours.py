@@ -174,7 +174,9 @@ class Bench:
 
     def width(self, codes: str = "Flat") -> int:
         """What has to be fetched: the own document's chunks beside the k, and more where codes are coarse."""
-        return self.k + 8 + (100 if "RaBitQ" in codes else 32 if "PQ" in codes else 8)
+        sizes = np.bincount(self.documents)[self.documents[self.rows]]
+        own = int(np.clip(np.quantile(sizes, 0.99), 8, 256))  # else no number of lists reaches the recall
+        return self.k + own + (100 if "RaBitQ" in codes else 32 if "PQ" in codes else 8)
 
     def preassigned(self, rows: np.ndarray, nprobe: int, with_distances: bool) -> tuple[np.ndarray, np.ndarray | None]:
         lists = self.lists[rows, :nprobe].astype(np.int64)
