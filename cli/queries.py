@@ -37,6 +37,7 @@ def command() -> None:
 @database_argument
 @click.argument("files", nargs=-1, metavar="[FILE...]")
 @click.option("--name", required=True, metavar="NAME", help="Of the query set; an older one of this name is replaced.")
+@click.option("--jsonl", multiple=True, metavar="FILE", help="Documents, as FILE is; repeatable.")
 @click.option("--text-template", metavar="TEXT", help='Fields of a record, as "{question} {choices}".')
 @click.option("--tokens", metavar="FILE", help="Chunks of DB's token ids, the rows of a .npy; --doc-ids is one, too.")
 @click.option("--sequences", type=int, metavar="N", help="DB's own documents, packed in sequences of N tokens.")
@@ -64,6 +65,7 @@ def add(
     /,
     database: str,
     files: tuple[str, ...],
+    jsonl: tuple[str, ...],
     name: str,
     text_template: str | None,
     tokenizer: str | None,
@@ -76,7 +78,7 @@ def add(
     'retrodb embed' gives the rows vectors. The rows of a Megatron training set are in the order of megatron-core's own
     samples, which needs that package; --doc-ids names the documents that a sequence must not meet as its neighbours.
     """
-    db = open_database(session, database, workers)
+    db, files = open_database(session, database, workers), (*files, *jsonl)
     if any(packing.values()):
         if files or text_template:
             raise click.UsageError("FILEs and packed sequences are two query sets.")

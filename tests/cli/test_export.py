@@ -37,6 +37,17 @@ def test_own_documents_are_packed_as_queries(built: Path, fresh: Callable[[Path]
     ok("neighbours", database, "--queries", "packed", "--exclude", "sequence", "--workers", 1)
 
 
+def test_documents_are_given_by_place_or_by_option(built: Path, fresh: Callable[[Path], Path], tmp_path: Path) -> None:
+    database, file = (
+        fresh(built),
+        json_lines(tmp_path / "q.jsonl", b'{"id": "1", "text": "which chunks are nearest to this"}'),
+    )
+    by_place = ok("queries", "add", database, file, "--name", "a", "--json").row
+    by_option = ok("queries", "add", database, "--jsonl", file, "--name", "b", "--json").row
+    assert by_place["documents"] == by_option["documents"] == 1
+    assert by_place["rows"] == by_option["rows"] > 0
+
+
 def test_what_cannot_be_meant_is_a_usage_error(built: Path, corpus: Path, tmp_path: Path) -> None:
     for arguments in (
         ["export"],
