@@ -316,7 +316,7 @@ def main() -> None:
         f"{len(bench.vectors):,} vectors, {len(bench.rows):,} queries, build {len(bench.vectors) / bench.build_s:,.0f}/s"
     )
     methods = [
-        Method("retrodb join", bench.join),
+        Method("the join of retrodb", bench.join),
         bench.big_batch(),
         *(bench.query_major(codes) for codes in options.codes),
     ]
