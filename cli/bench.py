@@ -14,12 +14,12 @@ from .options import (
     database_argument,
     device_option,
     json_option,
+    measures,
     open_database,
     pass_session,
     progress_option,
     share,
     space_option,
-    workers_option,
 )
 from .render_bench import recall_report
 
@@ -47,10 +47,7 @@ def command() -> None:
 )
 @click.option("--report", type=click.Path(dir_okay=False), metavar="FILE", help="Write .json, .html or .png too.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sample of queries.")
-@workers_option
-@progress_option
-@json_option
-@pass_session
+@measures
 def recall(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
     """Measure how much of the true neighbours search in DB finds, and what that costs."""
     session.output.result(open_database(session, database, workers).bench_recall(**options), recall_report)

@@ -10,19 +10,7 @@ import click
 from retrodb import errors
 from retrodb.config import InitParams
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    format_option,
-    json_option,
-    pass_session,
-    progress_option,
-    share,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, format_option, runs_tasks, share
 from .render_update import build_plan, build_result, update_step
 
 
@@ -47,11 +35,7 @@ from .render_update import build_plan, build_result, update_step
 )
 @click.option("--against", multiple=True, metavar="FILE", help="A test set that must not be in it; may be repeated.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(session: Session, /, database: str, tokenizer: str | None, yes: bool, dry_run: bool, **options: Any) -> int:
     """Build DB from INPUT: look at five documents, estimate every stage, ask once, and run them all.
 

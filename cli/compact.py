@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    share,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, open_database, runs_tasks, share
 
 
 @click.command(cls=Command, example="retrodb compact my.retrodb --min-deleted 5%", exits=WRITING_EXITS)
@@ -29,11 +17,7 @@ from .options import (
     metavar="SHARE",
     help="Deleted rows of a file from which on it is written anew.",
 )
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(session: Session, database: str, min_deleted: float, workers: int | None, dry_run: bool) -> None:
     """Drop the deleted rows of DB, join small neighbouring files, filter and merge index parts, fold table patches.
 

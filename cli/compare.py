@@ -6,17 +6,7 @@ from typing import Any
 
 import click
 
-from .options import (
-    READING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    workers_option,
-)
+from .options import READING_EXITS, Command, Session, database_argument, measures, open_database
 
 
 @click.command(cls=Command, example="retrodb compare my.retrodb default bge", exits=READING_EXITS)
@@ -32,10 +22,7 @@ from .options import (
     "--minutes", type=float, metavar="N", help="Also train a small RETRO model for so long on each space's tables."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the samples.")
-@workers_option
-@progress_option
-@json_option
-@pass_session
+@measures
 def command(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
     """Set two spaces of DB side by side: what they find, how well, how fast, and for how many bytes."""
     session.output.result(open_database(session, database, workers).compare(**options))

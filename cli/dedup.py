@@ -8,19 +8,7 @@ import click
 
 from retrodb.config import DedupParams, NearDuplicatesParams
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    is_given,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, is_given, open_database, runs_tasks
 from .render import duplicate, leak, near_verdict, verdict
 
 _OF_TESTSET = ("text_template", "rule", "level", "short_texts", "max_document_frequency", "method")
@@ -84,11 +72,7 @@ _OF_TESTSET = ("text_template", "rule", "level", "short_texts", "max_document_fr
     help=f"Of MinHash: bands x rows.  [default: {DedupParams.bands}, near-duplicates {NearDuplicatesParams.bands}]",
 )
 @click.option("--report", is_flag=True, help="Print who matched whom.")
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(
     session: Session,
     /,

@@ -6,15 +6,7 @@ import click
 
 from retrodb.config import InitParams
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    json_option,
-    pass_session,
-    progress_option,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, measures
 from .render import demo_result, demo_stage
 
 
@@ -30,10 +22,7 @@ from .render import demo_result, demo_stage
     metavar="N",
     help="Training steps of validate.",
 )
-@workers_option
-@progress_option
-@json_option
-@pass_session
+@measures
 def command(session: Session, folder: str, encoder: str, limit: int | None, steps: int, workers: int | None) -> None:
     """Build a database in DIR from the documentation of Python's own standard library: every stage once.
 

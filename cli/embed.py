@@ -12,13 +12,9 @@ from .options import (
     Session,
     database_argument,
     device_option,
-    dry_run_option,
-    json_option,
     open_database,
-    pass_session,
-    progress_option,
+    runs_tasks,
     space_option,
-    workers_option,
 )
 
 
@@ -55,11 +51,7 @@ from .options import (
 @click.option(
     "--batch-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of a batch.  [default: by the device]"
 )
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
     """Give every live chunk of DB without a vector its vector, and the rows of the query sets theirs."""
     session.output.result(open_database(session, database, workers).embed(**options))

@@ -10,12 +10,10 @@ from .options import (
     READING_EXITS,
     Command,
     Session,
-    as_of_option,
     database_argument,
     device_option,
-    json_option,
     open_database,
-    pass_session,
+    reads,
     space_option,
 )
 
@@ -34,9 +32,7 @@ from .options import (
     "--nprobe", type=click.IntRange(min=1), metavar="N", help="Lists to look through.  [default: the space's own]"
 )
 @device_option
-@as_of_option
-@json_option
-@pass_session
+@reads
 def command(session: Session, /, database: str, **options: Any) -> None:
     """Compare the documents that DB finds with judgements: nDCG@10, recall@k and MRR.
 

@@ -8,19 +8,7 @@ import click
 
 from retrodb.config import EXPORT_FORMATS
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    as_of_option,
-    dry_run_option,
-    is_given,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, as_of_option, is_given, open_database, runs_tasks
 
 
 @click.command(
@@ -40,11 +28,7 @@ from .options import (
 @click.option("--refresh", metavar="OUT", help="Bring an export up to date instead; its card knows its database.")
 @click.option("--list", "is_list", is_flag=True, help="List the exports of DB instead.")
 @as_of_option
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(
     session: Session,
     /,

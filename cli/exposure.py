@@ -6,16 +6,7 @@ from typing import Any
 
 import click
 
-from .options import (
-    READING_EXITS,
-    Command,
-    Session,
-    as_of_option,
-    database_argument,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import READING_EXITS, Command, Session, database_argument, open_database, reads
 from .render import exposure
 
 
@@ -35,9 +26,7 @@ from .render import exposure
     metavar="N",
     help="Rows of the table, in order, that the training run has seen.",
 )
-@as_of_option
-@json_option
-@pass_session
+@reads
 def command(session: Session, /, database: str, testset: str, **options: Any) -> None:
     """Tell which rows of a neighbour table met a test set.
 

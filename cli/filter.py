@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    choice_options,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import WRITING_EXITS, Command, Session, changes, choice_options, database_argument, open_database
 from .render_screen import filtered
 
 
@@ -28,9 +18,7 @@ from .render_screen import filtered
 @click.option(
     "--reason", default="filter", show_default=True, metavar="NAME", help="Of the deletion; undelete takes it back."
 )
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def command(
     session: Session,
     database: str,

@@ -6,17 +6,7 @@ from datetime import timedelta
 
 import click
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    duration,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import WRITING_EXITS, Command, Session, changes, database_argument, duration, open_database
 
 
 @click.command(cls=Command, example="retrodb gc my.retrodb --keep-snapshots 20", exits=WRITING_EXITS)
@@ -43,9 +33,7 @@ from .options import (
     metavar="TIME",
     help="Give up runs that never committed and wrote nothing for so long.  [default: none]",
 )
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def command(
     session: Session,
     database: str,

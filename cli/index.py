@@ -8,20 +8,7 @@ import click
 
 from retrodb.config import IndexParams
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    size,
-    space_option,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, open_database, runs_tasks, size, space_option
 
 
 @click.command(cls=Command, example="retrodb index my.retrodb --factory IVF1024,SQ8", exits=WRITING_EXITS)
@@ -51,11 +38,7 @@ from .options import (
     help="What a searching machine may use; larger search codes are memory-mapped, and parts of more are not merged.",
 )
 @click.option("--retrain", is_flag=True, help="Train a new codebook and index everything anew.")
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
     """Train the codebook of a space of DB, if it has none, index what is embedded and not yet indexed, and merge small parts."""
     session.output.result(open_database(session, database, workers).index(**options))

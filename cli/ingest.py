@@ -9,20 +9,7 @@ import click
 from retrodb import errors
 from retrodb.config import IngestParams
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    format_option,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    share,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, format_option, open_database, runs_tasks, share
 
 
 @click.command(
@@ -86,11 +73,7 @@ from .options import (
     metavar="SHARE",
     help="Above it nothing is committed.",
 )
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(
     session: Session,
     /,

@@ -9,15 +9,7 @@ import click
 from retrodb import errors
 from retrodb.config import InitParams
 
-from .options import (
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import Command, Session, changes, database_argument, open_database
 
 
 @click.command(
@@ -58,9 +50,7 @@ from .options import (
 @click.option(
     "--preset", type=click.Choice(["retro"]), help="retro: encoder and metric of the paper (BERT, squared L2)."
 )
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def command(session: Session, /, database: str, dry_run: bool, **options: Any) -> None:
     """Create an empty database DB. What is chosen here can never change."""
     from retrodb.database import create, plan_create

@@ -10,12 +10,10 @@ from .options import (
     READING_EXITS,
     Command,
     Session,
-    as_of_option,
     database_argument,
     device_option,
-    json_option,
     open_database,
-    pass_session,
+    reads,
     space_option,
 )
 from .render_retro import leakage
@@ -33,9 +31,7 @@ from .render_retro import leakage
 @click.option("--k", type=int, default=10, show_default=True, metavar="N", help="Nearest neighbours of a chunk.")
 @space_option
 @device_option
-@as_of_option
-@json_option
-@pass_session
+@reads
 def command(session: Session, /, database: str, **options: Any) -> None:
     """Tell how much of some chunks their nearest neighbours in DB give away word for word.
 

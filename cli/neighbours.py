@@ -13,19 +13,16 @@ from .options import (
     WRITING_EXITS,
     Command,
     Session,
-    as_of_option,
+    changes,
     database_argument,
     device_option,
-    dry_run_option,
     is_given,
-    json_option,
     memory_option,
     open_database,
-    pass_session,
-    progress_option,
+    reads,
+    runs_tasks,
     share,
     space_option,
-    workers_option,
 )
 from .render import shown_row
 
@@ -115,11 +112,7 @@ def command() -> None:
 @memory_option
 @device_option
 @click.option("--repair", is_flag=True, help="Instead: bring --table, or all tables, up to date by patches.")
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def compute(session: Session, /, database: str, workers: int | None, repair: bool, **options: Any) -> None:
     """Write a table of the nearest live chunks of every row of a query set. A missing neighbour is -1.
 
@@ -148,9 +141,7 @@ command.plain = compute
 @database_argument
 @table_option
 @row_option
-@as_of_option
-@json_option
-@pass_session
+@reads
 def show(session: Session, /, database: str, row: int, **options: Any) -> None:
     """Show a row of a table: its chunk, its neighbours, what follows each, and the token runs that they share."""
     session.output.result(open_database(session, database).show_neighbours(row, **options), shown_row)
@@ -164,9 +155,7 @@ def show(session: Session, /, database: str, row: int, **options: Any) -> None:
 @click.option("--pin", type=int, metavar="ID", help="Give this chunk before all others.")
 @click.option("--replace", type=int, nargs=2, metavar="OLD NEW", help="Ban OLD and pin NEW.")
 @click.option("--undo", is_flag=True, help="Take this edit back.")
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def edit(session: Session, /, database: str, row: int, **options: Any) -> None:
     """Ban, pin or replace a neighbour of one row. Edits outlive the repair and the rebuild of their table."""
     session.output.result(open_database(session, database).edit_neighbours(row, **options))

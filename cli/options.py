@@ -111,6 +111,27 @@ as_of_option = click.option(
 )
 
 
+def _bundle(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Any]:
+    """One decorator for several, the first one outermost, as they would be written above a function."""
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+runs_tasks = _bundle(workers_option, dry_run_option, progress_option, json_option, pass_session)
+"""The last options of a command that changes the database by tasks."""
+changes = _bundle(dry_run_option, json_option, pass_session)
+"""Of one that changes it at once."""
+measures = _bundle(workers_option, progress_option, json_option, pass_session)
+"""Of one that takes time and changes nothing."""
+reads = _bundle(as_of_option, json_option, pass_session)
+"""Of one that reads a snapshot."""
+
+
 def _read_names(_ctx: click.Context, _param: click.Parameter, file: TextIO | None) -> list[str] | None:
     return None if file is None else [name for line in file if (name := line.rstrip("\r\n"))]
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import WRITING_EXITS, Command, Session, changes, database_argument, open_database
 
 
 @click.command(cls=Command, example="retrodb pin my.retrodb 12 --name training-7", exits=WRITING_EXITS)
@@ -21,9 +12,7 @@ from .options import (
 @click.argument("snapshot", type=click.IntRange(min=0), required=False, metavar="[N]")
 @click.option("--name", required=True, metavar="RUN", help="Who needs the snapshot.")
 @click.option("--remove", is_flag=True, help="Take the pin away.")
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def command(session: Session, database: str, snapshot: int | None, name: str, remove: bool, dry_run: bool) -> None:
     """Keep snapshot N of DB, the newest unless it is given, from expiring: a running training reads it."""
     if remove and snapshot is not None:

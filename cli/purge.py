@@ -6,19 +6,7 @@ import click
 
 from retrodb.errors import EXIT_DAMAGE
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    json_option,
-    names_option,
-    open_database,
-    pass_session,
-    progress_option,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, names_option, open_database, runs_tasks
 from .render_purge import purge_plan, purge_result
 
 
@@ -28,11 +16,7 @@ from .render_purge import purge_plan, purge_result
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--break-pins", is_flag=True, help="Let pinned snapshots that hold the documents expire too.")
 @click.option("--include-testsets", is_flag=True, help="Take items that quote the documents out of test sets as well.")
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(
     session: Session,
     database: str,

@@ -6,18 +6,7 @@ from typing import Any
 
 import click
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, open_database, runs_tasks
 
 
 @click.group()
@@ -55,11 +44,7 @@ def command() -> None:
     help="Names of a prefix's documents, as SOURCE/ID, one a line; repeatable.",
 )
 @click.option("--tokenizer", metavar="FILE", help="Of the sequences.  [default: DB's]")
-@dry_run_option
-@workers_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def add(
     session: Session,
     /,

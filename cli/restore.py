@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import click
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import WRITING_EXITS, Command, Session, changes, database_argument, open_database
 
 
 @click.command(cls=Command, example="retrodb restore my.retrodb 12", exits=WRITING_EXITS)
 @database_argument
 @click.argument("snapshot", type=click.IntRange(min=0), metavar="N")
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def command(session: Session, database: str, snapshot: int, dry_run: bool) -> None:
     """Make snapshot N of DB the newest, as one more snapshot.
 

@@ -12,12 +12,10 @@ from .options import (
     READING_EXITS,
     Command,
     Session,
-    as_of_option,
     database_argument,
     device_option,
-    json_option,
     open_database,
-    pass_session,
+    reads,
     space_option,
 )
 from .render import search_hit
@@ -39,9 +37,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--recall", type=float, metavar="SHARE", help="As many lists as were measured for this recall.")
 @device_option
-@as_of_option
-@json_option
-@pass_session
+@reads
 def command(
     session: Session,
     /,

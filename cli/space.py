@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import (
-    READING_EXITS,
-    WRITING_EXITS,
-    Command,
-    Session,
-    as_of_option,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import READING_EXITS, WRITING_EXITS, Command, Session, changes, database_argument, open_database, reads
 
 
 @click.group()
@@ -25,9 +14,7 @@ def command() -> None:
 
 @command.command("list", cls=Command, example="retrodb space list my.retrodb", exits=READING_EXITS)
 @database_argument
-@as_of_option
-@json_option
-@pass_session
+@reads
 def list_command(session: Session, database: str, as_of: int | None) -> None:
     """List the spaces of DB."""
     session.output.rows(open_database(session, database).spaces(as_of=as_of))
@@ -36,9 +23,7 @@ def list_command(session: Session, database: str, as_of: int | None) -> None:
 @command.command("default", cls=Command, example="retrodb space default my.retrodb bge", exits=WRITING_EXITS)
 @database_argument
 @click.argument("space", metavar="NAME")
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def default_command(session: Session, database: str, space: str, dry_run: bool) -> None:
     """Make NAME the space that is used when none is named, in one commit. It has to be embedded and indexed whole."""
     session.output.result(open_database(session, database).set_default_space(space, dry_run=dry_run))
@@ -48,9 +33,7 @@ def default_command(session: Session, database: str, space: str, dry_run: bool) 
 @database_argument
 @click.argument("space", metavar="NAME")
 @click.option("--with-tables", is_flag=True, help="Also the neighbour tables that were computed in it.")
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def drop_command(session: Session, database: str, space: str, with_tables: bool, dry_run: bool) -> None:
     """Take NAME out of DB. 'retrodb gc' frees its files; older snapshots still have it until they expire."""
     db = open_database(session, database)

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import (
-    READING_EXITS,
-    Command,
-    Session,
-    as_of_option,
-    database_argument,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import READING_EXITS, Command, Session, database_argument, open_database, reads
 
 
 @click.command(
@@ -23,9 +14,7 @@ from .options import (
 )
 @database_argument
 @click.argument("query", metavar="SELECT")
-@as_of_option
-@json_option
-@pass_session
+@reads
 def command(session: Session, database: str, query: str, as_of: int | None) -> None:
     """Run a SELECT over the tables documents, chunks, shards and files of DB. Nothing can be changed by it."""
     result = open_database(session, database).sql(query, as_of=as_of)

@@ -6,19 +6,7 @@ import click
 
 from retrodb.config import TagParams
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    device_option,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, device_option, open_database, runs_tasks
 
 
 @click.command(
@@ -40,11 +28,7 @@ from .options import (
 )
 @click.option("--retag", is_flag=True, help="Score all documents anew when another tagger had the name.")
 @device_option
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(
     session: Session,
     /,

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    choice_options,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-)
+from .options import WRITING_EXITS, Command, Session, changes, choice_options, database_argument, open_database
 from .render_screen import undeleted
 
 
@@ -22,9 +12,7 @@ from .render_screen import undeleted
 @database_argument
 @click.option("--reason", required=True, metavar="NAME", help="That is to hold no longer.")
 @choice_options
-@dry_run_option
-@json_option
-@pass_session
+@changes
 def command(
     session: Session,
     database: str,

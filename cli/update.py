@@ -6,18 +6,7 @@ import click
 
 from retrodb import errors
 
-from .options import (
-    WRITING_EXITS,
-    Command,
-    Session,
-    database_argument,
-    dry_run_option,
-    json_option,
-    open_database,
-    pass_session,
-    progress_option,
-    workers_option,
-)
+from .options import WRITING_EXITS, Command, Session, database_argument, open_database, runs_tasks
 from .render_update import update_plan, update_result, update_step
 
 
@@ -26,11 +15,7 @@ from .render_update import update_plan, update_result, update_step
 @click.option("--config", metavar="FILE", help="The recipe.  [default: recipe.toml inside DB]")
 @click.option("--source", "sources", multiple=True, metavar="NAME", help="Ingest this source only; may be repeated.")
 @click.option("--mirror", is_flag=True, help="Remove documents that their source no longer has.")
-@workers_option
-@dry_run_option
-@progress_option
-@json_option
-@pass_session
+@runs_tasks
 def command(
     session: Session,
     database: str,
