@@ -81,7 +81,7 @@ def test_chunked_cross_attention_is_the_naive_loop_over_tokens() -> None:
                 scores = torch.stack([(q[0] * key).sum() for key in k]) / CONFIG.head_width**0.5
                 mixed.append(sum(share * value for share, value in zip(scores.softmax(dim=0), v, strict=True)))
             expected[b, t] = attention.out(torch.cat(mixed))
-    torch.testing.assert_close(cross(h, encoded, is_present), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(cross(h, encoded, is_present), expected, atol=1e-5, rtol=1e-4)
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
