@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_documents import made_text, write_documents
+from real_corpora import DATA
 
 import retrodb
 from retrodb.bench.eval_retrieval import ndcg, read_qrels, recall, reciprocal_rank
@@ -18,7 +19,7 @@ from retrodb.database import Database
 from retrodb.errors import InputError, UsageError
 from retrodb_cli.main import main
 
-EVAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "eval"
+EVAL = DATA / "eval"
 NAMES = [f"d{number}" for number in range(12)]
 
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from real_corpora import unpack
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject
 from retrodb.corpus.inputs import expand_inputs, plan_splits
@@ -15,7 +15,6 @@ from retrodb.corpus.token_files import resolve_tokenizer
 from retrodb.corpus.tokenizer import Tokenizer
 from retrodb.corpus.train import train_byte_bpe
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SENTENCES = [
     "The retrieval database holds chunks of documents, and their continuations.",
     "A chunk is 64 consecutive tokens of one document; the last one may be shorter.",
@@ -94,15 +93,6 @@ def byte_fallback_bpe(train_sentencepiece: Callable[..., Path]) -> Tokenizer:
         remove_extra_whitespaces=False,
     )
     return resolve_tokenizer(path)
-
-
-def unpack(archive: str, folder: Path) -> Path:
-    """A real corpus archive, unpacked; skips the test where there is none."""
-    if not (DATA / archive).exists():
-        pytest.skip(f"no {archive} beside the repository")
-    packed = subprocess.run(["zstd", "-dc", "--long=27", DATA / archive], check=True, capture_output=True).stdout
-    subprocess.run(["tar", "xf", "-", "-C", folder], input=packed, check=True)
-    return folder
 
 
 @pytest.fixture(scope="session")

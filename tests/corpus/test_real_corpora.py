@@ -9,27 +9,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from real_corpora import content, corpus, unpack
 
 from retrodb.corpus.document import Document, Fields
 
-from .conftest import DATA, read_all, rejects, texts, unpack
+from .conftest import read_all, rejects, texts
 
 pytestmark = pytest.mark.corpora
 
 
-def corpus(name: str) -> Path:
-    if not (DATA / name).exists():
-        pytest.skip(f"no {name} beside the repository")
-    return DATA / name
-
-
-def lines_of(path: Path) -> list[bytes]:
-    return subprocess.run(["zstd", "-dc", path], check=True, capture_output=True).stdout.splitlines()
-
-
 def test_wikipedia_is_read_whole() -> None:
     path = corpus("wikipedia-en.jsonl.zst")
-    expected = [json.loads(line)["text"] for line in lines_of(path)]
+    expected = [json.loads(line)["text"] for line in content(path.name).splitlines()]
     assert texts(read_all(path)) == expected
     assert len(expected) == 29_005
 
@@ -54,14 +45,14 @@ def test_books_are_the_members_of_their_archive(tmp_path: Path) -> None:
 def test_test_sets_are_read_whole(name: str) -> None:
     path = corpus(f"eval/{name}.jsonl.zst")
     records = read_all(path)
-    assert len(records) == len(lines_of(path))
+    assert len(records) == len(content(f"eval/{path.name}").splitlines())
     assert not rejects(records)
 
 
 def test_questions_and_answers_are_keys_and_values() -> None:
     path = corpus("eval/xquad-questions.jsonl.zst")
     records = read_all(path, fields=Fields(key="question", value="answer"))
-    expected = [(row["question"], row["answer"]) for row in map(json.loads, lines_of(path))]
+    expected = [(row["question"], row["answer"]) for row in map(json.loads, content(f"eval/{path.name}").splitlines())]
     assert [(r.text, r.value) for r in records if isinstance(r, Document)] == expected
 
 

@@ -7,13 +7,14 @@ import zlib
 from pathlib import Path
 
 import pytest
+from real_corpora import unpack
 
 from retrodb.corpus.document import Document, Limits, Reject
 from retrodb.corpus.readers.warc import _Lines, _warc_records
 from retrodb.corpus.streams import open_input
 from retrodb.errors import InputError
 
-from .conftest import read_all, rejects, texts, unpack
+from .conftest import read_all, rejects, texts
 
 PAGE = b"<html><head><title>T</title></head><body><p>Some words about databases.</p></body></html>"
 

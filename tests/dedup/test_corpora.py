@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
-import subprocess
 import tarfile
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from real_corpora import DATA, content
 
 from retrodb.dedup.clusters import verify_pairs
 from retrodb.dedup.leakscan import scan
@@ -23,13 +22,11 @@ from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.dedup.testsets import read_test_items
 from retrodb.dedup.testtable import TestTable, build_table
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
 
 
 def archive_texts(name: str, folder: str = "") -> pa.LargeStringArray:
-    raw = subprocess.run(["zstd", "-dc", "--long=27", str(DATA / name)], check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(content(name))) as archive:
         members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(".md") and folder in m.name]
         files = [archive.extractfile(m) for m in sorted(members, key=lambda m: m.name)]
         return pa.array([file.read().decode(errors="replace") for file in files if file], pa.large_string())

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_corpora import content
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from retrodb.encode.encoder import read_tokenizer
@@ -142,14 +140,7 @@ def test_digest_ignores_format_padding_and_truncation(make_model):
 
 @pytest.mark.corpora
 def test_real_chunks_equal_the_tokenizers(cached):
-    path = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "wikipedia-en.jsonl.zst"
-    if not path.is_file():
-        pytest.skip("no corpora beside the repository")
-    import zstandard
-
-    with path.open("rb") as raw:
-        lines = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
-        documents = [json.loads(line)["text"] for line in islice(lines, 400)]
+    documents = [json.loads(line)["text"] for line in content("wikipedia-en.jsonl.zst").splitlines()[:400]]
     texts = [text[start : start + 300] for text in documents for start in range(0, len(text), 300)]
     expected = as_tokenized(cached.tokenizer, texts)
     assert rows(cached.encode(texts)) == expected

@@ -5,22 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from real_corpora import corpus
 
 import retrodb
 from retrodb.corpus.train import train_byte_bpe
 
 pytestmark = pytest.mark.corpora
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 ARTICLES = 1500
 
 
 def test_ten_articles_are_taken_down(tmp_path: Path) -> None:
-    corpus = DATA / "wikipedia-en.jsonl.zst"
-    if not corpus.exists():
-        pytest.skip(f"{corpus.name} is not there")
+    articles = corpus("wikipedia-en.jsonl.zst")
     train_byte_bpe(["The articles of an encyclopedia and their titles. 百科全書\n"] * 20, 400).save(tmp_path / "t.json")
     database = retrodb.create(tmp_path / "db", tokenizer=str(tmp_path / "t.json"), encoder="hashing:64")
-    database.ingest([corpus], source="wikipedia", limit=ARTICLES)
+    database.ingest([articles], source="wikipedia", limit=ARTICLES)
     database.embed()
     database.index()
     database.neighbours(recall=0.8)
@@ -36,4 +34,4 @@ def test_ten_articles_are_taken_down(tmp_path: Path) -> None:
     stats = database.stats()
     assert (stats.documents, stats.live_chunks) == (before.documents - 10, before.live_chunks - result.chunks)
     assert database.check(read_data=True).damaged == ()
-    assert database.ingest([corpus], source="wikipedia", limit=ARTICLES + 1).added == 1
+    assert database.ingest([articles], source="wikipedia", limit=ARTICLES + 1).added == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from faulty_storage import Crash, FaultyStorage
 from made_documents import made_text, write_documents
+from reading import live_texts
 
 from retrodb.database import Database
 from retrodb.errors import MissingFileError, UsageError
@@ -26,17 +27,6 @@ def grown(make: Make, tmp_path: Path) -> Database:
     database.ingest([write_documents(tmp_path / "a.jsonl", {"a": made_text(4, 150)})], source="made")
     database.embed()
     return database
-
-
-def live_texts(database: Database, as_of: int | None = None) -> dict[str, str]:
-    view = database.view(as_of)
-    ids = np.arange(view.snapshot.next_chunk)
-    ids = ids[view.chunks.is_live(ids)]
-    texts: dict[str, str] = {}
-    for document, text in zip(view.chunks.documents(ids), view.chunks.texts(ids), strict=True):
-        assert document is not None
-        texts[document["doc_id"]] = texts.get(document["doc_id"], "") + text
-    return texts
 
 
 def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: Make, tmp_path: Path) -> None:

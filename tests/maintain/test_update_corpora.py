@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from real_corpora import unpack
 
 import retrodb
 from retrodb.config import dump_toml
@@ -19,16 +19,7 @@ from retrodb.maintain.update import UpdateResult
 from .update_model import CLOCK, live_documents
 
 pytestmark = pytest.mark.corpora
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 QUERIES = ["accessibility of web forms", "type hints for generics", "plain language", "how releases are made"]
-
-
-def unpack(name: str, folder: Path) -> Path:
-    if not (DATA / name).exists():
-        pytest.skip(f"no {name} beside the repository")
-    packed = subprocess.run(["zstd", "-dc", "--long=27", DATA / name], check=True, capture_output=True).stdout
-    subprocess.run(["tar", "xf", "-", "-C", folder], input=packed, check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

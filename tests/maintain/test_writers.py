@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_documents import WORDS, made_text, write_documents
+from reading import live_texts
 
 from retrodb.database import Database
 from retrodb.errors import ConflictError
@@ -84,16 +85,10 @@ def read(path: str, done: Event, failures: Any, reads: Any) -> None:
 
 def check_whole(database: Database, as_of: int | None = None) -> dict[str, str]:
     """The live documents by id; each is what it was written as, and none is without the other of its pair."""
-    view = database.view(as_of)
-    ids = np.arange(view.snapshot.next_chunk)
-    live = ids[view.chunks.is_live(ids)]
-    texts: dict[str, str] = {}
-    for document, text in zip(view.chunks.documents(live), view.chunks.texts(live), strict=True):
-        assert document is not None
-        texts[document["doc_id"]] = texts.get(document["doc_id"], "") + text
+    texts = live_texts(database, as_of)
     for doc_id, text in texts.items():
         name = doc_id.rpartition("-")[0]
-        assert texts.keys() >= pair(name).keys(), f"half of {name} in snapshot {view.snapshot.number}"
+        assert texts.keys() >= pair(name).keys(), f"half of {name} in snapshot {as_of}"
         assert text == pair(name)[doc_id]
     return texts
 

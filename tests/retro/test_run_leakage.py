@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
+import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from made_documents import made_text, write_documents
+from real_corpora import DATA, content
 
 from retrodb.database import Database
 from retrodb.errors import InputError, UsageError
 from retrodb_cli.main import main
-
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -76,12 +75,11 @@ def test_near_duplicates_of_books_leak_until_they_are_removed(
 ) -> None:
     """A stretch of some books, which the database holds with a few words changed, as other editions have them."""
     books: dict[str, str] = {}
-    unpacked = subprocess.Popen(["zstd", "-dc", "--long=27", DATA / "classic-books.md.tar.zst"], stdout=subprocess.PIPE)
-    with unpacked, tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
+    with tarfile.open(fileobj=io.BytesIO(content("classic-books.md.tar.zst"))) as tar:
         for member in tar:
-            content = tar.extractfile(member)
-            if content is not None and len(books) < 6:
-                books[member.name] = content.read().decode()[2_000:22_000]
+            book = tar.extractfile(member)
+            if book is not None and len(books) < 6:
+                books[member.name] = book.read().decode()[2_000:22_000]
     editions = {name: text.replace(" upon ", " on ").replace(" whom ", " who ") for name, text in books.items()}
     made = make_database({}, "books")
     made.ingest([write_documents(tmp_path / "books.jsonl", books)], source="books")

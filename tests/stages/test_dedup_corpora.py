@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from real_corpora import DATA, unpack
 
 import retrodb
 from retrodb.database import Database
@@ -16,15 +16,7 @@ from retrodb.stages.clusters import read_documents, read_pairs
 from retrodb.stages.leak_report import CONTAINED
 from retrodb.stages.near_duplicates import REASON
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
-
-
-def unpack(name: str, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    archive = subprocess.run(["zstd", "-dc", "--long=27", DATA / name], check=True, capture_output=True).stdout
-    subprocess.run(["tar", "x", "-C", folder], input=archive, check=True)
-    return folder
 
 
 def new_database(folder: Path) -> Database:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from real_corpora import content, corpus, unpack
 
 from retrodb.corpus.document import Document, Fields, Limits
 from retrodb.corpus.inputs import expand_inputs, plan_splits
@@ -20,19 +20,6 @@ from retrodb.store.storage import open_storage
 from .ingest_model import CLOCK, documents, ingest
 
 pytestmark = pytest.mark.corpora
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
-
-def corpus(name: str) -> Path:
-    if not (DATA / name).exists():
-        pytest.skip(f"no {name} beside the repository")
-    return DATA / name
-
-
-def unpack(name: str, folder: Path) -> Path:
-    packed = subprocess.run(["zstd", "-dc", "--long=27", corpus(name)], check=True, capture_output=True).stdout
-    subprocess.run(["tar", "xf", "-", "-C", folder], input=packed, check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +39,7 @@ def texts_of(context: Context, source: str = "s") -> dict[str, str]:
 
 def test_wikipedia_is_in_the_database_word_for_word(context: Context) -> None:
     path = corpus("wikipedia-en.jsonl.zst")
-    lines = subprocess.run(["zstd", "-dc", path], check=True, capture_output=True).stdout.splitlines()
+    lines = content(path.name).splitlines()
     expected = {str(row["id"]): row["text"] for row in map(json.loads, lines)}
     result = ingest(context, path)
     assert (result.read, result.added) == (len(lines), len(expected))

@@ -12,20 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from classifier import train_classifier
+from real_corpora import DATA
 
 import retrodb
 from retrodb.corpus.train import train_byte_bpe
 from retrodb.database import Database
 from retrodb.view.where import documents_where
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "toxicity"
-pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
+POSTS = DATA / "toxicity"
+pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not POSTS.exists(), reason="no corpora beside the repository")]
 
 
 @pytest.fixture(scope="module")
 def every() -> list[dict[str, Any]]:
     """All posts, shuffled."""
-    with zstandard.open(DATA / "stormfront-posts.jsonl.zst", "rb") as file:
+    with zstandard.open(POSTS / "stormfront-posts.jsonl.zst", "rb") as file:
         lines = file.read().splitlines()
     return random.Random(0).sample([orjson.loads(line) for line in lines], len(lines))
 
@@ -64,7 +65,7 @@ def assert_none_left(database: Database, gone: np.ndarray, out: Path) -> None:
 
 
 def test_posts_of_a_word_list_go_and_come_back(database: Database, tmp_path: Path) -> None:
-    tagged = database.tag("toxic", wordlist=str(DATA / "ldnoobw-en.txt"))
+    tagged = database.tag("toxic", wordlist=str(POSTS / "ldnoobw-en.txt"))
     gone = documents_where(database.view(), "toxic > 0.02")
     assert tagged.positive > len(gone) > 20
     assert database.filter(where="toxic > 0.02", reason="toxic").documents == len(gone)
