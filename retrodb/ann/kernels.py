@@ -107,6 +107,39 @@ def insert_exact(
 
 
 @compiled
+def insert_met(
+    first: int,
+    stop: int,
+    queries_QD: FloatArray,
+    homes_Q: Any,
+    vectors_CD: FloatArray,
+    ids_C: Int64Array,
+    column_keys_JC: Int64Array,
+    offsets_L1: Int64Array,
+    columns_M: Any,
+    offsets_JQ1: Int64Array,
+    keys_M: Int64Array,
+    is_l2: bool,
+    best_distances_QK: FloatArray,
+    best_ids_QK: Int64Array,
+) -> None:
+    """Merges into the best K of queries first..stop the columns `columns_M[offsets_L1[l]:offsets_L1[l + 1]]` of their list l.
+
+    Queries that are ordered by their lists find the columns' vectors in the cache.
+    """
+    last = best_ids_QK.shape[1] - 1
+    difference_D = np.empty(queries_QD.shape[1], dtype=np.float32)
+    for row in range(first, stop):
+        for at in range(offsets_L1[homes_Q[row]], offsets_L1[homes_Q[row] + 1]):
+            c = columns_M[at]
+            distance = _distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
+            if distance <= best_distances_QK[row, last] and not is_excluded(
+                row, c, offsets_JQ1, keys_M, column_keys_JC
+            ):
+                insert(distance, ids_C[c], best_distances_QK[row], best_ids_QK[row])
+
+
+@compiled
 def fixed_distances(
     first: int,
     stop: int,

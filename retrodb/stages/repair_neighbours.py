@@ -16,7 +16,6 @@ rows of the lists that it probes itself, which finds as many as the rows' own pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
@@ -25,12 +24,13 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block, exact_topk
+from retrodb.ann.meet import BLOCK_QUERIES, NewRows, meet
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.topk import merge_topk
 from retrodb.config import NeighboursParams, from_mapping
 from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
-from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
+from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.stages.block_join import JoinHardware, lists_of_rows
 from retrodb.stages.context import Context
@@ -207,10 +207,13 @@ class _Sides:
         return open_codebook(self.view, self.table.entry["space"])
 
     @cached_property
-    def new_probes(self) -> Int32Array:
-        """(n, nprobe) the lists that the new chunks probe."""
-        entry, new = self.table.entry, self.new_chunks.ids_N
-        return lists_of_rows(self.view, entry["space"], SELF, new, self.parts, self.codebook, entry["nprobe"], 1)
+    def new_by_list(self) -> NewRows:
+        """The same by the lists that they probe."""
+        entry, new = self.table.entry, self.new_chunks
+        probes = lists_of_rows(
+            self.view, entry["space"], SELF, new.ids_N, self.parts, self.codebook, entry["nprobe"], 1
+        )
+        return NewRows.of(new, probes, self.codebook.num_lists)
 
 
 @lru_cache(maxsize=1)
@@ -301,38 +304,24 @@ def _is_allowed(parts: list[LivePart], ids: Int64Array) -> BoolArray:
 
 def _entering(sides: _Sides, rows: Int64Array, bound: Float32Array, last: Int64Array, width: int, threads: int) -> TopK:
     """The nearest new chunks of each row that are below its bound, (Q, w) each; -1 and inf fill up."""
-    best = np.repeat(last[:, None], width, axis=1), np.repeat(bound[:, None], width, axis=1)
-    new = sides.new_chunks
-    if len(new.ids_N):
-        view, queries, space = sides.view, sides.table.query_set, sides.table.entry["space"]
-        metric = view.snapshot.entry("space", space)["metric"]
-        vectors = view.vectors(space, rows, queries)
+    ids, distances = np.repeat(last[:, None], width, axis=1), np.repeat(bound[:, None], width, axis=1)
+    if len(sides.new_chunks.ids_N):
+        view, queries, entry = sides.view, sides.table.query_set, sides.table.entry
+        metric = view.snapshot.entry("space", entry["space"])["metric"]
         exclusion = exclusion_of(view, queries, sides.params, rows)
-        for own, some in _meetings(sides, rows, threads):
-            keys = {kind: key[some] for kind, key in new.keys.items()}
-            block = Block(new.ids_N[some], new.vectors_ND[some], None, keys)
-            part = best[0][own], best[1][own]
-            part = exact_topk(vectors[own], [block], width, metric, exclusion.rows(own), threads, part)
-            best[0][own], best[1][own] = part
-    is_bound = (best[0] == last[:, None]) & (best[1] == bound[:, None])
-    best[0][is_bound], best[1][is_bound] = -1, np.inf
-    return best
-
-
-def _meetings(sides: _Sides, rows: Int64Array, threads: int) -> Iterator[tuple[Int64Array, Int64Array]]:
-    """Places of rows and of new chunks that are compared with one another."""
-    nprobe: int = sides.table.entry["nprobe"]
-    new, space = sides.new_chunks.ids_N, sides.table.entry["space"]
-    if nprobe == 0:
-        yield np.arange(len(rows)), np.arange(len(new))
-        return
-    codebook = sides.codebook
-    home = lists_of_rows(sides.view, space, sides.table.query_set, rows, sides.parts, codebook, 1, threads)[:, 0]
-    probes = sides.new_probes
-    order = np.argsort(home, kind="stable")
-    lists, starts = np.unique(home[order], return_index=True)
-    probed, by_list = np.argsort(probes.ravel(), kind="stable"), np.sort(probes.ravel())
-    lows, highs = np.searchsorted(by_list, lists), np.searchsorted(by_list, lists, side="right")
-    for own, low, high in zip(np.split(order, starts[1:]), lows.tolist(), highs.tolist(), strict=True):
-        if high > low:
-            yield own, np.sort(probed[low:high] // probes.shape[1])
+        homes = lists_of_rows(
+            view, entry["space"], queries, rows, sides.parts, sides.codebook, min(entry["nprobe"], 1), threads
+        )
+        order = np.argsort(homes[:, 0], kind="stable") if homes.size else np.arange(len(rows))
+        for start in range(0, len(rows), BLOCK_QUERIES):
+            block = order[start : start + BLOCK_QUERIES]
+            vectors, own = view.vectors(entry["space"], rows[block], queries), exclusion.rows(block)
+            best = ids[block], distances[block]
+            if homes.size:
+                meet(vectors, homes[block, 0], sides.new_by_list, metric, own, best, threads)
+            else:
+                exact_topk(vectors, [sides.new_chunks], width, metric, own, threads, best)
+            ids[block], distances[block] = best
+    is_bound = (ids == last[:, None]) & (distances == bound[:, None])
+    ids[is_bound], distances[is_bound] = -1, np.inf
+    return ids, distances
