@@ -101,11 +101,10 @@ def _measure(
 ) -> None:
     """Fills in the distances of the candidates that are in this part."""
     rows_QW = kernels.find_sorted(part.ids_N, ids_QW)
-    rows_U, which_P = np.unique(rows_QW[rows_QW >= 0], return_inverse=True)
+    rows_U = kernels.number_distinct(rows_QW)
     if not len(rows_U):
         return
     vectors_UD = gather(part.fetch(rows_U), np.arange(len(rows_U)), queries.shape[1], "stored vectors", buffer)
-    rows_QW[rows_QW >= 0] = which_P
     run_rows(
         lambda first, stop: kernels.fixed_distances(
             first, stop, queries, rows_QW, vectors_UD, metric == "squared_l2", distances_QW

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from retrodb.ann import kernels
 from retrodb.ann.codebook import Codebook, faiss_module
 from retrodb.ann.exact import estimate_error
 from retrodb.ann.metric import NO_NEIGHBOUR, BoolArray, FloatArray, Int64Array, Vectors, check_vectors
@@ -99,14 +100,9 @@ def _candidates(
 def _coarse_distances(rotated: FloatArray, lists_QA: Int64Array, codebook: Codebook) -> FloatArray:
     """Distances of queries and their lists in FAISS' own sense (inner products are positive)."""
     distances_QA = np.empty(lists_QA.shape, dtype=np.float32)
-    is_l2, centroids_LD = codebook.metric == "squared_l2", codebook.centroids_LD
-    for row, lists in enumerate(lists_QA):
-        centroids = centroids_LD[lists]
-        if is_l2:
-            distances_QA[row] = ((centroids - rotated[row]) ** 2).sum(axis=1)
-        else:
-            distances_QA[row] = (centroids * rotated[row]).sum(axis=1)
-    return distances_QA
+    is_l2 = codebook.metric == "squared_l2"
+    kernels.fixed_distances(0, len(rotated), rotated, lists_QA, codebook.centroids_LD, is_l2, distances_QA)
+    return distances_QA if is_l2 else -distances_QA
 
 
 def _search_part(
