@@ -68,6 +68,16 @@ def read(index: Any, offsets_L1: Int64Array) -> Codes:
     return codes_NB
 
 
+def stored_rows(index: Any) -> NDArray[Any]:
+    """What an index holds of its N rows, list by list: search codes (N, B) uint8, or float32 vectors (N, D) where it is flat."""
+    ivf = Codebook(index).ivf
+    if ivf is None:
+        vectors_ND: FloatArray = index.reconstruct_n(0, index.ntotal)
+        return vectors_ND
+    sizes = [ivf.invlists.list_size(list_) for list_ in range(ivf.nlist)]
+    return read(index, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+
+
 def _lists_of(ivf: Any) -> tuple[Any, Any]:
     """The lists, and what packs vectors into blocks where they are interleaved (fast-scan), else None."""
     faiss = faiss_module()

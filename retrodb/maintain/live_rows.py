@@ -56,7 +56,7 @@ class LiveRows:
         if kind == "documents":
             return _of_documents(chunks, record)
         if kind == "parts":  # the codes lie in the order of the lists
-            if not path.endswith("/codes.npy"):
+            if not path.endswith(("/codes.npy", "/index.faiss")):
                 return NOBODY
             ids = ids[map_array(self._view.storage.local(f"{path.rpartition('/')[0]}/order.npy"))]
         elif kind not in _OF_CHUNKS:

@@ -1,8 +1,7 @@
 """The proof of a purge: everything that lies in the database's folder is decoded and searched for traces of what was purged.
 
 What live documents have in common with a purged one (a quotation, a licence, the same article under another id) is theirs and
-does not count: these documents are named instead. Index files are not decoded: they hold the rows whose codes lie
-beside them, and these are searched.
+does not count: these documents are named instead.
 """
 
 from __future__ import annotations
@@ -16,13 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from retrodb.ann.part import INDEX_FILE
 from retrodb.dedup.shingles import shingle_sets
 from retrodb.engine.progress import Progress
 from retrodb.errors import DamagedFileError, MissingFileError
 from retrodb.format.arrays import AnyArray, map_array
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.maintain.live_rows import NOBODY, LiveRows, Owners
-from retrodb.maintain.traces import Traces, Values, first_halves, row_values, string_pieces, string_values, token_runs
+from retrodb.maintain.traces import (
+    Traces,
+    Values,
+    first_halves,
+    index_values,
+    row_values,
+    string_pieces,
+    string_values,
+    token_runs,
+)
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
@@ -127,7 +136,9 @@ class _Look:
                 self._unread.append(Left(path, "-", "unfinished file", 1))
             elif ending in readers:
                 readers[ending](path, local)
-            elif ending != "faiss":
+            elif path.endswith("/" + INDEX_FILE):
+                self._index(path, local)
+            elif ending != "faiss":  # a codebook: it holds no rows
                 self._other(path, local)
         except MissingFileError:  # another command deleted it meanwhile
             return
@@ -248,6 +259,12 @@ class _Look:
             block = np.asarray(array[start : start + _BLOCK_ROWS])
             for what, values, rows in _array_values(block):
                 self._compare(path, "array", what, values, start + rows, owners)
+
+    def _index(self, path: str, local: Path) -> None:
+        values, owners = index_values(local), self._live.of(path)
+        if owners.is_live is not None and len(owners.is_live) != len(values):
+            owners = NOBODY  # other rows than the snapshot says: nobody's
+        self._compare(path, "index", "vector", values, np.arange(len(values)), owners)
 
     def _json(self, path: str, local: Path) -> None:
         import pyarrow as pa

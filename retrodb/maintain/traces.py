@@ -8,7 +8,7 @@ key        its key in an ids file
 text       the text hash of a chunk, or the content hash of the document
 shingle    13 words in a row, or all words of a text that has fewer
 tokens     16 tokens in a row
-vector     a vector as it is stored, float16, or as the int8 codes of an index part
+vector     a vector as it is stored, float16, or as the int8 codes or the search codes of an index part
 =========  =========================================================================================================
 
 They are kept with the run of a purge, because once its documents are gone nothing else tells what to look for.
@@ -21,16 +21,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from retrodb.ann.inverted_lists import stored_rows
+from retrodb.ann.part import INDEX_FILE, read_index
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.stages.document_blocks import document_texts
-from retrodb.stages.live_parts import PartFiles, parts_of
+from retrodb.stages.live_parts import parts_of
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.view import SELF, View
 
@@ -112,14 +115,21 @@ def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[Values]:
         for hit in view.query_vectors(query_set, space).lookup(ids):
             yield row_values(np.asarray(view.chunks.map(hit.record)[hit.positions]))
         for part in parts_of(view, space) if query_set == SELF else ():
-            codes, order = (_part_array(view, part, name) for name in ("codes", "order"))
-            held = np.isin(part.span.first_chunk + part.span.row_set.present, ids)
-            yield row_values(np.asarray(codes[held[order]]))
+            files = {record.path.rpartition("/")[2]: record for record in part.records}
+            order = view.chunks.map(files["order.npy"])
+            held = np.isin(part.span.first_chunk + part.span.row_set.present, ids)[order]
+            yield row_values(np.asarray(view.chunks.map(files["codes.npy"])[held]))
+            yield index_values(view.files.open(files[INDEX_FILE]))[held]
 
 
-def _part_array(view: View, part: PartFiles, name: str) -> AnyArray:
-    [record] = [record for record in part.records if record.path.endswith(f"/{name}.npy")]
-    return view.chunks.map(record)
+def index_values(path: Path) -> Values:
+    """(N,) the values of the rows of a FAISS index, list by list.
+
+    Raises:
+        DamagedFileError: FAISS cannot read it.
+    """
+    rows = stored_rows(read_index(path.parent, memory_map=True))
+    return row_values(rows if rows.dtype == np.uint8 else rows.astype(np.float16))
 
 
 def first_halves(hashes: AnyArray) -> Values:
@@ -158,7 +168,7 @@ def token_runs(tokens: AnyArray) -> Values:
 
 
 def row_values(rows: AnyArray) -> Values:
-    """(N,) the values of rows (N, D) of float16 or int8, the same for the same bytes only."""
+    """(N,) the values of rows (N, D) of float16 or single bytes, the same for the same bytes only."""
     width = {1: np.uint8, 2: np.uint16}[rows.dtype.itemsize]
     weights = np.random.Generator(np.random.PCG64(rows.dtype.itemsize)).integers(
         0, 1 << 63, rows.shape[1], dtype=np.uint64

@@ -100,6 +100,27 @@ def test_a_copy_planted_in_any_kind_of_file_is_found(make_database: Make, tmp_pa
 COPIED = ("documents", "chunks", "tokens", "hashes", "ids", "vectors", "parts")
 
 
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,SQ8", "IVF4,RaBitQ", "IVF4,RaBitQfs"])
+def test_its_codes_in_an_index_file_alone_are_found(factory: str, make_database: Make, tmp_path: Path) -> None:
+    database = make_database({GONE: TEXT} | {str(n): made_text(n, 400) for n in range(60)})
+    database.embed()
+    assert database.index(factory=factory).factory == factory
+    view = database.view()
+    targets = find_targets(view, [GONE])
+    traces = traces_of(view, "", targets.ids(""))
+    [record] = [r for r in view.manifest.files("parts") if r.path.endswith("/index.faiss")]
+    before = (Path(database.path) / record.path).read_bytes()
+    assert database.purge([GONE]).is_clean
+    target = Path(database.path) / record.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(before)
+    [left] = run_proof(database.view(), traces, set(), Progress()).left
+    assert (left.path, left.place[:5], left.what) == (record.path, "index", "vector")
+    assert left.count > 0
+    target.unlink()
+    assert run_proof(database.view(), traces, set(), Progress()).left == ()
+
+
 def _copies(before: Path, held: list[FileRecord]) -> Iterator[tuple[str, Callable[[Path], Any]]]:
     """Files of the time before, where they were."""
     for path in sorted({r.path.rpartition("/")[0] if r.kind == "parts" else r.path for r in held}):
