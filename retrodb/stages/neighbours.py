@@ -145,7 +145,7 @@ def run_neighbours(
         command="neighbours",
         arguments=details,
         clock=run.clock,
-        marks=marks.neighbours(table),
+        marks=marks.neighbours(table, name),
         files=[*files, publish_joined(context.storage, table, run.id, joined)],
         drops=[DropRecord(OP_DROP_FILE, record.path) for record in replaced],
         entries={f"table/{table}": {**details, **counts, **measured, "snapshot": view.snapshot.number}},

@@ -129,7 +129,7 @@ def _repair(context: Context, table: str, dry_run: bool) -> RepairResult:
         command="repair",
         arguments={"table": table},
         clock=run.clock,
-        marks=marks.neighbours(table),
+        marks=marks.neighbours(table, entry["space"]),
         files=[
             *(file for record in records for file in record.files),
             publish_joined(context.storage, table, run.id, sides.now),

@@ -90,9 +90,10 @@ def queries(name: str) -> Marks:
     return _marks({f"queries/{name}"}, {f"queries/{name}"})
 
 
-def neighbours(table: str) -> Marks:
-    """Writes one neighbour table."""
-    return _marks({f"table/{table}", RESTORE}, {f"table/{table}"})
+def neighbours(table: str, space: str | None = None) -> Marks:
+    """Writes one neighbour table over a space; that one must not be dropped meanwhile."""
+    own = f"table/{table}"
+    return _marks({own, RESTORE} | ({f"space/{space}"} if space else set()), {own})
 
 
 def edit(table: str) -> Marks:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_documents import made_text, write_documents
 
+import retrodb
 from retrodb.database import Database
-from retrodb.errors import MissingStep, UsageError
+from retrodb.errors import ConflictError, MissingStep, UsageError
+from retrodb.store.commit import commit
 
 Make = Callable[..., Database]
 
@@ -54,6 +57,19 @@ def test_the_default_and_spaces_with_tables_are_not_dropped_by_mistake(two_space
         two_spaces.drop_space("none")
     assert two_spaces.drop_space("wide", with_tables=True, dry_run=True).dropped_files > 0
     assert len(two_spaces.spaces()) == 2
+
+
+def test_no_table_is_committed_over_a_space_that_was_dropped_meanwhile(
+    two_spaces: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drop_first(*arguments: Any) -> Any:
+        retrodb.open(two_spaces.path).drop_space("wide", with_tables=True)
+        return commit(*arguments)
+
+    monkeypatch.setattr("retrodb.stages.neighbours.commit", drop_first)
+    with pytest.raises(ConflictError):
+        two_spaces.neighbours(space="wide", table="late")
+    assert [table.table for table in two_spaces.stats().tables] == ["self"]
 
 
 def test_another_default_is_one_commit_and_serves_at_once(two_spaces: Database) -> None:

@@ -78,7 +78,7 @@ def _restore(tag: str) -> Change:
 def _neighbours(table: str) -> Callable[[str], Change]:
     def build(tag: str) -> Change:
         rows = file("neighbours", f"neighbours/{table}/{tag}.parquet", name=table, first=0, count=200)
-        return change(tag, marks.neighbours(table), files=[rows], entries={f"table/{table}": {"k": 2}})
+        return change(tag, marks.neighbours(table, "default"), files=[rows], entries={f"table/{table}": {"k": 2}})
 
     return build
 
