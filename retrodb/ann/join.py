@@ -113,7 +113,7 @@ def _scan(
     threads: int,
 ) -> Int64Array:
     """The `width` nearest by codes, -1 padded; threads take ranges of queries, whose results are independent."""
-    codes_QD, weights_Q = query_codes(queries, database.centre_D, database.is_l2)
+    codes_QD, weights_Q = query_codes(queries, database.centre_D, database.is_l2, threads)
     ids_QW, distances_QW = empty_topk(len(queries), width)
 
     def run(first: int, stop: int) -> None:

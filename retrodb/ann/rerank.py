@@ -15,7 +15,7 @@ from retrodb.ann.part import Part
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.errors import MismatchError
 
-PAIRS = 32_768  # candidates measured at once: at most 50 MB of float32 at 384 dimensions
+PAIRS = 32_768  # candidates that a thread measures at once: at most 50 MB of float32 at 384 dimensions
 SCAN_ROWS = 16_384
 
 
@@ -62,13 +62,17 @@ def rerank(
     """
     ids_QK, distances_QK = empty_topk(len(ids_QW), k)
     step = max(1, PAIRS // max(1, ids_QW.shape[1]))
-    buffer = np.empty((min(PAIRS, ids_QW.size), queries_QD.shape[1]), dtype=np.float32)
-    for start in range(0, len(ids_QW), step):
-        rows = slice(start, start + step)
-        distances_QW = np.full(ids_QW[rows].shape, np.inf, dtype=np.float32)
-        for part in parts:
-            _measure(queries_QD[rows], ids_QW[rows], part, metric, distances_QW, buffer, threads)
-        kernels.insert_pairs(distances_QW, ids_QW[rows], distances_QK[rows], ids_QK[rows])
+
+    def run(first: int, stop: int) -> None:
+        buffer = np.empty((min(PAIRS, ids_QW[first:stop].size), queries_QD.shape[1]), dtype=np.float32)
+        for start in range(first, stop, step):
+            rows = slice(start, min(start + step, stop))
+            distances_QW = np.full(ids_QW[rows].shape, np.inf, dtype=np.float32)
+            for part in parts:
+                _measure(queries_QD[rows], ids_QW[rows], part, metric, distances_QW, buffer)
+            kernels.insert_pairs(distances_QW, ids_QW[rows], distances_QK[rows], ids_QK[rows])
+
+    run_rows(run, len(ids_QW), threads)
     return ids_QK, distances_QK
 
 
@@ -97,7 +101,6 @@ def _measure(
     metric: Metric,
     distances_QW: FloatArray,
     buffer: FloatArray,
-    threads: int,
 ) -> None:
     """Fills in the distances of the candidates that are in this part."""
     rows_QW = kernels.find_sorted(part.ids_N, ids_QW)
@@ -105,10 +108,4 @@ def _measure(
     if not len(rows_U):
         return
     vectors_UD = gather(part.fetch(rows_U), np.arange(len(rows_U)), queries.shape[1], "stored vectors", buffer)
-    run_rows(
-        lambda first, stop: kernels.fixed_distances(
-            first, stop, queries, rows_QW, vectors_UD, metric == "squared_l2", distances_QW
-        ),
-        len(queries),
-        threads,
-    )
+    kernels.fixed_distances(0, len(queries), queries, rows_QW, vectors_UD, metric == "squared_l2", distances_QW)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.ann.dot import dot
+from retrodb.ann.exact import run_rows
 from retrodb.ann.int_product import LEVELS, PANEL, ROWS, multiply, padded_dims
 from retrodb.ann.kernels import compiled, insert, is_excluded
 from retrodb.ann.metric import FloatArray, Int64Array
@@ -26,11 +27,17 @@ TILE_PANELS = 16  # 96 KiB at 384 dimensions: a fifth of a second-level cache
 BLOCK_ROWS = 4 * ROWS  # 9 KiB: with one panel they stay in the first-level cache
 
 
-def query_codes(queries_QD: FloatArray, centre_D: FloatArray, is_l2: bool) -> tuple[NDArray[np.uint8], FloatArray]:
+def query_codes(
+    queries_QD: FloatArray, centre_D: FloatArray, is_l2: bool, threads: int = 1
+) -> tuple[NDArray[np.uint8], FloatArray]:
     """The queries' codes with offset (Q, padded D) uint8, and their weights (Q,)."""
     codes_QD = np.zeros((len(queries_QD), padded_dims(queries_QD.shape[1])), dtype=np.uint8)
     weights_Q = np.empty(len(queries_QD), dtype=np.float32)
-    _encode_queries(queries_QD, centre_D, codes_QD, weights_Q)
+
+    def run(first: int, stop: int) -> None:
+        _encode_queries(queries_QD[first:stop], centre_D, codes_QD[first:stop], weights_Q[first:stop])
+
+    run_rows(run, len(queries_QD), threads)
     return codes_QD, weights_Q * np.float32(2 if is_l2 else 1)
 
 
