@@ -68,6 +68,21 @@ def is_excluded(row: int, column: int, offsets_JQ1: Int64Array, keys_M: Int64Arr
 
 
 @compiled
+def _replace_greatest(heap_K: FloatArray, value: Any) -> None:
+    """Puts a smaller value in the place of a heap's greatest, which is its first."""
+    place, size = 0, heap_K.shape[0]
+    while 2 * place + 1 < size:
+        child = 2 * place + 1
+        if child + 1 < size and heap_K[child + 1] > heap_K[child]:
+            child += 1
+        if heap_K[child] <= value:
+            break
+        heap_K[place] = heap_K[child]
+        place = child
+    heap_K[place] = value
+
+
+@compiled
 def insert_exact(
     first: int,
     stop: int,
@@ -91,15 +106,13 @@ def insert_exact(
     K = best_ids_QK.shape[1]
     difference_D = np.empty(queries_QD.shape[1], dtype=np.float32)
     nearest = np.empty(K, dtype=np.float32)
-    nearest_ids = np.empty(K, dtype=np.int64)
     for row in range(first, stop):
         nearest[:] = np.inf
-        nearest_ids[:] = -1
         for c in range(ids_C.shape[0]):
-            if estimates_QC[row, c] < nearest[K - 1] and not is_excluded(row, c, offsets_JQ1, keys_M, column_keys_JC):
-                insert(estimates_QC[row, c], c, nearest, nearest_ids)
+            if estimates_QC[row, c] < nearest[0] and not is_excluded(row, c, offsets_JQ1, keys_M, column_keys_JC):
+                _replace_greatest(nearest, estimates_QC[row, c])
         error = errors_Q[row]
-        limit = min(nearest[K - 1] + error, best_distances_QK[row, K - 1]) + error
+        limit = min(nearest[0] + error, best_distances_QK[row, K - 1]) + error
         for c in range(ids_C.shape[0]):
             if estimates_QC[row, c] <= limit and not is_excluded(row, c, offsets_JQ1, keys_M, column_keys_JC):
                 distance = _distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)

@@ -119,8 +119,9 @@ def _repair(context: Context, table: str, dry_run: bool) -> RepairResult:
     plan = {"version": STAGE_VERSION, "table": table, "previous": entry, "state": state_of(view)}
     run = open_run(context.storage, "repair", plan, context.clock)
     tasks = [_task(view, table, *span) for span in spans_of(view, entry["queries"])]
-    function = partial(run_repair_task, threads=context.threads_for(len(tasks)))
-    records = context.engine.run(run, tasks, function, context.progress)
+    function = partial(run_repair_task, threads=context.num_workers)
+    # One process, as for a whole table: what the tasks have in common is read, and the new chunks assigned to lists, once.
+    records = context.engine.with_processes(1).run(run, tasks, function, context.progress)
     counts |= {"rows": 0, "short": 0} | add_counts(records)
     same = {name: counts[name] for name in ("rows", "short")}
     renewed = {**entry, **same, "basis": basis, "state": state_of(view), "snapshot": view.snapshot.number, LOST: 0}

@@ -125,6 +125,7 @@ def test_scores_are_what_users_expect() -> None:
     assert scores(np.array([0.5], np.float32), "squared_l2")[0] == 0.5
 
 
+@settings(deadline=None)
 @given(values=st.lists(st.integers(-1, 5) | st.integers(-1, 2**63 - 1), max_size=40))
 def test_distinct_values_are_numbered_as_they_come(values: list[int]) -> None:
     numbers = np.array([values], dtype=np.int64)
