@@ -153,10 +153,7 @@ def _estimate(
     queries: FloatArray, vectors: FloatArray, is_l2: bool, lengths_C: FloatArray | None
 ) -> tuple[FloatArray, FloatArray]:
     """Distances by a BLAS product, and how far each query's may be from the fixed-order kernel's."""
-    import torch
-
-    product = torch.from_numpy(queries) @ torch.from_numpy(vectors).T
-    estimates: FloatArray = product.numpy()
+    estimates: FloatArray = queries @ vectors.T
     vector_norms = np.linalg.norm(vectors, axis=1) if lengths_C is None else lengths_C
     errors_Q = estimate_error(queries, float(vector_norms.max()), is_l2)
     if not is_l2:
