@@ -49,11 +49,12 @@ def verdict(result: DedupResult) -> str:
 def leak(hit: LeakHit) -> str:
     """A test item and a document that share shingles, side by side."""
     fate = click.style("removed", fg="red") if hit.removed else "kept"
+    shared = f"{_count(hit.intersection, 'shared shingle')} in {_count(len(hit.touched_chunks), 'chunk')}"
+    alike = f"jaccard {hit.jaccard:.3f}, containment {hit.containment:.3f}, {shared}"
     return "\n".join(
         [
             f"{hit.testset}/{hit.item}  and  {hit.source}/{hit.doc_id}: {fate}",
-            f"  jaccard {hit.jaccard:.3f}, containment {hit.containment:.3f}, {_count(hit.intersection, 'shared shingle')}"
-            f" in {_count(len(hit.touched_chunks), 'chunk')}",
+            f"  {alike if hit.intersection else 'equal word for word, and too short for a shingle'}",
             f"  item      {_excerpt(hit.item_text, hit.document_excerpt)}",
             f"  document  {_excerpt(hit.document_excerpt, hit.item_text)}",
         ]
