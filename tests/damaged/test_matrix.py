@@ -110,12 +110,13 @@ def run_case(kind: str, case: int, root: Path, by_kind: dict[str, list[str]], tr
 def siblings(root: Path, path: str) -> list[Path]:
     """Other files of the kind with other bytes, if possible of the same sort; where there are none, any others.
 
-    These are no snapshots or manifests, in which a swap would hide itself: without them no other file can be named.
+    These are none that a database opens with, in which a swap would hide itself: without them no other file can be named.
     """
     mine = (root / path).read_bytes()
     rest = [each for each in sorted(root.rglob("*")) if each.is_file() and each.read_bytes() not in (mine, b"")]
     of_kind = [each for each in rest if each.relative_to(root).parts[0] == path.partition("/")[0]]
-    others = [each for each in rest if each.relative_to(root).parts[0] not in ("snapshots", "manifests")]
+    folders = [(each, each.relative_to(root).parts[:-1]) for each in rest]
+    others = [each for each, above in folders if above and above[0] not in ("snapshots", "manifests")]
     return [each for each in of_kind if each.suffix == Path(path).suffix] or of_kind or others
 
 
