@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
-import torch
-from bench_neighbours import mixture
+from bench_neighbours import mixture, set_threads
 
 from retrodb.ann.codebook import choose_factory, num_lists_of, sample_size, train
 from retrodb.ann.drift import imbalance
@@ -58,8 +56,7 @@ class Cost:
 
 def measure(rows: int, options: argparse.Namespace) -> Cost:
     """Build, grow and join one corpus."""
-    faiss.omp_set_num_threads(options.threads)
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     vectors, documents = mixture(rows + options.shard, options.dim, options.seed)
     folder = Path(tempfile.mkdtemp())
     factory = choose_factory(rows, options.dim, 8 << 30, metric=METRIC)

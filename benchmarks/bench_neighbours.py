@@ -31,6 +31,7 @@ import numba
 import numpy as np
 import torch
 from faiss.contrib.big_batch_search import big_batch_search
+from threadpoolctl import threadpool_limits
 
 from retrodb.ann.codebook import train
 from retrodb.ann.exact import Block, exact_topk
@@ -99,8 +100,10 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def set_threads(threads: int) -> None:
+    """Of FAISS, PyTorch, and the BLAS of NumPy."""
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")  # as long as the process lives
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import torch
-from bench_neighbours import mixture
+from bench_neighbours import mixture, set_threads
 
 from retrodb.ann.codebook import Codebook, choose_factory, sample_size, train
 from retrodb.ann.exact import exact_topk
@@ -184,8 +183,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file to append the report to, such as benchmarks/results/<date>.md")
     options = parser.parse_args()
-    faiss.omp_set_num_threads(1)
-    torch.set_num_threads(1)
+    set_threads(1)
     for line in report(options):
         print(line, flush=True)
         if options.out:
