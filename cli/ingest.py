@@ -37,6 +37,13 @@ from .options import WRITING_EXITS, Command, Session, database_argument, format_
 )
 @click.option("--drop-metadata", is_flag=True, help="Keep no metadata.")
 @click.option("--marker", metavar="TEXT", help="What separates the documents inside a plain-text file.")
+@click.option(
+    "--front-matter",
+    type=click.Choice(["text", "metadata"]),
+    default=IngestParams.front_matter,
+    show_default=True,
+    help="What the YAML or TOML header of a text or Markdown file is.",
+)
 @click.option("--mirror", is_flag=True, help="Remove documents of the source that the input no longer has.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N records only.")
 @click.option(

@@ -52,6 +52,7 @@ class IngestParams:
     metadata_fields: tuple[str, ...] | None = None  # fields to keep as metadata; None keeps all
     drop_metadata: bool = False  # keep no metadata at all
     marker: str | None = None  # separates the documents inside a plain-text file; None: one file is one document
+    front_matter: str = "text"  # headers of text and Markdown files: part of the text, or "metadata"
     mirror: bool = False  # remove documents of the source that the input no longer has
     limit: int | None = None  # take the first N records and mark no input as done
     holdout: float = 0.0  # share of documents kept out, chosen by hash of the id

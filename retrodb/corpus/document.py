@@ -11,6 +11,7 @@ Reasons of a refusal::
     empty                                           no text, or white space only
     invalid-utf8  lone-surrogate                    not Unicode text
     too-long                                        above a cap of `Limits`
+    bad-front-matter                                a header that is to be metadata, and is neither YAML nor TOML
     truncated  malformed                            an archive's record that is cut off, or has no readable header
     unknown-format                                  a file that no reader understands
     reader-crashed                                  a file at which the process that read it died (the stage says so)
@@ -66,6 +67,7 @@ class Fields:
     metadata: tuple[str, ...] | None = None  # None: every field that is not mapped above
     drop_metadata: bool = False  # keep no metadata at all
     marker: str | None = None  # separates the documents inside a plain-text file; None: one file is one document
+    front_matter: str = "text"  # of text and Markdown files: part of the text, or "metadata", whose fields it then is
 
 
 @dataclass(frozen=True, slots=True)

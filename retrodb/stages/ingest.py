@@ -145,6 +145,9 @@ def _check(params: IngestParams) -> None:
         raise UsageError(f"holdout of {params.holdout}", remedy="Give a share, such as '0.5%'.")
     if (params.key_field is None) != (params.value_field is None):
         raise UsageError("only one of --key-field and --value-field", remedy="A key-value database needs both.")
+    for name, known in (("oversize", ("reject", "split")), ("front_matter", ("text", "metadata"))):
+        if (value := getattr(params, name)) not in known:
+            raise UsageError(f"{name} is '{value}'", remedy=f"It is one of: {', '.join(known)}.")
     if params.mirror and params.limit is not None:
         raise UsageError("--mirror with --limit would remove what was not read", remedy="Leave one of them out.")
 

@@ -106,6 +106,7 @@ def fields_of(params: IngestParams) -> Fields:
         metadata=None if params.metadata_fields is None else tuple(params.metadata_fields),
         drop_metadata=params.drop_metadata,
         marker=params.marker,
+        front_matter=params.front_matter,
     )
 
 

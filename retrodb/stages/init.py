@@ -13,7 +13,7 @@ from retrodb.format.settings import Settings, dump_settings
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
 from retrodb.store.commit import Change, create
-from retrodb.store.digest import digest_bytes
+from retrodb.store.digest import digest_bytes, identity
 from retrodb.store.marks import Marks
 from retrodb.store.snapshots import read_head, snapshot_numbers
 
@@ -34,14 +34,15 @@ def run_init(context: Context, params: InitParams) -> Snapshot:
     """
     storage = context.storage
     settings, data = plan_init(params)
-    run = open_run(storage, "init", {"settings": to_mapping(settings), "params": to_mapping(params)}, context.clock)
+    plan = {"settings": to_mapping(settings), "params": to_mapping(params)}
     if snapshot_numbers(storage):
         head = read_head(storage)
-        if head.number == 0 and head.transaction == run.id:
+        if head.number == 0 and head.transaction == identity("init", plan):
             return head
         raise ConflictError(
             "a database exists here already", where=storage.url, remedy="Choose another path, or use it as it is."
         )
+    run = open_run(storage, "init", plan, context.clock)
     toml = dump_settings(settings).encode()
     files = []
     for kind, content in (("tokenizer", data), ("settings", toml)):

@@ -194,10 +194,12 @@ def test_validate_tells_whether_neighbours_help(built: Path) -> None:
     assert "bits per byte" in ok("validate", built, *options).out
 
 
-def test_init_twice_is_refused(built: Path, tokenizer: Path) -> None:
+def test_init_twice_is_refused_and_leaves_nothing(built: Path, tokenizer: Path) -> None:
+    before = set(built.rglob("*"))
     done = run("init", built, "--tokenizer", tokenizer)
     assert done.code == errors.EXIT_CONFLICT
     assert "a database exists here already" in done.err
+    assert set(built.rglob("*")) == before
 
 
 def test_groups_list_their_commands() -> None:

@@ -273,7 +273,15 @@ def overtake(monkeypatch: pytest.MonkeyPatch, other: Callable[[], object]) -> No
 
 @pytest.mark.parametrize(
     "params",
-    [{"source": "a/b"}, {"source": ""}, {"holdout": 1.0}, {"key_field": "q"}, {"mirror": True, "limit": 3}],
+    [
+        {"source": "a/b"},
+        {"source": ""},
+        {"holdout": 1.0},
+        {"key_field": "q"},
+        {"mirror": True, "limit": 3},
+        {"oversize": "spilt"},
+        {"front_matter": "yaml"},
+    ],
 )
 def test_options_that_cannot_be_meant_are_refused(context: Context, tmp_path: Path, params: dict[str, object]) -> None:
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
