@@ -10,7 +10,7 @@ import click
 from retrodb import errors
 from retrodb.config import InitParams
 
-from .options import WRITING_EXITS, Command, Session, database_argument, format_option, runs_tasks, share
+from .options import WRITING_EXITS, Command, Session, database_argument, reads_records, runs_tasks, share
 from .render_update import build_plan, build_result, update_step
 
 
@@ -24,11 +24,7 @@ from .render_update import build_plan, build_result, update_step
 @click.option("--tokenizer", metavar="NAME", help="The language model's: a file, a folder, a hub name; or 'train'.")
 @click.option("--encoder", default=InitParams.encoder, show_default=True, metavar="NAME", help="Of the default space.")
 @click.option("--source", metavar="NAME", help="What the documents belong to.  [default: the first input's name]")
-@format_option
-@click.option("--id-field", metavar="NAME", help="Field with the document's id.  [default: the usual names]")
-@click.option("--text-field", metavar="NAME", help="Field with the text.  [default: the usual names]")
-@click.option("--key-field", metavar="NAME", help="Key-value corpora: the field that is embedded.")
-@click.option("--value-field", metavar="NAME", help="Key-value corpora: the field that follows the key.")
+@reads_records
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N records only.")
 @click.option(
     "--holdout", type=share, default="0", show_default=True, metavar="SHARE", help="Documents to keep out, as 0.5%."

@@ -9,7 +9,7 @@ import click
 from retrodb import errors
 from retrodb.config import IngestParams
 
-from .options import WRITING_EXITS, Command, Session, database_argument, format_option, open_database, runs_tasks, share
+from .options import WRITING_EXITS, Command, Session, database_argument, open_database, reads_records, runs_tasks, share
 
 
 @click.command(
@@ -20,14 +20,10 @@ from .options import WRITING_EXITS, Command, Session, database_argument, format_
 @database_argument
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("--source", required=True, metavar="NAME", help="What the documents belong to; ids are unique within it.")
-@format_option
+@reads_records
 @click.option(
     "--files-from", multiple=True, metavar="LIST", help="A file that names one input a line; may be repeated."
 )
-@click.option("--id-field", metavar="NAME", help="Field with the document's id.  [default: the usual names]")
-@click.option("--text-field", metavar="NAME", help="Field with the text.  [default: the usual names]")
-@click.option("--key-field", metavar="NAME", help="Key-value corpora: the field that is embedded.")
-@click.option("--value-field", metavar="NAME", help="Key-value corpora: the field that follows the key.")
 @click.option(
     "--metadata-field",
     "metadata_fields",
@@ -37,13 +33,6 @@ from .options import WRITING_EXITS, Command, Session, database_argument, format_
 )
 @click.option("--drop-metadata", is_flag=True, help="Keep no metadata.")
 @click.option("--marker", metavar="TEXT", help="What separates the documents inside a plain-text file.")
-@click.option(
-    "--front-matter",
-    type=click.Choice(["text", "metadata"]),
-    default=IngestParams.front_matter,
-    show_default=True,
-    help="What the YAML or TOML header of a text or Markdown file is.",
-)
 @click.option("--mirror", is_flag=True, help="Remove documents of the source that the input no longer has.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N records only.")
 @click.option(

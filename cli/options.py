@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from retrodb import errors
+from retrodb.config import IngestParams
 
 from .output import ConsoleOutput, JsonOutput, Output
 
@@ -122,6 +123,21 @@ def _bundle(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], An
     return decorate
 
 
+reads_records = _bundle(
+    format_option,
+    click.option("--id-field", metavar="NAME", help="Field with the document's id.  [default: the usual names]"),
+    click.option("--text-field", metavar="NAME", help="Field with the text.  [default: the usual names]"),
+    click.option("--key-field", metavar="NAME", help="Key-value corpora: the field that is embedded."),
+    click.option("--value-field", metavar="NAME", help="Key-value corpora: the field that follows the key."),
+    click.option(
+        "--front-matter",
+        type=click.Choice(["text", "metadata"]),
+        default=IngestParams.front_matter,
+        show_default=True,
+        help="What the YAML or TOML header of a text or Markdown file is.",
+    ),
+)
+"""How the records of a corpus become documents."""
 runs_tasks = _bundle(workers_option, dry_run_option, progress_option, json_option, pass_session)
 """The last options of a command that changes the database by tasks."""
 changes = _bundle(dry_run_option, json_option, pass_session)
