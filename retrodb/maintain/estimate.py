@@ -201,7 +201,7 @@ def _space(
 
 
 def learn_rates(view: View, steps: Sequence[UpdateStep], workers: int) -> None:
-    """Keep the rates of an update's long steps where `bench throughput` has not measured them."""
+    """Keep the rates of an update's long steps: for its next one they say more than a benchmark's or an earlier one's."""
     space = view.snapshot.entry("space", view.snapshot.default_space)
     if space is None:
         return
@@ -209,9 +209,9 @@ def learn_rates(view: View, steps: Sequence[UpdateStep], workers: int) -> None:
     for step in steps:
         if step.outcome == DONE and step.elapsed_s >= _LONG_S and (amount := _amount(step)):
             seen[step.stage] = amount / (step.elapsed_s * workers)
-    if seen.keys() - known.keys():
+    if seen:
         with suppress(OSError):  # a cache that cannot be written costs an estimate only
-            keep_rates(space["fingerprint"], {**seen, **known})
+            keep_rates(space["fingerprint"], {**known, **seen})
 
 
 _LONG_S = 10.0  # a shorter step is mostly the start of processes and libraries
@@ -222,6 +222,6 @@ def _amount(step: UpdateStep) -> int:
     counts = step.counts
     if step.stage == "embed":
         return counts.get("chunks", 0) - counts.get("reused", 0) - counts.get("repeated", 0)
-    if step.stage == "neighbours" and "computed" not in counts:  # no repair, whose rows are those of the whole table
-        return counts.get("rows", 0)
+    if step.stage == "neighbours":  # a repair's rows are those of the whole table
+        return counts.get("computed", counts.get("rows", 0))
     return counts.get("vectors", 0) if step.stage == "index" else 0

@@ -97,12 +97,14 @@ def sample_inputs(
     chunks = chunk_documents(texts, values, tokenizer, chunk_tokens)
     read_s += time.perf_counter() - started
     size_bytes = sum(file.size_bytes for file in files)
-    is_whole = len(heads) == len(files) and all(head.is_whole for head in heads)
+    are_whole = all(head.is_whole for head in heads)
+    is_whole = are_whole and len(heads) == len(files)
     scale = 1.0 if is_whole else max(1.0, size_bytes / sum(head.stored_bytes for head in heads))
     return InputSample(
         files=len(files),
         size_bytes=size_bytes,
-        documents=round(len(documents) * scale),
+        # Of small files the number says more than their bytes: a few long ones in the sample would make documents few.
+        documents=round(len(documents) * (len(files) / len(heads) if are_whole else scale)),
         text_bytes=round(sum(len((d.text + (d.value or "")).encode()) for d in documents) * scale),
         chunks=round(len(chunks.document) * scale),
         read_s=read_s * scale,

@@ -130,6 +130,17 @@ def test_a_long_file_is_estimated_by_its_beginning(tmp_path: Path, made_tokenize
     assert found.text_bytes == pytest.approx(sum(map(len, texts)), rel=0.15)
 
 
+def test_pages_of_very_different_lengths_are_counted_by_their_files(tmp_path: Path, made_tokenizer: Path) -> None:
+    pages = [f"---\ntitle: {n}\n---\n{made_text(n, 20 if n % 10 else 900)}" for n in range(300)]
+    for n, page in enumerate(pages):
+        (tmp_path / f"{n:03}.md").write_text(page)
+    found = sample(tmp_path, made_tokenizer, front_matter="metadata")
+    assert (found.documents, found.is_whole) == (300, False)
+    assert found.scaled(150).text_bytes == pytest.approx(sum(map(len, pages)) / 2, rel=0.15)
+    assert [json.loads(preview.metadata) for preview in found.previews[:1]] == [{"title": 0}]
+    assert found.previews[0].beginning.startswith(made_text(0, 3))
+
+
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), wanted=st.integers(0, 20))
 def test_a_small_input_is_counted_exactly(

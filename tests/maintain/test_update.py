@@ -12,6 +12,7 @@ import pytest
 from made_documents import made_text
 
 import retrodb
+from retrodb.bench.rates import keep_rates
 from retrodb.errors import EXIT_ERROR, LockedError, MissingStep, UsageError
 from retrodb.store.lock import advisory_lock
 from retrodb.store.storage import LocalStorage
@@ -200,6 +201,12 @@ def test_a_plan_uses_the_rates_of_earlier_long_steps(site: Site, monkeypatch: py
     site.update(db)
     site.write("left", CHANGED)
     assert all(row.elapsed_s for row in db.plan_update(site.config()).stages)
+    # The last update knows better than what was measured before it, also when it repaired a table.
+    keep_rates(db.view().snapshot.entry("space", "default")["fingerprint"], {"neighbours": 1e-9})
+    site.update(db)
+    site.write("left", CHANGED | {"late": made_text(99, 60)})
+    [neighbours] = [row for row in db.plan_update(site.config()).stages if row.stage == "neighbours"]
+    assert 0 < neighbours.elapsed_s < 1000
 
 
 def test_some_sources_only_and_mirrored_for_once(site: Site) -> None:
