@@ -47,8 +47,8 @@ demo: $(INSTALLED) ## build a database from the standard library's documentation
 test: $(INSTALLED) ## run the tests (JOBS=processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n $(JOBS) --dist loadfile
 
-soak: $(INSTALLED) ## run the tests that take minutes
-	$(BIN)/python -m pytest -m soak
+soak: $(INSTALLED) ## run the tests that take minutes, an hour in all (JOBS=processes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -n $(JOBS)
 
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retrodb.corpus.document import Document, Fields, Reject
 from retrodb.corpus.readers.front_matter import split_front_matter
@@ -93,6 +95,8 @@ BOMB = "a: &a [x, x]\n" + "".join(
         "---\nn: 123456789012345678901234567890\n---\n",
         "---\ndate: 2024-13-01\n---\n",
         "---\nx: !!python/name:os.system\n---\n",
+        "---\nx: !!int\n---\n",
+        "---\nx: !!timestamp y\n---\n",
         '---\nx: "\\ud800"\n---\n',
     ],
 )
@@ -102,3 +106,17 @@ def test_a_header_that_cannot_be_read_is_refused_with_its_place(tmp_path: Path, 
     assert (reject.place, reject.reason) == ("byte 0", "bad-front-matter")
     assert reject.path.endswith("post.md")
     assert reject.excerpt.startswith(header[:3])
+
+
+PIECES = "a|:|\n|- |{|}|[|]|!!timestamp|!!int|!!bool|!!float|!!omap|!!pairs|!!set|? |&a|*a|<<|\"|'|>|#|2024-01-01|1e400|.nan|=|é"
+
+
+@given(pieces=st.lists(st.sampled_from(PIECES.split("|")), max_size=12), fence=st.sampled_from(["---", "+++"]))
+def test_any_header_is_fields_or_text_or_refused(pieces: list[str], fence: str) -> None:
+    text = f"{fence}\n{''.join(pieces)}\n{fence}\nbody"
+    try:
+        fields, rest = split_front_matter(text)
+    except ValueError:
+        return
+    assert rest in ("body", text)
+    json.dumps(fields)

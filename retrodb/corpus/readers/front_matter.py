@@ -59,7 +59,7 @@ def _yaml(header: str) -> object:
             if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
                 raise ValueError("an alias, or nested beyond reason")
         return yaml.load(header, loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, LookupError, AttributeError) as error:  # the last two of PyYAML's own values, as "!!int"
         raise ValueError(str(error)) from error
 
 
