@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 STAGE_VERSION = 1
 LOST = "lost_chunks"  # of a table's entry: chunks that a fold took out of it, which no repair has looked at yet
+_MEETS_A_ROW = 4  # new chunks whose lists are found in the time that a row takes; an exact search needs no lists
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ def _repair(context: Context, table: str, dry_run: bool) -> RepairResult:
         return _computed_anew(context, sides, dry_run)
     new, lost = sides.now.database - sides.then.database, sides.then.database - sides.now.database
     new_rows = sides.now.queries - sides.then.queries
+    num_known = len(sides.now.queries) - len(new_rows)
+    if entry["nprobe"] and num_known * _MEETS_A_ROW < len(new):
+        return _computed_anew(context, sides, dry_run)
     num_lost = len(lost) + entry.get(LOST, 0)
     lost_rows = sides.then.queries - sides.now.queries
     counts = {"rows": len(sides.now.queries), "computed": 0, "improved": 0, "short": entry["short"]}
@@ -144,7 +148,7 @@ def _repair(context: Context, table: str, dry_run: bool) -> RepairResult:
 
 
 def _computed_anew(context: Context, sides: _Sides, dry_run: bool) -> RepairResult:
-    """A table of which nothing can be kept: other vectors, query rows, clusters, or inverted lists."""
+    """A table of which nothing can be kept (other vectors, query rows, clusters, or inverted lists), or too little."""
     table, entry = sides.table, sides.table.entry
     made = run_neighbours(
         context, sides.params, queries=table.query_set, space=entry["space"], table=table.name, dry_run=dry_run

@@ -241,6 +241,28 @@ def test_with_inverted_lists_repair_keeps_the_recall(make_database: Make, tmp_pa
     assert (found <= true[:, -1:]).mean() > 0.9
 
 
+def test_where_little_can_be_kept_a_table_with_inverted_lists_is_computed_anew(
+    make_database: Make, tmp_path: Path
+) -> None:
+    database = make_database({str(i): made_text(i, 1000) for i in range(40)})
+    database.embed()
+    database.index(factory="IVF8,SQ8")
+    for name, is_exact in (("self", False), ("exact", True)):
+        database.neighbours(table=name, recall=0.95, exact=is_exact)
+    mark(database, np.arange(20, database.view().chunks.end))
+    more = {f"new{i}": made_text(i + 100, 1000) for i in range(10)}
+    database.ingest([write_documents(tmp_path / "more.jsonl", more)], source="more")
+    exact, listed = up_to_date(database).repair_neighbours()
+    assert exact.computed < exact.rows
+    assert listed.computed == listed.rows
+    database.neighbours(table="again", recall=0.95)
+    files = database.view().manifest.files("neighbours", "self")
+    assert sum(file.num_chunks for file in files) == database.view().chunks.end, "a patch lies over a range"
+    ours, again = database.neighbour_table(), database.neighbour_table("again")
+    for a, b in zip(ours.read(ours.rows()), again.read(again.rows()), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_table_that_never_kept_what_it_was_compared_with_is_computed_anew(make_database: Make) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(8)}))
     database.neighbours(exact=True)
