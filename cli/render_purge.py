@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from retrodb.maintain.purge import PurgeResult
 
 
+_REMEDIES = {
+    "testsets": "items that quote the documents. Add '--include-testsets' to take them out.",
+    "quarantine": "damaged bytes that a repair put aside. Delete the files, unless somebody is to mend them.",
+    "tmp": "left behind by a command that was killed. Delete the files when no command is running.",
+}
+"""What to do about what is left, by the folder that it lies in."""
+
+
 def purge_plan(result: PurgeResult) -> str:
     """What a purge would take with it."""
     return "\n".join(["would purge " + line if not at else line for at, line in enumerate(_lines(result))])
@@ -50,4 +58,6 @@ def _proof(proof: Proof) -> Iterator[str]:
         yield f"the same words stand in {format_count(proof.shared_documents)} live documents, and stay there: {names}"
     for each in proof.left:
         yield f"{click.style(each.path, fg='red')}: {each.what}, {each.place} ({format_count(each.count)})"
+    folders = {each.path.partition("/")[0] for each in proof.left}
+    yield from (f"{folder}/: {remedy}" for folder, remedy in _REMEDIES.items() if folder in folders)
     yield f"{format_count(len(proof.left))} left" if proof.left else "0 left"

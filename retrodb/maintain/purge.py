@@ -2,8 +2,9 @@
 
 1. Their chunks get tombstones for the reason `purged`, and their keys are kept so that they never come back.
 2. Whatever holds them is written anew without them: shards, vectors, scores, index parts, tables, reports, rejects.
-3. Everything in the folder is searched for what is left of them. What the newest snapshot does not name is deleted, and the
-   snapshots that name it expire.
+3. Everything in the folder is searched for what is left of them. Where deleted rows of other documents have something in
+   common with them, these files are written anew without their deleted rows. What the newest snapshot does not name is
+   deleted, and the snapshots that name it expire.
 4. Everything is searched once more. That is the proof, and the history notes it.
 
 What to look for is kept with the run before anything goes, so that a purge that was interrupted, run again, still knows it.
@@ -11,6 +12,7 @@ What to look for is kept with the run before anything goes, so that a purge that
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -136,7 +138,11 @@ def run_purge(
     testsets = affected_testsets(context.view(), include_all=include_testsets, held_out=held_out)
     without_items(context, traces, testsets)
     look = partial(run_proof, traces=traces, names=set(targets.strings), skip=path_of("runs", run=run.id, file=""))
-    done = expunge(context, run, look(context.view(), progress=context.progress), break_pins=break_pins)
+    found = look(context.view(), progress=context.progress)
+    if (deleted := _deleted_beside(context.view(), found)).ids:
+        run_compact(context, must_go=deleted)
+        found = look(context.view(), progress=context.progress)
+    done = expunge(context, run, found, break_pins=break_pins)
     proof = look(context.view(), progress=context.progress)
     if not proof.left:
         _close(context, run, proof)
@@ -244,6 +250,22 @@ def _must_go(view: View) -> MustGo:
         own = [first + np.flatnonzero(mask) for first, mask in masks if mask is not None]
         ids[name] = np.concatenate([np.empty(0, np.int64), *own])
     return MustGo(ids)
+
+
+def _deleted_beside(view: View, proof: Proof) -> MustGo:
+    """The deleted rows of the files in which a proof found something."""
+    found, ids = {left.path for left in proof.left}, defaultdict[str, list[Int64Array]](list)
+    for record in view.manifest.all_files():
+        if record.path in found and record.kind in _OF_ROWS:
+            name = record.name if record.kind == "queries" else ""
+            chunks = view.query_set(name) if name else view.chunks
+            own = record.first_chunk + record.row_set.present
+            if len(dead := own[~chunks.is_live(own)]):
+                ids[name].append(dead)
+    return MustGo({name: np.unique(np.concatenate(parts)) for name, parts in ids.items()})
+
+
+_OF_ROWS = ("documents", "ids", "chunks", "tokens", "hashes", "vectors", "attributes", "bands", "parts", "queries")
 
 
 def _stale_exports(view: View, targets: Targets) -> list[StaleExport]:

@@ -72,6 +72,16 @@ def test_purge_asks_proves_and_names_what_it_breaks(built: Path, fresh: Fresh, t
     row = run("purge", database, "--doc-ids", names, "--yes", "--json").row
     assert row["proof"]["left"] == []
     assert ok("check", database, "--read-data", "--json").row["damaged"] == []
+    aside = database / "quarantine" / "chunks" / "x.parquet"
+    aside.parent.mkdir(parents=True)
+    aside.write_bytes(b"half of something")
+    done = run("purge", database, "--doc-ids", names, "--yes")
+    assert done.code == errors.EXIT_DAMAGE
+    assert done.out.splitlines()[-3:] == [
+        "quarantine/chunks/x.parquet: cannot be read, - (1)",
+        "quarantine/: damaged bytes that a repair put aside. Delete the files, unless somebody is to mend them.",
+        "1 left",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,23 @@ def test_what_live_documents_share_with_it_stays_and_is_named(make_database: Mak
     assert database.search([TEXT], k=1)[0][0].doc_id == "copy"
 
 
+def test_what_deleted_documents_share_with_it_goes_as_well(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({GONE: TEXT, "x": made_text(2, 99)})
+    others = {"copy": TEXT, "quotes": f"{made_text(1, 40)} {TEXT[:200]}"}
+    rest = {str(n): made_text(100 + n, 300) for n in range(20)}
+    database.ingest([write_documents(tmp_path / "more.jsonl", others | rest)], source="more")
+    database.embed()
+    database.index()
+    database.filter(doc_ids=list(others), reason="toxic")
+    result = database.purge([GONE])
+    assert result.proof is not None
+    assert (result.proof.left, result.proof.shared_documents) == ((), 0)
+    assert {name for [name] in database.sql("select doc_id from documents").rows} == {"x", *rest}
+    again = database.ingest([tmp_path / "more.jsonl"], source="more", metadata_fields=[])
+    assert again.added == 0, "what a filter keeps out stays out"
+    assert database.check(read_data=True).damaged == ()
+
+
 def test_pinned_snapshots_are_named_and_broken_only_when_asked(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     database.pin(2, name="training-7")
