@@ -28,6 +28,7 @@ def command(
     """Bring DB up to date with its recipe: ingest, tag, filter, dedup, embed, index, neighbours and exports, over what is new.
 
     Nothing new is a success. A source that fails does not keep the others out; a later stage that fails ends the update.
+    All that a recipe can say stands in examples/recipe.toml of the project.
     """
     db = open_database(session, database, workers)
     if dry_run:

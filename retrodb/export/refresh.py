@@ -129,7 +129,7 @@ def _refuse_another(card: dict[str, Any], fresh: dict[str, Any], out: Path) -> N
             raise MismatchError(f"its table has another '{what}' now", where=str(out), remedy=_AGAIN)
 
 
-_AGAIN = "Export to a new folder."
+_AGAIN = "Export to a new folder; updates leave this one alone once it is deleted."
 
 
 def _without_place(source: ExportSource) -> int:

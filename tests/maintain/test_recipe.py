@@ -81,6 +81,7 @@ def test_lists_of_tables_and_odd_keys_survive_toml() -> None:
         ("[testsets.a]\nngram = 13", "[testsets.a]", "'files' is missing"),
         ("sources = 3", "recipe.toml", "Write [sources.NAME]."),
         ("[sources]\na = 3", "[sources.a]", "must be a table"),
+        ('metrics = "x.prom"', "[metrics]", "Its keys may be: file."),
         ('[[filters]]\nwhere = "x"\n[[filters]]\nreson = "y"', "[[filters]] number 2", "Did you mean 'reason'?"),
         ('[filters]\nwhere = "x"', "recipe.toml", "Write [[filters]]."),
         ("[neighbours.t]\nk = true", "[neighbours.t]", "'k' must be int"),
