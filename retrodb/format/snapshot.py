@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -48,13 +48,17 @@ class Snapshot:
     entries: Mapping[str, Any] = field(default_factory=dict)  # named things, see the module's docstring
     counts: Mapping[str, int] = field(default_factory=dict)  # what the command reported
     totals: Mapping[str, int] = field(default_factory=dict)  # shards, documents, chunks, files, bytes ever added
-    expired_at: str | None = None  # when collection left only this stub, without segments, entries and arguments
+    expired_at: str | None = None  # when collection left only this stub, without entries and arguments
     format_version: int = FORMAT_VERSION
 
     @property
     def path(self) -> str:
         """Where the snapshot lies in the database."""
         return snapshot_path(self.number)
+
+    def stub(self, at: str) -> Snapshot:
+        """What is left of it when it expires; its segments are named still, so that nobody takes them for lost."""
+        return replace(self, entries={}, arguments={}, expired_at=at)
 
     def names(self, kind: str) -> list[str]:
         """The names of all entries of a kind, sorted."""

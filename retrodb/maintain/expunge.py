@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from retrodb.engine.run import Run
 from retrodb.errors import MissingFileError
@@ -48,8 +48,7 @@ def expunge(context: Context, run: Run, proof: Proof, *, break_pins: bool) -> Ex
     expired = [s for s in readable if s.number != head.number and s.number not in pinned and named[s.number] & found]
     _unpin(context, run, head, {s.number for s in expired})
     for snapshot in expired:
-        stub = replace(snapshot, segments=(), entries={}, arguments={}, expired_at=run.clock)
-        storage.write(snapshot.path, dump_snapshot(stub))
+        storage.write(snapshot.path, dump_snapshot(snapshot.stub(run.clock)))
     gone = {snapshot.number for snapshot in expired}
     needed = {path for number, paths in named.items() if number not in gone for path in paths}
     orphans = {path for number in gone for path in named[number]} | _with_their_folders(storage, found)

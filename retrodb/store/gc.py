@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import orjson
@@ -91,8 +91,7 @@ def execute_collection(storage: Storage, plan: CollectionPlan) -> None:
     Snapshots go before the files that they name, and only what a second look still finds unneeded is deleted.
     """
     for number in plan.expire:
-        stub = replace(read_snapshot(storage, number), segments=(), entries={}, arguments={}, expired_at=plan.now)
-        storage.write(snapshot_path(number), dump_snapshot(stub))
+        storage.write(snapshot_path(number), dump_snapshot(read_snapshot(storage, number).stub(plan.now)))
     now = datetime.fromisoformat(plan.now)
     again = plan_collection(storage, plan.keep_snapshots, now, plan.grace, abandoned=plan.abandoned)
     for path in sorted(set(plan.delete) & set(again.delete)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -133,6 +134,18 @@ def test_snapshots_that_are_gone_are_missed(db: Database) -> None:
     named = {each.path: each.what for each in retrodb.open(root).check().damaged}
     assert named.keys() == {gone.path, f"manifests/{segment.digest}.parquet"}
     assert "no snapshot names it" in named[f"manifests/{segment.digest}.parquet"]
+
+
+def test_what_expired_after_a_restored_snapshot_is_not_missed(db: Database) -> None:
+    head = db.snapshots()[-1].snapshot
+    db.pin(head, name="run")
+    for _ in range(2):
+        db.filter(where="true", reason="all")
+        db.undelete(reason="all")
+    db.gc(keep_snapshots=1, grace=timedelta(0))
+    db.restore(head)
+    assert db.view().snapshot.segments == db.view(head).snapshot.segments
+    assert db.check(read_data=True).damaged == ()
 
 
 def test_a_snapshot_in_the_place_of_another_is_damage(db: Database) -> None:
