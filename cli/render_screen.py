@@ -33,7 +33,8 @@ def undeleted(result: UndeleteResult) -> str:
     lines = [f"{result.reason}: {verb} for {_documents(result.documents, result.chunks)}"]
     held = result.documents - result.live_documents
     lines += [f"  {format_count(held)} of them stay deleted for another reason"] if held else []
-    lines += [f"  {format_count(result.gone_chunks)} chunks were compacted away"] if result.gone_chunks else []
+    if result.gone_documents:
+        lines.append(f"  {format_count(result.gone_documents)} documents were compacted away: ingest their files again")
     return "\n".join(lines + _unknown(result.unknown))
 
 

@@ -21,6 +21,7 @@ from retrodb.errors import InputError, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
+from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.screen.tagger import Tagger, load_tagger
 from retrodb.stages.context import Context
 from retrodb.stages.document_blocks import document_texts
@@ -91,7 +92,7 @@ def run_filter(
         reason=reason,
         documents=len(documents),
         chunks=len(rows),
-        by_source=_by_source(view, documents),
+        by_source=by_source(view, documents),
         unknown=tuple(unknown),
         sample=tuple(_sample(view, documents, where)) if dry_run else (),
         dry_run=dry_run,
@@ -148,9 +149,16 @@ def choose(
 
 
 def commit_tombstones(
-    context: Context, view: View, command: str, own: marks.Marks, arguments: Mapping[str, Any], dead: list[Tombstone]
+    context: Context,
+    view: View,
+    command: str,
+    own: marks.Marks,
+    arguments: Mapping[str, Any],
+    dead: list[Tombstone],
+    *,
+    drops: Sequence[str] = (),
 ) -> int:
-    """Commit some tombstones; gives the snapshot's number."""
+    """Commit some tombstones, and that some files are live no more; gives the snapshot's number."""
     table = tombstones_to_table(dead)
     # The same decision may be taken, taken back and taken again: each time is a run of its own.
     plan = {"arguments": arguments, "snapshot": view.snapshot.number, "rows": [each.rows.hex() for each in dead]}
@@ -163,6 +171,7 @@ def commit_tombstones(
         clock=run.clock,
         marks=own,
         files=[file],
+        drops=[DropRecord(OP_DROP_FILE, path) for path in drops],
     )
     return commit(context.storage, view.snapshot, change).number
 
@@ -177,7 +186,8 @@ def _rows_to_delete(view: View, documents: Int64Array, reason: str) -> Int64Arra
     return np.concatenate(ids)
 
 
-def _by_source(view: View, documents: Int64Array) -> dict[str, int]:
+def by_source(view: View, documents: Int64Array) -> dict[str, int]:
+    """How many of some documents each source has."""
     shards, _ = view.shards.locate(documents)
     return dict(sorted(Counter(view.shards.source[shard] for shard in shards.tolist()).items()))
 

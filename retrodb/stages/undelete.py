@@ -1,6 +1,7 @@
 """Stage undelete: one reason's hold ends. What is deleted for another reason too stays out.
 
-Marks are those of `marks.undelete`: the rows must be there still, so it does not get along with a compaction in between.
+Marks are those of `marks.undelete`: the rows must be there still, so it does not get along with a compaction in between. Where
+one came before, the files of the documents that it dropped are read again by the next ingest that is given them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.context import Context
-from retrodb.stages.filter import choose, commit_tombstones
+from retrodb.stages.filter import by_source, choose, commit_tombstones
 from retrodb.store import marks
 from retrodb.view.tombstones import tombstone
 from retrodb.view.view import View
@@ -35,7 +36,7 @@ class UndeleteResult:
     documents: int  # that the reason no longer deletes
     chunks: int
     live_documents: int  # of these, that have a live chunk again or still
-    gone_chunks: int  # that compaction has dropped, one of a document: only ingesting them again brings them back
+    gone_documents: int  # that compaction has dropped: only ingesting them again brings them back
     unknown: tuple[str, ...]  # names that no document has
     dry_run: bool = False
 
@@ -64,9 +65,12 @@ def run_undelete(
     is_there = np.zeros(len(ids), dtype=bool)
     for hit in view.coverage("chunks").lookup(ids):
         is_there[hit.where] = True
-    # What compaction dropped cannot come back, but the reason no longer keeps it from being ingested again.
+    # What compaction dropped cannot come back, but the reason no longer keeps it from being ingested again: neither its
+    # key does, which is left of it, nor that its file was read before.
     dead = [tombstone(r.first_chunk, r.num_chunks, reason, rows, active=False) for r, rows in view.chunks.split(ids)]
-    gone, ids = int((~is_there).sum()), ids[is_there]
+    gone, ids = ids[~is_there], ids[is_there]
+    sources = sorted(by_source(view, gone))
+    inputs = [record.path for source in sources for record in view.manifest.files("inputs", source)]
     documents = np.unique(view.chunks.document_ids(ids))
     result = UndeleteResult(
         snapshot=view.snapshot.number,
@@ -74,14 +78,15 @@ def run_undelete(
         documents=len(documents),
         chunks=len(ids),
         live_documents=_num_live(view, ids, reason),
-        gone_chunks=gone,
+        gone_documents=len(gone),
         unknown=tuple(unknown),
         dry_run=dry_run,
     )
     if dry_run or not dead:
         return result
     arguments = {"where": where, "source": source, "reason": reason, "documents": len(documents)}
-    return replace(result, snapshot=commit_tombstones(context, view, "undelete", marks.undelete(), arguments, dead))
+    own = marks.undelete(*sources)
+    return replace(result, snapshot=commit_tombstones(context, view, "undelete", own, arguments, dead, drops=inputs))
 
 
 def _check_reason(view: View, reason: str) -> None:

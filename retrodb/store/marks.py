@@ -106,9 +106,10 @@ def operating_point(space: str) -> Marks:
     return _marks({f"index/{space}"})
 
 
-def undelete() -> Marks:
-    """Takes a reason away: needs the rows to exist still."""
-    return _marks({ROWS, RESTORE}, {REVIVALS})
+def undelete(*sources: str) -> Marks:
+    """Takes a reason away: needs the rows to exist still. Files of some sources may have to be read again."""
+    own = {f"source/{source}" for source in sources}
+    return _marks({ROWS, RESTORE, *own}, {REVIVALS, *own})
 
 
 def _with_undelete(own: Marks, revives: bool) -> Marks:

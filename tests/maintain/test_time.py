@@ -129,9 +129,9 @@ def test_undelete_of_a_compacted_document_lets_it_be_ingested_again(make_databas
     again = write_documents(tmp_path / "b.jsonl", {"b": made_text(2, 150)})
     assert database.ingest([again], source="made").unchanged == 1
     result = database.undelete("toxic")
-    assert (result.documents, result.gone_chunks) == (0, 1)
-    more = write_documents(tmp_path / "b2.jsonl", {"b": made_text(2, 150)})
-    assert database.ingest([more], source="made").added == 1
+    assert (result.documents, result.gone_documents) == (0, 1)
+    assert database.ingest([again], source="made").added == 1, "a file that was read before"
+    assert database.ingest([again], source="made").skipped_inputs == 1
 
 
 def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: Make, tmp_path: Path) -> None:
