@@ -200,7 +200,7 @@ def _parse(hint: Any, key: str, value: Any, where: str) -> Any:
 
 def _table(kind: Any, value: Any, where: str, name: str = "") -> Any:
     if not isinstance(value, dict):
-        keys = ", ".join(each.name for each in fields(kind))
+        keys = ", ".join(each.name for each in fields(kind) if each.name != "source")
         raise ConfigError(f"must be a table, not {value!r}", where=where, remedy=f"Its keys may be: {keys}.")
     if kind is not SourceRecipe:
         return from_mapping(kind, value, where=where)

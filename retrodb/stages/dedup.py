@@ -35,6 +35,7 @@ from retrodb.stages.ingest_change import HELD_OUT_SET
 from retrodb.stages.leak_report import read_reports, removed_items, summary, with_removed
 from retrodb.stages.leak_scan import run_clean, run_count, run_leak_scan
 from retrodb.stages.testset import TestSet, check_params, open_table, register, registered
+from retrodb.stages.undelete import released
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
 from retrodb.store.publish import publish
@@ -276,6 +277,7 @@ def _change(context: Context, view: View, run: Run, testset: TestSet, params: De
         former = [*view.manifest.files("testsets", name), *view.manifest.files("reports", name)]
         drops += [record.path for record in former if record.path not in kept]
     dead = _tombstones(view, testset, found)
+    sources, inputs = released(view, dead)
     if dead:
         write = partial(write_table, table=tombstones_to_table(dead))
         files.append(publish(context.storage, "tombstones", path_of("tombstones", task=run.id), write))
@@ -288,9 +290,9 @@ def _change(context: Context, view: View, run: Run, testset: TestSet, params: De
         command="dedup",
         arguments={"testset": name, **to_mapping(params)},
         clock=run.clock,
-        marks=marks.dedup(name, revives=any(not each.active for each in dead)),
+        marks=marks.dedup(name, *sources, revives=any(not each.active for each in dead)),
         files=files,
-        drops=[DropRecord(OP_DROP_FILE, path) for path in drops],
+        drops=[DropRecord(OP_DROP_FILE, path) for path in (*drops, *inputs)],
         screened=[ScreenedRecord(key, first, count) for first, count in found.spans],
         entries={f"testset/{name}": testset.entry} if testset.is_new else {},
         counts={"documents": found.num_documents, **summary(found.report)},

@@ -6,17 +6,18 @@ one came before, the files of the documents that it dropped are read again by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.rows import deserialize_rows
 from retrodb.stages.context import Context
 from retrodb.stages.filter import by_source, choose, commit_tombstones
 from retrodb.store import marks
-from retrodb.view.tombstones import tombstone
+from retrodb.view.tombstones import Tombstone, tombstone
 from retrodb.view.view import View
 
 _FINAL = {
@@ -68,9 +69,7 @@ def run_undelete(
     # What compaction dropped cannot come back, but the reason no longer keeps it from being ingested again: neither its
     # key does, which is left of it, nor that its file was read before.
     dead = [tombstone(r.first_chunk, r.num_chunks, reason, rows, active=False) for r, rows in view.chunks.split(ids)]
-    gone, ids = ids[~is_there], ids[is_there]
-    sources = sorted(by_source(view, gone))
-    inputs = [record.path for source in sources for record in view.manifest.files("inputs", source)]
+    gone, ids = int((~is_there).sum()), ids[is_there]
     documents = np.unique(view.chunks.document_ids(ids))
     result = UndeleteResult(
         snapshot=view.snapshot.number,
@@ -78,15 +77,30 @@ def run_undelete(
         documents=len(documents),
         chunks=len(ids),
         live_documents=_num_live(view, ids, reason),
-        gone_documents=len(gone),
+        gone_documents=gone,
         unknown=tuple(unknown),
         dry_run=dry_run,
     )
     if dry_run or not dead:
         return result
     arguments = {"where": where, "source": source, "reason": reason, "documents": len(documents)}
+    sources, inputs = released(view, dead)
     own = marks.undelete(*sources)
     return replace(result, snapshot=commit_tombstones(context, view, "undelete", own, arguments, dead, drops=inputs))
+
+
+def released(view: View, tombstones: Iterable[Tombstone]) -> tuple[list[str], list[str]]:
+    """The sources of documents that compaction dropped and that a reason no longer keeps out, and what to drop for them.
+
+    These are the lists of their files that were read: without them an ingest that is given the files reads them again.
+    """
+    gone = [np.empty(0, np.int64)]
+    for each in tombstones:
+        if not each.active:
+            rows = deserialize_rows(each.rows)
+            gone.append(each.first_chunk + rows[~view.chunks.present_mask(each.first_chunk, each.num_chunks)[rows]])
+    sources = sorted(by_source(view, np.concatenate(gone)))
+    return sources, [record.path for source in sources for record in view.manifest.files("inputs", source)]
 
 
 def _check_reason(view: View, reason: str) -> None:

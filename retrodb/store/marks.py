@@ -38,9 +38,9 @@ def ingest(source: str, query_set: str | None = None) -> Marks:
     return _marks(own | {RESTORE}, own)
 
 
-def dedup(testset: str, *, revives: bool = False) -> Marks:
+def dedup(testset: str, *sources: str, revives: bool = False) -> Marks:
     """Registers or applies a test set: tombstones, which unite, and screened ranges; or takes former ones back."""
-    return _with_undelete(_marks({f"testset/{testset}", RESTORE}, {f"testset/{testset}"}), revives)
+    return _with_undelete(_marks({f"testset/{testset}", RESTORE}, {f"testset/{testset}"}), revives, *sources)
 
 
 def near_duplicates() -> Marks:
@@ -112,8 +112,8 @@ def undelete(*sources: str) -> Marks:
     return _marks({ROWS, RESTORE, *own}, {REVIVALS, *own})
 
 
-def _with_undelete(own: Marks, revives: bool) -> Marks:
-    more = undelete() if revives else _marks(set())
+def _with_undelete(own: Marks, revives: bool, *sources: str) -> Marks:
+    more = undelete(*sources) if revives else _marks(set())
     return Marks(own.reads | more.reads, own.writes | more.writes)
 
 

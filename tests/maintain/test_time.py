@@ -134,6 +134,18 @@ def test_undelete_of_a_compacted_document_lets_it_be_ingested_again(make_databas
     assert database.ingest([again], source="made").skipped_inputs == 1
 
 
+def test_a_milder_rule_lets_what_was_compacted_be_ingested_again(make_database: Make, tmp_path: Path) -> None:
+    database = grown(make_database, tmp_path)
+    exam = write_documents(tmp_path / "exam.jsonl", {"x": made_text(2, 150)})
+    assert database.dedup([exam], rule="containment>=0.5")[0].removed_documents == 1
+    database.compact(min_deleted=0)
+    again = write_documents(tmp_path / "b.jsonl", {"b": made_text(2, 150)})
+    assert database.ingest([again], source="made").unchanged == 1
+    other = write_documents(tmp_path / "exam.jsonl", {"x": made_text(77, 150)})
+    database.dedup([other], rule="containment>=0.5")
+    assert database.ingest([again], source="made").added == 1
+
+
 def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: Make, tmp_path: Path) -> None:
     database = make_database({"a": made_text(1, 150)})
     counting = FaultyStorage(LocalStorage(tmp_path / "db"))
