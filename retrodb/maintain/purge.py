@@ -23,7 +23,7 @@ import numpy as np
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array, map_array, save_array
-from retrodb.format.kinds import path_of
+from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
 from retrodb.maintain.compact import run_compact
@@ -256,16 +256,14 @@ def _deleted_beside(view: View, proof: Proof) -> MustGo:
     """The deleted rows of the files in which a proof found something."""
     found, ids = {left.path for left in proof.left}, defaultdict[str, list[Int64Array]](list)
     for record in view.manifest.all_files():
-        if record.path in found and record.kind in _OF_ROWS:
+        is_of_rows = KINDS[record.kind].covers == "chunks" or record.kind == "queries"
+        if record.path in found and is_of_rows:
             name = record.name if record.kind == "queries" else ""
             chunks = view.query_set(name) if name else view.chunks
             own = record.first_chunk + record.row_set.present
             if len(dead := own[~chunks.is_live(own)]):
                 ids[name].append(dead)
     return MustGo({name: np.unique(np.concatenate(parts)) for name, parts in ids.items()})
-
-
-_OF_ROWS = ("documents", "ids", "chunks", "tokens", "hashes", "vectors", "attributes", "bands", "parts", "queries")
 
 
 def _stale_exports(view: View, targets: Targets) -> list[StaleExport]:

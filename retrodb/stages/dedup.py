@@ -35,7 +35,7 @@ from retrodb.stages.ingest_change import HELD_OUT_SET
 from retrodb.stages.leak_report import read_reports, removed_items, summary, with_removed
 from retrodb.stages.leak_scan import run_clean, run_count, run_leak_scan
 from retrodb.stages.testset import TestSet, check_params, open_table, register, registered
-from retrodb.stages.undelete import released
+from retrodb.stages.undelete import gone_of, to_read_again
 from retrodb.store import marks
 from retrodb.store.commit import Change, commit
 from retrodb.store.publish import publish
@@ -277,7 +277,7 @@ def _change(context: Context, view: View, run: Run, testset: TestSet, params: De
         former = [*view.manifest.files("testsets", name), *view.manifest.files("reports", name)]
         drops += [record.path for record in former if record.path not in kept]
     dead = _tombstones(view, testset, found)
-    sources, inputs = released(view, dead)
+    sources, inputs = to_read_again(view, gone_of(view, dead))
     if dead:
         write = partial(write_table, table=tombstones_to_table(dead))
         files.append(publish(context.storage, "tombstones", path_of("tombstones", task=run.id), write))

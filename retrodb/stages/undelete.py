@@ -63,13 +63,11 @@ def run_undelete(
     if where is not None or doc_ids is not None or source is not None:
         chosen, unknown = choose(view, where, doc_ids, source, reason=reason)
         ids = ids[np.isin(view.chunks.document_ids(ids), chosen)]
-    is_there = np.zeros(len(ids), dtype=bool)
-    for hit in view.coverage("chunks").lookup(ids):
-        is_there[hit.where] = True
     # What compaction dropped cannot come back, but the reason no longer keeps it from being ingested again: neither its
     # key does, which is left of it, nor that its file was read before.
     dead = [tombstone(r.first_chunk, r.num_chunks, reason, rows, active=False) for r, rows in view.chunks.split(ids)]
-    gone, ids = int((~is_there).sum()), ids[is_there]
+    gone = gone_of(view, dead)
+    ids = np.setdiff1d(ids, gone, assume_unique=True)
     documents = np.unique(view.chunks.document_ids(ids))
     result = UndeleteResult(
         snapshot=view.snapshot.number,
@@ -77,29 +75,34 @@ def run_undelete(
         documents=len(documents),
         chunks=len(ids),
         live_documents=_num_live(view, ids, reason),
-        gone_documents=gone,
+        gone_documents=len(gone),
         unknown=tuple(unknown),
         dry_run=dry_run,
     )
     if dry_run or not dead:
         return result
     arguments = {"where": where, "source": source, "reason": reason, "documents": len(documents)}
-    sources, inputs = released(view, dead)
+    sources, inputs = to_read_again(view, gone)
     own = marks.undelete(*sources)
     return replace(result, snapshot=commit_tombstones(context, view, "undelete", own, arguments, dead, drops=inputs))
 
 
-def released(view: View, tombstones: Iterable[Tombstone]) -> tuple[list[str], list[str]]:
-    """The sources of documents that compaction dropped and that a reason no longer keeps out, and what to drop for them.
-
-    These are the lists of their files that were read: without them an ingest that is given the files reads them again.
-    """
+def gone_of(view: View, tombstones: Iterable[Tombstone]) -> Int64Array:
+    """The ids, ascending, over which tombstones end a reason's hold though compaction has dropped them: one of a document."""
     gone = [np.empty(0, np.int64)]
     for each in tombstones:
         if not each.active:
             rows = deserialize_rows(each.rows)
             gone.append(each.first_chunk + rows[~view.chunks.present_mask(each.first_chunk, each.num_chunks)[rows]])
-    sources = sorted(by_source(view, np.concatenate(gone)))
+    return np.unique(np.concatenate(gone))
+
+
+def to_read_again(view: View, gone: Int64Array) -> tuple[list[str], list[str]]:
+    """The sources of documents that compaction dropped, and the lists of their files that were read.
+
+    Without these lists an ingest that is given the files reads them again.
+    """
+    sources = sorted(by_source(view, gone))
     return sources, [record.path for source in sources for record in view.manifest.files("inputs", source)]
 
 

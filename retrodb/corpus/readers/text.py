@@ -22,7 +22,7 @@ def read_text(source: Source, fields: Fields, limits: Limits) -> Iterator[Docume
     a header are those of the record, and its id is its path unless `Fields.id` names one of them.
     """
     if fields.marker is not None:
-        yield from _between_markers(source, fields, limits)
+        yield from _between_markers(source, fields.marker.encode(), fields, limits)
         return
     content = read_capped(source, limits)
     if isinstance(content, Reject):
@@ -31,8 +31,7 @@ def read_text(source: Source, fields: Fields, limits: Limits) -> Iterator[Docume
     yield from _document(content.removeprefix(BOM), source, fields, limits, 0, source.name)
 
 
-def _between_markers(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
-    marker = (fields.marker or "").encode()
+def _between_markers(source: Source, marker: bytes, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     pieces = delimited_records(source.stream, marker, limits.max_record_bytes, start=source.start, end=source.end)
     for offset, piece, is_whole in pieces:
         if not is_whole:
