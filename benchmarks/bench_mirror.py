@@ -17,7 +17,7 @@ from pathlib import Path
 import retrodb
 from retrodb.bench.machine import environment, gemm_gflops
 from retrodb.config import dump_toml
-from retrodb.maintain.update import UpdateResult
+from retrodb.maintain.update.command import UpdateResult
 
 
 def publish(version: Path, site: Path) -> None:

@@ -11,15 +11,15 @@ import click
 from .output import format_count, format_duration, format_size, format_value, render_table
 
 if TYPE_CHECKING:
-    from retrodb.maintain.check import CheckResult
-    from retrodb.maintain.demo import DemoExample, DemoResult, DemoStage
-    from retrodb.stages.clusters import Duplicate
-    from retrodb.stages.dedup import DedupResult
-    from retrodb.stages.exposure import ExposureResult
-    from retrodb.stages.leak_report import LeakHit
-    from retrodb.stages.near_duplicates import NearDuplicatesResult
-    from retrodb.stages.search import SearchHit
-    from retrodb.stages.show_neighbours import ShownChunk, ShownRow
+    from retrodb.maintain.check.command import CheckResult
+    from retrodb.maintain.update.demo import DemoExample, DemoResult, DemoStage
+    from retrodb.stages.dedup.clusters import Duplicate
+    from retrodb.stages.dedup.command import DedupResult
+    from retrodb.stages.dedup.exposure import ExposureResult
+    from retrodb.stages.dedup.leak_report import LeakHit
+    from retrodb.stages.dedup.near_duplicates import NearDuplicatesResult
+    from retrodb.stages.neighbours.show import ShownChunk, ShownRow
+    from retrodb.stages.search.command import SearchHit
 
 _EXCERPT_CHARS = 300
 _MIN_WORD = 3  # shorter words are in every text

@@ -10,8 +10,8 @@ import click
 from .output import format_count, format_size, render_table
 
 if TYPE_CHECKING:
-    from retrodb.maintain.proof import Proof
-    from retrodb.maintain.purge import PurgeResult
+    from retrodb.maintain.purge.command import PurgeResult
+    from retrodb.maintain.purge.proof import Proof
 
 
 _REMEDIES = {

@@ -12,9 +12,9 @@ from .output import format_count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from retrodb.maintain.repair import RepairResult
-    from retrodb.stages.filter import FilteredDocument, FilterResult
-    from retrodb.stages.undelete import UndeleteResult
+    from retrodb.maintain.check.repair import DatabaseRepairResult
+    from retrodb.stages.deletion.filter import FilteredDocument, FilterResult
+    from retrodb.stages.deletion.undelete import UndeleteResult
 
 
 def filtered(result: FilterResult) -> str:
@@ -38,7 +38,7 @@ def undeleted(result: UndeleteResult) -> str:
     return "\n".join(lines + _unknown(result.unknown))
 
 
-def repaired(result: RepairResult) -> str:
+def repaired(result: DatabaseRepairResult) -> str:
     """Every damaged file with what became of it, the lost documents, and what is left to do."""
     plan, will = result.plan, "will be " if result.dry_run else ""
     lines = [f"{path}: {will}made anew in its place" for path in plan.rebuilt]

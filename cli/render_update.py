@@ -11,11 +11,11 @@ import click
 from .output import format_count, format_duration, format_size, render_table
 
 if TYPE_CHECKING:
-    from retrodb.maintain.build import BuildPlan, BuildResult
-    from retrodb.maintain.estimate import StageEstimate, UpdatePlan
-    from retrodb.maintain.sample import Preview
-    from retrodb.maintain.schedule import ScheduleFile
-    from retrodb.maintain.update import UpdateResult, UpdateStep
+    from retrodb.maintain.update.build import BuildPlan, BuildResult
+    from retrodb.maintain.update.command import UpdateResult, UpdateStep
+    from retrodb.maintain.update.estimate import StageEstimate, UpdatePlan
+    from retrodb.maintain.update.sample import Preview
+    from retrodb.maintain.update.schedule import ScheduleFile
 
 _COLOURS = {"done": "green", "failed": "red", "left out": "yellow"}
 

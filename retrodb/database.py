@@ -17,27 +17,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrodb.config import InitParams, ValidateParams
-from retrodb.facade.build import Building
-from retrodb.facade.look import Looking
-from retrodb.facade.maintain import Maintaining
-from retrodb.facade.opened import make_context, params_of
-from retrodb.facade.prove import Proving
-from retrodb.facade.prove import retro_eval as retro_eval
-from retrodb.facade.prove import retro_fit as retro_fit
-from retrodb.facade.prove import retro_train as retro_train
+from retrodb.facade.base import make_context, params_of
+from retrodb.facade.evaluation_commands import EvaluationCommands
+from retrodb.facade.evaluation_commands import retro_eval as retro_eval
+from retrodb.facade.evaluation_commands import retro_fit as retro_fit
+from retrodb.facade.evaluation_commands import retro_train as retro_train
+from retrodb.facade.maintenance_commands import MaintenanceCommands
+from retrodb.facade.read_commands import ReadCommands
+from retrodb.facade.stage_commands import StageCommands
 from retrodb.stages.context import Context
 from retrodb.store.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array
     from retrodb.format.settings import Settings
-    from retrodb.maintain.build import BuildPlan, BuildResult
-    from retrodb.maintain.demo import DemoResult, DemoStage
-    from retrodb.maintain.update import UpdateStep
+    from retrodb.maintain.update.build import BuildPlan, BuildResult
+    from retrodb.maintain.update.command import UpdateStep
+    from retrodb.maintain.update.demo import DemoResult, DemoStage
     from retrodb.stages.tokenizer import TokenizerResult
 
 
-class Database(Building, Looking, Maintaining, Proving):
+class Database(StageCommands, ReadCommands, MaintenanceCommands, EvaluationCommands):
     """A retrieval database: its stages as methods, each ending in one commit.
 
     Options of a stage are the fields of its parameter class in `retrodb.config`, given by name.
@@ -100,7 +100,7 @@ def plan_build(
     **options: Any,
 ) -> BuildPlan:
     """What `build` would do: parsed documents, and an estimate of every stage. Arguments are those of `build`."""
-    from retrodb.maintain.build import build_recipe, plan_build
+    from retrodb.maintain.update.build import build_recipe, plan_build
 
     recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
     return plan_build(make_context(path, workers=workers), recipe, InitParams(tokenizer, encoder=encoder))
@@ -131,7 +131,7 @@ def build(
     Raises:
         ConflictError: when there is another database already. What a step fails with is in the result.
     """
-    from retrodb.maintain.build import build_recipe, build_result, prepare_build
+    from retrodb.maintain.update.build import build_recipe, build_result, prepare_build
 
     context = make_context(path, workers=workers, progress=progress, clock=clock)
     recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
@@ -142,7 +142,7 @@ def build(
 
 def read_queries(path: Path, *, as_vectors: bool = False) -> list[str] | Float32Array:
     """What to search for, from a file: texts, one a line or as JSON Lines; or vectors (Q, D) from an `.npy` file."""
-    from retrodb.stages.query_file import read_texts, read_vectors
+    from retrodb.stages.search.query_file import read_texts, read_vectors
 
     return read_vectors(path) if as_vectors else read_texts(path)
 
@@ -165,7 +165,7 @@ def demo(
         steps: of the validation.
         report: called with every stage as it ends.
     """
-    from retrodb.maintain.demo import run_demo
+    from retrodb.maintain.update.demo import run_demo
 
     context = make_context(folder, workers=workers, progress=progress)
 

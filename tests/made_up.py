@@ -7,16 +7,18 @@ from typing import Any
 
 from retrodb.format.records import FileDigest, FileRecord, ShardRecord
 from retrodb.store.commit import Change, NewShard
-from retrodb.store.marks import Marks
+from retrodb.store.conflict_keys import ConflictKeys
 
 CLOCK = "2026-01-01T00:00:00.000000+00:00"
-NO_MARKS = Marks(frozenset(), frozenset())
+NO_MARKS = ConflictKeys(frozenset(), frozenset())
 SHARD_KINDS = {"documents": "parquet", "chunks": "parquet", "tokens": "npy", "ids": "npy"}
 
 
-def change(transaction: str, marks: Marks = NO_MARKS, **parts: Any) -> Change:
+def change(transaction: str, conflict_keys: ConflictKeys = NO_MARKS, **parts: Any) -> Change:
     """A change with nothing in it but what is given."""
-    return Change(transaction=transaction, command=transaction, arguments={}, clock=CLOCK, marks=marks, **parts)
+    return Change(
+        transaction=transaction, command=transaction, arguments={}, clock=CLOCK, conflict_keys=conflict_keys, **parts
+    )
 
 
 def file(kind: str, path: str, *, name: str = "", first: int = -1, count: int = 0) -> FileRecord:

@@ -18,8 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # fmt: off
 LAYERS = (
     "errors", "config", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
-    "engine", "stages", "export", "bench", "maintain", "retro", "serve", "facade", "database",
+    "engine", "stages", "export", "bench", "maintain", "retro", "facade", "database",
 )
+# Inside these two, a package or module may import those before it.
+ROOMS = {
+    "stages": (
+        "context", "init", "tokenizer", "ingest", "deletion", "dedup", "index", "embed", "queries", "neighbours", "search",
+    ),
+    "maintain": ("stats", "compact", "check", "purge", "snapshots", "update"),
+}
 # fmt: on
 CLI_MAY_IMPORT = {"errors", "config", "database"}
 HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb")
@@ -40,6 +47,19 @@ def test_imports_point_up_the_list_only() -> None:
             continue
         for name in imported_modules(path):
             if name.split(".")[0] == "retrodb_cli" or is_later(layer(name), part):
+                upward.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not upward
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_packages_of_a_room_import_those_before_them(room: str) -> None:
+    """A command's package rests on the packages listed before it, so that each can be read without those after it."""
+    order, upward = ROOMS[room], []
+    for path in sources(f"retrodb/{room}"):
+        own = inner_package(module_name(path), room)
+        for name in imported_modules(path):
+            other = inner_package(name, room)
+            if own and other and order.index(other) > order.index(own):
                 upward.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not upward
 
@@ -113,6 +133,12 @@ def layer(module: str) -> str | None:
     """The part of the house: `store` for `retrodb.store.commit`; None for anything outside of retrodb's folders."""
     names = module.split(".")
     return names[1] if names[0] == "retrodb" and len(names) > 1 else None
+
+
+def inner_package(module: str, room: str) -> str | None:
+    """The package or module inside a room: `ingest` for `retrodb.stages.ingest.upsert`; None outside of it."""
+    names = module.split(".")
+    return names[2] if names[:2] == ["retrodb", room] and len(names) > 2 else None
 
 
 def is_later(name: str | None, part: str) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 from retrodb.ann import kernels
 from retrodb.ann.exact import FixedRows, run_rows
 from retrodb.ann.kmeans import FLAT_LISTS, kmeans
-from retrodb.ann.metric import FloatArray, Metric, Vectors, check_metric, check_vectors
+from retrodb.ann.metric import Metric, check_metric, check_vectors
 from retrodb.errors import ConfigError, MissingDependency
+from retrodb.format.arrays import Float32Array, VectorArray
 
 FLAT = "Flat"
 MIN_POINTS_PER_LIST = 39  # what FAISS warns below
@@ -27,7 +28,7 @@ COARSE_SLACK = (
     200  # of shorter codes: at one bit a dimension 200 candidates keep 0.98 of what the lists hold, 50 keep 0.86
 )
 
-# Vectors and lists that measured or published systems do well with; between them by the logarithms (ANCHORS: 1e8 and
+# Numbers of vectors and lists that measured or published systems do well with; between them by the logarithms (ANCHORS: 1e8 and
 # 1e10 are extrapolated from published systems).
 _LISTS_BY_SIZE = ((1e4, 128), (1e5, 1024), (1e6, 8192), (1e8, 131_072), (1e10, 4_194_304))
 _FLAT_UP_TO = 20_000  # an exact product over so few takes less time than training
@@ -127,7 +128,7 @@ class Codebook:
         return COARSE_SLACK if self.is_coarse else SLACK
 
     @cached_property
-    def centroids_LD(self) -> FloatArray:
+    def centroids_LD(self) -> Float32Array:
         """Coarse centroids in the transformed space; `Flat` has one, at zero."""
         if self.ivf is None:
             return np.zeros((1, self.dim), dtype=np.float32)
@@ -141,7 +142,7 @@ class Codebook:
     def num_lists(self) -> int:
         return len(self.centroids_LD)
 
-    def transform(self, vectors_ND: FloatArray, threads: int = 1) -> FloatArray:
+    def transform(self, vectors_ND: Float32Array, threads: int = 1) -> Float32Array:
         """Into the space of the coarse centroids (a rotation, or nothing), the same bits in any batch."""
         faiss = faiss_module()
         if not isinstance(self.index, faiss.IndexPreTransform):
@@ -153,7 +154,9 @@ class Codebook:
             vectors_ND = _affine(vectors_ND, matrix_MD, bias_M, threads)
         return vectors_ND
 
-    def nearest_lists(self, vectors_ND: Vectors, count: int, threads: int = 1) -> np.ndarray[Any, np.dtype[np.int32]]:
+    def nearest_lists(
+        self, vectors_ND: VectorArray, count: int, threads: int = 1
+    ) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Each vector's `count` nearest lists by closeness, (N, count) int32, -1 where there are no more.
 
         Exact up to `FLAT_LISTS` lists; beyond, a graph search over the centroids, whose answer depends on nothing but
@@ -162,7 +165,7 @@ class Codebook:
         return self.nearest_lists_of(self.transform(check_vectors(vectors_ND, self.dim), threads), count, threads)
 
     def nearest_lists_of(
-        self, vectors: FloatArray, count: int, threads: int = 1
+        self, vectors: Float32Array, count: int, threads: int = 1
     ) -> np.ndarray[Any, np.dtype[np.int32]]:
         """`nearest_lists` of vectors that were transformed already."""
         if self.num_lists <= FLAT_LISTS:
@@ -178,7 +181,7 @@ def load_codebook(data: bytes) -> Codebook:
     return Codebook(faiss_module().deserialize_index(np.frombuffer(data, dtype=np.uint8)))
 
 
-def train(sample_SD: Vectors, factory: str, seed: int, metric: Metric, threads: int = 1) -> Codebook:
+def train(sample_SD: VectorArray, factory: str, seed: int, metric: Metric, threads: int = 1) -> Codebook:
     """A codebook trained on a random sample; the same bits for the same sample, factory and seed.
 
     A sample too small for the factory gives `Flat`, and says so in `note`.
@@ -207,7 +210,7 @@ def _new_index(factory: str, dim: int, metric: Metric) -> Any:
         raise ConfigError(f"FAISS does not know the factory {factory!r} for {dim} dimensions ({error})") from error
 
 
-def _train_index(codebook: Codebook, sample: FloatArray, seed: int, threads: int) -> None:
+def _train_index(codebook: Codebook, sample: Float32Array, seed: int, threads: int) -> None:
     """Rotation by FAISS, centroids by our k-means, then the codes' quantizer by FAISS around those centroids."""
     faiss = faiss_module()
     if codebook.ivf is None:
@@ -223,7 +226,7 @@ def _train_index(codebook: Codebook, sample: FloatArray, seed: int, threads: int
     codebook.index.is_trained = True
 
 
-def _affine(inputs_ND: FloatArray, matrix_MD: FloatArray, bias_M: FloatArray, threads: int) -> FloatArray:
+def _affine(inputs_ND: Float32Array, matrix_MD: Float32Array, bias_M: Float32Array, threads: int) -> Float32Array:
     outputs_NM = np.empty((len(inputs_ND), len(matrix_MD)), dtype=np.float32)
     run_rows(
         lambda first, stop: kernels.fixed_affine(inputs_ND[first:stop], matrix_MD, bias_M, outputs_NM[first:stop]),

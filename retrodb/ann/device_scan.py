@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.ann.metric import FloatArray, Int64Array
+from retrodb.format.arrays import Float32Array, Int64Array
 
 LEVELS = 31  # codes are -31 .. 31, as in `int_product`
 TILE_PRODUCTS = 1 << 26  # products at once: 2 GiB with the numbers made of them
@@ -27,17 +27,17 @@ class ListColumns:
     """The allowed vectors of one list."""
 
     codes_CD: NDArray[np.int8]
-    scales_C: FloatArray  # a vector is code * scale
+    scales_C: Float32Array  # a vector is code * scale
     ranks_C: Int64Array  # by id, below 2^32
     keys_JC: Int64Array  # exclusion keys
 
 
 def scan_on_device(
-    queries_QD: FloatArray,
+    queries_QD: Float32Array,
     lists_QA: NDArray[np.int32],
     columns_of: Callable[[int], ListColumns],
     query_keys: list[NDArray[np.int64]],
-    centre_D: FloatArray,
+    centre_D: Float32Array,
     is_l2: bool,
     width: int,
     device: str,

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.metric import NO_NEIGHBOUR, FloatArray, Int64Array
+from retrodb.ann.metric import NO_NEIGHBOUR
 from retrodb.ann.part import Part
+from retrodb.format.arrays import Float32Array, Int64Array
 
 MAX_RESIDUAL_GROWTH = 1.10  # from here on retraining pays (ANCHORS section 9: +10%, x1.5, -2 points)
 MAX_IMBALANCE_GROWTH = 1.5
@@ -55,7 +56,7 @@ class Truth:
     """The nearest chunks of the canaries, and the list that holds each; -1 and infinity where there is none."""
 
     ids_CK: Int64Array
-    distances_CK: FloatArray
+    distances_CK: Float32Array
     lists_CK: Int64Array
 
     @classmethod
@@ -79,7 +80,7 @@ class Truth:
         nearest = np.lexsort((ids, distances), axis=1)[:, :CANARY_K]
         return Truth(*(np.take_along_axis(array, nearest, axis=1) for array in (ids, distances, lists)))
 
-    def recall(self, canaries_CD: FloatArray, codebook: Codebook, nprobe: int) -> float | None:
+    def recall(self, canaries_CD: Float32Array, codebook: Codebook, nprobe: int) -> float | None:
         """The share of these neighbours that lie in each canary's `nprobe` nearest lists."""
         known = self.ids_CK != NO_NEIGHBOUR
         if not known.any():
@@ -89,7 +90,7 @@ class Truth:
         return float(found.sum() / known.sum())
 
 
-def truth_in_part(canaries_CD: FloatArray, canary_ids: Int64Array, part: Part, ids_N: Int64Array) -> Truth:
+def truth_in_part(canaries_CD: Float32Array, canary_ids: Int64Array, part: Part, ids_N: Int64Array) -> Truth:
     """The canaries' nearest in a part, themselves excluded, by its int8 codes: near enough to say which lists they are in."""
     own = Exclusion.of(len(canary_ids), chunk=canary_ids)
     ids, distances = exact_topk(canaries_CD, _decoded(part, ids_N), CANARY_K, part.meta.metric, own)
@@ -103,8 +104,8 @@ def _decoded(part: Part, ids_N: Int64Array) -> Iterator[Block]:
         yield Block(ids, _vectors(part, slice(start, start + BLOCK_ROWS)), None, {"chunk": ids})
 
 
-def _vectors(part: Part, places: slice) -> FloatArray:
-    codes: FloatArray = part.codes_ND[places].astype(np.float32)
+def _vectors(part: Part, places: slice) -> Float32Array:
+    codes: Float32Array = part.codes_ND[places].astype(np.float32)
     return codes * part.scales_N2[places, :1]
 
 

@@ -14,17 +14,10 @@ from itertools import pairwise
 import numpy as np
 
 from retrodb.ann import kernels
-from retrodb.ann.exclusion import Exclusion, Keys
-from retrodb.ann.metric import (
-    BoolArray,
-    FloatArray,
-    Int64Array,
-    Metric,
-    Vectors,
-    check_metric,
-    check_vectors,
-)
+from retrodb.ann.exclusion import Exclusion, ExclusionKeys
+from retrodb.ann.metric import Metric, check_metric, check_vectors
 from retrodb.ann.topk import TopK, empty_topk
+from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
 
 BLOCK_ROWS = 16_384  # database rows a product; with 1,024 queries the estimates take 64 MiB
 BLOCK_QUERIES = 1_024
@@ -35,14 +28,14 @@ class Block:
     """Database rows that belong together."""
 
     ids_N: Int64Array
-    vectors_ND: Vectors
+    vectors_ND: VectorArray
     allowed_N: BoolArray | None = None  # which rows may be found; None: all
-    keys: Mapping[str, Keys] = field(default_factory=dict)  # exclusion keys by kind, (N,) each
+    keys: Mapping[str, ExclusionKeys] = field(default_factory=dict)  # exclusion keys by kind, (N,) each
 
 
 def exact_topk(
-    queries_QD: Vectors,
-    blocks: Vectors | Iterable[Block],
+    queries_QD: VectorArray,
+    blocks: VectorArray | Iterable[Block],
     k: int,
     metric: Metric,
     exclusion: Exclusion | None = None,
@@ -79,16 +72,16 @@ def exact_topk(
 class FixedRows:
     """Few rows that are asked again and again, such as centroids: checked and measured once."""
 
-    vectors_CD: FloatArray
+    vectors_CD: Float32Array
     ids_C: Int64Array
-    lengths_C: FloatArray
+    lengths_C: Float32Array
 
     @classmethod
-    def of(cls, vectors_CD: FloatArray) -> FixedRows:
+    def of(cls, vectors_CD: Float32Array) -> FixedRows:
         """Rows whose ids are their numbers."""
         return cls(vectors_CD, np.arange(len(vectors_CD)), np.linalg.norm(vectors_CD, axis=1))
 
-    def nearest(self, queries: FloatArray, k: int, metric: Metric, threads: int = 1) -> Int64Array:
+    def nearest(self, queries: Float32Array, k: int, metric: Metric, threads: int = 1) -> Int64Array:
         """The ids that `exact_topk` gives."""
         ids_QK, distances_QK = empty_topk(len(queries), k)
         keys_JC = np.empty((0, len(self.ids_C)), dtype=np.int64)
@@ -101,7 +94,7 @@ class FixedRows:
         return ids_QK
 
 
-def _pieces(blocks: Vectors | Iterable[Block]) -> Iterator[Block]:
+def _pieces(blocks: VectorArray | Iterable[Block]) -> Iterator[Block]:
     """At most BLOCK_ROWS allowed rows at a time."""
     if isinstance(blocks, np.ndarray):
         blocks = [Block(np.arange(len(blocks)), blocks)]
@@ -119,15 +112,15 @@ def _pieces(blocks: Vectors | Iterable[Block]) -> Iterator[Block]:
 
 
 def _merge_block(
-    queries: FloatArray,
-    vectors: FloatArray,
+    queries: Float32Array,
+    vectors: Float32Array,
     ids_C: Int64Array,
     keys_JC: Int64Array,
     exclusion: Exclusion,
     is_l2: bool,
-    best: tuple[FloatArray, FloatArray | Int64Array],
+    best: tuple[Float32Array, Float32Array | Int64Array],
     threads: int,
-    lengths_C: FloatArray | None = None,
+    lengths_C: Float32Array | None = None,
 ) -> None:
     estimates_QC, errors_Q = _estimate(queries, vectors, is_l2, lengths_C)
     masks = keys_JC, exclusion.offsets_JQ1, exclusion.keys_M
@@ -150,10 +143,10 @@ def _merge_block(
 
 
 def _estimate(
-    queries: FloatArray, vectors: FloatArray, is_l2: bool, lengths_C: FloatArray | None
-) -> tuple[FloatArray, FloatArray]:
+    queries: Float32Array, vectors: Float32Array, is_l2: bool, lengths_C: Float32Array | None
+) -> tuple[Float32Array, Float32Array]:
     """Distances by a BLAS product, and how far each query's may be from the fixed-order kernel's."""
-    estimates: FloatArray = queries @ vectors.T
+    estimates: Float32Array = queries @ vectors.T
     vector_norms = np.linalg.norm(vectors, axis=1) if lengths_C is None else lengths_C
     errors_Q = estimate_error(queries, float(vector_norms.max()), is_l2)
     if not is_l2:
@@ -165,7 +158,7 @@ def _estimate(
     return estimates, errors_Q
 
 
-def estimate_error(queries: FloatArray, longest: float, is_l2: bool) -> FloatArray:
+def estimate_error(queries: Float32Array, longest: float, is_l2: bool) -> Float32Array:
     """(Q,) how far distances to vectors of at most this length may be from the fixed-order kernel's, summed in any order.
 
     A float32 sum of D products in any order is within D * 2^-24 * |q| * |v| (1 + o(1)) of the truth (Higham 2002,

@@ -2,7 +2,7 @@
 
 A query row carries keys by named kind (`document`: its own document, or all documents of its training sequence;
 `content`: hashes of equal texts; `cluster`: near-duplicates). A database row carries one key of each kind. The row is no
-candidate when any of its keys is among the query's keys of that kind. Keys are 64 bits, compared bit by bit (uint64
+candidate when any of its keys is among the query's keys of that kind. ExclusionKeys are 64 bits, compared bit by bit (uint64
 hashes are viewed as int64); the key -1 means "none" and matches nothing.
 """
 
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.ann.metric import BoolArray, Int64Array
 from retrodb.errors import MismatchError
+from retrodb.format.arrays import BoolArray, Int64Array
 
 NO_KEY = -1
-Keys = NDArray[np.integer[Any]]  # int64 or uint64
+ExclusionKeys = NDArray[np.integer[Any]]  # int64 or uint64
 
 
 @dataclass(frozen=True)
 class Ragged:
     """Any number of keys a row: row q has `keys[offsets[q]:offsets[q + 1]]`."""
 
-    keys: Keys
+    keys: ExclusionKeys
     offsets: Int64Array  # (Q + 1,)
 
 
@@ -40,7 +40,7 @@ class Exclusion:
     offsets_JQ1: Int64Array  # (J, Q + 1) places in keys_M
 
     @classmethod
-    def of(cls, num_queries: int, **kinds: Keys | Ragged) -> Exclusion:
+    def of(cls, num_queries: int, **kinds: ExclusionKeys | Ragged) -> Exclusion:
         """From one key a row (an array of Q) or `Ragged` keys, by kind; without kinds nothing is excluded."""
         flat: list[Int64Array] = []
         offsets_JQ1 = np.zeros((len(kinds), num_queries + 1), dtype=np.int64)
@@ -67,12 +67,14 @@ class Exclusion:
         offsets_JR1 = bounds[starts + np.arange(len(rows) + 1)[None, :]]
         return Exclusion(self.kinds, len(rows), self.keys_M[places], offsets_JR1)
 
-    def stack(self, keys: Mapping[str, Keys], num_rows: int, where: str = "database rows") -> Int64Array:
+    def stack(self, keys: Mapping[str, ExclusionKeys], num_rows: int, where: str = "database rows") -> Int64Array:
         """The database rows' keys of this exclusion's kinds, (J, N) int64. Raises as `columns`."""
         columns = self.columns(keys, num_rows, where)[: len(self.kinds)]
         return np.stack(columns) if columns else np.empty((0, num_rows), np.int64)
 
-    def columns(self, keys: Mapping[str, Keys], num_rows: int, where: str = "database rows") -> tuple[Int64Array, ...]:
+    def columns(
+        self, keys: Mapping[str, ExclusionKeys], num_rows: int, where: str = "database rows"
+    ) -> tuple[Int64Array, ...]:
         """The same without a copy where they are int64: one array (N,) a kind, and an empty one where there is none.
 
         Raises:
@@ -102,6 +104,6 @@ class Exclusion:
         return mask_QN
 
 
-def _as_int64(keys: Keys) -> Int64Array:
+def _as_int64(keys: ExclusionKeys) -> Int64Array:
     keys = np.ascontiguousarray(keys)
     return keys.view(np.int64) if keys.dtype == np.uint64 else keys.astype(np.int64, copy=False)

@@ -6,7 +6,7 @@ With full bytes two such sums overflow and each needs two instructions more. Cod
 sums are exact integers: every order, split and machine gives the same bits, and `multiply_portable` is the plain
 definition, which serves machines without AVX2.
 
-Layout: the codes of queries are rows (Q, D), unsigned, with an offset of 31. The codes of the database are panels of
+DocumentLayout: the codes of queries are rows (Q, D), unsigned, with an offset of 31. The codes of the database are panels of
 `PANEL` columns, signed, four dimensions of a column side by side: byte ((d // 4) * PANEL + c) * 4 + d % 4. D is padded
 with zeros to a multiple of `GROUP_DIMS`.
 """

@@ -16,21 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.ann.codebook import Codebook, faiss_module
-from retrodb.ann.metric import FloatArray, Int64Array
-
-Codes = NDArray[np.uint8]
+from retrodb.format.arrays import ByteArray, Float32Array, Int64Array
 
 
-def encode(rotated_ND: FloatArray, own_list_N: NDArray[np.int32], codebook: Codebook) -> Codes:
+def encode(rotated_ND: Float32Array, own_list_N: NDArray[np.int32], codebook: Codebook) -> ByteArray:
     """The search codes (N, B) of vectors in the space of the centroids, under their lists."""
     faiss = faiss_module()
-    codes_NB: Codes = np.zeros((len(rotated_ND), codebook.ivf.code_size), dtype=np.uint8)
+    codes_NB: ByteArray = np.zeros((len(rotated_ND), codebook.ivf.code_size), dtype=np.uint8)
     vectors, lists = np.ascontiguousarray(rotated_ND), own_list_N.astype(np.int64)
     codebook.ivf.encode_vectors(len(vectors), *map(faiss.swig_ptr, (vectors, lists, codes_NB)), False)
     return codes_NB
 
 
-def fill(index: Any, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: Codes) -> None:
+def fill(index: Any, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: ByteArray) -> None:
     """Gives an empty index its lists: list l holds places `offsets[l]` to `offsets[l + 1]`."""
     faiss, ivf = faiss_module(), Codebook(index).ivf
     lists, packer = _lists_of(ivf)
@@ -39,7 +37,7 @@ def fill(index: Any, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: Codes
         codes = np.ascontiguousarray(codes_NB[start:stop])
         if packer is not None:
             blocks = -(-len(codes) // packer.nvec)
-            padded: Codes = np.zeros((blocks * packer.nvec, packer.code_size), dtype=np.uint8)
+            padded: ByteArray = np.zeros((blocks * packer.nvec, packer.code_size), dtype=np.uint8)
             padded[: len(codes)] = codes
             codes = np.zeros(blocks * packer.block_size, dtype=np.uint8)
             for flat, block in _blocks(padded, codes, packer):
@@ -48,11 +46,11 @@ def fill(index: Any, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: Codes
     ivf.ntotal = index.ntotal = len(rows_N)
 
 
-def read(index: Any, offsets_L1: Int64Array) -> Codes:
+def read(index: Any, offsets_L1: Int64Array) -> ByteArray:
     """The search codes (N, B) of all lists, one list after the other."""
     faiss, ivf = faiss_module(), Codebook(index).ivf
     lists, packer = _lists_of(ivf)
-    codes_NB: Codes = np.empty((int(offsets_L1[-1]), ivf.code_size), dtype=np.uint8)
+    codes_NB: ByteArray = np.empty((int(offsets_L1[-1]), ivf.code_size), dtype=np.uint8)
     for list_ in np.flatnonzero(np.diff(offsets_L1)).tolist():
         start, stop = offsets_L1[list_ : list_ + 2].tolist()
         if packer is None:
@@ -61,7 +59,7 @@ def read(index: Any, offsets_L1: Int64Array) -> Codes:
             continue
         blocks = -(-(stop - start) // packer.nvec)
         packed = faiss.rev_swig_ptr(lists.get_codes(list_), blocks * packer.block_size)
-        padded: Codes = np.empty((blocks * packer.nvec, packer.code_size), dtype=np.uint8)
+        padded: ByteArray = np.empty((blocks * packer.nvec, packer.code_size), dtype=np.uint8)
         for flat, block in _blocks(padded, packed, packer):
             packer.unpack_all(block, flat)
         codes_NB[start:stop] = padded[: stop - start]
@@ -72,7 +70,7 @@ def stored_rows(index: Any) -> NDArray[Any]:
     """What an index holds of its N rows, list by list: search codes (N, B) uint8, or float32 vectors (N, D) where it is flat."""
     ivf = Codebook(index).ivf
     if ivf is None:
-        vectors_ND: FloatArray = index.reconstruct_n(0, index.ntotal)
+        vectors_ND: Float32Array = index.reconstruct_n(0, index.ntotal)
         return vectors_ND
     sizes = [ivf.invlists.list_size(list_) for list_ in range(ivf.nlist)]
     return read(index, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
@@ -85,7 +83,7 @@ def _lists_of(ivf: Any) -> tuple[Any, Any]:
     return lists, lists.packer if isinstance(lists, faiss.BlockInvertedLists) else None
 
 
-def _blocks(codes: Codes, packed: Codes, packer: Any) -> Iterator[tuple[Any, Any]]:
+def _blocks(codes: ByteArray, packed: ByteArray, packer: Any) -> Iterator[tuple[Any, Any]]:
     """Pointers to the codes of each block's vectors, and to the block."""
     faiss, nvec, size = faiss_module(), packer.nvec, packer.block_size
     for block in range(len(codes) // nvec):

@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.device_scan import ListColumns, scan_on_device
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.metric import NO_NEIGHBOUR, FloatArray, Int64Array, Vectors, check_vectors
+from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
 from retrodb.ann.rerank import LivePart, gather, rerank
 from retrodb.ann.scan import group_by_list, query_codes, scan_part
 from retrodb.ann.topk import TopK, empty_topk
+from retrodb.format.arrays import Float32Array, Int64Array, VectorArray
 
 SLACK = 8  # 18 exact distances at k = 10: measured best between 16 and 20
 
 
 def join_block(
-    queries_QD: Vectors,
+    queries_QD: VectorArray,
     lists_QA: NDArray[np.int32] | None,
     parts: Sequence[LivePart],
     codebook: Codebook,
@@ -86,7 +87,7 @@ class _Database:
     parts: Sequence[LivePart]
     keys: list[tuple[Int64Array, ...]]  # exclusion keys by part row, one array a kind, for each part
     sizes_L: Int64Array  # vectors in each list
-    centre_D: FloatArray
+    centre_D: Float32Array
     is_l2: bool
 
     @classmethod
@@ -96,16 +97,16 @@ class _Database:
         return cls(parts, keys, sizes_L, _centre(codebook), codebook.metric == "squared_l2")
 
 
-def _centre(codebook: Codebook) -> FloatArray:
+def _centre(codebook: Codebook) -> Float32Array:
     """What codes are relative to: the centroids' mean, where they are in the vectors' own space. Any vector is right."""
     origin = np.zeros((1, codebook.dim), dtype=np.float32)
     is_same_space = codebook.transform(origin) is origin
-    centre_D: FloatArray = codebook.centroids_LD.mean(axis=0) if is_same_space else origin[0]
+    centre_D: Float32Array = codebook.centroids_LD.mean(axis=0) if is_same_space else origin[0]
     return centre_D
 
 
 def _scan(
-    queries: FloatArray,
+    queries: Float32Array,
     lists_QA: NDArray[np.int32],
     database: _Database,
     width: int,
@@ -143,7 +144,7 @@ def _equal_work(sizes_L: Int64Array, lists_QA: NDArray[np.int32], threads: int) 
 
 
 def _scan_on(
-    queries: FloatArray,
+    queries: Float32Array,
     lists_QA: NDArray[np.int32],
     database: _Database,
     width: int,

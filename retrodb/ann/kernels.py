@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from retrodb.ann.dot import dot
-from retrodb.ann.metric import FloatArray, Int64Array
+from retrodb.format.arrays import Float32Array, Int64Array
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -24,7 +24,7 @@ def compiled(function: _F) -> _F:
 
 
 @compiled
-def _distance(a_D: FloatArray, b_D: FloatArray, difference_D: FloatArray, is_l2: bool) -> Any:
+def _distance(a_D: Float32Array, b_D: Float32Array, difference_D: Float32Array, is_l2: bool) -> Any:
     """The one definition of a distance; `difference_D` is scratch."""
     if not is_l2:
         return -dot(a_D, b_D)
@@ -34,7 +34,7 @@ def _distance(a_D: FloatArray, b_D: FloatArray, difference_D: FloatArray, is_l2:
 
 
 @compiled
-def insert(distance: Any, id_: Any, best_distances_K: FloatArray, best_ids_K: Int64Array) -> None:
+def insert(distance: Any, id_: Any, best_distances_K: Float32Array, best_ids_K: Int64Array) -> None:
     """Inserts into a row sorted by (distance, id), dropping its last; does nothing where it would come after the last.
 
     Empty places hold (+inf, -1); no candidate has an infinite distance.
@@ -68,7 +68,7 @@ def is_excluded(row: int, column: int, offsets_JQ1: Int64Array, keys_M: Int64Arr
 
 
 @compiled
-def _replace_greatest(heap_K: FloatArray, value: Any) -> None:
+def _replace_greatest(heap_K: Float32Array, value: Any) -> None:
     """Puts a smaller value in the place of a heap's greatest, which is its first."""
     place, size = 0, heap_K.shape[0]
     while 2 * place + 1 < size:
@@ -86,16 +86,16 @@ def _replace_greatest(heap_K: FloatArray, value: Any) -> None:
 def insert_exact(
     first: int,
     stop: int,
-    estimates_QC: FloatArray,
-    errors_Q: FloatArray,
-    queries_QD: FloatArray,
-    vectors_CD: FloatArray,
+    estimates_QC: Float32Array,
+    errors_Q: Float32Array,
+    queries_QD: Float32Array,
+    vectors_CD: Float32Array,
     ids_C: Int64Array,
     column_keys_JC: Int64Array,
     offsets_JQ1: Int64Array,
     keys_M: Int64Array,
     is_l2: bool,
-    best_distances_QK: FloatArray,
+    best_distances_QK: Float32Array,
     best_ids_QK: Int64Array,
 ) -> None:
     """Merges a block into the exact best K of queries first..stop, by estimates that are at most `errors_Q` wrong.
@@ -120,12 +120,12 @@ def insert_exact(
 
 
 @compiled
-def insert_met(
+def insert_reverse(
     first: int,
     stop: int,
-    queries_QD: FloatArray,
+    queries_QD: Float32Array,
     homes_Q: Any,
-    vectors_CD: FloatArray,
+    vectors_CD: Float32Array,
     ids_C: Int64Array,
     column_keys_JC: Int64Array,
     offsets_L1: Int64Array,
@@ -133,7 +133,7 @@ def insert_met(
     offsets_JQ1: Int64Array,
     keys_M: Int64Array,
     is_l2: bool,
-    best_distances_QK: FloatArray,
+    best_distances_QK: Float32Array,
     best_ids_QK: Int64Array,
 ) -> None:
     """Merges into the best K of queries first..stop the columns `columns_M[offsets_L1[l]:offsets_L1[l + 1]]` of their list l.
@@ -156,11 +156,11 @@ def insert_met(
 def fixed_distances(
     first: int,
     stop: int,
-    queries_QD: FloatArray,
+    queries_QD: Float32Array,
     rows_QW: Int64Array,
-    vectors_UD: FloatArray,
+    vectors_UD: Float32Array,
     is_l2: bool,
-    distances_QW: FloatArray,
+    distances_QW: Float32Array,
 ) -> None:
     """Fills in the fixed-order distances of queries first..stop to their candidates, rows of `vectors_UD`; -1: none."""
     difference_D = np.empty(queries_QD.shape[1], dtype=np.float32)
@@ -171,7 +171,7 @@ def fixed_distances(
 
 
 @compiled
-def gather_halves(halves_ND: Any, rows_R: Int64Array, out_RD: FloatArray) -> int:
+def gather_halves(halves_ND: Any, rows_R: Int64Array, out_RD: Float32Array) -> int:
     """Fills `out_RD` with rows of float16 bits (int16) as float32; gives the place of the first that is not finite, or -1.
 
     The bits of a half, moved to where a float32 has exponent and fraction, are its value over 2^112, subnormal or not.
@@ -240,7 +240,7 @@ def number_distinct(values_QW: Int64Array) -> Int64Array:
 
 @compiled
 def insert_pairs(
-    distances_QW: FloatArray, ids_QW: Int64Array, best_distances_QK: FloatArray, best_ids_QK: Int64Array
+    distances_QW: Float32Array, ids_QW: Int64Array, best_distances_QK: Float32Array, best_ids_QK: Int64Array
 ) -> None:
     """Merges W candidates a row (id -1: none) into the best K of the row."""
     for row in range(ids_QW.shape[0]):
@@ -250,7 +250,9 @@ def insert_pairs(
 
 
 @compiled
-def fixed_affine(inputs_ND: FloatArray, matrix_MD: FloatArray, bias_M: FloatArray, outputs_NM: FloatArray) -> None:
+def fixed_affine(
+    inputs_ND: Float32Array, matrix_MD: Float32Array, bias_M: Float32Array, outputs_NM: Float32Array
+) -> None:
     """`inputs @ matrix.T + bias` in the fixed order, where the bits of a BLAS product would depend on the batch."""
     for n in range(inputs_ND.shape[0]):
         for m in range(matrix_MD.shape[0]):
@@ -258,7 +260,7 @@ def fixed_affine(inputs_ND: FloatArray, matrix_MD: FloatArray, bias_M: FloatArra
 
 
 @compiled
-def sum_by_list(lists_N: Int64Array, vectors_ND: FloatArray, sums_LD: Any) -> None:
+def sum_by_list(lists_N: Int64Array, vectors_ND: Float32Array, sums_LD: Any) -> None:
     """Adds each vector to its list's float64 sum, in row order."""
     for row in range(vectors_ND.shape[0]):
         for d in range(vectors_ND.shape[1]):

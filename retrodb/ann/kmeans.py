@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from retrodb.ann import kernels
 from retrodb.ann.exact import exact_topk
-from retrodb.ann.metric import FloatArray, Int64Array, Metric
+from retrodb.ann.metric import Metric
+from retrodb.format.arrays import Float32Array, Int64Array
 
 ITERATIONS = 10
 FLAT_LISTS = (
@@ -24,8 +25,8 @@ GPU_ROWS = 65_536
 
 
 def kmeans(
-    sample_SD: FloatArray, num_lists: int, seed: int, metric: Metric, threads: int = 1, iterations: int = ITERATIONS
-) -> FloatArray:
+    sample_SD: Float32Array, num_lists: int, seed: int, metric: Metric, threads: int = 1, iterations: int = ITERATIONS
+) -> Float32Array:
     """(num_lists, D) centroids; unit length for the inner product, where length would only favour long centroids.
 
     Beyond `FLAT_TRAINING` it trains in two levels: about sqrt(num_lists) groups first, then each group's share of lists
@@ -45,7 +46,7 @@ def kmeans(
     return _lloyd(sample_SD, np.concatenate(centroids), metric, threads, REFINEMENTS if num_lists <= FLAT_LISTS else 0)
 
 
-def _nearest(vectors_ND: FloatArray, centroids_LD: FloatArray, metric: Metric, threads: int) -> Int64Array:
+def _nearest(vectors_ND: Float32Array, centroids_LD: Float32Array, metric: Metric, threads: int) -> Int64Array:
     """(N,) nearest centroid of each vector: by faiss-gpu where it is installed, by torch on a GPU, else exactly."""
     import faiss
     import torch
@@ -59,7 +60,7 @@ def _nearest(vectors_ND: FloatArray, centroids_LD: FloatArray, metric: Metric, t
     return exact_topk(vectors_ND, centroids_LD, 1, metric, threads=threads)[0][:, 0]
 
 
-def nearest_by_torch(vectors_ND: FloatArray, centroids_LD: FloatArray, metric: Metric, device: str) -> Int64Array:
+def nearest_by_torch(vectors_ND: Float32Array, centroids_LD: Float32Array, metric: Metric, device: str) -> Int64Array:
     """(N,) nearest centroid of each vector by a float32 product on a device, the same block by block."""
     import torch
 
@@ -84,14 +85,14 @@ def _shares(sizes_G: Int64Array, num_lists: int) -> Int64Array:
     return shares_G
 
 
-def _seeds(sample_SD: FloatArray, num_lists: int, seed: int) -> FloatArray:
+def _seeds(sample_SD: Float32Array, num_lists: int, seed: int) -> Float32Array:
     chosen = np.random.default_rng(seed).choice(len(sample_SD), num_lists, replace=False)
     return sample_SD[np.sort(chosen)]
 
 
 def _lloyd(
-    sample_SD: FloatArray, centroids_LD: FloatArray, metric: Metric, threads: int, iterations: int
-) -> FloatArray:
+    sample_SD: Float32Array, centroids_LD: Float32Array, metric: Metric, threads: int, iterations: int
+) -> Float32Array:
     for _ in range(iterations):
         lists_S = _nearest(sample_SD, centroids_LD, metric, threads)
         centroids_LD = _means(sample_SD, lists_S, len(centroids_LD))
@@ -101,7 +102,7 @@ def _lloyd(
     return centroids_LD
 
 
-def _means(sample_SD: FloatArray, lists_S: Int64Array, num_lists: int) -> FloatArray:
+def _means(sample_SD: Float32Array, lists_S: Int64Array, num_lists: int) -> Float32Array:
     """Means of the lists; an empty list takes half of the biggest one."""
     sums_LD: NDArray[np.float64] = np.zeros((num_lists, sample_SD.shape[1]))
     kernels.sum_by_list(lists_S, sample_SD, sums_LD)

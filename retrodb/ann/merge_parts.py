@@ -15,9 +15,9 @@ from numpy.lib.format import open_memmap
 
 from retrodb.ann import inverted_lists
 from retrodb.ann.codebook import Codebook, faiss_module
-from retrodb.ann.metric import Int64Array
 from retrodb.ann.part import INDEX_FILE, Part, PartMeta, create_store, finish_part, read_index, sort_by_list
 from retrodb.errors import MismatchError
+from retrodb.format.arrays import Int64Array
 
 BLOCK_ROWS = 65_536
 

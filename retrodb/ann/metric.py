@@ -10,18 +10,14 @@ rerank, L lists, A nearest lists kept per vector, J kinds of exclusion keys, C c
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrodb.errors import ConfigError, InputError, MismatchError
+from retrodb.format.arrays import Float32Array, VectorArray
 
 Metric = Literal["inner_product", "squared_l2"]
-Int64Array = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
-BoolArray = NDArray[np.bool_]
-Vectors = NDArray[np.floating[Any]]  # (N, D) float16 as stored, or float32
 
 NO_NEIGHBOUR = -1
 
@@ -32,7 +28,7 @@ def check_metric(metric: str) -> None:
         raise ConfigError(f"unknown metric {metric!r}", remedy=f"Use one of {', '.join(get_args(Metric))}")
 
 
-def check_vectors(vectors_ND: Vectors, dim: int, first_row: int = 0, where: str | None = None) -> FloatArray:
+def check_vectors(vectors_ND: VectorArray, dim: int, first_row: int = 0, where: str | None = None) -> Float32Array:
     """The vectors as float32, contiguous, once they are known to be (N, dim) and finite.
 
     Args:
@@ -54,6 +50,6 @@ def check_vectors(vectors_ND: Vectors, dim: int, first_row: int = 0, where: str 
     return result
 
 
-def scores(distances: FloatArray, metric: Metric) -> FloatArray:
+def scores(distances: Float32Array, metric: Metric) -> Float32Array:
     """What users are shown: the inner product (greater is nearer), or the squared distance (smaller is nearer)."""
     return -distances if metric == "inner_product" else distances

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.ann.metric import NO_NEIGHBOUR, FloatArray, Int64Array
+from retrodb.ann.metric import NO_NEIGHBOUR
 from retrodb.errors import ConfigError
+from retrodb.format.arrays import Float32Array, Int64Array
 
 NORMAL_95 = 1.96  # quantile of the normal distribution for a two-sided interval of 95%
 
@@ -55,9 +56,9 @@ class CurvePoint:
 
 def recall_at_k(
     ids_QK: Int64Array,
-    distances_QK: FloatArray,
+    distances_QK: Float32Array,
     true_QT: Int64Array,
-    true_distances_QT: FloatArray,
+    true_distances_QT: Float32Array,
     groups_Q: Int64Array | None = None,
 ) -> Estimate:
     """The share of the k true neighbours that was found; one as near as the k-th true one counts (big-ann-benchmarks).

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from retrodb.ann import inverted_lists
 from retrodb.ann.codebook import Codebook, faiss_module, one_faiss_thread
-from retrodb.ann.metric import FloatArray, Int64Array, Metric, Vectors, check_vectors
+from retrodb.ann.metric import Metric, check_vectors
 from retrodb.errors import DamagedFileError, MissingFileError
+from retrodb.format.arrays import ByteArray, Float32Array, Int64Array, VectorArray
 
 INDEX_FILE = "index.faiss"
 META_FILE = "part.json"
@@ -60,7 +61,7 @@ class Part:
     order_N: Int64Array
     offsets_L1: Int64Array
     codes_ND: NDArray[np.int8]  # in list order
-    scales_N2: FloatArray  # in list order
+    scales_N2: Float32Array  # in list order
 
     @cached_property
     def index(self) -> Any:
@@ -76,7 +77,7 @@ class Part:
 
 
 def build_part(
-    vectors_ND: Vectors, codebook: Codebook, folder: Path, lists_kept: int = LISTS_KEPT, threads: int = 1
+    vectors_ND: VectorArray, codebook: Codebook, folder: Path, lists_kept: int = LISTS_KEPT, threads: int = 1
 ) -> PartMeta:
     """Writes a part for these vectors into an existing, empty folder.
 
@@ -90,7 +91,7 @@ def build_part(
     meta = PartMeta(num_rows, codebook.dim, codebook.metric, codebook.num_lists, codebook.digest)
     lists_NA = open_memmap(folder / "lists.npy", mode="w+", dtype=np.int32, shape=(num_rows, kept))
     index = faiss_module().clone_index(codebook.index)
-    codes: list[inverted_lists.Codes] = []
+    codes: list[ByteArray] = []
     with one_faiss_thread():
         for start in range(0, num_rows, BLOCK_ROWS):
             block = check_vectors(vectors_ND[start : start + BLOCK_ROWS], meta.dim, start, "vectors")
@@ -116,7 +117,7 @@ def build_part(
     return meta
 
 
-def quantize(vectors_ND: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+def quantize(vectors_ND: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
     """Symmetric int8 codes with one scale a vector, and (scale, squared length) as (N, 2) float32."""
     scales_N = np.abs(vectors_ND).max(axis=1, initial=0) / np.float32(127)
     divisors_N = np.where(scales_N > 0, scales_N, np.float32(1))

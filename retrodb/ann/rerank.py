@@ -9,11 +9,12 @@ import numpy as np
 
 from retrodb.ann import kernels
 from retrodb.ann.exact import Block, run_rows
-from retrodb.ann.exclusion import Keys
-from retrodb.ann.metric import BoolArray, FloatArray, Int64Array, Metric, Vectors, check_vectors
+from retrodb.ann.exclusion import ExclusionKeys
+from retrodb.ann.metric import Metric, check_vectors
 from retrodb.ann.part import Part
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.errors import MismatchError
+from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
 
 PAIRS = 32_768  # candidates that a thread measures at once: at most 50 MB of float32 at 384 dimensions
 SCAN_ROWS = 16_384
@@ -25,9 +26,9 @@ class LivePart:
 
     part: Part
     ids_N: Int64Array  # chunk ids, ascending
-    fetch: Callable[[Int64Array], Vectors]  # rows (any order) -> their vectors (n, D)
+    fetch: Callable[[Int64Array], VectorArray]  # rows (any order) -> their vectors (n, D)
     allowed_N: BoolArray | None = None  # live, and within the filter; None: all
-    keys: Mapping[str, Keys] = field(default_factory=dict)  # exclusion keys by kind, (N,) each
+    keys: Mapping[str, ExclusionKeys] = field(default_factory=dict)  # exclusion keys by kind, (N,) each
 
     def __post_init__(self) -> None:
         lengths = {len(self.ids_N), self.part.meta.rows, *map(len, self.keys.values())}
@@ -54,7 +55,7 @@ class LivePart:
 
 
 def rerank(
-    queries_QD: FloatArray, ids_QW: Int64Array, parts: Sequence[LivePart], k: int, metric: Metric, threads: int = 1
+    queries_QD: Float32Array, ids_QW: Int64Array, parts: Sequence[LivePart], k: int, metric: Metric, threads: int = 1
 ) -> TopK:
     """The k nearest of each query's candidates (-1: none) by the fixed-order distance, ties by smaller id.
 
@@ -77,8 +78,8 @@ def rerank(
 
 
 def gather(
-    vectors_ND: Vectors, rows_R: Int64Array, dim: int, where: str, out_RD: FloatArray | None = None
-) -> FloatArray:
+    vectors_ND: VectorArray, rows_R: Int64Array, dim: int, where: str, out_RD: Float32Array | None = None
+) -> Float32Array:
     """Some rows as float32, written to `out_RD` where that is given: fresh pages cost more than the conversion.
 
     Raises:
@@ -95,12 +96,12 @@ def gather(
 
 
 def _measure(
-    queries: FloatArray,
+    queries: Float32Array,
     ids_QW: Int64Array,
     part: LivePart,
     metric: Metric,
-    distances_QW: FloatArray,
-    buffer: FloatArray,
+    distances_QW: Float32Array,
+    buffer: Float32Array,
 ) -> None:
     """Fills in the distances of the candidates that are in this part."""
     rows_QW = kernels.find_sorted(part.ids_N, ids_QW)

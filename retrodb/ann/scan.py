@@ -1,6 +1,6 @@
 """The compiled scan of a part's lists: each list is packed once and meets all queries that probe it.
 
-Vectors are taken relative to a centre, which the codebook gives: text embeddings share a large mean, and 6 bits should
+VectorArray are taken relative to a centre, which the codebook gives: text embeddings share a large mean, and 6 bits should
 be spent on what tells them apart. With v = centre + v' and q = centre + q', up to what is constant for a query:
 
     -<q, v>   =  -<centre, v'> - <q', v'>
@@ -21,15 +21,15 @@ from retrodb.ann.dot import dot
 from retrodb.ann.exact import run_rows
 from retrodb.ann.int_product import LEVELS, PANEL, ROWS, multiply, padded_dims
 from retrodb.ann.kernels import compiled, insert, is_excluded
-from retrodb.ann.metric import FloatArray, Int64Array
+from retrodb.format.arrays import Float32Array, Int64Array
 
 TILE_PANELS = 16  # 96 KiB at 384 dimensions: a fifth of a second-level cache
 BLOCK_ROWS = 4 * ROWS  # 9 KiB: with one panel they stay in the first-level cache
 
 
 def query_codes(
-    queries_QD: FloatArray, centre_D: FloatArray, is_l2: bool, threads: int = 1
-) -> tuple[NDArray[np.uint8], FloatArray]:
+    queries_QD: Float32Array, centre_D: Float32Array, is_l2: bool, threads: int = 1
+) -> tuple[NDArray[np.uint8], Float32Array]:
     """The queries' codes with offset (Q, padded D) uint8, and their weights (Q,)."""
     codes_QD = np.zeros((len(queries_QD), padded_dims(queries_QD.shape[1])), dtype=np.uint8)
     weights_Q = np.empty(len(queries_QD), dtype=np.float32)
@@ -42,7 +42,7 @@ def query_codes(
 
 
 @compiled
-def _encode_queries(queries_QD: FloatArray, centre_D: FloatArray, codes_QD: Any, weights_Q: FloatArray) -> None:
+def _encode_queries(queries_QD: Float32Array, centre_D: Float32Array, codes_QD: Any, weights_Q: Float32Array) -> None:
     dim = queries_QD.shape[1]
     difference_D = np.empty(dim, dtype=np.float32)
     signed_D = np.zeros(codes_QD.shape[1], dtype=np.int8)
@@ -55,7 +55,7 @@ def _encode_queries(queries_QD: FloatArray, centre_D: FloatArray, codes_QD: Any,
 
 
 @numba.njit(nogil=True, fastmath={"nnan", "nsz"})  # without NaN a maximum is the same in any order  # type: ignore[untyped-decorator]
-def _encode(vector_D: FloatArray, codes_D: Any) -> Any:
+def _encode(vector_D: Float32Array, codes_D: Any) -> Any:
     """Fills in the codes -31 .. 31 of a vector and gives their scale."""
     largest = np.float32(0)
     for d in range(vector_D.shape[0]):
@@ -97,19 +97,19 @@ def scan_part(
     query_offsets_L1: Int64Array,
     query_rows_M: Any,
     codes_QD: Any,
-    weights_Q: FloatArray,
+    weights_Q: Float32Array,
     offsets_JQ1: Int64Array,
     keys_M: Int64Array,
     list_offsets_L1: Int64Array,
     order_N: Int64Array,
     codes_ND: Any,
-    scales_N2: FloatArray,
+    scales_N2: Float32Array,
     allowed_N: Any,
     ids_N: Int64Array,
     keys_N: Any,
-    centre_D: FloatArray,
+    centre_D: Float32Array,
     is_l2: bool,
-    best_distances_QW: FloatArray,
+    best_distances_QW: Float32Array,
     best_ids_QW: Int64Array,
 ) -> None:
     """Merges all lists of a part into the best W of the queries that probe them.
@@ -150,13 +150,13 @@ def _pack_tile(
     end: int,
     order_N: Int64Array,
     codes_ND: Any,
-    scales_N2: FloatArray,
+    scales_N2: Float32Array,
     allowed_N: Any,
-    centre_D: FloatArray,
+    centre_D: Float32Array,
     is_l2: bool,
     panels: Any,
     columns: Int64Array,
-    affine_3C: FloatArray,
+    affine_3C: Float32Array,
 ) -> tuple[int, int]:
     """Encodes allowed vectors of a list from `place` on until the tile is full; gives the next place and their number."""
     dims = panels.shape[0] // columns.shape[0]
@@ -192,15 +192,15 @@ def _pack_tile(
 def _merge_tile(
     rows: Any,
     codes_QD: Any,
-    weights_Q: FloatArray,
+    weights_Q: Float32Array,
     offsets_JQ1: Int64Array,
     keys_M: Int64Array,
     count: int,
     panels: Any,
-    affine_3C: FloatArray,
+    affine_3C: Float32Array,
     ids_C: Int64Array,
     keys_JC: Int64Array,
-    best_distances_QW: FloatArray,
+    best_distances_QW: Float32Array,
     best_ids_QW: Int64Array,
 ) -> None:
     """Multiplies a block of queries with a tile and inserts what is nearer than a query's W-th best.

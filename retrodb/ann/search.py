@@ -18,15 +18,16 @@ import numpy as np
 from retrodb.ann import kernels
 from retrodb.ann.codebook import Codebook, faiss_module
 from retrodb.ann.exact import estimate_error
-from retrodb.ann.metric import NO_NEIGHBOUR, BoolArray, FloatArray, Int64Array, Vectors, check_vectors
+from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
 from retrodb.ann.rerank import LivePart, rerank
 from retrodb.ann.topk import TopK, empty_topk, merge_topk
+from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
 
 MAX_WIDTH = 1 << 16  # candidates from which on ties are taken as they come: equal vectors by the hundred thousand
 
 
 def search(
-    queries_QD: Vectors,
+    queries_QD: VectorArray,
     parts: Sequence[LivePart],
     codebook: Codebook,
     k: int,
@@ -66,7 +67,7 @@ def search(
 
 
 def _candidates(
-    queries: FloatArray,
+    queries: Float32Array,
     parts: Sequence[LivePart],
     codebook: Codebook,
     wanted: int,
@@ -97,7 +98,7 @@ def _candidates(
     return ids_QW, is_full_Q & (certain_Q < wanted)
 
 
-def _coarse_distances(rotated: FloatArray, lists_QA: Int64Array, codebook: Codebook) -> FloatArray:
+def _coarse_distances(rotated: Float32Array, lists_QA: Int64Array, codebook: Codebook) -> Float32Array:
     """Distances of queries and their lists in FAISS' own sense (inner products are positive)."""
     distances_QA = np.empty(lists_QA.shape, dtype=np.float32)
     is_l2 = codebook.metric == "squared_l2"
@@ -106,7 +107,12 @@ def _coarse_distances(rotated: FloatArray, lists_QA: Int64Array, codebook: Codeb
 
 
 def _search_part(
-    rotated: FloatArray, live: LivePart, width: int, lists_QA: Int64Array, distances_QA: FloatArray, codebook: Codebook
+    rotated: Float32Array,
+    live: LivePart,
+    width: int,
+    lists_QA: Int64Array,
+    distances_QA: Float32Array,
+    codebook: Codebook,
 ) -> TopK:
     faiss = faiss_module()
     selector = None if live.allowed_N is None else _selector(np.packbits(live.allowed_N, bitorder="little"))

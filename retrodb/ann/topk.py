@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrodb.ann import kernels
-from retrodb.ann.metric import NO_NEIGHBOUR, FloatArray, Int64Array
+from retrodb.ann.metric import NO_NEIGHBOUR
+from retrodb.format.arrays import Float32Array, Int64Array
 
-TopK = tuple[Int64Array, FloatArray]  # ids_QK with -1 for none, distances_QK with +inf there
+TopK = tuple[Int64Array, Float32Array]  # ids_QK with -1 for none, distances_QK with +inf there
 
 
 def empty_topk(num_queries: int, k: int) -> TopK:

@@ -14,7 +14,7 @@ import numpy as np
 
 from retrodb.dedup.testsets import read_test_items
 from retrodb.errors import InputError, UsageError
-from retrodb.stages.search import Searcher
+from retrodb.stages.search.command import Searcher
 from retrodb.view.view import View
 
 NDCG_DEPTH = 10

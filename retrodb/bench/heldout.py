@@ -11,9 +11,9 @@ from retrodb.config import EmbedParams, from_mapping
 from retrodb.dedup.testsets import read_test_items
 from retrodb.errors import InputError, MissingStep
 from retrodb.format.arrays import AnyArray, Int64Array
-from retrodb.stages.embed import check_identity
-from retrodb.stages.embed_task import Hardware, load_encoder
-from retrodb.stages.ingest_change import HELD_OUT_SET
+from retrodb.stages.embed.command import check_identity
+from retrodb.stages.embed.task import Hardware, load_encoder
+from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.view.view import SELF, View
 
 NUM_QUERIES = 2_000  # intervals of about a point either way at recall 0.95

@@ -23,9 +23,9 @@ from retrodb.bench.machine import environment, forget, gemm_gflops, timed
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.context import Context
-from retrodb.stages.live_parts import parts_of
-from retrodb.stages.operating_point import MAX_LISTS, OperatingPoint, list_sizes, lists_of, store_point
-from retrodb.stages.search import Searcher
+from retrodb.stages.index.live_parts import parts_of
+from retrodb.stages.index.operating_point import MAX_LISTS, OperatingPoint, list_sizes, lists_of, store_point
+from retrodb.stages.search.command import Searcher
 from retrodb.view.view import View
 
 TRUE_DEPTH = 30  # exact neighbours of a query: k and what ties with it

@@ -26,15 +26,15 @@ from retrodb.errors import UsageError
 from retrodb.export.export import run_export
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
-from retrodb.stages.dedup import run_dedup
-from retrodb.stages.document_blocks import document_texts
-from retrodb.stages.embed import run_embed
-from retrodb.stages.embed_task import Hardware
-from retrodb.stages.index import run_index
-from retrodb.stages.ingest import run_ingest
+from retrodb.stages.dedup.command import run_dedup
+from retrodb.stages.embed.command import run_embed
+from retrodb.stages.embed.task import Hardware
+from retrodb.stages.index.command import run_index
+from retrodb.stages.ingest.command import run_ingest
 from retrodb.stages.init import run_init
-from retrodb.stages.neighbours import run_neighbours
+from retrodb.stages.neighbours.command import run_neighbours
 from retrodb.store.storage import open_storage
+from retrodb.view.document_blocks import document_texts
 from retrodb.view.view import View
 
 CHUNKS = 4_000  # of the sample

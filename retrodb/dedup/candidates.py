@@ -12,8 +12,8 @@ import pyarrow as pa
 from retrodb.dedup.leakscan import ScanResult, ShortHits, scan
 from retrodb.dedup.lsh import Bands, common_buckets, make_run
 from retrodb.dedup.minhash import EMPTY, signatures
-from retrodb.dedup.normalise import Ints
 from retrodb.dedup.testtable import TestTable
+from retrodb.format.arrays import Int64Array
 
 
 class CandidateScan:
@@ -39,7 +39,7 @@ class CandidateScan:
         return ScanResult(hits.renumbered(chosen), short_hits, num_words)
 
 
-def _contains(pairs: Ints, first: Ints, second: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _contains(pairs: Int64Array, first: Int64Array, second: Int64Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Whether each (first, second) is one of the pairs (E, 2)."""
     known = set(map(tuple, pairs.tolist()))
     return np.array([pair in known for pair in zip(first.tolist(), second.tolist(), strict=True)], np.bool_)

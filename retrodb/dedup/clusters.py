@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.dedup.kernel import kernel
-from retrodb.dedup.normalise import Ints
 from retrodb.dedup.rule import Rule
-from retrodb.dedup.shingles import Keys, ShingleSets
+from retrodb.dedup.shingles import ShingleSets
+from retrodb.format.arrays import Int64Array, UInt64Array
 
 Keep = Literal["first", "longest", "newest"]
 
 
-def equal_content_pairs(content_hashes: NDArray[np.generic]) -> Ints:
+def equal_content_pairs(content_hashes: NDArray[np.generic]) -> Int64Array:
     """(E, 2) every document whose content hash (M,) was there before, with the first document that has it."""
     _, first, inverse = np.unique(content_hashes, return_index=True, return_inverse=True)
     partner = first[inverse]
@@ -26,7 +26,7 @@ def equal_content_pairs(content_hashes: NDArray[np.generic]) -> Ints:
     return np.stack([partner[documents], documents], axis=1)
 
 
-def similarity(pairs: Ints, sets: ShingleSets) -> tuple[Ints, Ints]:
+def similarity(pairs: Int64Array, sets: ShingleSets) -> tuple[Int64Array, Int64Array]:
     """(E,) the sizes of intersection and union of the shingle sets of each pair of texts.
 
     Equal 64-bit keys are taken for equal n-grams: with E pairs a wrong one is expected E / 2^64 times.
@@ -36,18 +36,18 @@ def similarity(pairs: Ints, sets: ShingleSets) -> tuple[Ints, Ints]:
     return intersection, sizes[pairs[:, 0]] + sizes[pairs[:, 1]] - intersection
 
 
-def verify_pairs(pairs: Ints, sets: ShingleSets, rule: Rule) -> NDArray[np.bool_]:
+def verify_pairs(pairs: Int64Array, sets: ShingleSets, rule: Rule) -> NDArray[np.bool_]:
     """(E,) whether the true Jaccard similarity of each pair of texts of `sets` satisfies a Jaccard rule."""
     intersection, union = similarity(pairs, sets)
     return (intersection > 0) & rule.holds(intersection, union)
 
 
-def cluster(num_documents: int, pairs: Ints) -> Ints:
+def cluster(num_documents: int, pairs: Int64Array) -> Int64Array:
     """(M,) the smallest document of each document's cluster: the connected components of the pairs."""
     return _components(num_documents, pairs)
 
 
-def keepers(labels: Ints, keep: Keep, lengths: Ints, added_at: Ints) -> Ints:
+def keepers(labels: Int64Array, keep: Keep, lengths: Int64Array, added_at: Int64Array) -> Int64Array:
     """(M,) the document that is kept of each document's cluster; of equals the one with the smallest id.
 
     Args:
@@ -66,7 +66,7 @@ def keepers(labels: Ints, keep: Keep, lengths: Ints, added_at: Ints) -> Ints:
 
 
 @kernel
-def _intersections(pairs: Ints, keys: Keys, offsets: Ints) -> Ints:
+def _intersections(pairs: Int64Array, keys: UInt64Array, offsets: Int64Array) -> Int64Array:
     found = np.zeros(len(pairs), np.int64)
     for e in range(len(pairs)):
         i, i_end = offsets[pairs[e, 0]], offsets[pairs[e, 0] + 1]
@@ -83,7 +83,7 @@ def _intersections(pairs: Ints, keys: Keys, offsets: Ints) -> Ints:
 
 
 @kernel
-def _components(num_documents: int, pairs: Ints) -> Ints:
+def _components(num_documents: int, pairs: Int64Array) -> Int64Array:
     parent = np.arange(num_documents)
     for e in range(len(pairs)):
         a, b = _root(parent, pairs[e, 0]), _root(parent, pairs[e, 1])
@@ -94,7 +94,7 @@ def _components(num_documents: int, pairs: Ints) -> Ints:
 
 
 @kernel
-def _root(parent: Ints, document: int) -> int:
+def _root(parent: Int64Array, document: int) -> int:
     while parent[document] != document:
         parent[document] = parent[parent[document]]  # halves the path for the next one
         document = parent[document]

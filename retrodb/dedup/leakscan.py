@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import codepoint_tables
 from retrodb.dedup.kernel import kernel
-from retrodb.dedup.normalise import Bytes, Ints, iter_batches
-from retrodb.dedup.shingles import Keys, roll, scratch, split_words, whole_text_key, words_of
-from retrodb.dedup.testtable import Slots, TestTable, find_key
+from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.shingles import roll, scratch, split_words, whole_text_key, words_of
+from retrodb.dedup.testtable import TestTable, find_key
+from retrodb.format.arrays import ByteArray, Int32Array, Int64Array, UInt64Array
 
 TINY_SET = 3  # shingles; below, one collision of 64-bit keys could decide, so the texts themselves are compared
 
@@ -29,16 +30,16 @@ TINY_SET = 3  # shingles; below, one collision of 64-bit keys could decide, so t
 class Hits:
     """Every pair of a document and an item that have a shingle in common, ordered by document, then item."""
 
-    document: Ints  # (H,) row in the texts
-    item: Ints  # (H,) item of the table
-    intersection: Ints  # (H,) distinct shingles in both
-    document_size: Ints  # (H,) distinct shingles of the document
-    item_size: Ints  # (H,) distinct shingles of the item
-    counted: Ints  # (H,) of the intersection, those that count towards containment (not excluded as boilerplate)
-    counted_size: Ints  # (H,) distinct shingles of the item that count towards containment
-    range_offsets: Ints  # (H + 1,) where each hit's ranges begin
-    range_start: Ints  # (R,) first byte, in the document, of a stretch of words that shared shingles cover
-    range_end: Ints  # (R,) its end; the stretches of a hit are ascending and apart
+    document: Int64Array  # (H,) row in the texts
+    item: Int64Array  # (H,) item of the table
+    intersection: Int64Array  # (H,) distinct shingles in both
+    document_size: Int64Array  # (H,) distinct shingles of the document
+    item_size: Int64Array  # (H,) distinct shingles of the item
+    counted: Int64Array  # (H,) of the intersection, those that count towards containment (not excluded as boilerplate)
+    counted_size: Int64Array  # (H,) distinct shingles of the item that count towards containment
+    range_offsets: Int64Array  # (H + 1,) where each hit's ranges begin
+    range_start: Int64Array  # (R,) first byte, in the document, of a stretch of words that shared shingles cover
+    range_end: Int64Array  # (R,) its end; the stretches of a hit are ascending and apart
 
     def __len__(self) -> int:
         return len(self.document)
@@ -51,7 +52,7 @@ class Hits:
         """(H,) share of the item's counted shingles that are in the document."""
         return self.counted / np.maximum(self.counted_size, 1)
 
-    def take(self, chosen: Ints) -> Hits:
+    def take(self, chosen: Int64Array) -> Hits:
         """The hits at the positions `chosen`, ascending."""
         sizes = np.diff(self.range_offsets)[chosen]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
@@ -62,7 +63,7 @@ class Hits:
             offsets, self.range_start[ranges], self.range_end[ranges],
         )  # fmt: skip
 
-    def renumbered(self, documents: Ints) -> Hits:
+    def renumbered(self, documents: Int64Array) -> Hits:
         """The same hits of documents that are `documents[i]`, ascending, in a larger array of texts."""
         return replace(self, document=documents[self.document])
 
@@ -71,8 +72,8 @@ class Hits:
 class ShortHits:
     """Documents under n words whose words are exactly an item's, ordered by document, then item."""
 
-    document: Ints  # (S,) row in the texts
-    item: Ints  # (S,) item of the table
+    document: Int64Array  # (S,) row in the texts
+    item: Int64Array  # (S,) item of the table
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,20 @@ class ScanResult:
 
     hits: Hits
     short_hits: ShortHits
-    num_words: Ints  # (M,) words of each document that was looked at, 0 of others
+    num_words: Int64Array  # (M,) words of each document that was looked at, 0 of others
 
 
 @dataclass(frozen=True)
 class _Occurrences:
     """Where the table's keys occur, ordered by document, then position; and what was counted on the way."""
 
-    document: Ints  # (O,)
-    key: Ints  # (O,) position in the table's keys
-    start: Ints  # (O,) first byte of the n-gram in the document
-    end: Ints  # (O,) its end
-    num_words: Ints  # (M,)
-    sizes: Ints  # (M,) distinct shingles, 0 for a document without occurrences
-    whole_keys: Keys  # (M,) whole-text key of a document under n words
+    document: Int64Array  # (O,)
+    key: Int64Array  # (O,) position in the table's keys
+    start: Int64Array  # (O,) first byte of the n-gram in the document
+    end: Int64Array  # (O,) its end
+    num_words: Int64Array  # (M,)
+    sizes: Int64Array  # (M,) distinct shingles, 0 for a document without occurrences
+    whole_keys: UInt64Array  # (M,) whole-text key of a document under n words
 
 
 def scan(texts: pa.Array, table: TestTable, excluded: NDArray[np.bool_] | None = None) -> ScanResult:
@@ -111,19 +112,19 @@ def scan(texts: pa.Array, table: TestTable, excluded: NDArray[np.bool_] | None =
     return ScanResult(_reverify_tiny(hits, texts, table), _match_short(found, texts, table), found.num_words)
 
 
-def count_documents(texts: pa.Array, table: TestTable) -> Ints:
+def count_documents(texts: pa.Array, table: TestTable) -> Int64Array:
     """(K,) the number of documents that have each key; counts of different texts add up."""
     found = _find_occurrences(texts, table)
     pairs = np.unique(np.stack([found.document, found.key]), axis=1)
     return np.bincount(pairs[1], minlength=len(table.keys))
 
 
-def frequent_keys(counts: Ints, num_documents: int, max_share: float) -> NDArray[np.bool_]:
+def frequent_keys(counts: Int64Array, num_documents: int, max_share: float) -> NDArray[np.bool_]:
     """(K,) whether a key is in more than `max_share` of the documents, so that containment should not count it."""
     return counts > max_share * num_documents
 
 
-def touched_chunks(starts: Ints, ends: Ints, chunk_offsets: Ints) -> Ints:
+def touched_chunks(starts: Int64Array, ends: Int64Array, chunk_offsets: Int64Array) -> Int64Array:
     """The chunks of a document, ascending, that byte ranges (R,) of it touch.
 
     Args:
@@ -154,7 +155,7 @@ def _find_occurrences(texts: pa.Array, table: TestTable) -> _Occurrences:
     return _Occurrences(found[:, 0], found[:, 1], found[:, 2], found[:, 3], num_words, sizes, whole_keys)
 
 
-def _group(found: _Occurrences, table: TestTable, excluded_keys: Ints) -> Hits:
+def _group(found: _Occurrences, table: TestTable, excluded_keys: Int64Array) -> Hits:
     """One hit per document and item: an occurrence counts for every item that has its key."""
     at, posting = _postings(table, found.key)
     item = table.posting_items[posting].astype(np.int64)
@@ -222,28 +223,28 @@ def _word_grams(text: str, ngram: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + ngram]) for i in range(len(words) - ngram + 1)}
 
 
-def _postings(table: TestTable, keys: Ints) -> tuple[Ints, Ints]:
+def _postings(table: TestTable, keys: Int64Array) -> tuple[Int64Array, Int64Array]:
     """The pairs (i, p) for every i and every posting p of keys[i]."""
     return _expand(table.posting_offsets[keys], table.posting_offsets[keys + 1] - table.posting_offsets[keys])
 
 
-def _expand(first: Ints, count: Ints) -> tuple[Ints, Ints]:
+def _expand(first: Int64Array, count: Int64Array) -> tuple[Int64Array, Int64Array]:
     """The pairs (i, p) for every i and every p of first[i] .. first[i] + count[i] - 1, as two arrays."""
     at = np.repeat(np.arange(len(first)), count)
     return at, np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
 
 
-def _differs(values: Ints) -> NDArray[np.bool_]:
+def _differs(values: Int64Array) -> NDArray[np.bool_]:
     """Whether each value differs from the one before; the first does."""
     return np.concatenate([np.ones(min(len(values), 1), np.bool_), values[1:] != values[:-1]])
 
 
 @kernel
 def _probe(
-    data: Bytes, begins: Ints, ends: Ints, folded: NDArray[np.int32], ngram: int,
-    table_keys: Keys, slots: Slots, filter_bits: Bytes,
-    words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
-) -> tuple[Ints, Ints, Ints, Keys]:  # fmt: skip
+    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32], ngram: int,
+    table_keys: UInt64Array, slots: Int32Array, filter_bits: ByteArray,
+    words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
+) -> tuple[Int64Array, Int64Array, Int64Array, UInt64Array]:  # fmt: skip
     """Occurrences (O, 4) as (document, key, start, end); words, sizes and whole-text keys of the documents."""
     num_words, sizes = np.zeros(len(begins), np.int64), np.zeros(len(begins), np.int64)
     whole_keys, found = np.zeros(len(begins), np.uint64), np.empty((1024, 4), np.int64)
@@ -276,7 +277,7 @@ def _probe(
 
 
 @kernel
-def _count_distinct(keys: Keys) -> int:
+def _count_distinct(keys: UInt64Array) -> int:
     """The number of distinct keys (L,), by a set with open addressing."""
     size = 16
     while size < 2 * len(keys):

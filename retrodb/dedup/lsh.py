@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.dedup.kernel import kernel
-from retrodb.dedup.minhash import EMPTY, Words32
-from retrodb.dedup.normalise import Ints
-from retrodb.dedup.shingles import POLYNOMIAL_BASE, Keys, fmix64
+from retrodb.dedup.minhash import EMPTY
+from retrodb.dedup.shingles import POLYNOMIAL_BASE, fmix64
 from retrodb.errors import UsageError
+from retrodb.format.arrays import Int64Array, UInt32Array, UInt64Array
 
 MAX_BUCKET = 100  # documents; 4,950 pairs. In larger buckets all are compared with the smallest id only
 
@@ -51,7 +51,7 @@ class Bands:
 class Candidates:
     """Pairs that share a bucket, each once."""
 
-    pairs: Ints  # (E, 2) documents, the smaller id first; ascending
+    pairs: Int64Array  # (E, 2) documents, the smaller id first; ascending
     num_hot_buckets: int  # buckets above the limit, in which not all pairs were taken
 
 
@@ -73,7 +73,7 @@ def parse_bands(text: str, num_permutations: int) -> Bands:
     return bands
 
 
-def make_run(signatures: Words32, documents: Ints, bands: Bands) -> Run:
+def make_run(signatures: UInt32Array, documents: Int64Array, bands: Bands) -> Run:
     """The run of documents with ids (M,) and signatures (M, P); those without shingles have no place in it."""
     chosen = (signatures != EMPTY).any(axis=1)
     hashes = _band_hashes(np.ascontiguousarray(signatures[chosen]), bands.count, bands.rows)
@@ -84,7 +84,7 @@ def make_run(signatures: Words32, documents: Ints, bands: Bands) -> Run:
     return run
 
 
-def common_buckets(left: Run, right: Run) -> Ints:
+def common_buckets(left: Run, right: Run) -> Int64Array:
     """(E, 2) all pairs of a document of one run and a document of another that share a bucket, each once."""
     pairs = [np.zeros((0, 2), np.int64)]
     for a, b in zip(left, right, strict=True):
@@ -97,7 +97,7 @@ def common_buckets(left: Run, right: Run) -> Ints:
 
 
 def candidate_pairs(
-    new: Sequence[Placed], old: Sequence[Placed] = (), without: Ints | None = None, max_bucket: int = MAX_BUCKET
+    new: Sequence[Placed], old: Sequence[Placed] = (), without: Int64Array | None = None, max_bucket: int = MAX_BUCKET
 ) -> Candidates:
     """All pairs with a document of a new run: among themselves and with those of old runs.
 
@@ -122,7 +122,9 @@ def candidate_pairs(
     return Candidates(_unique_pairs(np.concatenate(pairs)), hot)
 
 
-def _band(runs: Sequence[Placed], band: int, without: Ints | None, wanted: Keys | None = None) -> tuple[Keys, Ints]:
+def _band(
+    runs: Sequence[Placed], band: int, without: Int64Array | None, wanted: UInt64Array | None = None
+) -> tuple[UInt64Array, Int64Array]:
     """Hashes and ids of one band of some runs; only of wanted hashes, where these (ascending) are given."""
     hashes = np.concatenate([run["hash"][band] for run, _ in runs])
     documents = np.concatenate([run["document"][band] + first for run, first in runs])
@@ -141,7 +143,7 @@ def _is_among(values: NDArray[np.generic], known: NDArray[np.generic]) -> NDArra
     return np.asarray(known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values)
 
 
-def _unique_pairs(pairs: Ints) -> Ints:
+def _unique_pairs(pairs: Int64Array) -> Int64Array:
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     is_first = np.ones(len(pairs), np.bool_)
     is_first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
@@ -149,7 +151,7 @@ def _unique_pairs(pairs: Ints) -> Ints:
 
 
 @kernel
-def _band_hashes(signatures: Words32, count: int, rows: int) -> Keys:
+def _band_hashes(signatures: UInt32Array, count: int, rows: int) -> UInt64Array:
     """(M, B) hash of each band's values."""
     hashes = np.empty((len(signatures), count), np.uint64)
     for document in range(len(signatures)):
@@ -162,7 +164,9 @@ def _band_hashes(signatures: Words32, count: int, rows: int) -> Keys:
 
 
 @kernel
-def _bucket_pairs(hashes: Keys, documents: Ints, is_new: NDArray[np.bool_], max_bucket: int) -> tuple[Ints, int]:
+def _bucket_pairs(
+    hashes: UInt64Array, documents: Int64Array, is_new: NDArray[np.bool_], max_bucket: int
+) -> tuple[Int64Array, int]:
     pairs, used, hot, first = np.empty((1024, 2), np.int64), 0, 0, 0
     while first < len(hashes):
         last = first + 1

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import codepoint_tables
 from retrodb.dedup.kernel import kernel
-from retrodb.dedup.normalise import Bytes, Ints, iter_batches
-from retrodb.dedup.shingles import NGRAM, Keys, check_ngram, roll, scratch, split_words
-
-Words32 = NDArray[np.uint32]
+from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.shingles import NGRAM, check_ngram, roll, scratch, split_words
+from retrodb.format.arrays import ByteArray, Int64Array, UInt32Array, UInt64Array
 
 EMPTY = np.uint32(0xFFFFFFFF)  # every value of the signature of a document without shingles
 
 
-def signatures(texts: pa.Array, num_permutations: int = 128, seed: int = 1, ngram: int = NGRAM) -> Words32:
+def signatures(texts: pa.Array, num_permutations: int = 128, seed: int = 1, ngram: int = NGRAM) -> UInt32Array:
     """(M, P) uint32 signatures of the documents' shingle sets."""
     check_ngram(ngram)
     folded = codepoint_tables().folded
@@ -37,7 +36,7 @@ def signatures(texts: pa.Array, num_permutations: int = 128, seed: int = 1, ngra
     return np.concatenate([np.zeros((0, num_permutations), np.uint32), *parts])
 
 
-def _permutations(count: int, seed: int) -> tuple[Words32, Words32]:
+def _permutations(count: int, seed: int) -> tuple[UInt32Array, UInt32Array]:
     # The legacy generator, because datasketch uses it and numpy has frozen its stream.
     generator = np.random.RandomState(seed)
     half = generator.randint(0, 1 << 31, count, dtype=np.uint32)
@@ -46,9 +45,9 @@ def _permutations(count: int, seed: int) -> tuple[Words32, Words32]:
 
 @kernel
 def _sketch(
-    data: Bytes, begins: Ints, ends: Ints, folded: NDArray[np.int32], ngram: int,
-    multipliers: Words32, addends: Words32, words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
-) -> Words32:  # fmt: skip
+    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32], ngram: int,
+    multipliers: UInt32Array, addends: UInt32Array, words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
+) -> UInt32Array:  # fmt: skip
     found = np.full((len(begins), len(multipliers)), EMPTY, np.uint32)
     keys = np.empty_like(words)
     for document in range(len(begins)):
@@ -58,7 +57,7 @@ def _sketch(
 
 
 @kernel
-def update_signature(signature: Words32, keys: Keys, multipliers: Words32, addends: Words32) -> None:
+def update_signature(signature: UInt32Array, keys: UInt64Array, multipliers: UInt32Array, addends: UInt32Array) -> None:
     """Take shingle keys (L,) into a signature (P,), in place."""
     for key in keys:
         h = np.uint32(key)

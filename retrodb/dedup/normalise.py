@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from retrodb.dedup.codepoints import JOINING, KEPT, NUM_CODEPOINTS, REPLACED, UNASSIGNED, codepoint_tables
 from retrodb.dedup.kernel import kernel
 from retrodb.errors import InputError
-
-Bytes = NDArray[np.uint8]
-Ints = NDArray[np.int64]
+from retrodb.format.arrays import ByteArray, Int64Array
+from retrodb.format.text_arrays import text_buffers
 
 BATCH_BYTES = 1 << 20  # small enough for the second-level cache together with its word hashes
 STRIDE = 32  # bytes looked at together
@@ -35,24 +34,24 @@ MAX_TEXT_BYTES = (1 << 31) - 1  # positions inside a batch are 32-bit
 class Moves:
     """Where the C changed clusters of one document lie, before and after; ascending (C,) offsets in the document."""
 
-    old_starts: Ints
-    old_ends: Ints
-    new_starts: Ints
-    new_ends: Ints
+    old_starts: Int64Array
+    old_ends: Int64Array
+    new_starts: Int64Array
+    new_ends: Int64Array
 
-    def original_starts(self, positions: Ints) -> Ints:
+    def original_starts(self, positions: Int64Array) -> Int64Array:
         """Original offsets of first bytes; one inside a changed cluster becomes the cluster's start."""
         at = np.searchsorted(self.new_starts, positions, "right") - 1
         inside = (at >= 0) & (positions < self.new_ends[at])
         return np.where(inside, self.old_starts[at], positions + self._shift(at))
 
-    def original_ends(self, positions: Ints) -> Ints:
+    def original_ends(self, positions: Int64Array) -> Int64Array:
         """Original offsets of ends (exclusive); one inside a changed cluster becomes the cluster's end."""
         at = np.searchsorted(self.new_starts, positions, "left") - 1
         inside = (at >= 0) & (positions < self.new_ends[at])
         return np.where(inside, self.old_ends[at], positions + self._shift(at))
 
-    def _shift(self, at: Ints) -> Ints:
+    def _shift(self, at: Int64Array) -> Int64Array:
         return np.where(at >= 0, self.old_ends[at] - self.new_ends[at], 0)
 
 
@@ -61,43 +60,10 @@ class Batch:
     """Consecutive documents as normalised UTF-8."""
 
     first_document: int  # row of the first one in the texts
-    data: Bytes  # bytes of all of them, and possibly others
-    begins: Ints  # (M,) first byte of each in `data`
-    ends: Ints  # (M,) end of each
+    data: ByteArray  # bytes of all of them, and possibly others
+    begins: Int64Array  # (M,) first byte of each in `data`
+    ends: Int64Array  # (M,) end of each
     moves: dict[int, Moves]  # document of the batch -> its changed clusters; absent where the original bytes stand
-
-
-def text_buffers(texts: pa.Array) -> tuple[Bytes, Ints]:
-    """The bytes and the (M + 1,) offsets of an Arrow string array.
-
-    A LargeStringArray without nulls is not copied. A null counts as an empty text.
-
-    Raises:
-        InputError: when the array holds no strings.
-    """
-    if not (pa.types.is_large_string(texts.type) or pa.types.is_string(texts.type)):
-        raise InputError(f"texts must be strings, not {texts.type}")
-    if texts.null_count:
-        texts = texts.fill_null("")
-    if pa.types.is_string(texts.type):
-        texts = texts.cast(pa.large_string())
-    _, offsets, data = texts.buffers()
-    if len(texts) == 0 or data is None:
-        return np.zeros(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
-    bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return np.frombuffer(data, np.uint8), bounds
-
-
-def join_rows(rows: pa.Array, first_rows: Ints) -> pa.LargeStringArray:
-    """Documents as a zero-copy view of their chunks' texts.
-
-    Args:
-        rows: (R,) chunk texts; the rows of a document follow each other.
-        first_rows: (M + 1,) first row of each document, and the end of the last.
-    """
-    data, offsets = text_buffers(rows)
-    bounds = np.ascontiguousarray(offsets[first_rows])
-    return pa.LargeStringArray.from_buffers(len(first_rows) - 1, pa.py_buffer(bounds), pa.py_buffer(data))
 
 
 def iter_batches(texts: pa.Array, max_bytes: int = BATCH_BYTES) -> Iterator[Batch]:
@@ -117,7 +83,7 @@ def iter_batches(texts: pa.Array, max_bytes: int = BATCH_BYTES) -> Iterator[Batc
         first = last
 
 
-def _normalise_batch(data: Bytes, offsets: Ints, first_document: int) -> Batch:
+def _normalise_batch(data: ByteArray, offsets: Int64Array, first_document: int) -> Batch:
     begins, ends = offsets[:-1].copy(), offsets[1:].copy()
     tables, moves, parts, size = codepoint_tables(), {}, [data], len(data)
     for document in np.flatnonzero(_has_non_ascii(data, offsets)).tolist():
@@ -132,7 +98,7 @@ def _normalise_batch(data: Bytes, offsets: Ints, first_document: int) -> Batch:
     return Batch(first_document, np.concatenate(parts) if moves else data, begins, ends, moves)
 
 
-def _normalise(old: Bytes, clusters: NDArray[np.int64]) -> tuple[Bytes, Moves]:
+def _normalise(old: ByteArray, clusters: NDArray[np.int64]) -> tuple[ByteArray, Moves]:
     """A text with its clusters (C, 2) brought to NFKC: single codepoints by table, the others by `unicodedata`."""
     starts, table = _replacements()
     codepoints = _single_codepoints(old, clusters)
@@ -151,7 +117,7 @@ def _normalise(old: Bytes, clusters: NDArray[np.int64]) -> tuple[Bytes, Moves]:
 
 
 @functools.cache
-def _replacements() -> tuple[Ints, Bytes]:
+def _replacements() -> tuple[Int64Array, ByteArray]:
     """(NUM_CODEPOINTS + 1,) offsets into the UTF-8 that NFKC puts in the place of each codepoint; most have none."""
     tables = codepoint_tables()
     replaced = np.flatnonzero((tables.nfkc_state == REPLACED) & (tables.word_class != UNASSIGNED))
@@ -171,7 +137,7 @@ def _nfkc(cluster: bytes) -> bytes:
 
 
 @kernel
-def _single_codepoints(data: Bytes, clusters: NDArray[np.int64]) -> Ints:
+def _single_codepoints(data: ByteArray, clusters: NDArray[np.int64]) -> Int64Array:
     """(C,) the codepoint of a cluster of one, else 0, which nothing replaces."""
     found = np.zeros(len(clusters), np.int64)
     for c in range(len(clusters)):
@@ -183,7 +149,7 @@ def _single_codepoints(data: Bytes, clusters: NDArray[np.int64]) -> Ints:
 
 @kernel
 def _splice(
-    old: Bytes, clusters: NDArray[np.int64], pieces: Bytes, sources: Ints, lengths: Ints, new: Bytes
+    old: ByteArray, clusters: NDArray[np.int64], pieces: ByteArray, sources: Int64Array, lengths: Int64Array, new: ByteArray
 ) -> None:  # fmt: skip
     """Write the old text with pieces[source : source + length] in the place of its clusters."""
     done, at = 0, 0
@@ -198,7 +164,7 @@ def _splice(
 
 
 @kernel
-def _has_non_ascii(data: Bytes, offsets: Ints) -> NDArray[np.bool_]:
+def _has_non_ascii(data: ByteArray, offsets: Int64Array) -> NDArray[np.bool_]:
     found = np.zeros(len(offsets) - 1, np.bool_)
     for document in range(len(found)):
         every = np.uint8(0)
@@ -209,7 +175,7 @@ def _has_non_ascii(data: Bytes, offsets: Ints) -> NDArray[np.bool_]:
 
 
 @kernel
-def decode(data: Bytes, i: int, end: int) -> tuple[Any, int]:
+def decode(data: ByteArray, i: int, end: int) -> tuple[Any, int]:
     """The codepoint that begins at data[i], a byte of 0x80 or more, and its end; U+FFFD if it is no UTF-8."""
     # Unsigned indices, here and below: numba then need not ask whether they are negative.
     at, lead = np.uint64(i), np.int64(data[np.uint64(i)])
@@ -225,12 +191,12 @@ def decode(data: Bytes, i: int, end: int) -> tuple[Any, int]:
 
 
 @kernel
-def _low_bits(data: Bytes, at: np.uint64) -> Any:
+def _low_bits(data: ByteArray, at: np.uint64) -> Any:
     return np.int64(data[at]) & 0x3F
 
 
 @kernel
-def _is_ascii(data: Bytes, i: int) -> np.bool_:
+def _is_ascii(data: ByteArray, i: int) -> np.bool_:
     """Whether the STRIDE bytes from i are ASCII; compiles to a few vector instructions."""
     every = np.uint8(0)
     for byte in data[i : i + STRIDE]:
@@ -239,7 +205,7 @@ def _is_ascii(data: Bytes, i: int) -> np.bool_:
 
 
 @kernel
-def _find_clusters(data: Bytes, nfkc_state: Bytes, combining: Bytes) -> NDArray[np.int64]:
+def _find_clusters(data: ByteArray, nfkc_state: ByteArray, combining: ByteArray) -> NDArray[np.int64]:
     """(C, 2) byte ranges of the clusters of one text that NFKC may change."""
     clusters = np.empty((len(data) // 2 + 1, 2), np.int64)
     count, i, end = 0, 0, len(data)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.dedup.normalise import Ints
 from retrodb.errors import UsageError
+from retrodb.format.arrays import Int64Array
 
 if TYPE_CHECKING:
     from retrodb.dedup.leakscan import Hits
@@ -26,7 +26,7 @@ class Rule:
     measure: Literal["jaccard", "containment"]
     threshold: Fraction  # above 0, at most 1; exact, so that 0.8 is 4/5
 
-    def holds(self, part: Ints, whole: Ints) -> NDArray[np.bool_]:
+    def holds(self, part: Int64Array, whole: Int64Array) -> NDArray[np.bool_]:
         """Whether each part / whole reaches the threshold p/q, computed as q part >= p whole: nothing is rounded."""
         p, q = self.threshold.as_integer_ratio()
         return part * q >= whole * p

@@ -33,13 +33,13 @@ from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import LETTER, MARK, SINGLE, UNASSIGNED, codepoint_tables
 from retrodb.dedup.kernel import kernel
-from retrodb.dedup.normalise import Bytes, Ints, decode, iter_batches
+from retrodb.dedup.normalise import decode, iter_batches
 from retrodb.errors import UsageError
+from retrodb.format.arrays import ByteArray, Int64Array, UInt64Array
 
 SHINGLE_VERSION = 1
 NGRAM = 13  # words of a shingle in Borgeaud et al. 2022, section 2.6
 
-Keys = NDArray[np.uint64]
 
 FNV_OFFSET, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 POLYNOMIAL_BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -50,12 +50,12 @@ _SHIFT, _MIX_1, _MIX_2 = np.uint64(33), np.uint64(0xFF51AFD7ED558CCD), np.uint64
 class ShingleSets:
     """The shingle sets of M texts, one after the other."""
 
-    keys: Keys  # distinct and ascending within a text
-    offsets: Ints  # (M + 1,) where each text's keys begin
-    whole_keys: Keys  # (M,) whole-text key of a text of 1 to n - 1 words, else 0
-    num_words: Ints  # (M,) words of each text
+    keys: UInt64Array  # distinct and ascending within a text
+    offsets: Int64Array  # (M + 1,) where each text's keys begin
+    whole_keys: UInt64Array  # (M,) whole-text key of a text of 1 to n - 1 words, else 0
+    num_words: Int64Array  # (M,) words of each text
 
-    def sizes(self) -> Ints:
+    def sizes(self) -> Int64Array:
         """(M,) distinct shingles of each text."""
         return np.diff(self.offsets)
 
@@ -95,7 +95,7 @@ def words_of(text: str) -> list[str]:
     return [lowered[m.start() : m.end()] for m in re.finditer(f"{LETTER}[{LETTER}{MARK}]*|{SINGLE}", classes)]
 
 
-def scratch(begins: Ints, ends: Ints) -> tuple[Keys, NDArray[np.int32], NDArray[np.int32]]:
+def scratch(begins: Int64Array, ends: Int64Array) -> tuple[UInt64Array, NDArray[np.int32], NDArray[np.int32]]:
     """Room for the word hashes, starts and ends of the longest document; to be reused from one to the next."""
     # Two words are a byte apart at least, and a word by itself has three bytes.
     capacity = int((ends - begins).max(initial=0)) // 2 + 1
@@ -129,8 +129,8 @@ def _hash_codepoint(value: np.uint64, codepoint: int) -> np.uint64:
 
 @kernel
 def split_words(
-    data: Bytes, begin: int, end: int, folded: NDArray[np.int32],
-    hashes: Keys, starts: NDArray[np.int32], ends: NDArray[np.int32],
+    data: ByteArray, begin: int, end: int, folded: NDArray[np.int32],
+    hashes: UInt64Array, starts: NDArray[np.int32], ends: NDArray[np.int32],
 ) -> int:  # fmt: skip
     """Write hash, start and end (bytes from `begin`) of every word of data[begin:end]; gives their number W."""
     count, i = 0, begin
@@ -159,7 +159,7 @@ def split_words(
 
 
 @kernel
-def roll(words: Keys, ngram: int, keys: Keys) -> int:
+def roll(words: UInt64Array, ngram: int, keys: UInt64Array) -> int:
     """Write the keys of the n-grams of `words` (W,) to `keys`, in order; gives their number L."""
     value, leaving = np.uint64(0), np.uint64(1)
     for _ in range(ngram):
@@ -174,7 +174,7 @@ def roll(words: Keys, ngram: int, keys: Keys) -> int:
 
 
 @kernel
-def whole_text_key(words: Keys) -> np.uint64:
+def whole_text_key(words: UInt64Array) -> np.uint64:
     """The key of all words (W,) of a short text."""
     value = np.uint64(0)
     for word in words:
@@ -184,9 +184,9 @@ def whole_text_key(words: Keys) -> np.uint64:
 
 @kernel
 def _shingle_sets(
-    data: Bytes, begins: Ints, ends: Ints, folded: NDArray[np.int32], ngram: int,
-    words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
-) -> tuple[Keys, Ints, Keys, Ints]:  # fmt: skip
+    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32], ngram: int,
+    words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
+) -> tuple[UInt64Array, Int64Array, UInt64Array, Int64Array]:  # fmt: skip
     total = np.int64(0)
     for document in range(len(begins)):
         total += (ends[document] - begins[document]) // 2 + 1
@@ -206,7 +206,7 @@ def _shingle_sets(
 
 
 @kernel
-def sort_distinct(keys: Keys) -> int:
+def sort_distinct(keys: UInt64Array) -> int:
     """Sort keys (L >= 1,) in place and move the distinct ones to the front; gives their number."""
     keys.sort()
     count = 1

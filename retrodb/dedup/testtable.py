@@ -16,15 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrodb.dedup.kernel import kernel
-from retrodb.dedup.normalise import Bytes, Ints, text_buffers
-from retrodb.dedup.shingles import NGRAM, SHINGLE_VERSION, Keys, shingle_sets
+from retrodb.dedup.shingles import NGRAM, SHINGLE_VERSION, shingle_sets
 from retrodb.errors import DamagedFileError, MismatchError, MissingFileError
+from retrodb.format.arrays import ByteArray, Int32Array, Int64Array, UInt64Array
+from retrodb.format.text_arrays import text_buffers
 
 FILTER_BITS_PER_KEY = (
     16  # up to 32 after rounding to a power of two: a probe of a foreign key passes in 3 to 6% of cases
 )
-
-Slots = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,19 @@ class TestTable:
 
     __test__ = False  # pytest: no test class
 
-    header: Ints  # (2,) SHINGLE_VERSION and n-gram words
-    keys: Keys  # (K,) ascending
-    posting_offsets: Ints  # (K + 1,)
+    header: Int64Array  # (2,) SHINGLE_VERSION and n-gram words
+    keys: UInt64Array  # (K,) ascending
+    posting_offsets: Int64Array  # (K + 1,)
     posting_items: NDArray[np.int32]  # (P,) items of each key, ascending within a key
-    slots: Slots  # open addressing with linear probing: position in `keys`, or -1; a power of two, at least 2 K
-    filter_bits: Bytes  # one bit per top bits of a key, 8 to a byte: cheap answer "no" for most foreign keys
-    item_sizes: Ints  # (N,) distinct shingles of each item
-    short_keys: Keys  # (S,) ascending: whole-text keys of the items under n words
+    slots: Int32Array  # open addressing with linear probing: position in `keys`, or -1; a power of two, at least 2 K
+    filter_bits: ByteArray  # one bit per top bits of a key, 8 to a byte: cheap answer "no" for most foreign keys
+    item_sizes: Int64Array  # (N,) distinct shingles of each item
+    short_keys: UInt64Array  # (S,) ascending: whole-text keys of the items under n words
     short_items: NDArray[np.int32]  # (S,) their items
-    text_bytes: Bytes  # UTF-8 of all items
-    text_offsets: Ints  # (N + 1,)
-    id_bytes: Bytes  # UTF-8 of all item ids
-    id_offsets: Ints  # (N + 1,)
+    text_bytes: ByteArray  # UTF-8 of all items
+    text_offsets: Int64Array  # (N + 1,)
+    id_bytes: ByteArray  # UTF-8 of all item ids
+    id_offsets: Int64Array  # (N + 1,)
 
     @property
     def ngram(self) -> int:
@@ -137,7 +136,7 @@ def _map(path: Path) -> Any:
         raise DamagedFileError(f"not a readable .npy file ({error})", where=str(path)) from error
 
 
-def _own(texts: pa.Array) -> tuple[Bytes, Ints]:
+def _own(texts: pa.Array) -> tuple[ByteArray, Int64Array]:
     """Bytes and offsets of an Arrow array, copied out of whatever larger buffer they lie in."""
     data, offsets = text_buffers(texts)
     return data[offsets[0] : offsets[-1]].copy(), offsets - offsets[0]
@@ -148,7 +147,7 @@ def _log2_filter_bits(num_keys: int) -> int:
 
 
 @kernel
-def _fill_filter(keys: Keys, log2_bits: int) -> Bytes:
+def _fill_filter(keys: UInt64Array, log2_bits: int) -> ByteArray:
     bits = np.zeros(1 << (log2_bits - 3), np.uint8)
     shift = np.uint64(64 - log2_bits)
     for key in keys:
@@ -158,7 +157,7 @@ def _fill_filter(keys: Keys, log2_bits: int) -> Bytes:
 
 
 @kernel
-def fill_slots(keys: Keys, size: int) -> Slots:
+def fill_slots(keys: UInt64Array, size: int) -> Int32Array:
     """Open-addressing slots for distinct keys; `size` is a power of two above their number."""
     slots = np.full(size, -1, np.int32)
     mask = np.uint64(size - 1)
@@ -171,7 +170,7 @@ def fill_slots(keys: Keys, size: int) -> Slots:
 
 
 @kernel
-def find_key(key: np.uint64, keys: Keys, slots: Slots) -> int:
+def find_key(key: np.uint64, keys: UInt64Array, slots: Int32Array) -> int:
     """The position of a key in `keys`, or -1."""
     mask = np.uint64(len(slots) - 1)
     slot = key & mask

@@ -55,7 +55,7 @@ def open_run(storage: Storage, command: str, plan: Mapping[str, Any], clock: str
     return Run(storage, run_id, command, kept)
 
 
-def is_begun(storage: Storage, command: str, plan: Mapping[str, Any]) -> bool:
+def run_exists(storage: Storage, command: str, plan: Mapping[str, Any]) -> bool:
     """Whether a run of this plan was opened before."""
     return storage.exists(path_of("runs", run=identity(command, plan), file="plan.json"))
 

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from retrodb.export.layout import Layout
+from retrodb.export.layout import ExportPositions
 from retrodb.export.pieces import Piece, json_file
 from retrodb.export.source import ExportSource
 from retrodb.format.arrays import AnyArray, Int64Array, growing_array
@@ -57,7 +57,12 @@ def pieces_of_arrays(source: ExportSource) -> list[Piece]:
 
 
 def array_piece(
-    name: str, layout: Layout, dtype: AnyDtype, shape: tuple[int, ...], state: Callable[[], str], gather: Gather
+    name: str,
+    layout: ExportPositions,
+    dtype: AnyDtype,
+    shape: tuple[int, ...],
+    state: Callable[[], str],
+    gather: Gather,
 ) -> Piece:
     """A `.npy` file with a row for every place of a layout."""
 

@@ -22,7 +22,7 @@ from retrodb.export.atlas import pieces_of_atlas
 from retrodb.export.card import card_of
 from retrodb.export.dpr import pieces_of_dpr
 from retrodb.export.huggingface import pieces_of_huggingface
-from retrodb.export.layout import Layout
+from retrodb.export.layout import ExportPositions
 from retrodb.export.lucidrains import pieces_of_lucidrains
 from retrodb.export.megatron import pieces_of_megatron
 from retrodb.export.nemo import pieces_of_nemo
@@ -31,7 +31,7 @@ from retrodb.export.parquet import pieces_of_parquet
 from retrodb.export.pieces import ExportFolder, Piece, write_whole
 from retrodb.export.source import ExportSource, Layouts
 from retrodb.stages.context import Context
-from retrodb.store import marks
+from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
 from retrodb.store.digest import identity
 from retrodb.store.snapshots import read_snapshot
@@ -98,7 +98,7 @@ def run_export(
     if out.exists() and not (out / CARD).is_file():
         raise UsageError("exists and is no export of retrodb", where=str(out), remedy="Choose another folder.")
     neighbours = NeighbourTable(shown_view(context, as_of), table)
-    layouts = Layouts.of(neighbours) if FORMATS[to].has_places else Layouts(Layout([]), Layout([]))
+    layouts = Layouts.of(neighbours) if FORMATS[to].has_places else Layouts(ExportPositions([]), ExportPositions([]))
     source = ExportSource(neighbours, layouts)
     pieces = FORMATS[to].pieces(source)
     snapshot = neighbours.view.snapshot
@@ -158,7 +158,7 @@ def register(context: Context, card: dict[str, Any]) -> None:
         command="export",
         arguments=entry,
         clock=run.clock,
-        marks=marks.export(card["id"]),
+        conflict_keys=conflict_keys.export(card["id"]),
         entries={key: entry},
     )
     commit(context.storage, view.snapshot, change)

@@ -69,7 +69,7 @@ class Span:
         return (ids[start : start + BLOCK_CHUNKS] for start in range(0, len(ids), BLOCK_CHUNKS))
 
 
-class Layout:
+class ExportPositions:
     """The places 0, 1, ... of the chunks of a chunk set."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
@@ -78,7 +78,7 @@ class Layout:
         self._first = {span.chunks.first_chunk: span.first for span in spans}
 
     @classmethod
-    def of_live(cls, chunks: ChunkSet) -> Layout:
+    def of_live(cls, chunks: ChunkSet) -> ExportPositions:
         """All live chunks."""
         spans: list[Span] = []
         first = 0
@@ -147,7 +147,7 @@ class Layout:
         ]
 
     @classmethod
-    def from_json(cls, values: Sequence[Mapping[str, Any]]) -> Layout:
+    def from_json(cls, values: Sequence[Mapping[str, Any]]) -> ExportPositions:
         """The layout that `to_json` described."""
         spans: list[Span] = []
         first = 0

@@ -25,7 +25,7 @@ import numpy as np
 
 from retrodb.corpus.special import SpecialIds, special_ids
 from retrodb.errors import UsageError
-from retrodb.export.layout import Layout, Span
+from retrodb.export.layout import ExportPositions, Span
 from retrodb.export.padding import padded_tokens
 from retrodb.export.pieces import Piece, json_file
 from retrodb.export.source import ExportSource
@@ -43,7 +43,7 @@ class _Part:
     """The rows of one chunk set."""
 
     chunks: ChunkSet
-    layout: Layout
+    layout: ExportPositions
     first_row: int
     has_neighbours: bool
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrodb.corpus.special import special_ids
-from retrodb.export.layout import Layout
+from retrodb.export.layout import ExportPositions
 from retrodb.export.padding import padded_tokens, token_dtype
 from retrodb.export.pieces import Piece
 from retrodb.export.source import ExportSource
@@ -47,7 +47,13 @@ def _write_knn(source: ExportSource, path: Path) -> None:
 
 
 def _dataset(
-    source: ExportSource, name: str, chunks: ChunkSet, layout: Layout, state: Callable[[], str], *, is_retrieval: bool
+    source: ExportSource,
+    name: str,
+    chunks: ChunkSet,
+    layout: ExportPositions,
+    state: Callable[[], str],
+    *,
+    is_retrieval: bool,
 ) -> Iterator[Piece]:
     pad = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size).pad
     m, dtype = source.chunk_tokens, token_dtype(max(pad, source.settings.vocab_size - 1))

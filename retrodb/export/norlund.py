@@ -20,7 +20,7 @@ import numpy as np
 
 from retrodb.corpus.special import special_ids
 from retrodb.export.arrays import array_piece
-from retrodb.export.layout import Layout
+from retrodb.export.layout import ExportPositions
 from retrodb.export.padding import padded_tokens
 from retrodb.export.pieces import Piece, json_file
 from retrodb.export.source import ExportSource
@@ -48,7 +48,7 @@ def pieces_of_norlund(source: ExportSource) -> list[Piece]:
 def _part(
     folder: str,
     chunks: ChunkSet,
-    layout: Layout,
+    layout: ExportPositions,
     state: Callable[[], str],
     *,
     m: int,

@@ -17,7 +17,7 @@ import orjson
 from retrodb.errors import DamagedFileError, MismatchError, UsageError
 from retrodb.export.card import card_of
 from retrodb.export.export import CARD, FORMATS, register, shown_view, write_card
-from retrodb.export.layout import Layout
+from retrodb.export.layout import ExportPositions
 from retrodb.export.pieces import ExportFolder
 from retrodb.export.source import ExportSource, Layouts
 from retrodb.stages.context import Context
@@ -115,8 +115,8 @@ def list_exports(context: Context) -> list[ExportInfo]:
 
 def _layouts(folder: ExportFolder) -> Layouts:
     chunks, rows = folder.record["chunks"], folder.record["rows"]
-    layout = Layout.from_json(chunks)
-    return Layouts(layout, layout if rows == chunks else Layout.from_json(rows))
+    layout = ExportPositions.from_json(chunks)
+    return Layouts(layout, layout if rows == chunks else ExportPositions.from_json(rows))
 
 
 def _refuse_another(card: dict[str, Any], fresh: dict[str, Any], out: Path) -> None:

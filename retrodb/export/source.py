@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import xxhash
 
-from retrodb.export.layout import Layout
+from retrodb.export.layout import ExportPositions
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.neighbour_table import NeighbourTable
@@ -23,15 +23,15 @@ from retrodb.view.view import SELF
 class Layouts:
     """The places of an export."""
 
-    chunks: Layout  # of the database
-    rows: Layout  # of the query set: the same object for the database's own chunks
+    chunks: ExportPositions  # of the database
+    rows: ExportPositions  # of the query set: the same object for the database's own chunks
 
     @classmethod
     def of(cls, table: NeighbourTable) -> Layouts:
         """Everything that is live now."""
-        chunks = Layout.of_live(table.view.chunks)
+        chunks = ExportPositions.of_live(table.view.chunks)
         is_own = table.query_set == SELF
-        return cls(chunks, chunks if is_own else Layout.of_live(table.view.query_set(table.query_set)))
+        return cls(chunks, chunks if is_own else ExportPositions.of_live(table.view.query_set(table.query_set)))
 
 
 class ExportSource:
@@ -66,7 +66,7 @@ class ExportSource:
         return state_of(self.neighbours(rows) for rows in self.rows.blocks())
 
 
-def live_state(chunks: ChunkSet, layout: Layout) -> str:
+def live_state(chunks: ChunkSet, layout: ExportPositions) -> str:
     """A digest of which chunks of a layout are live, and so of all their tokens: an id means the same chunk for ever."""
     return state_of([np.frombuffer(layout.digest.encode(), np.uint8), *map(chunks.is_live, layout.blocks())])
 

@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from retrodb.errors import DamagedFileError
 
+ByteArray: TypeAlias = NDArray[np.uint8]
 BoolArray: TypeAlias = NDArray[np.bool_]
+UInt32Array: TypeAlias = NDArray[np.uint32]
+UInt64Array: TypeAlias = NDArray[np.uint64]
 Int32Array: TypeAlias = NDArray[np.int32]
 Int64Array: TypeAlias = NDArray[np.int64]
 Float16Array: TypeAlias = NDArray[np.float16]
 Float32Array: TypeAlias = NDArray[np.float32]
 Float64Array: TypeAlias = NDArray[np.float64]
+VectorArray: TypeAlias = NDArray[np.floating[Any]]  # (N, D) float16 as stored, or float32
 TokenArray: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 AnyArray: TypeAlias = NDArray[Any]
 

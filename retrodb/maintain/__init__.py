@@ -1,1 +1,1 @@
-"""Looking after a database: what is in it, whether it is whole, and a first one to try."""
+"""Maintenance of a database: what is in it, whether it is whole, and a first one to try."""

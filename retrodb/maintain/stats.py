@@ -230,7 +230,7 @@ def _spaces(view: View) -> tuple[SpaceStats, ...]:
     wanted, held = 0, dict.fromkeys(names, 0)
     for record in view.chunks.ranges:
         span = record.first_chunk, record.num_chunks
-        mask = view.wanted_mask(*span)
+        mask = view.embeddable_mask(*span)
         wanted += int(mask.sum())
         for name in names:
             held[name] += int((mask & view.coverage("vectors", name).covered_mask(*span)).sum())
@@ -252,7 +252,7 @@ def _space(view: View, name: str, vectors: int, wanted: int) -> SpaceStats:
 
 
 def _drift(view: View, name: str) -> DriftStats:
-    from retrodb.stages.drift import reasons_to_retrain
+    from retrodb.stages.index.drift import reasons_to_retrain
 
     entry = view.snapshot.entry("drift", name)
     then = entry["training"]

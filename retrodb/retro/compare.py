@@ -17,8 +17,8 @@ from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.retro.validate import run_validate
 from retrodb.stages.context import Context
-from retrodb.stages.live_parts import database_keys, live_parts, open_codebook
-from retrodb.stages.spaces import list_spaces
+from retrodb.stages.embed.spaces import list_spaces
+from retrodb.stages.index.live_parts import database_keys, live_parts, open_codebook
 from retrodb.view.view import SELF, View
 
 _SAMPLE_CHUNKS = 256  # whose nearest chunks are compared: agreement within about 0.02

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.errors import FormatVersionError, InputError, MissingFileError
-
-Ints = NDArray[np.int64]
+from retrodb.format.arrays import Int64Array
 
 FORMAT, VERSION = "retrodb-arrays", 1
 # field -> file of the `arrays` export, and its number of dimensions
@@ -37,19 +36,19 @@ FILES = {
 class Windows:
     """Runs of consecutive query chunks of one document."""
 
-    first: Ints  # (W,) query row of the first chunk
-    count: Ints  # (W,) chunks
-    context: Ints  # (W,) leading chunks that an earlier window holds too: read, but not scored again
+    first: Int64Array  # (W,) query row of the first chunk
+    count: Int64Array  # (W,) chunks
+    context: Int64Array  # (W,) leading chunks that an earlier window holds too: read, but not scored again
 
 
 @dataclass(frozen=True)
 class Batch:
     """Sequences as the model reads them; the pad token is where nothing is."""
 
-    rows: Ints  # (B, l) query row of each chunk, -1 past the end of a sequence
+    rows: Int64Array  # (B, l) query row of each chunk, -1 past the end of a sequence
     is_scored: NDArray[np.bool_]  # (B, l) whether the chunk's loss counts here
-    tokens: Ints  # (B, l m)
-    neighbours: Ints | None  # (B, l, K, 2 m), None where no chunk of the batch has any
+    tokens: Int64Array  # (B, l m)
+    neighbours: Int64Array | None  # (B, l, K, 2 m), None where no chunk of the batch has any
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,12 @@ class RetroData:
 
     tokens: NDArray[Any]  # (N, m) unsigned token ids of the database's chunks; past the length anything
     lengths: NDArray[Any]  # (N,) tokens in each
-    continuations: Ints  # (N,) row of the next chunk of the same document, -1 at its end
+    continuations: Int64Array  # (N,) row of the next chunk of the same document, -1 at its end
     query_tokens: NDArray[Any]  # (Q, m) the chunks that want neighbours, document after document, in order
     query_lengths: NDArray[Any]  # (Q,)
     query_bytes: NDArray[Any]  # (Q,) UTF-8 bytes that each stands for
-    query_documents: Ints  # (Q,) document of each: equal for, and only for, neighbouring rows of one document
-    neighbours: Ints  # (Q, K) rows of the database, nearest first, -1 where there is none
+    query_documents: Int64Array  # (Q,) document of each: equal for, and only for, neighbouring rows of one document
+    neighbours: Int64Array  # (Q, K) rows of the database, nearest first, -1 where there is none
     vocab_size: int  # of the language model
     tokenizer: str = ""  # digest of the tokenizer, so that a model is never fed another one's tokens
     encoder: str = ""  # fingerprint of the encoder whose vectors made the neighbours; "" when it is not known
@@ -77,11 +76,11 @@ class RetroData:
         """The first id outside the vocabulary."""
         return self.vocab_size
 
-    def queries(self, rows: Ints) -> Ints:
+    def queries(self, rows: Int64Array) -> Int64Array:
         """Query chunks (..., m), the pad token wherever the row is -1 or the chunk has ended."""
         return _gather(self.query_tokens, self.query_lengths, rows, self.pad_token)
 
-    def values(self, rows: Ints) -> Ints:
+    def values(self, rows: Int64Array) -> Int64Array:
         """[N, F] of database rows (..., 2 m): the chunk and its continuation, the pad token wherever one is missing.
 
         This is the one place that reads the database's chunks, so a -1 can never become text.
@@ -93,7 +92,7 @@ class RetroData:
             [_gather(self.tokens, self.lengths, part, self.pad_token) for part in (rows, following)], axis=-1
         )
 
-    def neighbour_values(self, rows: Ints, k: int) -> Ints:
+    def neighbour_values(self, rows: Int64Array, k: int) -> Int64Array:
         """[N, F] of the first k neighbours of query rows: (..., k, 2 m)."""
         nearest = self.neighbours[np.maximum(rows, 0)][..., :k]
         return self.values(np.where(rows[..., None] >= 0, nearest, -1))
@@ -118,7 +117,7 @@ class RetroData:
         fields = [name for name in FILES if name.startswith("query_")] + ["neighbours"]
         return replace(self, **{name: getattr(self, name)[rows] for name in fields})
 
-    def token_counts(self, vocab_size: int, max_chunks: int = 100_000) -> Ints:
+    def token_counts(self, vocab_size: int, max_chunks: int = 100_000) -> Int64Array:
         """How often each token occurs in the queries (V,), or in so many of them, evenly spread."""
         rows = np.unique(
             np.linspace(0, len(self.query_tokens) - 1, min(len(self.query_tokens), max_chunks)).astype(np.int64)
@@ -140,7 +139,7 @@ class RetroData:
         """All windows once, in the order that the seed gives."""
         return (self.batch(windows, chosen, k) for chosen in self.order(windows, batch_chunks, seed))
 
-    def order(self, windows: Windows, batch_chunks: int, seed: tuple[int, ...]) -> list[Ints]:
+    def order(self, windows: Windows, batch_chunks: int, seed: tuple[int, ...]) -> list[Int64Array]:
         """Which windows make each batch of an epoch, about `batch_chunks` chunks at a time.
 
         Windows of like length go together, so that hardly anything is padding.
@@ -155,7 +154,7 @@ class RetroData:
             at += size
         return [cuts[number] for number in rng.permutation(len(cuts))]
 
-    def batch(self, windows: Windows, chosen: Ints, k: int) -> Batch:
+    def batch(self, windows: Windows, chosen: Int64Array, k: int) -> Batch:
         """Some of the windows as the model reads them, each chunk with its first k neighbours."""
         offset = np.arange(windows.count[chosen].max())  # (l,)
         is_chunk = offset < windows.count[chosen, None]
@@ -169,7 +168,7 @@ class RetroData:
         )
 
 
-def sample_documents(documents: Ints, max_chunks: int, seed: int) -> Ints:
+def sample_documents(documents: Int64Array, max_chunks: int, seed: int) -> Int64Array:
     """Places of all chunks of some of the documents that the chunks are of (Q,), ascending.
 
     Documents are drawn at random until they have `max_chunks` chunks: one at least, unless there is none or none is wanted.
@@ -180,7 +179,7 @@ def sample_documents(documents: Ints, max_chunks: int, seed: int) -> Ints:
     return np.flatnonzero(np.isin(which, order[before < max_chunks]))
 
 
-def _gather(tokens: NDArray[Any], lengths: NDArray[Any], rows: Ints, pad_token: int) -> Ints:
+def _gather(tokens: NDArray[Any], lengths: NDArray[Any], rows: Int64Array, pad_token: int) -> Int64Array:
     safe = np.maximum(rows, 0)  # read something for -1, then cover it
     is_token = (np.arange(tokens.shape[1]) < lengths[safe][..., None]) & (rows >= 0)[..., None]
     return np.where(is_token, tokens[safe], pad_token).astype(np.int64)

@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from retrodb.errors import InputError, MismatchError
+from retrodb.format.arrays import Float64Array
 from retrodb.retro.data import RetroData
 from retrodb.retro.train import BATCH_CHUNKS, TrainedModel, batch_loss, check_fit
-
-Floats = NDArray[np.float64]
 
 CONDITIONS = {
     "on": "the trained model with its neighbours",
@@ -67,7 +66,7 @@ class Report:
 class Evaluation:
     """The loss of every held-out chunk under every condition, and the report made of it."""
 
-    bits: dict[str, Floats]  # condition -> (Q,) bits
+    bits: dict[str, Float64Array]  # condition -> (Q,) bits
     report: Report
 
 
@@ -110,7 +109,7 @@ def evaluate(
 
 def chunk_bits(
     trained: TrainedModel, data: RetroData, *, batch_chunks: int = BATCH_CHUNKS, device: str = "cpu"
-) -> Floats:
+) -> Float64Array:
     """The loss in bits of every query chunk: (Q,).
 
     Documents longer than the model's sequence are read in windows that overlap by half, and a chunk counts where it has
@@ -131,7 +130,7 @@ def chunk_bits(
     return bits
 
 
-def report(bits: dict[str, Floats], data: RetroData, tokens_seen: int) -> Report:
+def report(bits: dict[str, Float64Array], data: RetroData, tokens_seen: int) -> Report:
     """The report of the losses (Q,) of each condition."""
     if not len(data.query_documents):
         remedy = "Hold some out with 'retrodb ingest --holdout', or name a query set."
@@ -152,13 +151,13 @@ def report(bits: dict[str, Floats], data: RetroData, tokens_seen: int) -> Report
     )
 
 
-def by_document(data: RetroData, amounts: NDArray[Any]) -> Floats:
+def by_document(data: RetroData, amounts: NDArray[Any]) -> Float64Array:
     """Sums (D,) of an amount of every chunk (Q,), over the chunks of each document."""
     document = np.unique(data.query_documents, return_inverse=True)[1]
     return np.bincount(document, weights=amounts).astype(np.float64)
 
 
-def ratio(amounts_D: Floats, bytes_D: Floats) -> Estimate:
+def ratio(amounts_D: Float64Array, bytes_D: Float64Array) -> Estimate:
     """Total amount over total bytes, with a 95% interval from the spread of the documents.
 
     The variance is that of a ratio estimator, linearised (Cochran, Sampling Techniques, 1977, section 2.11), so that

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from retrodb.retro.data import Ints, RetroData
+from retrodb.format.arrays import Int64Array
+from retrodb.retro.data import RetroData
 from retrodb.retro.experiment import Experiment
 from retrodb.retro.leakage import SharedRuns, leakage_curve, shared_runs
 from retrodb.retro.page import Example, Passage, Report
-from retrodb.stages.cut import load_tokenizer
+from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.view.view import View
 
 _SHOWN = 3  # examples of each kind
@@ -63,12 +64,14 @@ def read_with(data: RetroData) -> RetroData:
     return replace(data, neighbours=np.where(follows[:, None], before, -1))
 
 
-def _examples(experiment: Experiment, view: View, shown: RetroData, runs: SharedRuns, rows: Ints) -> Sequence[Example]:
+def _examples(
+    experiment: Experiment, view: View, shown: RetroData, runs: SharedRuns, rows: Int64Array
+) -> Sequence[Example]:
     bits, tokenizer = experiment.evaluation.bits, load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
     ids, _ = experiment.table.read(experiment.rows)
     queries = view.query_set(experiment.table.query_set)
 
-    def passage(tokens: Ints, start: int, length: int) -> Passage:
+    def passage(tokens: Int64Array, start: int, length: int) -> Passage:
         tokens = tokens[tokens != shown.pad_token] if length == 0 else tokens
         pieces = tokens[:start], tokens[start : start + length], tokens[start + length :]
         # A border may cut a character in two: each half is then shown as the replacement character.

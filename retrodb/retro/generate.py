@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retrodb.errors import UsageError
+from retrodb.format.arrays import Int64Array
 from retrodb.retro.config import RetroConfig
-from retrodb.retro.data import Ints
 from retrodb.retro.train import TrainedModel
 
 # A finished chunk (m,) -> its neighbours [N, F] (k, r), the model's pad token where there is nothing (`RetroData.values`).
-Retrieve = Callable[[Ints], Ints]
+Retrieve = Callable[[Int64Array], Int64Array]
 
 
 def generate(
@@ -47,7 +47,7 @@ def generate(
         raise UsageError("an empty prompt", remedy="Give at least one token.")
     model, m = trained.model.cpu().eval(), trained.model.config.chunk_tokens
     generator = torch.Generator().manual_seed(seed)
-    tokens, neighbours = list(prompt), list[Ints]()  # neighbours: (k, r) of each finished chunk
+    tokens, neighbours = list(prompt), list[Int64Array]()  # neighbours: (k, r) of each finished chunk
     for _ in range(max_tokens):
         if retrieve is not None:
             for at in range(len(neighbours) * m, len(tokens) - m + 1, m):
@@ -60,7 +60,9 @@ def generate(
         yield tokens[-1]
 
 
-def _inputs(config: RetroConfig, tokens: Sequence[int], neighbours: Sequence[Ints]) -> tuple[Tensor, Tensor | None]:
+def _inputs(
+    config: RetroConfig, tokens: Sequence[int], neighbours: Sequence[Int64Array]
+) -> tuple[Tensor, Tensor | None]:
     """Tokens (1, l m) and neighbours (1, l, k, r), padded to whole chunks."""
     chunks = -(-len(tokens) // config.chunk_tokens)
     padded = torch.full((1, chunks * config.chunk_tokens), config.pad_token)

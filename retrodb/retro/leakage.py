@@ -14,7 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.retro.data import Ints, RetroData
+from retrodb.format.arrays import Int64Array
+from retrodb.retro.data import RetroData
 
 NEIGHBOURS = 10  # the paper looks at the ten nearest
 _ROWS = 4096  # queries gathered at a time: 4096 x 10 x 128 x 8 bytes = 42 MB
@@ -24,10 +25,10 @@ _ROWS = 4096  # queries gathered at a time: 4096 x 10 x 128 x 8 bytes = 42 MB
 class SharedRuns:
     """The longest run of tokens that each query chunk shares with a neighbour; the first one where several are as long."""
 
-    length: Ints  # (Q,) tokens, 0 where nothing is shared
-    start: Ints  # (Q,) where it begins in the chunk
-    neighbour: Ints  # (Q,) which neighbour, counted from 0
-    neighbour_start: Ints  # (Q,) where it begins in [N, F]
+    length: Int64Array  # (Q,) tokens, 0 where nothing is shared
+    start: Int64Array  # (Q,) where it begins in the chunk
+    neighbour: Int64Array  # (Q,) which neighbour, counted from 0
+    neighbour_start: Int64Array  # (Q,) where it begins in [N, F]
     chunk_tokens: int  # m
 
     @property
@@ -35,7 +36,7 @@ class SharedRuns:
         """r(C): (Q,) from 0 to 1."""
         return self.length / self.chunk_tokens
 
-    def histogram(self) -> Ints:
+    def histogram(self) -> Int64Array:
         """(m + 1,) chunks whose longest run has 0, 1, ... m tokens."""
         return np.bincount(self.length, minlength=self.chunk_tokens + 1)
 
@@ -51,7 +52,7 @@ def shared_runs(data: RetroData, k: int = NEIGHBOURS) -> SharedRuns:
 
 
 @numba.njit(nogil=True, cache=True)
-def _longest_runs(queries_Qm: Ints, neighbours_QKr: Ints, pad_token: int, found_Q4: Ints) -> None:
+def _longest_runs(queries_Qm: Int64Array, neighbours_QKr: Int64Array, pad_token: int, found_Q4: Int64Array) -> None:
     """The textbook table, one line at a time: run[j] is the run that ends at query i and neighbour token j - 1."""
     Q, K, r = neighbours_QKr.shape
     run = np.zeros(r + 1, dtype=np.int64)

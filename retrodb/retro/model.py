@@ -7,7 +7,7 @@
 Shapes: B sequences; L = l m tokens in l chunks of m; k neighbours of r = 2 m tokens; W width, E width of the encoder;
 V vocabulary. Deviations from the paper: rotary positions for learned relative ones, GELU, tied output embedding. And, because
 this model is trained for minutes, cross-attention begins as what it would take long to become: it finds the token just read
-in the neighbours and proposes what follows there (`ChunkedCrossAttention.start_copying`).
+in the neighbours and proposes what follows there (`ChunkedCrossAttention.init_as_copy`).
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class ChunkedCrossAttention(nn.Module):
         self.norm = nn.RMSNorm(config.width)
         self.attention = Attention(config, config.width, config.encoder_width)
 
-    def start_copying(self) -> None:
+    def init_as_copy(self) -> None:
         """Sets the weights to multiples of the identity: equal tokens attend to each other, and values pass as they are.
 
         With the output embedding tied to the input's, a value that passes raises the odds of its token.
@@ -184,7 +184,7 @@ class DecoderLayer(nn.Module):
         assert self.cross is not None
         return h + F.dropout(self.cross(h, encoded, is_present), self.dropout, self.training)
 
-    def think(self, h: Tensor) -> Tensor:
+    def feed_forward(self, h: Tensor) -> Tensor:
         return h + F.dropout(self.feed(h), self.dropout, self.training)
 
 
@@ -218,7 +218,7 @@ class RetroModel(LanguageModel):
             initialise(self, config.layers)
         for layer in self.layers:
             if layer.cross is not None:
-                layer.cross.start_copying()
+                layer.cross.init_as_copy()
         self.frequency = nn.Parameter(torch.zeros(config.vocab_size))  # log odds of each token, whatever was read
 
     def forward(self, tokens: Tensor, neighbours: Tensor | None = None) -> Tensor:
@@ -267,7 +267,7 @@ class RetroModel(LanguageModel):
                     is_present = neighbours != self.config.pad_token
                     encoded = self.encoder(self._embed(neighbours), is_present, h)
                 h = layer.retrieve(h, encoded, is_present)
-            h = layer.think(h)
+            h = layer.feed_forward(h)
         return self.final_norm(h)  # type: ignore[no-any-return]
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodb.retro.evaluate import CONDITIONS, Estimate, Floats
+from retrodb.format.arrays import Float64Array
+from retrodb.retro.evaluate import CONDITIONS, Estimate
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 260, 56, 34  # of a drawing, in CSS pixels
 _COLOURS = ("#0b6e4f", "#c1440e", "#4a5fc1", "#8a6d00")
@@ -64,7 +65,9 @@ class Report:
     bits_per_byte: Mapping[str, Estimate]  # by condition
     gain: Mapping[str, Estimate]  # by condition other than on
     losses: Mapping[str, Sequence[float]]  # by model, nats per token of each step
-    leakage: Mapping[str, Floats]  # by condition, bits per byte of the chunks with r(C) <= 0, 1/m, ... 1; nan for none
+    leakage: Mapping[
+        str, Float64Array
+    ]  # by condition, bits per byte of the chunks with r(C) <= 0, 1/m, ... 1; nan for none
     chunks_by_run: Sequence[int]  # (m + 1,) chunks whose longest shared run has 0, 1, ... m tokens
     helped: Sequence[Example]
     hindered: Sequence[Example]
@@ -122,7 +125,7 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table>{f'<tr>{head}</tr>' if any(names) else ''}{body}</table>"
 
 
-def _smoothed(values: Sequence[float], points: int = 100) -> tuple[Floats, Floats]:
+def _smoothed(values: Sequence[float], points: int = 100) -> tuple[Float64Array, Float64Array]:
     """Steps and mean losses, of about so many stretches."""
     if not len(values):
         return np.zeros(0), np.zeros(0)
@@ -131,7 +134,9 @@ def _smoothed(values: Sequence[float], points: int = 100) -> tuple[Floats, Float
     return ends, np.array([part.mean() for part in parts])
 
 
-def _chart(curves: Mapping[str, tuple[Floats, Floats]], x_name: str, y_name: str, percent: bool = False) -> str:
+def _chart(
+    curves: Mapping[str, tuple[Float64Array, Float64Array]], x_name: str, y_name: str, percent: bool = False
+) -> str:
     """An inline SVG with one line a curve; values that are no number are left out."""
     drawn = {name: (x[np.isfinite(y)], y[np.isfinite(y)]) for name, (x, y) in curves.items()}
     points = [pair for pair in drawn.values() if len(pair[0])]
@@ -165,7 +170,7 @@ def _chart(curves: Mapping[str, tuple[Floats, Floats]], x_name: str, y_name: str
     return "".join([f'<p class="faint">{_text(y_name)}</p>', *parts])
 
 
-def _range(values: Floats) -> tuple[float, float]:
+def _range(values: Float64Array) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 

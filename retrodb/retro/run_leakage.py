@@ -17,8 +17,8 @@ from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 from retrodb.retro.collect import sample_rows, with_chunks, with_neighbours
 from retrodb.retro.data import RetroData
 from retrodb.retro.leakage import NEIGHBOURS, shared_runs
-from retrodb.stages.cut import load_tokenizer
-from retrodb.stages.search import Searcher
+from retrodb.stages.ingest.tokenize import load_tokenizer
+from retrodb.stages.search.command import Searcher
 from retrodb.view.view import SELF, View
 
 

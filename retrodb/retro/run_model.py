@@ -13,17 +13,18 @@ import numpy as np
 
 from retrodb.encode.device import choose_compute
 from retrodb.errors import MismatchError
+from retrodb.format.arrays import Int64Array
 from retrodb.retro.checkpoint import Build, load_checkpoint
 from retrodb.retro.collect import collect, with_chunks
-from retrodb.retro.data import Ints, load_arrays
+from retrodb.retro.data import load_arrays
 from retrodb.retro.evaluate import Estimate, by_document, chunk_bits, ratio
 from retrodb.retro.fit import RetroFit
 from retrodb.retro.generate import generate
 from retrodb.retro.model import RetroModel
 from retrodb.retro.run_training import load_base
 from retrodb.retro.train import TrainedModel
-from retrodb.stages.cut import load_tokenizer
-from retrodb.stages.search import Searcher
+from retrodb.stages.ingest.tokenize import load_tokenizer
+from retrodb.stages.search.command import Searcher
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
@@ -152,14 +153,14 @@ def run_retro_generate(
     start = tokenizer.encode(prompt).tolist()
     config, shown, read = trained.model.config, list[ShownChunk](), 0
 
-    def retrieve(chunk: Ints) -> Ints:
+    def retrieve(chunk: Int64Array) -> Int64Array:
         nonlocal read
         read += len(chunk)
         ids = searcher.arrays([tokenizer.decode(chunk)], config.k, device=device)[0][0]
         shown.extend(_shown(view, ids, read))
         length, document = np.array([len(chunk)]), np.zeros(1, np.int64)
         data = with_chunks(view, chunk[None], length, [""], document, ids[None], space=searcher.space)
-        values: Ints = replace(data, vocab_size=config.vocab_size).neighbour_values(document, config.k)[0]
+        values: Int64Array = replace(data, vocab_size=config.vocab_size).neighbour_values(document, config.k)[0]
         return values
 
     written = generate(
@@ -190,7 +191,7 @@ def check_fingerprints(trained: TrainedModel, tokenizer: str, encoder: str) -> F
     return prints
 
 
-def _shown(view: View, ids: Ints, after_token: int) -> list[ShownChunk]:
+def _shown(view: View, ids: Int64Array, after_token: int) -> list[ShownChunk]:
     ids = ids[ids >= 0]
     documents = view.chunks.documents(ids)
     return [

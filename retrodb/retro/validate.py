@@ -30,7 +30,7 @@ from retrodb.retro.page import render_page
 from retrodb.retro.run_leakage import nearest_data
 from retrodb.retro.run_training import shown_steps
 from retrodb.retro.train import TrainedModel, by_clock, by_steps, train
-from retrodb.stages.search import Searcher
+from retrodb.stages.search.command import Searcher
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import SELF, View
 

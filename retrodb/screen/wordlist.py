@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 
 from retrodb.dedup.codepoints import codepoint_tables
 from retrodb.dedup.kernel import kernel
-from retrodb.dedup.normalise import Bytes, Ints, iter_batches
-from retrodb.dedup.shingles import Keys, scratch, split_words, whole_text_key, words_of
+from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.shingles import scratch, split_words, whole_text_key, words_of
 from retrodb.errors import InputError
+from retrodb.format.arrays import ByteArray, Int64Array, UInt64Array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,10 +102,10 @@ def read_word_list(path: str, measure: str) -> WordList:
 class WordTable:
     """Phrases as keys."""
 
-    first_words: Keys  # (F,) hashes of the words that some phrase begins with, ascending
+    first_words: UInt64Array  # (F,) hashes of the words that some phrase begins with, ascending
     may_begin: BoolArray  # (65_536,) whether one of them has these lowest bits: nearly all words are passed over by it
-    keys: Keys  # (E,) of the phrases, ascending
-    lengths: Ints  # words of a phrase, distinct, longest first
+    keys: UInt64Array  # (E,) of the phrases, ascending
+    lengths: Int64Array  # words of a phrase, distinct, longest first
 
 
 def make_table(phrases: list[list[str]]) -> WordTable:
@@ -121,7 +122,7 @@ def make_table(phrases: list[list[str]]) -> WordTable:
     return WordTable(firsts, may_begin, np.unique(np.array(keys, np.uint64)), np.array(lengths, np.int64))
 
 
-def count_words(texts: pa.LargeStringArray, table: WordTable) -> tuple[Ints, Ints, Ints]:
+def count_words(texts: pa.LargeStringArray, table: WordTable) -> tuple[Int64Array, Int64Array, Int64Array]:
     """(M,) phrases found in each text, words that they cover, and all words."""
     counts = np.zeros((3, len(texts)), np.int64)
     for batch in iter_batches(texts):
@@ -133,7 +134,7 @@ def count_words(texts: pa.LargeStringArray, table: WordTable) -> tuple[Ints, Int
     return counts[0], counts[1], counts[2]
 
 
-def measured(measure: str, found: Ints, covered: Ints, num_words: Ints) -> Float64Array:
+def measured(measure: str, found: Int64Array, covered: Int64Array, num_words: Int64Array) -> Float64Array:
     """(M,) float64: what matches count for."""
     return found.astype(np.float64) if measure == "count" else np.minimum(covered / np.maximum(num_words, 1), 1.0)
 
@@ -153,7 +154,7 @@ def _special_letters() -> str:
     return f"[{''.join(chr(c) for c in range(0x20000) if chr(c).casefold() != chr(c).lower())}]"
 
 
-def _word_hashes(text: pa.LargeStringArray) -> Keys:
+def _word_hashes(text: pa.LargeStringArray) -> UInt64Array:
     [batch] = iter_batches(text)
     words, starts, stops = scratch(batch.begins, batch.ends)
     count = split_words(batch.data, batch.begins[0], batch.ends[0], codepoint_tables().folded, words, starts, stops)
@@ -162,9 +163,9 @@ def _word_hashes(text: pa.LargeStringArray) -> Keys:
 
 @kernel
 def _count(
-    data: Bytes, begins: Ints, ends: Ints, folded: NDArray[np.int32],
-    words: Keys, starts: NDArray[np.int32], stops: NDArray[np.int32],
-    first_words: Keys, may_begin: BoolArray, keys: Keys, lengths: Ints, counts: Ints,
+    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32],
+    words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
+    first_words: UInt64Array, may_begin: BoolArray, keys: UInt64Array, lengths: Int64Array, counts: Int64Array,
 ) -> None:  # fmt: skip
     for document in range(len(begins)):
         num_words = split_words(data, begins[document], ends[document], folded, words, starts, stops)
@@ -184,6 +185,6 @@ def _count(
 
 
 @kernel
-def _is_in(key: np.uint64, keys: Keys) -> bool:
+def _is_in(key: np.uint64, keys: UInt64Array) -> bool:
     at = np.searchsorted(keys, key)
     return bool(at < len(keys) and keys[at] == key)

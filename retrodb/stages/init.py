@@ -13,8 +13,8 @@ from retrodb.format.settings import Settings, dump_settings
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
 from retrodb.store.commit import Change, create
+from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import digest_bytes, identity
-from retrodb.store.marks import Marks
 from retrodb.store.snapshots import read_head, snapshot_numbers
 
 PRESETS = {
@@ -54,7 +54,7 @@ def run_init(context: Context, params: InitParams) -> Snapshot:
         command="init",
         arguments=to_mapping(params),
         clock=run.clock,
-        marks=Marks(frozenset(), frozenset()),
+        conflict_keys=ConflictKeys(frozenset(), frozenset()),
         files=files,
         entries={"default/space": "default", "default/encoder": encoder},
     )

@@ -1,8 +1,8 @@
 """Commit: one change of the database, made visible by one put-if-absent.
 
-A change lists what it *read* and what it *wrote*, as marks. It is tried on the head; when other commits came in between, it is
-rebased onto them unless one of them wrote something that this one read: then the caller has to plan again. The matrix of
-`format/README.md` follows from the marks that `marks.py` gives each command.
+A change lists what it *read* and what it *wrote*, as conflict keys. It is tried on the head. When other commits came in
+between, it is rebased onto them, unless one of them wrote something that this one read: then the caller has to plan again.
+The matrix of `format/README.md` follows from the keys that `conflict_keys.py` gives each command.
 
 After any error in the publishing itself the head is read again and searched for the transaction before failure is
 reported, and staged files are never deleted: an error does not mean that the commit did not happen.
@@ -31,8 +31,8 @@ from retrodb.format.records import (
     records_to_table,
 )
 from retrodb.format.snapshot import SegmentRef, Snapshot, dump_snapshot
+from retrodb.store.conflict_keys import ConflictKeys, conflicts
 from retrodb.store.manifest import ShardTable, load_manifest, load_segment
-from retrodb.store.marks import Marks, conflicts
 from retrodb.store.snapshots import read_head, since
 from retrodb.store.storage import Storage
 
@@ -61,7 +61,7 @@ class Change:
     command: str  # such as "ingest"
     arguments: Mapping[str, Any]  # resolved parameters, for the record
     clock: str  # of the plan
-    marks: Marks  # what the plan rests on and, besides the entries, changes
+    conflict_keys: ConflictKeys  # what the plan rests on and, besides the entries, changes
     shards: Sequence[NewShard] = ()
     files: Sequence[FileRecord] = ()  # with their id ranges given, or without ids
     screened: Sequence[ScreenedRecord] = ()
@@ -73,7 +73,7 @@ class Change:
     @property
     def writes(self) -> frozenset[str]:
         """What later commits compare with what they read."""
-        return self.marks.writes | frozenset(self.entries)
+        return self.conflict_keys.writes | frozenset(self.entries)
 
 
 def create(storage: Storage, change: Change) -> Snapshot:
@@ -116,7 +116,7 @@ def commit(storage: Storage, base: Snapshot, change: Change) -> Snapshot:
 
 
 def _refuse_conflict(change: Change, snapshot: Snapshot) -> None:
-    if clash := conflicts(change.marks.reads, frozenset(snapshot.writes)):
+    if clash := conflicts(change.conflict_keys.reads, frozenset(snapshot.writes)):
         raise ConflictError(
             f"snapshot {snapshot.number} ({snapshot.command}) changed {', '.join(sorted(clash))} during {change.command}",
             remedy="Run the same command again: it plans on the new state and keeps the work that still holds.",

@@ -21,7 +21,7 @@ from retrodb.format.records import FileRecord
 from retrodb.format.settings import Settings
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
-from retrodb.view.layout import LAYOUT_COLUMNS, Layout
+from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
 from retrodb.view.tombstones import TombstoneSet
 
 if TYPE_CHECKING:
@@ -199,8 +199,8 @@ class ChunkSet:
     def _read_documents(self, record: FileRecord) -> pa.Table:
         return read_table(self.files.open(record))
 
-    def _read_layout(self, record: FileRecord) -> Layout:
-        return Layout.from_table(read_table(self.files.open(record), LAYOUT_COLUMNS))
+    def _read_layout(self, record: FileRecord) -> DocumentLayout:
+        return DocumentLayout.from_table(read_table(self.files.open(record), LAYOUT_COLUMNS))
 
     def _read_deleted_mask(self, first: int, count: int) -> BoolArray:
         mask = self.tombstones.deleted_mask(first, count) | ~self.present_mask(first, count)

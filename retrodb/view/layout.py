@@ -21,7 +21,7 @@ LAYOUT_COLUMNS = ("first_row", "num_chunks", "num_key_chunks", "num_tokens", "nu
 
 
 @dataclass(frozen=True)
-class Layout:
+class DocumentLayout:
     """The documents of one file, ascending by first row; each array (M,) int64."""
 
     first_row: Int64Array
@@ -31,9 +31,9 @@ class Layout:
     num_key_tokens: Int64Array
 
     @staticmethod
-    def from_table(table: pa.Table) -> Layout:
+    def from_table(table: pa.Table) -> DocumentLayout:
         """Read `LAYOUT_COLUMNS` of a documents table."""
-        return Layout(*(table.column(name).to_numpy().astype(np.int64) for name in LAYOUT_COLUMNS))
+        return DocumentLayout(*(table.column(name).to_numpy().astype(np.int64) for name in LAYOUT_COLUMNS))
 
     def document_of(self, rows: Int64Array) -> Int64Array:
         """Which document (0 .. M-1) each row belongs to; -1 for rows of none."""

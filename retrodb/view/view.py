@@ -88,7 +88,7 @@ class View:
             self._coverages[key] = Coverage(self.manifest.files(kind, name))
         return self._coverages[key]
 
-    def wanted_mask(self, first: int, count: int) -> BoolArray:
+    def embeddable_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids want a vector: live keys that were held against every registered test set."""
         return self.chunks.key_mask(first, count) & self.screened_mask(first, count)
 

@@ -17,7 +17,7 @@ from retrodb.bench.heldout import held_out_queries
 from retrodb.bench.report import writer_of
 from retrodb.database import Database
 from retrodb.errors import ConfigError, InputError, MissingDependency, MissingStep, UsageError
-from retrodb.stages.operating_point import OperatingPoint, stored_point
+from retrodb.stages.index.operating_point import OperatingPoint, stored_point
 
 Make = Callable[..., Database]
 

@@ -12,8 +12,8 @@ import pytest
 import zstandard
 
 from retrodb import errors, open
-from retrodb.stages.embed_task import load_encoder
-from retrodb.store import marks, storage
+from retrodb.stages.embed.task import load_encoder
+from retrodb.store import conflict_keys, storage
 from retrodb.store.lock import advisory_lock
 
 from .conftest import document, json_lines, ok, run
@@ -167,7 +167,7 @@ def test_neighbours_between_embed_and_index_asks_for_index(empty: Path, corpus: 
 
 def test_two_writers_of_one_source_the_second_waits(empty: Path, corpus: Path, fresh: Fresh) -> None:
     database = fresh(empty)
-    with advisory_lock(storage.LocalStorage(database), marks.ingest("s").lock, "ingest"):
+    with advisory_lock(storage.LocalStorage(database), conflict_keys.ingest("s").lock, "ingest"):
         done = run("ingest", database, corpus, *LENIENT)
         assert done.code == errors.EXIT_CONFLICT
         assert f"another command is at work: ingest (process {os.getpid()}" in done.err

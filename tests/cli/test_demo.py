@@ -33,7 +33,7 @@ def _rendered_once() -> Iterator[None]:
     """Rendering the documentation takes seconds, and gives the same every time."""
     documents = list(stdlib_documents())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retrodb.maintain.demo.stdlib_documents", lambda: documents)
+        patch.setattr("retrodb.maintain.update.demo.stdlib_documents", lambda: documents)
         yield
 
 

@@ -171,7 +171,7 @@ def test_an_interrupted_repair_is_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("retrodb.maintain.repair.run_embed", fail)
+        patch.setattr("retrodb.maintain.check.repair.run_embed", fail)
         with pytest.raises(KeyboardInterrupt):
             database.repair()
     assert database.check(read_data=True).damaged == ()

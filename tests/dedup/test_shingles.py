@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrodb.dedup.codepoints import UNASSIGNED, codepoint_tables
-from retrodb.dedup.normalise import iter_batches, join_rows
+from retrodb.dedup.normalise import iter_batches
 from retrodb.dedup.shingles import shingle_sets, words_of
 from retrodb.errors import InputError, UsageError
+from retrodb.format.text_arrays import join_chunk_texts
 
 MASK = (1 << 64) - 1
 SINGLES = (
@@ -131,7 +132,7 @@ def test_slices_string_arrays_and_nulls_give_the_same_shingles() -> None:
 
 def test_documents_are_a_view_of_their_chunks() -> None:
     rows = pa.array(["skipped", "one tw", "o three", "", "four"], pa.large_string())
-    documents = join_rows(rows.slice(1), np.array([0, 2, 2, 4]))
+    documents = join_chunk_texts(rows.slice(1), np.array([0, 2, 2, 4]))
     assert documents.to_pylist() == ["one two three", "", "four"]
     assert documents.buffers()[2].address == rows.buffers()[2].address
 

@@ -24,7 +24,7 @@ from retrodb.errors import WorkerDied
 from retrodb.store.snapshots import snapshot_numbers
 from retrodb.store.storage import LocalStorage
 
-from .update_model import CLOCK, Site
+from .update.update_model import CLOCK, Site
 
 OLD = {f"d{n}": made_text(n, 150) for n in range(20)}
 NEW = {**{f"d{n}": made_text(n, 150) for n in range(14)}, **{f"n{n}": made_text(100 + n, 150) for n in range(6)}}
@@ -33,8 +33,8 @@ PRELOADED = [
     "numba",
     "torch",
     "pyarrow.parquet",
-    "retrodb.stages.neighbours",
-    "retrodb.stages.repair_neighbours",
+    "retrodb.stages.neighbours.command",
+    "retrodb.stages.neighbours.repair",
 ]
 
 

@@ -12,7 +12,7 @@ from made_up import change, file, shard
 
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, ScreenedRecord
 from retrodb.format.snapshot import Snapshot
-from retrodb.store import marks
+from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, create
 from retrodb.store.storage import Storage
 
@@ -33,7 +33,7 @@ def _ingest(source: str) -> Callable[[str], Change]:
     def build(tag: str) -> Change:
         entries = {f"source/{source}": {"last_run": tag}}
         dead = file("tombstones", f"tombstones/{tag}.parquet")
-        return change(tag, marks.ingest(source), shards=[shard(tag, source)], files=[dead], entries=entries)
+        return change(tag, conflict_keys.ingest(source), shards=[shard(tag, source)], files=[dead], entries=entries)
 
     return build
 
@@ -43,12 +43,12 @@ def _dedup(testset: str) -> Callable[[str], Change]:
         files = [file("tombstones", f"tombstones/{tag}.parquet"), file("testsets", f"testsets/{testset}/{tag}/t.npy")]
         screened = [ScreenedRecord(f"{testset}@1", first, 100) for _, first in RANGES]
         entries = {f"testset/{testset}": {"digest": tag}}
-        return change(tag, marks.dedup(testset), files=files, screened=screened, entries=entries)
+        return change(tag, conflict_keys.dedup(testset), files=files, screened=screened, entries=entries)
 
     return build
 
 
-def _coverage(kind: str, own: marks.Marks, entry: str = "") -> Callable[[str], Change]:
+def _coverage(kind: str, own: conflict_keys.ConflictKeys, entry: str = "") -> Callable[[str], Change]:
     def build(tag: str) -> Change:
         files = [file(kind, f"{kind}/default/{tag}-{t}", name="default", first=f, count=100) for t, f in RANGES]
         return change(tag, own, files=files, entries={entry: {"made_by": tag}} if entry else {})
@@ -56,7 +56,7 @@ def _coverage(kind: str, own: marks.Marks, entry: str = "") -> Callable[[str], C
     return build
 
 
-def _tombstones(own: marks.Marks) -> Callable[[str], Change]:
+def _tombstones(own: conflict_keys.ConflictKeys) -> Callable[[str], Change]:
     return lambda tag: change(tag, own, files=[file("tombstones", f"tombstones/{tag}.parquet")])
 
 
@@ -65,20 +65,22 @@ def _compact(tag: str) -> Change:
     drops = [DropRecord(OP_DROP_SHARD, first_chunk=first) for _, first in RANGES]
     drops += [DropRecord(OP_DROP_FILE, path=f.path) for task, _ in RANGES for f in shard(task).files]
     joined = shard(tag, "a", num_chunks=200, num_documents=20, first=0)
-    return change(tag, marks.compact(), drops=drops, shards=[joined])
+    return change(tag, conflict_keys.compact(), drops=drops, shards=[joined])
 
 
 def _restore(tag: str) -> Change:
     """Back to before shard `two`: its files and its vectors go."""
     paths = [f.path for f in shard("two").files] + ["vectors/default/two.npy"]
     drops = [DropRecord(OP_DROP_SHARD, first_chunk=100), *(DropRecord(OP_DROP_FILE, path=path) for path in paths)]
-    return change(tag, marks.restore(), drops=drops)
+    return change(tag, conflict_keys.restore(), drops=drops)
 
 
 def _neighbours(table: str) -> Callable[[str], Change]:
     def build(tag: str) -> Change:
         rows = file("neighbours", f"neighbours/{table}/{tag}.parquet", name=table, first=0, count=200)
-        return change(tag, marks.neighbours(table, "default"), files=[rows], entries={f"table/{table}": {"k": 2}})
+        return change(
+            tag, conflict_keys.neighbours(table, "default"), files=[rows], entries={f"table/{table}": {"k": 2}}
+        )
 
     return build
 
@@ -86,11 +88,11 @@ def _neighbours(table: str) -> Callable[[str], Change]:
 LATER: dict[str, Callable[[str], Change]] = {
     "ingest": _ingest("a"),
     "dedup": _dedup("t"),
-    "embed": _coverage("vectors", marks.embed("default")),
-    "index": _coverage("parts", marks.index("default")),
-    "tag": _coverage("attributes", marks.tag("default")),
-    "filter": _tombstones(marks.filtering()),
-    "undelete": _tombstones(marks.undelete()),
+    "embed": _coverage("vectors", conflict_keys.embed("default")),
+    "index": _coverage("parts", conflict_keys.index("default")),
+    "tag": _coverage("attributes", conflict_keys.tag("default")),
+    "filter": _tombstones(conflict_keys.filtering()),
+    "undelete": _tombstones(conflict_keys.undelete()),
     "compact": _compact,
     "restore": _restore,
     "neighbours": _neighbours("self"),
@@ -103,9 +105,9 @@ BETWEEN: dict[str, Callable[[str], Change]] = {
     "dedup, same test set": LATER["dedup"],
     "dedup, other test set": _dedup("u"),
     "embed": LATER["embed"],
-    "embed, new space": _coverage("vectors", marks.embed("default"), "space/default"),
+    "embed, new space": _coverage("vectors", conflict_keys.embed("default"), "space/default"),
     "index": LATER["index"],
-    "index, trained anew": _coverage("parts", marks.index("default"), "index/default"),
+    "index, trained anew": _coverage("parts", conflict_keys.index("default"), "index/default"),
     "tag": LATER["tag"],
     "filter": LATER["filter"],
     "undelete": LATER["undelete"],

@@ -10,7 +10,7 @@ from made_up import change, file, shard
 from retrodb.errors import ConflictError, RetroDBError
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, SEGMENT_RECORDS, DropRecord
 from retrodb.format.snapshot import Snapshot
-from retrodb.store import marks
+from retrodb.store import conflict_keys
 from retrodb.store.commit import commit, create
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_as_of, read_head, snapshot_numbers
@@ -160,5 +160,7 @@ def test_eight_processes_commit_one_after_the_other(storage: LocalStorage, base:
 def _commit_five(url: str, writer: int) -> None:
     storage = LocalStorage(url)
     for number in range(5):
-        own = change(f"{writer}-{number}", marks.ingest(f"source{writer}"), shards=[shard(f"{writer}-{number}")])
+        own = change(
+            f"{writer}-{number}", conflict_keys.ingest(f"source{writer}"), shards=[shard(f"{writer}-{number}")]
+        )
         commit(storage, read_head(storage), own)

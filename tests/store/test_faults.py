@@ -23,16 +23,16 @@ from retrodb.corpus.train import train_byte_bpe
 from retrodb.errors import NotADatabaseError, RetroDBError
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
-from retrodb.stages.dedup import run_dedup
-from retrodb.stages.edit_neighbours import run_edit_neighbours
-from retrodb.stages.embed import run_embed
-from retrodb.stages.embed_task import Hardware
-from retrodb.stages.filter import run_filter
-from retrodb.stages.index import run_index
-from retrodb.stages.ingest import run_ingest
+from retrodb.stages.dedup.command import run_dedup
+from retrodb.stages.deletion.filter import run_filter
+from retrodb.stages.embed.command import run_embed
+from retrodb.stages.embed.task import Hardware
+from retrodb.stages.index.command import run_index
+from retrodb.stages.ingest.command import run_ingest
 from retrodb.stages.init import run_init
-from retrodb.stages.neighbours import run_neighbours
-from retrodb.stages.repair_neighbours import run_repair_neighbours
+from retrodb.stages.neighbours.command import run_neighbours
+from retrodb.stages.neighbours.edit import run_edit_neighbours
+from retrodb.stages.neighbours.repair import run_repair_neighbours
 from retrodb.store.digest import digest_file
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_head, snapshot_numbers

@@ -13,7 +13,7 @@ from made_up import change, file
 from retrodb.errors import ConflictError, DamagedFileError, NotADatabaseError, UsageError
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.format.snapshot import Snapshot
-from retrodb.store import marks
+from retrodb.store import conflict_keys
 from retrodb.store.commit import commit, create
 from retrodb.store.gc import DEFAULT_GRACE, CollectionPlan, execute_collection, plan_collection
 from retrodb.store.manifest import load_manifest
@@ -92,12 +92,12 @@ def test_expired_snapshot_leaves_a_stub_that_says_so(storage: LocalStorage) -> N
 
 
 def test_commit_over_expired_snapshots_still_knows_their_marks(storage: LocalStorage, base: Snapshot) -> None:
-    commit(storage, base, change("x", marks.ingest("a")))
+    commit(storage, base, change("x", conflict_keys.ingest("a")))
     add(storage, "later")
     collect(storage, 0)
     with pytest.raises(ConflictError, match="snapshot 1"):
-        commit(storage, base, change("y", marks.ingest("a")))
-    assert commit(storage, base, change("y", marks.ingest("b"))).number == 3
+        commit(storage, base, change("y", conflict_keys.ingest("a")))
+    assert commit(storage, base, change("y", conflict_keys.ingest("b"))).number == 3
 
 
 @pytest.mark.usefixtures("base")

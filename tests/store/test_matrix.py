@@ -1,4 +1,4 @@
-"""The transaction matrix: as the specification prints it, as the marks give it, and as commits really behave."""
+"""The transaction matrix: as the specification prints it, as the conflict keys give it, and as commits really behave."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import retrodb.format
 from retrodb.errors import ConflictError
 from retrodb.format.snapshot import Snapshot
 from retrodb.store.commit import commit
+from retrodb.store.conflict_keys import conflicts
 from retrodb.store.manifest import load_manifest
-from retrodb.store.marks import conflicts
 from retrodb.store.snapshots import read_head
 from retrodb.store.storage import LocalStorage
 
@@ -35,7 +35,7 @@ def test_specification_lists_every_pair() -> None:
 
 @pytest.mark.parametrize(("between", "later"), PAIRS)
 def test_marks_give_what_the_specification_says(between: str, later: str) -> None:
-    clash = conflicts(LATER[later]("y").marks.reads, BETWEEN[between]("x").writes)
+    clash = conflicts(LATER[later]("y").conflict_keys.reads, BETWEEN[between]("x").writes)
     assert printed_matrix()[between, later] == ("plans again" if clash else "rebases")
 
 

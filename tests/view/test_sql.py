@@ -18,7 +18,7 @@ from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.format.rows import RowSet
-from retrodb.store import marks
+from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
 from retrodb.store.publish import publish
 
@@ -145,7 +145,7 @@ def test_packed_rows_keep_their_ids(tmp_path: Path) -> None:
         command="compact",
         arguments={},
         clock="2026-01-01T00:00:00+00:00",
-        marks=marks.compact(),
+        conflict_keys=conflict_keys.compact(),
         files=[replace(packed, first_chunk=record.first_chunk)],
         drops=[DropRecord(OP_DROP_FILE, record.path)],
     )

@@ -14,7 +14,7 @@ from retrodb.corpus.readers.dolma import read_dolma
 from retrodb.corpus.readers.formats import detect_format
 from retrodb.corpus.readers.html import read_html
 from retrodb.corpus.readers.jsonl import read_json, read_jsonl
-from retrodb.corpus.readers.source import Reader, Source
+from retrodb.corpus.readers.source import Reader, SourceFile
 from retrodb.corpus.readers.text import read_text
 from retrodb.corpus.readers.warc import read_arc, read_warc
 from retrodb.corpus.split import InputFile, Split
@@ -56,7 +56,7 @@ def read_split(split: Split, fields: Fields, limits: Limits) -> Iterator[Documen
             counts_bytes = file.compression == "none" and file.format != "parquet"
             with open_input(file.path, file.compression, split.start if counts_bytes else 0) as stream:
                 on_disk = file.path if file.compression == "none" else None
-                source = Source(stream, file.path, file.name, on_disk, split.start, split.end)
+                source = SourceFile(stream, file.path, file.name, on_disk, split.start, split.end)
                 yield from READERS[file.format](source, fields, limits)
 
 
@@ -97,7 +97,7 @@ def _read_member(
     head, stream = _peek(InputStream(stored, compression, path))
     format_name = detect_format(head, name) if file.format == "auto" else file.format
     if format_name in READERS:
-        yield from READERS[format_name](Source(stream, path, name, None), fields, limits)
+        yield from READERS[format_name](SourceFile(stream, path, name, None), fields, limits)
     else:
         yield _unknown(path, head)
 

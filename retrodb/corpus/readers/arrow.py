@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from retrodb.corpus.document import ID_NAMES, TEXT_NAMES, Document, Fields, Limits, Reject, documents_of
-from retrodb.corpus.readers.source import Source, damaged, read_capped
+from retrodb.corpus.readers.source import SourceFile, damaged, read_capped
 from retrodb.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def read_parquet(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_parquet(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """One row a record, row group after row group; only the columns that are kept are read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -34,7 +34,7 @@ def read_parquet(source: Source, fields: Fields, limits: Limits) -> Iterator[Doc
         raise damaged(source, "Parquet", error) from error
 
 
-def read_arrow(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_arrow(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """One row a record of an Arrow IPC stream (what `datasets` saves) or file.
 
     Raises:
@@ -77,7 +77,7 @@ def _counted(path: str) -> tuple[int, int]:
         return 0, 0
 
 
-def _random_access(source: Source, limits: Limits) -> Any:
+def _random_access(source: SourceFile, limits: Limits) -> Any:
     import pyarrow as pa
 
     if source.file is not None:
@@ -89,7 +89,7 @@ def _random_access(source: Source, limits: Limits) -> Any:
     return pa.BufferReader(content)
 
 
-def _check_end_mark(file: Any, source: Source) -> None:
+def _check_end_mark(file: Any, source: SourceFile) -> None:
     file.seek(max(file.size() - len(ARROW_STREAM_END), 0))
     if file.read(len(ARROW_STREAM_END)) != ARROW_STREAM_END:
         raise damaged(source, "Arrow", ValueError("cut off: the end mark is missing"))
@@ -104,7 +104,7 @@ def _kept_columns(names: list[str], fields: Fields) -> list[str] | None:
 
 
 def _documents(
-    batches: Iterator[pa.RecordBatch], row: int, source: Source, fields: Fields, limits: Limits
+    batches: Iterator[pa.RecordBatch], row: int, source: SourceFile, fields: Fields, limits: Limits
 ) -> Iterator[Document | Reject]:
     for batch in batches:
         for record in _rows(batch, source):
@@ -112,7 +112,7 @@ def _documents(
             row += 1
 
 
-def _rows(batch: pa.RecordBatch, source: Source) -> list[dict[str, Any]]:
+def _rows(batch: pa.RecordBatch, source: SourceFile) -> list[dict[str, Any]]:
     """Rows as Python values, top-level strings as unchecked bytes: one bad byte must cost its row, not the batch."""
     import pyarrow as pa
     import pyarrow.types as types

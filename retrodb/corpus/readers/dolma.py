@@ -9,10 +9,10 @@ import orjson
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject
 from retrodb.corpus.readers.jsonl import read_jsonl
-from retrodb.corpus.readers.source import Source
+from retrodb.corpus.readers.source import SourceFile
 
 
-def read_dolma(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_dolma(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """As JSON Lines; taggers' attributes, which lie beside or inside the documents, are no metadata and left out."""
     wants_attributes = fields.metadata is not None
     for record in read_jsonl(source, fields, limits):

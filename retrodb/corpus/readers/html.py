@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of
-from retrodb.corpus.readers.source import Source, read_capped
+from retrodb.corpus.readers.source import SourceFile, read_capped
 from retrodb.errors import MissingDependency
 
 
-def read_html(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_html(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """One file is one document: the page's main text, with its title as metadata."""
     content = read_capped(source, limits)
     if isinstance(content, Reject):

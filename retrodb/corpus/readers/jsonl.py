@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import orjson
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
-from retrodb.corpus.readers.source import Source, read_capped
+from retrodb.corpus.readers.source import SourceFile, read_capped
 from retrodb.corpus.streams import delimited_records
 
 BOM = b"\xef\xbb\xbf"
 
 
-def read_jsonl(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_jsonl(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """One JSON object a line."""
     lines = delimited_records(source.stream, b"\n", limits.max_record_bytes, start=source.start, end=source.end)
     for offset, line, is_whole in lines:
@@ -35,7 +35,7 @@ def read_jsonl(source: Source, fields: Fields, limits: Limits) -> Iterator[Docum
         yield from _of_value(record, fields, limits, source.path, f"byte {offset}")
 
 
-def read_json(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_json(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """A JSON array of objects, or one object, of at most `max_record_bytes` in all (it is parsed whole)."""
     content = read_capped(source, limits)
     if isinstance(content, Reject):

@@ -12,7 +12,7 @@ from retrodb.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """One file, or one archive member, opened for reading."""
 
     stream: ByteSource  # decompressed; stands at byte `start` where that counts bytes
@@ -26,10 +26,10 @@ class Source:
 class Reader(Protocol):
     """Reads one format: every record of the source becomes documents or a reject, in order."""
 
-    def __call__(self, source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]: ...
+    def __call__(self, source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]: ...
 
 
-def read_capped(source: Source, limits: Limits) -> bytes | Reject:
+def read_capped(source: SourceFile, limits: Limits) -> bytes | Reject:
     """All bytes of a source whose whole content is one record."""
     content = bytearray()
     while block := source.stream.read(1 << 20):
@@ -39,7 +39,7 @@ def read_capped(source: Source, limits: Limits) -> bytes | Reject:
     return bytes(content)
 
 
-def damaged(source: Source, format_name: str, error: Exception) -> InputError:
+def damaged(source: SourceFile, format_name: str, error: Exception) -> InputError:
     """The error for a container format that cannot be read on."""
     return InputError(
         f"not a readable {format_name} file ({error})", where=source.path, remedy="Fetch or write the file again."

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
 from retrodb.corpus.readers.front_matter import split_front_matter
-from retrodb.corpus.readers.source import Source, read_capped
+from retrodb.corpus.readers.source import SourceFile, read_capped
 from retrodb.corpus.streams import delimited_records
 
 BOM = b"\xef\xbb\xbf"
 _BODY, _NO_FIELD = "\0body", "\0none"  # no header has a field of such a name
 
 
-def read_text(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_text(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """The file as it is, less a byte order mark; its id is its path below the folder that was given.
 
     With `Fields.marker` the file holds many documents without ids: what lies between the markers, less the newlines
@@ -31,7 +31,7 @@ def read_text(source: Source, fields: Fields, limits: Limits) -> Iterator[Docume
     yield from _document(content.removeprefix(BOM), source, fields, limits, 0, source.name)
 
 
-def _between_markers(source: Source, marker: bytes, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def _between_markers(source: SourceFile, marker: bytes, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     pieces = delimited_records(source.stream, marker, limits.max_record_bytes, start=source.start, end=source.end)
     for offset, piece, is_whole in pieces:
         if not is_whole:
@@ -41,7 +41,7 @@ def _between_markers(source: Source, marker: bytes, fields: Fields, limits: Limi
 
 
 def _document(
-    content: bytes, source: Source, fields: Fields, limits: Limits, offset: int, doc_id: str | None
+    content: bytes, source: SourceFile, fields: Fields, limits: Limits, offset: int, doc_id: str | None
 ) -> Iterator[Document | Reject]:
     place = f"byte {offset}"
     try:

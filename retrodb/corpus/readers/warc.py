@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
 from retrodb.corpus.readers.html import page_record
-from retrodb.corpus.readers.source import Source
+from retrodb.corpus.readers.source import SourceFile
 from retrodb.corpus.streams import BLOCK_BYTES, ByteSource
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
@@ -37,18 +37,18 @@ class ArchiveRecord:
     content: bytes  # the block: for a response, HTTP headers and body
 
 
-def read_warc(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_warc(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """WARC, WET and WAT (which holds no text)."""
     return _documents(_warc_records(_Lines(source.stream), limits), source, fields, limits)
 
 
-def read_arc(source: Source, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_arc(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
     """ARC, versions 1 and 2."""
     return _documents(_arc_records(_Lines(source.stream), limits), source, fields, limits)
 
 
 def _documents(
-    records: Iterator[ArchiveRecord], source: Source, fields: Fields, limits: Limits
+    records: Iterator[ArchiveRecord], source: SourceFile, fields: Fields, limits: Limits
 ) -> Iterator[Document | Reject]:
     for record in records:
         place = f"byte {record.offset}"

@@ -1,0 +1,1 @@
+"""Compaction: files are rewritten without their deleted rows, and small ones joined."""

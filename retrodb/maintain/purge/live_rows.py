@@ -1,0 +1,79 @@
+"""Which rows of a file belong to live documents: what a proof must not take for left over.
+
+Rows of the database and of its held-out documents have owners; everything else in the folder (files of older snapshots,
+orphans, runs, test sets, other query sets) has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from retrodb.format.arrays import BoolArray, Int64Array, map_array
+from retrodb.format.records import FileRecord
+from retrodb.stages.ingest.change import HELD_OUT_SET
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.view import View
+
+_OF_CHUNKS = ("chunks", "tokens", "hashes", "vectors")
+
+
+@dataclass(frozen=True)
+class RowOwnership:
+    """Of every row of a file (N rows)."""
+
+    is_live: BoolArray | None = None  # (N,) whether a live document has it; None for none
+    documents: Int64Array | None = None  # (N,) id of the first chunk of its document; None where rows are of no chunks
+
+    def live(self, rows: Int64Array) -> BoolArray:
+        """(n,) bool: which of some rows a live document has."""
+        return np.zeros(len(rows), dtype=bool) if self.is_live is None else self.is_live[rows]
+
+
+UNOWNED = RowOwnership()
+"""Of a file that no live document has a row in."""
+
+
+class LiveRows:
+    """The owners of the rows of any file in a database's folder."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    @cached_property
+    def _records(self) -> dict[str, FileRecord]:
+        return {record.path: record for record in self._view.manifest.all_files()}
+
+    def of(self, path: str) -> RowOwnership:
+        """The owners of a file's rows; a file that the snapshot does not name has no owners."""
+        record = self._records.get(path)
+        kind, chunks = self._kind(record)
+        if record is None or chunks is None:
+            return UNOWNED
+        ids = record.first_chunk + record.row_set.present
+        if kind == "documents":
+            return _of_documents(chunks, record)
+        if kind == "parts":  # the codes lie in the order of the lists
+            if not path.endswith(("/codes.npy", "/index.faiss")):
+                return UNOWNED
+            ids = ids[map_array(self._view.storage.local(f"{path.rpartition('/')[0]}/order.npy"))]
+        elif kind not in _OF_CHUNKS:
+            return UNOWNED
+        return RowOwnership(chunks.is_live(ids), chunks.document_ids(ids) if kind == "chunks" else None)
+
+    def _kind(self, record: FileRecord | None) -> tuple[str, ChunkSet | None]:
+        """What the file holds, of which chunks."""
+        if record is None:
+            return "", None
+        if record.kind == "queries":
+            held_out = self._view.query_set(record.name) if record.name == HELD_OUT_SET else None
+            return record.path.rpartition("/")[2].partition(".")[0], held_out
+        return record.kind, self._view.chunks
+
+
+def _of_documents(chunks: ChunkSet, record: FileRecord) -> RowOwnership:
+    layout = chunks.layout(record)
+    live = np.concatenate(([0], np.cumsum(chunks.live_mask(record.first_chunk, record.num_chunks))))
+    return RowOwnership(live[layout.first_row + layout.num_chunks] > live[layout.first_row])

@@ -1,0 +1,174 @@
+"""Traces: by what a document's content is known again wherever it lies, as 64-bit values that say nothing of the content.
+
+=========  =========================================================================================================
+kind       a value stands for
+=========  =========================================================================================================
+id         a string that is the document's id, or its source and id with a slash between them
+key        its key in an ids file
+text       the text hash of a chunk, or the content hash of the document
+shingle    13 words in a row, or all words of a text that has fewer
+tokens     16 tokens in a row
+vector     a vector as it is stored, float16, or as the int8 codes or the search codes of an index part
+=========  =========================================================================================================
+
+They are kept with the run of a purge, because once its documents are gone nothing else tells what to look for.
+
+Legend: N rows, D dimensions, T tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from retrodb.ann.inverted_lists import stored_rows
+from retrodb.ann.part import INDEX_FILE, read_index
+from retrodb.dedup.shingles import ShingleSets, shingle_sets
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, UInt64Array
+from retrodb.stages.index.live_parts import parts_of
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.document_blocks import document_texts
+from retrodb.view.view import SELF, View
+
+KINDS = ("id", "key", "text", "shingle", "tokens", "vector")
+RUN_TOKENS = 16  # of 64: a copy of a quarter of a chunk is found wherever it begins
+TRACE_DTYPE = np.dtype([("kind", "u1"), ("value", "<u8")])
+_DELIMITERS = re.compile(r"[\'\"/\\,=()\n\t|]+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Values to look for, by kind; each ascending and distinct."""
+
+    values: Mapping[str, UInt64Array]
+
+    @staticmethod
+    def of(values: Mapping[str, Iterable[UInt64Array]]) -> Traces:
+        """From arrays of values in any order."""
+        parts = {kind: [np.empty(0, np.uint64), *values.get(kind, ())] for kind in KINDS}
+        return Traces({kind: np.unique(np.concatenate(arrays)) for kind, arrays in parts.items()})
+
+    def found(self, kind: str, values: UInt64Array) -> BoolArray:
+        """(N,) bool: which values are among those to look for."""
+        own = self.values[kind]
+        if not len(own):
+            return np.zeros(len(values), dtype=bool)
+        place = np.minimum(np.searchsorted(own, values), len(own) - 1)
+        hit: BoolArray = own[place] == values
+        return hit
+
+    def to_array(self) -> AnyArray:
+        """(n,) TRACE_DTYPE, to be kept."""
+        array = np.empty(sum(map(len, self.values.values())), TRACE_DTYPE)
+        array["kind"] = np.repeat(np.arange(len(KINDS)), [len(self.values[kind]) for kind in KINDS])
+        array["value"] = np.concatenate([self.values[kind] for kind in KINDS])
+        return array
+
+    @staticmethod
+    def from_arrays(arrays: Iterable[AnyArray]) -> Traces:
+        """What several kept arrays hold together."""
+        whole = np.concatenate([np.empty(0, TRACE_DTYPE), *arrays])
+        return Traces.of({kind: [whole["value"][whole["kind"] == place]] for place, kind in enumerate(KINDS)})
+
+
+def traces_of(view: View, query_set: str, documents: Int64Array) -> Traces:
+    """The traces of documents of the database ("") or of a query set, deleted or not, by the ids of their first chunks."""
+    chunks = view.query_set(query_set) if query_set else view.chunks
+    known = [document for document in chunks.documents(documents) if document is not None]
+    spans = [np.arange(d["first_chunk"], d["first_chunk"] + d["num_chunks"]) for d in known]
+    sets = shingle_sets(document_texts(chunks, documents))
+    ids = np.concatenate([np.empty(0, np.int64), *spans])
+    return Traces.of(
+        {
+            "text": [
+                first_halves(chunks.text_hashes(ids)),
+                first_halves(np.array([d["content_hash"] for d in known], dtype="S16")),
+            ],
+            "shingle": [sets.keys, whole_keys(sets)],
+            "tokens": [token_runs(_tokens(chunks, span)) for span in spans],
+            "vector": list(_vectors(view, query_set or SELF, ids)),
+        }
+    )
+
+
+def _tokens(chunks: ChunkSet, ids: Int64Array) -> AnyArray:
+    """(T,) the tokens of a document, deleted or not."""
+    batch = chunks.gather_tokens(ids, deleted_too=True)
+    inside = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    tokens: AnyArray = batch.tokens[inside]
+    return tokens
+
+
+def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[UInt64Array]:
+    """Of every space the vectors, and the codes of the index parts: it may have only these."""
+    for space in view.snapshot.names("space"):
+        for hit in view.query_vectors(query_set, space).lookup(ids):
+            yield row_values(np.asarray(view.chunks.map(hit.record)[hit.positions]))
+        for part in parts_of(view, space) if query_set == SELF else ():
+            files = {record.path.rpartition("/")[2]: record for record in part.records}
+            order = view.chunks.map(files["order.npy"])
+            held = np.isin(part.span.first_chunk + part.span.row_set.present, ids)[order]
+            yield row_values(np.asarray(view.chunks.map(files["codes.npy"])[held]))
+            yield index_values(view.files.open(files[INDEX_FILE]))[held]
+
+
+def index_values(path: Path) -> UInt64Array:
+    """(N,) the values of the rows of a FAISS index, list by list.
+
+    Raises:
+        DamagedFileError: FAISS cannot read it.
+    """
+    rows = stored_rows(read_index(path.parent, memory_map=True))
+    return row_values(rows if rows.dtype == np.uint8 else rows.astype(np.float16))
+
+
+def first_halves(hashes: AnyArray) -> UInt64Array:
+    """(N,) the upper halves of hashes of 16 bytes."""
+    halves: UInt64Array = np.frombuffer(np.ascontiguousarray(hashes).tobytes(), ">u8")[::2].astype(np.uint64)
+    return halves
+
+
+def whole_keys(sets: ShingleSets) -> UInt64Array:
+    """The keys of the texts that have fewer words than a shingle."""
+    keys: UInt64Array = sets.whole_keys[sets.whole_keys != 0]
+    return keys
+
+
+def string_values(strings: Iterable[str]) -> UInt64Array:
+    """(N,) one value a string."""
+    return np.array([xxhash.xxh3_64_intdigest(string.encode()) for string in strings], dtype=np.uint64)
+
+
+def string_pieces(text: str) -> list[str]:
+    """A string, and what lies between the signs that part an id from what it stands in: a path, SQL, an argument."""
+    parts = (piece.strip() for piece in _DELIMITERS.split(text))
+    ends = (text[at + 1 :] for at, sign in enumerate(text) if sign == "/")  # an id may be a path below a folder
+    return list(dict.fromkeys([text, *ends, *(piece for piece in parts if piece)]))
+
+
+def token_runs(tokens: AnyArray) -> UInt64Array:
+    """(..., T - 15) the values of all runs of 16 tokens along the last axis of (..., T)."""
+    length = tokens.shape[-1] - RUN_TOKENS + 1
+    if length < 1:
+        return np.empty((*tokens.shape[:-1], 0), np.uint64)
+    runs = np.zeros((*tokens.shape[:-1], length), np.uint64)
+    for place in range(RUN_TOKENS):
+        runs = runs * _MULTIPLIER + tokens[..., place : place + length].astype(np.uint64) + np.uint64(1)
+    return runs
+
+
+def row_values(rows: AnyArray) -> UInt64Array:
+    """(N,) the values of rows (N, D) of float16 or single bytes, the same for the same bytes only."""
+    width = {1: np.uint8, 2: np.uint16}[rows.dtype.itemsize]
+    weights = np.random.Generator(np.random.PCG64(rows.dtype.itemsize)).integers(
+        0, 1 << 63, rows.shape[1], dtype=np.uint64
+    )
+    plain = np.ascontiguousarray(rows).view(width).astype(np.uint64)
+    values: UInt64Array = ((plain + np.uint64(1)) * (2 * weights + np.uint64(1))).sum(axis=1, dtype=np.uint64)
+    return values

@@ -1,0 +1,1 @@
+"""Versions: pin, restore, compare and collect snapshots."""

@@ -1,0 +1,280 @@
+"""The demo: every stage once, on text that every Python carries.
+
+Documents are the standard library's own documentation. All of it would keep two cores busy with MiniLM for too long, so the
+demo takes one module or topic in four: about 6,000 chunks. Some modules are held out as a test set; `os.path` and `ntpath`
+are among them and `posixpath` stays, so that the leak scan has something true to find.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from retrodb.ann.metric import scores
+from retrodb.config import DedupParams, IndexParams, IngestParams, InitParams, NeighboursParams
+from retrodb.corpus.stdlib_docs import is_held_out, stdlib_documents
+from retrodb.corpus.train import train_byte_bpe
+from retrodb.errors import MismatchError
+from retrodb.export.export import run_export
+from retrodb.stages.context import Context
+from retrodb.stages.dedup.command import run_dedup
+from retrodb.stages.embed.command import run_embed
+from retrodb.stages.embed.task import Hardware
+from retrodb.stages.index.command import run_index
+from retrodb.stages.ingest.command import run_ingest
+from retrodb.stages.init import run_init
+from retrodb.stages.neighbours.command import run_neighbours
+from retrodb.stages.queries.command import run_add_queries
+from retrodb.store.digest import digest_bytes
+from retrodb.store.snapshots import snapshot_numbers
+from retrodb.view.neighbour_table import NeighbourTable
+from retrodb.view.view import SELF, View
+
+if TYPE_CHECKING:
+    from retrodb.format.arrays import Float32Array, Int64Array
+
+VOCAB_SIZE = 16_000
+TEST_SET = "test"
+"""Name of the held-out modules, as a test set and as a query set."""
+
+_ALWAYS = "posixpath"
+_NUM_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class DemoStage:
+    """One stage of the demo that ended."""
+
+    stage: str
+    elapsed_s: float
+    counts: dict[str, Any]  # what it did
+
+
+@dataclass(frozen=True)
+class DemoNeighbour:
+    """A neighbour of an example."""
+
+    doc_id: str
+    score: float  # as in search: inner product, or squared distance
+    text: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class DemoExample:
+    """A held-out chunk with its neighbours in the database."""
+
+    doc_id: str
+    text: str
+    neighbours: tuple[DemoNeighbour, ...]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo built."""
+
+    database: str
+    documents: int
+    chunks: int
+    tokens: int
+    size_bytes: int  # of the database's live files
+    elapsed_s: float
+    stages: tuple[DemoStage, ...]
+    examples: tuple[DemoExample, ...]
+
+
+@dataclass(frozen=True)
+class _Demo:
+    context: Context
+    folder: Path  # for what the demo reads and exports, beside the database's own folders
+    encoder: str
+    limit: int | None
+    validate: Callable[[], dict[str, Any]]
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "corpus.jsonl"
+
+    @property
+    def test(self) -> Path:
+        return self.folder / "test.jsonl"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+
+def run_demo(
+    context: Context,
+    folder: Path,
+    *,
+    encoder: str = InitParams.encoder,
+    limit: int | None = None,
+    validate: Callable[[], dict[str, Any]],
+    report: Callable[[DemoStage], None] | None = None,
+) -> DemoResult:
+    """Build the demo's database in `folder`, or finish one that was interrupted.
+
+    Args:
+        context: of the database at `folder`.
+        encoder: of the default space.
+        limit: at most so many documents in the database, and in the test set.
+        validate: the last experiment, which gives what it found; the model is not of this folder.
+        report: called with every stage as it ends.
+
+    Raises:
+        MismatchError: when there is another database at `folder`.
+    """
+    demo = _Demo(context, folder / "demo", encoder, limit, validate)
+    stages: list[DemoStage] = []
+    for name, run in _STAGES.items():
+        started = time.monotonic()
+        counts = run(demo)
+        stages.append(DemoStage(name, time.monotonic() - started, counts))
+        if report:
+            report(stages[-1])
+    return _result(context.view(), tuple(stages))
+
+
+def _documents(demo: _Demo) -> dict[str, Any]:
+    demo.folder.mkdir(parents=True, exist_ok=True)
+    documents = list(stdlib_documents())
+    held_out = [each for each in documents if is_held_out(each[0])][: demo.limit]
+    kept = [each for each in documents if _is_in_slice(each[0]) and not is_held_out(each[0])][: demo.limit]
+    for path, chosen in ((demo.corpus, kept), (demo.test, held_out)):
+        lines = (orjson.dumps({"id": doc_id, "text": text}) + b"\n" for doc_id, text in chosen)
+        _write(path, b"".join(lines))
+    return {"documents": len(kept), "held_out": len(held_out)}
+
+
+def _tokenizer(demo: _Demo) -> dict[str, Any]:
+    texts = [orjson.loads(line)["text"] for line in demo.corpus.read_bytes().splitlines()]
+    tokenizer = train_byte_bpe(texts, VOCAB_SIZE)
+    _write(demo.tokenizer, tokenizer.to_bytes())
+    return {"vocabulary": tokenizer.vocab_size, "characters": sum(map(len, texts))}
+
+
+def _init(demo: _Demo) -> dict[str, Any]:
+    if not snapshot_numbers(demo.context.storage):
+        run_init(demo.context, InitParams(tokenizer=str(demo.tokenizer), encoder=demo.encoder))
+    settings = demo.context.settings()
+    if settings.tokenizer_sha256 != digest_bytes(demo.tokenizer.read_bytes()).sha256.hex():
+        raise MismatchError(
+            "this database was not made by this demo, or by that of another Python",
+            where=demo.context.storage.url,
+            remedy="Name another folder.",
+        )
+    return {"chunk_tokens": settings.chunk_tokens}
+
+
+def _ingest(demo: _Demo) -> dict[str, Any]:
+    result = run_ingest(demo.context, [str(demo.corpus)], IngestParams(source="python"))
+    return {"documents": result.added, "chunks": result.chunks, "tokens": result.tokens}
+
+
+def _dedup(demo: _Demo) -> dict[str, Any]:
+    [result] = run_dedup(demo.context, [demo.test], DedupParams(), name=TEST_SET)
+    return {
+        "removed_documents": result.removed_documents,
+        "contained_test_items": result.contained_items,
+        "of_test_items": result.items,
+    }
+
+
+def _queries(demo: _Demo) -> dict[str, Any]:
+    result = run_add_queries(demo.context, TEST_SET, [demo.test])
+    return {"documents": result.documents, "chunks": result.rows}
+
+
+def _embed(demo: _Demo) -> dict[str, Any]:
+    result = run_embed(demo.context, {}, Hardware())
+    return {"chunks": result.chunks, "query_rows": result.query_rows, "encoder": result.encoder}
+
+
+def _index(demo: _Demo) -> dict[str, Any]:
+    result = run_index(demo.context, IndexParams())
+    return {"vectors": result.vectors, "factory": result.factory}
+
+
+def _neighbours(demo: _Demo) -> dict[str, Any]:
+    tables = [run_neighbours(demo.context, NeighboursParams(), queries=name) for name in (SELF, TEST_SET)]
+    return {f"rows_of_{table.table}": table.rows for table in tables}
+
+
+def _export(demo: _Demo) -> dict[str, Any]:
+    result = run_export(demo.context, demo.folder / "export", to="parquet")
+    return {"rows": result.rows, "size_bytes": result.size_bytes}
+
+
+_STAGES: dict[str, Callable[[_Demo], dict[str, Any]]] = {
+    "documents": _documents,
+    "tokenizer": _tokenizer,
+    "init": _init,
+    "ingest": _ingest,
+    "dedup": _dedup,
+    "queries": _queries,
+    "embed": _embed,
+    "index": _index,
+    "neighbours": _neighbours,
+    "validate": lambda demo: demo.validate(),
+    "export": _export,
+}
+
+
+def _is_in_slice(doc_id: str) -> bool:
+    """One module or topic in four, by a hash of its name."""
+    top = doc_id if doc_id.startswith("topics.") else doc_id.partition(".")[0]
+    return top == _ALWAYS or hashlib.sha256(top.encode()).digest()[1] % 4 == 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write whole or not at all: an interrupted demo is continued."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _result(view: View, stages: tuple[DemoStage, ...]) -> DemoResult:
+    from retrodb.maintain.stats import read_stats
+
+    stats = read_stats(view)
+    return DemoResult(
+        database=stats.database,
+        documents=stats.live_documents,
+        chunks=stats.live_chunks,
+        tokens=stats.tokens,
+        size_bytes=stats.size_bytes,
+        elapsed_s=sum(stage.elapsed_s for stage in stages),
+        stages=stages,
+        examples=tuple(_examples(view)),
+    )
+
+
+def _examples(view: View) -> Iterator[DemoExample]:
+    """Rows of the test set's table, spread over it."""
+    table, queries = NeighbourTable(view, TEST_SET), view.query_set(TEST_SET)
+    rows = table.rows()
+    chosen = rows[np.linspace(0, len(rows) - 1, _NUM_EXAMPLES + 2).astype(np.int64)[1:-1]]
+    ids, distances = table.read(chosen)
+    for row, text, own_ids, own_distances in zip(chosen, queries.texts(chosen), ids, distances, strict=True):
+        [document] = queries.documents(np.array([row]))
+        found = own_ids >= 0
+        metric = view.snapshot.entry("space", table.entry["space"])["metric"]
+        neighbours = _neighbours_of(view, own_ids[found], scores(own_distances[found], metric))
+        yield DemoExample(document["doc_id"] if document else "", text, tuple(neighbours))
+
+
+def _neighbours_of(view: View, ids: Int64Array, values: Float32Array) -> Iterator[DemoNeighbour]:
+    texts, continuations = view.chunks.texts(ids), view.chunks.texts(view.chunks.continuation(ids))
+    for document, score, text, continuation in zip(
+        view.chunks.documents(ids), values.tolist(), texts, continuations, strict=True
+    ):
+        yield DemoNeighbour(document["doc_id"] if document else "", score, text, continuation)

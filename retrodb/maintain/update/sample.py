@@ -1,0 +1,193 @@
+"""A look into an input before it is read: how many documents and chunks it holds, and what they look like."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
+
+import numpy as np
+
+from retrodb.config import IngestParams
+from retrodb.corpus.chunking import chunk_documents
+from retrodb.corpus.document import TEXT_NAMES, Document, Reject
+from retrodb.corpus.readers import read_split
+from retrodb.corpus.readers.arrow import num_rows
+from retrodb.corpus.split import InputFile, Split
+from retrodb.corpus.streams import InputStream
+from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.errors import InputError
+from retrodb.stages.ingest.read_tasks import fields_of, limits_of
+
+NUM_PREVIEWS = 5
+_FILES, _DOCUMENTS, _CHARS = 64, 512, 4 << 20  # of the sample at most: about a second of one core
+_HEAD_BYTES = 1 << 20  # decompressed, to see how far a file expands
+_BEGINNING = 200
+_RECORD_FORMATS = ("jsonl", "json", "dolma", "parquet", "hf-arrow", "csv", "tsv")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A document as it would be taken in."""
+
+    doc_id: str | None  # None: it gets one of its content
+    text_field: str  # which field was taken as the text; a format without fields names itself
+    metadata: str  # JSON
+    beginning: str  # of the text
+    value: str | None  # beginning of the value of a key-value document
+
+
+@dataclass(frozen=True)
+class InputSample:
+    """What some of the documents say about all of them."""
+
+    files: int
+    size_bytes: int  # of all files, as stored
+    documents: int  # in all files, estimated
+    text_bytes: int  # in all files, estimated
+    chunks: int  # in all files, estimated
+    read_s: float  # that one process takes to read and tokenize them, at the sample's rate
+    is_whole: bool  # the sample is the input: these are no estimates
+    previews: tuple[Preview, ...]
+    texts: tuple[str, ...]  # of chunks of the sample
+
+    def scaled(self, documents: int) -> InputSample:
+        """The estimate for so many of the documents."""
+        share = documents / self.documents if self.documents else 0.0
+        return replace(
+            self,
+            documents=documents,
+            text_bytes=round(self.text_bytes * share),
+            chunks=round(self.chunks * share),
+            read_s=self.read_s * share,
+            is_whole=self.is_whole and share == 1,
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first documents of a file."""
+
+    file: InputFile
+    documents: list[Document]
+    stored_bytes: int  # of the file, that they take
+    is_whole: bool  # there are no more
+    refused: Reject | None  # the first
+
+
+def sample_inputs(
+    files: Sequence[InputFile], params: IngestParams, tokenizer: Tokenizer, chunk_tokens: int
+) -> InputSample:
+    """Read and cut a few documents of files that are spread over the input.
+
+    Raises:
+        InputError: when there is no document in the sample, with the first refusal's reason.
+    """
+    import pyarrow as pa
+
+    started = time.perf_counter()
+    heads = read_heads(files, params)
+    read_s = time.perf_counter() - started
+    documents = [document for head in heads for document in head.documents]
+    texts = pa.array([document.text for document in documents], pa.large_string())
+    values = pa.array([document.value for document in documents], pa.large_string())
+    chunk_documents(texts[:1], values[:1], tokenizer, chunk_tokens)  # the first text is slow
+    started = time.perf_counter()
+    chunks = chunk_documents(texts, values, tokenizer, chunk_tokens)
+    read_s += time.perf_counter() - started
+    size_bytes = sum(file.size_bytes for file in files)
+    are_whole = all(head.is_whole for head in heads)
+    is_whole = are_whole and len(heads) == len(files)
+    scale = 1.0 if is_whole else max(1.0, size_bytes / sum(head.stored_bytes for head in heads))
+    return InputSample(
+        files=len(files),
+        size_bytes=size_bytes,
+        # Of small files the number says more than their bytes: a few long ones in the sample would make documents few.
+        documents=round(len(documents) * (len(files) / len(heads) if are_whole else scale)),
+        text_bytes=round(sum(len((d.text + (d.value or "")).encode()) for d in documents) * scale),
+        chunks=round(len(chunks.document) * scale),
+        read_s=read_s * scale,
+        is_whole=is_whole,
+        previews=tuple(_previews(heads, params)),
+        texts=tuple(chunks.text.to_pylist()),
+    )
+
+
+def read_heads(files: Sequence[InputFile], params: IngestParams) -> list[Head]:
+    """The first documents of files that are spread over the input.
+
+    Raises:
+        InputError: when there is none, with the first refusal's reason.
+    """
+    chosen = sorted(set(np.linspace(0, len(files) - 1, min(len(files), _FILES)).astype(int).tolist()))
+    heads = [_read_head(files[index], params, len(chosen)) for index in chosen]
+    if any(head.documents for head in heads):
+        return heads
+    refused = next((head.refused for head in heads if head.refused), None)
+    raise InputError(
+        f"no document in a sample of the files{f' ({refused.reason})' if refused else ''}",
+        where=f"{refused.path}, {refused.place}" if refused else files[0].path,
+        remedy="Look at the files; --format, --text-field and --id-field say how they are read.",
+    )
+
+
+def _read_head(file: InputFile, params: IngestParams, num_files: int) -> Head:
+    documents: list[Document] = []
+    refused: Reject | None = None
+    chars = 0
+    for records, record in enumerate(read_split(Split((file,)), fields_of(params), limits_of(params))):
+        if len(documents) * num_files >= _DOCUMENTS or chars * num_files >= _CHARS:
+            return Head(file, documents, _stored_bytes(file, records, record.place, documents), False, refused)
+        if isinstance(record, Document):
+            documents.append(record)
+            chars += len(record.text) + len(record.value or "")
+        else:
+            refused = refused or record
+    return Head(file, documents, file.size_bytes, True, refused)
+
+
+def _stored_bytes(file: InputFile, records: int, next_place: str, documents: list[Document]) -> int:
+    """About how many bytes of a file its first records take, given the place of the one after them."""
+    if file.format == "parquet" and not file.is_tar and (rows := num_rows(file.path)):
+        return max(1, file.size_bytes * records // rows)
+    unit, _, number = next_place.partition(" ")
+    if unit == "byte" and not file.is_tar:
+        size = int(number)
+    else:
+        size = sum(len(d.text.encode()) + len((d.value or "").encode()) + len(d.metadata) for d in documents)
+    return min(max(1, round(size * _stored_share(file))), file.size_bytes)
+
+
+def _stored_share(file: InputFile) -> float:
+    """Stored bytes for one byte that a reader sees, in the file's beginning."""
+    if file.compression == "none":
+        return 1.0
+    with open(file.path, "rb") as source, InputStream(source, file.compression, file.path) as stream:
+        seen = len(stream.read(_HEAD_BYTES))
+        return source.tell() / max(seen, 1)
+
+
+def _previews(heads: Sequence[Head], params: IngestParams) -> Iterator[Preview]:
+    """Documents of as many files as there are; then of the first ones."""
+    turns = zip_longest(*(head.documents[:NUM_PREVIEWS] for head in heads))
+    pairs = ((head, document) for turn in turns for head, document in zip(heads, turn, strict=True) if document)
+    for head, document in islice(pairs, NUM_PREVIEWS):
+        yield Preview(
+            doc_id=document.doc_id,
+            text_field=_text_field(head.file, params),
+            metadata=document.metadata.decode(),
+            beginning=document.text[:_BEGINNING],
+            value=None if document.value is None else document.value[:_BEGINNING],
+        )
+
+
+def _text_field(file: InputFile, params: IngestParams) -> str:
+    """The field that was taken as the text of a file's first record."""
+    if params.key_field or params.text_field or file.format not in _RECORD_FORMATS:
+        return params.key_field or params.text_field or file.format
+    for name in TEXT_NAMES:
+        first = next(read_split(Split((file,)), replace(fields_of(params), text=name), limits_of(params)), None)
+        if first is not None and not (isinstance(first, Reject) and first.reason == "no-text-field"):
+            return name
+    return "?"

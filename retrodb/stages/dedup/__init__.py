@@ -1,0 +1,1 @@
+"""Stage dedup: what overlaps the test sets or other documents is found, reported and deleted."""

@@ -1,0 +1,1 @@
+"""Stages tag, filter and undelete: documents are scored, deleted for a reason, and brought back."""

@@ -1,0 +1,1 @@
+"""Stage embed: every chunk gets its vector in a space."""

@@ -1,0 +1,1 @@
+"""Stage index: vectors become index parts that share one codebook."""

@@ -1,0 +1,163 @@
+"""The index parts of a space as a snapshot sees them: what `search` and `neighbours` look through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrodb.ann.codebook import Codebook, load_codebook
+from retrodb.ann.exclusion import ExclusionKeys
+from retrodb.ann.part import open_part
+from retrodb.ann.rerank import LivePart
+from retrodb.errors import DamagedFileError, MismatchError, MissingStep
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
+from retrodb.format.kinds import path_of
+from retrodb.format.records import FileRecord
+from retrodb.format.rows import RowSet
+from retrodb.stages.dedup.clusters import cluster_keys
+from retrodb.view.coverage import Coverage
+from retrodb.view.view import View
+
+EXCLUSIONS = ("document", "sequence", "content", "cluster")
+"""Kinds of exclusion keys that database rows carry; a query's training sequence is a set of `document` keys."""
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """The files of one index part; all cover the same rows."""
+
+    folder: str
+    records: tuple[FileRecord, ...]
+
+    @property
+    def span(self) -> FileRecord:
+        """Any of the records: they share range and bitmap."""
+        return self.records[0]
+
+
+def parts_of(view: View, space: str) -> list[PartFiles]:
+    """The parts of a space, by ascending first chunk."""
+    folders: dict[str, list[FileRecord]] = {}
+    for record in view.manifest.files("parts", space):
+        folders.setdefault(record.path.rpartition("/")[0], []).append(record)
+    parts = [PartFiles(folder, tuple(records)) for folder, records in folders.items()]
+    return sorted(parts, key=lambda part: (part.span.first_chunk, part.folder))
+
+
+def open_codebook(view: View, space: str) -> Codebook:
+    """The codebook of a space, opened after its digest was compared.
+
+    Raises:
+        MissingStep: when the space has no index, or is not embedded.
+        MismatchError: when the space was embedded anew since.
+    """
+    own = view.snapshot.entry("space", space)
+    if own is None:
+        raise MissingStep(f"space '{space}' has no vectors", remedy="Run 'retrodb embed' first.")
+    entry = view.snapshot.entry("index", space)
+    if entry is None:
+        raise MissingStep(f"space '{space}' has no index", remedy="Run 'retrodb index' first.")
+    if entry.get("fingerprint", own["fingerprint"]) != own["fingerprint"]:
+        raise MismatchError(
+            f"the index of space '{space}' is of other vectors than the space has now",
+            remedy="Run 'retrodb index --retrain'.",
+        )
+    path = path_of("codebooks", name=space, digest=entry["codebook"])
+    [record] = [record for record in view.manifest.files("codebooks", space) if record.path == path]
+    return load_codebook(view.files.open(record).read_bytes())
+
+
+def missing_rows(view: View, space: str, parts: Sequence[PartFiles]) -> list[tuple[FileRecord, RowSet]]:
+    """The files of vectors with wanted rows that no part holds, each with these rows of its range."""
+    covered = Coverage([part.span for part in parts])
+    missing = []
+    for record in view.manifest.files("vectors", space):
+        span = record.first_chunk, record.num_chunks
+        if any((p.first_chunk, p.num_chunks, p.rows) == (*span, record.rows) for p in covered.overlapping(*span)):
+            continue  # as it was added: no need to look at rows
+        mask = record.row_set.mask & ~covered.covered_mask(*span)
+        if mask.any() and (mask := mask & view.embeddable_mask(*span)).any():
+            missing.append((record, RowSet.from_mask(mask)))
+    return missing
+
+
+def live_parts(
+    view: View,
+    space: str,
+    *,
+    kinds: Sequence[str] = (),
+    source: str | None = None,
+    documents: Int64Array | None = None,
+) -> list[LivePart]:
+    """Every part with its live rows, and the exclusion keys of the kinds that a search needs.
+
+    Args:
+        source: restricts the database side to one source.
+        documents: restricts it to the documents that begin at these ids (ascending), as `documents_where` gives them.
+    """
+    parts = []
+    held = 0  # one past the ids of the parts before
+    for number, files in enumerate(all_files := parts_of(view, space)):
+        folder = _verified_folder(view, files)
+        ids = files.span.first_chunk + files.span.row_set.present
+        allowed = _allowed(view, ids, source, documents)
+        if files.span.first_chunk < held:  # a row that several parts hold is found in the first of them
+            before = Coverage([part.span for part in all_files[:number]])
+            allowed &= ~before.covered_mask(files.span.first_chunk, files.span.num_chunks)[ids - files.span.first_chunk]
+        held = max(held, files.span.first_chunk + files.span.num_chunks)
+        part = open_part(folder)
+        parts.append(
+            LivePart(
+                part=part,
+                ids_N=ids,
+                fetch=_Fetch(view, space, ids),
+                allowed_N=None if allowed.all() else allowed,
+                keys={kind: database_keys(view, kind, ids) for kind in kinds},
+            )
+        )
+    return parts
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Vectors by part-local rows."""
+
+    view: View
+    space: str
+    ids: Int64Array
+
+    def __call__(self, rows: Int64Array) -> AnyArray:
+        return self.view.vectors(self.space, self.ids[rows])
+
+
+def database_keys(view: View, kind: str, ids: Int64Array) -> ExclusionKeys:
+    """(Q,) exclusion keys of database chunks: of their document, of its text, or of its cluster of near-duplicates."""
+    if kind == "cluster":
+        return cluster_keys(view, ids)
+    return view.chunks.content_keys(ids) if kind == "content" else view.chunks.document_ids(ids)
+
+
+def _allowed(view: View, ids: Int64Array, source: str | None, documents: Int64Array | None) -> BoolArray:
+    if not len(ids):
+        return np.zeros(0, dtype=bool)
+    first, count = int(ids[0]), int(ids[-1] - ids[0]) + 1
+    mask = view.embeddable_mask(first, count)[ids - first]
+    if source is not None:
+        index, _ = view.shards.locate(ids)
+        mask &= np.array([name == source for name in view.shards.source] + [False])[index]
+    if documents is not None:
+        mask &= np.isin(view.chunks.document_ids(ids), documents)
+    return mask
+
+
+def _verified_folder(view: View, files: PartFiles) -> Path:
+    """The local folder of a part after every file in it was verified."""
+    try:
+        paths = [view.files.open(record) for record in files.records]
+    except DamagedFileError as error:
+        remedy = "Run 'retrodb check --repair', or 'retrodb index --retrain', which makes the index anew."
+        raise type(error)(error.what, where=error.where, remedy=remedy) from error
+    return paths[0].parent

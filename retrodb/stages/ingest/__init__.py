@@ -1,0 +1,1 @@
+"""Stage ingest: files -> documents of one source -> shards."""

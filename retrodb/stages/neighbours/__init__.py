@@ -1,0 +1,1 @@
+"""Stage neighbours: tables of every row's nearest chunks, and their repair."""

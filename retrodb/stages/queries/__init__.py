@@ -1,0 +1,1 @@
+"""Stage queries: training sets whose chunks want neighbours."""

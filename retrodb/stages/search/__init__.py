@@ -1,0 +1,1 @@
+"""Search: the chunks nearest to a text or a vector."""

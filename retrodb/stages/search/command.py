@@ -1,0 +1,199 @@
+"""Search: the nearest live chunks of texts or vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from retrodb.ann.codebook import Codebook
+from retrodb.ann.metric import scores
+from retrodb.ann.rerank import LivePart
+from retrodb.ann.search import search
+from retrodb.config import EmbedParams, from_mapping
+from retrodb.errors import MissingStep, UsageError
+from retrodb.format.arrays import Float32Array, Int64Array
+from retrodb.stages.index.live_parts import live_parts, missing_rows, open_codebook, parts_of
+from retrodb.stages.index.operating_point import default_nprobe, stored_point
+from retrodb.view.view import View
+from retrodb.view.where import documents_where
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """One chunk near a query."""
+
+    score: float  # inner product, larger is nearer; or squared distance, smaller is nearer: as the space's metric says
+    chunk_id: int
+    doc_id: str
+    source: str
+    position: int  # of the chunk in its document, from 0
+    text: str
+    continuation: str  # the next chunk of the document; the whole value of a key-value document; "" without
+    metadata: dict[str, Any]
+    query: int = 0  # which query, from 0
+    rank: int = 0  # among the query's hits, from 0
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """A space of one snapshot, opened for any number of searches."""
+
+    view: View
+    space: str
+    codebook: Codebook
+    parts: list[LivePart]  # only with rows that may be found
+
+    @staticmethod
+    def open(view: View, *, space: str | None = None, source: str | None = None, where: str | None = None) -> Searcher:
+        """Open the index of a space; source and condition act inside every search.
+
+        Args:
+            source: only chunks of this source.
+            where: only chunks of documents that this SQL condition chooses, see `documents_where`.
+
+        Raises:
+            MissingStep: when the space is not embedded or not indexed.
+            UsageError: for a source or a condition that cannot be meant.
+            DamagedFileError: for a file of the index that is missing or damaged.
+        """
+        if source is not None and source not in view.shards.source:
+            have = ", ".join(sorted(set(view.shards.source)))
+            raise UsageError(f"no source '{source}'", remedy=f"There are: {have}.")
+        name = space or view.snapshot.default_space
+        codebook = open_codebook(view, name)
+        documents = None if where is None else documents_where(view, where)
+        return Searcher(view, name, codebook, live_parts(view, name, source=source, documents=documents))
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks that may be found."""
+        return sum(part.num_allowed for part in self.parts)
+
+    def notes(self, k: int) -> list[str]:
+        """What a user who asks for k hits should know."""
+        notes = []
+        if self.num_chunks < k:
+            notes.append(f"{self.num_chunks:,} live chunks may be found, so there are fewer than {k:,} hits")
+        missing = missing_rows(self.view, self.space, parts_of(self.view, self.space))
+        if missing:
+            count = sum(len(rows) for _, rows in missing)
+            notes.append(
+                f"{count:,} chunks are embedded and not yet indexed, so they are not found: run 'retrodb index'"
+            )
+        return notes
+
+    def arrays(
+        self,
+        queries: Sequence[str] | Float32Array,
+        k: int,
+        *,
+        nprobe: int | None = None,
+        recall: float | None = None,
+        device: str = "auto",
+        threads: int = 1,
+    ) -> tuple[Int64Array, Float32Array]:
+        """Ids (Q, k) int64 and scores (Q, k) float32 of the nearest chunks, nearest first; -1 and an infinite score where
+        there are no more.
+
+        Args:
+            queries: texts, which the space's own encoder encodes, or vectors (Q, D).
+            nprobe: lists to look through.
+            recall: takes the lists that were measured for this recall instead; without both, the point stored last.
+
+        Raises:
+            MismatchError: for vectors of another dimension, or an encoder that is not the space's.
+            InputError: for NaN in a vector; names the row.
+            UsageError: for a k, a number of lists or a recall that cannot be meant.
+            MissingStep: when no operating point is stored for the recall.
+        """
+        if k < 1:
+            raise UsageError(f"k of {k}", remedy="Ask for at least one result.")
+        probes = self._nprobe(nprobe, recall)
+        vectors = queries if isinstance(queries, np.ndarray) else self.encode(queries, device)
+        width = min(k, self.num_chunks)
+        ids = np.full((len(vectors), k), -1, dtype=np.int64)
+        distances = np.full((len(vectors), k), np.inf, dtype=np.float32)
+        if width:
+            found = search(vectors, self.parts, self.codebook, width, probes, threads=threads)
+            ids[:, :width], distances[:, :width] = found
+        return ids, scores(distances, self.codebook.metric)
+
+    def hits(self, queries: Sequence[str] | Float32Array, k: int, **options: Any) -> list[list[SearchHit]]:
+        """At most k hits for each query, with their texts. Options are those of `arrays`."""
+        ids, values = self.arrays(queries, k, **options)
+        return [_hits(self.view, number, *pair) for number, pair in enumerate(zip(ids, values, strict=True))]
+
+    def _nprobe(self, nprobe: int | None, recall: float | None) -> int:
+        num_lists = self.codebook.num_lists
+        if nprobe is not None and recall is not None:
+            raise UsageError("both a number of lists and a recall are given", remedy="Give one of them.")
+        if nprobe is not None:
+            if not 1 <= nprobe <= num_lists:
+                raise UsageError(
+                    f"nprobe of {nprobe}", remedy=f"The index of space '{self.space}' has {num_lists} lists."
+                )
+            return nprobe
+        if recall is not None and not 0 < recall <= 1:
+            raise UsageError(f"recall of {recall}", remedy="Give a share above 0 and up to 1.")
+        point = stored_point(self.view, self.space, recall)
+        if point is None and recall is not None and recall < 1 and num_lists > 1:
+            raise MissingStep(
+                f"no operating point for recall {recall} is stored for space '{self.space}'",
+                remedy=f"Run 'retrodb bench recall --target-recall {recall}' first, or give --nprobe.",
+            )
+        if recall == 1:
+            return num_lists
+        return min(point.nprobe or num_lists, num_lists) if point else default_nprobe(num_lists)
+
+    def encode(self, texts: Sequence[str], device: str = "auto") -> Float32Array:
+        """The vectors (Q, D) of texts, by the space's own encoder.
+
+        Raises:
+            MismatchError: when the encoder is not the space's any more.
+        """
+        from retrodb.stages.embed.command import check_identity
+        from retrodb.stages.embed.task import Hardware, load_encoder
+
+        entry = self.view.snapshot.entry("space", self.space)
+        if not texts:
+            return np.empty((0, entry["dimension"]), dtype=np.float32)
+        params = from_mapping(EmbedParams, entry["params"], where=f"space '{self.space}'")
+        encoder = load_encoder(params, Hardware(device=device))
+        check_identity(self.space, entry, encoder.identity)
+        return encoder.encode_queries([texts] if isinstance(texts, str) else list(texts))
+
+
+def _hits(view: View, query: int, ids: Int64Array, values: Float32Array) -> list[SearchHit]:
+    ids, values = ids[ids >= 0], values[ids >= 0]
+    documents = view.chunks.documents(ids)
+    hits: list[SearchHit] = []
+    for chunk, value, text, document in zip(
+        ids.tolist(), values.tolist(), view.chunks.texts(ids), documents, strict=True
+    ):
+        assert document is not None, "a live chunk has a document"
+        hit = SearchHit(
+            score=value,
+            chunk_id=chunk,
+            doc_id=document["doc_id"],
+            source=document["source"],
+            position=chunk - document["first_chunk"],
+            text=text,
+            continuation=_continuation(view, chunk, document),
+            metadata=orjson.loads(document["metadata"]),
+            query=query,
+            rank=len(hits),
+        )
+        hits.append(hit)
+    return hits
+
+
+def _continuation(view: View, chunk: int, document: dict[str, Any]) -> str:
+    """What follows a chunk: for a key the whole value, so that an answer is never cut off."""
+    first, keys, count = document["first_chunk"], document["num_key_chunks"], document["num_chunks"]
+    if not keys:
+        return view.chunks.texts(view.chunks.continuation(np.array([chunk])))[0]
+    return "".join(view.chunks.texts(np.arange(first + keys, first + count)))

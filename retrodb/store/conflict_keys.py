@@ -1,0 +1,142 @@
+"""What each command reads and writes, as far as other commits are concerned.
+
+Two commands get along when neither wrote what the other read; entry keys that a change sets are written by it as well. The
+matrix in `format/README.md` is this file, multiplied out, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+RESTORE = "restore"  # written by restore; read by what must not be laid over another past
+ROWS = "rows"  # which rows physically exist: written by compact, read by compact and undelete
+REVIVALS = "revivals"  # rows that came back to life: written by undelete, read by compact
+ANYTHING = "*"  # read by restore: every commit in between is a conflict
+
+
+@dataclass(frozen=True)
+class ConflictKeys:
+    """What a command reads and, besides its entries, writes."""
+
+    reads: frozenset[str]
+    writes: frozenset[str]
+
+    @property
+    def lock(self) -> str:
+        """The name of the advisory lock: two commands with the same reads do the same work."""
+        return "-".join(sorted(self.reads)) or "any"
+
+
+def _keys(reads: set[str], writes: set[str] | None = None) -> ConflictKeys:
+    return ConflictKeys(frozenset(reads), frozenset(writes or set()))
+
+
+def ingest(source: str, query_set: str | None = None) -> ConflictKeys:
+    """Adds shards of one source and supersedes documents of it; held-out documents are rows of a query set."""
+    own = {f"source/{source}"} | ({f"queries/{query_set}"} if query_set else set())
+    return _keys(own | {RESTORE}, own)
+
+
+def dedup(testset: str, *sources: str, revives: bool = False) -> ConflictKeys:
+    """Registers or applies a test set: tombstones, which unite, and screened ranges; or takes former ones back."""
+    return _with_undelete(_keys({f"testset/{testset}", RESTORE}, {f"testset/{testset}"}), revives, *sources)
+
+
+def near_duplicates() -> ConflictKeys:
+    """Tombstones of all but one document of a cluster; a document whose keeper went away may come back."""
+    return _with_undelete(_keys({"duplicates/near", RESTORE}, {"duplicates/near"}), True)
+
+
+def filtering() -> ConflictKeys:
+    """Tombstones by a decision of the user; tombstones unite."""
+    return _keys({RESTORE})
+
+
+def tag(attribute: str) -> ConflictKeys:
+    """Adds coverage of an attribute."""
+    return _keys({f"attribute/{attribute}"})
+
+
+def embed(space: str) -> ConflictKeys:
+    """Adds coverage of a space; creating the space sets its entry."""
+    return _keys({f"space/{space}"})
+
+
+def index(space: str) -> ConflictKeys:
+    """Adds parts under the codebook of a space; training one sets the index entry."""
+    return _keys({f"space/{space}", f"index/{space}"})
+
+
+def merge(space: str) -> ConflictKeys:
+    """Puts one index part in the place of several; they must still be there, under the same codebook."""
+    own = f"parts/{space}"
+    return _keys({f"space/{space}", f"index/{space}", own, RESTORE}, {own})
+
+
+def drop_space(space: str, tables: Sequence[str] = ()) -> ConflictKeys:
+    """Takes a space away, with the tables that rest on it."""
+    own = {f"space/{space}", f"index/{space}", *(f"table/{table}" for table in tables)}
+    return _keys(own | {"default/space"}, own)
+
+
+def default_space(space: str) -> ConflictKeys:
+    """Names another default space; that one must not be dropped meanwhile."""
+    return _keys({"default/space", f"space/{space}"}, {"default/space"})
+
+
+def queries(name: str) -> ConflictKeys:
+    """Registers a query set."""
+    return _keys({f"queries/{name}"}, {f"queries/{name}"})
+
+
+def neighbours(table: str, space: str | None = None) -> ConflictKeys:
+    """Writes one neighbour table over a space; that one must not be dropped meanwhile."""
+    own = f"table/{table}"
+    return _keys({own, RESTORE} | ({f"space/{space}"} if space else set()), {own})
+
+
+def edit(table: str) -> ConflictKeys:
+    """Bans or pins neighbours of one table."""
+    return _keys({f"edits/{table}", RESTORE}, {f"edits/{table}"})
+
+
+def operating_point(space: str) -> ConflictKeys:
+    """Sets the index entry of a space, for the codebook that it was measured with."""
+    return _keys({f"index/{space}"})
+
+
+def undelete(*sources: str) -> ConflictKeys:
+    """Takes a reason away: needs the rows to exist still. Files of some sources may have to be read again."""
+    own = {f"source/{source}" for source in sources}
+    return _keys({ROWS, RESTORE, *own}, {REVIVALS, *own})
+
+
+def _with_undelete(own: ConflictKeys, revives: bool, *sources: str) -> ConflictKeys:
+    more = undelete(*sources) if revives else _keys(set())
+    return ConflictKeys(own.reads | more.reads, own.writes | more.writes)
+
+
+def compact(*entries: str) -> ConflictKeys:
+    """Rewrites files without their deleted rows; reads the entries of spaces, attributes and query sets that have some."""
+    return _keys({ROWS, REVIVALS, RESTORE, *entries}, {ROWS})
+
+
+def restore() -> ConflictKeys:
+    """Makes an older state the newest; entries that it changes are written too."""
+    return _keys({ANYTHING}, {RESTORE, ROWS, REVIVALS})
+
+
+def pin(name: str) -> ConflictKeys:
+    """Names a snapshot that collection has to keep."""
+    return _keys({f"pin/{name}"}, {f"pin/{name}"})
+
+
+def export(name: str) -> ConflictKeys:
+    """Registers an export; what it was made from may change, a refresh tells."""
+    return _keys({f"export/{name}"})
+
+
+def conflicts(reads: frozenset[str], writes: frozenset[str]) -> frozenset[str]:
+    """What keeps a change that read `reads` from being rebased over one that wrote `writes`."""
+    return frozenset({ANYTHING}) if ANYTHING in reads else reads & writes

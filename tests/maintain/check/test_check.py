@@ -1,0 +1,173 @@
+"""Check lists all damage, of every kind of file, and never raises for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import retrodb
+from retrodb.corpus.train import train_byte_bpe
+from retrodb.database import Database
+from retrodb.engine.progress import Progress
+from retrodb.errors import DamagedFileError
+from retrodb.format.arrays import save_array
+from retrodb.format.records import OP_DROP_FILE, DropRecord
+from retrodb.maintain.check.command import run_check
+from retrodb.store import conflict_keys
+from retrodb.store.commit import Change, commit
+from retrodb.store.publish import publish
+from retrodb.view.view import View
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Database:
+    records = [{"id": str(n), "text": f"Sentence {n} is not much like the others. " * 3} for n in range(9)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    train_byte_bpe(record["text"] for record in records).save(tmp_path / "tokenizer.json")
+    db = retrodb.create(
+        tmp_path / "db", tokenizer=str(tmp_path / "tokenizer.json"), chunk_tokens=16, encoder="hashing:8"
+    )
+    db.ingest([tmp_path / "in.jsonl"], source="s", holdout=0.3)
+    db.embed()
+    return db
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def damaged(view: View, *, read_data: bool) -> dict[str, str]:
+    """Path -> fault, each with a remedy."""
+    result = run_check(view, Progress(), read_data=read_data)
+    assert all(each.remedy for each in result.damaged)
+    return {each.path: each.what for each in result.damaged}
+
+
+def test_a_bit_in_any_live_file_is_found_by_reading_and_only_then(db: Database) -> None:
+    view = db.view()
+    paths = [record.path for record in view.manifest.all_files()]
+    assert {path.partition("/")[0] for path in paths} >= {"retrodb.toml", "documents", "chunks", "tokens", "vectors"}
+    assert damaged(view, read_data=True) == {}
+    for path in paths:
+        flip(Path(db.path) / path)
+    assert damaged(view, read_data=False) == {}
+    found = damaged(view, read_data=True)
+    assert list(found) == paths
+    assert all("checksum mismatch" in what for what in found.values())
+
+
+def test_missing_and_short_files_are_found_without_reading(db: Database) -> None:
+    view = db.view()
+    first, second = (record.path for record in view.manifest.files("chunks") + view.manifest.files("vectors"))
+    (Path(db.path) / first).unlink()
+    with (Path(db.path) / second).open("ab") as file:
+        file.write(b"more")
+    found = damaged(view, read_data=False)
+    assert found.keys() == {first, second}
+    assert "missing" in found[first]
+    assert "bytes instead of" in found[second]
+
+
+def test_damaged_snapshots_and_segments_do_not_hide_the_rest(db: Database) -> None:
+    view = db.view()
+    root = Path(db.path)
+    [segment] = view.snapshot.segments
+    flip(root / "snapshots" / f"{1:020d}.json")
+    flip(root / "manifests" / f"{segment.digest}.parquet")
+    found = damaged(view, read_data=False)
+    assert found.keys() == {f"snapshots/{1:020d}.json", f"manifests/{segment.digest}.parquet"}
+
+
+def test_files_of_an_older_snapshot_are_checked_as_of_it(db: Database) -> None:
+    vectors = db.view().manifest.files("vectors")[0].path
+    (Path(db.path) / vectors).unlink()
+    assert {each.path for each in db.check().damaged} == {vectors}
+    assert db.check(as_of=1).damaged == ()
+
+
+def test_behind_a_damaged_head_older_versions_still_open(db: Database) -> None:
+    head = db.snapshots()[-1].snapshot
+    flip(Path(db.path) / "snapshots" / f"{head:020d}.json")
+    again = retrodb.open(db.path)
+    with pytest.raises(DamagedFileError, match="--as-of"):
+        again.stats()
+    assert again.stats(as_of=head - 1).documents == db.stats(as_of=head - 1).documents
+    assert [each.path for each in again.check(as_of=head - 1).damaged] == [f"snapshots/{head:020d}.json"]
+
+
+def test_parts_of_the_bytes_are_read_in_turn_until_all_were_read(db: Database) -> None:
+    whole = db.check(read_data=True)
+    assert whole.read_bytes == whole.size_bytes
+    total = sum(db.check(read_data=True, subset=0.2).read_bytes for _ in range(5))
+    assert total >= whole.size_bytes
+    paths = [record.path for record in db.view().manifest.files("vectors")]
+    flip(Path(db.path) / paths[0])
+    found = [db.check(read_data=True, subset=0.2) for _ in range(6)]
+    assert {each.path for result in found for each in result.damaged} == {paths[0]}
+    assert any(not result.damaged for result in found)
+
+
+def test_a_check_out_of_time_goes_on_where_it_stopped(db: Database) -> None:
+    files = len(db.view().manifest.all_files())
+    read = [db.check(read_data=True, max_duration_s=0).read_bytes for _ in range(files)]
+    assert sum(read) == db.check().size_bytes
+    assert db.check(read_data=True, max_duration_s=600).read_bytes == db.check().size_bytes
+    (Path(db.path) / "check.json").write_bytes(b"torn")
+    assert db.check(read_data=True, max_duration_s=0).read_bytes > 0
+
+
+def test_snapshots_that_are_gone_are_missed(db: Database) -> None:
+    root, head = Path(db.path), db.snapshots()[-1].snapshot
+    (root / "snapshots" / f"{1:020d}.json").unlink()
+    [gone] = db.check().damaged
+    assert gone.path == f"snapshots/{1:020d}.json"
+    [segment] = db.view().snapshot.segments
+    (root / "snapshots" / f"{head:020d}.json").unlink()
+    named = {each.path: each.what for each in retrodb.open(root).check().damaged}
+    assert named.keys() == {gone.path, f"manifests/{segment.digest}.parquet"}
+    assert "no snapshot names it" in named[f"manifests/{segment.digest}.parquet"]
+
+
+def test_what_expired_after_a_restored_snapshot_is_not_missed(db: Database) -> None:
+    head = db.snapshots()[-1].snapshot
+    db.pin(head, name="run")
+    for _ in range(2):
+        db.filter(where="true", reason="all")
+        db.undelete(reason="all")
+    db.gc(keep_snapshots=1, grace=timedelta(0))
+    db.restore(head)
+    assert db.view().snapshot.segments == db.view(head).snapshot.segments
+    assert db.check(read_data=True).damaged == ()
+
+
+def test_a_snapshot_in_the_place_of_another_is_damage(db: Database) -> None:
+    root = Path(db.path) / "snapshots"
+    (root / f"{1:020d}.json").write_bytes((root / f"{0:020d}.json").read_bytes())
+    [damage] = db.check().damaged
+    assert (damage.path, damage.what) == (f"snapshots/{1:020d}.json", "holds snapshot 0")
+
+
+def test_files_that_do_not_agree_are_found_though_every_digest_is_right(db: Database) -> None:
+    """As a fault of the program would leave them: written so, and so in the manifest."""
+    view = db.view()
+    record = view.manifest.files("tokens")[0]
+    tokens = np.array(np.load(Path(db.path) / record.path))
+    tokens[0, 0] += 1
+    file = publish(view.storage, "tokens", "tokens/other.npy", partial(save_array, array=tokens), rows=record.row_set)
+    wrong = [replace(file, first_chunk=0), replace(view.manifest.files("vectors")[0], path="vectors/x", num_rows=7)]
+    change = Change(
+        transaction="x", command="x", arguments={}, clock="2026-01-01T00:00:00+00:00", conflict_keys=conflict_keys.filtering(),
+        files=wrong, drops=[DropRecord(OP_DROP_FILE, record.path)],
+    )  # fmt: skip
+    commit(view.storage, view.snapshot, change)
+    found = {each.path: each.what for each in db.check(read_data=True).damaged}
+    assert found["tokens/other.npy"] == "its tokens are not those of its chunks"
+    assert found.keys() == {"tokens/other.npy", "vectors/x"}

@@ -1,0 +1,316 @@
+"""A purge leaves nothing of a document, anywhere, and sees a copy of it wherever it lies."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+from faulty_storage import Crash, FaultyStorage
+from made_documents import made_text, write_documents
+
+from retrodb.corpus.chunking import chunk_documents
+from retrodb.database import Database
+from retrodb.engine.progress import Progress
+from retrodb.errors import UsageError
+from retrodb.format import schemas
+from retrodb.format.arrays import AnyArray, save_array
+from retrodb.format.parquet import write_table
+from retrodb.format.records import FileRecord
+from retrodb.format.snapshot import dump_snapshot
+from retrodb.maintain.purge.proof import run_proof
+from retrodb.maintain.purge.targets import find_targets
+from retrodb.maintain.purge.traces import Traces, string_values, traces_of
+from retrodb.store.storage import LocalStorage
+
+Make = Callable[..., Database]
+
+GONE, TEXT = "gone-1", made_text(5000, 150)
+
+
+def built(make: Make, tmp_path: Path) -> Database:
+    """Two shards, every stage, a test set; the document to purge stands in the first shard."""
+    database = make({})
+    for shard in range(2):
+        documents = {f"{shard}-{n}": made_text(100 * shard + n, 60 + 70 * (n % 3)) for n in range(4)}
+        more = {GONE: TEXT} if shard == 0 else {}
+        database.ingest([write_documents(tmp_path / f"{shard}.jsonl", documents | more)], source="made")
+    database.dedup([write_documents(tmp_path / "exam.jsonl", {"x": made_text(9000, 60)})])
+    database.embed()
+    database.index()
+    database.neighbours(k=2, slack=1, exact=True)
+    database.near_duplicates()
+    return database
+
+
+def test_nothing_is_left_of_a_purged_document(make_database: Make, tmp_path: Path) -> None:
+    database = built(make_database, tmp_path)
+    before = database.stats()
+    result = database.purge([GONE])
+    assert result.proof is not None
+    assert result.proof.left == ()
+    assert result.is_clean
+    assert result.proof.looked_for["shingle"] == 150 - 12
+    assert all(result.proof.looked_for[kind] and result.proof.looked_through[kind] for kind in result.proof.looked_for)
+    stats = database.stats()
+    assert stats.documents == before.documents - 1
+    assert database.check(read_data=True).damaged == ()
+    assert GONE not in [hit.doc_id for hit in database.search([TEXT], k=5)[0]]
+    again = database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[])
+    assert (again.added, again.unchanged) == (0, 5), "what was purged never comes back"
+    changed = write_documents(tmp_path / "changed.jsonl", {GONE: TEXT + " more"})
+    assert database.ingest([changed], source="made").added == 0
+
+
+def test_a_copy_planted_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path) -> None:
+    database = built(make_database, tmp_path)
+    before = Path(shutil.copytree(database.path, tmp_path / "before"))
+    view = database.view()
+    targets = find_targets(view, [GONE])
+    own = traces_of(view, "", targets.ids(""))
+    names = Traces.of({"id": [string_values(targets.strings)], "key": [targets.keys["key_hi"]]})
+    traces = Traces.from_arrays([own.to_array(), names.to_array()])
+    held = [r for r in view.manifest.all_files() if r.first_chunk == 0 and r.kind in COPIED]
+    assert {record.kind for record in held} == set(COPIED)
+    assert database.purge([GONE]).is_clean
+
+    def left() -> set[str]:
+        return {e.path for e in run_proof(database.view(), traces, set(targets.strings), Progress()).left}
+
+    assert left() == set()
+    planted = 0
+    for path, plant in [*_copies(before, held), *_made(database)]:
+        target = Path(database.path) / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        plant(target)
+        assert any(found.startswith(path) for found in left()), path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        planted += 1
+    assert planted == 18
+    assert left() == set()
+
+
+COPIED = ("documents", "chunks", "tokens", "hashes", "ids", "vectors", "parts")
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,SQ8", "IVF4,RaBitQ", "IVF4,RaBitQfs"])
+def test_its_codes_in_an_index_file_alone_are_found(factory: str, make_database: Make, tmp_path: Path) -> None:
+    database = make_database({GONE: TEXT} | {str(n): made_text(n, 400) for n in range(60)})
+    database.embed()
+    assert database.index(factory=factory).factory == factory
+    view = database.view()
+    targets = find_targets(view, [GONE])
+    traces = traces_of(view, "", targets.ids(""))
+    [record] = [r for r in view.manifest.files("parts") if r.path.endswith("/index.faiss")]
+    before = (Path(database.path) / record.path).read_bytes()
+    assert database.purge([GONE]).is_clean
+    target = Path(database.path) / record.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(before)
+    [left] = run_proof(database.view(), traces, set(), Progress()).left
+    assert (left.path, left.place[:5], left.what) == (record.path, "index", "vector")
+    assert left.count > 0
+    target.unlink()
+    assert run_proof(database.view(), traces, set(), Progress()).left == ()
+
+
+def _copies(before: Path, held: list[FileRecord]) -> Iterator[tuple[str, Callable[[Path], Any]]]:
+    """Files of the time before, where they were."""
+    for path in sorted({r.path.rpartition("/")[0] if r.kind == "parts" else r.path for r in held}):
+        is_folder = (before / path).is_dir()
+        yield (
+            path,
+            partial(shutil.copytree, before / path, dirs_exist_ok=True)
+            if is_folder
+            else partial(shutil.copy, before / path),
+        )
+
+
+def _made(database: Database) -> Iterator[tuple[str, Callable[[Path], Any]]]:
+    """Files of other kinds that quote or name the document."""
+
+    def table(schema: pa.Schema, **values: Any) -> Callable[[Path], None]:
+        row = {field.name: values.get(field.name, _nothing(field.type)) for field in schema}
+        return lambda path: write_table(path, pa.Table.from_pylist([row], schema=schema))
+
+    quote = TEXT[300:500]
+    spool = pa.table({"doc_id": ["other"], "text": [f"and so {quote}"]})
+    yield "reports/x.parquet", table(schemas.LEAK_REPORT, source="made", doc_id=GONE)
+    yield "rejects/x.parquet", table(schemas.REJECTS, excerpt=quote)
+    yield "inputs/made/x.parquet", table(schemas.INPUTS, path=f"/somewhere/{GONE}")
+    yield "testsets/t/x/items.parquet", table(pa.schema([("id", pa.string()), ("text", pa.large_string())]), text=quote)
+    yield "queries/q/x/tokens.npy", lambda path: save_array(path, _tokens(database))
+    yield "runs/x/plan.json", lambda path: path.write_bytes(orjson.dumps({"where": f"doc_id = '{GONE}'"}))
+    yield "runs/x/tasks/t.json", lambda path: path.write_bytes(orjson.dumps({"result": {"excerpt": quote}}))
+    yield "runs/x/spool/a.arrow", lambda path: _write_arrow(path, spool)
+    yield "runs/x/spool/standard-input", lambda path: path.write_bytes(orjson.dumps({"id": "y", "text": quote}))
+    head = database.view().snapshot
+    named = replace(head, number=999, arguments={"doc_ids": [GONE]})
+    yield named.path, lambda path: path.write_bytes(dump_snapshot(named))
+    yield "tmp/left-behind.npy", lambda path: path.write_bytes(b"half of something")
+
+
+def _nothing(kind: pa.DataType) -> Any:
+    if pa.types.is_nested(kind):
+        return []
+    return "" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else False if kind == pa.bool_() else 0
+
+
+def _write_arrow(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _tokens(database: Database) -> AnyArray:
+    """What another program would write of a part of the text: a row of tokens that begins somewhere inside."""
+    from retrodb.stages.ingest.tokenize import load_tokenizer
+
+    tokenizer = load_tokenizer(database.path, database.view().settings.tokenizer_sha256)
+    chunks = chunk_documents(pa.array([TEXT], pa.large_string()), None, tokenizer, 64, num_threads=1)
+    return np.asarray(chunks.tokens[70:110])[None, :]
+
+
+def test_what_live_documents_share_with_it_stays_and_is_named(make_database: Make, tmp_path: Path) -> None:
+    database = make_database(
+        {GONE: TEXT, "copy": TEXT, "quotes": f"{made_text(1, 40)} {TEXT[:200]}", "x": made_text(2, 99)}
+    )
+    database.embed()
+    database.index()
+    result = database.purge([GONE])
+    assert result.proof is not None
+    assert result.proof.left == ()
+    assert result.proof.shared_documents == 2
+    assert [each.doc_id for each in result.proof.shared] == ["copy", "quotes"]
+    assert database.search([TEXT], k=1)[0][0].doc_id == "copy"
+
+
+def test_what_deleted_documents_share_with_it_goes_as_well(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({GONE: TEXT, "x": made_text(2, 99)})
+    others = {"copy": TEXT, "quotes": f"{made_text(1, 40)} {TEXT[:200]}"}
+    rest = {str(n): made_text(100 + n, 300) for n in range(20)}
+    database.ingest([write_documents(tmp_path / "more.jsonl", others | rest)], source="more")
+    database.embed()
+    database.index()
+    database.filter(doc_ids=list(others), reason="toxic")
+    result = database.purge([GONE])
+    assert result.proof is not None
+    assert (result.proof.left, result.proof.shared_documents) == ((), 0)
+    assert {name for [name] in database.sql("select doc_id from documents").rows} == {"x", *rest}
+    again = database.ingest([tmp_path / "more.jsonl"], source="more", metadata_fields=[])
+    assert again.added == 0, "what a filter keeps out stays out"
+    assert database.check(read_data=True).damaged == ()
+
+
+def test_pinned_snapshots_are_named_and_broken_only_when_asked(make_database: Make, tmp_path: Path) -> None:
+    database = built(make_database, tmp_path)
+    database.pin(2, name="training-7")
+    before = database.view().snapshot.number
+    with pytest.raises(UsageError, match=r"training-7 \(snapshot 2\).*--break-pins"):
+        database.purge([GONE])
+    assert database.view().snapshot.number == before
+    assert database.purge([GONE], dry_run=True).broken_pins == ("training-7",)
+    result = database.purge([GONE], break_pins=True)
+    assert result.is_clean
+    assert database.view().snapshot.names("pin") == []
+    with pytest.raises(UsageError, match="expired"):
+        database.view(2)
+    database.view(0)
+
+
+def test_a_test_set_that_quotes_it_is_named_and_changed_only_when_asked(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({GONE: TEXT, "x": made_text(2, 99)})
+    items = {"quote": TEXT[:250], "other": made_text(77, 50)}
+    database.dedup([write_documents(tmp_path / "exam.jsonl", items)], rule="containment>=0.9")
+    result = database.purge([GONE])
+    assert result.proof is not None
+    assert [each.path.split("/")[:2] for each in result.proof.left] == [["testsets", "exam"]]
+    assert not result.is_clean
+    result = database.purge([GONE], include_testsets=True)
+    assert result.is_clean, "the traces were kept"
+    [testset] = database.testsets()
+    assert (testset.items, testset.unscreened_shards) == (1, 0)
+
+
+def test_a_held_out_document_goes_with_its_item(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({})
+    documents = {str(n): made_text(n, 100) for n in range(12)}
+    database.ingest([write_documents(tmp_path / "1.jsonl", documents)], source="made", holdout=0.5)
+    held = database.view().query_set("heldout")
+    name = str(held.documents(np.array([0]))[0]["doc_id"])  # type: ignore[index]
+    database.embed()
+    result = database.purge([f"made/{name}"])
+    assert (result.documents, result.is_clean) == (1, True), result.proof
+    assert database.check().damaged == ()
+    assert database.testsets()[0].items == database.stats().query_sets[0].documents
+
+
+def test_documents_that_were_dropped_or_never_there(make_database: Make, tmp_path: Path) -> None:
+    database = built(make_database, tmp_path)
+    database.filter(doc_ids=[GONE], reason="toxic")
+    database.compact(min_deleted=0)
+    result = database.purge([GONE, "nobody"])
+    assert (result.documents, result.unknown, result.is_clean) == (1, ("nobody",), True)
+    assert database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[]).added == 0
+    with pytest.raises(UsageError, match="no documents to purge"):
+        database.purge([])
+    with pytest.raises(UsageError, match="no document has any of these names"):
+        database.purge(["nobody"])
+    assert database.gc(dry_run=True).open_runs == ()
+
+
+def test_a_snapshot_with_purged_documents_is_not_restored(make_database: Make, tmp_path: Path) -> None:
+    database = built(make_database, tmp_path)
+    database.purge([GONE])
+    with pytest.raises(UsageError, match="expired"):
+        database.restore(2)
+    head = database.view().snapshot.number
+    restored = database.restore(0)
+    assert restored.snapshot == head + 1
+    assert database.ingest([tmp_path / "0.jsonl"], source="made").added == 4, "and it stays out"
+
+
+SHARES = [0.3, 0.75, 0.9, *(pytest.param(at / 40, marks=pytest.mark.soak) for at in range(40))]
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_interrupted_anywhere_it_goes_on(share: float, make_database: Make, tmp_path: Path) -> None:
+    database = make_database({GONE: TEXT, "a": made_text(1, 60), "b": made_text(2, 150)})
+    database.embed()
+    database.index()
+    template = tmp_path / "template"
+    shutil.copytree(database.path, template)
+    counting = FaultyStorage(LocalStorage(Path(database.path)))
+    Database(counting).purge([GONE])
+    at = int(share * len(counting.operations))
+    other = LocalStorage(Path(shutil.copytree(template, tmp_path / "other")))
+    with pytest.raises(Crash):
+        Database(FaultyStorage(other, at, "crash")).purge([GONE])
+    shutil.rmtree(tmp_path / "other" / "tmp", ignore_errors=True)
+    again = Database(other)
+    result = again.purge([GONE])
+    assert result.is_clean, result.proof
+    view = again.view()
+    live = np.flatnonzero(view.chunks.is_live(np.arange(view.snapshot.next_chunk)))
+    kept = database.view()
+    assert view.chunks.texts(live) == kept.chunks.texts(live)
+    assert {d["doc_id"] for d in view.chunks.documents(live) if d} == {"a", "b"}
+
+
+def test_only_the_document_that_was_meant_is_kept_out(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({"7": made_text(1, 60), "8": made_text(2, 60)})
+    other = write_documents(tmp_path / "o.jsonl", {"7": made_text(3, 60)})
+    database.ingest([other], source="other")
+    assert database.purge(["made/7", "9"]).unknown == ("9",)
+    assert database.sql("select source, doc_id from documents order by 1").rows == [("made", "8"), ("other", "7")]
+    more = write_documents(tmp_path / "m.jsonl", {"7": made_text(4, 60), "9": made_text(5, 60)})
+    assert database.ingest([more], source="made").added == 1, "9 was no document then"
+    assert database.ingest([more], source="new").added == 2
+    again = database.purge(["made/7"])
+    assert (again.documents, again.unknown, again.is_clean) == (0, (), True)

@@ -1,0 +1,93 @@
+"""A space that keeps no vectors: its codes serve search, tables and everything else that asks for vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_documents import made_text, write_documents
+
+from retrodb.database import Database
+from retrodb.errors import UsageError
+from retrodb.stages.embed import task as embed_task
+
+Make = Callable[..., Database]
+
+
+@pytest.fixture
+def database(make_database: Make) -> Database:
+    """One space with vectors, and the same encoder again with codes only."""
+    made = make_database({str(i): made_text(i, 300) for i in range(12)})
+    made.embed()
+    made.index()
+    made.embed(space="codes", encoder="hashing:32", keep_vectors=False)
+    return made
+
+
+def test_no_vector_is_stored_and_the_codes_are_near_them(database: Database) -> None:
+    view = database.view()
+    assert view.manifest.files("vectors", "codes") == []
+    assert not view.storage.list("vectors/codes")
+    ids = np.arange(view.chunks.end)
+    ids = ids[view.query_vectors("self", "codes").covered_mask(0, view.chunks.end)]
+    exact, rounded = view.vectors("default", ids), view.vectors("codes", ids)
+    np.testing.assert_allclose(rounded.astype(float), exact.astype(float), atol=0.01)
+    assert 0.5 < view.snapshot.entry("index", "codes")["codes_recall"] <= 1
+
+
+def test_search_tables_and_listings_work_from_codes(database: Database) -> None:
+    text = made_text(3, 300)[:150]
+    [[of_vectors]], [[of_codes]] = (database.search([text], k=1, space=space) for space in ("default", "codes"))
+    assert of_codes.chunk_id == of_vectors.chunk_id
+    exact = database.neighbours(exact=True, table="exact")
+    result = database.neighbours(space="codes", exact=True)
+    assert (result.rows, result.short) == (exact.rows, exact.short)
+    assert result.codes_recall == database.view().snapshot.entry("index", "codes")["codes_recall"]
+    assert exact.codes_recall is None
+    rows = database.neighbour_table("exact").rows()
+    of_vectors_K, of_codes_K = (database.neighbour_table(t).read(rows)[0] for t in ("exact", "self-codes"))
+    assert (of_vectors_K == of_codes_K).mean() > 0.8
+    [_, codes] = sorted(database.spaces(), key=lambda space: space.keeps_vectors, reverse=True)
+    assert (codes.space, codes.keeps_vectors) == ("codes", False)
+
+
+def test_what_is_added_later_goes_under_the_same_codebook(database: Database, tmp_path: Path) -> None:
+    before = database.view().snapshot.entry("index", "codes")["codebook"]
+    database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(99, 300)})], source="other")
+    result = database.embed(space="codes")
+    assert result.chunks > 0
+    assert database.view().snapshot.entry("index", "codes")["codebook"] == before
+    [[hit]] = database.search([made_text(99, 300)[:150]], k=1, space="codes")
+    assert hit.doc_id == "new"
+    assert database.embed(space="codes").chunks == 0
+    assert database.index(space="codes").vectors == 0, "there is nothing left to add"
+    assert database.check(read_data=True).damaged == ()
+
+
+def test_what_needs_vectors_is_refused_with_the_way_out(database: Database) -> None:
+    with pytest.raises(UsageError, match="without keeping vectors"):
+        database.index(space="codes", retrain=True)
+    with pytest.raises(UsageError, match="does not keep its vectors"):
+        database.embed(space="codes", keep_vectors=True)
+    with pytest.raises(UsageError, match="keeps its vectors"):
+        database.embed(keep_vectors=False)
+    with pytest.raises(UsageError, match="a factory is for codes without vectors"):
+        database.embed(space="more", encoder="hashing:8", factory="Flat")
+
+
+def test_an_interrupted_run_ends_in_the_same_files(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = {str(i): made_text(i, 200) for i in range(8)}
+    whole, torn = make_database(documents, "whole"), make_database(documents, "torn")
+    whole.embed(space="codes", encoder="hashing:16", keep_vectors=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_task, "publish_part", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            torn.embed(space="codes", encoder="hashing:16", keep_vectors=False)
+    torn.embed(space="codes", encoder="hashing:16", keep_vectors=False)
+    digests = [
+        sorted((r.path.rpartition("/")[2], r.digest.sha256) for r in db.view().manifest.files("parts", "codes"))
+        for db in (whole, torn)
+    ]
+    assert digests[0] == digests[1]

@@ -1,0 +1,143 @@
+"""Merging index parts: fewer files, the same answers, nothing lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faulty_storage import Crash, FaultyStorage
+from made_documents import made_text, write_documents
+
+import retrodb
+from retrodb.ann.merge_policy import choose_merges
+from retrodb.database import Database
+from retrodb.errors import RetroDBError
+from retrodb.stages.index.live_parts import live_parts, missing_rows, parts_of
+from retrodb.stages.index.merge import merge_task, run_merge_task, span_of
+from retrodb.store.storage import open_storage
+
+Make = Callable[..., Database]
+SHARDS = 3
+
+
+@pytest.fixture(autouse=True)
+def _merge_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrodb.stages.index.merge.choose_merges", partial(choose_merges, merge_factor=SHARDS))
+
+
+@pytest.fixture
+def grown(make_database: Make, tmp_path: Path) -> Database:
+    """A database of three index parts, the last of which is not yet indexed."""
+    database = make_database({})
+    for shard in range(SHARDS):
+        documents = {f"{shard}-{i}": made_text(10 * shard + i, 2500) for i in range(5)}
+        database.ingest([write_documents(tmp_path / f"{shard}.jsonl", documents)], source=f"s{shard}")
+        database.embed()
+        if shard + 1 < SHARDS:
+            database.index(**({} if shard else {"factory": "IVF4,SQ8"}))
+    return database
+
+
+def answers(database: Database, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    queries = database.view().vectors("default", np.arange(0, database.view().chunks.end, 3)).astype(np.float32)
+    return database.search_arrays(queries[queries.any(axis=1)], 7, nprobe=2, **options)
+
+
+def same(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> bool:
+    return all((a == b).all() for a, b in zip(first, second, strict=True))
+
+
+def test_index_merges_parts_in_a_commit_of_its_own_and_answers_stay(grown: Database) -> None:
+    result = grown.index()
+    assert (result.merged_parts, result.parts) == (SHARDS, 1)
+    assert [info.command for info in grown.snapshots()][-2:] == ["index", "merge"]
+    before = answers(grown, as_of=result.snapshot - 1)
+    assert len(parts_of(grown.view(result.snapshot - 1), "default")) == SHARDS
+    assert same(before, answers(grown))
+    again = grown.index()
+    assert (again.snapshot, again.vectors, again.merged_parts) == (result.snapshot, 0, 0)
+
+
+def test_a_dry_run_says_what_would_be_merged(grown: Database) -> None:
+    grown.index()
+    number = grown.view().snapshot.number
+    database = retrodb.open(grown.path)
+    assert database.index(dry_run=True).merged_parts == 0
+    assert database.view().snapshot.number == number
+
+
+def test_what_is_deleted_after_merging_never_comes_up(grown: Database, tmp_path: Path) -> None:
+    grown.index()
+    gone = {f"{shard}-1" for shard in range(SHARDS)}
+    tests = {doc_id: made_text(10 * int(doc_id[0]) + 1, 2500) for doc_id in gone}
+    grown.dedup([write_documents(tmp_path / "t.jsonl", tests)], name="t")
+    chunks = grown.view().chunks
+    found = answers(grown)[0]
+    assert (found >= 0).any()
+    assert chunks.is_live(found[found >= 0]).all()
+    hits = grown.search([made_text(11, 60)], k=100)[0]
+    assert not gone & {hit.doc_id for hit in hits}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 1.0])
+def test_rows_may_be_dropped_and_the_others_keep_ids_and_answers(grown: Database, share: float) -> None:
+    grown.index()
+    view = grown.view()
+    parts = parts_of(view, "default")
+    first, count = span_of(parts)
+    keep = np.random.default_rng(0).random(count) >= share
+    storage = open_storage(grown.path)
+    record = run_merge_task(storage, merge_task("default", parts, keep), "")
+    held = parts[0].span.row_set.mask & keep
+    if not held.any():
+        assert record.files == ()
+        return
+    assert {file.num_rows for file in record.files} == {int(held.sum())}
+    assert (record.files[0].row_set.mask == held).all()
+    assert (record.files[0].first_chunk, record.files[0].num_chunks) == (first, count)
+
+
+def test_a_row_that_two_parts_hold_is_found_once(grown: Database) -> None:
+    grown.index()
+    view = grown.view()
+    parts = parts_of(view, "default")
+    twice = [*parts, parts[0]]
+    storage = open_storage(grown.path)
+    record = run_merge_task(storage, merge_task("default", twice), "")
+    assert record.counts["vectors"] == parts[0].span.num_rows
+
+
+def test_only_rows_that_no_part_holds_are_missing(grown: Database) -> None:
+    view = grown.view()
+    [(record, rows)] = missing_rows(view, "default", parts_of(view, "default"))
+    assert record.first_chunk == view.shards.first_chunk[-1]
+    assert len(rows) == record.num_rows
+    grown.index()
+    view = grown.view()
+    assert missing_rows(view, "default", parts_of(view, "default")) == []
+    assert sum(len(part.ids_N) for part in live_parts(view, "default")) == sum(
+        record.num_rows for record in view.manifest.files("vectors", "default")
+    )
+
+
+def test_killed_anywhere_the_same_command_ends_in_the_same_files(grown: Database) -> None:
+    storage = FaultyStorage(open_storage(grown.path))
+    counting = Database(storage, clock="2026-01-01T00:00:00.000000")
+    start = len(storage.operations)
+    number = counting.view().snapshot.number
+    total = 0
+    for at in (0, 40, 80, 120, 160, 200):  # of the operations: in planning, building, merging, committing
+        faulty = FaultyStorage(open_storage(grown.path), start + at, "crash")
+        try:
+            Database(faulty, clock="2026-01-01T00:00:00.000000").index()
+        except (Crash, RetroDBError):
+            total += 1
+    retrodb.open(grown.path).index()
+    done = retrodb.open(grown.path)
+    assert total > 0
+    assert len(parts_of(done.view(), "default")) == 1
+    assert done.view().snapshot.number == number + 2
+    assert done.check(read_data=True).damaged == ()

@@ -1,0 +1,302 @@
+"""A repaired table equals a computed one, and only what must be is written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_documents import made_text, write_documents
+
+import retrodb
+from retrodb.database import Database
+from retrodb.engine.run import open_run
+from retrodb.errors import MissingStep
+from retrodb.format.arrays import Int64Array
+from retrodb.format.kinds import path_of
+from retrodb.format.parquet import write_table
+from retrodb.stages.neighbours.fold import plan_fold, run_fold_task
+from retrodb.stages.neighbours.repair import bounds
+from retrodb.store import conflict_keys
+from retrodb.store.commit import Change, commit
+from retrodb.store.digest import identity
+from retrodb.store.publish import publish
+from retrodb.store.snapshots import read_head
+from retrodb.view.tombstones import tombstone, tombstones_to_table
+
+Make = Callable[..., Database]
+CLOCK = "2026-01-01T00:00:00.000000+00:00"
+
+
+def mark(database: Database, ids: Sequence[int] | Int64Array, *, active: bool = True, reason: str = "gone") -> None:
+    """Delete chunks for a reason, or take the reason away."""
+    storage = database._context.storage
+    head = read_head(storage)
+    task = identity("test", head.number)
+    dead = tombstones_to_table([tombstone(0, head.next_chunk, reason, np.asarray(ids), active=active)])
+    file = publish(storage, "tombstones", path_of("tombstones", task=task), partial(write_table, table=dead))
+    commit(storage, head, Change(task, "filter", {}, CLOCK, conflict_keys.filtering(), files=[file]))
+
+
+def fold(database: Database, table: str = "self") -> bool:
+    """Fold a table as compaction does; whether there was something to fold."""
+    context, view = database._context, database.view()
+    folding = plan_fold(view, table)
+    if folding is None:
+        return False
+    before = database.neighbour_table(table)
+    rows = before.rows()
+    run = open_run(context.storage, "fold", {"snapshot": view.snapshot.number}, CLOCK)
+    records = context.engine.run(run, folding.tasks, run_fold_task, context.progress)
+    files = [file for record in records for file in record.files]
+    own = conflict_keys.ConflictKeys(folding.reads, frozenset())
+    entries = dict(folding.entries)
+    commit(
+        context.storage,
+        view.snapshot,
+        Change(run.id, "fold", {}, CLOCK, own, files=files, drops=folding.drops, entries=entries),
+    )
+    after = database.neighbour_table(table)
+    np.testing.assert_array_equal(after.rows(), rows)
+    for a, b in zip(after.read(rows), before.read(rows), strict=True):
+        np.testing.assert_array_equal(a, b)
+    stored = after.stored(rows)[0]
+    assert after.view.chunks.is_live(stored[stored >= 0]).all()
+    assert plan_fold(database.view(), table) is None
+    return True
+
+
+def up_to_date(database: Database) -> Database:
+    database.embed()
+    database.index()
+    return database
+
+
+def assert_equals_rebuild(database: Database, table: str = "self", **options: object) -> None:
+    """A table gives what one that is computed now gives, ids and distances."""
+    database.neighbours(table="rebuilt", **options)
+    ours, fresh = database.neighbour_table(table), database.neighbour_table("rebuilt")
+    rows = fresh.rows()
+    np.testing.assert_array_equal(ours.rows(), rows)
+    for a, b in zip(ours.read(rows), fresh.read(rows), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("add"), st.lists(st.integers(0, 9), min_size=1, max_size=3)),
+    st.tuples(st.just("delete"), st.lists(st.integers(0, 60), min_size=1, max_size=25)),
+    st.tuples(st.just("undelete"), st.lists(st.integers(0, 60), min_size=1, max_size=25)),
+    st.tuples(st.sampled_from(["repair", "fold"]), st.just([])),
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    history=st.lists(STEPS, min_size=1, max_size=6),
+    k=st.integers(1, 3),
+    slack=st.sampled_from([0, 1, 4]),
+    exclude=st.sampled_from([[], ["document"], ["document", "content"]]),
+)
+def test_after_any_history_the_first_k_equal_a_rebuild(
+    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, slack: int, exclude: list[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        database = retrodb.create(Path(folder) / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
+        options = {"k": k, "slack": slack, "exclude": exclude, "exact": True}
+        texts = [made_text(seed % 6, 60) for seed in range(10)]  # some are equal: their distances tie
+        database.ingest(
+            [write_documents(Path(folder) / "0.jsonl", dict(zip("abcdefg", texts, strict=False)))], source="s"
+        )
+        up_to_date(database).neighbours(**options)
+        for number, (step, values) in enumerate(history, 1):
+            end = database.view().chunks.end
+            if step == "add":  # the same ids come again with other texts: documents change
+                documents = {
+                    "abcdefghijklmn"[v + number % 4]: texts[v] + " " + made_text(v + number, 30) for v in values
+                }
+                database.ingest([write_documents(Path(folder) / f"{number}.jsonl", documents)], source="s")
+            elif step == "repair":
+                up_to_date(database).repair_neighbours()
+            elif step == "fold":
+                fold(database)
+            else:
+                mark(database, sorted({v % end for v in values}), active=step == "delete")
+        [result] = up_to_date(database).repair_neighbours()
+        assert_equals_rebuild(database, **options)
+        table = database.neighbour_table()
+        assert result.rows == len(table.rows())
+        assert result.short == table.num_short()
+        [again] = database.repair_neighbours(table="self")
+        assert again.snapshot == database.view().snapshot.number, "nothing to do is no commit"
+        assert again.computed == again.improved == 0
+
+
+def test_only_rows_that_new_chunks_enter_or_deletions_starve_are_written(make_database: Make, tmp_path: Path) -> None:
+    database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(60)}))
+    database.neighbours(k=2, slack=4, exact=True)
+    rows = database.neighbour_table().rows()
+    database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(3, 100)})], source="more")
+    mark(up_to_date(database), [0])
+    [planned] = database.repair_neighbours(dry_run=True)
+    [result] = database.repair_neighbours()
+    assert (planned.new_chunks, planned.new_rows, planned.lost_chunks) == (result.new_chunks, result.new_rows, 1)
+    assert result.computed == result.new_rows > 0
+    assert 0 < result.improved < len(rows) / 2
+    base, *patches = database.neighbour_table().files
+    assert base.num_rows == len(rows)
+    assert sum(patch.num_rows for patch in patches) == result.computed + result.improved
+    assert_equals_rebuild(database, k=2, slack=4, exact=True)
+
+
+def test_slack_takes_the_place_of_the_deleted_before_anything_is_computed(make_database: Make) -> None:
+    database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(30)}))
+    database.neighbours(k=2, slack=3, exact=True)
+    ids, _ = database.neighbour_table().stored(np.array([0]))
+    mark(database, ids[0, :3])
+    [result] = database.repair_neighbours()
+    assert result.computed == 0
+    assert len(database.neighbour_table().files) == 1
+    mark(database, ids[0, 3:4])
+    assert database.stats().tables[0].short == database.neighbour_table().num_short() > 0
+    assert database.repair_neighbours()[0].computed > 0
+    assert database.neighbour_table().num_short() == 0
+    assert_equals_rebuild(database, k=2, slack=3, exact=True)
+
+
+def test_folding_keeps_answers_bounds_and_edits_and_leaves_no_deleted_id(make_database: Make, tmp_path: Path) -> None:
+    database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(30)}))
+    database.neighbours(k=2, slack=3, exact=True)
+    assert not fold(database)
+    near = database.neighbour_table().stored(np.array([0]))[0][0]
+    database.edit_neighbours(0, ban=int(near[0]))
+    database.edit_neighbours(3, ban=int(database.neighbour_table().read(np.array([3]))[0][0, 0]))
+    database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(3, 100)})], source="more")
+    up_to_date(database).repair_neighbours()
+    mark(database, near[:4])
+    assert fold(database)
+    assert [edit.row for edit in database.neighbour_table().edits.all] == [3]
+    mark(database, near[:4], active=False)
+    database.repair_neighbours()
+    database.edit_neighbours(3, ban=database.neighbour_table().edits.all[0].chunk, undo=True)
+    assert_equals_rebuild(database, k=2, slack=3, exact=True)
+
+
+def test_a_list_that_lost_its_end_takes_nothing_from_beyond_its_bound() -> None:
+    ids = np.array([[1, 2, 3], [1, 2, -1], [1, 2, -1], [4, -1, -1]])
+    distances = np.array([[1, 2, 2], [1, 2, np.inf], [1, 2, 2], [1, 2, 2]], np.float32)
+    bound, last = bounds(ids, distances)
+    assert bound.tolist() == [2, np.inf, 2, 2]
+    assert last.tolist() == [3, -1, 2, -1]
+
+
+def test_everything_may_go_and_come_back(make_database: Make) -> None:
+    database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(12)}))
+    database.neighbours(exact=True)
+    everything = np.arange(database.view().chunks.end)
+    mark(database, everything)
+    [gone] = database.repair_neighbours()
+    assert (gone.rows, gone.short) == (0, 0)
+    mark(database, everything, active=False)
+    [back] = database.repair_neighbours()
+    assert back.rows == back.computed > 0
+    assert_equals_rebuild(database, exact=True)
+
+
+def test_tables_of_other_query_sets_get_rows_and_neighbours_that_came_since(
+    make_database: Make, tmp_path: Path
+) -> None:
+    database = make_database({str(i): made_text(i, 100) for i in range(12)})
+    database.add_queries("mine", [write_documents(tmp_path / "q.jsonl", {"x": made_text(50, 100)})])
+    up_to_date(database).neighbours(queries="mine", exact=True)
+    database.ingest([write_documents(tmp_path / "new.jsonl", {"near": made_text(50, 90)})], source="new")
+    [result] = up_to_date(database).repair_neighbours(table="mine")
+    assert result.new_rows == 0
+    assert result.improved > 0
+    assert_equals_rebuild(database, "mine", queries="mine", exact=True)
+    database.add_queries("mine", [write_documents(tmp_path / "q.jsonl", {"y": made_text(51, 200)})])
+    [result] = up_to_date(database).repair_neighbours(table="mine")
+    assert result.computed == result.rows, "the same row numbers, and other rows"
+    assert_equals_rebuild(database, "mine", queries="mine", exact=True)
+
+
+def test_with_inverted_lists_repair_keeps_the_recall(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({str(i): made_text(i, 1000) for i in range(40)})
+    database.embed()
+    database.index(factory="IVF8,SQ8")
+    database.neighbours(recall=0.95)
+    more = {f"new{i}": made_text(i + 100, 1000) for i in range(4)}
+    database.ingest([write_documents(tmp_path / "more.jsonl", more)], source="more")
+    mark(up_to_date(database), np.arange(0, database.view().chunks.end, 97))
+    [result] = database.repair_neighbours()
+    assert result.improved > result.new_rows > 0
+    database.neighbours(table="truth", exact=True)
+    ours, truth = database.neighbour_table(), database.neighbour_table("truth")
+    rows = truth.rows()
+    found, true = ours.read(rows)[1], truth.read(rows)[1]
+    assert (found <= true[:, -1:]).mean() > 0.9
+
+
+def test_where_little_can_be_kept_a_table_with_inverted_lists_is_computed_anew(
+    make_database: Make, tmp_path: Path
+) -> None:
+    database = make_database({str(i): made_text(i, 1000) for i in range(40)})
+    database.embed()
+    database.index(factory="IVF8,SQ8")
+    for name, is_exact in (("self", False), ("exact", True)):
+        database.neighbours(table=name, recall=0.95, exact=is_exact)
+    mark(database, np.arange(20, database.view().chunks.end))
+    more = {f"new{i}": made_text(i + 100, 1000) for i in range(10)}
+    database.ingest([write_documents(tmp_path / "more.jsonl", more)], source="more")
+    exact, listed = up_to_date(database).repair_neighbours()
+    assert exact.computed < exact.rows
+    assert listed.computed == listed.rows
+    database.neighbours(table="again", recall=0.95)
+    files = database.view().manifest.files("neighbours", "self")
+    assert sum(file.num_chunks for file in files) == database.view().chunks.end, "a patch lies over a range"
+    ours, again = database.neighbour_table(), database.neighbour_table("again")
+    for a, b in zip(ours.read(ours.rows()), again.read(again.rows()), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_table_that_never_kept_what_it_was_compared_with_is_computed_anew(make_database: Make) -> None:
+    database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(8)}))
+    database.neighbours(exact=True)
+    storage, head = database._context.storage, database.view().snapshot
+    entry = {key: value for key, value in head.entry("table", "self").items() if key != "basis"}
+    commit(
+        storage,
+        head,
+        Change("old", "neighbours", {}, CLOCK, conflict_keys.neighbours("self"), entries={"table/self": entry}),
+    )
+    [result] = database.repair_neighbours()
+    assert result.computed == result.rows
+    assert_equals_rebuild(database, exact=True)
+
+
+def test_repair_names_what_has_to_run_first(make_database: Make, tmp_path: Path) -> None:
+    database = up_to_date(make_database({"a": made_text(1, 100)}))
+    assert database.repair_neighbours() == []
+    with pytest.raises(MissingStep, match="no neighbour table 'none'"):
+        database.repair_neighbours(table="none")
+    database.neighbours()
+    database.ingest([write_documents(tmp_path / "more.jsonl", {"b": made_text(2, 100)})], source="more")
+    database.embed()
+    with pytest.raises(MissingStep, match="not indexed"):
+        database.repair_neighbours()
+
+
+def test_a_table_of_another_codebook_is_computed_anew(make_database: Make) -> None:
+    database = make_database({str(i): made_text(i, 300) for i in range(30)})
+    database.embed()
+    database.index(factory="IVF4,SQ8")
+    database.neighbours()
+    database.neighbours(table="exact", exact=True)
+    database.index(factory="IVF2,SQ8", retrain=True)
+    exact, listed = database.repair_neighbours()
+    assert (exact.table, exact.computed) == ("exact", 0)
+    assert (listed.table, listed.computed) == ("self", listed.rows)
