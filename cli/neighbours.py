@@ -81,9 +81,9 @@ def command() -> None:
 @click.option("--table", metavar="NAME", help="Name of the table.  [default: the query set's]")
 @click.option("--k", type=int, default=NeighboursParams.k, show_default=True, metavar="N", help="Neighbours of a row.")
 @click.option(
-    "--slack",
+    "--spare-neighbours",
     type=int,
-    default=NeighboursParams.slack,
+    default=NeighboursParams.spare_neighbours,
     show_default=True,
     metavar="N",
     help="Kept beyond k, so that deletions need no new search.",

@@ -133,7 +133,7 @@ class NeighboursParams:
     """One neighbour table."""
 
     k: int = 2  # neighbours a trainer reads
-    slack: int = 8  # kept beyond k, so that deletions need no new search
+    spare_neighbours: int = 8  # kept beyond k, so that deletions need no new search
     exclude: tuple[str, ...] = ("document",)  # exclusion kinds that act inside the search
     recall: float = 0.95  # recall@k to aim at where the search is approximate
     exact: bool = False  # compare with every vector

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from retrodb.config import DedupParams, EmbedParams, NeighboursParams
+from retrodb.format.entries import SpaceEntry, TableEntry, TestsetEntry
 from retrodb.format.records import FileDigest, FileRecord, ShardRecord
 from retrodb.store.commit import Change, NewShard
 from retrodb.store.conflict_keys import ConflictKeys
@@ -18,6 +20,35 @@ def change(transaction: str, conflict_keys: ConflictKeys = NO_MARKS, **parts: An
     """A change with nothing in it but what is given."""
     return Change(
         transaction=transaction, command=transaction, arguments={}, clock=CLOCK, conflict_keys=conflict_keys, **parts
+    )
+
+
+def space_entry(dimension: int = 4) -> SpaceEntry:
+    """The entry of a made-up space."""
+    return SpaceEntry(EmbedParams("hashing:4"), {}, "f", dimension, "inner_product")
+
+
+def testset_entry(digest: str) -> TestsetEntry:
+    """The entry of a made-up test set."""
+    return TestsetEntry(digest, 1, DedupParams(), 1)
+
+
+testset_entry.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
+
+
+def table_entry(k: int = 2) -> TableEntry:
+    """The entry of a made-up neighbour table."""
+    return TableEntry(
+        queries="self",
+        space="default",
+        state="state",
+        dependencies=None,
+        **vars(NeighboursParams(k=k)),
+        nprobe=0,
+        num_rows=0,
+        num_short=0,
+        recall_expected=1.0,
+        snapshot=0,
     )
 
 

@@ -23,7 +23,8 @@ LAYERS = (
 # Inside these two, a package or module may import those before it.
 ROOMS = {
     "stages": (
-        "context", "init", "tokenizer", "ingest", "deletion", "dedup", "index", "embed", "queries", "neighbours", "search",
+        *("context", "transaction", "init", "tokenizer"),
+        *("ingest", "deletion", "dedup", "index", "embed", "queries", "neighbours", "search"),
     ),
     "maintain": ("stats", "compact", "check", "purge", "snapshots", "update"),
 }

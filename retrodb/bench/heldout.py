@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodb.config import EmbedParams, from_mapping
 from retrodb.dedup.testsets import read_test_items
 from retrodb.errors import InputError, MissingStep
 from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.format.entries import QueriesEntry, SpaceEntry
 from retrodb.stages.embed.command import check_identity
 from retrodb.stages.embed.task import Hardware, load_encoder
 from retrodb.stages.ingest.change import HELD_OUT_SET
@@ -51,7 +51,7 @@ def held_out_queries(view: View, space: str, queries: str | None, seed: int, lim
         queries = HELD_OUT_SET if has_held_out else SELF
     if queries == SELF:
         return _own_documents(view, space, random, limit)
-    if queries not in view.snapshot.names("queries") and Path(queries).is_file():
+    if queries not in view.snapshot.names(QueriesEntry) and Path(queries).is_file():
         return _of_file(view, space, Path(queries), random, limit)
     documents = view.query_set(queries)  # raises when there is none
     rows = _rows(view, queries, space)
@@ -112,8 +112,8 @@ def _of_file(view: View, space: str, path: Path, random: np.random.Generator, li
     if not texts:
         raise InputError("the file holds no texts", where=str(path))
     chosen = np.sort(random.permutation(len(texts))[:limit])
-    entry = view.snapshot.entry("space", space)
-    encoder = load_encoder(from_mapping(EmbedParams, entry["params"], where=f"space '{space}'"), Hardware())
+    entry = view.snapshot.existing(SpaceEntry, space)
+    encoder = load_encoder(entry.params, Hardware())
     check_identity(space, entry, encoder.identity)
     vectors = encoder.encode_queries([texts[i] for i in chosen.tolist()])
     return HeldOut(f"texts of {path.name}", vectors, chosen, np.empty(0, np.int64))

@@ -22,6 +22,7 @@ from retrodb.bench.heldout import HeldOut, held_out_queries
 from retrodb.bench.machine import environment, forget, gemm_gflops, timed
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import IndexEntry
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import parts_of
 from retrodb.stages.index.operating_point import MAX_LISTS, OperatingPoint, list_sizes, lists_of, store_point
@@ -130,7 +131,7 @@ def run_bench_recall(
         database=view.storage.url,
         snapshot=view.snapshot.number,
         space=searcher.space,
-        factory=view.snapshot.entry("index", searcher.space)["factory"],
+        factory=view.snapshot.existing(IndexEntry, searcher.space).factory,
         metric=searcher.codebook.metric,
         lists=searcher.codebook.num_lists,
         parts=len(searcher.parts),

@@ -19,11 +19,11 @@ from retrodb.config import (
     IngestParams,
     InitParams,
     NeighboursParams,
-    from_mapping,
 )
 from retrodb.corpus.stdlib_docs import stdlib_documents
-from retrodb.errors import UsageError
+from retrodb.errors import MissingStep, UsageError
 from retrodb.export.export import run_export
+from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.command import run_dedup
@@ -92,7 +92,7 @@ def run_bench_throughput(
         pipeline.run("first", documents[:half])
         with context.progress.stage("bench throughput", len(UNITS), "") as bar:
             stages = tuple(pipeline.run("second", documents[half:], lambda: bar.advance(1)))
-        fingerprint = pipeline.context.view().snapshot.entry("space", "default")["fingerprint"]
+        fingerprint = pipeline.context.view().snapshot.existing(SpaceEntry, "default").fingerprint
     kept = keep_rates(fingerprint, {each.stage: each.rate for each in stages})
     return ThroughputResult(
         database=view.storage.url,
@@ -109,10 +109,10 @@ def run_bench_throughput(
 
 def _encoder(view: View) -> EmbedParams:
     """The encoder of the default space, or the one that it will get."""
-    snapshot = view.snapshot
-    entry = snapshot.entry("space", snapshot.default_space)
-    values = entry["params"] if entry else snapshot.entry("default", "encoder")
-    return from_mapping(EmbedParams, values, where=f"space '{snapshot.default_space}'")
+    params = view.snapshot.embed_params(view.snapshot.default_space)
+    if params is None:
+        raise MissingStep("the database has no encoder", remedy="Run 'retrodb embed --encoder NAME' first.")
+    return params
 
 
 def _sample(view: View, chunks: int) -> tuple[str, list[str]]:
@@ -163,11 +163,11 @@ class _Pipeline:
         share = sum(each.documents for each in scanned) / max(1, len(texts))
         rate("dedup", round(size * share), elapsed_s)
         run_dedup(context, [], DedupParams())  # against the earlier test set, too
-        options = {} if context.view().snapshot.entry("space", "default") else _given(self._params)
+        options = {} if context.view().snapshot.entry(SpaceEntry, "default") else _given(self._params)
         embedded, elapsed_s = timed(lambda: run_embed(context, options, Hardware(self._device)))
         rate("embed", embedded.chunks - embedded.reused, elapsed_s)
         factory = IndexParams(factory=f"IVF{max(1, embedded.chunks // _LISTS_OF_CHUNKS)},SQ8")
-        is_new = context.view().snapshot.entry("index", "default") is None
+        is_new = context.view().snapshot.entry(IndexEntry, "default") is None
         indexed, elapsed_s = timed(lambda: run_index(context, factory if is_new else IndexParams()))
         rate("index", indexed.vectors, elapsed_s)
         joined, elapsed_s = timed(lambda: run_neighbours(context, NeighboursParams(), table=name))

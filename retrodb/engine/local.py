@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from retrodb.engine.run import Engine, Run, run_task
-from retrodb.engine.task import Task, TaskFunction, TaskRecord
+from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.errors import WorkerDied
 from retrodb.store.storage import open_storage
 
@@ -27,8 +27,8 @@ class LocalEngine(Engine):
         return LocalEngine(count)
 
     def execute(
-        self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False
-    ) -> Iterable[tuple[Task, TaskRecord]]:
+        self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
+    ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
         """Run the tasks; with one worker, or one task, in this process unless they have to be isolated."""
         workers = min(self.workers, len(tasks))
         if workers == 0 or (workers == 1 and not isolated):
@@ -53,5 +53,7 @@ class LocalEngine(Engine):
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_elsewhere(url: str, run_id: str, command: str, clock: str, task: Task, function: TaskFunction) -> TaskRecord:
+def _run_elsewhere(
+    url: str, run_id: str, command: str, clock: str, task: Task[P, R], function: TaskFunction[P, R]
+) -> TaskRecord[R]:
     return run_task(Run(open_storage(url), run_id, command, clock), task, function)

@@ -6,16 +6,14 @@ plan, takes its clock, verifies what is finished, does the rest, and ends in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-
-import orjson
 
 from retrodb.engine.progress import Progress
-from retrodb.engine.task import Task, TaskFunction, TaskRecord, dump_record, parse_record
-from retrodb.errors import DamagedFileError, RetroDBError
+from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord, dump_record, parse_record
+from retrodb.errors import RetroDBError
+from retrodb.format.json_values import JsonValue, from_json, to_json, to_plain
 from retrodb.format.kinds import path_of
 from retrodb.store.digest import identity
 from retrodb.store.storage import Storage
@@ -32,32 +30,38 @@ class Run:
     clock: str  # UTC, ISO 8601 with microseconds
 
 
-def open_run(storage: Storage, command: str, plan: Mapping[str, Any], clock: str | None = None) -> Run:
+@dataclass(frozen=True)
+class _StoredPlan:
+    """`plan.json` of a run."""
+
+    clock: str
+    command: str
+    plan: JsonValue
+
+
+def open_run(storage: Storage, command: str, plan: object, clock: str | None = None) -> Run:
     """Open the run of a plan, new or interrupted.
 
     Args:
-        plan: plain values that say all that the run will do, without any time in them.
+        plan: a dataclass or plain values that say all that the run will do, without any time in them.
         clock: time of a new run; None reads the machine's clock, once.
+
+    Raises:
+        DamagedFileError: when the plan of an interrupted run cannot be read.
     """
-    run_id = identity(command, plan)
+    run_id = identity(command, to_plain(plan))
     path = path_of("runs", run=run_id, file="plan.json")
     now = clock or datetime.now(UTC).isoformat(timespec="microseconds")
     if not storage.exists(path):
-        storage.put_if_absent(
-            path, orjson.dumps({"clock": now, "command": command, "plan": plan}, option=orjson.OPT_SORT_KEYS)
-        )
-    try:
-        kept = orjson.loads(storage.read(path))["clock"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise DamagedFileError(
-            "damaged plan of a run", where=path, remedy="Delete this folder and run the command again."
-        ) from error
+        storage.put_if_absent(path, to_json(_StoredPlan(now, command, to_plain(plan))))
+    remedy = "Delete this folder and run the command again."
+    kept = from_json(_StoredPlan, storage.read(path), where=path, remedy=remedy).clock
     return Run(storage, run_id, command, kept)
 
 
-def run_exists(storage: Storage, command: str, plan: Mapping[str, Any]) -> bool:
+def run_exists(storage: Storage, command: str, plan: object) -> bool:
     """Whether a run of this plan was opened before."""
-    return storage.exists(path_of("runs", run=identity(command, plan), file="plan.json"))
+    return storage.exists(path_of("runs", run=identity(command, to_plain(plan)), file="plan.json"))
 
 
 class Engine:
@@ -71,14 +75,14 @@ class Engine:
     def run(
         self,
         run: Run,
-        tasks: Sequence[Task],
-        function: TaskFunction,
+        tasks: Sequence[Task[P, R]],
+        function: TaskFunction[P, R],
         progress: Progress,
         *,
         isolated: bool = False,
         unit: str = "",
         rate_of: str = "",
-    ) -> list[TaskRecord]:
+    ) -> list[TaskRecord[R]]:
         """Run all tasks of a run that are not finished.
 
         Args:
@@ -106,41 +110,41 @@ class Engine:
         return [done[task.id] for task in tasks]
 
     def execute(
-        self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False
-    ) -> Iterable[tuple[Task, TaskRecord]]:
+        self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
+    ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
         """Run tasks and yield them as they end; engines differ only here. This one knows no other process."""
         del isolated
         for task in tasks:
             yield task, run_task(run, task, function)
 
 
-def run_task(run: Run, task: Task, function: TaskFunction) -> TaskRecord:
+def run_task(run: Run, task: Task[P, R], function: TaskFunction[P, R]) -> TaskRecord[R]:
     """Run one task and store its completion record."""
     record = function(run.storage, task, run.clock)
     run.storage.write(_record_path(run, task), dump_record(record))
     return record
 
 
-def finished(run: Run, task: Task) -> TaskRecord | None:
+def finished(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
     """The record of a task that ended earlier and whose outputs are all there, verified; None when it must be run."""
     path = _record_path(run, task)
     if not run.storage.exists(path):
         return None
     try:
-        record = parse_record(run.storage.read(path))
+        record = parse_record(run.storage.read(path), task.kind.result, where=path)
         files = VerifiedFiles(run.storage)
         for file in record.files:
             files.open(file)
-    except (ValueError, KeyError, TypeError, RetroDBError):
+    except RetroDBError:
         return None  # torn, damaged or collected: the work is done again and published anew
     return record
 
 
-def _record_path(run: Run, task: Task) -> str:
+def _record_path(run: Run, task: Task[P, R]) -> str:
     return path_of("runs", run=run.id, file=f"tasks/{task.id}.json")
 
 
-def add_counts(records: Iterable[TaskRecord]) -> dict[str, int]:
+def add_counts(records: Iterable[TaskRecord[R]]) -> dict[str, int]:
     """The counts of all records, added up."""
     totals: dict[str, int] = {}
     for record in records:

@@ -22,6 +22,7 @@ from retrodb.export.layout import ExportPositions
 from retrodb.export.pieces import Piece, json_file
 from retrodb.export.source import ExportSource
 from retrodb.format.arrays import AnyArray, Int64Array, growing_array
+from retrodb.format.entries import SpaceEntry
 from retrodb.view.chunk_set import ChunkSet
 
 AnyDtype: TypeAlias = np.dtype[Any]
@@ -89,6 +90,6 @@ def _meta(source: ExportSource) -> Piece:
         "vocab_size": settings.vocab_size,
         "pad_token": settings.vocab_size,
         "tokenizer": settings.tokenizer_sha256,
-        "encoder": source.view.snapshot.entry("space", source.table.entry["space"])["fingerprint"],
+        "encoder": source.view.snapshot.existing(SpaceEntry, source.table.entry.space).fingerprint,
     }
     return json_file("meta.json", meta)

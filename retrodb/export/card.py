@@ -8,6 +8,8 @@ from typing import Any
 import orjson
 
 from retrodb.export.source import ExportSource
+from retrodb.format.entries import QueriesEntry, SpaceEntry, TestsetEntry
+from retrodb.format.json_values import to_plain, to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
 from retrodb.view.view import View
@@ -19,7 +21,7 @@ _MAX_LICENCES = 20  # of a source: more are no licence field but text
 def card_of(source: ExportSource, to: str, out: Path) -> dict[str, Any]:
     """Plain values; the only time in them is the snapshot's."""
     table, view = source.table, source.view
-    space = view.snapshot.entry("space", table.entry["space"])
+    space = view.snapshot.existing(SpaceEntry, table.entry.space)
     path = str(out.absolute())
     return {
         "format": to,
@@ -35,11 +37,11 @@ def card_of(source: ExportSource, to: str, out: Path) -> dict[str, Any]:
             "sha256": source.settings.tokenizer_sha256,
             "vocab_size": source.settings.vocab_size,
         },
-        "space": {"name": table.entry["space"], "fingerprint": space["fingerprint"], **space["params"]},
-        "table": {"name": table.name, **table.entry},
-        "queries": view.snapshot.entry("queries", table.query_set),
+        "space": {"name": table.entry.space, "fingerprint": space.fingerprint, **to_plain_object(space.params)},
+        "table": {"name": table.name, **to_plain_object(table.entry)},
+        "queries": to_plain(view.snapshot.entry(QueriesEntry, table.query_set)),
         "sources": licences(view),
-        "testsets": view.snapshot.names("testset"),
+        "testsets": view.snapshot.names(TestsetEntry),
     }
 
 

@@ -30,6 +30,8 @@ from retrodb.export.norlund import pieces_of_norlund
 from retrodb.export.parquet import pieces_of_parquet
 from retrodb.export.pieces import ExportFolder, Piece, write_whole
 from retrodb.export.source import ExportSource, Layouts
+from retrodb.format.entries import ExportEntry
+from retrodb.format.json_values import to_plain_object
 from retrodb.stages.context import Context
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
@@ -146,17 +148,17 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
 
 def register(context: Context, card: dict[str, Any]) -> None:
     """Make an export known to its database; nothing is committed when it is known as it is."""
-    entry = {key: card[key] for key in ("path", "format", "snapshot")} | {"table": card["table"]["name"]}
+    entry = ExportEntry(card["path"], card["format"], card["snapshot"], card["table"]["name"])
     view = context.view()
     key = f"export/{card['id']}"
-    if view.snapshot.entry("export", card["id"]) == entry:
+    if view.snapshot.entry(ExportEntry, card["id"]) == entry:
         return
-    plan = {"key": key, "previous": view.snapshot.entry("export", card["id"]), **entry}
+    plan = {"key": key, "previous": view.snapshot.entry(ExportEntry, card["id"]), "entry": entry}
     run = open_run(context.storage, "export", plan, context.clock)
     change = Change(
         transaction=run.id,
         command="export",
-        arguments=entry,
+        arguments=to_plain_object(entry),
         clock=run.clock,
         conflict_keys=conflict_keys.export(card["id"]),
         entries={key: entry},

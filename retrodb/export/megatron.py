@@ -34,6 +34,7 @@ from retrodb.export.padding import padded_tokens, token_dtype
 from retrodb.export.pieces import Piece, json_file, small_file
 from retrodb.export.source import ExportSource, state_of
 from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.format.entries import QueriesEntry
 
 BLOCK_ROWS = 100_000  # rows of a neighbours' file (retro_block_size)
 MIN_NEIGHBOURS = 20  # what Megatron itself keeps: a trainer may ask for more than there are, and reads padding
@@ -192,8 +193,8 @@ def _infos(source: ExportSource) -> list[dict[str, Any]]:
 
 def _config(source: ExportSource, special: SpecialIds) -> dict[str, Any]:
     """What a trainer reads of the preprocessing; null for what has no meaning here, or only the trainer knows."""
-    queries = source.view.snapshot.entry("queries", source.table.query_set) or {}
-    made = queries.get("megatron", {})
+    queries = source.view.snapshot.entry(QueriesEntry, source.table.query_set)
+    made = (queries and queries.megatron) or {}
     subset = made.get("subset", "train")
     return {
         "retro_block_size": BLOCK_ROWS,
@@ -209,7 +210,7 @@ def _config(source: ExportSource, special: SpecialIds) -> dict[str, Any]:
         "retro_gpt_tokenizer_model": source.settings.tokenizer_name,
         "retro_gpt_vocab_file": None,
         "retro_gpt_merge_file": None,
-        "retro_gpt_seq_length": queries.get("seq_length", source.chunk_tokens),
+        "retro_gpt_seq_length": (queries and queries.seq_length) or source.chunk_tokens,
         "retro_gpt_global_batch_size": None,
         "retro_gpt_eod_token": special.end,
         "retro_bert_tokenizer_type": None,

@@ -20,6 +20,7 @@ from retrodb.export.export import CARD, FORMATS, register, shown_view, write_car
 from retrodb.export.layout import ExportPositions
 from retrodb.export.pieces import ExportFolder
 from retrodb.export.source import ExportSource, Layouts
+from retrodb.format.entries import ExportEntry
 from retrodb.stages.context import Context
 from retrodb.store.storage import translate_os_error
 from retrodb.view.neighbour_table import NeighbourTable
@@ -110,7 +111,8 @@ def run_refresh(context: Context, out: Path, *, dry_run: bool = False) -> Refres
 def list_exports(context: Context) -> list[ExportInfo]:
     """The registered exports, by id."""
     snapshot = context.view().snapshot
-    return [ExportInfo(name, **snapshot.entry("export", name)) for name in snapshot.names("export")]
+    entries = {name: snapshot.existing(ExportEntry, name) for name in snapshot.names(ExportEntry)}
+    return [ExportInfo(name, **vars(entry)) for name, entry in entries.items()]
 
 
 def _layouts(folder: ExportFolder) -> Layouts:

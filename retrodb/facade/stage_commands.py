@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrodb.config import DedupParams, IndexParams, IngestParams, NearDuplicatesParams, NeighboursParams
 from retrodb.facade.base import DatabaseBase, params_of
+from retrodb.format.entries import QueriesEntry, TestsetEntry
 from retrodb.store import conflict_keys
 from retrodb.view.view import SELF
 
@@ -45,7 +46,7 @@ class StageCommands(DatabaseBase):
             names, lists = [str(i) for i in inputs], [str(f) for f in files_from]
             result = run_ingest(self._context, names, params, files_from=lists, dry_run=dry_run)
             head = self.view().snapshot
-            if not dry_run and (head.names("testset") or head.names("queries")):
+            if not dry_run and (head.names(TestsetEntry) or head.names(QueriesEntry)):
                 # Imported late: it brings a compiler, which a database without test sets has no use for.
                 from retrodb.stages.dedup.command import screen_new_shards
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from retrodb.format.rows import RowSet
 
@@ -21,6 +21,18 @@ SEGMENT_RECORDS = 4096
 
 OP_FILE, OP_SHARD, OP_SCREENED = "file", "shard", "screened"
 OP_DROP_FILE, OP_DROP_SHARD = "drop-file", "drop-shard"
+
+
+class ChunkRange(NamedTuple):
+    """A range of chunk ids, or of the rows of a query set: `[first_chunk, first_chunk + num_chunks)`."""
+
+    first_chunk: int
+    num_chunks: int
+
+    @property
+    def end(self) -> int:
+        """One past the last id."""
+        return self.first_chunk + self.num_chunks
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,11 @@ class FileRecord:
     num_rows: int = 0  # number of rows present
 
     @property
+    def span(self) -> ChunkRange:
+        """The range of ids that its rows are numbered in."""
+        return ChunkRange(self.first_chunk, self.num_chunks)
+
+    @property
     def row_set(self) -> RowSet:
         """The rows of the range that the file holds."""
         return RowSet(self.num_chunks, self.rows)
@@ -64,6 +81,11 @@ class ShardRecord:
     num_chunks: int
     num_documents: int
     first_chunk: int = -1  # given at commit
+
+    @property
+    def span(self) -> ChunkRange:
+        """Its chunk ids."""
+        return ChunkRange(self.first_chunk, self.num_chunks)
 
     @property
     def end_chunk(self) -> int:
@@ -103,7 +125,7 @@ def records_to_table(records: Iterable[Record]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=MANIFEST) if arrays else MANIFEST.empty_table()
 
 
-def _to_row(record: Record) -> tuple[Any, ...]:
+def _to_row(record: Record) -> tuple[object, ...]:
     """The values of one record in the order of `schemas.MANIFEST`."""
     match record:
         case FileRecord(kind, name, path, digest, first, count, rows, num_rows):

@@ -1,7 +1,7 @@
 """A snapshot: one version of the database, as a small JSON file.
 
 The manifest proper is in Parquet segments that the snapshot names by digest. What is small and named (spaces, test sets,
-query sets, sources, tables, pins) stands in the snapshot itself as *entries*: a flat mapping `kind/name -> object`.
+query sets, sources, tables, pins) stands in the snapshot itself as *entries*, see `entries.py`.
 """
 
 from __future__ import annotations
@@ -9,19 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TypeVar
 
-import orjson
+import msgspec
 
-from retrodb.errors import DamagedFileError, FormatVersionError
+from retrodb.config import EmbedParams
+from retrodb.errors import DamagedFileError, FormatVersionError, MissingStep
 from retrodb.format import FORMAT_VERSION
+from retrodb.format.entries import (
+    DEFAULT_ENCODER_KEY,
+    DEFAULT_SPACE_KEY,
+    DefaultEncoder,
+    DefaultSpace,
+    Entry,
+    SpaceEntry,
+    dump_entry,
+    entry_key,
+    parse_entry,
+)
+from retrodb.format.json_values import JsonValue, to_json
 from retrodb.format.kinds import path_of
 
-ENTRY_KINDS = (
-    *("space", "index", "testset", "queries", "source", "table"),
-    *("attribute", "pin", "export", "duplicates", "default", "drift"),
-)
-"""First parts of entry keys; `default/space` holds the name of the default space."""
+E = TypeVar("E", bound=Entry)
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,12 @@ class Snapshot:
     parent: int  # the snapshot it was made from, -1 for the first
     transaction: str  # identity of the commit: found again after an ambiguous error
     command: str  # what made it, such as "ingest"
-    arguments: Mapping[str, Any]  # its resolved parameters
+    arguments: Mapping[str, JsonValue]  # its resolved parameters
     clock: str  # UTC time of the command's plan, ISO 8601
     next_chunk: int  # the first chunk id that was never given
     writes: tuple[str, ...]  # what the commit changed, for later commits to compare with what they read
     segments: tuple[SegmentRef, ...]  # the manifest, oldest first
-    entries: Mapping[str, Any] = field(default_factory=dict)  # named things, see the module's docstring
+    entries: Mapping[str, Entry] = field(default_factory=dict)  # by key, see `entries.py`
     counts: Mapping[str, int] = field(default_factory=dict)  # what the command reported
     totals: Mapping[str, int] = field(default_factory=dict)  # shards, documents, chunks, files, bytes ever added
     expired_at: str | None = None  # when collection left only this stub, without entries and arguments
@@ -60,18 +69,40 @@ class Snapshot:
         """What is left of it when it expires; its segments are named still, so that nobody takes them for lost."""
         return replace(self, entries={}, arguments={}, expired_at=at)
 
-    def names(self, kind: str) -> list[str]:
+    def names(self, kind: type[Entry]) -> list[str]:
         """The names of all entries of a kind, sorted."""
-        return sorted(key.partition("/")[2] for key in self.entries if key.startswith(f"{kind}/"))
+        return sorted(key.partition("/")[2] for key in self.entries if key.startswith(entry_key(kind, "")))
 
-    def entry(self, kind: str, name: str) -> Any:
+    def entry(self, kind: type[E], name: str) -> E | None:
         """An entry, or None."""
-        return self.entries.get(f"{kind}/{name}")
+        entry = self.entries.get(entry_key(kind, name))
+        return entry if isinstance(entry, kind) else None
+
+    def existing(self, kind: type[E], name: str) -> E:
+        """An entry that must be there. Raises MissingStep."""
+        if (entry := self.entry(kind, name)) is None:
+            have = ", ".join(self.names(kind)) or "none yet"
+            raise MissingStep(f"no {kind.kind} '{name}'", remedy=f"There are: {have}.")
+        return entry
 
     @property
     def default_space(self) -> str:
         """The space that commands use when none is named."""
-        return str(self.entries.get("default/space", "default"))
+        entry = self.entries.get(DEFAULT_SPACE_KEY)
+        return entry.name if isinstance(entry, DefaultSpace) else "default"
+
+    def embed_params(self, space: str) -> EmbedParams | None:
+        """The parameters of a space, or those that the default space will get; None where no encoder is known."""
+        if entry := self.entry(SpaceEntry, space):
+            return entry.params
+        default = self.default_encoder if space == self.default_space else None
+        return default.params if default else None
+
+    @property
+    def default_encoder(self) -> DefaultEncoder | None:
+        """The encoder that the default space will get."""
+        entry = self.entries.get(DEFAULT_ENCODER_KEY)
+        return entry if isinstance(entry, DefaultEncoder) else None
 
 
 def snapshot_path(number: int) -> str:
@@ -87,7 +118,8 @@ def snapshot_number(path: str) -> int | None:
 
 def dump_snapshot(snapshot: Snapshot) -> bytes:
     """The bytes of a snapshot file; its last field is the SHA-256 of all before it, in every format version."""
-    body = orjson.dumps(asdict(snapshot), option=orjson.OPT_SORT_KEYS)
+    entries = {key: dump_entry(entry) for key, entry in snapshot.entries.items()}
+    body = to_json({**asdict(replace(snapshot, entries={})), "entries": entries})
     return body[:-1] + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
 
 
@@ -105,13 +137,13 @@ def parse_snapshot(data: bytes, *, where: str) -> Snapshot:
             where=where,
             remedy="Restore this file from a backup, or read an older version with '--as-of'.",
         )
-    values = orjson.loads(body + b"}")
+    values = msgspec.json.decode(body + b"}")
     if values["format_version"] > FORMAT_VERSION:
         raise FormatVersionError(
             f"written in format version {values['format_version']}, newer than {FORMAT_VERSION}",
             where=where,
             remedy="Install a newer retrodb: pip install --upgrade retrodb.",
         )
-    values["segments"] = tuple(SegmentRef(**ref) for ref in values["segments"])
-    values["writes"] = tuple(values["writes"])
-    return Snapshot(**values)
+    entries = {key: parse_entry(key, value, where=where) for key, value in values.pop("entries").items()}
+    segments = tuple(SegmentRef(**segment) for segment in values.pop("segments"))
+    return Snapshot(**{**values, "writes": tuple(values["writes"])}, segments=segments, entries=entries)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retrodb.format.entries import DriftEntry, IndexEntry, PinEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
@@ -167,9 +168,9 @@ def read_stats(view: View) -> Stats:
         deleted_chunks_by_reason=view.chunks.tombstones.count_by_reason(),
         sources=sources,
         spaces=_spaces(view),
-        drift=tuple(_drift(view, name) for name in snapshot.names("drift")),
-        query_sets=tuple(_query_set(name, view.query_set(name)) for name in snapshot.names("queries")),
-        tables=tuple(_table(view, name) for name in snapshot.names("table")),
+        drift=tuple(_drift(view, name) for name in snapshot.names(DriftEntry)),
+        query_sets=tuple(_query_set(name, view.query_set(name)) for name in snapshot.names(QueriesEntry)),
+        tables=tuple(_table(view, name) for name in snapshot.names(TableEntry)),
         testsets=tuple(list_testsets(view)),
         files=files,
     )
@@ -178,14 +179,14 @@ def read_stats(view: View) -> Stats:
 def list_testsets(view: View) -> list[TestSetInfo]:
     """The registered test sets, by name."""
     deleted = view.chunks.tombstones.count_by_reason()
-    return [_testset(view, name, deleted.get(f"leak:{name}", 0)) for name in view.snapshot.names("testset")]
+    return [_testset(view, name, deleted.get(f"leak:{name}", 0)) for name in view.snapshot.names(TestsetEntry)]
 
 
 def list_snapshots(storage: Storage) -> list[SnapshotInfo]:
     """Every version of a database, oldest first."""
     snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
-    pins = snapshots[-1].names("pin") if snapshots else []
-    pinned = {name: snapshots[-1].entry("pin", name)["snapshot"] for name in pins}
+    pins = snapshots[-1].names(PinEntry) if snapshots else []
+    pinned = {name: snapshots[-1].existing(PinEntry, name).snapshot for name in pins}
     return [
         SnapshotInfo(
             snapshot=each.number,
@@ -224,7 +225,7 @@ def _sources(view: View) -> tuple[SourceStats, ...]:
 
 
 def _spaces(view: View) -> tuple[SpaceStats, ...]:
-    names = view.snapshot.names("space")
+    names = view.snapshot.names(SpaceEntry)
     if not names:
         return ()
     wanted, held = 0, dict.fromkeys(names, 0)
@@ -238,15 +239,15 @@ def _spaces(view: View) -> tuple[SpaceStats, ...]:
 
 
 def _space(view: View, name: str, vectors: int, wanted: int) -> SpaceStats:
-    space, index = view.snapshot.entry("space", name), view.snapshot.entry("index", name) or {}
+    space, index = view.snapshot.existing(SpaceEntry, name), view.snapshot.entry(IndexEntry, name)
     return SpaceStats(
         space=name,
-        encoder=space["params"]["encoder"],
-        dimension=space["dimension"],
+        encoder=space.params.encoder,
+        dimension=space.dimension,
         vectors=vectors,
         wanted_chunks=wanted,
         coverage=vectors / wanted if wanted else 1.0,
-        index=index.get("factory"),
+        index=index.factory if index else None,
         parts=len(_tasks(view, "parts", name)),
     )
 
@@ -254,17 +255,17 @@ def _space(view: View, name: str, vectors: int, wanted: int) -> SpaceStats:
 def _drift(view: View, name: str) -> DriftStats:
     from retrodb.stages.index.drift import reasons_to_retrain
 
-    entry = view.snapshot.entry("drift", name)
-    then = entry["training"]
+    entry = view.snapshot.existing(DriftEntry, name)
+    at_training = entry.training
     return DriftStats(
         space=name,
-        added=entry["added"],
-        residual=entry["residual"],
-        residual_at_training=then["residual"],
-        imbalance=entry["imbalance"],
-        imbalance_at_training=then["imbalance"],
-        canary_recall=entry["canary_recall"],
-        canary_recall_at_training=then["canary_recall"],
+        added=entry.added,
+        residual=entry.residual,
+        residual_at_training=at_training.residual,
+        imbalance=entry.imbalance,
+        imbalance_at_training=at_training.imbalance,
+        canary_recall=entry.canary_recall,
+        canary_recall_at_training=at_training.canary_recall,
         retrain=", ".join(reasons_to_retrain(view, name)),
     )
 
@@ -281,19 +282,19 @@ def _query_set(name: str, chunks: ChunkSet) -> QuerySetStats:
 def _table(view: View, name: str) -> TableStats:
     table = NeighbourTable(view, name)
     counts = len(table.rows()), table.num_short(), len(table.files), len(table.edits.all)
-    return TableStats(name, table.query_set, table.entry["space"], table.k, *counts)
+    return TableStats(name, table.query_set, table.entry.space, table.k, *counts)
 
 
 def _testset(view: View, name: str, removed_chunks: int) -> TestSetInfo:
     from retrodb.format.parquet import read_table
 
-    entry = view.snapshot.entry("testset", name)
+    entry = view.snapshot.existing(TestsetEntry, name)
     reports = [read_table(view.files.open(r), ["first_chunk", "removed"]) for r in view.manifest.files("reports", name)]
     rows = [row for report in reports for row in report.to_pylist()]
     return TestSetInfo(
         testset=name,
-        items=entry["items"],
-        rule=entry["params"]["rule"],
+        items=entry.items,
+        rule=entry.params.rule,
         hits=len(rows),
         removed_documents=len({row["first_chunk"] for row in rows if row["removed"]}),
         removed_chunks=removed_chunks,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.format.entries import SpaceEntry
 from retrodb.retro.data import RetroData, sample_documents
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.neighbour_table import NeighbourTable
@@ -24,7 +25,7 @@ def collect(table: NeighbourTable, *, max_chunks: int, seed: int) -> RetroData:
         max_chunks: whole documents are drawn until they have so many chunks; at least one is.
     """
     rows = sample_rows(table.view.query_set(table.query_set), max_chunks, seed)
-    return with_neighbours(table.view, table.query_set, rows, table.read(rows)[0], space=table.entry["space"])
+    return with_neighbours(table.view, table.query_set, rows, table.read(rows)[0], space=table.entry.space)
 
 
 def with_neighbours(view: View, query_set: str, rows: Int64Array, ids: Int64Array, *, space: str) -> RetroData:
@@ -62,7 +63,7 @@ def with_chunks(
         neighbours=_place(needed, ids),
         vocab_size=view.settings.vocab_size,
         tokenizer=view.settings.tokenizer_sha256,
-        encoder=view.snapshot.entry("space", space)["fingerprint"],
+        encoder=view.snapshot.existing(SpaceEntry, space).fingerprint,
     )
 
 

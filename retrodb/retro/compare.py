@@ -15,6 +15,7 @@ from retrodb.bench.recall import RecallReport, TimedPoint, run_bench_recall
 from retrodb.config import ValidateParams
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import SpaceEntry, TableEntry
 from retrodb.retro.validate import run_validate
 from retrodb.stages.context import Context
 from retrodb.stages.embed.spaces import list_spaces
@@ -98,7 +99,7 @@ def agreement(view: View, spaces: Sequence[str], k: int, seed: int) -> float:
     found: list[Int64Array] = []
     for space in spaces:
         vectors = view.vectors(space, sample)
-        metric = view.snapshot.entry("space", space)["metric"]
+        metric = view.snapshot.existing(SpaceEntry, space).metric
         blocks = (block for part in parts[space] for block in part.blocks())
         found.append(exact_topk(vectors, blocks, k, metric, exclusion)[0])
     is_there = found[0] >= 0
@@ -149,9 +150,9 @@ def _point(report: RecallReport) -> TimedPoint:
 
 def _validated(context: Context, view: View, space: str, minutes: float, seed: int) -> tuple[float, float]:
     tables = {
-        view.snapshot.entry("table", name)["queries"]: name
-        for name in view.snapshot.names("table")
-        if view.snapshot.entry("table", name)["space"] == space
+        view.snapshot.existing(TableEntry, name).queries: name
+        for name in view.snapshot.names(TableEntry)
+        if view.snapshot.existing(TableEntry, name).space == space
     }
     foreign = [queries for queries in tables if queries != SELF]
     if SELF not in tables or not foreign:

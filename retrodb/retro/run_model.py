@@ -14,6 +14,7 @@ import numpy as np
 from retrodb.encode.device import choose_compute
 from retrodb.errors import MismatchError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import SpaceEntry
 from retrodb.retro.checkpoint import Build, load_checkpoint
 from retrodb.retro.collect import collect, with_chunks
 from retrodb.retro.data import load_arrays
@@ -147,7 +148,7 @@ def run_retro_generate(
     trained = open_model(checkpoint, base)
     searcher = Searcher.open(view, space=space)
     prints = check_fingerprints(
-        trained, view.settings.tokenizer_sha256, view.snapshot.entry("space", searcher.space)["fingerprint"]
+        trained, view.settings.tokenizer_sha256, view.snapshot.existing(SpaceEntry, searcher.space).fingerprint
     )
     tokenizer = load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
     start = tokenizer.encode(prompt).tolist()

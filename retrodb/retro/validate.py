@@ -18,6 +18,7 @@ from retrodb.config import ValidateParams
 from retrodb.encode.device import choose_compute
 from retrodb.engine.progress import Progress
 from retrodb.errors import MismatchError, MissingStep, UsageError
+from retrodb.format.entries import TableEntry, TestsetEntry
 from retrodb.retro.collect import collect, sample_rows, with_neighbours
 from retrodb.retro.config import sized
 from retrodb.retro.data import RetroData
@@ -78,7 +79,7 @@ def _experiment(
     held_out = NeighbourTable(view, heldout or _foreign_table(view))
     _check_tables(trained_on, held_out)
     data = collect(trained_on, max_chunks=params.max_train_chunks, seed=params.seed)
-    space = trained_on.entry["space"]
+    space = trained_on.entry.space
     rows = sample_rows(view.query_set(held_out.query_set), params.max_heldout_chunks, params.seed)
     unseen = with_neighbours(view, held_out.query_set, rows, held_out.read(rows)[0], space=space)
     config = sized(
@@ -118,7 +119,7 @@ def _experiment(
 
 def is_screened(view: View, query_set: str) -> bool:
     """Whether the documents of a query set are a test set that all of the database was held against."""
-    return query_set in view.snapshot.names("testset") and not view.unscreened_shards(query_set)
+    return query_set in view.snapshot.names(TestsetEntry) and not view.unscreened_shards(query_set)
 
 
 def _leakage_points(runs: SharedRuns, evaluation: Evaluation, data: RetroData) -> Iterable[LeakagePoint]:
@@ -134,14 +135,16 @@ def _check_tables(trained_on: NeighbourTable, held_out: NeighbourTable) -> None:
     if held_out.query_set == SELF:
         what = f"table '{held_out.name}' is of the database's own chunks, which are trained on"
         raise UsageError(what, remedy="Name the table of a foreign query set with --heldout.")
-    spaces = trained_on.entry["space"], held_out.entry["space"]
+    spaces = trained_on.entry.space, held_out.entry.space
     if spaces[0] != spaces[1]:
         what = f"table '{trained_on.name}' is of space '{spaces[0]}', '{held_out.name}' of '{spaces[1]}'"
         raise MismatchError(what, remedy="Name two tables of one space with --table and --heldout.")
 
 
 def _foreign_table(view: View) -> str:
-    tables = [name for name in view.snapshot.names("table") if view.snapshot.entry("table", name)["queries"] != SELF]
+    tables = [
+        name for name in view.snapshot.names(TableEntry) if view.snapshot.existing(TableEntry, name).queries != SELF
+    ]
     if not tables:
         raise MissingStep(
             "no neighbour table of held-out documents",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from retrodb.config import InitParams, to_mapping
+from retrodb.config import EmbedParams, InitParams, from_mapping, to_mapping
 from retrodb.corpus.token_files import resolve_tokenizer
 from retrodb.corpus.tokenizer import Tokenizer
 from retrodb.engine.run import open_run
 from retrodb.errors import ConflictError, UsageError
+from retrodb.format.entries import DEFAULT_ENCODER_KEY, DEFAULT_SPACE_KEY, DefaultEncoder, DefaultSpace
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import Settings, dump_settings
@@ -48,7 +49,7 @@ def run_init(context: Context, params: InitParams) -> Snapshot:
     for kind, content in (("tokenizer", data), ("settings", toml)):
         storage.write(path_of(kind), content)
         files.append(FileRecord(kind, "", path_of(kind), digest_bytes(content)))
-    encoder = {"encoder": params.encoder, **PRESETS[params.preset]}
+    encoder = from_mapping(EmbedParams, {"encoder": params.encoder, **PRESETS[params.preset]}, where="preset")
     change = Change(
         transaction=run.id,
         command="init",
@@ -56,7 +57,7 @@ def run_init(context: Context, params: InitParams) -> Snapshot:
         clock=run.clock,
         conflict_keys=ConflictKeys(frozenset(), frozenset()),
         files=files,
-        entries={"default/space": "default", "default/encoder": encoder},
+        entries={DEFAULT_SPACE_KEY: DefaultSpace("default"), DEFAULT_ENCODER_KEY: DefaultEncoder(encoder)},
     )
     return create(storage, change)
 

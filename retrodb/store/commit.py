@@ -14,11 +14,13 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.errors import ConflictError, RetroDBError
+from retrodb.format.entries import Entry
+from retrodb.format.json_values import JsonValue
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import open_writer
 from retrodb.format.records import (
@@ -59,14 +61,14 @@ class Change:
 
     transaction: str  # identity; committing it twice is committing it once
     command: str  # such as "ingest"
-    arguments: Mapping[str, Any]  # resolved parameters, for the record
+    arguments: Mapping[str, JsonValue]  # resolved parameters, for the record
     clock: str  # of the plan
     conflict_keys: ConflictKeys  # what the plan rests on and, besides the entries, changes
     shards: Sequence[NewShard] = ()
     files: Sequence[FileRecord] = ()  # with their id ranges given, or without ids
     screened: Sequence[ScreenedRecord] = ()
     drops: Sequence[DropRecord] = ()
-    entries: Mapping[str, Any] = field(default_factory=dict)  # entry key -> new value, None takes it away
+    entries: Mapping[str, Entry | None] = field(default_factory=dict)  # entry key -> new value, None takes it away
     counts: Mapping[str, int] = field(default_factory=dict)  # what the command reports
     manifest_of: Snapshot | None = None  # a restore lays its records over this one's manifest, not over the head's
 

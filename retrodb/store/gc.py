@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 import orjson
 
 from retrodb.errors import DamagedFileError, UsageError
+from retrodb.format.entries import PinEntry
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_path
 from retrodb.store.manifest import load_manifest
@@ -101,7 +102,7 @@ def execute_collection(storage: Storage, plan: CollectionPlan) -> None:
 
 def _kept(head: Snapshot, snapshots: list[Snapshot], keep: int) -> list[Snapshot]:
     """The newest snapshots, and those that the head has pinned."""
-    pinned = {head.entry("pin", name)["snapshot"] for name in head.names("pin")}
+    pinned = {head.existing(PinEntry, name).snapshot for name in head.names(PinEntry)}
     readable = [snapshot for snapshot in snapshots if snapshot.expired_at is None]
     return [s for index, s in enumerate(readable) if index >= len(readable) - keep or s.number in pinned]
 

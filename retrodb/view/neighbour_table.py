@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.errors import MissingStep
+from retrodb.format.entries import TableEntry
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.view.coverage import Coverage
@@ -29,16 +30,16 @@ class NeighbourTable:
     """
 
     def __init__(self, view: View, table: str | None = None) -> None:
-        tables = view.snapshot.names("table")
+        tables = view.snapshot.names(TableEntry)
         name = table or (SELF if SELF in tables else next(iter(tables), SELF))
-        entry = view.snapshot.entry("table", name)
+        entry = view.snapshot.entry(TableEntry, name)
         if entry is None:
             have = f"There are: {', '.join(tables)}." if tables else "Run 'retrodb neighbours' first."
             raise MissingStep(f"no neighbour table '{name}'", remedy=have)
         self.view, self.name, self.entry = view, name, entry
-        self.k: int = entry["k"]
-        self.width: int = entry["k"] + entry["slack"]
-        self.query_set: str = entry["queries"]
+        self.k: int = entry.k
+        self.width: int = entry.k + entry.spare_neighbours
+        self.query_set: str = entry.queries
         self.files = view.manifest.files("neighbours", name)  # the base, then its patches
         self.edits = Edits.read(view, name)
         self._coverage = Coverage(self.files, newest_first=True)
@@ -49,7 +50,7 @@ class NeighbourTable:
         return live_first(self.view, *self.edits.apply(rows, *self.stored(rows)), self.k)
 
     def stored(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
-        """What the files say of query rows, (Q, k + slack) each: no edits, nothing masked; -1 and inf for unknown rows."""
+        """What the files say of query rows, (Q, width) each: no edits, nothing masked; -1 and inf for unknown rows."""
         ids = np.full((len(rows), self.width), -1, dtype=np.int64)
         distances = np.full((len(rows), self.width), np.inf, dtype=np.float32)
         for hit in self._coverage.lookup(rows):

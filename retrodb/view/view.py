@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.errors import UsageError
+from retrodb.format.entries import QueriesEntry, SpaceEntry, TestsetEntry
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord, covered, screening_key
 from retrodb.format.settings import Settings
@@ -66,8 +67,8 @@ class View:
         if name == SELF:
             return self.chunks
         if name not in self._query_sets:
-            if self.snapshot.entry("queries", name) is None:
-                have = ", ".join([SELF, *self.snapshot.names("queries")])
+            if self.snapshot.entry(QueriesEntry, name) is None:
+                have = ", ".join([SELF, *self.snapshot.names(QueriesEntry)])
                 raise UsageError(f"no query set '{name}'", remedy=f"There are: {have}.")
             self._query_sets[name] = self._read_query_set(name)
         return self._query_sets[name]
@@ -105,8 +106,8 @@ class View:
     @cached_property
     def _screened(self) -> dict[str, list[tuple[int, int]]]:
         """For every test set the ranges of ids that were held against its present version."""
-        names = self.snapshot.names("testset")
-        keys = {name: screening_key(name, self.snapshot.entry("testset", name)["digest"]) for name in names}
+        names = self.snapshot.names(TestsetEntry)
+        keys = {name: screening_key(name, self.snapshot.existing(TestsetEntry, name).digest) for name in names}
         return {name: self.manifest.screened_ranges(key) for name, key in keys.items()}
 
     def unscreened_shards(self, testset: str) -> list[int]:
@@ -127,7 +128,7 @@ class View:
 
     def vectors(self, space: str, ids: Int64Array, query_set: str = SELF) -> AnyArray:
         """Vectors (Q, D) float16 of rows of a query set in a space; zeros for rows without one."""
-        vectors = np.zeros((len(ids), self.snapshot.entry("space", space)["dimension"]), dtype=np.float16)
+        vectors = np.zeros((len(ids), self.snapshot.existing(SpaceEntry, space).dimension), dtype=np.float16)
         for hit in self.query_vectors(query_set, space).lookup(ids):
             if hit.record.kind == "parts":
                 vectors[hit.where] = self._part_codes(hit.record).vectors(hit.positions)
@@ -137,8 +138,8 @@ class View:
 
     def keeps_vectors(self, space: str) -> bool:
         """Whether the database's vectors in a space are stored, not their codes alone; also true before there are any."""
-        entry = self.snapshot.entry("space", space)
-        return entry is None or bool(entry["params"].get("keep_vectors", True))
+        entry = self.snapshot.entry(SpaceEntry, space)
+        return entry is None or entry.params.keep_vectors is not False
 
     def _codes(self, space: str) -> Coverage:
         key = ("codes", space)

@@ -17,6 +17,7 @@ import numpy as np
 
 from retrodb.errors import UsageError
 from retrodb.format import ROW_GROUP_ROWS
+from retrodb.format.entries import AttributeEntry
 from retrodb.format.parquet import read_row_groups, read_table
 from retrodb.format.records import FileRecord
 from retrodb.view.chunk_set import ChunkSet
@@ -78,7 +79,7 @@ _CONFINED: dict[str, str | bool | int | float | list[str]] = {
 
 def column_names(view: View) -> list[str]:
     """Everything that a condition may name."""
-    return [*RESERVED_COLUMNS, *view.snapshot.names("attribute")]
+    return [*RESERVED_COLUMNS, *view.snapshot.names(AttributeEntry)]
 
 
 def live_documents(chunks: ChunkSet, record: FileRecord) -> BoolArray:

@@ -39,7 +39,7 @@ def build(folder: Path, tokenizer: Path) -> Database:
     )
     database.embed()
     database.index()
-    database.neighbours(k=2, slack=1)
+    database.neighbours(k=2, spare_neighbours=1)
     database.neighbours(k=2, queries="training")
     database.filter(doc_ids=["b3"], reason="withdrawn")
     return database

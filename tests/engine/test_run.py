@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import LineProgress, Progress, make_progress
 from retrodb.engine.run import Run, add_counts, finished, open_run, run_task
-from retrodb.engine.task import Task, TaskRecord, dump_record, make_task, parse_record
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord, dump_record, parse_record
 from retrodb.errors import DamagedFileError, InputError, RetroDBError
 from retrodb.format.records import FileDigest, FileRecord
 from retrodb.format.rows import RowSet
@@ -28,24 +29,34 @@ def storage(tmp_path: Path) -> LocalStorage:
     return LocalStorage(tmp_path / "db")
 
 
-def square(storage: Storage, task: Task, clock: str) -> TaskRecord:
+@dataclass(frozen=True)
+class Number:
+    """The payload and the result of a square."""
+
+    number: int
+
+
+SQUARE = TaskKind[Number, Number]("square", 1, Number)
+
+
+def square(storage: Storage, task: Task[Number, Number], clock: str) -> TaskRecord[Number]:
     """Write a number's square, and leave a trace of having run."""
-    number = task.payload["number"]
+    number = task.payload.number
     storage.write(f"runs/traces/{number}-{len(storage.list('runs/traces'))}", b"")
     record = publish(storage, "rejects", f"rejects/{task.id}", lambda local: _write(local, f"{number**2} {clock}"))
-    return TaskRecord(task.id, (record,), {"square": number**2}, {"done": 1})
+    return TaskRecord(task.id, (record,), Number(number**2), {"done": 1})
 
 
-def fail_at_three(storage: Storage, task: Task, clock: str) -> TaskRecord:
-    if task.payload["number"] == 3:
+def fail_at_three(storage: Storage, task: Task[Number, Number], clock: str) -> TaskRecord[Number]:
+    if task.payload.number == 3:
         raise InputError("three", where="here", remedy="Mend it.")
     return square(storage, task, clock)
 
 
-def die_at_three(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def die_at_three(storage: Storage, task: Task[Number, Number], clock: str) -> TaskRecord[Number]:
     import os
 
-    if task.payload["number"] == 3:
+    if task.payload.number == 3:
         os._exit(9)
     return square(storage, task, clock)
 
@@ -54,8 +65,8 @@ def _write(local: Path, text: str) -> None:
     local.write_text(text)
 
 
-def tasks(count: int) -> list[Task]:
-    return [make_task("square", 1, {"number": number}, []) for number in range(count)]
+def tasks(count: int) -> list[Task[Number, Number]]:
+    return [SQUARE.task(Number(number)) for number in range(count)]
 
 
 def traces(storage: LocalStorage) -> list[str]:
@@ -73,25 +84,25 @@ def test_same_plan_is_the_same_run_with_the_first_clock(storage: LocalStorage) -
 def test_damaged_plan_is_named(storage: LocalStorage) -> None:
     run = open_run(storage, "ingest", {})
     storage.write(f"runs/{run.id}/plan.json", b"{")
-    with pytest.raises(DamagedFileError, match=rf"runs/{run.id}/plan\.json: damaged plan"):
+    with pytest.raises(DamagedFileError, match=rf"runs/{run.id}/plan\.json: not the JSON"):
         open_run(storage, "ingest", {})
 
 
 def test_task_id_follows_from_everything_that_decides_its_output() -> None:
     def made(stage: str = "s", version: int = 1, payload: object = 1, inputs: tuple[str, ...] = ("x",)) -> str:
-        return make_task(stage, version, {"p": payload}, list(inputs)).id
+        return TaskKind(stage, version, NoResult).task({"p": payload}, list(inputs)).id
 
     ids = {made(), made(stage="t"), made(version=2), made(payload=2), made(inputs=("y",)), made(inputs=())}
     assert len(ids) == 6
-    assert made() == make_task("s", 1, {"p": 1}, ["x"], weight=9).id
+    assert made() == TaskKind("s", 1, NoResult).task({"p": 1}, ["x"], weight=9).id
 
 
 @pytest.mark.parametrize("rows", [None, RowSet.all(5), RowSet(5, b"\x01\x02")])
 def test_completion_record_survives_its_json(rows: RowSet | None) -> None:
     bitmap = None if rows is None else rows.bitmap
     file = FileRecord("vectors", "s", "vectors/s/a", FileDigest(3, b"\xff" * 32, b"\x00" * 16), 7, 5, bitmap, 5)
-    record = TaskRecord("t", (file,), {"x": [1]}, {"n": 2})
-    assert parse_record(dump_record(record)) == record
+    record = TaskRecord("t", (file,), Number(1), {"n": 2})
+    assert parse_record(dump_record(record), Number, where="t.json") == record
 
 
 def test_finished_tasks_are_skipped_and_records_come_in_the_tasks_order(storage: LocalStorage) -> None:
@@ -99,7 +110,7 @@ def test_finished_tasks_are_skipped_and_records_come_in_the_tasks_order(storage:
     engine = LocalEngine()
     engine.run(run, tasks(2), square, Progress())
     records = engine.run(run, tasks(4)[::-1], square, Progress())
-    assert [record.result["square"] for record in records] == [9, 4, 1, 0]
+    assert [record.result.number for record in records] == [9, 4, 1, 0]
     assert sorted(traces(storage)) == ["0", "1", "2", "3"]
     assert add_counts(records) == {"done": 4}
 

@@ -100,8 +100,8 @@ def build(folder: Path, tokenizer: Path, texts: dict[str, str]) -> Database:
     database.add_queries("exam", [write_documents(folder / "exam.jsonl", exam)])
     database.embed()
     database.index()
-    database.neighbours(k=K, slack=2)
-    database.neighbours(queries="exam", k=3, slack=0)
+    database.neighbours(k=K, spare_neighbours=2)
+    database.neighbours(queries="exam", k=3, spare_neighbours=0)
     remove(database, folder, {"gone": texts["128-1"]}, "document")
     remove(database, folder, {"cut": texts["129-0"][:200]}, "chunk")
     return database

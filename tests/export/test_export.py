@@ -17,6 +17,7 @@ from retrodb.errors import MismatchError, MissingStep, UsageError
 from retrodb.export import layout, pieces
 from retrodb.export.export import FORMATS
 from retrodb.export.pieces import ExportFolder, Piece
+from retrodb.format.entries import SpaceEntry
 
 from .conftest import remove
 
@@ -84,7 +85,7 @@ def test_the_card_says_where_an_export_comes_from(exportable: Database, tmp_path
     assert card["clock"] == view.snapshot.clock
     assert card["sources"] == {"made": ["CC0-1.0"], "pairs": []}
     assert card["tokenizer"]["sha256"] == view.settings.tokenizer_sha256
-    assert card["space"]["fingerprint"] == view.snapshot.entry("space", "default")["fingerprint"]
+    assert card["space"]["fingerprint"] == view.snapshot.existing(SpaceEntry, "default").fingerprint
     assert card["table"]["k"] == exportable.neighbour_table().k
     assert card["rows"] == len(exportable.neighbour_table().rows())
 
@@ -144,7 +145,7 @@ def test_a_refresh_says_what_it_cannot_take_in(make_exportable: Callable[[], Dat
     database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(999, 200)})], source="more")
     database.embed()
     database.index()
-    database.neighbours(k=database.neighbour_table().k, slack=2)
+    database.neighbours(k=database.neighbour_table().k, spare_neighbours=2)
     result = database.refresh_export(out)
     rows = database.neighbour_table().rows()
     sources = [document["source"] for document in database.view().chunks.documents(rows)]
@@ -160,7 +161,7 @@ def test_a_refresh_of_a_table_of_another_shape_is_refused(
 ) -> None:
     database, out = make_exportable(), tmp_path / "out"
     database.export(out, to="norlund")
-    database.neighbours(k=4, slack=0)
+    database.neighbours(k=4, spare_neighbours=0)
     with pytest.raises(MismatchError, match="'k'"):
         database.refresh_export(out)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from retrodb.errors import DamagedFileError
 from retrodb.format.arrays import map_array, save_array
+from retrodb.format.entries import SpaceEntry
 from retrodb.format.ids import content_hash, key_of, record_hash
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import read_row_groups, read_table, write_table
@@ -119,7 +120,7 @@ def test_snapshot_survives_its_file() -> None:
     assert parse_snapshot(data, where="x") == snapshot
     assert data == dump_snapshot(parse_snapshot(data, where="x"))
     assert snapshot.path == snapshot_path(7) == "snapshots/00000000000000000007.json"
-    assert snapshot.names("space") == ["x"]
+    assert snapshot.names(SpaceEntry) == ["x"]
     assert snapshot.default_space == "default"
 
 

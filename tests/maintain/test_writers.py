@@ -17,6 +17,7 @@ from reading import live_texts
 
 from retrodb.database import Database
 from retrodb.errors import ConflictError
+from retrodb.format.entries import AttributeEntry
 
 Make = Callable[..., Database]
 ROLES = ("ingest", "filter", "compact", "tag")
@@ -128,7 +129,7 @@ def test_no_commit_is_lost_and_no_reader_sees_a_mixture(
     assert [each.snapshot for each in snapshots] == list(range(start + 1, start + 1 + len(snapshots)))
     expected = {k for n in range(writers) if n % 4 == 0 for turn in range(commits) for k in pair(f"w{n}x{turn}")}
     assert check_whole(database).keys() == expected | pair("kept").keys()
-    assert len(database.view().snapshot.names("attribute")) == by_command["tag"]
+    assert len(database.view().snapshot.names(AttributeEntry)) == by_command["tag"]
     database.compact(min_deleted=0)
     assert check_whole(database).keys() == expected | pair("kept").keys()
     assert database.check(read_data=True).damaged == ()

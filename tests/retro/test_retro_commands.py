@@ -18,6 +18,7 @@ from retrodb.config import RetroTrainParams
 from retrodb.database import Database, retro_eval, retro_fit, retro_train
 from retrodb.engine.progress import Progress
 from retrodb.errors import InputError, MismatchError, MissingFileError, UsageError
+from retrodb.format.entries import SpaceEntry
 from retrodb.retro import run_training
 from retrodb.retro.checkpoint import TRAINING, load_checkpoint, load_unfinished
 from retrodb.retro.run_training import run_retro_train
@@ -31,7 +32,7 @@ def database(make_database: Callable[..., Database]) -> Database:
     made = make_database({str(i): made_text(i, 150 + 10 * i) for i in range(6)})
     made.embed()
     made.index()
-    made.neighbours(k=2, slack=0)
+    made.neighbours(k=2, spare_neighbours=0)
     return made
 
 
@@ -101,7 +102,7 @@ def test_a_model_carries_the_fingerprints_of_what_it_learned_from(
     result = retro_train(data=arrays, out=tmp_path / "model", **OPTIONS)
     view = database.view()
     assert result.tokenizer == view.settings.tokenizer_sha256
-    assert result.encoder == view.snapshot.entry("space", "default")["fingerprint"]
+    assert result.encoder == view.snapshot.existing(SpaceEntry, "default").fingerprint
     on_export = retro_eval(checkpoint=tmp_path / "model", data=arrays, device="cpu")
     on_database = database.retro_eval(checkpoint=tmp_path / "model", device="cpu")
     assert on_export.bits_per_byte == on_database.bits_per_byte

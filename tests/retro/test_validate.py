@@ -26,8 +26,8 @@ def database(make_database: Callable[..., Database], tmp_path: Path) -> Database
     )
     made.embed()
     made.index()
-    made.neighbours(k=2, slack=0)
-    made.neighbours(queries="test", k=2, slack=0)
+    made.neighbours(k=2, spare_neighbours=0)
+    made.neighbours(queries="test", k=2, spare_neighbours=0)
     return made
 
 
@@ -103,7 +103,7 @@ def test_the_page_shows_what_documents_say_and_runs_none_of_it(
 def test_it_says_whether_the_leak_scan_was_passed(database: Database, tmp_path: Path) -> None:
     assert not database.validate(steps=1, batch_chunks=16).is_screened
     database.dedup([tmp_path / "test.jsonl"], name="test")
-    database.neighbours(k=2, slack=0)
+    database.neighbours(k=2, spare_neighbours=0)
     assert database.validate(steps=1, batch_chunks=16).is_screened
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from made_up import change, file, shard
+from made_up import change, file, shard, space_entry, table_entry, testset_entry
 
+from retrodb.config import IndexParams, TagParams
+from retrodb.format.entries import AttributeEntry, Entry, IndexEntry, SourceEntry
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, ScreenedRecord
 from retrodb.format.snapshot import Snapshot
 from retrodb.store import conflict_keys
@@ -20,7 +22,7 @@ from retrodb.store.storage import Storage
 def found(storage: Storage) -> Snapshot:
     """Create the database that the actions are planned on."""
     vectors = [file("vectors", f"vectors/default/{t}.npy", name="default", first=f, count=100) for t, f in RANGES]
-    entries = {"space/default": {"dimension": 4}}
+    entries = {"space/default": space_entry()}
     return create(
         storage, change("init", shards=[shard("one", "a"), shard("two", "b")], files=vectors, entries=entries)
     )
@@ -31,7 +33,7 @@ RANGES = (("one", 0), ("two", 100))
 
 def _ingest(source: str) -> Callable[[str], Change]:
     def build(tag: str) -> Change:
-        entries = {f"source/{source}": {"last_run": tag}}
+        entries = {f"source/{source}": SourceEntry(tag, None)}
         dead = file("tombstones", f"tombstones/{tag}.parquet")
         return change(tag, conflict_keys.ingest(source), shards=[shard(tag, source)], files=[dead], entries=entries)
 
@@ -42,16 +44,25 @@ def _dedup(testset: str) -> Callable[[str], Change]:
     def build(tag: str) -> Change:
         files = [file("tombstones", f"tombstones/{tag}.parquet"), file("testsets", f"testsets/{testset}/{tag}/t.npy")]
         screened = [ScreenedRecord(f"{testset}@1", first, 100) for _, first in RANGES]
-        entries = {f"testset/{testset}": {"digest": tag}}
+        entries = {f"testset/{testset}": testset_entry(tag)}
         return change(tag, conflict_keys.dedup(testset), files=files, screened=screened, entries=entries)
 
     return build
 
 
+def made_entry(key: str, tag: str) -> Entry:
+    """An entry of a key's kind that differs for each tag."""
+    if key.startswith("space/"):
+        return replace(space_entry(), fingerprint=tag)
+    if key.startswith("index/"):
+        return IndexEntry(tag, "Flat", 1, "", IndexParams())
+    return AttributeEntry({"made_by": tag}, TagParams())
+
+
 def _coverage(kind: str, own: conflict_keys.ConflictKeys, entry: str = "") -> Callable[[str], Change]:
     def build(tag: str) -> Change:
         files = [file(kind, f"{kind}/default/{tag}-{t}", name="default", first=f, count=100) for t, f in RANGES]
-        return change(tag, own, files=files, entries={entry: {"made_by": tag}} if entry else {})
+        return change(tag, own, files=files, entries={entry: made_entry(entry, tag)} if entry else {})
 
     return build
 
@@ -79,7 +90,7 @@ def _neighbours(table: str) -> Callable[[str], Change]:
     def build(tag: str) -> Change:
         rows = file("neighbours", f"neighbours/{table}/{tag}.parquet", name=table, first=0, count=200)
         return change(
-            tag, conflict_keys.neighbours(table, "default"), files=[rows], entries={f"table/{table}": {"k": 2}}
+            tag, conflict_keys.neighbours(table, "default"), files=[rows], entries={f"table/{table}": table_entry()}
         )
 
     return build

@@ -8,6 +8,7 @@ import pytest
 from made_up import change, file, shard
 
 from retrodb.errors import ConflictError, RetroDBError
+from retrodb.format.entries import PinEntry, SpaceEntry
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, SEGMENT_RECORDS, DropRecord
 from retrodb.format.snapshot import Snapshot
 from retrodb.store import conflict_keys
@@ -75,10 +76,10 @@ def test_file_that_another_commit_added_is_not_listed_twice(storage: LocalStorag
 
 
 def test_entries_are_set_replaced_and_taken_away(storage: LocalStorage, base: Snapshot) -> None:
-    second = commit(storage, base, change("x", entries={"pin/a": {"snapshot": 0}, "space/default": None}))
-    assert second.entries == {"pin/a": {"snapshot": 0}}
+    second = commit(storage, base, change("x", entries={"pin/a": PinEntry(0), "space/default": None}))
+    assert second.entries == {"pin/a": PinEntry(0)}
     assert second.writes == ("pin/a", "space/default")
-    assert (second.names("pin"), second.entry("space", "default")) == (["a"], None)
+    assert (second.names(PinEntry), second.entry(SpaceEntry, "default")) == (["a"], None)
 
 
 def test_as_of_reads_what_was(storage: LocalStorage, base: Snapshot) -> None:

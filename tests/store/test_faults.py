@@ -93,7 +93,7 @@ def commands(folder: Path) -> dict[str, Command]:
         "dedup": lambda c: run_dedup(c, [folder / "test.jsonl"], DedupParams()),
         "embed": lambda c: run_embed(c, {}, Hardware(threads=1)),
         "index": lambda c: run_index(c, IndexParams()),
-        "neighbours": lambda c: run_neighbours(c, NeighboursParams(k=2, slack=1)),
+        "neighbours": lambda c: run_neighbours(c, NeighboursParams(k=2, spare_neighbours=1)),
         "edit": lambda c: run_edit_neighbours(c, 0, ban=neighbour_of(c, 0)),
         "filter": lambda c: run_filter(c, doc_ids=["d4", "d5", "d6", "d7"], reason="gone"),
         "repair": run_repair_neighbours,

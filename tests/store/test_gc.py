@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from made_up import change, file
 
 from retrodb.errors import ConflictError, DamagedFileError, NotADatabaseError, UsageError
+from retrodb.format.entries import PinEntry
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.format.snapshot import Snapshot
 from retrodb.store import conflict_keys
@@ -104,7 +105,7 @@ def test_commit_over_expired_snapshots_still_knows_their_marks(storage: LocalSto
 def test_pinned_snapshot_is_a_root_until_it_is_unpinned(storage: LocalStorage) -> None:
     pinned = add(storage, "a")
     remove(storage, "a")
-    commit(storage, read_head(storage), change("pin", entries={"pin/training-7": {"snapshot": pinned.number}}))
+    commit(storage, read_head(storage), change("pin", entries={"pin/training-7": PinEntry(pinned.number)}))
     for day in (0, 100):
         collect(storage, day)
     assert storage.exists("rejects/a.parquet")
@@ -218,7 +219,7 @@ def test_every_readable_snapshot_has_all_its_files(
         elif step == "remove" and live:
             commit(storage, head, change(f"-{number}", drops=[DropRecord(OP_DROP_FILE, path=live[0])]))
         elif step == "pin":
-            commit(storage, head, change(f"pin{number}", entries={f"pin/{number}": {"snapshot": head.number}}))
+            commit(storage, head, change(f"pin{number}", entries={f"pin/{number}": PinEntry(head.number)}))
         elif step == "stray":
             storage.write(f"rejects/stray{number}.parquet", b"")
         elif step == "collect":

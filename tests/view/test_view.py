@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import change, shard
+from made_up import change, shard, space_entry, testset_entry
 
 from retrodb.errors import UsageError
 from retrodb.format.arrays import save_array
+from retrodb.format.entries import QueriesEntry
 from retrodb.format.records import ScreenedRecord, screening_key
 from retrodb.format.rows import RowSet
 from retrodb.store.commit import create
@@ -25,7 +26,7 @@ DIGEST = "ab" * 16
 def view_with(storage: LocalStorage, screened: dict[str, list[tuple[int, int]]], registered: list[str]) -> View:
     """Three shards of 100 chunks, registered test sets, and ranges (first, count) that were held against some."""
     records = [ScreenedRecord(screening_key(n, DIGEST), *span) for n, spans in screened.items() for span in spans]
-    entries = {f"testset/{name}": {"digest": DIGEST} for name in registered}
+    entries = {f"testset/{name}": testset_entry(DIGEST) for name in registered}
     shards = [shard(name) for name in ("one", "two", "three")]
     return View(storage, SETTINGS, create(storage, change("init", shards=shards, screened=records, entries=entries)))
 
@@ -52,7 +53,7 @@ def test_screening_against_an_older_version_of_a_test_set_does_not_count(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     old = ScreenedRecord(screening_key("a", "cd" * 16), 0, 100)
-    entries = {"testset/a": {"digest": DIGEST}}
+    entries = {"testset/a": testset_entry(DIGEST)}
     storage = LocalStorage(tmp_path_factory.mktemp("db"))
     view = View(storage, SETTINGS, create(storage, change("x", shards=[shard("one")], screened=[old], entries=entries)))
     assert view.unscreened_shards("a") == [0]
@@ -67,7 +68,7 @@ def test_vectors_come_from_any_file_that_holds_them(tmp_path_factory: pytest.Tem
         path = f"vectors/s/{number}.npy"
         write = lambda local, content=content: save_array(local, content)  # noqa: E731
         files.append(publish(storage, "vectors", path, write, name="s", first_chunk=0, rows=RowSet.from_mask(mask)))
-    own = change("x", shards=[shard("one")], files=files, entries={"space/s": {"dimension": 2, "params": {}}})
+    own = change("x", shards=[shard("one")], files=files, entries={"space/s": space_entry(2)})
     view = View(storage, SETTINGS, create(storage, own))
     vectors = view.vectors("s", np.array([3, 1, 2, 0]))
     assert vectors[:, 0].tolist() == [3, 11, 2, 0]
@@ -75,7 +76,7 @@ def test_vectors_come_from_any_file_that_holds_them(tmp_path_factory: pytest.Tem
 
 def test_unknown_query_set_is_refused_with_those_that_are_there(tmp_path_factory: pytest.TempPathFactory) -> None:
     storage = LocalStorage(tmp_path_factory.mktemp("db"))
-    view = View(storage, SETTINGS, create(storage, change("x", entries={"queries/q": {}})))
+    view = View(storage, SETTINGS, create(storage, change("x", entries={"queries/q": QueriesEntry("queries add")})))
     with pytest.raises(UsageError, match=r"no query set 'p'.*self, q"):
         view.query_set("p")
     assert view.query_set("self") is view.chunks

@@ -13,14 +13,15 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import orjson
 
-from retrodb.config import IndexParams, NearDuplicatesParams, NeighboursParams, from_mapping
+from retrodb.config import NearDuplicatesParams
 from retrodb.engine.run import open_run
+from retrodb.format.entries import DuplicatesEntry, IndexEntry, SpaceEntry, TableEntry
+from retrodb.format.json_values import from_plain
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord
@@ -254,7 +255,7 @@ class Remake:
 
     kinds: Mapping[str, list[str]]  # kind of file -> spaces, tables, taggers, ... that lost some
     sources: list[str]  # whose lost shards have to be read again
-    near: Mapping[str, Any] | None  # parameters of the search for near-duplicates
+    near: NearDuplicatesParams | None  # parameters of the search for near-duplicates
 
     @staticmethod
     def of(view: View, gone: list[FileRecord]) -> Remake:
@@ -262,11 +263,9 @@ class Remake:
         kinds: dict[str, set[str]] = defaultdict(set)
         for record in gone:
             kinds[content_of(record) if content_of(record) in REMADE else record.kind].add(record.name)
-        near = view.snapshot.entry("duplicates", "near")
+        near = view.snapshot.entry(DuplicatesEntry, "near")
         sources = sorted(_sources(view, _lost_spans(gone)))
-        return Remake(
-            {k: sorted(names) for k, names in sorted(kinds.items())}, sources, near["params"] if near else None
-        )
+        return Remake({k: sorted(names) for k, names in sorted(kinds.items())}, sources, near.params if near else None)
 
     def with_unfinished(self, storage: Storage) -> Remake:
         """This, and what an interrupted repair had still to do."""
@@ -277,29 +276,31 @@ class Remake:
             kind: sorted({*self.kinds.get(kind, ()), *before["kinds"].get(kind, ())})
             for kind in sorted({*self.kinds, *before["kinds"]})
         }
-        return Remake(kinds, sorted({*self.sources, *before["sources"]}), self.near or before["near"])
+        return Remake(
+            kinds,
+            sorted({*self.sources, *before["sources"]}),
+            self.near or (before["near"] and from_plain(NearDuplicatesParams, before["near"], where="repair.json")),
+        )
 
 
 def _make_again(context: Context, work: Remake) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Run the commands that make what is missing; gives those, and the ones that the user has to run."""
     of, snapshot = {kind: set(work.kinds.get(kind, ())) for kind in REMADE}, context.view().snapshot
     ran = []
-    for space in snapshot.names("space"):
+    for space in snapshot.names(SpaceEntry):
         if space in of["vectors"] | of["parts"] or "queries" in work.kinds:
             run_embed(context, {}, Hardware(), space=space)
             ran.append(f"embed --space {space}")
-        if snapshot.entry("index", space) and space in of["vectors"] | of["parts"] | of["codebooks"]:
-            index = from_mapping(IndexParams, snapshot.entry("index", space)["params"], where=f"index/{space}")
+        if snapshot.entry(IndexEntry, space) and space in of["vectors"] | of["parts"] | of["codebooks"]:
+            index = snapshot.existing(IndexEntry, space).params
             run_index(context, index, space=space, retrain=space in of["codebooks"])
             ran.append(f"index --space {space}")
     if of["bands"] or of["duplicates"]:
-        run_near_duplicates(context, from_mapping(NearDuplicatesParams, work.near or {}, where="duplicates/near"))
+        run_near_duplicates(context, work.near or NearDuplicatesParams())
         ran.append("dedup --near-duplicates")
     for table in sorted(of["neighbours"] | of["joined"]):
-        entry = snapshot.entry("table", table)
-        own = {field.name: entry[field.name] for field in fields(NeighboursParams) if field.name in entry}
-        params = from_mapping(NeighboursParams, own, where=f"table '{table}'")
-        run_neighbours(context, params, queries=entry["queries"], space=entry["space"], table=table)
+        entry = snapshot.existing(TableEntry, table)
+        run_neighbours(context, entry.params, queries=entry.queries, space=entry.space, table=table)
         ran.append(f"neighbours --table {table}")
     tags = [f"tag --name {name}" for name in sorted(of["attributes"])]
     return tuple(ran), (*tags, *(f"ingest --source {name}" for name in work.sources))

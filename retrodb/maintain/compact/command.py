@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from retrodb.config import IndexParams, from_mapping
 from retrodb.engine.run import Run, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import ConflictError, UsageError
+from retrodb.format.entries import IndexEntry, QueriesEntry, TableEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord, ShardRecord
@@ -82,9 +82,9 @@ def run_compact(
         raise UsageError(f"a share of {min_deleted}", remedy="Give one between 0 and 1, such as 10%.")
     before = _live_bytes(context.view())
     rewrites = _again(partial(_compact_ranges, context, min_deleted, must_go, dry_run))
-    spaces = context.view().snapshot.names("index")
+    spaces = context.view().snapshot.names(IndexEntry)
     parts = sum(_again(partial(_compact_parts, context, space, min_deleted, must_go, dry_run)) for space in spaces)
-    names = context.view().snapshot.names("table")
+    names = context.view().snapshot.names(TableEntry)
     tables = tuple(name for name in names if _again(partial(_fold_table, context, name, dry_run)))
     ranges = tuple(
         RangeCompaction(
@@ -124,7 +124,7 @@ def _live_bytes(view: View) -> int:
 
 def _compact_ranges(context: Context, min_deleted: float, must_go: RowsToDrop | None, dry_run: bool) -> list[Rewrite]:
     view = context.view()
-    names = ["", *view.snapshot.names("queries")]
+    names = ["", *view.snapshot.names(QueriesEntry)]
     rewrites = [rewrite for name in names for rewrite in plan_rewrites(view, name, min_deleted, must_go)]
     if dry_run or not rewrites:
         return rewrites
@@ -140,7 +140,7 @@ def _compact_ranges(context: Context, min_deleted: float, must_go: RowsToDrop | 
     return rewrites
 
 
-def _task(view: View, by_path: dict[str, FileRecord], rewrite: Rewrite) -> Task:
+def _task(view: View, by_path: dict[str, FileRecord], rewrite: Rewrite) -> Task[Any, Any]:
     inputs = [by_path[each.path] for output in rewrite.outputs for each in output.inputs]
     for record in inputs:
         view.files.open(record)
@@ -164,7 +164,7 @@ def _change(
     view: View,
     run: Run,
     rewrites: Sequence[Rewrite],
-    records: Sequence[TaskRecord],
+    records: Sequence[TaskRecord[Any]],
     tombstones: list[FileRecord],
     old_tombstones: Sequence[str],
 ) -> Change:
@@ -199,7 +199,7 @@ def _change(
     )
 
 
-def _entries_read(records: Sequence[TaskRecord]) -> list[str]:
+def _entries_read(records: Sequence[TaskRecord[Any]]) -> list[str]:
     """The entries that the new files hang on: when one of these changed, its files may be of no use any more."""
     kinds = {"vectors": "space", "attributes": "attribute", "queries": "queries"}
     return sorted({f"{kinds[f.kind]}/{f.name}" for record in records for f in record.files if f.kind in kinds})
@@ -237,8 +237,7 @@ def _compact_parts(context: Context, space: str, min_deleted: float, must_go: Ro
 
 
 def _memory_bytes(view: View, space: str) -> int:
-    entry = view.snapshot.entry("index", space)
-    return from_mapping(IndexParams, entry["params"], where=f"index of space '{space}'").memory_bytes
+    return view.snapshot.existing(IndexEntry, space).params.memory_bytes
 
 
 def _is_worn(view: View, part: PartFiles, min_deleted: float, must_go: RowsToDrop | None) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.entries import AttributeEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.maintain.compact.policy import ShardState, choose_compactions
@@ -102,7 +103,7 @@ def _source(view: View, query_set: str, chunks: ChunkSet, record: FileRecord) ->
 
 def _beside(view: View, query_set: str) -> Iterator[tuple[str, Coverage, tuple[str, str, str]]]:
     """Every kind of files beside the shard's own: what they hold, the files, and kind, name and path of a new one."""
-    spaces = view.snapshot.names("space")
+    spaces = view.snapshot.names(SpaceEntry)
     if query_set:
         for space in spaces:
             path = path_of("queries", name=query_set, task="{task}", file=f"vectors.{space}.npy")
@@ -114,7 +115,7 @@ def _beside(view: View, query_set: str) -> Iterator[tuple[str, Coverage, tuple[s
             view.coverage("vectors", space),
             ("vectors", space, path_of("vectors", name=space, task="{task}")),
         )
-    for name in view.snapshot.names("attribute"):
+    for name in view.snapshot.names(AttributeEntry):
         place = ("attributes", name, path_of("attributes", name=name, task="{task}"))
         yield "table", view.coverage("attributes", name), place
     for name in sorted({record.name for record in view.manifest.files("bands")}):

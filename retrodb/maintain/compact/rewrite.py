@@ -82,7 +82,7 @@ def repack_payload(first_chunk: int, num_chunks: int, outputs: Sequence[Output])
     return {"first_chunk": first_chunk, "num_chunks": num_chunks, "outputs": [asdict(output) for output in outputs]}
 
 
-def run_repack(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_repack(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Write the files of one range."""
     del clock  # a row is as old as it was
     first, count = task.payload["first_chunk"], task.payload["num_chunks"]

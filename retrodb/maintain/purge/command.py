@@ -23,6 +23,7 @@ import numpy as np
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array, map_array, save_array
+from retrodb.format.entries import ExportEntry, PinEntry, QueriesEntry
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
@@ -105,12 +106,12 @@ def run_purge(
     holding = holding_snapshots(context, targets.keys)
     pins = _pins(view, holding)
     if pins and not break_pins and not dry_run:
-        named = ", ".join(f"{name} (snapshot {view.snapshot.entry('pin', name)['snapshot']})" for name in pins)
+        named = ", ".join(f"{name} (snapshot {view.snapshot.existing(PinEntry, name).snapshot})" for name in pins)
         raise UsageError(
             f"pinned snapshots hold documents to purge: {named}",
             remedy="End what reads them, then add '--break-pins'; they can be read no more afterwards.",
         )
-    rows = {name: _rows(view, name, targets.ids(name)) for name in ("", *view.snapshot.names("queries"))}
+    rows = {name: _rows(view, name, targets.ids(name)) for name in ("", *view.snapshot.names(QueriesEntry))}
     result = PurgeResult(
         snapshot=view.snapshot.number,
         documents=len(targets.found),
@@ -168,8 +169,8 @@ def _close(context: Context, run: Run, proof: Proof) -> None:
 
 
 def _pins(view: View, numbers: Sequence[int]) -> list[str]:
-    names = view.snapshot.names("pin")
-    return [name for name in names if view.snapshot.entry("pin", name)["snapshot"] in numbers]
+    names = view.snapshot.names(PinEntry)
+    return [name for name in names if view.snapshot.existing(PinEntry, name).snapshot in numbers]
 
 
 def _rows(view: View, query_set: str, documents: Int64Array) -> Int64Array:
@@ -243,7 +244,7 @@ def _tombstones(view: View, query_set: str, ids: Int64Array) -> Any:
 def _must_go(view: View) -> RowsToDrop:
     """Every row that some purge marked, this one or one that was interrupted."""
     ids = {}
-    for name in ("", *view.snapshot.names("queries")):
+    for name in ("", *view.snapshot.names(QueriesEntry)):
         chunks = view.query_set(name) if name else view.chunks
         masks = [
             (r.first_chunk, chunks.tombstones.deleted_by_reason(r.first_chunk, r.num_chunks).get(PURGED))
@@ -272,9 +273,9 @@ def _stale_exports(view: View, targets: Targets) -> list[StaleExport]:
     """The registered exports of snapshots that had one of the documents."""
     first = min((target.first_chunk for target in targets.found if not target.query_set), default=None)
     stale = []
-    for name in view.snapshot.names("export"):
-        entry = view.snapshot.entry("export", name)
-        if first is not None and read_snapshot(view.storage, entry["snapshot"]).next_chunk > first:
-            remedy = f"retrodb export {view.storage.url} --refresh {entry['path']}"
-            stale.append(StaleExport(entry["path"], entry["snapshot"], remedy))
+    for name in view.snapshot.names(ExportEntry):
+        entry = view.snapshot.existing(ExportEntry, name)
+        if first is not None and read_snapshot(view.storage, entry.snapshot).next_chunk > first:
+            remedy = f"retrodb export {view.storage.url} --refresh {entry.path}"
+            stale.append(StaleExport(entry.path, entry.snapshot, remedy))
     return stale

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from retrodb.engine.run import Run
 from retrodb.errors import MissingFileError
+from retrodb.format.entries import PinEntry
 from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_number
 from retrodb.maintain.purge.proof import Proof
 from retrodb.stages.context import Context
@@ -41,7 +42,7 @@ def expunge(context: Context, run: Run, proof: Proof, *, break_pins: bool) -> Ex
     if head.path in found:  # what it says of its own command: one more snapshot, and it may expire
         change = Change(f"{run.id}-over-{head.number}", "purge", {}, run.clock, ConflictKeys(frozenset(), frozenset()))
         head = commit(storage, head, change)
-    pinned = set() if break_pins else {head.entry("pin", name)["snapshot"] for name in head.names("pin")}
+    pinned = set() if break_pins else {head.existing(PinEntry, name).snapshot for name in head.names(PinEntry)}
     readable = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
     readable = [each for each in readable if each.expired_at is None]
     named = {each.number: {each.path, *named_by(storage, each)} for each in readable}
@@ -56,7 +57,7 @@ def expunge(context: Context, run: Run, proof: Proof, *, break_pins: bool) -> Ex
 
 
 def _unpin(context: Context, run: Run, head: Snapshot, expired: set[int]) -> None:
-    names = [name for name in head.names("pin") if head.entry("pin", name)["snapshot"] in expired]
+    names = [name for name in head.names(PinEntry) if head.existing(PinEntry, name).snapshot in expired]
     if names:
         transaction = f"{run.id}-unpin-{head.number}"
         entries = {f"pin/{name}": None for name in names}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodb.config import DedupParams, from_mapping
 from retrodb.dedup.shingles import shingle_sets
 from retrodb.engine.run import Run
 from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.entries import TestsetEntry
 from retrodb.format.ids import key_of
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
@@ -107,7 +107,7 @@ def without_items(context: Context, traces: Traces, names: list[str]) -> None:
 
     for name in names:
         view = context.view()
-        entry = view.snapshot.entry("testset", name)
+        entry = view.snapshot.existing(TestsetEntry, name)
         [record] = [r for r in view.manifest.files("testsets", name) if r.path.endswith("/items.parquet")]
         items = read_table(view.files.open(record))
         quoted = quoting(items.column("text").combine_chunks(), traces)
@@ -115,7 +115,7 @@ def without_items(context: Context, traces: Traces, names: list[str]) -> None:
             continue
         left = items.take(np.setdiff1d(np.arange(items.num_rows), quoted))
         if left.num_rows:
-            params = from_mapping(DedupParams, entry["params"], where=f"test set {name}")
+            params = entry.params
             texts = left.column("text").combine_chunks()
             screen_with(context, name, left.column("id").to_pylist(), texts, params)
         else:
@@ -124,7 +124,7 @@ def without_items(context: Context, traces: Traces, names: list[str]) -> None:
 
 def affected_testsets(view: View, *, include_all: bool, held_out: bool) -> list[str]:
     """The test sets to look through: all, or that of the held-out documents alone, which follows from these."""
-    return [name for name in view.snapshot.names("testset") if include_all or (held_out and name == HELD_OUT_SET)]
+    return [name for name in view.snapshot.names(TestsetEntry) if include_all or (held_out and name == HELD_OUT_SET)]
 
 
 def _drop_testset(context: Context, view: View, name: str) -> None:

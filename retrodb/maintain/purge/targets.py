@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrodb.format.arrays import Int64Array, map_array
+from retrodb.format.entries import SourceEntry
 from retrodb.format.ids import IdArray, key_of
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
@@ -85,7 +86,7 @@ def find_targets(view: View, names: Sequence[str]) -> Targets:
 
 def _sources(view: View) -> list[str]:
     """All sources that ever had a document here."""
-    return sorted({*view.shards.source, *view.snapshot.names("source")})
+    return sorted({*view.shards.source, *view.snapshot.names(SourceEntry)})
 
 
 def _keys(pairs: Sequence[tuple[str, str]]) -> IdArray:

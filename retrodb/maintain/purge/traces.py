@@ -30,6 +30,7 @@ from retrodb.ann.inverted_lists import stored_rows
 from retrodb.ann.part import INDEX_FILE, read_index
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, UInt64Array
+from retrodb.format.entries import SpaceEntry
 from retrodb.stages.index.live_parts import parts_of
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.document_blocks import document_texts
@@ -107,7 +108,7 @@ def _tokens(chunks: ChunkSet, ids: Int64Array) -> AnyArray:
 
 def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[UInt64Array]:
     """Of every space the vectors, and the codes of the index parts: it may have only these."""
-    for space in view.snapshot.names("space"):
+    for space in view.snapshot.names(SpaceEntry):
         for hit in view.query_vectors(query_set, space).lookup(ids):
             yield row_values(np.asarray(view.chunks.map(hit.record)[hit.positions]))
         for part in parts_of(view, space) if query_set == SELF else ():

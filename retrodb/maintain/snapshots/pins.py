@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from retrodb.engine.run import open_run
 from retrodb.errors import UsageError
+from retrodb.format.entries import PinEntry
 from retrodb.stages.context import Context
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
@@ -47,19 +47,19 @@ def run_unpin(context: Context, name: str, *, dry_run: bool = False) -> PinResul
         UsageError: when there is none of this name.
     """
     view = context.view()
-    if view.snapshot.entry("pin", name) is None:
-        have = ", ".join(view.snapshot.names("pin")) or "none"
+    if view.snapshot.entry(PinEntry, name) is None:
+        have = ", ".join(view.snapshot.names(PinEntry)) or "none"
         raise UsageError(f"no pin '{name}'", remedy=f"There are: {have}.")
     return _set(context, view, name, None, dry_run)
 
 
 def _set(context: Context, view: View, name: str, number: int | None, dry_run: bool) -> PinResult:
-    entry = view.snapshot.entry("pin", name)
-    previous = None if entry is None else int(entry["snapshot"])
+    entry = view.snapshot.entry(PinEntry, name)
+    previous = None if entry is None else int(entry.snapshot)
     result = PinResult(view.snapshot.number, name, number, previous, dry_run)
     if dry_run or number == previous:
         return result
-    plan: dict[str, Any] = {"version": STAGE_VERSION, "name": name, "snapshot": number, "base": view.snapshot.number}
+    plan = {"version": STAGE_VERSION, "name": name, "snapshot": number, "base": view.snapshot.number}
     run = open_run(context.storage, "pin", plan, context.clock)
     change = Change(
         transaction=run.id,
@@ -67,6 +67,6 @@ def _set(context: Context, view: View, name: str, number: int | None, dry_run: b
         arguments={"name": name, "snapshot": number},
         clock=run.clock,
         conflict_keys=conflict_keys.pin(name),
-        entries={f"pin/{name}": None if number is None else {"snapshot": number}},
+        entries={f"pin/{name}": None if number is None else PinEntry(number)},
     )
     return PinResult(commit(context.storage, view.snapshot, change).number, name, number, previous)

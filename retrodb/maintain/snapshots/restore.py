@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from retrodb.engine.run import open_run
 from retrodb.errors import MissingFileError, UsageError
 from retrodb.format.arrays import map_array
+from retrodb.format.entries import Entry
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
 from retrodb.store import conflict_keys
@@ -70,7 +71,7 @@ def run_restore(context: Context, number: int, *, dry_run: bool = False) -> Rest
     return RestoreResult(snapshot.number, number, result.added_files, result.dropped_files)
 
 
-def _entries(head: Snapshot, then: Snapshot) -> dict[str, object]:
+def _entries(head: Snapshot, then: Snapshot) -> dict[str, Entry | None]:
     """What brings the head's entries to those of the older snapshot; None takes one away."""
     keys = [key for key in {**head.entries, **then.entries} if not key.startswith(_KEPT_ENTRIES)]
     return {key: then.entries.get(key) for key in sorted(keys) if head.entries.get(key) != then.entries.get(key)}

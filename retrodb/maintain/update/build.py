@@ -177,7 +177,8 @@ def _refuse_other(context: Context, recipe: Recipe, params: InitParams) -> None:
     if not snapshot_numbers(storage):
         return
     own = storage.exists(RECIPE) and storage.read(RECIPE) == dump_recipe(recipe).encode()
-    own = own and read_head(storage).entry("default", "encoder").get("encoder") == params.encoder
+    default = read_head(storage).default_encoder
+    own = own and default is not None and default.params.encoder == params.encoder
     if own and params.tokenizer != TRAIN:
         digest = digest_bytes(resolve_tokenizer(params.tokenizer).to_bytes()).sha256.hex()
         own = digest == context.settings().tokenizer_sha256

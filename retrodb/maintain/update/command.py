@@ -21,11 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from retrodb.config import DedupParams, IngestParams, NearDuplicatesParams, NeighboursParams, from_mapping, to_mapping
+from retrodb.config import DedupParams, IngestParams, NeighboursParams, to_mapping
 from retrodb.errors import EXIT_OK, RetroDBError, UsageError
 from retrodb.export.refresh import ExportInfo, RefreshResult
+from retrodb.format.entries import DuplicatesEntry, IndexEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
 from retrodb.maintain.update.metrics import UpdateMetrics, write_metrics
-from retrodb.maintain.update.recipe import Recipe, TableRecipe, options_of
+from retrodb.maintain.update.recipe import Recipe, options_of
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.store.snapshots import since
 from retrodb.store.storage import translate_os_error
@@ -204,15 +205,15 @@ def _filter(db: Commands, recipe: Recipe) -> Iterator[Step]:
 def _dedup(db: Commands, recipe: Recipe) -> Iterator[Step]:
     for name, table in recipe.testsets.items():
         yield name, partial(db.dedup, table.files, name=name, **options_of(table, DedupParams))
-    for name in db.view().snapshot.names("testset"):
+    for name in db.view().snapshot.names(TestsetEntry):
         if name not in recipe.testsets:
             yield name, partial(db.dedup, name=name)
 
 
 def _near_duplicates(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    former = db.view().snapshot.entry("duplicates", "near")
-    if recipe.near_duplicates or former:
-        params = recipe.near_duplicates or from_mapping(NearDuplicatesParams, former["params"], where="duplicates/near")
+    former = db.view().snapshot.entry(DuplicatesEntry, "near")
+    params = recipe.near_duplicates or (former.params if former else None)
+    if params:
         yield "", partial(db.near_duplicates, **to_mapping(params))
 
 
@@ -225,7 +226,7 @@ def _embed(db: Commands, recipe: Recipe) -> Iterator[Step]:
 
 
 def _index(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    for name in db.view().snapshot.names("space"):
+    for name in db.view().snapshot.names(SpaceEntry):
         if db.view().manifest.files("vectors", name):
             yield name, partial(db.index, space=name, **to_mapping(recipe.index))
 
@@ -234,16 +235,16 @@ def _neighbours(db: Commands, recipe: Recipe) -> Iterator[Step]:
     view = db.view()
     for name, table in recipe.neighbours.items():
         space = table.space or view.snapshot.default_space
-        if view.snapshot.entry("index", space) is None or (
-            table.queries == HELD_OUT_SET and view.snapshot.entry("queries", HELD_OUT_SET) is None
+        if view.snapshot.entry(IndexEntry, space) is None or (
+            table.queries == HELD_OUT_SET and view.snapshot.entry(QueriesEntry, HELD_OUT_SET) is None
         ):
             continue  # nothing was embedded, or nothing held out
-        # An older table may know nothing of a newer parameter: it was made with its default.
-        former = to_mapping(TableRecipe()) | (view.snapshot.entry("table", name) or {"k": None})
-        if former | to_mapping(table) | {"space": space} != former:
-            params = options_of(table, NeighboursParams)
+        former = view.snapshot.entry(TableEntry, name)
+        params = options_of(table, NeighboursParams)
+        is_same = former is not None and (former.queries, former.space) == (table.queries, space)
+        if former is None or not is_same or replace(former.params, **params) != former.params:
             yield name, partial(db.neighbours, table=name, queries=table.queries, space=table.space, **params)
-    for name in view.snapshot.names("table"):
+    for name in view.snapshot.names(TableEntry):
         yield name, partial(db.repair_neighbours, table=name)
 
 
@@ -275,13 +276,13 @@ _STAGES: dict[str, Callable[[Commands, Recipe], Iterator[Step]]] = {
 
 def spaces_of(view: View, recipe: Recipe) -> list[str]:
     """The spaces that an update fills: the default one, those of the recipe, and those that are there."""
-    return list(dict.fromkeys([view.snapshot.default_space, *recipe.spaces, *view.snapshot.names("space")]))
+    return list(dict.fromkeys([view.snapshot.default_space, *recipe.spaces, *view.snapshot.names(SpaceEntry)]))
 
 
 def pending_vectors(view: View, space: str) -> int:
     """How many live, screened keys, and rows of query sets, have no vector in a space."""
     count = 0
-    for query_set in (SELF, *view.snapshot.names("queries")):
+    for query_set in (SELF, *view.snapshot.names(QueriesEntry)):
         chunks, covered = view.query_set(query_set), view.query_vectors(query_set, space)
         for record in chunks.ranges:
             span = record.first_chunk, record.num_chunks

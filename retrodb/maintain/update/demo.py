@@ -24,6 +24,7 @@ from retrodb.corpus.stdlib_docs import is_held_out, stdlib_documents
 from retrodb.corpus.train import train_byte_bpe
 from retrodb.errors import MismatchError
 from retrodb.export.export import run_export
+from retrodb.format.entries import SpaceEntry
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.command import run_dedup
 from retrodb.stages.embed.command import run_embed
@@ -267,7 +268,7 @@ def _examples(view: View) -> Iterator[DemoExample]:
     for row, text, own_ids, own_distances in zip(chosen, queries.texts(chosen), ids, distances, strict=True):
         [document] = queries.documents(np.array([row]))
         found = own_ids >= 0
-        metric = view.snapshot.entry("space", table.entry["space"])["metric"]
+        metric = view.snapshot.existing(SpaceEntry, table.entry.space).metric
         neighbours = _neighbours_of(view, own_ids[found], scores(own_distances[found], metric))
         yield DemoExample(document["doc_id"] if document else "", text, tuple(neighbours))
 

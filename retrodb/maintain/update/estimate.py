@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from retrodb.ann.part import LISTS_KEPT
 from retrodb.bench.rates import keep_rates, read_rates
-from retrodb.config import EmbedParams, IngestParams, from_mapping
+from retrodb.config import EmbedParams, IngestParams
 from retrodb.corpus.inputs import expand_inputs
 from retrodb.corpus.tokenizer import Tokenizer
-from retrodb.errors import RetroDBError
+from retrodb.errors import MissingStep, RetroDBError
+from retrodb.format.entries import DuplicatesEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
 from retrodb.maintain.update.command import DONE, Commands, UpdateStep, pending_vectors, spaces_of
 from retrodb.maintain.update.recipe import Recipe, SourceRecipe, TableRecipe, options_of
 from retrodb.maintain.update.sample import InputSample, sample_inputs
@@ -131,14 +132,14 @@ def state_of(view: View, recipe: Recipe) -> State:
     """The state of a snapshot."""
     snapshot = view.snapshot
     spaces = {name: _embed_params(view, recipe, name) for name in spaces_of(view, recipe)}
-    query_sets = {name: view.query_set(name) for name in snapshot.names("queries")}
+    query_sets = {name: view.query_set(name) for name in snapshot.names(QueriesEntry)}
     return State(
         spaces=spaces,
         pending={name: pending_vectors(view, name) for name in spaces},
-        testsets=frozenset(snapshot.names("testset")),
+        testsets=frozenset(snapshot.names(TestsetEntry)),
         documents=int(view.shards.num_documents.sum()),
-        has_near_duplicates=snapshot.entry("duplicates", "near") is not None,
-        tables=frozenset(snapshot.names("table")),
+        has_near_duplicates=snapshot.entry(DuplicatesEntry, "near") is not None,
+        tables=frozenset(snapshot.names(TableEntry)),
         rows={name: chunks.end for name, chunks in query_sets.items()},
     )
 
@@ -146,9 +147,10 @@ def state_of(view: View, recipe: Recipe) -> State:
 def _embed_params(view: View, recipe: Recipe, space: str) -> EmbedParams:
     if space in recipe.spaces:
         return recipe.spaces[space]
-    entry = view.snapshot.entry("space", space)
-    params = entry["params"] if entry else view.snapshot.entry("default", "encoder")
-    return from_mapping(EmbedParams, params, where=f"space '{space}'")
+    params = view.snapshot.embed_params(space)
+    if params is None:
+        raise MissingStep(f"space '{space}' is new and no encoder is named", remedy="Name one in the recipe.")
+    return params
 
 
 def stage_estimates(recipe: Recipe, work: Work, state: State, workers: int) -> Iterator[StageEstimate]:
@@ -175,7 +177,7 @@ def stage_estimates(recipe: Recipe, work: Work, state: State, workers: int) -> I
             yield from _space(name, params, recipe, work, own, workers)
     for name, table in {**dict.fromkeys(sorted(state.tables)), **recipe.neighbours}.items():
         rows = state.rows.get(table.queries, 0) if table and table.queries != SELF else chunks
-        width = table.k + table.slack if table else TableRecipe.k + TableRecipe.slack
+        width = table.k + table.spare_neighbours if table else TableRecipe.k + TableRecipe.spare_neighbours
         if chunks and rows:
             size = rows * width * _BYTES_PER_NEIGHBOUR
             yield StageEstimate("neighbours", name, None, rows, size, seconds("neighbours", rows))
@@ -202,16 +204,16 @@ def _space(
 
 def learn_rates(view: View, steps: Sequence[UpdateStep], workers: int) -> None:
     """Keep the rates of an update's long steps: for its next one they say more than a benchmark's or an earlier one's."""
-    space = view.snapshot.entry("space", view.snapshot.default_space)
+    space = view.snapshot.entry(SpaceEntry, view.snapshot.default_space)
     if space is None:
         return
-    known, seen = read_rates(space["fingerprint"]), dict[str, float]()
+    known, seen = read_rates(space.fingerprint), dict[str, float]()
     for step in steps:
         if step.outcome == DONE and step.elapsed_s >= _LONG_S and (amount := _amount(step)):
             seen[step.stage] = amount / (step.elapsed_s * workers)
     if seen:
         with suppress(OSError):  # a cache that cannot be written costs an estimate only
-            keep_rates(space["fingerprint"], {**known, **seen})
+            keep_rates(space.fingerprint, {**known, **seen})
 
 
 _LONG_S = 10.0  # a shorter step is mostly the start of processes and libraries

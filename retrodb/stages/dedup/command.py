@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrodb.config import DedupParams, from_mapping, to_mapping
+from retrodb.config import DedupParams, to_mapping
 from retrodb.dedup.leakscan import frequent_keys
 from retrodb.dedup.lsh import parse_bands
 from retrodb.dedup.rule import parse_rule
@@ -24,6 +24,7 @@ from retrodb.engine.run import Run, add_counts, open_run
 from retrodb.engine.task import Task, TaskFunction, TaskRecord, make_task
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array, map_array, save_array
+from retrodb.format.entries import QueriesEntry, TestsetEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord, ScreenedRecord, screening_key
@@ -94,8 +95,8 @@ def run_dedup(
     """
     view = context.view()
     if not against:
-        names = [name] if name else view.snapshot.names("testset")
-        if name and view.snapshot.entry("testset", name) is None:
+        names = [name] if name else view.snapshot.names(TestsetEntry)
+        if name and view.snapshot.entry(TestsetEntry, name) is None:
             raise UsageError(f"no test set '{name}'", remedy="Register it with 'retrodb dedup DB --against FILE'.")
         return [_screen(context, registered(view, n), dry_run=dry_run) for n in names]
     check_params(params)
@@ -115,11 +116,11 @@ def screen_new_shards(context: Context) -> list[DedupResult]:
     """Hold what no test set has seen yet against all of them; held-out documents are a test set of their own."""
     view = context.view()
     results = []
-    if view.snapshot.entry("queries", HELD_OUT_SET) is not None:
+    if view.snapshot.entry(QueriesEntry, HELD_OUT_SET) is not None:
         testset = _held_out(view)
         if testset is not None and testset.is_new:
             results.append(_screen(context, testset, dry_run=False))
-    for name in context.view().snapshot.names("testset"):
+    for name in context.view().snapshot.names(TestsetEntry):
         view = context.view()
         if view.unscreened_shards(name):
             results.append(_screen(context, registered(view, name), dry_run=False))
@@ -147,7 +148,7 @@ def _held_out(view: View) -> TestSet | None:
 def _screen(context: Context, testset: TestSet, *, dry_run: bool) -> DedupResult:
     """Hold every shard that was not yet screened against a test set, and commit what was found."""
     view = context.view()
-    params = from_mapping(DedupParams, testset.entry["params"], where=f"test set {testset.name}")
+    params = testset.entry.params
     shards = range(len(view.shards)) if testset.is_new else view.unscreened_shards(testset.name)
     spans = [(int(view.shards.first_chunk[s]), int(view.shards.num_chunks[s])) for s in shards]
     if not spans and not testset.is_new:
@@ -167,8 +168,8 @@ def _scan(context: Context, run: Run, view: View, testset: TestSet, params: Dedu
     if params.max_document_frequency is not None and spans:
         counts, excluded = _frequencies(context, run, view, testset, params.max_document_frequency, spans)
 
-    def run_all(function: TaskFunction, over: list[Span], **more: Any) -> list[TaskRecord]:
-        tasks = [_task(function.__name__, run, view, testset, excluded, span, more) for span in over]  # type: ignore[attr-defined]
+    def run_all(function: TaskFunction[Any, Any], over: list[Span], **more: Any) -> list[TaskRecord[Any]]:
+        tasks = [_task(function.__name__, run, view, testset, excluded, span, more) for span in over]
         return context.engine.run(run, tasks, function, context.progress)
 
     records = run_all(run_leak_scan, spans)
@@ -196,14 +197,14 @@ def _scan(context: Context, run: Run, view: View, testset: TestSet, params: Dedu
 
 def _task(
     stage: str, run: Run, view: View, testset: TestSet, excluded: FileRecord | None, span: Span, more: dict[str, Any]
-) -> Task:
+) -> Task[Any, Any]:
     documents, chunks = (view.chunks.file(kind, *span) for kind in ("documents", "chunks"))
     for record in (documents, chunks, *testset.files):
         view.files.open(record)
     payload = {
         "run": run.id,
         "testset": testset.name,
-        "params": testset.entry["params"],
+        "params": to_mapping(testset.entry.params),
         "table": next(record.path for record in testset.files if record.path.endswith(".npy")),
         "excluded": excluded.path if excluded else None,
         "documents": documents.path,
@@ -213,15 +214,15 @@ def _task(
         "num_chunks": span[1],
         **more,
     }
-    inputs = [testset.entry["digest"], chunks.digest.sha256.hex(), excluded.digest.sha256.hex() if excluded else ""]
+    inputs = [testset.entry.digest, chunks.digest.sha256.hex(), excluded.digest.sha256.hex() if excluded else ""]
     return make_task(stage, STAGE_VERSION, payload, inputs, span[1])
 
 
-def _rows(record: TaskRecord) -> Int64Array:
+def _rows(record: TaskRecord[Any]) -> Int64Array:
     return deserialize_rows(bytes.fromhex(record.result["rows"]))
 
 
-def _read_new_reports(context: Context, records: list[TaskRecord]) -> pa.Table:
+def _read_new_reports(context: Context, records: list[TaskRecord[Any]]) -> pa.Table:
     paths = [context.storage.local(file.path) for record in records for file in record.files]
     return _joined(*(read_table(path) for path in paths))
 
@@ -258,7 +259,7 @@ def _result(view: View, testset: TestSet, params: DedupParams, found: _Found, dr
         snapshot=view.snapshot.number,
         testset=testset.name,
         rule=params.rule,
-        items=testset.entry["items"],
+        items=testset.entry.items,
         documents=found.num_documents,
         removed_chunks=sum(len(rows) for rows in found.dead.values()),
         **summary(found.report),
@@ -284,7 +285,7 @@ def _change(context: Context, view: View, run: Run, testset: TestSet, params: De
     if found.report.num_rows:
         write = partial(write_table, table=found.report)
         files.append(publish(context.storage, "reports", path_of("reports", task=run.id), write, name=name))
-    key = screening_key(name, testset.entry["digest"])
+    key = screening_key(name, testset.entry.digest)
     return Change(
         transaction=run.id,
         command="dedup",

@@ -131,7 +131,7 @@ def run_exposure(
 def _then(context: Context, table: NeighbourTable) -> ChunkSet | None:
     """The chunks as they were when the table was made; None when that snapshot has expired."""
     try:
-        return context.view(table.entry["snapshot"]).chunks
+        return context.view(table.entry.snapshot).chunks
     except UsageError:
         return None
 

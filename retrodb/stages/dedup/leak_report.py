@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrodb.format.entries import TestsetEntry
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.format.schemas import LEAK_REPORT
@@ -44,7 +45,7 @@ class LeakHit:
 def read_leaks(view: View, testset: str | None) -> list[LeakHit]:
     """The reported hits of one test set, or of all, the most contained first."""
     rows: list[dict[str, Any]] = []
-    for name in [testset] if testset else view.snapshot.names("testset"):
+    for name in [testset] if testset else view.snapshot.names(TestsetEntry):
         texts = item_texts(view, name)
         reported = read_reports(view, view.manifest.files("reports", name)).to_pylist()
         rows += [{**row, "item_text": texts.get(row["item"], "")} for row in reported]

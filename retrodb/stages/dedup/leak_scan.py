@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Find: TypeAlias = "Callable[[pa.LargeStringArray], ScanResult]"
 
 
-def run_leak_scan(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_leak_scan(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Scan one shard; gives the report and, as a bitmap, the rows of the documents to delete.
 
     At chunk level only short texts are among these rows: `run_clean` finds the others, once all shards told which items
@@ -70,7 +70,7 @@ def run_leak_scan(storage: Storage, task: Task, clock: str) -> TaskRecord:
     return TaskRecord(task.id, tuple(files), result, {"documents": len(first_rows)})
 
 
-def run_clean(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_clean(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """The rows of one shard that shingles of some items touch, in a document or in any [chunk, continuation].
 
     A chunk may begin or end inside a word, and the part of the word that is left may complete an n-gram that the document
@@ -89,7 +89,7 @@ def run_clean(storage: Storage, task: Task, clock: str) -> TaskRecord:
     return TaskRecord(task.id, (), {"rows": serialize_rows(np.unique(np.concatenate(dead))).hex()})
 
 
-def run_count(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_count(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Count in how many documents of one shard each shingle of a test set stands; the last number is of all documents."""
     del clock
     table = _table(storage, task.payload)

@@ -28,6 +28,7 @@ from retrodb.engine.run import Run, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array, map_array, save_array
+from retrodb.format.entries import DuplicatesEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
@@ -90,9 +91,9 @@ def run_near_duplicates(
     """
     rule = _check(params)
     view = context.view()
-    entry = {"params": to_mapping(params)}
-    former = view.snapshot.entry("duplicates", ENTRY)
-    is_same_join = former is not None and {**former["params"], "keep": ""} == {**entry["params"], "keep": ""}
+    entry = DuplicatesEntry(params)
+    former = view.snapshot.entry(DuplicatesEntry, ENTRY)
+    is_same_join = former is not None and replace(former.params, keep=params.keep) == params
     documents = read_documents(view, REASON)
     spans = [(record.first_chunk, record.num_chunks) for record in view.chunks.ranges]
     bands = view.manifest.files("bands", _bands_name(params))
@@ -161,7 +162,7 @@ def _join(
     )  # fmt: skip
 
 
-def _hash_task(view: View, params: NearDuplicatesParams, span: tuple[int, int]) -> Task:
+def _hash_task(view: View, params: NearDuplicatesParams, span: tuple[int, int]) -> Task[Any, Any]:
     documents, chunks = (view.chunks.file(kind, *span) for kind in ("documents", "chunks"))
     for record in (documents, chunks):
         view.files.open(record)
@@ -177,7 +178,7 @@ def _hash_task(view: View, params: NearDuplicatesParams, span: tuple[int, int]) 
     return make_task("bands", STAGE_VERSION, payload, [chunks.digest.sha256.hex()], span[1])
 
 
-def run_bands(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_bands(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """The bands of one shard's documents."""
     del clock
     payload = task.payload
@@ -202,7 +203,7 @@ def run_bands(storage: Storage, task: Task, clock: str) -> TaskRecord:
 
 def _verify_tasks(
     context: Context, view: View, run: Run, params: NearDuplicatesParams, pairs: Int64Array, documents: Documents
-) -> list[Task]:
+) -> list[Task[Any, Any]]:
     """The candidates in blocks of about as much text each."""
     path = path_of("runs", run=run.id, file="candidates.npy")
     file = publish(context.storage, "runs", path, lambda local: save_array(local, pairs))
@@ -218,7 +219,7 @@ def _verify_tasks(
     ]
 
 
-def run_verify(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_verify(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Sizes of intersection and union of the shingle sets of some pairs of documents, (E, 2) int64."""
     del clock
     payload = task.payload
@@ -293,6 +294,6 @@ def _change(
         conflict_keys=conflict_keys.near_duplicates(),
         files=files,
         drops=[DropRecord(OP_DROP_FILE, record.path) for record in former],
-        entries={f"duplicates/{ENTRY}": {"params": to_mapping(params)}},
+        entries={f"duplicates/{ENTRY}": DuplicatesEntry(params)},
         counts={"clusters": clusters.count, "removed_documents": len(clusters.removed)},
     )

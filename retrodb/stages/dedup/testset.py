@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrodb.config import DedupParams, to_mapping
 from retrodb.dedup.lsh import parse_bands
@@ -15,6 +15,7 @@ from retrodb.dedup.rule import parse_rule
 from retrodb.dedup.shingles import SHINGLE_VERSION, check_ngram
 from retrodb.dedup.testtable import TestTable, build_table, load_table, save_table
 from retrodb.errors import UsageError
+from retrodb.format.entries import TestsetEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
@@ -35,7 +36,7 @@ class TestSet:
     __test__ = False  # pytest: no test class
 
     name: str
-    entry: dict[str, Any]  # what the snapshot keeps: digest of items and rule, their number, the rule, the version
+    entry: TestsetEntry  # what the snapshot keeps: digest of items and rule, their number, the rule, the version
     files: tuple[FileRecord, ...]  # published: items and table
     is_new: bool  # the snapshot does not have it, or has another version of it
 
@@ -83,8 +84,8 @@ def register(view: View, name: str, ids: Sequence[str], texts: pa.LargeStringArr
     ids = _unique(ids)
     content = digest_bytes("\0".join([*ids, *texts.to_pylist()]).encode()).sha256.hex()
     digest = identity(content, to_mapping(params), SHINGLE_VERSION)
-    former = view.snapshot.entry("testset", name)
-    if former and former["digest"] == digest:
+    former = view.snapshot.entry(TestsetEntry, name)
+    if former and former.digest == digest:
         return registered(view, name)
     items = pa.table({"id": pa.array(ids, pa.string()), "text": texts})
     path = partial(path_of, "testsets", name=name, task=digest)
@@ -95,8 +96,8 @@ def register(view: View, name: str, ids: Sequence[str], texts: pa.LargeStringArr
         for field in TABLE_FILES:
             data = (Path(folder) / f"{field}.npy").read_bytes()
             files.append(put(path(file=f"{field}.npy"), partial(_write_bytes, data=data)))
-    version = former["version"] + 1 if former else 1
-    entry = {"digest": digest, "items": len(ids), "params": to_mapping(params), "version": version}
+    version = former.version + 1 if former else 1
+    entry = TestsetEntry(digest, len(ids), params, version)
     return TestSet(name, entry, tuple(files), is_new=True)
 
 
@@ -106,10 +107,10 @@ def registered(view: View, name: str) -> TestSet:
     Raises:
         UsageError: when there is none of this name.
     """
-    entry = view.snapshot.entry("testset", name)
+    entry = view.snapshot.entry(TestsetEntry, name)
     if entry is None:
         raise UsageError(f"no test set '{name}'", remedy="Register it with 'retrodb dedup DB --against FILE'.")
-    folder = path_of("testsets", name=name, task=entry["digest"], file="")
+    folder = path_of("testsets", name=name, task=entry.digest, file="")
     files = [record for record in view.manifest.files("testsets", name) if record.path.startswith(folder)]
     return TestSet(name, entry, tuple(files), is_new=False)
 

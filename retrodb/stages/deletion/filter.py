@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from retrodb.config import TagParams, from_mapping
 from retrodb.engine.run import open_run
 from retrodb.errors import InputError, UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import AttributeEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord
@@ -209,13 +209,13 @@ def _sample(view: View, documents: Int64Array, where: str | None) -> Iterator[Fi
 
 def _taggers(view: View, where: str) -> Iterator[Tagger]:
     """The word lists and expressions behind the scores that a condition names, where they are still what they were."""
-    for name in view.snapshot.names("attribute"):
-        entry = view.snapshot.entry("attribute", name)
-        if entry["definition"]["kind"] not in ("wordlist", "regex") or not re.search(rf"\b{name}\b", where, re.I):
+    for name in view.snapshot.names(AttributeEntry):
+        entry = view.snapshot.existing(AttributeEntry, name)
+        if entry.definition["kind"] not in ("wordlist", "regex") or not re.search(rf"\b{name}\b", where, re.I):
             continue
         try:
-            tagger = load_tagger(from_mapping(TagParams, entry["params"], where=f"attribute '{name}'"))
+            tagger = load_tagger(entry.params)
         except InputError:  # the list lies elsewhere now: what it met cannot be shown
             continue
-        if tagger.definition() == entry["definition"]:
+        if tagger.definition() == entry.definition:
             yield tagger

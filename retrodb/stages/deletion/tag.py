@@ -19,6 +19,7 @@ from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MismatchError, UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import AttributeEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
@@ -71,11 +72,11 @@ def run_tag(
     """
     check_name(name)
     view, tagger = context.view(), load_tagger(params, device=device)
-    definition, entry = tagger.definition(), view.snapshot.entry("attribute", name)
-    is_new = entry is None or entry["definition"] != definition
+    definition, entry = tagger.definition(), view.snapshot.entry(AttributeEntry, name)
+    is_new = entry is None or entry.definition != definition
     if entry is not None and is_new and not retag:
         raise MismatchError(
-            f"attribute '{name}' was made by another tagger ({_shown(entry['definition'])}); this one is {_shown(definition)}",
+            f"attribute '{name}' was made by another tagger ({_shown(entry.definition)}); this one is {_shown(definition)}",
             remedy="Choose another --name, or score all documents anew with --retag.",
         )
     jobs = _jobs(view, name, anew=is_new)
@@ -99,7 +100,7 @@ def run_tag(
         conflict_keys=conflict_keys.tag(name),
         files=[file for record in records for file in record.files],
         drops=[DropRecord(OP_DROP_FILE, path) for path in replaced],
-        entries={f"attribute/{name}": {"definition": definition, "params": _given(params)}} if is_new else {},
+        entries={f"attribute/{name}": AttributeEntry(definition, params)} if is_new else {},
         counts=add_counts(records),
     )
     snapshot = commit(context.storage, view.snapshot, change)
@@ -140,7 +141,9 @@ def _jobs(view: View, name: str, *, anew: bool) -> dict[FileRecord, tuple[Int64A
     return jobs
 
 
-def _task(view: View, name: str, definition: Mapping[str, Any], documents: FileRecord, rows: Int64Array) -> Task:
+def _task(
+    view: View, name: str, definition: Mapping[str, Any], documents: FileRecord, rows: Int64Array
+) -> Task[Any, Any]:
     chunks = view.chunks.file("chunks", documents.first_chunk, documents.num_chunks)
     view.files.open(chunks)
     payload = {
@@ -156,7 +159,7 @@ def _task(view: View, name: str, definition: Mapping[str, Any], documents: FileR
     return make_task("tag", STAGE_VERSION, payload, [chunks.digest.sha256.hex()], len(rows))
 
 
-def run_tag_task(storage: Storage, task: Task, clock: str, *, tagger: Tagger) -> TaskRecord:
+def run_tag_task(storage: Storage, task: Task[Any, Any], clock: str, *, tagger: Tagger) -> TaskRecord[Any]:
     """Score some documents of one range."""
     import pyarrow as pa
 
@@ -189,7 +192,7 @@ def run_tag_task(storage: Storage, task: Task, clock: str, *, tagger: Tagger) ->
     return TaskRecord(task.id, (file,), result, counts)
 
 
-def _with_scores(result: TagResult, records: list[TaskRecord]) -> TagResult:
+def _with_scores(result: TagResult, records: list[TaskRecord[Any]]) -> TagResult:
     if not records:
         return result
     return replace(

@@ -6,9 +6,7 @@ on it, and every task then turns its vectors into a part of the index at once. T
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,11 +14,12 @@ from retrodb.ann.codebook import Codebook, choose_factory, sample_size, train
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.part import quantize
-from retrodb.config import EmbedParams, IndexParams, to_mapping
+from retrodb.config import EmbedParams, IndexParams
 from retrodb.encode.identity import Encoder
 from retrodb.engine.run import Run
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_array
+from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.stages.embed.reuse import VectorFile
@@ -42,7 +41,7 @@ class CodesOnly:
     codebook: str  # path of its file
     recall: float  # recall@10 of an exact search over the codes, beside one over the vectors
     files: tuple[FileRecord, ...] = ()  # the codebook, where this run trained it
-    entry: Mapping[str, Any] | None = None  # of the index, likewise
+    entry: IndexEntry | None = None  # of the index, likewise
     samples: tuple[VectorFile, ...] = ()  # vectors of the sample, of use for equal texts
 
 
@@ -51,17 +50,17 @@ def prepare_codes(
     run: Run,
     space: str,
     params: EmbedParams,
-    entry: Mapping[str, Any],
+    entry: SpaceEntry,
     encoder: Encoder,
     ids: Int64Array,
 ) -> CodesOnly:
     """The codebook of the space, trained on a sample of the chunks to embed if it has none."""
-    index = view.snapshot.entry("index", space)
+    index = view.snapshot.entry(IndexEntry, space)
     if index is not None:
-        return CodesOnly(path_of("codebooks", name=space, digest=index["codebook"]), index["codes_recall"])
+        return CodesOnly(path_of("codebooks", name=space, digest=index.codebook), index.codes_recall or 1.0)
     if not len(ids):
         raise MissingStep("there is nothing to embed yet", remedy="Run 'retrodb ingest' first.")
-    dimension, metric = entry["dimension"], entry["metric"]
+    dimension, metric = entry.dimension, entry.metric
     settings = IndexParams(factory=params.factory or "auto")
     factory = params.factory or choose_factory(len(ids), dimension, settings.memory_bytes, None, metric)
     size = max(sample_size(factory), min(_MIN_SAMPLE, len(ids) // 10 + 1))
@@ -71,7 +70,7 @@ def prepare_codes(
     codebook = train(sample, factory, settings.seed, metric)
     record = publish_codebook(run.storage, space, codebook)
     recall = round(codes_recall(sample, codebook), 4)
-    described = {**index_entry(codebook, to_mapping(settings), factory), "codes_recall": recall}
+    described = replace(index_entry(codebook, settings, factory), codes_recall=recall)
     return CodesOnly(record.path, recall, (record,), described, (VectorFile(path, chosen),))
 
 

@@ -20,6 +20,7 @@ from retrodb.engine.run import Run, add_counts, open_run, run_exists
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MismatchError, UsageError
 from retrodb.format.arrays import BoolArray, Int64Array, save_array
+from retrodb.format.entries import Entry, QueriesEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
@@ -86,16 +87,15 @@ def run_embed(
     params = _params(view, name, options)
     hardware = replace(hardware, threads=context.num_workers, gpus=_num_gpus(params, hardware.device))
     encoder = load_encoder(params, hardware)
-    entry = view.snapshot.entry("space", name)
-    if entry is None:
-        entry = _entry(params, encoder)
-    else:
-        check_identity(name, entry, encoder.identity)
+    stored = view.snapshot.entry(SpaceEntry, name)
+    if stored is not None:
+        check_identity(name, stored, encoder.identity)
+    entry = stored or _entry(params, encoder)
     jobs = find_jobs(view, name)
     result = _result(view, name, entry, params, encoder, jobs, dry_run)
     if dry_run:
         return replace(result, rates=project(view, encoder, _chunk_ids(jobs)))
-    if not jobs and view.snapshot.entry("space", name) is not None:
+    if not jobs and stored is not None:
         return result
     work = _Work(context, view, name, entry, params, jobs)
     if not run_exists(context.storage, "embed", work.plan(encoder, halved=True)):
@@ -112,9 +112,9 @@ def run_embed(
     return work.run(replace(result, batch_tokens=encoder.provenance.batch_tokens, note=note), encoder, hardware)
 
 
-def check_identity(space: str, entry: Mapping[str, Any], found: EncoderIdentity) -> None:
+def check_identity(space: str, entry: SpaceEntry, found: EncoderIdentity) -> None:
     """Raises MismatchError when an encoder's vectors do not belong into a space."""
-    stored = EncoderIdentity.from_json(entry["identity"])
+    stored = EncoderIdentity.from_json(entry.identity)
     if stored != found:
         raise MismatchError(
             f"space '{space}' was made by another encoder ({'; '.join(stored.difference(found))}); "
@@ -126,7 +126,7 @@ def check_identity(space: str, entry: Mapping[str, Any], found: EncoderIdentity)
 def find_jobs(view: View, space: str) -> list[Job]:
     """All rows that want a vector and have none."""
     jobs = []
-    for query_set in ("", *view.snapshot.names("queries")):
+    for query_set in ("", *view.snapshot.names(QueriesEntry)):
         chunks = view.query_set(query_set) if query_set else view.chunks
         covered = view.query_vectors(query_set or SELF, space)
         for record in chunks.ranges:
@@ -145,7 +145,7 @@ class _Work:
     context: Context
     view: View
     space: str
-    entry: Mapping[str, Any]
+    entry: SpaceEntry
     params: EmbedParams
     jobs: list[Job]
 
@@ -155,7 +155,7 @@ class _Work:
         return {
             "version": STAGE_VERSION,
             "space": self.space,
-            "fingerprint": self.entry["fingerprint"],
+            "fingerprint": self.entry.fingerprint,
             "window_rows": encoder.provenance.window_rows,
             "batch_tokens": max(1, budget // 2) if halved else budget,
             "jobs": [_describe(job) for job in self.jobs],
@@ -181,7 +181,7 @@ class _Work:
         done = replace(result, snapshot=snapshot.number, reused=reused, tokens=tokens, truncated=truncated)
         return replace(done, rates=rates, codes_recall=recall)
 
-    def _task(self, run: Run, encoder: Encoder, job: Job, codes: CodesOnly | None) -> Task:
+    def _task(self, run: Run, encoder: Encoder, job: Job, codes: CodesOnly | None) -> Task[Any, Any]:
         for record in (job.chunks, job.hashes):
             self.view.files.open(record)
         known = self._known(job, codes)
@@ -194,7 +194,7 @@ class _Work:
         payload = {
             "run": run.id,
             "space": self.space,
-            "fingerprint": self.entry["fingerprint"],
+            "fingerprint": self.entry.fingerprint,
             "codebook": codes.codebook if codes else None,
             "query_set": job.query_set,
             "chunks": job.chunks.path,
@@ -207,7 +207,7 @@ class _Work:
             "origins": origins,
             "reuse": known.paths,
         }
-        inputs = [job.chunks.digest.sha256.hex(), self.entry["fingerprint"], identity(known.origins.tobytes().hex())]
+        inputs = [job.chunks.digest.sha256.hex(), self.entry.fingerprint, identity(known.origins.tobytes().hex())]
         return make_task("embed", STAGE_VERSION, payload, inputs, int(job.wanted.sum()))
 
     def _known(self, job: Job, codes: CodesOnly | None) -> ReusableVectors:
@@ -218,11 +218,13 @@ class _Work:
         sources = [VectorFile(record.path, record.first_chunk + record.row_set.present) for record in vectors]
         return find_reusable(self.view.chunks, [*sources, *(codes.samples if codes else [])], hashes)
 
-    def _change(self, run: Run, records: list[TaskRecord], counts: dict[str, int], codes: CodesOnly | None) -> Change:
-        is_new = self.view.snapshot.entry("space", self.space) is None
-        entries = {f"space/{self.space}": dict(self.entry)} if is_new else {}
+    def _change(
+        self, run: Run, records: list[TaskRecord[Any]], counts: dict[str, int], codes: CodesOnly | None
+    ) -> Change:
+        is_new = self.view.snapshot.entry(SpaceEntry, self.space) is None
+        entries: dict[str, Entry | None] = {f"space/{self.space}": self.entry} if is_new else {}
         if codes and codes.entry:
-            entries[f"index/{self.space}"] = dict(codes.entry)
+            entries[f"index/{self.space}"] = codes.entry
         return Change(
             transaction=run.id,
             command="embed",
@@ -245,15 +247,16 @@ def _num_gpus(params: EmbedParams, device: str) -> int:
 
 def _params(view: View, name: str, options: Mapping[str, Any]) -> EmbedParams:
     given = {key: value for key, value in options.items() if value is not None}
-    entry = view.snapshot.entry("space", name)
+    entry = view.snapshot.entry(SpaceEntry, name)
     if entry is not None:
-        if "keep_vectors" in given and given["keep_vectors"] != entry["params"].get("keep_vectors", True):
+        if "keep_vectors" in given and given["keep_vectors"] != (entry.params.keep_vectors is not False):
             raise UsageError(
                 f"space '{name}' {'does not keep' if given['keep_vectors'] else 'keeps'} its vectors",
                 remedy="Fill a new space with '--space NAME --encoder ...'.",
             )
-        return from_mapping(EmbedParams, {**entry["params"], **given}, where=f"space '{name}'")
-    defaults = view.snapshot.entry("default", "encoder") if name == view.snapshot.default_space else {}
+        return from_mapping(EmbedParams, {**to_mapping(entry.params), **given}, where=f"space '{name}'")
+    default = view.snapshot.default_encoder if name == view.snapshot.default_space else None
+    defaults = to_mapping(default.params) if default else {}
     if "encoder" not in {**defaults, **given}:
         raise UsageError(f"space '{name}' is new and no encoder is named", remedy="Add '--encoder FOLDER-OR-NAME'.")
     base = {} if "encoder" in given else defaults
@@ -265,14 +268,9 @@ def _params(view: View, name: str, options: Mapping[str, Any]) -> EmbedParams:
     return params
 
 
-def _entry(params: EmbedParams, encoder: Encoder) -> dict[str, Any]:
-    return {
-        "params": {key: value for key, value in to_mapping(params).items() if value is not None},
-        "identity": encoder.identity.to_json(),
-        "fingerprint": encoder.identity.fingerprint(),
-        "dimension": encoder.identity.dimension,
-        "metric": encoder.identity.metric,
-    }
+def _entry(params: EmbedParams, encoder: Encoder) -> SpaceEntry:
+    identity_ = encoder.identity
+    return SpaceEntry(params, identity_.to_json(), identity_.fingerprint(), identity_.dimension, identity_.metric)
 
 
 def _chunk_ids(jobs: list[Job]) -> Int64Array:
@@ -290,7 +288,7 @@ def _describe(job: Job) -> list[Any]:
 def _result(
     view: View,
     name: str,
-    entry: Mapping[str, Any],
+    entry: SpaceEntry,
     params: EmbedParams,
     encoder: Encoder,
     jobs: list[Job],
@@ -300,8 +298,8 @@ def _result(
         snapshot=view.snapshot.number,
         space=name,
         encoder=params.encoder,
-        dimension=entry["dimension"],
-        metric=entry["metric"],
+        dimension=entry.dimension,
+        metric=entry.metric,
         chunks=sum(int(job.wanted.sum()) for job in jobs if not job.query_set),
         reused=0,
         query_rows=sum(int(job.wanted.sum()) for job in jobs if job.query_set),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from retrodb.engine.run import open_run
 from retrodb.errors import MissingStep, UsageError
+from retrodb.format.entries import DEFAULT_SPACE_KEY, DefaultSpace, IndexEntry, QueriesEntry, SpaceEntry, TableEntry
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
 from retrodb.stages.context import Context
 from retrodb.store import conflict_keys
@@ -47,23 +48,23 @@ def list_spaces(view: View) -> list[SpaceInfo]:
     """Every space of a snapshot, by name."""
     snapshot = view.snapshot
     spaces = []
-    for name in snapshot.names("space"):
-        entry, index = snapshot.entry("space", name), snapshot.entry("index", name)
+    for name in snapshot.names(SpaceEntry):
+        entry, index = snapshot.existing(SpaceEntry, name), snapshot.entry(IndexEntry, name)
         files = _own_files(view, name)
         masks = [view.query_vectors(SELF, name).covered_mask(r.first_chunk, r.num_chunks) for r in view.chunks.ranges]
         spaces.append(
             SpaceInfo(
                 space=name,
                 is_default=name == snapshot.default_space,
-                encoder=entry["params"]["encoder"],
-                dimension=entry["dimension"],
-                metric=entry["metric"],
+                encoder=entry.params.encoder,
+                dimension=entry.dimension,
+                metric=entry.metric,
                 chunks=sum(int(mask.sum()) for mask in masks),
                 keeps_vectors=view.keeps_vectors(name),
-                factory=index["factory"] if index else None,
+                factory=index.factory if index else None,
                 tables=_tables(view, name),
                 size_bytes=sum(record.digest.size_bytes for record in files),
-                fingerprint=entry["fingerprint"][:16],
+                fingerprint=entry.fingerprint[:16],
             )
         )
     return spaces
@@ -127,7 +128,7 @@ def run_default_space(context: Context, space: str, *, dry_run: bool = False) ->
     """
     view = context.view()
     _existing(view, space)
-    if view.snapshot.entry("index", space) is None:
+    if view.snapshot.entry(IndexEntry, space) is None:
         raise MissingStep(f"space '{space}' is not indexed", remedy=f"Run 'retrodb index --space {space}' first.")
     covered = view.query_vectors(SELF, space)
     for record in view.chunks.ranges:
@@ -147,25 +148,25 @@ def run_default_space(context: Context, space: str, *, dry_run: bool = False) ->
         arguments={"space": space},
         clock=run.clock,
         conflict_keys=conflict_keys.default_space(space),
-        entries={"default/space": space},
+        entries={DEFAULT_SPACE_KEY: DefaultSpace(space)},
     )
     return SpaceChange(**{**vars(result), "snapshot": commit(context.storage, view.snapshot, change).number})
 
 
 def _existing(view: View, space: str) -> None:
-    if view.snapshot.entry("space", space) is None:
-        have = ", ".join(view.snapshot.names("space")) or "none yet"
+    if view.snapshot.entry(SpaceEntry, space) is None:
+        have = ", ".join(view.snapshot.names(SpaceEntry)) or "none yet"
         raise UsageError(f"no space '{space}'", remedy=f"There are: {have}.")
 
 
 def _tables(view: View, space: str) -> list[str]:
-    names = view.snapshot.names("table")
-    return [name for name in names if view.snapshot.entry("table", name)["space"] == space]
+    names = view.snapshot.names(TableEntry)
+    return [name for name in names if view.snapshot.existing(TableEntry, name).space == space]
 
 
 def _own_files(view: View, space: str) -> list[FileRecord]:
     """The files that only this space needs."""
     files = [record for kind in ("vectors", "parts", "codebooks") for record in view.manifest.files(kind, space)]
-    for query_set in view.snapshot.names("queries"):
+    for query_set in view.snapshot.names(QueriesEntry):
         files += view.query_vectors(query_set, space).records
     return files

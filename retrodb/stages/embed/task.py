@@ -81,8 +81,8 @@ class Meter:
 
 
 def run_embed_task(
-    storage: Storage, task: Task, clock: str, *, params: Mapping[str, Any], hardware: Hardware, meter: Meter
-) -> TaskRecord:
+    storage: Storage, task: Task[Any, Any], clock: str, *, params: Mapping[str, Any], hardware: Hardware, meter: Meter
+) -> TaskRecord[Any]:
     """Embed the wanted rows of one file of chunks."""
     del clock  # vectors know no time
     payload = task.payload
@@ -164,7 +164,7 @@ def _row_set(num_rows_total: int, bitmap: str | None) -> RowSet:
     return RowSet(num_rows_total, None if bitmap is None else bytes.fromhex(bitmap))
 
 
-def _publish(storage: Storage, task: Task, rows: RowSet, vectors: GatheredVectors) -> tuple[FileRecord, ...]:
+def _publish(storage: Storage, task: Task[Any, Any], rows: RowSet, vectors: GatheredVectors) -> tuple[FileRecord, ...]:
     payload = task.payload
     space, query_set, first = payload["space"], payload["query_set"], payload["first_chunk"]
     if payload["codebook"] and not query_set:

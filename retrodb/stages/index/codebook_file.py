@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from retrodb.ann.codebook import Codebook, num_lists_of
+from retrodb.config import IndexParams
+from retrodb.format.entries import IndexEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.store.publish import publish
@@ -23,13 +23,7 @@ def publish_codebook(storage: Storage, space: str, codebook: Codebook) -> FileRe
     return publish(storage, "codebooks", path_of("codebooks", name=space, digest=codebook.digest), write, name=space)
 
 
-def index_entry(codebook: Codebook, params: Mapping[str, Any], factory: str) -> dict[str, Any]:
+def index_entry(codebook: Codebook, params: IndexParams, factory: str) -> IndexEntry:
     """The entry `index/<space>` of a codebook that was asked for as `factory`."""
     used = "Flat" if codebook.num_lists == 1 and num_lists_of(factory) > 1 else factory
-    return {
-        "codebook": codebook.digest,
-        "factory": used,
-        "lists": codebook.num_lists,
-        "note": codebook.note,
-        "params": dict(params),
-    }
+    return IndexEntry(codebook.digest, used, codebook.num_lists, codebook.note, params)

@@ -20,6 +20,7 @@ from retrodb.engine.run import open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import AnyArray, Int64Array, map_array
+from retrodb.format.entries import Entry, IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
 from retrodb.format.rows import RowSet
@@ -66,7 +67,7 @@ def run_index(
     """
     view = context.view()
     name = space or view.snapshot.default_space
-    entry = view.snapshot.entry("index", name)
+    entry = view.snapshot.entry(IndexEntry, name)
     is_new = retrain or entry is None
     _check(view, name, params, entry, is_new)
     old = [] if is_new else parts_of(view, name)
@@ -74,25 +75,25 @@ def run_index(
     result = IndexResult(
         snapshot=view.snapshot.number,
         space=name,
-        factory=_factory(view, name, params) if is_new else entry["factory"],
-        lists=0 if is_new else entry["lists"],
+        factory=entry.factory if entry and not is_new else _factory(view, name, params),
+        lists=entry.lists if entry and not is_new else 0,
         trained=is_new,
         vectors=sum(len(rows) for _, rows in missing),
         parts=len(old) + len(missing),
-        note="" if is_new else entry["note"],
+        note=entry.note if entry and not is_new else "",
         dry_run=dry_run,
     )
     if not dry_run and (missing or is_new):
         result = _add(context, view, params, entry, missing, result)
-    memory_bytes = params.memory_bytes if entry is None else entry["params"]["memory_bytes"]
+    memory_bytes = params.memory_bytes if entry is None else entry.params.memory_bytes
     merges = run_merges(context, name, memory_bytes, dry_run=dry_run)
     number, parts = (result.snapshot, result.parts) if dry_run else (merges.snapshot, merges.parts)
     reasons = ", ".join(reasons_to_retrain(context.view(), name))
     return replace(result, snapshot=number, parts=parts, merged_parts=merges.merged, retrain=reasons)
 
 
-def _check(view: View, space: str, params: IndexParams, entry: Any, is_new: bool) -> None:
-    own = view.snapshot.entry("space", space)
+def _check(view: View, space: str, params: IndexParams, entry: IndexEntry | None, is_new: bool) -> None:
+    own = view.snapshot.entry(SpaceEntry, space)
     if own is None or not (view.manifest.files("vectors", space) or entry):
         raise MissingStep(f"space '{space}' has no vectors", remedy="Run 'retrodb embed' first.")
     if is_new and not view.keeps_vectors(space):
@@ -100,9 +101,9 @@ def _check(view: View, space: str, params: IndexParams, entry: Any, is_new: bool
             f"space '{space}' was embedded without keeping vectors, so there is nothing to train a new index on",
             remedy="Embed into a new space, and drop this one.",
         )
-    if not is_new and params != IndexParams() and to_mapping(params) != entry["params"]:
+    if entry and not is_new and params not in (IndexParams(), entry.params):
         raise UsageError(
-            f"space '{space}' has a codebook already ({entry['factory']}) and these options ask for another",
+            f"space '{space}' has a codebook already ({entry.factory}) and these options ask for another",
             remedy="Add '--retrain' to make a new one and index everything again, or leave the options out.",
         )
 
@@ -111,31 +112,31 @@ def _add(
     context: Context,
     view: View,
     params: IndexParams,
-    entry: Any,
+    entry: IndexEntry | None,
     missing: Sequence[tuple[FileRecord, RowSet]],
     result: IndexResult,
 ) -> IndexResult:
     """Train if there is no codebook, build the parts, and commit both with the drift they show."""
     name, is_new = result.space, result.trained
-    own = view.snapshot.entry("space", name)
+    own = view.snapshot.existing(SpaceEntry, name)
     plan = {
         "version": STAGE_VERSION,
-        "space": own["fingerprint"],
+        "space": own.fingerprint,
         "params": to_mapping(params),
-        "codebook": None if is_new else entry["codebook"],
-        "previous": entry["codebook"] if entry else None,
+        "codebook": entry.codebook if entry and not is_new else None,
+        "previous": entry.codebook if entry else None,
         "vectors": [[record.path, record.digest.sha256.hex(), _hex(rows)] for record, rows in missing],
     }
     run = open_run(context.storage, "index", plan, context.clock)
     files: list[FileRecord] = []
-    entries: dict[str, Any] = {}
+    entries: dict[str, Entry | None] = {}
     canaries = None
     if is_new:
         ids = np.concatenate([record.first_chunk + rows.present for record, rows in missing] or [np.empty(0, np.int64)])
         codebook = _trained(view, name, params, ids, context.num_workers)
         canaries = choose_canaries(ids if codebook.num_lists > 1 else ids[:0], params.seed)
         files.append(publish_codebook(context.storage, name, codebook))
-        entry = index_entry(codebook, to_mapping(params), result.factory) | {"fingerprint": own["fingerprint"]}
+        entry = replace(index_entry(codebook, params, result.factory), fingerprint=own.fingerprint)
         entries[f"index/{name}"] = entry
     else:
         codebook = open_codebook(view, name)
@@ -157,10 +158,11 @@ def _add(
         counts={"vectors": result.vectors},
     )
     number = commit(context.storage, view.snapshot, change).number
-    return replace(result, snapshot=number, factory=entry["factory"], lists=entry["lists"], note=entry["note"])
+    assert entry is not None, "trained, or stored"
+    return replace(result, snapshot=number, factory=entry.factory, lists=entry.lists, note=entry.note)
 
 
-def _task(view: View, space: str, codebook: str, vectors: FileRecord, rows: RowSet) -> Task:
+def _task(view: View, space: str, codebook: str, vectors: FileRecord, rows: RowSet) -> Task[Any, Any]:
     view.files.open(vectors)
     payload = {
         "space": space,
@@ -174,7 +176,7 @@ def _task(view: View, space: str, codebook: str, vectors: FileRecord, rows: RowS
     return make_task("index", STAGE_VERSION, payload, [vectors.digest.sha256.hex()], len(rows))
 
 
-def run_index_task(storage: Storage, task: Task, clock: str, *, threads: int = 1) -> TaskRecord:
+def run_index_task(storage: Storage, task: Task[Any, Any], clock: str, *, threads: int = 1) -> TaskRecord[Any]:
     """Build the part of some rows of one file of vectors; the threads change no byte of it."""
     del clock
     payload = task.payload
@@ -218,11 +220,9 @@ def _load_codebook(url: str, path: str) -> Codebook:
 def _factory(view: View, space: str, params: IndexParams) -> str:
     if params.factory != "auto":
         return params.factory
-    entry = view.snapshot.entry("space", space)
+    entry = view.snapshot.existing(SpaceEntry, space)
     num_vectors = sum(record.num_rows for record in view.manifest.files("vectors", space))
-    return choose_factory(
-        num_vectors, entry["dimension"], params.memory_bytes, params.bytes_per_vector, entry["metric"]
-    )
+    return choose_factory(num_vectors, entry.dimension, params.memory_bytes, params.bytes_per_vector, entry.metric)
 
 
 def _trained(view: View, space: str, params: IndexParams, ids: Int64Array, threads: int) -> Codebook:
@@ -240,5 +240,5 @@ def _trained(view: View, space: str, params: IndexParams, ids: Int64Array, threa
         )
     size = max(1, params.train_sample or sample_size(factory))
     chosen = np.random.default_rng(params.seed).choice(len(ids), size=min(size, len(ids)), replace=False)
-    metric: Metric = view.snapshot.entry("space", space)["metric"]
+    metric: Metric = view.snapshot.existing(SpaceEntry, space).metric
     return train(view.vectors(space, ids[np.sort(chosen)]), factory, params.seed, metric, threads)

@@ -14,6 +14,7 @@ from retrodb.ann.part import open_part
 from retrodb.ann.rerank import LivePart
 from retrodb.errors import DamagedFileError, MismatchError, MissingStep
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
+from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
@@ -54,18 +55,18 @@ def open_codebook(view: View, space: str) -> Codebook:
         MissingStep: when the space has no index, or is not embedded.
         MismatchError: when the space was embedded anew since.
     """
-    own = view.snapshot.entry("space", space)
+    own = view.snapshot.entry(SpaceEntry, space)
     if own is None:
         raise MissingStep(f"space '{space}' has no vectors", remedy="Run 'retrodb embed' first.")
-    entry = view.snapshot.entry("index", space)
+    entry = view.snapshot.entry(IndexEntry, space)
     if entry is None:
         raise MissingStep(f"space '{space}' has no index", remedy="Run 'retrodb index' first.")
-    if entry.get("fingerprint", own["fingerprint"]) != own["fingerprint"]:
+    if (entry.fingerprint or own.fingerprint) != own.fingerprint:
         raise MismatchError(
             f"the index of space '{space}' is of other vectors than the space has now",
             remedy="Run 'retrodb index --retrain'.",
         )
-    path = path_of("codebooks", name=space, digest=entry["codebook"])
+    path = path_of("codebooks", name=space, digest=entry.codebook)
     [record] = [record for record in view.manifest.files("codebooks", space) if record.path == path]
     return load_codebook(view.files.open(record).read_bytes())
 

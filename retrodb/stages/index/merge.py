@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,7 @@ def span_of(parts: Sequence[PartFiles]) -> tuple[int, int]:
     return first, max(part.span.first_chunk + part.span.num_chunks for part in parts) - first
 
 
-def merge_task(space: str, parts: Sequence[PartFiles], keep: BoolArray | None = None) -> Task:
+def merge_task(space: str, parts: Sequence[PartFiles], keep: BoolArray | None = None) -> Task[Any, Any]:
     """The task that merges parts of one codebook.
 
     Args:
@@ -130,7 +131,7 @@ def drops_of(parts: Sequence[PartFiles]) -> list[DropRecord]:
     return [DropRecord(OP_DROP_FILE, record.path) for part in parts for record in part.records]
 
 
-def run_merge_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_merge_task(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Write the merged part; no files when no row is kept."""
     del clock
     payload = task.payload

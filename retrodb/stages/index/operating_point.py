@@ -7,8 +7,7 @@ timed, and the samples are seeded, so equal work chooses equally.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +18,8 @@ from retrodb.ann.operating_point import recall_curve
 from retrodb.ann.rerank import LivePart
 from retrodb.engine.run import open_run
 from retrodb.format.arrays import AnyArray, Int32Array, Int64Array
+from retrodb.format.entries import IndexEntry, StoredPoint
+from retrodb.format.json_values import to_plain_object
 from retrodb.stages.context import Context
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
@@ -38,9 +39,6 @@ class OperatingPoint:
 
 
 EXACT = OperatingPoint(0, 1.0)
-STORED = (
-    "operating_points"  # of the entry `index/<space>`: objects {target, nprobe, recall, k}, the last one stored last
-)
 
 
 def stored_point(view: View, space: str, recall: float | None) -> OperatingPoint | None:
@@ -54,13 +52,13 @@ def stored_point(view: View, space: str, recall: float | None) -> OperatingPoint
     Returns:
         None where no such point is stored.
     """
-    entry = view.snapshot.entry("index", space) or {}
-    points: list[dict[str, Any]] = entry.get(STORED, [])
+    entry = view.snapshot.entry(IndexEntry, space)
+    points = entry.operating_points if entry else ()
     if recall is None:
-        fitting = points[-1:]
+        fitting = list(points[-1:])
     else:
-        fitting = sorted((p for p in points if p["target"] >= recall), key=lambda p: int(p["nprobe"]))[:1]
-    return OperatingPoint(fitting[0]["nprobe"], fitting[0]["recall"]) if fitting else None
+        fitting = sorted((p for p in points if p.target >= recall), key=lambda p: p.nprobe)[:1]
+    return OperatingPoint(fitting[0].nprobe, fitting[0].recall) if fitting else None
 
 
 def store_point(context: Context, space: str, target: float, point: OperatingPoint, k: int) -> int:
@@ -74,20 +72,20 @@ def store_point(context: Context, space: str, target: float, point: OperatingPoi
         ConflictError: when the space was indexed anew meanwhile.
     """
     view = context.view()
-    entry = view.snapshot.entry("index", space)
-    own = {"target": target, "nprobe": point.nprobe, "recall": point.recall, "k": k}
-    points = [*(old for old in entry.get(STORED, []) if old["target"] != target), own]
-    if points == entry.get(STORED):
+    entry = view.snapshot.existing(IndexEntry, space)
+    own = StoredPoint(target, point.nprobe, point.recall, k)
+    points = (*(old for old in entry.operating_points if old.target != target), own)
+    if points == entry.operating_points:
         return view.snapshot.number
     plan = {"version": STAGE_VERSION, "space": space, "snapshot": view.snapshot.number, "point": own}
     run = open_run(context.storage, "operating-point", plan, context.clock)
     change = Change(
         transaction=run.id,
         command="bench recall",
-        arguments=own,
+        arguments=to_plain_object(own),
         clock=run.clock,
         conflict_keys=conflict_keys.operating_point(space),
-        entries={f"index/{space}": {**entry, STORED: points}},
+        entries={f"index/{space}": replace(entry, operating_points=points)},
     )
     return commit(context.storage, view.snapshot, change).number
 

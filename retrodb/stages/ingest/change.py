@@ -13,6 +13,7 @@ import numpy as np
 from retrodb.config import IngestParams, to_mapping
 from retrodb.engine.run import Run, add_counts
 from retrodb.engine.task import TaskRecord
+from retrodb.format.entries import Entry, QueriesEntry, SourceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord, ShardRecord
@@ -45,8 +46,8 @@ class Outcome:
 
     decisions: Decisions
     rejects: pa.Table
-    cut: Sequence[TaskRecord]  # shards of the database
-    held_out: Sequence[TaskRecord]  # files of the held-out query set
+    cut: Sequence[TaskRecord[Any]]  # shards of the database
+    held_out: Sequence[TaskRecord[Any]]  # files of the held-out query set
     counts: Mapping[str, int]
 
 
@@ -66,9 +67,9 @@ def ingest_change(view: View, run: Run, found: Inputs, params: IngestParams, out
         files.append(publish(view.storage, "rejects", path_of("rejects", task=run.id), write, name=params.source))
     inputs, drops = _inputs_files(view, run, found, params, outcome)
     mirror = mirror_identity(found) if params.mirror else None
-    entries: dict[str, Any] = {f"source/{params.source}": {"last_run": run.id, "mirror": mirror}}
+    entries: dict[str, Entry] = {f"source/{params.source}": SourceEntry(run.id, mirror)}
     if touches_held_out:
-        entries[f"queries/{HELD_OUT_SET}"] = {"from": "ingest --holdout"}
+        entries[f"queries/{HELD_OUT_SET}"] = QueriesEntry("ingest --holdout")
     return Change(
         transaction=run.id,
         command="ingest",
@@ -83,7 +84,7 @@ def ingest_change(view: View, run: Run, found: Inputs, params: IngestParams, out
     )
 
 
-def _new_shards(records: Sequence[TaskRecord], source: str) -> list[NewShard]:
+def _new_shards(records: Sequence[TaskRecord[Any]], source: str) -> list[NewShard]:
     shards = []
     for record in records:
         files = iter(record.files)
@@ -94,9 +95,9 @@ def _new_shards(records: Sequence[TaskRecord], source: str) -> list[NewShard]:
     return shards
 
 
-def _held_out_files(view: View, records: Sequence[TaskRecord]) -> list[FileRecord]:
+def _held_out_files(view: View, records: Sequence[TaskRecord[Any]]) -> list[FileRecord]:
     """The files of held-out documents under their query rows, which follow those given earlier."""
-    has_rows = view.snapshot.entry("queries", HELD_OUT_SET) is not None
+    has_rows = view.snapshot.entry(QueriesEntry, HELD_OUT_SET) is not None
     first = view.query_set(HELD_OUT_SET).end if has_rows else 0
     placed = []
     for shard in _new_shards(records, ""):

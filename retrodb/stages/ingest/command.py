@@ -22,6 +22,7 @@ from retrodb.engine.run import Run, add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import InputError, TooManyRejects, UsageError
 from retrodb.format.arrays import BoolArray, Int64Array, map_array, save_array
+from retrodb.format.entries import QueriesEntry, SourceEntry
 from retrodb.format.ids import ID_DTYPE, IdArray
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
@@ -155,18 +156,18 @@ def _check(params: IngestParams) -> None:
 def _plan(view: View, found: Inputs, params: IngestParams) -> dict[str, Any]:
     # What is allowed to fail does not change what is read: trying again with another rate goes on with the work done.
     arguments = {name: value for name, value in to_mapping(params).items() if name != "max_reject_rate"}
-    entry = view.snapshot.entry("source", params.source)
+    entry = view.snapshot.entry(SourceEntry, params.source)
     return {"version": STAGE_VERSION, "params": arguments, "files": found.plan, "source": entry}
 
 
-def _segments(scanned: Sequence[TaskRecord]) -> Iterator[tuple[FileRecord, FileRecord, int]]:
+def _segments(scanned: Sequence[TaskRecord[Any]]) -> Iterator[tuple[FileRecord, FileRecord, int]]:
     """The spool file, keys file and number of records of every segment, in reading order."""
     for record in scanned:
         for segment in record.result["segments"]:
             yield record.files[segment["spool"]], record.files[segment["keys"]], segment["records"]
 
 
-def _new_entries(context: Context, scanned: Sequence[TaskRecord]) -> IdArray:
+def _new_entries(context: Context, scanned: Sequence[TaskRecord[Any]]) -> IdArray:
     """The keys of all accepted records, numbered in reading order."""
     parts = [map_array(context.storage.local(keys.path)) for _, keys, _ in _segments(scanned)]
     entries = np.concatenate([np.empty(0, ID_DTYPE), *parts])
@@ -178,7 +179,7 @@ def _known(view: View, source: str) -> list[ExistingDocuments]:
     """What the source has: in the database, and among the held-out documents of all sources."""
     own = {view.shards.record(i).first_chunk for i, name in enumerate(view.shards.source) if name == source}
     known = [_known_file(view.chunks, r, is_held_out=False) for r in view.manifest.files("ids") if r.first_chunk in own]
-    if view.snapshot.entry("queries", HELD_OUT_SET):
+    if view.snapshot.entry(QueriesEntry, HELD_OUT_SET):
         held_out = view.query_set(HELD_OUT_SET)
         files = [r for r in view.manifest.files("queries", HELD_OUT_SET) if r.path.endswith("/ids.npy")]
         files = [r for r in files if _source_of(held_out, r) == source]
@@ -210,7 +211,7 @@ def _is_current(chunks: ChunkSet, record: FileRecord, first_rows: Int64Array) ->
     return current
 
 
-def _collect_rejects(context: Context, scanned: Sequence[TaskRecord], found: Inputs) -> pa.Table:
+def _collect_rejects(context: Context, scanned: Sequence[TaskRecord[Any]], found: Inputs) -> pa.Table:
     """All rejects, under the names that the user gave the files."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -267,8 +268,8 @@ def _drop_spool(storage: Storage, run: Run) -> None:
 
 
 def _cut(
-    context: Context, run: Run, scanned: Sequence[TaskRecord], decisions: Decisions, params: IngestParams
-) -> tuple[list[TaskRecord], list[TaskRecord]]:
+    context: Context, run: Run, scanned: Sequence[TaskRecord[Any]], decisions: Decisions, params: IngestParams
+) -> tuple[list[TaskRecord[Any]], list[TaskRecord[Any]]]:
     """Tokenize what is new: shards for the database, and files of the held-out query set."""
     outcomes = publish(
         context.storage,
@@ -276,8 +277,8 @@ def _cut(
         path_of("runs", run=run.id, file="outcomes.npy"),
         lambda local: save_array(local, decisions.outcome),
     )
-    tasks: list[Task] = []
-    held_tasks: list[Task] = []
+    tasks: list[Task[Any, Any]] = []
+    held_tasks: list[Task[Any, Any]] = []
     first = 0
     for spool, keys, records in _segments(scanned):
         fate = decisions.outcome[first : first + records]

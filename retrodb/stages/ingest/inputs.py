@@ -19,6 +19,7 @@ from retrodb.corpus.inputs import expand_inputs, file_digest, spool
 from retrodb.corpus.split import InputFile
 from retrodb.engine.run import Run
 from retrodb.errors import UsageError
+from retrodb.format.entries import SourceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
@@ -91,8 +92,8 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
     whole = Inputs(tuple(files), tuple(digests), mapping)
     known = {row["digest"]: row for row in _known(view, params.source) if row["mapping"] == mapping}
     if params.mirror:
-        entry = view.snapshot.entry("source", params.source) or {}
-        is_same = entry.get("mirror") == mirror_identity(whole)
+        entry = view.snapshot.entry(SourceEntry, params.source)
+        is_same = entry is not None and entry.mirror == mirror_identity(whole)
         known = known if is_same else {}
     fresh = [i for i, digest in enumerate(digests) if digest not in known]
     for i, file in enumerate(files):

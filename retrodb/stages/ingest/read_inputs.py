@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,7 +38,7 @@ CRASHED = "reader-crashed"
 """Reason of a reject that stands for a whole file: the process that read it died."""
 
 
-def run_scan(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_scan(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Read one split into spool segments, their keys, and its rejects.
 
     The result's `segments` names, for each segment, the indices of its two files and its number of records.
@@ -70,14 +70,14 @@ def run_scan(storage: Storage, task: Task, clock: str) -> TaskRecord:
     )
 
 
-def run_probe(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_probe(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Read a split as `run_scan` does and keep nothing: the process lives to the end, or it does not."""
     del storage, clock
     deque(_records(task), maxlen=0)
     return TaskRecord(task.id)
 
 
-def _records(task: Task) -> Iterator[Document | Reject]:
+def _records(task: Task[Any, Any]) -> Iterator[Document | Reject]:
     """What the task's split holds, at most `limit` records; a file in `crashed` is a reject, unread."""
     payload = task.payload
     split, crashed = Split.from_json(payload["split"]), payload.get("crashed", [])

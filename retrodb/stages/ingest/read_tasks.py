@@ -26,20 +26,20 @@ _SMALL_BYTES = {"scan": 64 << 20, "cut": 4 << 20}
 _MIN_SEGMENT, _MAX_SEGMENT = 8 << 20, 160 << 20  # characters; the upper one gives shards of nearly 2^20 chunks
 
 
-def scan(context: Context, run: Run, found: Inputs, params: IngestParams) -> list[TaskRecord]:
+def scan(context: Context, run: Run, found: Inputs, params: IngestParams) -> list[TaskRecord[Any]]:
     """Read every split once; with a limit, one after the other until it is reached."""
     total = sum(f.size_bytes for f in found.files)
     segment = min(max(total // 8, _MIN_SEGMENT), _MAX_SEGMENT)
     shared, digests = _scan_payload(run, params, segment), list(found.digests)
 
-    def task_of(split: Split, limit: int | None) -> Task:
+    def task_of(split: Split, limit: int | None) -> Task[Any, Any]:
         payload = {**shared, "split": split.to_json(), "limit": limit}
         return make_task("scan", STAGE_VERSION, payload, digests, split.size_bytes)
 
     splits = plan_splits(found.files, segment, params.marker)
     if params.limit is None:
         return _read(context, run, [task_of(split, None) for split in splits])
-    records: list[TaskRecord] = []
+    records: list[TaskRecord[Any]] = []
     left = params.limit
     for split in splits:
         if left > 0:
@@ -48,7 +48,7 @@ def scan(context: Context, run: Run, found: Inputs, params: IngestParams) -> lis
     return records
 
 
-def _read(context: Context, run: Run, tasks: list[Task]) -> list[TaskRecord]:
+def _read(context: Context, run: Run, tasks: list[Task[Any, Any]]) -> list[TaskRecord[Any]]:
     """Run scan tasks. A process that dies is out of memory, or a reader crashed: then every task gets one of its own."""
     files = [file for task in tasks for file in Split.from_json(task.payload["split"]).files]
     is_native = any(file.format in NATIVE_FORMATS or (file.is_tar and file.format == "auto") for file in files)
@@ -58,7 +58,7 @@ def _read(context: Context, run: Run, tasks: list[Task]) -> list[TaskRecord]:
         return [_read_alone(context, run, task) for task in tasks]
 
 
-def _read_alone(context: Context, run: Run, task: Task) -> TaskRecord:
+def _read_alone(context: Context, run: Run, task: Task[Any, Any]) -> TaskRecord[Any]:
     """Run one scan task in its own process; the files at which it dies, each read alone, become rejects."""
     try:
         return run_tasks(context, run, [task], run_scan, isolated=True)[0]
@@ -71,7 +71,7 @@ def _read_alone(context: Context, run: Run, task: Task) -> TaskRecord:
         return run_tasks(context, run, [marked], run_scan, isolated=True)[0]
 
 
-def _dies(context: Context, run: Run, task: Task, file: InputFile) -> bool:
+def _dies(context: Context, run: Run, task: Task[Any, Any], file: InputFile) -> bool:
     payload = {**task.payload, "split": Split((file,)).to_json()}
     probe = make_task("probe", STAGE_VERSION, payload, [], file.size_bytes)
     try:
@@ -84,14 +84,16 @@ def _dies(context: Context, run: Run, task: Task, file: InputFile) -> bool:
 def run_tasks(
     context: Context,
     run: Run,
-    tasks: Sequence[Task],
-    function: TaskFunction,
+    tasks: Sequence[Task[Any, Any]],
+    function: TaskFunction[Any, Any],
     *,
     isolated: bool = False,
     rate_of: str = "read",
-) -> list[TaskRecord]:
+) -> list[TaskRecord[Any]]:
     """Run tasks on the context's engine; little work does not pay for the start of processes."""
-    is_small = sum(task.weight for task in tasks) < max((_SMALL_BYTES.get(task.stage, 0) for task in tasks), default=0)
+    is_small = sum(task.weight for task in tasks) < max(
+        (_SMALL_BYTES.get(task.kind.stage, 0) for task in tasks), default=0
+    )
     engine = Engine() if is_small and not isolated else context.engine
     return engine.run(run, tasks, function, context.progress, isolated=isolated, unit="B", rate_of=rate_of)
 

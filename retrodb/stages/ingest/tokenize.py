@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def run_tokenize(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_tokenize(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Write the shards of one segment.
 
     The payload names the spool file, its keys, a file with one outcome a record, and the outcomes to keep; with

@@ -1,7 +1,7 @@
 """Stage neighbours: for every row of a query set its nearest live chunks of a space.
 
-Exclusions act inside the search, so a row is short of neighbours only when the database is. Rows keep `slack` neighbours
-beyond k: a later deletion then costs no new search.
+Exclusions act inside the search, so a row has too few neighbours only when the database has too few. Rows keep some spare
+neighbours beyond k: a later deletion then costs no new search.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Ragged
 from retrodb.ann.operating_point import recall_at_k
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.topk import TopK
-from retrodb.config import NeighboursParams, from_mapping, to_mapping
+from retrodb.config import NeighboursParams, from_mapping
 from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import AnyArray, Float32Array, Int64Array
+from retrodb.format.entries import IndexEntry, SpaceEntry, TableEntry
+from retrodb.format.json_values import to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
 from retrodb.stages.context import Context
@@ -61,7 +63,7 @@ class NeighboursResult:
     space: str
     rows: int  # of the table
     k: int
-    slack: int
+    spare_neighbours: int
     short: int  # rows with fewer than k neighbours: the database has no more for them
     lists_probed: int  # per row, out of all lists; 0 for an exact product
     recall: float  # of the k neighbours, that these lists were chosen for
@@ -100,23 +102,27 @@ def run_neighbours(
     codebook = open_codebook(view, name)
     refuse_missing(view, queries, name)
     spans = spans_of(view, queries)
-    details: dict[str, Any] = {"queries": queries, "space": name, "state": state_of(view)}
-    details |= {"basis": table_dependencies(view, queries, name, params), **to_mapping(params)}
-    previous = view.snapshot.entry("table", table) or {}
+    previous = view.snapshot.entry(TableEntry, table)
+    entry = TableEntry(
+        queries=queries, space=name, state=state_of(view), dependencies=table_dependencies(view, queries, name, params),
+        **vars(params), nprobe=0, num_rows=0, num_short=0, recall_expected=params.recall, snapshot=view.snapshot.number,
+    )  # fmt: skip
+    is_unchanged = previous is not None and previous.is_of_same_origin(entry)
     sample = _Sample(view, queries, name, params, spans, hardware.threads)
-    point = _chosen_point(view, codebook, name, params, previous if previous | details == previous else {}, sample)
-    details["nprobe"] = point.nprobe
+    point = _chosen_point(view, codebook, name, params, previous if is_unchanged else None, sample)
+    entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall)
+    index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(
-        view.snapshot.number, table, queries, name, 0, params.k, params.slack, 0, point.nprobe, point.recall, None, dry_run,
-        (view.snapshot.entry("index", name) or {}).get("codes_recall"),
+        view.snapshot.number, table, queries, name, 0, params.k, params.spare_neighbours, 0, point.nprobe, point.recall,
+        None, dry_run, index.codes_recall if index else None,
     )  # fmt: skip
     if dry_run:
         rows = sum(len(query_ids(view, queries, name, *span)) for span in spans)
         return replace(result, rows=rows)
-    if previous | details == previous:  # nothing that the table follows from has changed
-        counts = {key: previous[key] for key in ("rows", "short")}
-        return replace(result, recall_reached=previous.get("recall_reached"), **counts)
-    plan = {"version": STAGE_VERSION, "table": table, "previous": previous, **details}
+    if previous and is_unchanged and previous.nprobe == point.nprobe:  # nothing that the table follows from has changed
+        return replace(result, recall_reached=previous.recall_reached, rows=previous.num_rows, short=previous.num_short)
+    details = to_plain_object(entry)
+    plan = {"version": STAGE_VERSION, "table": table, "previous": previous, "entry": entry}
     run = open_run(context.storage, "neighbours", plan, context.clock)
     tasks = [_task(view, table, details, *span) for span in spans]
     function = partial(run_neighbours_task, hardware=hardware)
@@ -125,13 +131,12 @@ def run_neighbours(
     counts = {"rows": 0, "short": 0, **add_counts(records)}
     files = [file for record in records for file in record.files]
     reached = 1.0 if point.nprobe == 0 else sample.recall_of(context.storage, files)
-    measured = {"recall_expected": point.recall, "recall_reached": reached}
     joined = ComparedSets.of(
         allowed_ids(database_side(view, name, params)),
         (file.first_chunk + file.row_set.present for file in files),
     )
     replaced = [*view.manifest.files("neighbours", table), *view.manifest.files("joined", table)]
-    if any(previous.get(key) != details[key] for key in ("queries", "space")):
+    if previous is None or (previous.queries, previous.space) != (queries, name):
         replaced += view.manifest.files("edits", table)  # they speak of other rows, or other distances
     change = Change(
         transaction=run.id,
@@ -141,11 +146,13 @@ def run_neighbours(
         conflict_keys=conflict_keys.neighbours(table, name),
         files=[*files, publish_joined(context.storage, table, run.id, joined)],
         drops=[DropRecord(OP_DROP_FILE, record.path) for record in replaced],
-        entries={f"table/{table}": {**details, **counts, **measured, "snapshot": view.snapshot.number}},
+        entries={
+            f"table/{table}": replace(entry, num_rows=counts["rows"], num_short=counts["short"], recall_reached=reached)
+        },
         counts=counts,
     )
     snapshot = commit(context.storage, view.snapshot, change)
-    return replace(result, snapshot=snapshot.number, recall_reached=reached, **counts)
+    return replace(result, snapshot=snapshot.number, recall_reached=reached, rows=counts["rows"], short=counts["short"])
 
 
 def chosen_device(device: str) -> str:
@@ -166,8 +173,8 @@ _ONE_THREAD = JoinHardware()
 
 
 def run_neighbours_task(
-    storage: Storage, task: Task, clock: str, *, hardware: JoinHardware = _ONE_THREAD
-) -> TaskRecord:
+    storage: Storage, task: Task[Any, Any], clock: str, *, hardware: JoinHardware = _ONE_THREAD
+) -> TaskRecord[Any]:
     """The neighbours of one range of query rows; the hardware changes no byte of them."""
     del clock
     payload = task.payload
@@ -177,7 +184,9 @@ def run_neighbours_task(
     if not len(rows):
         return TaskRecord(task.id, (), {}, {"rows": 0, "short": 0})
     parts = database_side(view, payload["space"], params)
-    ids, distances = nearest(view, payload, params, parts, rows, hardware)
+    ids, distances = nearest(
+        view, payload["queries"], payload["space"], payload["nprobe"], params, parts, rows, hardware
+    )
     span = payload["first"], payload["count"]
     record = publish_rows(storage, payload["table"], task.id, span, rows, ids, distances)
     short = int((ids[:, params.k - 1] < 0).sum())
@@ -189,7 +198,7 @@ def _chosen_point(
     codebook: Codebook,
     space: str,
     params: NeighboursParams,
-    unchanged: dict[str, Any],
+    unchanged: TableEntry | None,
     sample: _Sample,
 ) -> OperatingPoint:
     """The lists to read: the point that was stored for the whole database, else what the sample needs.
@@ -203,7 +212,7 @@ def _chosen_point(
     if is_whole and (stored := stored_point(view, space, params.recall)):
         return stored
     if unchanged:
-        return OperatingPoint(unchanged["nprobe"], unchanged.get("recall_expected", params.recall))
+        return OperatingPoint(unchanged.nprobe, unchanged.recall_expected)
     true_ids, _ = sample.truth
     return measure(codebook, sample.parts, sample.vectors, sample.exclusion, params.k, params.recall, true_ids)
 
@@ -244,7 +253,7 @@ class _Sample:
     @cached_property
     def truth(self) -> TopK:
         """The rows' exact neighbours."""
-        metric = self._view.snapshot.entry("space", self._space)["metric"]
+        metric = self._view.snapshot.existing(SpaceEntry, self._space).metric
         return exact_of(self.vectors, self.parts, metric, self.exclusion, self._params.k, self._threads)
 
     def recall_of(self, storage: Storage, files: list[FileRecord]) -> float:
@@ -261,8 +270,11 @@ class _Sample:
 
 
 def _check(params: NeighboursParams, table: str) -> None:
-    if params.k < 1 or params.slack < 0:
-        raise UsageError(f"k of {params.k} with slack {params.slack}", remedy="k is at least 1, slack at least 0.")
+    if params.k < 1 or params.spare_neighbours < 0:
+        raise UsageError(
+            f"k of {params.k} with spare_neighbours {params.spare_neighbours}",
+            remedy="k is at least 1, spare_neighbours at least 0.",
+        )
     if not 0 < params.sample <= 1:
         raise UsageError(f"a sample of {params.sample}", remedy="Give a share above 0, at most 1.")
     if unknown := set(params.exclude) - set(EXCLUSIONS):
@@ -288,7 +300,7 @@ def state_of(view: View) -> str:
     return identity(sorted(path for path in view.manifest.paths() if not path.startswith(beside)))
 
 
-def _task(view: View, table: str, details: dict[str, Any], first: int, count: int) -> Task:
+def _task(view: View, table: str, details: dict[str, Any], first: int, count: int) -> Task[Any, Any]:
     names = set(NeighboursParams.__dataclass_fields__)
     payload = {
         "snapshot": view.snapshot.number,
@@ -311,13 +323,20 @@ def database_side(view: View, space: str, params: NeighboursParams) -> list[Live
 
 
 def nearest(
-    view: View, payload: Any, params: NeighboursParams, parts: list[LivePart], rows: Int64Array, hardware: JoinHardware
+    view: View,
+    queries: str,
+    space: str,
+    nprobe: int,
+    params: NeighboursParams,
+    parts: list[LivePart],
+    rows: Int64Array,
+    hardware: JoinHardware,
 ) -> tuple[Int64Array, Float32Array]:
-    """Neighbours and distances, (Q, k + slack) each, of query rows among the rows of parts."""
-    space, queries, nprobe = payload["space"], payload["queries"], payload["nprobe"]
+    """Neighbours and distances, (Q, k + spare_neighbours) each, of query rows among the rows of parts."""
     exclusion = exclusion_of(view, queries, params, rows)
     return join_rows(
-        view, space, queries, rows, parts, open_codebook(view, space), nprobe, exclusion, params.k + params.slack, hardware
+        view, space, queries, rows, parts, open_codebook(view, space), nprobe, exclusion,
+        params.k + params.spare_neighbours, hardware,
     )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 
 from retrodb.ann.exact import Block, exact_topk
-from retrodb.config import NeighboursParams, from_mapping
 from retrodb.engine.run import open_run
 from retrodb.errors import UsageError
+from retrodb.format.entries import SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord
@@ -123,18 +123,17 @@ def _edit(table: NeighbourTable, row: int, action: str, chunk: int) -> Edit:
         raise UsageError(f"there is no live chunk {chunk}", remedy="'retrodb search' shows the ids of chunks.")
     if action == BAN:
         return Edit(row, BAN, chunk, float("inf"))
-    space, queries, rows = table.entry["space"], table.query_set, np.array([row], dtype=np.int64)
+    space, queries, rows = table.entry.space, table.query_set, np.array([row], dtype=np.int64)
     if not view.query_vectors(SELF, space).covered_mask(chunk, 1)[0]:
         raise UsageError(f"chunk {chunk} has no vector in space '{space}'", remedy="Pin another chunk of its document.")
-    known = {k: v for k, v in table.entry.items() if k in NeighboursParams.__dataclass_fields__}
-    params = from_mapping(NeighboursParams, known, where=f"table '{table.name}'")
+    params = table.entry.params
     exclusion = exclusion_of(view, queries, params, rows)
     keys = {kind: database_keys(view, kind, ids) for kind in params.exclude}
     is_itself = queries == SELF and chunk == row
     if is_itself or exclusion.mask(exclusion.stack(keys, 1))[0, 0]:
         why = " or ".join(params.exclude) or "chunk"
         raise UsageError(f"chunk {chunk} is excluded for row {row}: the same {why}", remedy="Pin another document's.")
-    metric = view.snapshot.entry("space", space)["metric"]
+    metric = view.snapshot.existing(SpaceEntry, space).metric
     block = Block(ids, view.vectors(space, ids))
     _, distances = exact_topk(view.vectors(space, rows, queries), [block], 1, metric)
     return Edit(row, PIN, chunk, float(distances[0, 0]))

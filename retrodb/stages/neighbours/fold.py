@@ -13,7 +13,7 @@ Answers stay what they are, and so does what a later repair has to do: a deleted
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,11 @@ import numpy as np
 
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import Entry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
-from retrodb.stages.neighbours.repair import LOST, bounds
+from retrodb.stages.neighbours.repair import bounds
 from retrodb.stages.neighbours.table_rows import planned_view, publish_joined, publish_rows, spans_of
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
@@ -41,9 +42,9 @@ STAGE_VERSION = 1
 class Fold:
     """The folding of one table, as a part of a run and of its commit."""
 
-    tasks: tuple[Task, ...]  # for `run_fold_task`
+    tasks: tuple[Task[Any, Any], ...]  # for `run_fold_task`
     drops: tuple[DropRecord, ...]  # the files that theirs replace
-    entries: Mapping[str, Any]  # to be set: a repair that was planned on the old files must not be laid over
+    entries: Mapping[str, Entry]  # to be set: a repair that was planned on the old files must not be laid over
     reads: frozenset[str]  # marks: what must not change between plan and commit
 
 
@@ -57,12 +58,12 @@ def plan_fold(view: View, table: str) -> Fold | None:
     payload = {"snapshot": snapshot.number, "transaction": snapshot.transaction, "table": table}
     tasks = [make_task("fold", STAGE_VERSION, {**payload, "span": list(span)}, [], span[1]) for span in spans]
     known = ids_of(ComparedSets.read(view, table).database)
-    lost = own.entry.get(LOST, 0) + len(known) - int(view.chunks.is_live(known).sum())
+    lost = own.entry.lost_chunks + len(known) - int(view.chunks.is_live(known).sum())
     old = [record for kind in ("neighbours", "joined", "edits") for record in view.manifest.files(kind, table)]
     return Fold(
         tasks=(*tasks, make_task("fold", STAGE_VERSION, {**payload, "span": None}, [])),
         drops=tuple(DropRecord(OP_DROP_FILE, record.path) for record in old),
-        entries={f"table/{table}": {**own.entry, LOST: lost}},
+        entries={f"table/{table}": replace(own.entry, lost_chunks=lost)},
         reads=frozenset({f"table/{table}", f"edits/{table}"}),
     )
 
@@ -81,7 +82,7 @@ def _names_deleted(view: View, table: NeighbourTable) -> bool:
     )
 
 
-def run_fold_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_fold_task(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Fold one range of rows; or, with no range, what the table keeps beside its rows."""
     del clock
     payload = task.payload

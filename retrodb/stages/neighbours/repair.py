@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,10 +27,11 @@ from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import BLOCK_QUERIES, NewRows, reverse_join
 from retrodb.ann.topk import merge_topk
-from retrodb.config import NeighboursParams, from_mapping
+from retrodb.config import NeighboursParams
 from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
+from retrodb.format.entries import SpaceEntry, TableEntry
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import open_codebook
@@ -45,7 +46,6 @@ from retrodb.stages.neighbours.command import (
 )
 from retrodb.stages.neighbours.table_rows import (
     allowed_ids,
-    is_reusable,
     planned_view,
     publish_joined,
     publish_rows,
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     from retrodb.ann.topk import TopK
 
 STAGE_VERSION = 1
-LOST = "lost_chunks"  # of a table's entry: chunks that a fold took out of it, which no repair has looked at yet
 _MEETS_A_ROW = 4  # new chunks whose lists are found in the time that a row takes; an exact search needs no lists
 
 
@@ -92,25 +91,25 @@ def run_repair_neighbours(
     Raises:
         MissingStep: when there is no such table, or chunks are not embedded or indexed.
     """
-    names = [table] if table else context.view().snapshot.names("table")
+    names = [table] if table else context.view().snapshot.names(TableEntry)
     return [_repair(context, name, dry_run) for name in names]
 
 
 def _repair(context: Context, table: str, dry_run: bool) -> TableRepairResult:
     sides = RepairState.of(context.view(), table)
     view, entry = sides.view, sides.table.entry
-    refuse_missing(view, entry["queries"], entry["space"])
-    basis = table_dependencies(view, entry["queries"], entry["space"], sides.params)
-    if not is_reusable(basis, entry.get("basis")):
+    refuse_missing(view, entry.queries, entry.space)
+    basis = table_dependencies(view, entry.queries, entry.space, sides.params)
+    if entry.dependencies is None or not basis.is_reusable(entry.dependencies):
         return _computed_anew(context, sides, dry_run)
     new, lost = sides.now.database - sides.then.database, sides.then.database - sides.now.database
     new_rows = sides.now.queries - sides.then.queries
     num_known = len(sides.now.queries) - len(new_rows)
-    if entry["nprobe"] and num_known * _MEETS_A_ROW < len(new):
+    if entry.nprobe and num_known * _MEETS_A_ROW < len(new):
         return _computed_anew(context, sides, dry_run)
-    num_lost = len(lost) + entry.get(LOST, 0)
+    num_lost = len(lost) + entry.lost_chunks
     lost_rows = sides.then.queries - sides.now.queries
-    counts = {"rows": len(sides.now.queries), "computed": 0, "improved": 0, "short": entry["short"]}
+    counts = {"rows": len(sides.now.queries), "computed": 0, "improved": 0, "short": entry.num_short}
     result = TableRepairResult(
         snapshot=view.snapshot.number,
         table=table,
@@ -124,19 +123,26 @@ def _repair(context: Context, table: str, dry_run: bool) -> TableRepairResult:
         return result
     plan = {"version": STAGE_VERSION, "table": table, "previous": entry, "state": state_of(view)}
     run = open_run(context.storage, "repair", plan, context.clock)
-    tasks = [_task(view, table, *span) for span in spans_of(view, entry["queries"])]
+    tasks = [_task(view, table, *span) for span in spans_of(view, entry.queries)]
     function = partial(run_repair_task, threads=context.num_workers)
     # One process, as for a whole table: what the tasks have in common is read, and the new chunks assigned to lists, once.
     records = context.engine.with_processes(1).run(run, tasks, function, context.progress)
     counts |= {"rows": 0, "short": 0} | add_counts(records)
-    same = {name: counts[name] for name in ("rows", "short")}
-    renewed = {**entry, **same, "basis": basis, "state": state_of(view), "snapshot": view.snapshot.number, LOST: 0}
+    renewed = replace(
+        entry,
+        num_rows=counts["rows"],
+        num_short=counts["short"],
+        dependencies=basis,
+        state=state_of(view),
+        snapshot=view.snapshot.number,
+        lost_chunks=0,
+    )
     change = Change(
         transaction=run.id,
         command="repair",
         arguments={"table": table},
         clock=run.clock,
-        conflict_keys=conflict_keys.neighbours(table, entry["space"]),
+        conflict_keys=conflict_keys.neighbours(table, entry.space),
         files=[
             *(file for record in records for file in record.files),
             publish_joined(context.storage, table, run.id, sides.now),
@@ -146,14 +152,21 @@ def _repair(context: Context, table: str, dry_run: bool) -> TableRepairResult:
         counts=counts,
     )
     snapshot = commit(context.storage, view.snapshot, change)
-    return replace(result, snapshot=snapshot.number, **counts)
+    return replace(
+        result,
+        snapshot=snapshot.number,
+        rows=counts["rows"],
+        computed=counts["computed"],
+        improved=counts["improved"],
+        short=counts["short"],
+    )
 
 
 def _computed_anew(context: Context, sides: RepairState, dry_run: bool) -> TableRepairResult:
     """A table of which nothing can be kept (other vectors, query rows, clusters, or inverted lists), or too little."""
     table, entry = sides.table, sides.table.entry
     made = run_neighbours(
-        context, sides.params, queries=table.query_set, space=entry["space"], table=table.name, dry_run=dry_run
+        context, sides.params, queries=table.query_set, space=entry.space, table=table.name, dry_run=dry_run
     )
     return TableRepairResult(
         snapshot=made.snapshot,
@@ -183,11 +196,8 @@ class RepairState:
     @staticmethod
     def of(view: View, name: str) -> RepairState:
         table = NeighbourTable(view, name)
-        queries, space = table.query_set, table.entry["space"]
-        known = NeighboursParams.__dataclass_fields__
-        params = from_mapping(
-            NeighboursParams, {k: v for k, v in table.entry.items() if k in known}, where=f"table '{name}'"
-        )
+        queries, space = table.query_set, table.entry.space
+        params = table.entry.params
         parts = database_side(view, space, params)
         rows = (query_ids(view, queries, space, *span) for span in spans_of(view, queries))
         return RepairState(
@@ -213,15 +223,13 @@ class RepairState:
     @cached_property
     def codebook(self) -> Codebook:
         """Of the space, opened once."""
-        return open_codebook(self.view, self.table.entry["space"])
+        return open_codebook(self.view, self.table.entry.space)
 
     @cached_property
     def new_by_list(self) -> NewRows:
         """The same by the lists that they probe."""
         entry, new = self.table.entry, self.new_chunks
-        probes = lists_of_rows(
-            self.view, entry["space"], SELF, new.ids_N, self.parts, self.codebook, entry["nprobe"], 1
-        )
+        probes = lists_of_rows(self.view, entry.space, SELF, new.ids_N, self.parts, self.codebook, entry.nprobe, 1)
         return NewRows.of(new, probes, self.codebook.num_lists)
 
 
@@ -230,13 +238,13 @@ def _planned_sides(storage: Storage, number: int, transaction: str, table: str) 
     return RepairState.of(planned_view(storage, number, transaction), table)
 
 
-def _task(view: View, table: str, first: int, count: int) -> Task:
+def _task(view: View, table: str, first: int, count: int) -> Task[Any, Any]:
     snapshot = view.snapshot
     payload = {"snapshot": snapshot.number, "transaction": snapshot.transaction, "table": table}
     return make_task("repair", STAGE_VERSION, {**payload, "first": first, "count": count}, [], count)
 
 
-def run_repair_task(storage: Storage, task: Task, clock: str, *, threads: int = 1) -> TaskRecord:
+def run_repair_task(storage: Storage, task: Task[Any, Any], clock: str, *, threads: int = 1) -> TaskRecord[Any]:
     """Patch one range of query rows; a range in which nothing changes leaves no file."""
     del clock
     payload = task.payload
@@ -253,7 +261,10 @@ def run_repair_task(storage: Storage, task: Task, clock: str, *, threads: int = 
     starved = is_known & (_num_found(ids) < sides.table.k) & np.isfinite(distances[:, -1])
     anew = ~is_known | starved
     if anew.any():
-        found = nearest(sides.view, sides.table.entry, sides.params, sides.parts, rows[anew], JoinHardware(threads))
+        entry, hardware = sides.table.entry, JoinHardware(threads)
+        found = nearest(
+            sides.view, entry.queries, entry.space, entry.nprobe, sides.params, sides.parts, rows[anew], hardware
+        )
         ids[anew], distances[anew] = found
     write = anew | improved | changed
     files = []
@@ -318,15 +329,15 @@ def _entering(
     ids, distances = np.repeat(last[:, None], width, axis=1), np.repeat(bound[:, None], width, axis=1)
     if len(sides.new_chunks.ids_N):
         view, queries, entry = sides.view, sides.table.query_set, sides.table.entry
-        metric = view.snapshot.entry("space", entry["space"])["metric"]
+        metric = view.snapshot.existing(SpaceEntry, entry.space).metric
         exclusion = exclusion_of(view, queries, sides.params, rows)
         homes = lists_of_rows(
-            view, entry["space"], queries, rows, sides.parts, sides.codebook, min(entry["nprobe"], 1), threads
+            view, entry.space, queries, rows, sides.parts, sides.codebook, min(entry.nprobe, 1), threads
         )
         order = np.argsort(homes[:, 0], kind="stable") if homes.size else np.arange(len(rows))
         for start in range(0, len(rows), BLOCK_QUERIES):
             block = order[start : start + BLOCK_QUERIES]
-            vectors, own = view.vectors(entry["space"], rows[block], queries), exclusion.rows(block)
+            vectors, own = view.vectors(entry.space, rows[block], queries), exclusion.rows(block)
             best = ids[block], distances[block]
             if homes.size:
                 reverse_join(vectors, homes[block, 0], sides.new_by_list, metric, own, best, threads)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.config import NeighboursParams
+from retrodb.format.entries import IndexEntry, SpaceEntry, TableDependencies
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
@@ -45,7 +46,7 @@ def query_ids(view: View, queries: str, space: str, first: int, count: int) -> I
     return first + np.flatnonzero(mask)
 
 
-def table_dependencies(view: View, queries: str, space: str, params: NeighboursParams) -> dict[str, Any]:
+def table_dependencies(view: View, queries: str, space: str, params: NeighboursParams) -> TableDependencies:
     """What a row's neighbours follow from, beside the chunks: where it differs, nothing of a row can be kept."""
     documents = [
         record.path
@@ -53,20 +54,11 @@ def table_dependencies(view: View, queries: str, space: str, params: NeighboursP
         if record.path.rpartition("/")[2].startswith("documents.")
     ]
     clusters = view.manifest.files("duplicates") if "cluster" in params.exclude else ()
-    return {
-        "space": view.snapshot.entry("space", space)["fingerprint"],
-        "queries": documents,  # may grow: rows that were there stay what they are
-        "clusters": [record.path for record in clusters],
-        "codebook": None if params.exact else view.snapshot.entry("index", space)["codebook"],
-    }
-
-
-def is_reusable(now: dict[str, Any], then: dict[str, Any] | None) -> bool:
-    """Whether rows computed on the basis `then` still hold on `now`."""
-    return (
-        then is not None
-        and set(then["queries"]) <= set(now["queries"])
-        and {**then, "queries": 0} == {**now, "queries": 0}
+    return TableDependencies(
+        space=view.snapshot.existing(SpaceEntry, space).fingerprint,
+        queries=tuple(documents),
+        clusters=tuple(record.path for record in clusters),
+        codebook=None if params.exact else view.snapshot.existing(IndexEntry, space).codebook,
     )
 
 

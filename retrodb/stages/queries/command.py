@@ -16,6 +16,7 @@ from retrodb.corpus.chunking import chunk_documents
 from retrodb.dedup.testsets import read_test_items
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import UsageError
+from retrodb.format.entries import QueriesEntry
 from retrodb.format.ids import content_hash, id_entries, key_of, record_hash
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
 from retrodb.stages.context import Context
@@ -57,8 +58,8 @@ def run_add_queries(
     if not len(items):
         raise UsageError("the files hold no documents", where=str(files[0]))
     content = digest_bytes("\0".join([*items.ids, *items.texts.to_pylist()]).encode()).sha256.hex()
-    entry = {"from": "queries add", "content": content}
-    run = open_run(context.storage, "queries", {"version": STAGE_VERSION, "name": name, **entry}, context.clock)
+    entry = QueriesEntry("queries add", content)
+    run = open_run(context.storage, "queries", {"version": STAGE_VERSION, "name": name, "entry": entry}, context.clock)
     settings = view.settings
     texts = items.texts
     tokenizer = load_tokenizer(context.storage.url, settings.tokenizer_sha256)
@@ -66,7 +67,7 @@ def run_add_queries(
     result = QueriesResult(
         view.snapshot.number, name, len(items), len(chunks.document), int(chunks.num_tokens.sum()), dry_run
     )
-    if dry_run or view.snapshot.entry("queries", name) == entry:
+    if dry_run or view.snapshot.entry(QueriesEntry, name) == entry:
         return result
     batch = Batch(_documents(items.ids, texts), _ids(name, items.ids, texts), chunks)
     shards = write_shards(
@@ -91,7 +92,7 @@ def commit_queries(
     context: Context,
     view: View,
     run: Run,
-    entry: dict[str, Any],
+    entry: QueriesEntry,
     result: QueriesResult,
     files: Sequence[tuple[FileRecord, int]],
 ) -> QueriesResult:

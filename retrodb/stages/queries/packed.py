@@ -29,7 +29,9 @@ from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MismatchError, UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import QueriesEntry
 from retrodb.format.ids import content_hash, id_entries, key_of, record_hash
+from retrodb.format.json_values import to_plain
 from retrodb.format.kinds import path_of
 from retrodb.format.settings import Settings, parse_settings
 from retrodb.stages.context import Context
@@ -115,17 +117,16 @@ def run_add_packed(
             f"sequences of {packing.seq_length} tokens are no whole chunks", remedy=f"Give a multiple of {m}."
         )
     digest = _tokenizer(context.storage.url, tokenizer, view.settings.tokenizer_sha256).digest
-    entry = {
-        "from": packing.kind,
-        "seq_length": packing.seq_length,
-        packing.kind: packing.to_json(),
-        "tokenizer": digest,
-    }
+    described = packing.to_json()
+    entry = replace(
+        QueriesEntry(packing.kind, seq_length=packing.seq_length, tokenizer=digest),
+        **{packing.kind: described},  # type: ignore[arg-type]
+    )
     state = packing.state(view)
-    plan = {"version": STAGE_VERSION, "name": name, "state": state, **entry}
+    plan = {"version": STAGE_VERSION, "name": name, "state": state, "entry": entry}
     payload = {
         "name": name,
-        "packing": entry[packing.kind],
+        "packing": described,
         "kind": packing.kind,
         "snapshot": view.snapshot.number,
         "tokenizer": tokenizer,
@@ -139,8 +140,8 @@ def run_add_packed(
     payload["order"] = str(Path(context.storage.url) / path_of("runs", run=run.id, file="order"))
     num_sequences = len(open_sequences(context.storage.url, orjson.dumps(payload)))
     result = _result(view, name, num_sequences, packing.seq_length)
-    entry["content"] = identity(plan)
-    if view.snapshot.entry("queries", name) == entry:
+    entry = replace(entry, content=identity(to_plain(plan)))
+    if view.snapshot.entry(QueriesEntry, name) == entry:
         return result
     step = max(1, _TASK_CHUNKS * m // packing.seq_length)
     tasks = [
@@ -163,7 +164,7 @@ def _result(view: View, name: str, num_sequences: int, seq_length: int, *, dry_r
     return QueriesResult(view.snapshot.number, name, num_sequences, rows, num_sequences * seq_length, dry_run)
 
 
-def run_packed_task(storage: Storage, task: Task, clock: str) -> TaskRecord:
+def run_packed_task(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
     """Write some sequences as one shard of the query set."""
     payload = {key: value for key, value in task.payload.items() if key not in ("first", "count")}
     first, count = task.payload["first"], task.payload["count"]

@@ -13,9 +13,9 @@ from retrodb.ann.codebook import Codebook
 from retrodb.ann.metric import scores
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.search import search
-from retrodb.config import EmbedParams, from_mapping
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Float32Array, Int64Array
+from retrodb.format.entries import SpaceEntry
 from retrodb.stages.index.live_parts import live_parts, missing_rows, open_codebook, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.view.view import View
@@ -158,10 +158,10 @@ class Searcher:
         from retrodb.stages.embed.command import check_identity
         from retrodb.stages.embed.task import Hardware, load_encoder
 
-        entry = self.view.snapshot.entry("space", self.space)
+        entry = self.view.snapshot.existing(SpaceEntry, self.space)
         if not texts:
-            return np.empty((0, entry["dimension"]), dtype=np.float32)
-        params = from_mapping(EmbedParams, entry["params"], where=f"space '{self.space}'")
+            return np.empty((0, entry.dimension), dtype=np.float32)
+        params = entry.params
         encoder = load_encoder(params, Hardware(device=device))
         check_identity(self.space, entry, encoder.identity)
         return encoder.encode_queries([texts] if isinstance(texts, str) else list(texts))

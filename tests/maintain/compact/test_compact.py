@@ -71,7 +71,7 @@ def built(make: Make, tmp_path: Path, num_shards: int = 3, per_shard: int = 6) -
         database.ingest([write_documents(tmp_path / f"{shard}.jsonl", documents)], source="made")
     database.embed()
     database.index()
-    database.neighbours(k=2, slack=1, exact=True)
+    database.neighbours(k=2, spare_neighbours=1, exact=True)
     return database
 
 
@@ -108,7 +108,7 @@ def test_every_stage_goes_on_after_a_compaction(make_database: Make, tmp_path: P
     assert result.superseded == 2
     assert database.embed().chunks > 0
     database.index()
-    database.neighbours(k=2, slack=1, exact=True, table="again")
+    database.neighbours(k=2, spare_neighbours=1, exact=True, table="again")
     database.dedup([write_documents(tmp_path / "test.jsonl", {"x": made_text(103, 60), "y": made_text(101, 130)})])
     assert database.stats().deleted_chunks_by_reason["leak:test"] > 0
     assert database.near_duplicates().hashed_documents > 0
@@ -244,7 +244,7 @@ def test_a_history_with_compactions_answers_as_one_without(
             elif which == 0:
                 database.compact(min_deleted=value)
     for database in twins:
-        database.neighbours(k=2, slack=1, exact=True)
+        database.neighbours(k=2, spare_neighbours=1, exact=True)
     assert answers(twins[0]) == answers(twins[1])
     shown = [database.diff(1, database.view().snapshot.number, documents=True).documents for database in twins]
     assert [[(d.doc_id, d.change) for d in each] for each in shown[:1]] == [

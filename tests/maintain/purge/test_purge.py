@@ -22,6 +22,7 @@ from retrodb.engine.progress import Progress
 from retrodb.errors import UsageError
 from retrodb.format import schemas
 from retrodb.format.arrays import AnyArray, save_array
+from retrodb.format.entries import PinEntry
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
 from retrodb.format.snapshot import dump_snapshot
@@ -45,7 +46,7 @@ def built(make: Make, tmp_path: Path) -> Database:
     database.dedup([write_documents(tmp_path / "exam.jsonl", {"x": made_text(9000, 60)})])
     database.embed()
     database.index()
-    database.neighbours(k=2, slack=1, exact=True)
+    database.neighbours(k=2, spare_neighbours=1, exact=True)
     database.near_duplicates()
     return database
 
@@ -218,7 +219,7 @@ def test_pinned_snapshots_are_named_and_broken_only_when_asked(make_database: Ma
     assert database.purge([GONE], dry_run=True).broken_pins == ("training-7",)
     result = database.purge([GONE], break_pins=True)
     assert result.is_clean
-    assert database.view().snapshot.names("pin") == []
+    assert database.view().snapshot.names(PinEntry) == []
     with pytest.raises(UsageError, match="expired"):
         database.view(2)
     database.view(0)

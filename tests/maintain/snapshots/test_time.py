@@ -14,6 +14,7 @@ from reading import live_texts
 
 from retrodb.database import Database
 from retrodb.errors import MissingFileError, UsageError
+from retrodb.format.entries import PinEntry, SpaceEntry
 from retrodb.store.storage import LocalStorage
 
 Make = Callable[..., Database]
@@ -38,7 +39,7 @@ def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: 
     assert result.snapshot == 6
     assert live_texts(database) == before == {"a": made_text(1, 150), "b": made_text(2, 150), "c": made_text(3, 150)}
     snapshot = database.view().snapshot
-    assert (snapshot.next_chunk, snapshot.names("pin"), snapshot.names("space")) == (given, ["run"], [])
+    assert (snapshot.next_chunk, snapshot.names(PinEntry), snapshot.names(SpaceEntry)) == (given, ["run"], [])
     assert database.restore(2).snapshot == 6, "nothing to do the second time"
     assert database.ingest([tmp_path / "a.jsonl"], source="made").superseded == 1
     assert database.view().shards.first_chunk[-1] == given, "ids once given are never given again"

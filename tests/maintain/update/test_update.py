@@ -14,6 +14,7 @@ from made_documents import made_text
 import retrodb
 from retrodb.bench.rates import keep_rates
 from retrodb.errors import EXIT_ERROR, LockedError, MissingStep, UsageError
+from retrodb.format.entries import SpaceEntry
 from retrodb.store.lock import advisory_lock
 from retrodb.store.storage import LocalStorage
 
@@ -202,7 +203,7 @@ def test_a_plan_uses_the_rates_of_earlier_long_steps(site: Site, monkeypatch: py
     site.write("left", CHANGED)
     assert all(row.elapsed_s for row in db.plan_update(site.config()).stages)
     # The last update knows better than what was measured before it, also when it repaired a table.
-    keep_rates(db.view().snapshot.entry("space", "default")["fingerprint"], {"neighbours": 1e-9})
+    keep_rates(db.view().snapshot.existing(SpaceEntry, "default").fingerprint, {"neighbours": 1e-9})
     site.update(db)
     site.write("left", CHANGED | {"late": made_text(99, 60)})
     [neighbours] = [row for row in db.plan_update(site.config()).stages if row.stage == "neighbours"]

@@ -24,7 +24,7 @@ class Site:
         self.recipe: dict[str, Any] = {
             "sources": {s: {"inputs": [f"{s}.jsonl"], "mirror": True} for s in ("left", "right")},
             "index": {"factory": "Flat"},
-            "neighbours": {"self": {"k": 2, "slack": 2}},
+            "neighbours": {"self": {"k": 2, "spare_neighbours": 2}},
         }
 
     @property

@@ -11,6 +11,7 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.errors import UsageError
+from retrodb.format.entries import IndexEntry
 from retrodb.stages.embed import task as embed_task
 
 Make = Callable[..., Database]
@@ -34,7 +35,7 @@ def test_no_vector_is_stored_and_the_codes_are_near_them(database: Database) -> 
     ids = ids[view.query_vectors("self", "codes").covered_mask(0, view.chunks.end)]
     exact, rounded = view.vectors("default", ids), view.vectors("codes", ids)
     np.testing.assert_allclose(rounded.astype(float), exact.astype(float), atol=0.01)
-    assert 0.5 < view.snapshot.entry("index", "codes")["codes_recall"] <= 1
+    assert 0.5 < view.snapshot.existing(IndexEntry, "codes").codes_recall <= 1
 
 
 def test_search_tables_and_listings_work_from_codes(database: Database) -> None:
@@ -44,7 +45,7 @@ def test_search_tables_and_listings_work_from_codes(database: Database) -> None:
     exact = database.neighbours(exact=True, table="exact")
     result = database.neighbours(space="codes", exact=True)
     assert (result.rows, result.short) == (exact.rows, exact.short)
-    assert result.codes_recall == database.view().snapshot.entry("index", "codes")["codes_recall"]
+    assert result.codes_recall == database.view().snapshot.existing(IndexEntry, "codes").codes_recall
     assert exact.codes_recall is None
     rows = database.neighbour_table("exact").rows()
     of_vectors_K, of_codes_K = (database.neighbour_table(t).read(rows)[0] for t in ("exact", "self-codes"))
@@ -54,11 +55,11 @@ def test_search_tables_and_listings_work_from_codes(database: Database) -> None:
 
 
 def test_what_is_added_later_goes_under_the_same_codebook(database: Database, tmp_path: Path) -> None:
-    before = database.view().snapshot.entry("index", "codes")["codebook"]
+    before = database.view().snapshot.existing(IndexEntry, "codes").codebook
     database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(99, 300)})], source="other")
     result = database.embed(space="codes")
     assert result.chunks > 0
-    assert database.view().snapshot.entry("index", "codes")["codebook"] == before
+    assert database.view().snapshot.existing(IndexEntry, "codes").codebook == before
     [[hit]] = database.search([made_text(99, 300)[:150]], k=1, space="codes")
     assert hit.doc_id == "new"
     assert database.embed(space="codes").chunks == 0

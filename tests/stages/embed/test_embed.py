@@ -15,6 +15,7 @@ from retrodb.encode import hashing
 from retrodb.encode.hashing import HashingEncoder
 from retrodb.encode.identity import Provenance
 from retrodb.errors import MismatchError, UsageError
+from retrodb.format.entries import SpaceEntry
 from retrodb.stages.embed.task import Hardware, load_encoder, on_own_gpu
 
 Make = Callable[..., Database]
@@ -118,7 +119,7 @@ def test_a_second_space_leaves_every_byte_of_the_first_alone(make_database: Make
     database.embed(space="wide", encoder="hashing:64")
     view = database.view()
     assert {record.path: record.digest for record in view.manifest.files("vectors", "default")} == before
-    assert view.snapshot.names("space") == ["default", "wide"]
+    assert view.snapshot.names(SpaceEntry) == ["default", "wide"]
     assert vectors_of(database, "wide")[0].shape[1] == 64
 
 
@@ -130,7 +131,7 @@ def test_a_new_space_wants_an_encoder(make_database: Make) -> None:
 def test_a_dry_run_counts_and_writes_nothing(make_database: Make) -> None:
     database = make_database({"a": made_text(1, 100)})
     assert database.embed(dry_run=True).chunks > 0
-    assert database.view().snapshot.names("space") == []
+    assert database.view().snapshot.names(SpaceEntry) == []
 
 
 def test_a_dry_run_projects_the_time_from_a_sample(make_database: Make) -> None:

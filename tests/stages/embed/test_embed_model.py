@@ -16,6 +16,7 @@ from retrodb.database import Database
 from retrodb.encode.encoder import resolve_encoder
 from retrodb.encode.transformer import TransformerEncoder
 from retrodb.errors import InputError, MismatchError, RetroDBError, UsageError
+from retrodb.format.entries import SpaceEntry
 from retrodb.stages.embed.task import Hardware, load_encoder
 
 Make = Callable[..., Database]
@@ -84,7 +85,7 @@ def test_memory_for_not_even_half_a_batch_is_an_error_with_a_remedy(
     scarce(5)
     with pytest.raises(RetroDBError, match=r"with 160 tokens a batch. Give a smaller --batch-tokens"):
         database.embed(space="s", encoder=str(model), batch_tokens=320)
-    assert database.view().snapshot.names("space") == []
+    assert database.view().snapshot.names(SpaceEntry) == []
 
 
 def test_nan_names_the_chunk_and_commits_nothing(make_database: Make, model: Path) -> None:
@@ -103,7 +104,7 @@ def test_queries_may_have_a_model_of_their_own(make_database: Make, model: Path,
     database = make_database({"a": made_text(1, 300)})
     database.embed(space="two", encoder=str(model), query_model=str(queries))
     database.index(space="two")
-    identity = database.view().snapshot.entry("space", "two")["identity"]
+    identity = database.view().snapshot.existing(SpaceEntry, "two").identity
     assert identity["query_model"]["weights"] != identity["weights"]
     text = database.view().chunks.texts(np.array([0]))
     [[hit]] = database.search(text, k=1, space="two")
@@ -117,7 +118,7 @@ def test_queries_may_have_a_model_of_their_own(make_database: Make, model: Path,
 def test_conventions_reach_the_encoder(make_database: Make, model: Path) -> None:
     database = make_database({"a": made_text(1, 300)})
     database.embed(space="content", encoder=str(model), pooling_span="content", pooling="max")
-    identity = database.view().snapshot.entry("space", "content")["identity"]
+    identity = database.view().snapshot.existing(SpaceEntry, "content").identity
     assert (identity["pooling_span"], identity["pooling"]) == ("content", "max")
     encoder = load_encoder(EmbedParams(str(model), pooling_span="content", pooling="max"), Hardware(threads=1))
     expected = encoder.encode_passages(database.view().chunks.texts(np.array([0]))).vectors_ND

@@ -9,6 +9,7 @@ import pytest
 from made_documents import made_text, write_documents
 
 from retrodb.database import Database
+from retrodb.format.entries import DriftEntry
 
 Make = Callable[..., Database]
 
@@ -27,11 +28,11 @@ def add(database: Database, path: Path, documents: dict[str, str]) -> None:
 
 
 def test_training_gives_the_figures_that_later_ones_are_compared_with(indexed: Database) -> None:
-    entry = indexed.view().snapshot.entry("drift", "default")
-    assert entry["training"]["residual"] == entry["residual"] > 0
-    assert 0 < entry["canary_recall"] <= 1
-    assert (entry["added"], entry["vectors"]) == (0, indexed.stats().spaces[0].vectors)
-    assert len(entry["canaries"]["ids"]) == 64
+    entry = indexed.view().snapshot.existing(DriftEntry, "default")
+    assert entry.training.residual == entry.residual > 0
+    assert 0 < entry.canary_recall <= 1
+    assert (entry.added, entry.vectors) == (0, indexed.stats().spaces[0].vectors)
+    assert len(entry.canaries.ids) == 64
     [drift] = indexed.stats().drift
     assert (drift.space, drift.retrain) == ("default", "")
 
@@ -39,13 +40,13 @@ def test_training_gives_the_figures_that_later_ones_are_compared_with(indexed: D
 def test_an_add_of_the_same_kind_changes_little_and_one_of_another_kind_says_that_retraining_pays(
     indexed: Database, tmp_path: Path
 ) -> None:
-    training = indexed.view().snapshot.entry("drift", "default")["training"]
+    training = indexed.view().snapshot.existing(DriftEntry, "default").training
     add(indexed, tmp_path / "same.jsonl", {f"a{i}": made_text(i + 50, 1200) for i in range(10)})
     result = indexed.index()
-    entry = indexed.view().snapshot.entry("drift", "default")
-    assert entry["added"] == result.vectors > 0
-    assert entry["training"] == training
-    assert entry["residual"] < 1.5 * training["residual"]
+    entry = indexed.view().snapshot.existing(DriftEntry, "default")
+    assert entry.added == result.vectors > 0
+    assert entry.training == training
+    assert entry.residual < 1.5 * training.residual
     foreign = {f"b{i}": " ".join(f"zq{(i * j) % 7}x{j % 5}" for j in range(3000)) for i in range(10)}
     add(indexed, tmp_path / "other.jsonl", foreign)
     result = indexed.index()
@@ -54,7 +55,7 @@ def test_an_add_of_the_same_kind_changes_little_and_one_of_another_kind_says_tha
     assert drift.retrain == result.retrain
     retrained = indexed.index(retrain=True, factory="IVF4,SQ8")
     assert retrained.retrain == ""
-    assert indexed.view().snapshot.entry("drift", "default")["added"] == 0
+    assert indexed.view().snapshot.existing(DriftEntry, "default").added == 0
 
 
 def test_a_corpus_that_outgrew_its_factory_says_so(
@@ -66,4 +67,4 @@ def test_a_corpus_that_outgrew_its_factory_says_so(
     monkeypatch.setattr("retrodb.ann.codebook._FLAT_UP_TO", 10)
     add(database, tmp_path / "more.jsonl", {f"b{i}": made_text(i, 900) for i in range(5)})
     assert "Flat" not in database.index().retrain.rpartition(":")[2]
-    assert "now it were IVF" in database.index().retrain
+    assert "today's choice would be IVF" in database.index().retrain

@@ -12,6 +12,7 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.errors import ConfigError, MissingStep, UsageError
+from retrodb.format.entries import IndexEntry
 
 Make = Callable[..., Database]
 
@@ -33,14 +34,14 @@ def test_a_tiny_corpus_gets_flat_and_a_second_run_does_nothing(embedded: Databas
 def test_a_new_shard_adds_a_part_under_the_same_codebook(embedded: Database, tmp_path: Path) -> None:
     first = embedded.index(factory="IVF2,SQ8")
     before = {record.path: record.digest for record in embedded.view().manifest.files("parts")}
-    codebook = embedded.view().snapshot.entry("index", "default")["codebook"]
+    codebook = embedded.view().snapshot.existing(IndexEntry, "default").codebook
     embedded.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(77, 200)})], source="more")
     embedded.embed()
     second = embedded.index()
     after = {record.path: record.digest for record in embedded.view().manifest.files("parts")}
     assert (first.parts, second.parts, second.trained) == (1, 2, False)
     assert before.items() < after.items()
-    assert embedded.view().snapshot.entry("index", "default")["codebook"] == codebook
+    assert embedded.view().snapshot.existing(IndexEntry, "default").codebook == codebook
 
 
 def test_the_faiss_file_is_an_ordinary_one(embedded: Database) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from retrodb.config import IngestParams, InitParams
 from retrodb.corpus.train import train_byte_bpe
+from retrodb.format.entries import QueriesEntry
 from retrodb.format.parquet import read_table
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET
@@ -69,7 +70,7 @@ def held_out_documents(
 ) -> list[tuple[tuple[str, str], str]]:
     """((source, id), text) of the held-out documents, in the order of their rows."""
     view = context.view(as_of)
-    if view.snapshot.entry("queries", HELD_OUT_SET) is None:
+    if view.snapshot.entry(QueriesEntry, HELD_OUT_SET) is None:
         return []
     return _documents(view.query_set(HELD_OUT_SET), deleted_too=deleted_too)
 

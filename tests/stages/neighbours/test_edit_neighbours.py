@@ -21,7 +21,7 @@ Make = Callable[..., Database]
 @pytest.fixture
 def database(make_database: Make) -> Database:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(15)}))
-    database.neighbours(k=2, slack=3, exact=True)
+    database.neighbours(k=2, spare_neighbours=3, exact=True)
     return database
 
 
@@ -86,7 +86,7 @@ def test_edits_outlive_repair_and_rebuild_and_hide_what_is_deleted(database: Dat
     after = neighbours(database, 5)
     assert after[0] == pinned
     assert after[1] not in (first, pinned)
-    database.neighbours(k=2, slack=4, exact=True)
+    database.neighbours(k=2, spare_neighbours=4, exact=True)
     assert neighbours(database, 5) == after
     mark(database, [pinned])
     assert pinned not in neighbours(database, 5)

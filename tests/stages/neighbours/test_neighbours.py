@@ -12,6 +12,7 @@ from made_documents import made_text, write_documents
 from retrodb.database import Database
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import TableEntry
 from retrodb.stages.index.live_parts import database_keys
 from retrodb.stages.neighbours import block_join
 from retrodb.stages.neighbours import command as stage
@@ -44,7 +45,7 @@ def brute_force(database: Database, rows: Int64Array, k: int) -> Int64Array:
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_table_equals_brute_force_without_the_own_document(make_database: Make, exact: bool) -> None:
     database = built(make_database({str(i): made_text(i, 150) for i in range(12)}))
-    result = database.neighbours(k=3, slack=2, exact=exact)
+    result = database.neighbours(k=3, spare_neighbours=2, exact=exact)
     table = database.neighbour_table()
     rows = table.rows()
     ids, distances = table.read(rows)
@@ -73,7 +74,7 @@ def test_a_database_of_one_document_has_no_neighbours_and_says_so(make_database:
 
 def test_k_beyond_the_database_gives_what_there_is(make_database: Make) -> None:
     database = built(make_database({"a": made_text(1, 30), "b": made_text(2, 30)}))
-    database.neighbours(k=7, slack=0)
+    database.neighbours(k=7, spare_neighbours=0)
     table = database.neighbour_table()
     ids, _ = table.read(table.rows())
     own = database.view().chunks.document_ids(table.rows())
@@ -90,8 +91,8 @@ def test_equal_pages_under_other_ids_are_excluded_on_request(make_database: Make
     database.ingest([write_documents(tmp_path / "mirror.jsonl", {"other-id": page})], source="mirror")
     built(database)
     first = database.view().chunks
-    database.neighbours(table="plain", k=1, slack=0)
-    database.neighbours(table="content", k=1, slack=0, exclude=["document", "content"])
+    database.neighbours(table="plain", k=1, spare_neighbours=0)
+    database.neighbours(table="content", k=1, spare_neighbours=0, exclude=["document", "content"])
 
     def finds_the_copy(name: str) -> bool:
         table = database.neighbour_table(name)
@@ -105,7 +106,7 @@ def test_equal_pages_under_other_ids_are_excluded_on_request(make_database: Make
 def test_deleted_neighbours_are_masked_and_slack_takes_their_place(make_database: Make, tmp_path: Path) -> None:
     documents = {str(i): made_text(i, 120) for i in range(8)}
     database = built(make_database(documents))
-    database.neighbours(k=2, slack=6)
+    database.neighbours(k=2, spare_neighbours=6)
     before, _ = database.neighbour_table().read(database.neighbour_table().rows())
     database.dedup([write_documents(tmp_path / "test.jsonl", {"q": documents["3"]})], name="late")
     view = database.view()
@@ -128,7 +129,7 @@ def test_a_foreign_query_set_gets_its_own_table(make_database: Make, tmp_path: P
     database = make_database({str(i): made_text(i, 100) for i in range(5)})
     database.add_queries("mine", [write_documents(tmp_path / "q.jsonl", {"x": made_text(2, 100)})])
     built(database)
-    result = database.neighbours(queries="mine", k=1, slack=0)
+    result = database.neighbours(queries="mine", k=1, spare_neighbours=0)
     table = database.neighbour_table("mine")
     ids, _ = table.read(table.rows())
     assert result.table == "mine"
@@ -163,12 +164,12 @@ def test_what_is_missing_is_named(make_database: Make, tmp_path: Path) -> None:
 def test_the_result_does_not_depend_on_shards_or_workers(make_database: Make, tmp_path: Path) -> None:
     documents = {str(i): made_text(i, 100) for i in range(10)}
     whole = built(make_database(documents))
-    whole.neighbours(k=2, slack=1, exact=True)
+    whole.neighbours(k=2, spare_neighbours=1, exact=True)
     parts = make_database({}, "parts")
     for name in documents:
         parts.ingest([write_documents(tmp_path / f"{name}.jsonl", {name: documents[name]})], source="made")
     built(parts)
-    parts.neighbours(k=2, slack=1, exact=True)
+    parts.neighbours(k=2, spare_neighbours=1, exact=True)
     tables = [database.neighbour_table() for database in (whole, parts)]
     for a, b in zip(tables[0].read(tables[0].rows()), tables[1].read(tables[1].rows()), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -225,8 +226,8 @@ def test_a_restricted_table_equals_that_of_a_database_of_these_documents(make_da
     other = np.argsort(part.view().query_set("all").texts(part.neighbour_table("all").rows()), kind="stable")
     found, expected = texts(whole, "self"), texts(part, "all")
     assert [found[row] for row in order] == [expected[row] for row in other]
-    entry = whole.view().snapshot.entry("table", "self")
-    assert (entry["where"], entry["sample"], entry["seed"]) == ("doc_id != '3'", 0.5, 1)
+    entry = whole.view().snapshot.existing(TableEntry, "self")
+    assert (entry.where, entry.sample, entry.seed) == ("doc_id != '3'", 0.5, 1)
     assert result.recall_reached == 1.0
 
 
@@ -252,7 +253,7 @@ def test_the_recall_reached_is_measured_and_kept(make_database: Make) -> None:
     assert first.recall_reached is not None
     assert 0.4 < first.recall_reached <= 1
     assert database.neighbours(recall=0.5) == first
-    assert database.view().snapshot.entry("table", "self")["recall_reached"] == first.recall_reached
+    assert database.view().snapshot.existing(TableEntry, "self").recall_reached == first.recall_reached
 
 
 def test_memory_and_device_change_no_byte(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:

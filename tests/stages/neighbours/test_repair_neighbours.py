@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from retrodb.database import Database
 from retrodb.engine.run import open_run
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import TableEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.stages.neighbours.fold import plan_fold, run_fold_task
@@ -99,15 +101,15 @@ STEPS = st.one_of(
 @given(
     history=st.lists(STEPS, min_size=1, max_size=6),
     k=st.integers(1, 3),
-    slack=st.sampled_from([0, 1, 4]),
+    spare_neighbours=st.sampled_from([0, 1, 4]),
     exclude=st.sampled_from([[], ["document"], ["document", "content"]]),
 )
 def test_after_any_history_the_first_k_equal_a_rebuild(
-    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, slack: int, exclude: list[str]
+    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, spare_neighbours: int, exclude: list[str]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = retrodb.create(Path(folder) / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
-        options = {"k": k, "slack": slack, "exclude": exclude, "exact": True}
+        options = {"k": k, "spare_neighbours": spare_neighbours, "exclude": exclude, "exact": True}
         texts = [made_text(seed % 6, 60) for seed in range(10)]  # some are equal: their distances tie
         database.ingest(
             [write_documents(Path(folder) / "0.jsonl", dict(zip("abcdefg", texts, strict=False)))], source="s"
@@ -138,7 +140,7 @@ def test_after_any_history_the_first_k_equal_a_rebuild(
 
 def test_only_rows_that_new_chunks_enter_or_deletions_starve_are_written(make_database: Make, tmp_path: Path) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(60)}))
-    database.neighbours(k=2, slack=4, exact=True)
+    database.neighbours(k=2, spare_neighbours=4, exact=True)
     rows = database.neighbour_table().rows()
     database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(3, 100)})], source="more")
     mark(up_to_date(database), [0])
@@ -150,12 +152,12 @@ def test_only_rows_that_new_chunks_enter_or_deletions_starve_are_written(make_da
     base, *patches = database.neighbour_table().files
     assert base.num_rows == len(rows)
     assert sum(patch.num_rows for patch in patches) == result.computed + result.improved
-    assert_equals_rebuild(database, k=2, slack=4, exact=True)
+    assert_equals_rebuild(database, k=2, spare_neighbours=4, exact=True)
 
 
 def test_slack_takes_the_place_of_the_deleted_before_anything_is_computed(make_database: Make) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(30)}))
-    database.neighbours(k=2, slack=3, exact=True)
+    database.neighbours(k=2, spare_neighbours=3, exact=True)
     ids, _ = database.neighbour_table().stored(np.array([0]))
     mark(database, ids[0, :3])
     [result] = database.repair_neighbours()
@@ -165,12 +167,12 @@ def test_slack_takes_the_place_of_the_deleted_before_anything_is_computed(make_d
     assert database.stats().tables[0].short == database.neighbour_table().num_short() > 0
     assert database.repair_neighbours()[0].computed > 0
     assert database.neighbour_table().num_short() == 0
-    assert_equals_rebuild(database, k=2, slack=3, exact=True)
+    assert_equals_rebuild(database, k=2, spare_neighbours=3, exact=True)
 
 
 def test_folding_keeps_answers_bounds_and_edits_and_leaves_no_deleted_id(make_database: Make, tmp_path: Path) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(30)}))
-    database.neighbours(k=2, slack=3, exact=True)
+    database.neighbours(k=2, spare_neighbours=3, exact=True)
     assert not fold(database)
     near = database.neighbour_table().stored(np.array([0]))[0][0]
     database.edit_neighbours(0, ban=int(near[0]))
@@ -183,7 +185,7 @@ def test_folding_keeps_answers_bounds_and_edits_and_leaves_no_deleted_id(make_da
     mark(database, near[:4], active=False)
     database.repair_neighbours()
     database.edit_neighbours(3, ban=database.neighbour_table().edits.all[0].chunk, undo=True)
-    assert_equals_rebuild(database, k=2, slack=3, exact=True)
+    assert_equals_rebuild(database, k=2, spare_neighbours=3, exact=True)
 
 
 def test_a_list_that_lost_its_end_takes_nothing_from_beyond_its_bound() -> None:
@@ -267,7 +269,7 @@ def test_a_table_that_never_kept_what_it_was_compared_with_is_computed_anew(make
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(8)}))
     database.neighbours(exact=True)
     storage, head = database._context.storage, database.view().snapshot
-    entry = {key: value for key, value in head.entry("table", "self").items() if key != "basis"}
+    entry = replace(head.existing(TableEntry, "self"), dependencies=None)
     commit(
         storage,
         head,

@@ -38,7 +38,7 @@ def test_a_row_is_shown_with_its_neighbours_and_what_they_share(make_database: M
     database = make_database({str(i): made_text(i, 100) for i in range(5)})
     copy = made_text(2, 100) + " " + made_text(50, 40)
     database.ingest([write_documents(tmp_path / "more.jsonl", {"copy": copy})], source="more")
-    up_to_date(database).neighbours(k=2, slack=0, exact=True)
+    up_to_date(database).neighbours(k=2, spare_neighbours=0, exact=True)
     view = database.view()
     row = next(i for i in range(view.chunks.end) if view.chunks.documents(np.array([i]))[0]["doc_id"] == "2")
     shown = database.show_neighbours(row)

@@ -101,7 +101,7 @@ def test_no_document_of_a_sequence_is_its_neighbour(make_database: Make, trainin
         )
     database.embed()
     database.index()
-    database.neighbours(queries="training", k=9, slack=0)
+    database.neighbours(queries="training", k=9, spare_neighbours=0)
     table = database.neighbour_table("training")
     ids, _ = table.read(table.rows())
     _, _, documents = rows_of(database, "training")

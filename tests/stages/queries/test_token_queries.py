@@ -50,7 +50,7 @@ def test_rows_are_the_arrays_rows_and_meet_no_document_that_they_name(database: 
     view = database.view()
     queries = view.query_set("mine")
     np.testing.assert_array_equal(queries.gather_tokens(np.arange(len(ids))).tokens, tokens[order])
-    database.neighbours(queries="mine", k=3, slack=0, exact=True, exclude=["sequence"])
+    database.neighbours(queries="mine", k=3, spare_neighbours=0, exact=True, exclude=["sequence"])
     found, _ = database.neighbour_table("mine").read(np.arange(len(ids)))
     everything = np.flatnonzero(view.embeddable_mask(0, view.chunks.end))
     vectors = view.vectors("default", everything).astype(np.float64)
@@ -70,7 +70,7 @@ def test_rows_are_the_arrays_rows_and_meet_no_document_that_they_name(database: 
 def test_without_names_a_row_finds_its_own_text(database: Database, tmp_path: Path) -> None:
     ids, tokens, _ = rows_of(database)
     add(database, tmp_path, tokens[:5].astype(np.int64), None)
-    database.neighbours(queries="mine", k=1, slack=0)
+    database.neighbours(queries="mine", k=1, spare_neighbours=0)
     found, _ = database.neighbour_table("mine").read(np.arange(5))
     np.testing.assert_array_equal(found[:, 0], ids[:5])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database, read_queries
 from retrodb.errors import DamagedFileError, InputError, MismatchError, MissingStep, UsageError
+from retrodb.format.entries import IndexEntry
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
 
@@ -149,9 +151,14 @@ def test_chunks_that_are_not_indexed_yet_are_told_of(database: Database, tmp_pat
 
 def test_an_index_of_other_vectors_is_refused(database: Database) -> None:
     view = database.view()
-    entry = view.snapshot.entries["index/default"]
+    entry = view.snapshot.existing(IndexEntry, "default")
     change = Change(
-        "t", "test", {}, "now", conflict_keys.index("default"), entries={"index/default": entry | {"fingerprint": "x"}}
+        "t",
+        "test",
+        {},
+        "now",
+        conflict_keys.index("default"),
+        entries={"index/default": replace(entry, fingerprint="x")},
     )
     commit(view.storage, view.snapshot, change)
     with pytest.raises(MismatchError, match="--retrain"):

@@ -1,0 +1,156 @@
+"""Transaction: one change of the database, from its run to its commit.
+
+A command plans on a view and changes nothing. Then it opens a transaction, runs its tasks, publishes its small files, says
+which files they replace, and commits once. Interrupted anywhere, the same command run again continues, because the run's
+identity follows from the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from retrodb.engine.run import Engine, Run, open_run
+from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
+from retrodb.format.entries import Entry, entry_key
+from retrodb.format.json_values import JsonValue, to_plain_object
+from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord, ScreenedRecord
+from retrodb.format.rows import RowSet
+from retrodb.format.snapshot import Snapshot
+from retrodb.stages.context import Context
+from retrodb.store import publish
+from retrodb.store.commit import Change, NewShard, commit
+from retrodb.store.conflict_keys import ConflictKeys
+from retrodb.view.view import View
+
+
+@dataclass
+class Transaction:
+    """A change that is being made. What is collected here becomes visible in one commit, or not at all."""
+
+    context: Context
+    view: View  # that the command planned on
+    run: Run
+    command: str  # for the history
+    conflict_keys: ConflictKeys  # what the plan read, and besides entries changes
+    arguments: dict[str, JsonValue]  # resolved parameters, for the history
+    shards: list[NewShard] = field(default_factory=list)
+    files: list[FileRecord] = field(default_factory=list)
+    screened: list[ScreenedRecord] = field(default_factory=list)
+    drops: list[DropRecord] = field(default_factory=list)
+    entries: dict[str, Entry | None] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # what the command reports
+    manifest_of: Snapshot | None = None  # a restore lays its records over this snapshot's manifest
+
+    @classmethod
+    def open(
+        cls,
+        context: Context,
+        view: View,
+        command: str,
+        conflict_keys: ConflictKeys,
+        *,
+        plan: object,
+        arguments: object = None,
+        run_command: str | None = None,
+    ) -> Transaction:
+        """Open the run of a plan, new or interrupted, and begin its change.
+
+        Args:
+            plan: a dataclass or plain values that say all that the run will do, without any time in them.
+            arguments: a dataclass or a mapping of plain values, for the history.
+            run_command: the name of the run, where it is not the command's.
+        """
+        run = open_run(context.storage, run_command or command, plan, context.clock)
+        return cls.of_run(context, view, run, command, conflict_keys, arguments=arguments)
+
+    @classmethod
+    def of_run(
+        cls,
+        context: Context,
+        view: View,
+        run: Run,
+        command: str,
+        conflict_keys: ConflictKeys,
+        *,
+        arguments: object = None,
+    ) -> Transaction:
+        """The change of a run that is open already."""
+        return cls(context, view, run, command, conflict_keys, to_plain_object({} if arguments is None else arguments))
+
+    def run_tasks(
+        self,
+        tasks: Sequence[Task[P, R]],
+        function: TaskFunction[P, R],
+        *,
+        engine: Engine | None = None,
+        isolated: bool = False,
+        unit: str = "",
+        rate_of: str = "",
+    ) -> list[TaskRecord[R]]:
+        """Run the tasks that are not finished; their files are not added, because some commands place them first.
+
+        Args:
+            engine: another one than the context's. The rest is as in `Engine.run`.
+        """
+        return (engine or self.context.engine).run(
+            self.run, tasks, function, self.context.progress, isolated=isolated, unit=unit, rate_of=rate_of
+        )
+
+    def publish(
+        self,
+        kind: str,
+        path: str,
+        write: Callable[[Path], None],
+        *,
+        name: str = "",
+        first_chunk: int = -1,
+        rows: RowSet | None = None,
+    ) -> FileRecord:
+        """Write and publish a small file, and add it to the change."""
+        record = publish.publish(self.context.storage, kind, path, write, name=name, first_chunk=first_chunk, rows=rows)
+        self.files.append(record)
+        return record
+
+    def add_files(self, records: Iterable[TaskRecord[R]]) -> None:
+        """Add the files of finished tasks."""
+        self.files.extend(file for record in records for file in record.files)
+
+    def drop_files(self, records: Iterable[FileRecord]) -> None:
+        """Take files out of the database; older snapshots still name them."""
+        self.drops.extend(DropRecord(OP_DROP_FILE, record.path) for record in records)
+
+    def drop_shard(self, first_chunk: int) -> None:
+        """Take a shard out of the database."""
+        self.drops.append(DropRecord(OP_DROP_SHARD, first_chunk=first_chunk))
+
+    def set_entry(self, name: str, entry: Entry) -> None:
+        """Set an entry of the snapshot."""
+        self.entries[entry_key(type(entry), name)] = entry
+
+    def remove_entry(self, kind: type[Entry], name: str) -> None:
+        """Take an entry out of the snapshot."""
+        self.entries[entry_key(kind, name)] = None
+
+    def commit(self) -> Snapshot:
+        """Make the change visible, on top of whatever was committed meanwhile.
+
+        Raises:
+            ConflictError: when another commit changed what the plan had read.
+        """
+        change = Change(
+            transaction=self.run.id,
+            command=self.command,
+            arguments=self.arguments,
+            clock=self.run.clock,
+            conflict_keys=self.conflict_keys,
+            shards=self.shards,
+            files=self.files,
+            screened=self.screened,
+            drops=self.drops,
+            entries=self.entries,
+            counts=self.counts,
+            manifest_of=self.manifest_of,
+        )
+        return commit(self.context.storage, self.view.snapshot, change)
