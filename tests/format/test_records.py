@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import space_entry
 
 from retrodb.errors import DamagedFileError
 from retrodb.format.arrays import map_array, save_array
@@ -114,7 +115,16 @@ def test_ids_are_located_and_counted_as_a_plain_loop_does(spans: list[tuple[int,
 
 def test_snapshot_survives_its_file() -> None:
     snapshot = Snapshot(
-        7, 6, "t", "ingest", {"a": [1, "é"]}, "2026", 2**40, ("a", "b"), (SegmentRef("d", 3),), {"space/x": {"y": 1}}
+        7,
+        6,
+        "t",
+        "ingest",
+        {"a": [1, "é"]},
+        "2026",
+        2**40,
+        ("a", "b"),
+        (SegmentRef("d", 3),),
+        {"space/x": space_entry()},
     )
     data = dump_snapshot(snapshot)
     assert parse_snapshot(data, where="x") == snapshot
