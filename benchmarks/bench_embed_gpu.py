@@ -1,12 +1,15 @@
 """Embedding on an NVIDIA GPU, in one call on a bare machine: PyTorch 2.11 or newer, numpy, and this repository's own modules.
 
-    PYTHONPATH=. python benchmarks/bench_embed_gpu.py [--minilm FOLDER] [--windows 8]
+    PYTHONPATH=. python benchmarks/bench_embed_gpu.py [--minilm FOLDER] [--windows 8] [--peer 1024 4096]
 
 Measures what the device can do at most (copy bandwidth, bfloat16 matrix product), then BERT-base and MiniLM from token ids on the
 host to float16 vectors on the host: chunks, tokens and TFLOP a second, and their share of the matrix rate, eager and compiled.
 Weights are random unless a MiniLM folder is given (needs safetensors): the speed of a shape does not depend on them. Lengths are
 drawn from the distribution of real 64-token chunks in WordPiece tokens. Vectors are checked against float32, and a
 second run for equal bytes. With --device cpu the same script runs small, to check itself.
+
+--peer measures sentence-transformers beside it: its model from padded ids that are on the device already, rows sorted by length,
+after one pass over all of them, with and without cuDNN's attention.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,12 +52,18 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--minilm", type=Path, help="folder of the real all-MiniLM-L6-v2")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--peer", type=int, nargs="*", default=[], help="rows of a batch of sentence-transformers")
+    parser.add_argument("--peer-windows", type=int, default=2)
+    parser.add_argument(
+        "--peer-texts", action="store_true", help="also its `encode`, which tokenizes in the same process"
+    )
     options = parser.parse_args()
     compute = choose_compute(options.device, "auto")
     rate = measure_matrix_rate(compute)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if compute.is_cuda else platform.processor() or "cpu",
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "options": {name: str(value) for name, value in vars(options).items()},
         "dtype": compute.dtype,
         "copy_gb_per_s": copy_rates(compute),
@@ -73,14 +84,18 @@ def bench_shape(shape: str, compute: Compute, rate: float, options: argparse.Nam
     model = LeanBert(config, weights, device=compute.device, dtype=DTYPES[compute.dtype])
     embed = embedder(model)
     windows = [make_window(options.window_rows, seed) for seed in range(options.windows)]
+    found: dict[str, Any] = {"check": check(embed, weights, config, compute, windows[0], options.batch_tokens[0])}
+    if options.peer:
+        found |= bench_peer(shape, compute, windows[: options.peer_windows], options)
     modes = {"eager": embed}
     if not options.no_compile:
         modes["compiled"] = torch.compile(embed, dynamic=True)
-    found: dict[str, Any] = {}
     for mode, run in modes.items():
         for budget in options.batch_tokens:
-            found[f"{mode}, {budget} tokens a batch"] = measure(run, config, windows, compute, budget, rate)
-    return found | {"check": check(embed, weights, config, compute, windows[0], options.batch_tokens[0])}
+            name = f"{mode}, {budget} tokens a batch"
+            found[name] = measure(run, config, windows, compute, budget, rate)
+            print(shape, name, found[name], file=sys.stderr, flush=True)
+    return found
 
 
 def embedder(model: LeanBert) -> Callable[[Tensor], Tensor]:
@@ -156,6 +171,85 @@ def check(
         "cosine_to_float32_min": round(float(cosines_N.min()), 6),
         "same_bytes_again": first_ND.tobytes() == second_ND.tobytes(),
     }
+
+
+def bench_peer(
+    shape: str, compute: Compute, windows: list[tuple[Any, Any]], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Chunks per second of sentence-transformers with random weights, on rows of the same lengths."""
+    import sentence_transformers
+    import transformers
+
+    config = SHAPES[shape]
+    lengths_N = np.concatenate([np.diff(offsets) for _, offsets in windows])
+    ids_T = np.concatenate([ids_T for ids_T, _ in windows]).astype(np.int64)
+    starts_N = np.cumsum(lengths_N) - lengths_N
+    order_N = np.argsort(-lengths_N, kind="stable")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(5, VOCAB))]
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.BertModel(
+            transformers.BertConfig(
+                vocab_size=VOCAB,
+                hidden_size=config.hidden,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=config.intermediate,
+            )
+        ).save_pretrained(folder)
+        vocabulary = Path(folder, "vocab.txt")
+        vocabulary.write_text("\n".join(words))
+        transformers.BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
+        arguments = {"dtype": DTYPES[compute.dtype], "attn_implementation": "sdpa"}
+        model = sentence_transformers.SentenceTransformer(folder, device=compute.device, model_kwargs=arguments)
+    model.max_seq_length = POSITIONS
+    found = {}
+
+    def note(name: str, work: Callable[[], Any], num_rows: int) -> None:
+        if compute.is_cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        work()
+        found[name] = {
+            "chunks_per_s": round(num_rows / (time.perf_counter() - start), 1),
+            "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if compute.is_cuda else 0.0,
+        }
+        print(shape, name, found[name], file=sys.stderr, flush=True)
+
+    version = sentence_transformers.__version__
+    for size in options.peer:
+        batches = []
+        for start in range(0, len(order_N), size):
+            rows = order_N[start : start + size]
+            columns = np.arange(lengths_N[rows[0]])
+            mask = columns < lengths_N[rows, None]
+            ids = np.where(mask, ids_T[np.minimum(starts_N[rows, None] + columns, len(ids_T) - 1)], 0)
+            features = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+            batches.append({name: torch.from_numpy(array).to(compute.device) for name, array in features.items()})
+
+        @torch.inference_mode()
+        def forward(batches: list[dict[str, Tensor]] = batches) -> Tensor:
+            vectors = [model(dict(features))["sentence_embedding"] for features in batches]
+            return F.normalize(torch.cat(vectors).float(), dim=1).half().cpu()
+
+        for with_cudnn in (True, False) if compute.is_cuda else (False,):
+            torch.backends.cuda.enable_cudnn_sdp(with_cudnn)
+            forward()
+            attention = "cuDNN's attention allowed" if with_cudnn else "without cuDNN's attention"
+            note(f"sentence-transformers {version}, {size} rows a batch, {attention}", forward, len(order_N))
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    if not options.peer_texts:
+        return found
+    few = range(min(len(lengths_N), 131_072))
+    texts = [" ".join(words[i] for i in ids_T[starts_N[row] + 1 : starts_N[row] + lengths_N[row] - 1]) for row in few]
+    size = options.peer[-1]
+    model.encode(texts[: 2 * size], batch_size=size)
+    note(
+        f"sentence-transformers {version}, {size} rows a batch, encode of texts",
+        lambda: model.encode(texts, batch_size=size, normalize_embeddings=True),
+        len(texts),
+    )
+    return found
 
 
 def copy_rates(compute: Compute, size: int = 1 << 28) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """The neighbour join on a GPU, on a bare machine: PyTorch 2.11 or newer and NumPy, no FAISS.
 
-Synthetic unit vectors in topics; lists by sampled centroids; every vector's k nearest by the join's own scan (`device_scan`),
+Synthetic unit vectors in topics; lists by k-means on a sample; every vector's k nearest by the join's own scan (`device_scan`),
 then exact distances. Beside it, on the same device: a brute-force float16 product of a sample (also the truth), and a
 query-major search of the same lists. Prints vectors per second, the share of the measured int8 matrix rate, and the recall.
 
-    PYTHONPATH=. python benchmarks/bench_neighbours_gpu.py                       # 10 M vectors, needs 40 GiB of GPU memory
+    PYTHONPATH=. python benchmarks/bench_neighbours_gpu.py                       # 10 M vectors, takes 14 GiB of GPU memory
     PYTHONPATH=. python benchmarks/bench_neighbours_gpu.py --rows 20000 --lists 64 --queries 5000 --truth 200 --device cpu
 """
 
@@ -24,7 +24,7 @@ from retrodb.ann.device_scan import ListColumns, scan_on_device
 _BLOCK = 1 << 18
 
 
-def mixture(rows: int, dim: int, seed: int, device: str) -> torch.Tensor:
+def mixture(rows: int, dim: int, noise: float, seed: int, device: str) -> torch.Tensor:
     """Unit float16 vectors: topics of about 250 rows."""
     random = torch.Generator(device).manual_seed(seed)
     topics = torch.randn(max(16, rows // 250), dim, generator=random, device=device)
@@ -32,8 +32,8 @@ def mixture(rows: int, dim: int, seed: int, device: str) -> torch.Tensor:
     for start in range(0, rows, _BLOCK):
         own = vectors[start : start + _BLOCK]
         which = torch.randint(len(topics), (len(own),), generator=random, device=device)
-        noise = torch.randn(len(own), dim, generator=random, device=device)
-        own.copy_(torch.nn.functional.normalize(topics[which] + noise, dim=1))
+        steps = torch.randn(len(own), dim, generator=random, device=device)
+        own.copy_(torch.nn.functional.normalize(topics[which] + noise * steps, dim=1))
     return vectors
 
 
@@ -52,8 +52,20 @@ def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
 
 def int8_rate(device: str, size: int) -> float:
     """Operations per second of `torch._int_mm`, best of five."""
-    a = torch.ones(size, size, dtype=torch.int8, device=device)
+    a = torch.randint(-31, 32, (size, size), dtype=torch.int8, device=device)  # constants would be faster
     return max(2 * size**3 / timed(lambda: torch._int_mm(a, a.T), device)[1] for _ in range(5))
+
+
+def trained(vectors: torch.Tensor, num_lists: int, iterations: int, random: torch.Generator) -> torch.Tensor:
+    """Unit float16 centroids: k-means on 64 vectors a list. A list that gets none keeps its centroid."""
+    rows = torch.randperm(len(vectors), generator=random)[: 64 * num_lists].to(vectors.device)
+    sample, centroids = vectors[rows], vectors[rows[:num_lists]]
+    for _ in range(iterations):
+        own = torch.cat([(piece @ centroids.T).argmax(dim=1) for piece in sample.split(1 << 14)])
+        sums = torch.zeros(centroids.shape, device=vectors.device).index_add_(0, own, sample.float())
+        is_filled = torch.bincount(own, minlength=num_lists) > 0
+        centroids = torch.where(is_filled[:, None], torch.nn.functional.normalize(sums, dim=1).half(), centroids)
+    return centroids
 
 
 def nearest_lists(vectors: torch.Tensor, centroids: torch.Tensor, count: int) -> torch.Tensor:
@@ -130,7 +142,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--queries", type=int, default=1 << 20, help="of a block; the rates are of one block")
     parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--noise", type=float, default=1.5, help="its share of a vector, beside the topic's 1")
     parser.add_argument("--lists", type=int, default=16_384)
+    parser.add_argument("--iterations", type=int, default=10, help="of k-means")
     parser.add_argument("--nprobe", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--slack", type=int, default=8)
@@ -141,20 +155,28 @@ def main() -> None:
     device, k = options.device, options.k
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     print(json.dumps({"torch": torch.__version__, "hardware": name, **vars(options)}))
-    vectors = mixture(options.rows, options.dim, options.seed, device)
+    vectors = mixture(options.rows, options.dim, options.noise, options.seed, device)
     random = torch.Generator().manual_seed(options.seed)
-    centroids = vectors[torch.randperm(len(vectors), generator=random)[: options.lists].to(device)]
+    centroids, train_s = timed(lambda: trained(vectors, options.lists, options.iterations, random), device)
     lists, assign_s = timed(lambda: nearest_lists(vectors, centroids, max(options.nprobe)), device)
     store = Lists(vectors, lists[:, 0], options.lists)
     rows = store.order[: options.queries].to(device)  # a run in the order of lists, as the blocks of a whole join are
     queries, own_lists = vectors[rows], lists[rows].cpu().numpy()
     sample = torch.randperm(len(rows), generator=random)[: options.truth].to(device)
-    truth, exact_s = timed(lambda: brute_force(vectors, queries[sample], k), device)
+    near, exact_s = timed(lambda: brute_force(vectors, queries[sample], k + options.slack), device)
+    truth = reranked(vectors, queries[sample], near, k)  # the product's scores are rounded to float16
     rate = int8_rate(device, 8192 if device.startswith("cuda") else 512)
     print(
+        f"training {train_s:.1f} s; "
         f"assignment {len(vectors) / assign_s:,.0f}/s; brute force {len(sample) / exact_s:,.0f}/s; int8 {rate / 1e12:.2f} TOP/s"
     )
     sizes, centre = np.diff(store.offsets), centroids.float().mean(0).cpu().numpy()
+    least = own_lists[:200, : options.nprobe[0]]
+    ids = [
+        scan_on_device(queries[:200].float().cpu().numpy(), least, store.columns, [], centre, False, k, where)
+        for where in (device, "cpu")
+    ]
+    print(f"200 queries on this device and on the CPU: {(ids[0] == ids[1]).mean():.4%} of the ids are equal")
     print(f"{'nprobe':>6} {'recall':>7} {'joined/s':>12} {'of int8':>8} {'x brute':>8} {'x query-major':>14}")
     for nprobe in options.nprobe:
         probed = np.ascontiguousarray(own_lists[:, :nprobe])
@@ -173,7 +195,9 @@ def main() -> None:
         speed = len(rows) / join_s
         share = 2 * sizes[probed].sum() * options.dim / join_s / rate
         beside = f"{speed / (len(sample) / exact_s):8.1f} {speed / (len(few) / major_s):14.1f}"
-        print(f"{nprobe:6} {recall(found[sample], truth):7.3f} {speed:12,.0f} {share:8.1%} {beside}", flush=True)
+        print(f"{nprobe:6} {recall(found[sample], truth):7.3f} {speed:12,.0f} {share:8.3%} {beside}", flush=True)
+    if device.startswith("cuda"):
+        print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
 if __name__ == "__main__":
