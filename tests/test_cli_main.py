@@ -106,7 +106,7 @@ CASES = [
         10,
         "x: no database. Run 'retrodb init x'.",
     ),
-    (errors.LockedError("another command is at work"), 11, "another command is at work."),
+    (errors.LockedError("another command is running"), 11, "another command is at work."),
     (errors.DamagedFileError("checksum mismatch", where="chunks/1.parquet"), 5, "chunks/1.parquet: checksum mismatch."),
     (OSError(errno.ENOSPC, "No space left on device", "a/b"), 4, "a/b: No space left on device."),
     (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "a/b: Permission denied."),

@@ -23,7 +23,7 @@ class LocalEngine(Engine):
         self.workers = workers
 
     def with_processes(self, count: int) -> Engine:
-        """So many processes; with one, tasks run one after another in this one."""
+        """An engine with `count` processes; with one, tasks run one after another in this process."""
         return LocalEngine(count)
 
     def execute(

@@ -19,7 +19,7 @@ class Bar(Protocol):
         ...
 
     def count(self, name: str, amount: int) -> None:
-        """So many more of something that is no unit of work, to be shown as a rate; nothing without a name."""
+        """Count something that is not the unit of work, and show its rate; ignored without a name."""
         ...
 
     def note(self, text: str) -> None:
@@ -27,16 +27,16 @@ class Bar(Protocol):
         ...
 
     def show(self, text: str) -> None:
-        """What stands beside the bar until the next of these."""
+        """A text next to the bar, until the next call."""
         ...
 
 
 class Progress:
-    """Says nothing; the base of those who do."""
+    """Shows nothing; base class of the progress displays."""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "") -> Iterator[Bar]:
-        """A stage with `total` units of work begins; it ends with the block."""
+        """Begin a stage with `total` units of work; it ends with the block."""
         yield _Silent()
 
 
@@ -55,7 +55,7 @@ class _Silent:
 
 
 class TerminalProgress(Progress):
-    """A tqdm bar for every stage that takes more than a blink."""
+    """A tqdm bar for every stage that takes longer than half a second."""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "") -> Iterator[Bar]:

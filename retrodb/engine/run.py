@@ -1,7 +1,7 @@
-"""A run: one planned command, its clock, and the completion records that let it be continued.
+"""A run: one planned command, its clock, and the completion records from which it continues.
 
 The run's id hashes the plan without its clock. The same command on the same state is the same run: it finds the earlier
-plan, takes its clock, verifies what is finished, does the rest, and ends in the same bytes.
+plan, takes its clock, verifies the finished tasks, runs the others, and ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def run_exists(storage: Storage, command: str, plan: object) -> bool:
 
 
 class Engine:
-    """Base of the engines: skips what is finished, runs the rest, returns the records in the order of the tasks."""
+    """Base of the engines: skips finished tasks, runs the others, returns the records in the order of the tasks."""
 
     def with_processes(self, count: int) -> Engine:
-        """The engine for tasks of which so many keep a machine busy; this one, unless it knows better."""
+        """An engine for tasks of which `count` keep the machine busy; this one, unless a subclass differs."""
         del count
         return self
 
@@ -83,18 +83,18 @@ class Engine:
         unit: str = "",
         rate_of: str = "",
     ) -> list[TaskRecord[R]]:
-        """Run all tasks of a run that are not finished.
+        """Run the unfinished tasks of a run.
 
         Args:
-            isolated: in other processes even when one would do: their native crash must not end this one.
+            isolated: run in other processes even with one worker: a native crash must not end this process.
             unit: of the tasks' weights, for progress.
-            rate_of: the name of a count whose rate is shown beside.
+            rate_of: the name of a count whose rate is shown next to the bar.
 
         Returns:
-            One record per task, in the tasks' order, whatever order they ended in.
+            One record per task, in the order of the tasks, whichever ended first.
 
         Raises:
-            WorkerDied: a process ended without a word; what finished before is kept.
+            WorkerDied: a process ended without an error; finished tasks are kept.
         """
         done = {task.id: record for task in tasks if (record := finished(run, task)) is not None}
         total = sum(task.weight for task in tasks)
@@ -112,7 +112,7 @@ class Engine:
     def execute(
         self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
-        """Run tasks and yield them as they end; engines differ only here. This one knows no other process."""
+        """Run tasks and yield them as they end; engines differ only here. This one uses no other process."""
         del isolated
         for task in tasks:
             yield task, run_task(run, task, function)
@@ -126,7 +126,7 @@ def run_task(run: Run, task: Task[P, R], function: TaskFunction[P, R]) -> TaskRe
 
 
 def finished(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
-    """The record of a task that ended earlier and whose outputs are all there, verified; None when it must be run."""
+    """The record of a task that ended earlier, if all its outputs exist and are verified; None when it must run."""
     path = _record_path(run, task)
     if not run.storage.exists(path):
         return None
@@ -136,7 +136,7 @@ def finished(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
         for file in record.files:
             files.open(file)
     except RetroDBError:
-        return None  # torn, damaged or collected: the work is done again and published anew
+        return None  # torn, damaged or collected: the task runs again
     return record
 
 

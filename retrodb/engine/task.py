@@ -1,4 +1,4 @@
-"""Tasks and what is left of them.
+"""Tasks and their completion records.
 
 A task is a small description; running it reads and writes storage and returns a record of its outputs. Its id hashes the
 stage, the stage's version, its payload and the digests of its inputs, so equal work has equal names on every machine.
@@ -43,13 +43,13 @@ class Task(Generic[P, R]):
 
     id: str  # 32 hexadecimal digits
     kind: TaskKind[P, R]
-    payload: P  # everything the work depends on, besides its input files
+    payload: P  # everything the work depends on, in addition to its input files
     weight: int = 1  # its part of the work, in the progress unit of the stage (bytes, chunks, rows)
 
 
 @dataclass(frozen=True)
 class TaskRecord(Generic[R]):
-    """What a finished task leaves: its completion record, stored next to the run's plan."""
+    """The completion record of a finished task, stored next to the run's plan."""
 
     task: str  # id of the task
     files: tuple[FileRecord, ...] = ()  # published outputs

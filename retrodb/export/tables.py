@@ -111,9 +111,10 @@ def _chunks_table(source: ExportSource, ids: Int64Array) -> pa.Table:
 
     chunks = source.database
     own, which = np.unique(chunks.document_ids(ids), return_inverse=True)
-    documents = [document or {} for document in chunks.documents(own)]
+    documents = chunks.documents(own)
     named = {
-        name: pa.array([document.get(name) for document in documents], pa.string()) for name in ("doc_id", "source")
+        "doc_id": pa.array([document and document["doc_id"] for document in documents], pa.string()),
+        "source": pa.array([document and document["source"] for document in documents], pa.string()),
     }
     return pa.table(
         {

@@ -1,4 +1,4 @@
-"""What lies on disk, byte for byte. README.md beside this file is the specification; this package is its code."""
+"""What lies on disk, byte for byte. README.md in this folder is the specification; this package is its code."""
 
 FORMAT_VERSION = 1
 """Raised by one whenever an older retrodb could misread what a newer one writes."""

@@ -103,7 +103,7 @@ class SourceEntry(Entry):
 
 @dataclass(frozen=True)
 class TableDependencies:
-    """What a row's neighbours follow from, besides the chunks: where it differs, no row can be reused."""
+    """What a row's neighbours depend on, in addition to the chunks: where it differs, no row can be reused."""
 
     space: str  # fingerprint
     queries: tuple[str, ...]  # documents files of a foreign query set: may grow, old rows stay valid
@@ -201,7 +201,7 @@ class DuplicatesEntry(Entry):
 
 @dataclass(frozen=True)
 class DriftFigures:
-    """How the vectors of a space lay in its lists when its codebook was trained; see `ann/drift.py`."""
+    """How vectors were distributed over the lists when the codebook was trained; see `ann/drift.py`."""
 
     residual: float
     imbalance: float
@@ -219,7 +219,7 @@ class Canaries:
 
 @dataclass(frozen=True)
 class DriftEntry(Entry):
-    """How what was added since the training of a space's codebook lies in its lists."""
+    """How vectors that were added since the training of the codebook are distributed over its lists."""
 
     kind: ClassVar[str] = "drift"
 

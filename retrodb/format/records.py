@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SEGMENT_RECORDS = 4096
-"""A segment is closed at this many records; only the youngest, open one is ever rewritten (under a new digest)."""
+"""A segment is closed at this many records; only the newest, open one is ever rewritten (under a new digest)."""
 
 OP_FILE, OP_SHARD, OP_SCREENED = "file", "shard", "screened"
 OP_DROP_FILE, OP_DROP_SHARD = "drop-file", "drop-shard"
@@ -46,7 +46,7 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One live file: where it lies, which rows it holds, and what its bytes must be."""
+    """One live file: its path, the rows it holds, and the digests of its bytes."""
 
     kind: str  # a key of `kinds.KINDS`
     name: str  # space, source, test set, query set, table or attribute; "" where there is none
@@ -95,7 +95,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class ScreenedRecord:
-    """A range of chunk ids that was held against one version of a test set."""
+    """A range of chunk ids that was screened against one version of a test set."""
 
     testset: str  # name and version, as `screening_key` gives it
     first_chunk: int
@@ -129,8 +129,8 @@ def _to_row(record: Record) -> tuple[object, ...]:
     """The values of one record in the order of `schemas.MANIFEST`."""
     match record:
         case FileRecord(kind, name, path, digest, first, count, rows, num_rows):
-            own = (digest.size_bytes, digest.sha256, digest.xxh3)
-            return (OP_FILE, kind, name, path, first, count, 0, rows, num_rows, *own)
+            digests = (digest.size_bytes, digest.sha256, digest.xxh3)
+            return (OP_FILE, kind, name, path, first, count, 0, rows, num_rows, *digests)
         case ShardRecord(task, source, count, num_documents, first):
             return (OP_SHARD, "", source, task, first, count, num_documents, *_NO_FILE)
         case ScreenedRecord(testset, first, count):
@@ -158,6 +158,6 @@ def screening_key(name: str, digest: str) -> str:
 
 
 def covered(ranges: Sequence[tuple[int, int]], first: int, count: int) -> bool:
-    """Whether one of sorted ranges (start, end) that neither meet nor touch covers `[first, first + count)`."""
+    """Whether one of sorted ranges (start, end) that neither overlap nor touch covers `[first, first + count)`."""
     index = bisect_right(ranges, first, key=lambda span: span[0]) - 1
     return index >= 0 and ranges[index][1] >= first + count

@@ -1,4 +1,4 @@
-"""Packed rows of an id range: which rows of `[0, n)` a file holds, and where each one lies in it.
+"""Packed rows of an id range: which rows of `[0, n)` a file holds, and the position of each in it.
 
 A file that covers chunk ids `[first_chunk, first_chunk + num_chunks)` holds some of the rows `0 .. num_chunks - 1`,
 in ascending order and without gaps; the position of a row in the file is its rank among those present.
@@ -63,8 +63,8 @@ class RowSet:
         if not len(self.present):
             return np.full(rows.shape, -1, dtype=np.int64)
         position = np.searchsorted(self.present, rows)
-        found = inside & (self.present[np.minimum(position, len(self.present) - 1)] == rows)
-        return np.where(found, position, -1)
+        is_present = inside & (self.present[np.minimum(position, len(self.present) - 1)] == rows)
+        return np.where(is_present, position, -1)
 
 
 def serialize_rows(rows: Int64Array) -> bytes:

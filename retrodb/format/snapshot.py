@@ -62,11 +62,11 @@ class Snapshot:
 
     @property
     def path(self) -> str:
-        """Where the snapshot lies in the database."""
+        """Path of the snapshot in the database."""
         return snapshot_path(self.number)
 
     def stub(self, at: str) -> Snapshot:
-        """What is left of it when it expires; its segments are named still, so that nobody takes them for lost."""
+        """The stub that stays when it expires; it still names its segments, so that `check` does not report them as lost."""
         return replace(self, entries={}, arguments={}, expired_at=at)
 
     def names(self, kind: type[Entry]) -> list[str]:

@@ -57,15 +57,15 @@ class NewShard:
 
 @dataclass(frozen=True)
 class Change:
-    """Everything that one transaction does."""
+    """Everything that one transaction changes."""
 
     transaction: str  # identity; committing it twice is committing it once
     command: str  # such as "ingest"
     arguments: Mapping[str, JsonValue]  # resolved parameters, for the record
     clock: str  # of the plan
-    conflict_keys: ConflictKeys  # what the plan rests on and, besides the entries, changes
+    conflict_keys: ConflictKeys  # what the plan read and, in addition to the entries, changes
     shards: Sequence[NewShard] = ()
-    files: Sequence[FileRecord] = ()  # with their id ranges given, or without ids
+    files: Sequence[FileRecord] = ()  # with their id ranges set, or without ids
     screened: Sequence[ScreenedRecord] = ()
     drops: Sequence[DropRecord] = ()
     entries: Mapping[str, Entry | None] = field(default_factory=dict)  # entry key -> new value, None takes it away
@@ -88,13 +88,15 @@ def create(storage: Storage, change: Change) -> Snapshot:
     first = _successor(storage, empty, change)
     if not _publish(storage, first):
         raise ConflictError(
-            "a database exists here already", where=storage.url, remedy="Choose another path, or use it as it is."
+            "a database exists here already",
+            where=storage.url,
+            remedy="Choose another path, or use the existing database.",
         )
     return first
 
 
 def commit(storage: Storage, base: Snapshot, change: Change) -> Snapshot:
-    """Make a change visible on top of whatever the head is now.
+    """Make a change visible on top of the newest snapshot.
 
     Args:
         base: the snapshot that the change was planned on.
@@ -121,26 +123,26 @@ def _refuse_conflict(change: Change, snapshot: Snapshot) -> None:
     if clash := conflicts(change.conflict_keys.reads, frozenset(snapshot.writes)):
         raise ConflictError(
             f"snapshot {snapshot.number} ({snapshot.command}) changed {', '.join(sorted(clash))} during {change.command}",
-            remedy="Run the same command again: it plans on the new state and keeps the work that still holds.",
+            remedy="Run the same command again: it plans on the new state and keeps the work that is still valid.",
         )
 
 
 def _rebased(storage: Storage, head: Snapshot, change: Change) -> Change:
-    """The change without files that the head has already and without coverage of ids that are gone."""
+    """The change without files that the head already has, and without files over ids that no longer exist."""
     if not change.files and not change.screened:
         return change
     manifest = load_manifest(storage, head)
     present = set(manifest.paths()) - {drop.path for drop in change.drops}
     ranged = [record for record in change.files if record.kind in _COVERAGE]
-    lost = set(_lost(manifest.shards, [*ranged, *change.screened]))
+    orphaned = set(_orphaned(manifest.shards, [*ranged, *change.screened]))
     return replace(
         change,
-        files=[record for record in change.files if record not in lost and record.path not in present],
-        screened=[record for record in change.screened if record not in lost],
+        files=[record for record in change.files if record not in orphaned and record.path not in present],
+        screened=[record for record in change.screened if record not in orphaned],
     )
 
 
-def _lost(shards: ShardTable, records: list[FileRecord | ScreenedRecord]) -> list[FileRecord | ScreenedRecord]:
+def _orphaned(shards: ShardTable, records: list[FileRecord | ScreenedRecord]) -> list[FileRecord | ScreenedRecord]:
     """The records that cover an id of no live shard."""
     first = np.array([record.first_chunk for record in records], dtype=np.int64)
     count = np.array([record.num_chunks for record in records], dtype=np.int64)
@@ -153,7 +155,7 @@ _COVERAGE = ("vectors", "parts", "attributes", "tokens")
 
 
 def _publish(storage: Storage, snapshot: Snapshot) -> bool:
-    """Put the snapshot unless its number is taken; an ambiguous error is settled by looking for the transaction."""
+    """Put the snapshot unless its number is taken; after an ambiguous error, look for the transaction."""
     try:
         return storage.put_if_absent(snapshot.path, dump_snapshot(snapshot))
     except RetroDBError:
@@ -195,7 +197,7 @@ def _records(next_chunk: int, change: Change) -> tuple[list[Record], int]:
 
 
 def _append(storage: Storage, segments: tuple[SegmentRef, ...], records: list[Record]) -> tuple[SegmentRef, ...]:
-    """The segments with the records at their end; only the youngest, if it is open, is written anew."""
+    """The segments with the records at their end; only the newest one, if it is open, is rewritten."""
     import pyarrow as pa
 
     if not records:

@@ -1,7 +1,7 @@
 """What each command reads and writes, as far as other commits are concerned.
 
-Two commands get along when neither wrote what the other read; entry keys that a change sets are written by it as well. The
-matrix in `format/README.md` is this file, multiplied out, and a test compares the two.
+A commit conflicts with an earlier one that wrote a key which it had read. Entry keys that a change sets count as written. The
+matrix in `format/README.md` follows from this file, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-RESTORE = "restore"  # written by restore; read by what must not be laid over another past
-ROWS = "rows"  # which rows physically exist: written by compact, read by compact and undelete
-REVIVALS = "revivals"  # rows that came back to life: written by undelete, read by compact
+RESTORE = "restore"  # written by restore; read by commands that must not be rebased over a restore
+ROWS = "rows"  # which rows exist in files: written by compact, read by compact and undelete
+REVIVALS = "revivals"  # rows that were undeleted: written by undelete, read by compact
 ANYTHING = "*"  # read by restore: every commit in between is a conflict
 
 
 @dataclass(frozen=True)
 class ConflictKeys:
-    """What a command reads and, besides its entries, writes."""
+    """What a command reads and, in addition to its entries, writes."""
 
     reads: frozenset[str]
     writes: frozenset[str]
 
     @property
     def lock(self) -> str:
-        """The name of the advisory lock: two commands with the same reads do the same work."""
+        """The name of the advisory lock: two commands that read the same keys do the same work."""
         return "-".join(sorted(self.reads)) or "any"
 
 
@@ -34,17 +34,17 @@ def _keys(reads: set[str], writes: set[str] | None = None) -> ConflictKeys:
 
 def ingest(source: str, query_set: str | None = None) -> ConflictKeys:
     """Adds shards of one source and supersedes documents of it; held-out documents are rows of a query set."""
-    own = {f"source/{source}"} | ({f"queries/{query_set}"} if query_set else set())
-    return _keys(own | {RESTORE}, own)
+    keys = {f"source/{source}"} | ({f"queries/{query_set}"} if query_set else set())
+    return _keys(keys | {RESTORE}, keys)
 
 
 def dedup(testset: str, *sources: str, revives: bool = False) -> ConflictKeys:
-    """Registers or applies a test set: tombstones, which unite, and screened ranges; or takes former ones back."""
+    """Registers or applies a test set: tombstones, which unite, and screened ranges; or revokes former ones."""
     return _with_undelete(_keys({f"testset/{testset}", RESTORE}, {f"testset/{testset}"}), revives, *sources)
 
 
 def near_duplicates() -> ConflictKeys:
-    """Tombstones of all but one document of a cluster; a document whose keeper went away may come back."""
+    """Tombstones of all but one document of a cluster; a document whose keeper was deleted may be undeleted."""
     return _with_undelete(_keys({"duplicates/near", RESTORE}, {"duplicates/near"}), True)
 
 
@@ -69,19 +69,19 @@ def index(space: str) -> ConflictKeys:
 
 
 def merge(space: str) -> ConflictKeys:
-    """Puts one index part in the place of several; they must still be there, under the same codebook."""
-    own = f"parts/{space}"
-    return _keys({f"space/{space}", f"index/{space}", own, RESTORE}, {own})
+    """Replaces several index parts by one; they must still exist, under the same codebook."""
+    keys = f"parts/{space}"
+    return _keys({f"space/{space}", f"index/{space}", keys, RESTORE}, {keys})
 
 
 def drop_space(space: str, tables: Sequence[str] = ()) -> ConflictKeys:
-    """Takes a space away, with the tables that rest on it."""
-    own = {f"space/{space}", f"index/{space}", *(f"table/{table}" for table in tables)}
-    return _keys(own | {"default/space"}, own)
+    """Drops a space and the tables that use it."""
+    keys = {f"space/{space}", f"index/{space}", *(f"table/{table}" for table in tables)}
+    return _keys(keys | {"default/space"}, keys)
 
 
 def default_space(space: str) -> ConflictKeys:
-    """Names another default space; that one must not be dropped meanwhile."""
+    """Names another default space; which must not be dropped meanwhile."""
     return _keys({"default/space", f"space/{space}"}, {"default/space"})
 
 
@@ -91,9 +91,9 @@ def queries(name: str) -> ConflictKeys:
 
 
 def neighbours(table: str, space: str | None = None) -> ConflictKeys:
-    """Writes one neighbour table over a space; that one must not be dropped meanwhile."""
-    own = f"table/{table}"
-    return _keys({own, RESTORE} | ({f"space/{space}"} if space else set()), {own})
+    """Writes one neighbour table over a space; which must not be dropped meanwhile."""
+    keys = f"table/{table}"
+    return _keys({keys, RESTORE} | ({f"space/{space}"} if space else set()), {keys})
 
 
 def edit(table: str) -> ConflictKeys:
@@ -107,33 +107,33 @@ def operating_point(space: str) -> ConflictKeys:
 
 
 def undelete(*sources: str) -> ConflictKeys:
-    """Takes a reason away: needs the rows to exist still. Files of some sources may have to be read again."""
-    own = {f"source/{source}" for source in sources}
-    return _keys({ROWS, RESTORE, *own}, {REVIVALS, *own})
+    """Revokes a reason: the rows must still exist. Files of some sources may have to be read again."""
+    keys = {f"source/{source}" for source in sources}
+    return _keys({ROWS, RESTORE, *keys}, {REVIVALS, *keys})
 
 
-def _with_undelete(own: ConflictKeys, revives: bool, *sources: str) -> ConflictKeys:
+def _with_undelete(keys: ConflictKeys, revives: bool, *sources: str) -> ConflictKeys:
     more = undelete(*sources) if revives else _keys(set())
-    return ConflictKeys(own.reads | more.reads, own.writes | more.writes)
+    return ConflictKeys(keys.reads | more.reads, keys.writes | more.writes)
 
 
 def compact(*entries: str) -> ConflictKeys:
-    """Rewrites files without their deleted rows; reads the entries of spaces, attributes and query sets that have some."""
+    """Rewrites files without their deleted rows; reads the entries of the kinds that it rewrites."""
     return _keys({ROWS, REVIVALS, RESTORE, *entries}, {ROWS})
 
 
 def restore() -> ConflictKeys:
-    """Makes an older state the newest; entries that it changes are written too."""
+    """Makes an older state the newest; it writes the entries that it changes."""
     return _keys({ANYTHING}, {RESTORE, ROWS, REVIVALS})
 
 
 def pin(name: str) -> ConflictKeys:
-    """Names a snapshot that collection has to keep."""
+    """Pins a snapshot, so that it does not expire."""
     return _keys({f"pin/{name}"}, {f"pin/{name}"})
 
 
 def export(name: str) -> ConflictKeys:
-    """Registers an export; what it was made from may change, a refresh tells."""
+    """Registers an export; what it was made from may change, and a refresh reports it."""
     return _keys({f"export/{name}"})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 import xxhash
@@ -38,7 +37,7 @@ def xxh3_file(path: Path) -> bytes:
     return xxh3.digest()
 
 
-def identity(*parts: Any) -> str:
+def identity(*parts: object) -> str:
     """A name for work: 32 hexadecimal digits that depend on nothing but these plain values."""
     data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
     return hashlib.sha256(data).hexdigest()[:32]

@@ -35,9 +35,9 @@ class CollectionPlan:
 
     keep_snapshots: int  # the newest ones stay
     now: str  # time of the collection, ISO 8601
-    grace: timedelta  # how long a file has to be marked before it goes
+    grace: timedelta  # how long a file stays marked before it is deleted
     expire: tuple[int, ...]  # snapshots that become stubs
-    delete: tuple[str, ...]  # files that go now
+    delete: tuple[str, ...]  # files to delete now
     marked: Mapping[str, str]  # files that nothing needs -> since when that is known; without those of `delete`
     open_runs: tuple[str, ...]  # runs that never committed, and were not abandoned: their files stay
     abandoned: frozenset[str] = frozenset()  # runs that are open and count as closed
@@ -51,12 +51,12 @@ def plan_collection(
     *,
     abandoned: frozenset[str] = frozenset(),
 ) -> CollectionPlan:
-    """Find out what can go.
+    """Find what can be deleted.
 
     Args:
-        keep_snapshots: how many of the newest snapshots stay readable, at least 1; pinned ones stay besides.
+        keep_snapshots: how many of the newest snapshots stay readable, at least 1; pinned ones stay as well.
         now: time of the collection, with its time zone.
-        abandoned: open runs that nobody will end: their files may go as if they had ended.
+        abandoned: open runs that are given up: their files are collected as if they had ended.
 
     Raises:
         NotADatabaseError, UsageError.
@@ -87,9 +87,9 @@ def plan_collection(
 
 
 def execute_collection(storage: Storage, plan: CollectionPlan) -> None:
-    """Carry a plan out. It may be interrupted anywhere: the next collection goes on from there.
+    """Execute a plan. It may be interrupted anywhere: the next collection continues.
 
-    Snapshots go before the files that they name, and only what a second look still finds unneeded is deleted.
+    Snapshots expire before the files that they name are deleted, and each file is checked again before it is deleted.
     """
     for number in plan.expire:
         storage.write(snapshot_path(number), dump_snapshot(read_snapshot(storage, number).stub(plan.now)))
@@ -137,7 +137,7 @@ def _outputs(record: bytes, where: str) -> list[str]:
 
 
 def _all_files(storage: Storage) -> list[str]:
-    """Every file that collection may ever delete; what lies in folders that are not the database's is none of its business."""
+    """Every file that collection may delete; folders that are not the database's are never touched."""
     return [path for folder in sorted(COLLECTED | {TEMPORARY}) for path in storage.list(folder)]
 
 
@@ -153,5 +153,5 @@ def _read_marks(storage: Storage) -> dict[str, str]:
         return {str(file): str(since) for file, since in orjson.loads(storage.read(path)).items()}
     except (orjson.JSONDecodeError, AttributeError) as error:
         raise DamagedFileError(
-            "damaged marks of collection", where=path, remedy="Delete this file: every grace begins anew."
+            "damaged marks of collection", where=path, remedy="Delete this file: each grace period starts again."
         ) from error

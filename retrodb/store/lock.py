@@ -1,6 +1,6 @@
-"""The advisory lock: it spares two people the same hours of work and protects nothing.
+"""The advisory lock: it keeps two people from doing the same work at the same time.
 
-Correctness rests on the commit alone; a lost or stale lock does no harm.
+Correctness depends on the commit alone; a lost or stale lock does no harm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def advisory_lock(storage: Storage, name: str, command: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    if not isinstance(storage, LocalStorage):  # object stores have no locks, and need none
+    if not isinstance(storage, LocalStorage):  # object stores have no locks and need none
         yield
         return
     folder = storage.root / "locks"
@@ -38,7 +38,7 @@ def advisory_lock(storage: Storage, name: str, command: str) -> Iterator[None]:
         holder.write_text(json.dumps({"command": command, "pid": os.getpid(), "host": socket.gethostname()}))
     except Timeout as error:
         raise LockedError(
-            f"another command is at work: {_describe(holder) or name}",
+            f"another command is running: {_describe(holder) or name}",
             where=storage.url,
             remedy="Wait for it to end, then run the same command again.",
         ) from error

@@ -60,7 +60,7 @@ class ShardTable:
         )
 
     def count_below(self, ids: Int64Array) -> Int64Array:
-        """(Q,) int64: how many ids of live shards are less than each id; the difference of two says what lies between."""
+        """(Q,) int64: how many ids of live shards are less than each id; the difference of two counts the ids between."""
         if not len(self):
             return np.zeros(len(ids), dtype=np.int64)
         before = np.concatenate(([0], np.cumsum(self.num_chunks)))
@@ -131,7 +131,7 @@ class Manifest:
         }
 
     def screened_ranges(self, testset_key: str) -> list[tuple[int, int]]:
-        """Sorted, merged ranges (start, end) of chunk ids that were held against a test set."""
+        """Sorted, merged ranges (start, end) of chunk ids that were screened against a test set."""
         table = self._table.take(self._rows_of[OP_SCREENED])
         table = table.filter(self._pc.equal(table.column("name"), testset_key))
         starts = table.column("first_chunk").to_numpy()

@@ -50,7 +50,7 @@ def read_as_of(storage: Storage, number: int | None) -> Snapshot:
     """The head, or an older snapshot by number.
 
     Raises:
-        UsageError: when there is no such snapshot, or only its stub.
+        UsageError: when the snapshot does not exist or has expired.
     """
     if number is None:
         return read_head(storage)

@@ -1,7 +1,7 @@
 """Storage: the few operations on named bytes that everything else is built from.
 
-Paths are relative, with `/` between parts. Files are written once and never changed; the only question ever asked of two
-writers is which of them came first, and `put_if_absent` answers it.
+Paths are relative, with `/` between parts. Files are written once and never changed. Which of two writers came
+first is decided by `put_if_absent` alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Storage(Protocol):
         ...
 
     def delete(self, path: str) -> None:
-        """Remove a file; it is no error when it is gone already."""
+        """Delete a file; a file that does not exist is no error."""
         ...
 
 
@@ -120,12 +120,12 @@ class LocalStorage:
         return self._absolute(path).is_file()
 
     def list(self, prefix: str) -> list[str]:
-        found: list[str] = []
+        paths: list[str] = []
         with self._errors(prefix):
             for folder, _, names in os.walk(self._absolute(prefix), onerror=_unless_missing):
                 relative = Path(folder).relative_to(self.root).as_posix()
-                found.extend(f"{relative}/{name}" for name in names)
-        return sorted(found)
+                paths.extend(f"{relative}/{name}" for name in names)
+        return sorted(paths)
 
     def delete(self, path: str) -> None:
         with self._errors(path):
@@ -136,15 +136,15 @@ class LocalStorage:
         inside = os.path.join(os.path.realpath(self.root), "")
         if ".." in path.split("/") or "\0" in path or not f"{os.path.realpath(absolute)}/".startswith(inside):
             raise DamagedFileError(
-                "path leads out of the database",
+                "the path leads outside of the database",
                 where=repr(path),
-                remedy="Do not use this database unless you know where it comes from; look for links in it.",
+                remedy="Use this database only if you know its origin; look for symbolic links in it.",
             )
         return absolute
 
     @contextmanager
     def _temporary(self, path: str) -> Iterator[Path]:
-        """A fresh temporary file name beside nothing; whatever is left of it is removed when an error ends the block."""
+        """A new temporary file; it is removed when an error ends the block."""
         with self._errors(path):
             folder = self.root / TEMPORARY
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Opening a live file only after its bytes were found to be those of its record.
+"""Opening a live file after its bytes were compared with its record.
 
-A file's xxh3-128 is computed when it is first opened on a machine. That it was right is remembered by device, inode, size
-and modification time in a small file of the user's cache folder, so that the next process opens it at once.
+A file's xxh3-128 is computed when it is first opened on a machine. A match is remembered by device, inode, size and
+modification time in a small file of the user's cache folder, so that the next process does not compute it again.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class VerifiedFiles:
             raise damage(record, f"{stat.st_size} bytes instead of {record.digest.size_bytes}")
         key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{record.digest.xxh3.hex()}"
         if key not in self._remembered():
-            found = xxh3_file(path)
-            if found != record.digest.xxh3:
+            actual = xxh3_file(path)
+            if actual != record.digest.xxh3:
                 raise damage(
-                    record, f"checksum mismatch (expected {record.digest.xxh3.hex()[:12]}.., got {found.hex()[:12]}..)"
+                    record, f"checksum mismatch (expected {record.digest.xxh3.hex()[:12]}.., got {actual.hex()[:12]}..)"
                 )
             self._remember(key)
         return path

@@ -1,6 +1,6 @@
 """ChunkSet: documents cut into chunks, read by id. The database's own chunks are one, every query set is another.
 
-Whatever returns chunks masks the deleted ones, and this is the one place where -1 ("no chunk") is looked up.
+Everything that returns chunks masks the deleted ones here, and -1 ("no chunk") is looked up here alone.
 
 Legend: Q ids of a batch, m tokens of a chunk, M documents.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -29,6 +30,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, TokenArray
+
+
+class DocumentRow(TypedDict):
+    """A row of a documents file (schema `schemas.DOCUMENTS`), and the document's id."""
+
+    first_chunk: int  # id of its first chunk, which identifies the document
+    doc_id: str
+    source: str
+    content_hash: bytes
+    first_row: int
+    num_chunks: int
+    num_key_chunks: int
+    num_tokens: int
+    num_key_tokens: int
+    num_chars: int
+    added_at: datetime
+    metadata: str
 
 
 @dataclass(frozen=True)
@@ -64,21 +82,21 @@ class ChunkSet:
     @property
     def end(self) -> int:
         """One past the largest id; 0 for an empty set."""
-        return self.ranges[-1].first_chunk + self.ranges[-1].num_chunks if self.ranges else 0
+        return self.ranges[-1].span.end if self.ranges else 0
 
     def split(self, ids: Int64Array) -> Iterator[tuple[FileRecord, Int64Array]]:
         """The ranges that ascending ids fall into, each with their rows in it."""
         for record in self.ranges:
-            own = slice(*np.searchsorted(ids, [record.first_chunk, record.first_chunk + record.num_chunks]))
-            if own.start < own.stop:
-                yield record, ids[own] - record.first_chunk
+            low, high = np.searchsorted(ids, [record.first_chunk, record.span.end])
+            if low < high:
+                yield record, ids[low:high] - record.first_chunk
 
     def is_live(self, ids: Int64Array) -> BoolArray:
         """(Q,) bool: which ids name a chunk that exists and is not deleted."""
         live = np.zeros(len(ids), dtype=bool)
         for hit in self._coverage["documents"].lookup(ids):
             exists = self.layout(hit.record).document_of(hit.rows) >= 0
-            deleted = self.deleted_mask(hit.record.first_chunk, hit.record.num_chunks)[hit.rows]
+            deleted = self.deleted_mask(*hit.record.span)[hit.rows]
             live[hit.where] = exists & ~deleted
         return live
 
@@ -91,7 +109,7 @@ class ChunkSet:
         return self.is_live(np.arange(first, first + count, dtype=np.int64))
 
     def key_mask(self, first: int, count: int) -> BoolArray:
-        """(count,) bool: which ids want a vector: live, of role text or key, and no short tail."""
+        """(count,) bool: which ids get a vector: live, of role text or key, and no short tail."""
         ids = np.arange(first, first + count, dtype=np.int64)
         mask = np.zeros(count, dtype=bool)
         for hit in self._coverage["documents"].lookup(ids):
@@ -117,7 +135,7 @@ class ChunkSet:
         return documents
 
     def content_keys(self, ids: Int64Array) -> Int64Array:
-        """(Q,) int64: equal for chunks of documents with equal text, whatever their ids; -1 for no document."""
+        """(Q,) int64: equal for chunks of documents with equal text, independent of their ids; -1 for no document."""
         keys = np.full(len(ids), -1, dtype=np.int64)
         for hit in self._coverage["documents"].lookup(ids):
             index = self.layout(hit.record).document_of(hit.rows)
@@ -141,7 +159,7 @@ class ChunkSet:
         return lengths
 
     def gather_tokens(self, ids: Int64Array, *, deleted_too: bool = False) -> ChunkTokens:
-        """The tokens of a batch of ids; -1 and, unless they are asked for, deleted chunks become padding, never another text."""
+        """The tokens of a batch of ids; -1 becomes padding, and so do deleted chunks unless `deleted_too`."""
         if not deleted_too:
             ids = np.where(self.is_live(ids), ids, -1)
         shape = (len(ids), self.settings.chunk_tokens)
@@ -151,7 +169,7 @@ class ChunkSet:
         return ChunkTokens(tokens, self.lengths(ids))
 
     def texts(self, ids: Int64Array, *, deleted_too: bool = False) -> list[str]:
-        """The text of each chunk; "" for -1 and, unless they are asked for, deleted chunks."""
+        """The text of each chunk; "" for -1 and, unless `deleted_too`, for deleted chunks."""
         if not deleted_too:
             ids = np.where(self.is_live(ids), ids, -1)
         texts = [""] * len(ids)
@@ -164,22 +182,22 @@ class ChunkSet:
                 texts[where] = text
         return texts
 
-    def documents(self, ids: Int64Array) -> list[dict[str, Any] | None]:
-        """The document of each chunk as a mapping of its columns plus `first_chunk`; None for -1.
+    def documents(self, ids: Int64Array) -> list[DocumentRow | None]:
+        """The document of each chunk as a row of its file; None for -1.
 
-        A chunk that compaction has dropped still has its document while other chunks of that are there: documents are named by
-        the id of their first chunk, whatever became of it.
+        A chunk that compaction has dropped still has its document while other chunks of that document exist: documents are
+        named by the id of their first chunk, also when that chunk is gone.
         """
-        found: list[dict[str, Any] | None] = [None] * len(ids)
+        documents: list[DocumentRow | None] = [None] * len(ids)
         range_of = np.searchsorted([record.first_chunk for record in self.ranges], ids, side="right") - 1
         for number in np.unique(range_of[range_of >= 0]):
             record, where = self.ranges[number], np.flatnonzero(range_of == number)
             index = self.layout(record).document_of(ids[where] - record.first_chunk)
             where, index = where[index >= 0], index[index >= 0]
             rows = self.documents_table(record).take(index).to_pylist()
-            for place, row in zip(where.tolist(), rows, strict=True):
-                found[place] = {**row, "first_chunk": record.first_chunk + row["first_row"]}
-        return found
+            for index_in_batch, row in zip(where.tolist(), rows, strict=True):
+                documents[index_in_batch] = _document_row(row, record.first_chunk)
+        return documents
 
     def file(self, kind: str, first: int, count: int) -> FileRecord:
         """The one file of a kind that covers a range."""
@@ -187,7 +205,7 @@ class ChunkSet:
         return record
 
     def overlapping(self, kind: str, first: int, count: int) -> list[FileRecord]:
-        """The files of a kind whose range meets another, by ascending first id."""
+        """The files of a kind whose range overlaps another, by ascending first id."""
         return self._coverage[kind].overlapping(first, count)
 
     def map(self, record: FileRecord) -> AnyArray:
@@ -206,3 +224,9 @@ class ChunkSet:
         mask = self.tombstones.deleted_mask(first, count) | ~self.present_mask(first, count)
         mask.flags.writeable = False
         return mask
+
+
+def _document_row(columns: DocumentRow, range_start: int) -> DocumentRow:
+    """A row as the documents file has it, with the id of its document."""
+    columns["first_chunk"] = range_start + columns["first_row"]
+    return columns

@@ -1,7 +1,7 @@
-"""What the rows of a neighbour table were compared with: how a repair knows what is new to them.
+"""What the rows of a neighbour table were compared with: a repair takes from it what is new to them.
 
-Live masks of two snapshots would say the same only as long as both can be read; these two bitmaps stay with the table. A
-table without them has been compared with nothing.
+The live masks of two snapshots would give the same only while both can be read; these two bitmaps stay with the table. A
+table without them was compared with nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparedSets:
-    """Sets of ids, taken together: each of these rows was compared with each of these chunks."""
+    """Two sets of ids: each of these rows was compared with each of these chunks."""
 
     database: BitMap64  # chunks
     queries: BitMap64  # rows of the query set

@@ -23,7 +23,7 @@ class Hit:
     """The part of a batch of ids that one file holds."""
 
     record: FileRecord
-    where: Int64Array  # (h,) places in the batch
+    where: Int64Array  # (h,) indices in the batch
     rows: Int64Array  # (h,) rows of the file's range
     positions: Int64Array  # (h,) positions in the file
 
@@ -33,12 +33,12 @@ class Coverage:
 
     Args:
         records: in the order of their commits.
-        newest_first: where two files hold the same row, the one committed last is read; else both have to say the same.
+        newest_first: where two files hold the same row, the one committed last is read; otherwise both hold the same.
     """
 
     def __init__(self, records: Sequence[FileRecord], *, newest_first: bool = False) -> None:
-        by_place = sorted(records, key=lambda record: record.first_chunk)
-        self.records = list(reversed(records)) if newest_first else by_place  # in the order that they are asked
+        by_range = sorted(records, key=lambda record: record.first_chunk)
+        self.records = list(reversed(records)) if newest_first else by_range  # in the order of lookup
         self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
         self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
         self._row_set = lru_cache(maxsize=32)(lambda index: self.records[index].row_set)  # at most 8 MiB each
@@ -47,22 +47,22 @@ class Coverage:
         """The files that hold the ids; ids that none holds, and -1, are in no hit."""
         order = np.argsort(ids, kind="stable")
         ascending = ids[order]
-        found = np.zeros(len(ids), dtype=bool)
+        is_found = np.zeros(len(ids), dtype=bool)
         low = np.searchsorted(ascending, self._starts)
         high = np.searchsorted(ascending, self._ends)
         for index in np.flatnonzero(high > low):
             record = self.records[index]
             where = order[low[index] : high[index]]
-            where = where[~found[where]]
+            where = where[~is_found[where]]
             rows = ids[where] - record.first_chunk
             positions = self._row_set(index).rank(rows)
-            held = positions >= 0
-            if held.any():
-                found[where[held]] = True
-                yield Hit(record, where[held], rows[held], positions[held])
+            is_held = positions >= 0
+            if is_held.any():
+                is_found[where[is_held]] = True
+                yield Hit(record, where[is_held], rows[is_held], positions[is_held])
 
     def overlapping(self, first: int, count: int) -> list[FileRecord]:
-        """The files whose range meets `[first, first + count)`."""
+        """The files whose range overlaps `[first, first + count)`."""
         return [self.records[i] for i in np.flatnonzero((self._starts < first + count) & (self._ends > first))]
 
     def covered_mask(self, first: int, count: int) -> BoolArray:

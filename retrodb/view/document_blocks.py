@@ -1,4 +1,4 @@
-"""The texts of whole documents, some row groups at a time: what dedup and exposure look at never grows with the shard.
+"""The texts of whole documents, some row groups at a time: what dedup and exposure hold does not grow with the shard.
 
 Shapes: `R` chunks and `M` documents of a block, `W` windows.
 """
@@ -67,33 +67,33 @@ def document_blocks(path: Path, layout: DocumentLayout, rows: Int64Array) -> Ite
     """
     starts = np.searchsorted(rows, layout.first_row)
     ends = np.append(starts[1:], len(rows)).astype(np.int64)
-    held: list[pa.Array] = []
+    pending: list[pa.Array] = []
     document, begin, end = 0, 0, 0
     for group in iterate_row_groups(path, ["text"]):
-        held += group.column("text").chunks
+        pending += group.column("text").chunks
         end += group.num_rows
         last = int(np.searchsorted(ends, end, "right"))  # documents before it are here whole
         if last == document or (end - begin < _BLOCK_ROWS and end < len(rows)):
             continue
-        texts = pa.concat_arrays(held)
+        texts = pa.concat_arrays(pending)
         size = int(ends[last - 1]) - begin
         bounds = np.append(starts[document:last], ends[last - 1]).astype(np.int64) - begin
-        own = rows[begin : begin + size]
-        separated = _separated(texts.slice(0, size), own, layout, document, last)
-        yield DocumentBlock(document, own, separated, bounds)
-        held, begin, document = [texts.slice(size)], begin + size, last
+        block_rows = rows[begin : begin + size]
+        separated = _separated(texts.slice(0, size), block_rows, layout, document, last)
+        yield DocumentBlock(document, block_rows, separated, bounds)
+        pending, begin, document = [texts.slice(size)], begin + size, last
 
 
 def document_texts(chunks: ChunkSet, ids: Int64Array) -> pa.LargeStringArray:
     """The texts of the documents whose first chunks are `ids`, deleted or not, as a block has them."""
-    found = [document for document in chunks.documents(ids) if document is not None]
-    spans = [np.arange(d["first_chunk"], d["first_chunk"] + d["num_chunks"]) for d in found]
+    documents = [document for document in chunks.documents(ids) if document is not None]
+    spans = [np.arange(d["first_chunk"], d["first_chunk"] + d["num_chunks"]) for d in documents]
     texts = iter(chunks.texts(np.concatenate([np.empty(0, np.int64), *spans]), deleted_too=True))
     joined = []
-    for document in found:
-        own = [next(texts) for _ in range(document["num_chunks"])]
+    for document in documents:
+        parts = [next(texts) for _ in range(document["num_chunks"])]
         keys = document["num_key_chunks"]
-        joined.append("".join([*own[:keys], _SEPARATOR, *own[keys:]]) if keys else "".join(own))
+        joined.append("".join([*parts[:keys], _SEPARATOR, *parts[keys:]]) if keys else "".join(parts))
     return pa.array(joined, pa.large_string())
 
 

@@ -1,6 +1,6 @@
-"""Edits of a neighbour table: bans and pins by hand, laid over what was computed.
+"""Edits of a neighbour table: bans and pins by hand, applied to the computed rows.
 
-They are kept beside the table, so they outlive its repair and its rebuild. Undoing one is writing the rest.
+They have a file of their own, so they survive the table's repair and rebuild. To undo one is to write the others again.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ class Edits:
 
     def apply(self, rows: Int64Array, ids: Int64Array, distances: Float32Array) -> tuple[Int64Array, Float32Array]:
         """Neighbours and distances (Q, w) of rows with their edits; what is pushed out falls off the end."""
-        places = np.flatnonzero(np.isin(rows, self._rows))
-        if not len(places):
+        edited = np.flatnonzero(np.isin(rows, self._rows))
+        if not len(edited):
             return ids, distances
         ids, distances = ids.copy(), distances.copy()
-        for place in places.tolist():
-            own = self._by_row[int(rows[place])]
-            pins = [edit for edit in own if edit.action == PIN]
-            left = ~np.isin(ids[place], [edit.chunk for edit in own])
-            new_ids = [*(edit.chunk for edit in pins), *ids[place][left]]
-            new_distances = [*(edit.distance for edit in pins), *distances[place][left]]
+        for index in edited.tolist():
+            edits = self._by_row[int(rows[index])]
+            pins = [edit for edit in edits if edit.action == PIN]
+            is_kept = ~np.isin(ids[index], [edit.chunk for edit in edits])
+            new_ids = [*(edit.chunk for edit in pins), *ids[index][is_kept]]
+            new_distances = [*(edit.distance for edit in pins), *distances[index][is_kept]]
             fill = max(0, ids.shape[1] - len(new_ids))
-            ids[place] = (new_ids + [-1] * fill)[: ids.shape[1]]
-            distances[place] = (new_distances + [np.inf] * fill)[: ids.shape[1]]
+            ids[index] = (new_ids + [-1] * fill)[: ids.shape[1]]
+            distances[index] = (new_distances + [np.inf] * fill)[: ids.shape[1]]
         return ids, distances

@@ -1,4 +1,4 @@
-"""Where documents begin and end among the rows of a documents file, and all that follows from it.
+"""Where documents begin and end among the rows of a documents file, and what follows from it.
 
 Legend: N rows of the range, M documents.
 """
@@ -26,7 +26,7 @@ class DocumentLayout:
 
     first_row: Int64Array
     num_chunks: Int64Array
-    num_key_chunks: Int64Array  # 0 for documents that are no key-value pair
+    num_key_chunks: Int64Array  # 0 for documents that are not a key-value pair
     num_tokens: Int64Array
     num_key_tokens: Int64Array
 
@@ -37,7 +37,7 @@ class DocumentLayout:
 
     def document_of(self, rows: Int64Array) -> Int64Array:
         """Which document (0 .. M-1) each row belongs to; -1 for rows of none."""
-        if not len(self.first_row):  # all that there was is compacted away
+        if not len(self.first_row):  # compaction dropped all documents
             return np.full(np.shape(rows), -1, dtype=np.int64)
         index = np.searchsorted(self.first_row, rows, side="right") - 1
         inside = (index >= 0) & (rows < self.first_row[index] + self.num_chunks[index])
@@ -73,7 +73,7 @@ class DocumentLayout:
         return np.asarray(np.clip(total - position * chunk_tokens, 0, chunk_tokens), dtype=np.int64)
 
     def is_key(self, rows: Int64Array, chunk_tokens: int, min_key_tokens: int) -> BoolArray:
-        """Which rows are embedded: text and key chunks, except short tails behind a first chunk."""
+        """Which rows are embedded: text and key chunks, except short tails after a first chunk."""
         document = self.document_of(rows)
         is_first = rows == self.first_row[document]
         long_enough = self.lengths(rows, chunk_tokens) >= min_key_tokens

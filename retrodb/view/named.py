@@ -1,4 +1,4 @@
-"""Documents by their names: an id alone, in whichever source it stands, or source and id with a slash between them."""
+"""Documents by their names: an id alone, in any source, or source and id with a slash between them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def first_chunks_of(view: View, names: Sequence[str]) -> dict[str, list[int]]:
         for slash, sign in enumerate(name)
         if sign == "/" and name[:slash] in sources
     }
-    found, found_in_full = _lookup(view, bare), _lookup(view, full)
-    return {name: found_in_full.get(name) or found.get(name) or [] for name in dict.fromkeys(names)}
+    by_id, by_source_and_id = _lookup(view, bare), _lookup(view, full)
+    return {name: by_source_and_id.get(name) or by_id.get(name) or [] for name in dict.fromkeys(names)}
 
 
 def _lookup(view: View, wanted: dict[int, str]) -> dict[str, list[int]]:
     """Name -> first chunk ids of the documents with a key that stands for it."""
     keys = np.array([divmod(key, 1 << 64) for key in sorted(wanted)], dtype=np.uint64).reshape(-1, 2)
-    found: dict[str, list[int]] = defaultdict(list)
+    first_chunks: dict[str, list[int]] = defaultdict(list)
     for record in view.coverage("ids").records:
         entries = map_array(view.files.open(record))
         hits = entries[is_among(entries, keys.view(KEY_DTYPE).ravel())]
@@ -52,5 +52,5 @@ def _lookup(view: View, wanted: dict[int, str]) -> dict[str, list[int]]:
             if (
                 view.chunks.document_ids(np.array([first]))[0] == first
             ):  # compaction keeps ids of documents that are gone
-                found[wanted[int(hit["key_hi"]) << 64 | int(hit["key_lo"])]].append(first)
-    return found
+                first_chunks[wanted[int(hit["key_hi"]) << 64 | int(hit["key_lo"])]].append(first)
+    return first_chunks

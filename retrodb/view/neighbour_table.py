@@ -1,4 +1,4 @@
-"""Neighbour tables as a snapshot sees them: a base, the patches of repairs, the edits made by hand, and what is deleted since."""
+"""Neighbour tables as of a snapshot: a base, the patches of repairs, edits by hand, and deletions since."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from retrodb.view.view import SELF, View
 if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array, Int64Array
 
-_PIECE = 1 << 16  # rows read at once
+_BLOCK_ROWS = 1 << 16
 
 
 class NeighbourTable:
-    """A neighbour table read through a snapshot: neighbours that are deleted by now are masked.
+    """A neighbour table read through a snapshot: deleted neighbours are masked.
 
     Raises:
         MissingStep: when there is no such table.
@@ -54,24 +54,24 @@ class NeighbourTable:
         ids = np.full((len(rows), self.width), -1, dtype=np.int64)
         distances = np.full((len(rows), self.width), np.inf, dtype=np.float32)
         for hit in self._coverage.lookup(rows):
-            own = self._content(hit.record)
-            ids[hit.where], distances[hit.where] = own[0][hit.positions], own[1][hit.positions]
+            stored_ids, stored_distances = self._content(hit.record)
+            ids[hit.where], distances[hit.where] = stored_ids[hit.positions], stored_distances[hit.positions]
         return ids, distances
 
     def rows(self) -> Int64Array:
-        """The rows of the table that are live still, ascending."""
+        """The live rows of the table, ascending."""
         rows = self.all_rows()
         return rows[self.view.query_set(self.query_set).is_live(rows)]
 
     def written(self) -> tuple[Int64Array, Int64Array]:
-        """All rows (Q,), ascending, and the first k neighbours of each (Q, k), as they were written, deleted since or not."""
+        """All rows (Q,), ascending, and the first k neighbours of each (Q, k), as they were written, with those deleted since."""
         rows = self.all_rows()
-        ids = [self.edits.apply(piece, *self.stored(piece))[0][:, : self.k] for piece in _pieces(rows)]
+        ids = [self.edits.apply(block, *self.stored(block))[0][:, : self.k] for block in _blocks(rows)]
         return rows, np.concatenate([np.empty((0, self.k), np.int64), *ids])
 
     def num_short(self) -> int:
         """Live rows with fewer than k live neighbours. Reads the whole table."""
-        return sum(int((self.read(piece)[0][:, -1] < 0).sum()) for piece in _pieces(self.rows()))
+        return sum(int((self.read(block)[0][:, -1] < 0).sum()) for block in _blocks(self.rows()))
 
     def all_rows(self) -> Int64Array:
         """The rows of the table, live or not, ascending."""
@@ -85,8 +85,8 @@ class NeighbourTable:
         return flat[0].reshape(content.num_rows, -1), flat[1].reshape(content.num_rows, -1)
 
 
-def _pieces(rows: Int64Array) -> Iterator[Int64Array]:
-    return (rows[start : start + _PIECE] for start in range(0, len(rows), _PIECE))
+def _blocks(rows: Int64Array) -> Iterator[Int64Array]:
+    return (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
 
 
 def live_first(view: View, ids: Int64Array, distances: Float32Array, k: int) -> tuple[Int64Array, Float32Array]:

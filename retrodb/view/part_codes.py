@@ -1,7 +1,7 @@
-"""Vectors from the int8 codes of an index part: what a space has that keeps no vectors.
+"""Vectors from the int8 codes of an index part, for spaces that keep no vectors.
 
 A part holds its codes in the order of its lists (see `ann/part.py`); a row's vector is its code times its scale. About 0.99 of a
-vector's ten nearest stay the same; the index entry of such a space has its own figure, `codes_recall`.
+vector's ten nearest stay the same; the index entry of such a space has the measured figure, `codes_recall`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class PartCodes:
         """The files in the folder have been verified."""
         codes, order, scales = (map_array(folder / name) for name in NEEDED_FILES)
         self._codes_ND, self._scales_N2 = codes, scales
-        self._place_N = np.empty(len(order), dtype=np.int64)  # where each row stands in the order of the lists
-        self._place_N[order] = np.arange(len(order))
+        self._position_N = np.empty(len(order), dtype=np.int64)  # of each row in the order of the lists
+        self._position_N[order] = np.arange(len(order))
 
     def vectors(self, rows: Int64Array) -> Float32Array:
         """(n, D) float32 of rows of the part."""
-        places = self._place_N[rows]
-        vectors: Float32Array = self._codes_ND[places].astype(np.float32) * self._scales_N2[places, :1]
+        positions = self._position_N[rows]
+        vectors: Float32Array = self._codes_ND[positions].astype(np.float32) * self._scales_N2[positions, :1]
         return vectors

@@ -1,6 +1,6 @@
-"""The keys of documents that were purged: they never come back, whatever a source or an older snapshot still has.
+"""The keys of documents that were purged: they are never ingested or restored again.
 
-Of a purged document nothing stays but these 128 bits, the hash of its source and id.
+Only these 128 bits of a purged document stay, the hash of its source and id.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def is_among(entries: IdArray, keys: IdArray) -> BoolArray:
     """(M,) bool: which entries of an ids file have one of the keys (P,), which are sorted."""
     if not len(keys):
         return np.zeros(len(entries), dtype=bool)
-    own = np.empty(len(entries), KEY_DTYPE)
-    own["key_hi"], own["key_lo"] = entries["key_hi"], entries["key_lo"]
-    place = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
-    found: BoolArray = keys[place] == own
-    return found
+    entry_keys = np.empty(len(entries), KEY_DTYPE)
+    entry_keys["key_hi"], entry_keys["key_lo"] = entries["key_hi"], entries["key_lo"]
+    position = np.minimum(np.searchsorted(keys, entry_keys), len(keys) - 1)
+    is_equal: BoolArray = keys[position] == entry_keys
+    return is_equal

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,14 +29,14 @@ class SqlResult:
     """The rows that a query gave."""
 
     columns: list[str]
-    rows: list[tuple[Any, ...]]
+    rows: list[tuple[object, ...]]
 
 
 def run_sql(view: View, query: str) -> SqlResult:
     """Run one SELECT over the tables `documents`, `chunks`, `shards` and `files`.
 
     Raises:
-        UsageError: for SQL that is wrong, is not one SELECT, or reaches for anything beside these tables.
+        UsageError: for SQL that is invalid, is not one SELECT, or uses anything other than these tables.
         MissingFileError, DamagedFileError: for a file that the query would have to read.
     """
     import duckdb
@@ -89,7 +89,7 @@ def _attach_chunks(connection: duckdb.DuckDBPyConnection, view: View) -> list[st
     """`chunks`: `chunk_id`, `first_chunk` of its document, `position`, `role`, `num_tokens`, `text`, `live`."""
     from retrodb.format import schemas
 
-    live = [(r.first_chunk, view.chunks.live_mask(r.first_chunk, r.num_chunks)) for r in view.chunks.ranges]
+    live = [(r.first_chunk, view.chunks.live_mask(*r.span)) for r in view.chunks.ranges]
     connection.register("dead_chunks", _ids_table([first + np.flatnonzero(~mask) for first, mask in live]))
     paths = _attach_kind(connection, view, "chunks", schemas.chunks_schema(view.settings.token_dtype))
     connection.execute(
@@ -182,4 +182,4 @@ _TABLES = {
     "shards": _attach_shards,
     "files": _attach_files,
 }
-"""What attaches a table, and gives the files that it reads; only tables whose name is a word of the query are attached."""
+"""Attaches a table and returns the files that it reads; only tables whose name is a word of the query are attached."""

@@ -1,7 +1,7 @@
 """Which chunks are deleted, and why.
 
-A tombstone says: these rows, for this reason, deleted (or, by `undelete`, no longer). For each reason the youngest word on a
-row holds; a chunk is live when no reason deletes it.
+A tombstone deletes some rows for a reason or, by `undelete`, revokes that reason for them. For each row and reason the newest
+tombstone applies. A chunk is live when no reason deletes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Tombstone:
     first_chunk: int  # start of the range
     num_chunks: int  # length of the range
     reason: str  # such as "leak:wikitext103-test" or "superseded"
-    active: bool  # False takes the reason away again
+    active: bool  # False revokes the reason
     rows: bytes  # roaring bitmap of rows relative to first_chunk
 
 
@@ -48,7 +48,7 @@ def tombstones_to_table(tombstones: Iterable[Tombstone]) -> pa.Table:
 
 
 class TombstoneSet:
-    """All tombstones of a snapshot, asked by id range."""
+    """All tombstones of a snapshot, read by id range."""
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         self._all = [Tombstone(**row) for table in tables for row in table.to_pylist()]
@@ -57,7 +57,7 @@ class TombstoneSet:
 
     @property
     def reasons(self) -> list[str]:
-        """Everything that anything was ever deleted for, or undeleted."""
+        """All reasons of deletions and undeletions, revoked ones too."""
         return sorted({entry.reason for entry in self._all})
 
     def deleted_by_reason(self, first: int, count: int) -> dict[str, BoolArray]:

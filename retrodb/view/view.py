@@ -28,6 +28,11 @@ SELF = "self"
 """The query set of the database's own chunks: always there."""
 
 
+def tombstones_name(query_set: str) -> str:
+    """The name that the manifest gives the tombstones of a query set: "" for the database's own chunks."""
+    return "" if query_set == SELF else query_set
+
+
 class View:
     """The database as of one snapshot."""
 
@@ -40,7 +45,7 @@ class View:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The live files and shards. The database's fixed files are held against it once, when it is read."""
+        """The live files and shards. The settings and the tokenizer are compared with it once, when it is read."""
         manifest = load_manifest(self.storage, self.snapshot)
         for kind in ("settings", "tokenizer"):
             for record in manifest.files(kind):
@@ -56,7 +61,7 @@ class View:
     def chunks(self) -> ChunkSet:
         """The database's own chunks."""
         records = {kind: self.manifest.files(kind) for kind in CHUNK_FILES}
-        return ChunkSet(self.files, self.settings, records, self.tombstones(""))
+        return ChunkSet(self.files, self.settings, records, self.tombstones())
 
     def query_set(self, name: str) -> ChunkSet:
         """The chunks of a query set; `self` is the database's own.
@@ -78,9 +83,10 @@ class View:
         records = {kind: [r for r in files if r.path.rpartition("/")[2].startswith(f"{kind}.")] for kind in CHUNK_FILES}
         return ChunkSet(self.files, self.settings, records, self.tombstones(name))
 
-    def tombstones(self, query_set: str) -> TombstoneSet:
-        """The tombstones of the database (""), or of a query set."""
-        return TombstoneSet(read_table(self.files.open(r)) for r in self.manifest.files("tombstones", query_set))
+    def tombstones(self, query_set: str = SELF) -> TombstoneSet:
+        """The tombstones of a query set, or of the database's own chunks."""
+        records = self.manifest.files("tombstones", tombstones_name(query_set))
+        return TombstoneSet(read_table(self.files.open(record)) for record in records)
 
     def coverage(self, kind: str, name: str | None = None) -> Coverage:
         """The files of a kind, found by id."""
@@ -90,11 +96,11 @@ class View:
         return self._coverages[key]
 
     def embeddable_mask(self, first: int, count: int) -> BoolArray:
-        """(count,) bool: which ids want a vector: live keys that were held against every registered test set."""
+        """(count,) bool: which ids want a vector: live keys that were screened against every registered test set."""
         return self.chunks.key_mask(first, count) & self.screened_mask(first, count)
 
     def screened_mask(self, first: int, count: int) -> BoolArray:
-        """(count,) bool: which ids were held against every registered test set."""
+        """(count,) bool: which ids were screened against every registered test set."""
         mask = np.ones(count, dtype=bool)
         for ranges in self._screened.values():
             inside = np.zeros(count, dtype=bool)
@@ -105,13 +111,13 @@ class View:
 
     @cached_property
     def _screened(self) -> dict[str, list[tuple[int, int]]]:
-        """For every test set the ranges of ids that were held against its present version."""
+        """For every test set the ranges of ids that were screened against its current version."""
         names = self.snapshot.names(TestsetEntry)
         keys = {name: screening_key(name, self.snapshot.existing(TestsetEntry, name).digest) for name in names}
         return {name: self.manifest.screened_ranges(key) for name, key in keys.items()}
 
     def unscreened_shards(self, testset: str) -> list[int]:
-        """Indices of the shards that were not yet held against a test set."""
+        """Indices of the shards that were not yet screened against a test set."""
         ranges, shards = self._screened[testset], self.shards
         spans = zip(shards.first_chunk.tolist(), shards.num_chunks.tolist(), strict=True)
         return [i for i, (first, count) in enumerate(spans) if not covered(ranges, first, count)]

@@ -84,12 +84,12 @@ def column_names(view: View) -> list[str]:
 
 def live_documents(chunks: ChunkSet, record: FileRecord) -> BoolArray:
     """(M,) bool: which documents of a range have a live chunk."""
-    return _with_any(chunks, record, ~chunks.deleted_mask(record.first_chunk, record.num_chunks))
+    return _with_any(chunks, record, ~chunks.deleted_mask(*record.span))
 
 
 def _deleted(chunks: ChunkSet, record: FileRecord, reason: str) -> BoolArray:
     """(M,) bool: which documents of a range have a chunk that a reason deletes."""
-    masks = chunks.tombstones.deleted_by_reason(record.first_chunk, record.num_chunks)
+    masks = chunks.tombstones.deleted_by_reason(*record.span)
     return _with_any(chunks, record, masks.get(reason, np.zeros(record.num_chunks, dtype=bool)))
 
 
@@ -97,8 +97,8 @@ def _with_any(chunks: ChunkSet, record: FileRecord, mask: BoolArray) -> BoolArra
     """(M,) bool: which documents of a range have a row in a mask (num_chunks,)."""
     layout = chunks.layout(record)
     before = np.concatenate(([0], np.cumsum(mask)))
-    found: BoolArray = before[layout.first_row + layout.num_chunks] > before[layout.first_row]
-    return found
+    has_any: BoolArray = before[layout.first_row + layout.num_chunks] > before[layout.first_row]
+    return has_any
 
 
 def _schema(columns: list[str]) -> pa.Schema:
@@ -155,7 +155,7 @@ def _texts(view: View, record: FileRecord, begin: int, end: int) -> Iterator[tup
     """The texts of documents `begin .. end` of a range, so many at a time that memory is bounded, each time from where."""
     import pyarrow as pa
 
-    chunks, layout = view.chunks.file("chunks", record.first_chunk, record.num_chunks), view.chunks.layout(record)
+    chunks, layout = view.chunks.file("chunks", *record.span), view.chunks.layout(record)
     first_rows = np.append(layout.first_row, record.num_chunks)[begin : end + 1]
     bounds = np.searchsorted(chunks.row_set.present, first_rows)
     while begin < end:

@@ -170,7 +170,7 @@ def test_two_writers_of_one_source_the_second_waits(empty: Path, corpus: Path, f
     with advisory_lock(storage.LocalStorage(database), conflict_keys.ingest("s").lock, "ingest"):
         done = run("ingest", database, corpus, *LENIENT)
         assert done.code == errors.EXIT_CONFLICT
-        assert f"another command is at work: ingest (process {os.getpid()}" in done.err
+        assert f"another command is running: ingest (process {os.getpid()}" in done.err
     ok("ingest", database, corpus, *LENIENT)
 
 

@@ -83,7 +83,7 @@ def test_overlapping_updates_end_with_11(built_folder: Path) -> None:
     with advisory_lock(LocalStorage(built_folder / "db"), "update", "update"):
         done = run("update", built_folder / "db")
     assert done.code == errors.EXIT_CONFLICT
-    assert "another command is at work: update" in done.err
+    assert "another command is running: update" in done.err
 
 
 def test_schedule_prints_and_writes_units(built_folder: Path, tmp_path: Path) -> None:

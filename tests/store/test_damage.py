@@ -135,7 +135,7 @@ def test_damaged_segment_of_an_older_snapshot_leaves_the_newer_readable(storage:
 def test_manifest_path_out_of_the_database_is_refused(storage: LocalStorage, base: Snapshot, path: str) -> None:
     head = commit(storage, base, change("x", files=[file("rejects", path)]))
     [record] = load_manifest(storage, head).files("rejects")
-    with pytest.raises(DamagedFileError, match="leads out of the database"):
+    with pytest.raises(DamagedFileError, match="leads outside of the database"):
         VerifiedFiles(storage).open(record)
 
 

@@ -18,7 +18,7 @@ def test_second_holder_is_told_who_holds_it(storage: LocalStorage) -> None:
     holder = context.Process(target=_hold, args=(storage.url, begin, end))
     holder.start()
     assert begin.wait(60)
-    with pytest.raises(LockedError, match=rf"another command is at work: ingest \(process {holder.pid} on "):
+    with pytest.raises(LockedError, match=rf"another command is running: ingest \(process {holder.pid} on "):
         with advisory_lock(storage, "source/a", "ingest"):
             pass
     with advisory_lock(storage, "source/b", "ingest"):
@@ -54,5 +54,5 @@ def test_holder_that_left_nothing_readable_is_called_by_the_locks_name(storage: 
     storage.root.mkdir()
     with advisory_lock(storage, "a", "x"):
         (storage.root / "locks" / "a.json").write_text("{")
-        with pytest.raises(LockedError, match="at work: a"), advisory_lock(storage, "a", "x"):
+        with pytest.raises(LockedError, match="running: a"), advisory_lock(storage, "a", "x"):
             pass

@@ -114,9 +114,9 @@ def test_read_only_directory_is_told(storage: LocalStorage) -> None:
 def test_path_out_of_the_database_is_refused(storage: LocalStorage, path: str) -> None:
     storage.root.mkdir()
     for act in (storage.read, storage.local, storage.exists, storage.delete, storage.list):
-        with pytest.raises(DamagedFileError, match="leads out of the database"):
+        with pytest.raises(DamagedFileError, match="leads outside of the database"):
             act(path)
-    with pytest.raises(DamagedFileError, match="leads out of the database"):
+    with pytest.raises(DamagedFileError, match="leads outside of the database"):
         storage.write(path, b"")
 
 
@@ -128,9 +128,9 @@ def test_link_out_of_the_database_is_not_followed(storage: LocalStorage, tmp_pat
     (outside / "secret").write_text("secret")
     (storage.root / "link").symlink_to(outside / "secret")
     (storage.root / "folder").symlink_to(outside)
-    with pytest.raises(DamagedFileError, match="leads out of the database"):
+    with pytest.raises(DamagedFileError, match="leads outside of the database"):
         storage.read(path)
-    with pytest.raises(DamagedFileError, match="leads out of the database"):
+    with pytest.raises(DamagedFileError, match="leads outside of the database"):
         storage.write(path, b"")
     assert (outside / "secret").read_text() == "secret"
 

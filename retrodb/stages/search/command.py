@@ -18,6 +18,7 @@ from retrodb.format.arrays import Float32Array, Int64Array
 from retrodb.format.entries import SpaceEntry
 from retrodb.stages.index.live_parts import live_parts, missing_rows, open_codebook, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
+from retrodb.view.chunk_set import DocumentRow
 from retrodb.view.view import View
 from retrodb.view.where import documents_where
 
@@ -191,7 +192,7 @@ def _hits(view: View, query: int, ids: Int64Array, values: Float32Array) -> list
     return hits
 
 
-def _continuation(view: View, chunk: int, document: dict[str, Any]) -> str:
+def _continuation(view: View, chunk: int, document: DocumentRow) -> str:
     """What follows a chunk: for a key the whole value, so that an answer is never cut off."""
     first, keys, count = document["first_chunk"], document["num_key_chunks"], document["num_chunks"]
     if not keys:

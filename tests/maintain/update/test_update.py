@@ -169,7 +169,7 @@ def test_the_metrics_file_is_prometheus_text_and_keeps_the_last_success(site: Si
 def test_a_second_update_at_the_same_time_is_refused_at_once(site: Site) -> None:
     db = site.create()
     with advisory_lock(LocalStorage(site.path), "update", "update"):
-        with pytest.raises(LockedError, match="another command is at work"):
+        with pytest.raises(LockedError, match="another command is running"):
             site.update(db)
     assert site.update(db).exit_code == 0
 
