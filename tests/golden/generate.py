@@ -48,7 +48,7 @@ wordlist = "../inputs/words.txt"
 
 [neighbours.self]
 k = 2
-slack = 2
+spare_neighbours = 2
 """
 
 
@@ -93,7 +93,7 @@ def _build_tables(db: Database) -> None:
     db.index(factory="IVF2,Flat")
     db.embed(space="codes", encoder="hashing:8", keep_vectors=False, factory="IVF2,SQ8")
     for queries in ("self", "heldout", "training", "packed"):
-        db.neighbours(queries=queries, k=2, slack=2)
+        db.neighbours(queries=queries, k=2, spare_neighbours=2)
     row, nearest = _first_chunk(db, RETURNED), _first_chunk(db, ARTICLES[5])
     db.edit_neighbours(row, ban=nearest)
     db.edit_neighbours(row + 1, pin=nearest)
