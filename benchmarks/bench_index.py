@@ -26,7 +26,7 @@ from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import join_block
 from retrodb.ann.merge_parts import merge_parts
-from retrodb.ann.operating_point import choose_nprobe, recall_curve
+from retrodb.ann.operating_point import recall_curve
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.rerank import LivePart
 from retrodb.bench.machine import environment, gemm_gflops, timed
@@ -83,7 +83,8 @@ def measure(rows: int, options: argparse.Namespace) -> Cost:
     truth, _ = exact_topk(vectors[asked[some]], live.blocks(), K, METRIC, exclusion.rows(some), options.threads)
     nearest = codebook.nearest_lists(vectors[asked[some]], min(codebook.num_lists, 512), options.threads)
     sizes = np.diff(part.offsets_L1)
-    point = choose_nprobe(recall_curve(nearest, np.where(truth >= 0, part.lists_NA[truth, 0], -1), sizes), 0.95)
+    curve = recall_curve(nearest, np.where(truth >= 0, part.lists_NA[truth, 0], -1), sizes)
+    point = next(point for point in curve if point.recall.mean >= 0.95)  # StopIteration: 512 lists are too few
     own = part.lists_NA[asked] if point.nprobe <= part.lists_NA.shape[1] else None
     args = (vectors[asked], own, [live], codebook, K, point.nprobe, exclusion)
     join_block(*args, threads=options.threads)  # compiled and in memory

@@ -34,11 +34,11 @@ from faiss.contrib.big_batch_search import big_batch_search
 from threadpoolctl import threadpool_limits
 
 from retrodb.ann.codebook import train
+from retrodb.ann.codegen.code_product import PANEL, ROWS, PanelColumns, multiply
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.int_product import PANEL, ROWS, multiply
 from retrodb.ann.join import join_block
-from retrodb.ann.operating_point import choose_nprobe, recall_at_k, recall_curve
+from retrodb.ann.operating_point import recall_at_k, recall_curve
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.rerank import LivePart, rerank
 
@@ -73,23 +73,20 @@ def gemm_gflops(size: int = 1024) -> float:
 
 
 @numba.njit(nogil=True)
-def _codes_loop(queries: Any, rows: Any, panels: Any, affine: Any, ones: Any, out: Any, repeats: int) -> None:
+def _codes_loop(queries: Any, rows: Any, columns: PanelColumns, ones: Any, out: Any, repeats: int) -> None:
     for _ in range(repeats):
         for panel in range(2):
-            multiply(queries, rows, panels, affine, panel, ones, ones, out)
+            multiply(queries, rows, columns, panel, ones, ones, out)
 
 
 def code_gops(dim: int = 384) -> float:
     """The rate of products of 6-bit codes that never leave the first-level cache, best of five: the join's peak."""
-    queries, panels = np.ones((ROWS, dim), np.uint8), np.ones(2 * PANEL * dim, np.int8)
-    affine, ones, out = (
-        np.zeros((3, 2 * PANEL), np.float32),
-        -np.ones(ROWS, np.float32),
-        np.empty((ROWS, PANEL), np.float32),
-    )
-    _codes_loop(queries, np.arange(ROWS), panels, affine, ones, out, 1)
+    queries = np.ones((ROWS, dim), np.uint8)
+    columns = PanelColumns(np.ones(2 * PANEL * dim, np.int8), np.zeros((3, 2 * PANEL), np.float32))
+    ones, out = -np.ones(ROWS, np.float32), np.empty((ROWS, PANEL), np.float32)
+    _codes_loop(queries, np.arange(ROWS), columns, ones, out, 1)
     repeats = 20_000
-    run = lambda: _codes_loop(queries, np.arange(ROWS), panels, affine, ones, out, repeats)  # noqa: E731
+    run = lambda: _codes_loop(queries, np.arange(ROWS), columns, ones, out, repeats)  # noqa: E731
     return max(4e-9 * repeats * ROWS * PANEL * dim / timed(run)[1] for _ in range(5))
 
 
@@ -160,7 +157,8 @@ class Bench:
     def first_guess(self, target: float) -> int:
         sizes = np.diff(self.live.part.offsets_L1)
         true_lists = np.where(self.truth[0] >= 0, self.live.part.lists_NA[self.truth[0], 0], -1)
-        return choose_nprobe(recall_curve(self.lists[self.sample], true_lists, sizes), target).nprobe
+        curve = recall_curve(self.lists[self.sample], true_lists, sizes)
+        return next((point.nprobe for point in curve if point.recall.mean >= target), curve[-1].nprobe)
 
     def join(self, nprobe: int, stored: bool, rows: np.ndarray) -> Found:
         lists = self.lists[rows] if stored else None

@@ -1,6 +1,6 @@
 """The neighbour join on a GPU, on a bare machine: PyTorch 2.11 or newer and NumPy, no FAISS.
 
-Synthetic unit vectors in topics; lists by k-means on a sample; every vector's k nearest by the join's own scan (`device_scan`),
+Synthetic unit vectors in topics; lists by k-means on a sample; every vector's k nearest by the join's own scan (`gpu_scan`),
 then exact distances. Beside it, on the same device: a brute-force float16 product of a sample (also the truth), and a
 query-major search of the same lists. Prints vectors per second, the share of the measured int8 matrix rate, and the recall.
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrodb.ann.device_scan import ListColumns, scan_on_device
+from retrodb.ann.gpu_scan import ListColumns, scan_on_device
 
 _BLOCK = 1 << 18
 
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10, help="of k-means")
     parser.add_argument("--nprobe", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--slack", type=int, default=8)
+    parser.add_argument("--rerank-margin", type=int, default=8)
     parser.add_argument("--truth", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -163,7 +163,7 @@ def main() -> None:
     rows = store.order[: options.queries].to(device)  # a run in the order of lists, as the blocks of a whole join are
     queries, own_lists = vectors[rows], lists[rows].cpu().numpy()
     sample = torch.randperm(len(rows), generator=random)[: options.truth].to(device)
-    near, exact_s = timed(lambda: brute_force(vectors, queries[sample], k + options.slack), device)
+    near, exact_s = timed(lambda: brute_force(vectors, queries[sample], k + options.rerank_margin), device)
     truth = reranked(vectors, queries[sample], near, k)  # the product's scores are rounded to float16
     rate = int8_rate(device, 8192 if device.startswith("cuda") else 512)
     print(
@@ -183,7 +183,14 @@ def main() -> None:
 
         def join(probed: np.ndarray = probed) -> torch.Tensor:
             ids = scan_on_device(
-                queries.float().cpu().numpy(), probed, store.columns, [], centre, False, k + options.slack, device
+                queries.float().cpu().numpy(),
+                probed,
+                store.columns,
+                [],
+                centre,
+                False,
+                k + options.rerank_margin,
+                device,
             )
             return reranked(vectors, queries, torch.from_numpy(ids).to(device), k)
 

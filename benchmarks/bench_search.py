@@ -90,7 +90,7 @@ class Bench:
             faiss.extract_index_ivf(index).nprobe = nprobe
         if not self.codebook.is_coarse:
             return index.search(queries, self.k)[1]
-        ids = index.search(queries, self.k + self.codebook.slack)[1]
+        ids = index.search(queries, self.k + self.codebook.rerank_margin)[1]
         return rerank(queries, ids, [self.live], self.k, METRIC)[0]
 
     def _usearch(self) -> Method:
@@ -166,8 +166,8 @@ def report(options: argparse.Namespace) -> Iterator[str]:
             f"| {method.name} | {effort} | {reached:.3f} | {p50:.2f} | {p95:.2f} | {p99:.2f} | {rate:,.0f}"
             f" | {p50 / ours[0]:.2f} | {ours[1] / rate:.2f} | {method.build_s:.1f} | {method.size_bytes / 1e6:.0f} |"
         )
-    vectors_mb = bench.vectors.nbytes / 1e6
-    yield f"\n- ours also maps {vectors_mb:.0f} MB of float16 vectors, and reads k + {bench.codebook.slack} of them a query"
+    vectors_mb, margin = bench.vectors.nbytes / 1e6, bench.codebook.rerank_margin
+    yield f"\n- ours also maps {vectors_mb:.0f} MB of float16 vectors, and reads k + {margin} of them a query"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield f"- float32 product {gemm:.0f} GFLOP/s before, {gemm_gflops():.0f} after; peak memory {peak:.2f} GiB with all methods\n"
 

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from retrodb.ann import kernels
+from retrodb.ann.codegen.distances import fixed_affine
 from retrodb.ann.exact import FixedRows, run_rows
+from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
 from retrodb.ann.kmeans import FLAT_LISTS, kmeans
 from retrodb.ann.metric import Metric, check_metric, check_vectors
-from retrodb.errors import ConfigError, MissingDependency
-from retrodb.format.arrays import Float32Array, VectorArray
+from retrodb.errors import ConfigError
+from retrodb.format.arrays import Float32Array, Int32Array, VectorArray
 
 FLAT = "Flat"
-MIN_POINTS_PER_LIST = 39  # what FAISS warns below
-POINTS_PER_LIST = 64  # what a sample should have; more moves recall by less than its confidence interval
-MIN_POINTS_PER_CODE = 39 * 256  # a product quantizer trains 256 centroids per sub-vector
-SLACK = 16  # of codes with a byte a dimension: their order is wrong by a place or two
-COARSE_SLACK = (
-    200  # of shorter codes: at one bit a dimension 200 candidates keep 0.98 of what the lists hold, 50 keep 0.86
-)
+MIN_POINTS_PER_LIST = 39  # FAISS warns when there are fewer
+POINTS_PER_LIST = 64  # of a sample; more of them change recall by less than its confidence interval
+MIN_POINTS_PER_CODE = MIN_POINTS_PER_LIST * 256  # a product quantizer trains 256 centroids (8 bits) per sub-vector
+# Candidates beyond k, of codes with a byte a dimension: their order is wrong by one or two positions.
+RERANK_MARGIN_OF_BYTES = 16
+# Of shorter codes: with one bit a dimension 200 candidates keep 0.98 of the true neighbours in the lists, 50 keep 0.86.
+RERANK_MARGIN_OF_BITS = 200
 
-# Numbers of vectors and lists that measured or published systems do well with; between them by the logarithms (ANCHORS: 1e8 and
-# 1e10 are extrapolated from published systems).
+# Pairs of (vectors, lists), interpolated by their logarithms. Measured at 1e5 and 1e6 vectors. The pairs at 1e8 and 1e10 are
+# extrapolated from published systems, such as a billion vectors in 1,048,576 lists (FAISS wiki).
 _LISTS_BY_SIZE = ((1e4, 128), (1e5, 1024), (1e6, 8192), (1e8, 131_072), (1e10, 4_194_304))
-_FLAT_UP_TO = 20_000  # an exact product over so few takes less time than training
-_SQ8_UP_TO = 300_000  # until here the one-bit codes' faster scan does not repay their rerank
-_PQ_FROM = 10_000_000  # from here on SQ8's bytes cost more than a product quantizer's training
+_FLAT_UP_TO = 20_000  # an exact product over so few vectors takes less time than training
+_SQ8_UP_TO = 300_000  # up to here the faster scan of one-bit codes saves less time than their rerank takes
+_PQ_FROM = 10_000_000  # from here on the memory of SQ8 costs more than the training of a product quantizer
+_PQ_BYTES = 64  # of a product quantizer's code
 
 
 def choose_factory(
@@ -42,8 +41,8 @@ def choose_factory(
     """A FAISS factory string for a corpus of this size.
 
     Args:
-        memory_bytes: what a search process may hold; fast-scan codes (RaBitQfs) have to fit, others are memory-mapped.
-        bytes_per_vector: the size of a search code, if it is to be forced.
+        memory_bytes: memory limit of a search process; fast-scan codes (RaBitQfs) have to fit, others are memory-mapped.
+        bytes_per_vector: the size of a search code; None chooses one.
     """
     check_metric(metric)
     if num_vectors <= _FLAT_UP_TO and bytes_per_vector is None:
@@ -51,34 +50,34 @@ def choose_factory(
     sizes, lists = np.log2(np.array(_LISTS_BY_SIZE)).T
     num_lists = 2 ** round(float(np.interp(np.log2(max(num_vectors, 1)), sizes, lists)))
     coarse = f"IVF{num_lists}_HNSW32" if num_lists > FLAT_LISTS else f"IVF{num_lists}"
-    one_bit = dim // 8 + 8
+    one_bit = dim // 8 + 2 * 4  # a bit a dimension, and two float32 factors
     has_one_bit = num_vectors * one_bit <= memory_bytes
     if bytes_per_vector is None:
-        large = one_bit if has_one_bit else 64 if num_vectors >= _PQ_FROM else dim
+        large = one_bit if has_one_bit else _PQ_BYTES if num_vectors >= _PQ_FROM else dim
         bytes_per_vector = dim if num_vectors <= _SQ8_UP_TO else large
     if bytes_per_vector >= dim:
         return f"{coarse},SQ8"
     if bytes_per_vector >= one_bit and has_one_bit:
         return f"{coarse},RaBitQfs"
-    num_codes = max(1, min(bytes_per_vector, dim // 4))
+    num_codes = max(1, min(bytes_per_vector, dim // 4))  # sub-vectors of at least 4 dimensions, a byte each
     return f"OPQ{num_codes}_{4 * num_codes},{coarse},PQ{num_codes}"
 
 
 def num_lists_of(factory: str) -> int:
-    """Inverted lists that a factory string asks for; 1 for `Flat`, which is one list."""
+    """Inverted lists of a factory string; 1 for `Flat`, which is one list."""
     match = re.search(r"IVF(\d+)", factory)
     return int(match[1]) if match else 1
 
 
 def sample_size(factory: str) -> int:
-    """Vectors that training wants."""
+    """Number of vectors that a training sample should have."""
     if factory == FLAT:
         return 0
     return max(num_lists_of(factory) * POINTS_PER_LIST, MIN_POINTS_PER_CODE if "PQ" in factory else 0)
 
 
 def least_sample(factory: str) -> int:
-    """Vectors below which training gives up; none for `Flat`, which has nothing to train."""
+    """Fewest vectors that can train a factory; 0 for `Flat`, which has nothing to train."""
     if factory == FLAT:
         return 0
     return max(num_lists_of(factory) * MIN_POINTS_PER_LIST, MIN_POINTS_PER_CODE if "PQ" in factory else 0)
@@ -88,8 +87,8 @@ def least_sample(factory: str) -> int:
 class Codebook:
     """A trained, empty FAISS index, and the coarse assignment that all parts share."""
 
-    index: Any  # faiss.Index; clone it before adding
-    note: str = ""  # what training decided otherwise than asked, for the user
+    index: FaissIndex  # clone it before adding
+    note: str = ""  # how training deviated from the factory, for the user
 
     @property
     def metric(self) -> Metric:
@@ -109,7 +108,7 @@ class Codebook:
         return bytes(faiss_module().serialize_index(self.index).tobytes())
 
     @cached_property
-    def ivf(self) -> Any:
+    def ivf(self) -> FaissIndex:
         """The inverted file inside the index, or None for `Flat`."""
         faiss = faiss_module()
         inner = self.index
@@ -123,9 +122,9 @@ class Codebook:
         return self.ivf is not None and bool(self.ivf.code_size < self.dim)
 
     @property
-    def slack(self) -> int:
-        """Candidates beyond k that need an exact distance, so that the codes lose little of what the scan reaches."""
-        return COARSE_SLACK if self.is_coarse else SLACK
+    def rerank_margin(self) -> int:
+        """Candidates beyond k that need an exact distance, so that the order by codes loses few true neighbours."""
+        return RERANK_MARGIN_OF_BITS if self.is_coarse else RERANK_MARGIN_OF_BYTES
 
     @cached_property
     def centroids_LD(self) -> Float32Array:
@@ -147,27 +146,23 @@ class Codebook:
         faiss = faiss_module()
         if not isinstance(self.index, faiss.IndexPreTransform):
             return vectors_ND
-        for at in range(self.index.chain.size()):
-            step = faiss.downcast_VectorTransform(self.index.chain.at(at))
+        for number in range(self.index.chain.size()):
+            step = faiss.downcast_VectorTransform(self.index.chain.at(number))
             matrix_MD = faiss.vector_to_array(step.A).reshape(step.d_out, step.d_in)
             bias_M = faiss.vector_to_array(step.b) if step.have_bias else np.zeros(step.d_out, np.float32)
             vectors_ND = _affine(vectors_ND, matrix_MD, bias_M, threads)
         return vectors_ND
 
-    def nearest_lists(
-        self, vectors_ND: VectorArray, count: int, threads: int = 1
-    ) -> np.ndarray[Any, np.dtype[np.int32]]:
+    def nearest_lists(self, vectors_ND: VectorArray, count: int, threads: int = 1) -> Int32Array:
         """Each vector's `count` nearest lists by closeness, (N, count) int32, -1 where there are no more.
 
-        Exact up to `FLAT_LISTS` lists; beyond, a graph search over the centroids, whose answer depends on nothing but
-        the vector.
+        Exact up to `FLAT_LISTS` lists. With more lists a graph search over the centroids, whose answer depends on the
+        vector only.
         """
         return self.nearest_lists_of(self.transform(check_vectors(vectors_ND, self.dim), threads), count, threads)
 
-    def nearest_lists_of(
-        self, vectors: Float32Array, count: int, threads: int = 1
-    ) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """`nearest_lists` of vectors that were transformed already."""
+    def nearest_lists_of(self, vectors: Float32Array, count: int, threads: int = 1) -> Int32Array:
+        """`nearest_lists` of vectors that are transformed already."""
         if self.num_lists <= FLAT_LISTS:
             return self._centroids.nearest(vectors, count, self.metric, threads).astype(np.int32)
         faiss = faiss_module()
@@ -177,7 +172,7 @@ class Codebook:
 
 
 def load_codebook(data: bytes) -> Codebook:
-    """A codebook from its file's bytes, whose digest the caller has verified: FAISS trusts what it reads."""
+    """A codebook from its file's bytes. The caller has verified their digest: FAISS does not check what it reads."""
     return Codebook(faiss_module().deserialize_index(np.frombuffer(data, dtype=np.uint8)))
 
 
@@ -200,7 +195,7 @@ def train(sample_SD: VectorArray, factory: str, seed: int, metric: Metric, threa
     return Codebook(codebook.index)
 
 
-def _new_index(factory: str, dim: int, metric: Metric) -> Any:
+def _new_index(factory: str, dim: int, metric: Metric) -> FaissIndex:
     faiss = faiss_module()
     try:
         return faiss.index_factory(
@@ -216,8 +211,8 @@ def _train_index(codebook: Codebook, sample: Float32Array, seed: int, threads: i
     if codebook.ivf is None:
         return
     if isinstance(codebook.index, faiss.IndexPreTransform):
-        for at in range(codebook.index.chain.size()):
-            codebook.index.chain.at(at).train(codebook.transform(sample) if at else sample)
+        for number in range(codebook.index.chain.size()):
+            codebook.index.chain.at(number).train(codebook.transform(sample) if number else sample)
     rotated = codebook.transform(sample, threads)
     centroids_LD = kmeans(rotated, codebook.ivf.nlist, seed, codebook.metric, threads)
     codebook.ivf.quantizer.train(centroids_LD)
@@ -229,34 +224,8 @@ def _train_index(codebook: Codebook, sample: Float32Array, seed: int, threads: i
 def _affine(inputs_ND: Float32Array, matrix_MD: Float32Array, bias_M: Float32Array, threads: int) -> Float32Array:
     outputs_NM = np.empty((len(inputs_ND), len(matrix_MD)), dtype=np.float32)
     run_rows(
-        lambda first, stop: kernels.fixed_affine(inputs_ND[first:stop], matrix_MD, bias_M, outputs_NM[first:stop]),
+        lambda first, stop: fixed_affine(inputs_ND[first:stop], matrix_MD, bias_M, outputs_NM[first:stop]),
         len(inputs_ND),
         threads,
     )
     return outputs_NM
-
-
-@contextmanager
-def one_faiss_thread() -> Iterator[None]:
-    """Runs FAISS with one thread and gives its threads back: what it trains and builds must not depend on them."""
-    threads = faiss_module().omp_get_max_threads()
-    faiss_module().omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss_module().omp_set_num_threads(threads)
-
-
-def faiss_module() -> Any:
-    """FAISS, imported at first use.
-
-    Raises:
-        MissingDependency: neither extra is installed.
-    """
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            "FAISS is not installed", remedy="pip install 'retrodb[cpu]', or 'retrodb[gpu]' on a machine with a GPU"
-        ) from error
-    return faiss

@@ -1,7 +1,7 @@
 """Whether the codebook still fits what is added: measured at every add, compared with what it was trained on.
 
-Canaries are a few chunks whose true neighbours are known at every time, because each add compares them with what is new and
-with nothing else. The share of these neighbours in the lists that a search would read is the recall of its scan.
+Canaries are a few chunks whose true neighbours are always known: each add compares them with the new chunks, and
+with nothing else. The fraction of these neighbours in the lists that a search would read is the recall of its scan.
 
 Legend: C canaries, K of their neighbours.
 """
@@ -12,33 +12,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.metric import NO_NEIGHBOUR
 from retrodb.ann.part import Part
-from retrodb.format.arrays import Float32Array, Int64Array
+from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 
-MAX_RESIDUAL_GROWTH = 1.10  # from here on retraining pays (ANCHORS section 9: +10%, x1.5, -2 points)
-MAX_IMBALANCE_GROWTH = 1.5
-MAX_RECALL_LOSS = 0.02
+# Beyond any of these limits retraining is recommended. The limits are choices, not measurements.
+MAX_RESIDUAL_GROWTH = 1.10
+MAX_IMBALANCE_GROWTH = 1.5  # a search of as many lists scans 1.5 times as many vectors
+MAX_RECALL_LOSS = (
+    0.02  # 64 canaries with 10 neighbours vary less at recall 0.95: 1.96 * sqrt(0.95 * 0.05 / 640) = 0.017
+)
 CANARY_K = 10
-SAMPLE_ROWS = 65_536  # of a part, for the residual
-BLOCK_ROWS = 16_384
+SAMPLE_ROWS = 65_536  # of a part, for the residual: 65,536 * 384 dimensions * 4 bytes (float32) = 100 MB
+BLOCK_ROWS = 16_384  # decoded at once: 16,384 * 384 dimensions * 4 bytes (float32) = 25 MB
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How vectors lie in the lists of a codebook."""
+    """How vectors are distributed over the lists of a codebook."""
 
     residual: float  # mean squared distance of vectors to their own list's centroid
     imbalance: float  # scanned vectors relative to equal lists: L * sum(size^2) / N^2; 1 when all lists are equal
     canary_recall: float | None  # None: no canary has a neighbour
 
     def reasons(self, at_training: Drift) -> list[str]:
-        """Why retraining pays; empty when it does not."""
+        """Why retraining is recommended; empty when it is not."""
         reasons = []
         if self.residual > MAX_RESIDUAL_GROWTH * at_training.residual:
             reasons.append(f"residual {self.residual / max(at_training.residual, 1e-12) - 1:+.0%}")
@@ -61,16 +63,15 @@ class Truth:
 
     @classmethod
     def empty(cls, num_canaries: int) -> Truth:
-        """Nothing known yet."""
+        """No neighbours known yet."""
         none = np.full((num_canaries, CANARY_K), NO_NEIGHBOUR, dtype=np.int64)
         return cls(none, np.full(none.shape, np.inf, dtype=np.float32), none.copy())
 
-    def without(self, gone_CK: NDArray[np.bool_]) -> Truth:
-        """The same without chunks that are gone; what was behind them is not known, so the rows are shorter."""
-        ids = np.where(gone_CK, NO_NEIGHBOUR, self.ids_CK)
-        return Truth(
-            ids, np.where(gone_CK, np.float32(np.inf), self.distances_CK), np.where(gone_CK, -1, self.lists_CK)
-        )
+    def without(self, deleted_CK: BoolArray) -> Truth:
+        """The same without deleted chunks. Which chunks come next is not known, so the rows are shorter."""
+        ids = np.where(deleted_CK, NO_NEIGHBOUR, self.ids_CK)
+        distances = np.where(deleted_CK, np.float32(np.inf), self.distances_CK)
+        return Truth(ids, distances, np.where(deleted_CK, -1, self.lists_CK))
 
     def merged(self, other: Truth) -> Truth:
         """The nearest of both."""
@@ -81,19 +82,19 @@ class Truth:
         return Truth(*(np.take_along_axis(array, nearest, axis=1) for array in (ids, distances, lists)))
 
     def recall(self, canaries_CD: Float32Array, codebook: Codebook, nprobe: int) -> float | None:
-        """The share of these neighbours that lie in each canary's `nprobe` nearest lists."""
+        """The fraction of these neighbours that are in each canary's `nprobe` nearest lists."""
         known = self.ids_CK != NO_NEIGHBOUR
         if not known.any():
             return None
         probed_CA = codebook.nearest_lists(canaries_CD, min(nprobe, codebook.num_lists))
-        found = (self.lists_CK[:, :, None] == probed_CA[:, None, :]).any(axis=2) & known
-        return float(found.sum() / known.sum())
+        is_probed = (self.lists_CK[:, :, None] == probed_CA[:, None, :]).any(axis=2) & known
+        return float(is_probed.sum() / known.sum())
 
 
 def truth_in_part(canaries_CD: Float32Array, canary_ids: Int64Array, part: Part, ids_N: Int64Array) -> Truth:
-    """The canaries' nearest in a part, themselves excluded, by its int8 codes: near enough to say which lists they are in."""
-    own = Exclusion.of(len(canary_ids), chunk=canary_ids)
-    ids, distances = exact_topk(canaries_CD, _decoded(part, ids_N), CANARY_K, part.meta.metric, own)
+    """The canaries' nearest in a part, themselves excluded, by its int8 codes, which are precise enough for this measure."""
+    itself = Exclusion.of(len(canary_ids), chunk=canary_ids)
+    ids, distances = exact_topk(canaries_CD, _decoded(part, ids_N), CANARY_K, part.meta.metric, itself)
     rows = np.minimum(np.searchsorted(ids_N, ids), len(ids_N) - 1)
     return Truth(ids, distances, np.where(ids >= 0, part.lists_NA[:, 0][rows], -1))
 
@@ -104,17 +105,17 @@ def _decoded(part: Part, ids_N: Int64Array) -> Iterator[Block]:
         yield Block(ids, _vectors(part, slice(start, start + BLOCK_ROWS)), None, {"chunk": ids})
 
 
-def _vectors(part: Part, places: slice) -> Float32Array:
-    codes: Float32Array = part.codes_ND[places].astype(np.float32)
-    return codes * part.scales_N2[places, :1]
+def _vectors(part: Part, positions: slice[int, int | None, int | None]) -> Float32Array:
+    codes: Float32Array = part.codes_ND[positions].astype(np.float32)
+    return codes * part.scales_N2[positions, :1]
 
 
 def residual(part: Part, codebook: Codebook) -> float:
     """Mean squared distance of a part's vectors (an even sample of them) to their own centroids."""
-    places = slice(0, None, -(-part.meta.rows // SAMPLE_ROWS))
-    own_list = np.searchsorted(part.offsets_L1, np.arange(part.meta.rows)[places], side="right") - 1
-    rest_ND = codebook.transform(_vectors(part, places)) - codebook.centroids_LD[own_list]
-    return float((rest_ND.astype(np.float64) ** 2).sum(axis=1).mean())
+    positions = slice(0, None, -(-part.meta.rows // SAMPLE_ROWS))
+    list_N = np.searchsorted(part.offsets_L1, np.arange(part.meta.rows)[positions], side="right") - 1
+    residual_ND = codebook.transform(_vectors(part, positions)) - codebook.centroids_LD[list_N]
+    return float((residual_ND.astype(np.float64) ** 2).sum(axis=1).mean())
 
 
 def imbalance(list_sizes_L: Int64Array) -> float:

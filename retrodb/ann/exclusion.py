@@ -2,24 +2,32 @@
 
 A query row carries keys by named kind (`document`: its own document, or all documents of its training sequence;
 `content`: hashes of equal texts; `cluster`: near-duplicates). A database row carries one key of each kind. The row is no
-candidate when any of its keys is among the query's keys of that kind. ExclusionKeys are 64 bits, compared bit by bit (uint64
-hashes are viewed as int64); the key -1 means "none" and matches nothing.
+candidate when any of its keys is among the query's keys of that kind. Keys have 64 bits and are compared bit by bit (uint64
+hashes are viewed as int64). The key -1 means "none" and matches nothing.
+
+Legend: Q queries, J kinds of keys, M keys of all queries together, N database rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrodb.errors import MismatchError
-from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.arrays import BoolArray, Int64Array, UInt64Array
 
 NO_KEY = -1
-ExclusionKeys = NDArray[np.integer[Any]]  # int64 or uint64
+ExclusionKeys: TypeAlias = Int64Array | UInt64Array
+
+
+class QueryKeys(NamedTuple):
+    """Keys of query rows as the kernels read them: row q has `keys_M[offsets_JQ1[kind, q]:offsets_JQ1[kind, q + 1]]`."""
+
+    offsets_JQ1: Int64Array
+    keys_M: Int64Array
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,15 @@ class Exclusion:
     kinds: tuple[str, ...]
     num_queries: int
     keys_M: Int64Array
-    offsets_JQ1: Int64Array  # (J, Q + 1) places in keys_M
+    offsets_JQ1: Int64Array  # positions in keys_M
 
     @classmethod
     def of(cls, num_queries: int, **kinds: ExclusionKeys | Ragged) -> Exclusion:
-        """From one key a row (an array of Q) or `Ragged` keys, by kind; without kinds nothing is excluded."""
+        """From one key a row (an array of Q) or `Ragged` keys, by kind; without kinds nothing is excluded.
+
+        Raises:
+            MismatchError: keys of another number of query rows.
+        """
         flat: list[Int64Array] = []
         offsets_JQ1 = np.zeros((len(kinds), num_queries + 1), dtype=np.int64)
         start = 0
@@ -54,18 +66,22 @@ class Exclusion:
             start += len(ragged.keys)
         return cls(tuple(kinds), num_queries, np.concatenate([*flat, np.empty(0, np.int64)]), offsets_JQ1)
 
+    def query_keys(self, start: int = 0, stop: int | None = None) -> QueryKeys:
+        """The keys of rows start..stop, or of all, for a kernel."""
+        stop = self.num_queries if stop is None else stop
+        return QueryKeys(np.ascontiguousarray(self.offsets_JQ1[:, start : stop + 1]), self.keys_M)
+
     def rows(self, rows: Int64Array) -> Exclusion:
         """The keys of some rows, in their order."""
         sizes_JR = np.diff(self.offsets_JQ1, axis=1)[:, rows]
         ends = np.cumsum(sizes_JR.ravel())
         firsts = self.offsets_JQ1[:, :-1][:, rows].ravel()
-        places = np.repeat(firsts - (ends - sizes_JR.ravel()), sizes_JR.ravel()) + np.arange(
-            ends[-1] if ends.size else 0
-        )
+        num_keys = ends[-1] if ends.size else 0
+        positions = np.repeat(firsts - (ends - sizes_JR.ravel()), sizes_JR.ravel()) + np.arange(num_keys)
         bounds = np.concatenate([[0], ends]).astype(np.int64)
         starts = np.arange(len(self.kinds))[:, None] * len(rows)
         offsets_JR1 = bounds[starts + np.arange(len(rows) + 1)[None, :]]
-        return Exclusion(self.kinds, len(rows), self.keys_M[places], offsets_JR1)
+        return Exclusion(self.kinds, len(rows), self.keys_M[positions], offsets_JR1)
 
     def stack(self, keys: Mapping[str, ExclusionKeys], num_rows: int, where: str = "database rows") -> Int64Array:
         """The database rows' keys of this exclusion's kinds, (J, N) int64. Raises as `columns`."""
@@ -75,7 +91,7 @@ class Exclusion:
     def columns(
         self, keys: Mapping[str, ExclusionKeys], num_rows: int, where: str = "database rows"
     ) -> tuple[Int64Array, ...]:
-        """The same without a copy where they are int64: one array (N,) a kind, and an empty one where there is none.
+        """The same without a copy where they are int64: one array (N,) a kind; one empty array where there are no kinds.
 
         Raises:
             MismatchError: a kind is missing, or has another number of rows.
@@ -88,10 +104,10 @@ class Exclusion:
     def padded(self, kind: int) -> Int64Array:
         """(Q, most keys of a row) the keys of one kind, `NO_KEY` where a row has fewer."""
         starts, sizes = self.offsets_JQ1[kind, :-1], np.diff(self.offsets_JQ1[kind])
-        places = np.arange(sizes.max(initial=0))
-        is_there = places < sizes[:, None]
-        padded = np.full(is_there.shape, NO_KEY, dtype=np.int64)
-        padded[is_there] = self.keys_M[(starts[:, None] + places)[is_there]]
+        positions = np.arange(sizes.max(initial=0))
+        is_key = positions < sizes[:, None]
+        padded = np.full(is_key.shape, NO_KEY, dtype=np.int64)
+        padded[is_key] = self.keys_M[(starts[:, None] + positions)[is_key]]
         return padded
 
     def mask(self, keys_JN: Int64Array) -> BoolArray:
@@ -99,11 +115,11 @@ class Exclusion:
         mask_QN = np.zeros((self.num_queries, keys_JN.shape[1]), dtype=np.bool_)
         for kind in range(len(self.kinds)):
             for row in range(self.num_queries):
-                own = self.keys_M[self.offsets_JQ1[kind, row] : self.offsets_JQ1[kind, row + 1]]
-                mask_QN[row] |= np.isin(keys_JN[kind], own) & (keys_JN[kind] != NO_KEY)
+                keys_of_row = self.keys_M[self.offsets_JQ1[kind, row] : self.offsets_JQ1[kind, row + 1]]
+                mask_QN[row] |= np.isin(keys_JN[kind], keys_of_row) & (keys_JN[kind] != NO_KEY)
         return mask_QN
 
 
 def _as_int64(keys: ExclusionKeys) -> Int64Array:
-    keys = np.ascontiguousarray(keys)
-    return keys.view(np.int64) if keys.dtype == np.uint64 else keys.astype(np.int64, copy=False)
+    contiguous = np.ascontiguousarray(keys)
+    return contiguous.view(np.int64) if keys.dtype == np.uint64 else contiguous.astype(np.int64, copy=False)

@@ -1,8 +1,8 @@
 """The inverted lists of a FAISS index, filled from and read into plain codes.
 
-FAISS' own `add` assigns vectors again, by a product whose bits depend on the batch; and giving lists to a fast-scan index
-(`add_core`) corrupts it without an error (faiss 1.15.1). So vectors are encoded under the lists that we keep, and whole lists
-are handed over: in ascending order of rows, which is how FAISS then cuts ties.
+The `add` of FAISS assigns vectors again, by a product whose bits depend on the batch. Its `add_core`, which takes lists,
+corrupts a fast-scan index without an error (faiss 1.15.1). So vectors are encoded under the lists that we keep, and whole lists
+are copied into the index in ascending order of rows, which is the order in which FAISS then breaks ties.
 
 Legend: N vectors by (list, row), B bytes of a search code, L lists.
 """
@@ -10,26 +10,25 @@ Legend: N vectors by (list, row), B bytes of a search code, L lists.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retrodb.ann.codebook import Codebook, faiss_module
-from retrodb.format.arrays import ByteArray, Float32Array, Int64Array
+from retrodb.ann.codebook import Codebook
+from retrodb.ann.faiss_library import FaissIndex, FaissObject, faiss_module
+from retrodb.format.arrays import ByteArray, Float32Array, Int32Array, Int64Array
 
 
-def encode(rotated_ND: Float32Array, own_list_N: NDArray[np.int32], codebook: Codebook) -> ByteArray:
+def encode(rotated_ND: Float32Array, list_N: Int32Array, codebook: Codebook) -> ByteArray:
     """The search codes (N, B) of vectors in the space of the centroids, under their lists."""
     faiss = faiss_module()
     codes_NB: ByteArray = np.zeros((len(rotated_ND), codebook.ivf.code_size), dtype=np.uint8)
-    vectors, lists = np.ascontiguousarray(rotated_ND), own_list_N.astype(np.int64)
+    vectors, lists = np.ascontiguousarray(rotated_ND), list_N.astype(np.int64)
     codebook.ivf.encode_vectors(len(vectors), *map(faiss.swig_ptr, (vectors, lists, codes_NB)), False)
     return codes_NB
 
 
-def fill(index: Any, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: ByteArray) -> None:
-    """Gives an empty index its lists: list l holds places `offsets[l]` to `offsets[l + 1]`."""
+def fill(index: FaissIndex, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: ByteArray) -> None:
+    """Fills the lists of an empty index: list l takes positions `offsets[l]` to `offsets[l + 1]`."""
     faiss, ivf = faiss_module(), Codebook(index).ivf
     lists, packer = _lists_of(ivf)
     for list_ in np.flatnonzero(np.diff(offsets_L1)).tolist():
@@ -46,7 +45,7 @@ def fill(index: Any, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: ByteA
     ivf.ntotal = index.ntotal = len(rows_N)
 
 
-def read(index: Any, offsets_L1: Int64Array) -> ByteArray:
+def read(index: FaissIndex, offsets_L1: Int64Array) -> ByteArray:
     """The search codes (N, B) of all lists, one list after the other."""
     faiss, ivf = faiss_module(), Codebook(index).ivf
     lists, packer = _lists_of(ivf)
@@ -66,8 +65,8 @@ def read(index: Any, offsets_L1: Int64Array) -> ByteArray:
     return codes_NB
 
 
-def stored_rows(index: Any) -> NDArray[Any]:
-    """What an index holds of its N rows, list by list: search codes (N, B) uint8, or float32 vectors (N, D) where it is flat."""
+def stored_rows(index: FaissIndex) -> ByteArray | Float32Array:
+    """The N rows of an index, list by list: search codes (N, B) uint8, or float32 vectors (N, D) where it is flat."""
     ivf = Codebook(index).ivf
     if ivf is None:
         vectors_ND: Float32Array = index.reconstruct_n(0, index.ntotal)
@@ -76,14 +75,14 @@ def stored_rows(index: Any) -> NDArray[Any]:
     return read(index, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
 
 
-def _lists_of(ivf: Any) -> tuple[Any, Any]:
-    """The lists, and what packs vectors into blocks where they are interleaved (fast-scan), else None."""
+def _lists_of(ivf: FaissIndex) -> tuple[FaissObject, FaissObject]:
+    """The lists, and the packer of vectors into blocks where they are interleaved (fast-scan), else None."""
     faiss = faiss_module()
     lists = faiss.downcast_InvertedLists(ivf.invlists)
     return lists, lists.packer if isinstance(lists, faiss.BlockInvertedLists) else None
 
 
-def _blocks(codes: ByteArray, packed: ByteArray, packer: Any) -> Iterator[tuple[Any, Any]]:
+def _blocks(codes: ByteArray, packed: ByteArray, packer: FaissObject) -> Iterator[tuple[FaissObject, FaissObject]]:
     """Pointers to the codes of each block's vectors, and to the block."""
     faiss, nvec, size = faiss_module(), packer.nvec, packer.block_size
     for block in range(len(codes) // nvec):

@@ -1,44 +1,43 @@
-"""The list-major neighbour join: each inverted list is read once per block of queries and meets all that probe it.
+"""The list-major neighbour join: each inverted list is read once per block of queries, for all queries that probe it.
 
 Query-at-a-time search reads every list once per query that probes it. Here the queries of a block are grouped by list:
 one product of 6-bit codes, an insertion of what is nearer than the query's running W-th best (home lists first, which
-tightens those thresholds early), and an exact rerank of the W survivors. Threads take ranges of queries of equal work
-and share nothing; on a GPU the same products are the tensor cores' (`device_scan`).
+lowers these limits early), and an exact rerank of the W survivors. Threads take ranges of queries of equal work
+and share nothing. On a GPU the same products run on tensor cores (`gpu_scan`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrodb.ann.codebook import Codebook
-from retrodb.ann.device_scan import ListColumns, scan_on_device
+from retrodb.ann.codegen.grouping import group_by_list
+from retrodb.ann.codegen.list_scan import ScannedLists, ScannedQueries, scan_lists
+from retrodb.ann.codegen.six_bit_codes import CodeSpace, QueryCodes, empty_query_codes, encode_queries
+from retrodb.ann.exact import run_ranges, run_rows
 from retrodb.ann.exclusion import Exclusion
+from retrodb.ann.gpu_scan import ListColumns, scan_on_device
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
 from retrodb.ann.rerank import LivePart, gather, rerank
-from retrodb.ann.scan import group_by_list, query_codes, scan_part
 from retrodb.ann.topk import TopK, empty_topk
-from retrodb.format.arrays import Float32Array, Int64Array, VectorArray
+from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
 
-SLACK = 8  # 18 exact distances at k = 10: measured best between 16 and 20
+RERANK_MARGIN = 8  # 18 exact distances at k = 10: measured best between 16 and 20
 
 
 def join_block(
     queries_QD: VectorArray,
-    lists_QA: NDArray[np.int32] | None,
+    lists_QA: Int32Array | None,
     parts: Sequence[LivePart],
     codebook: Codebook,
     k: int,
     nprobe: int,
     exclusion: Exclusion | None = None,
-    slack: int = SLACK,
+    rerank_margin: int = RERANK_MARGIN,
     threads: int = 1,
     device: str = "cpu",
 ) -> TopK:
@@ -50,8 +49,8 @@ def join_block(
 
     Args:
         lists_QA: each query's nearest lists as stored when it was added; computed here where missing or too few.
-        slack: candidates beyond k that get an exact distance; the order by codes is wrong by a few places.
-        device: "cpu" for the compiled scan, or where PyTorch has the products computed.
+        rerank_margin: candidates beyond k that get an exact distance; the order by codes is wrong by a few positions.
+        device: "cpu" for the compiled scan, or the PyTorch device that computes the products.
 
     Raises:
         MismatchError: another dimension, or exclusion keys that are missing.
@@ -64,94 +63,108 @@ def join_block(
     by_home = np.argsort(lists_QA[:, 0], kind="stable")
     queries = gather(queries_QD, by_home, codebook.dim, "queries")
     exclusion = exclusion.rows(by_home)
-    database = _Database.of(parts, codebook, exclusion)
-    scan = partial(_scan, threads=threads) if device == "cpu" else partial(_scan_on, device=device)
-    candidates_QW = scan(queries, lists_QA[by_home, :nprobe], database, k + slack, exclusion)
+    database = _ScannedDatabase.of(parts, codebook, exclusion)
+    scan = partial(_scan_on_cpu, threads=threads) if device == "cpu" else partial(_scan_on_gpu, device=device)
+    candidates_QW = scan(queries, lists_QA[by_home, :nprobe], database, k + rerank_margin, exclusion)
     wanted = min(k, sum(part.num_allowed for part in parts))
     while nprobe < codebook.num_lists:
         starved = np.flatnonzero((candidates_QW != NO_NEIGHBOUR).sum(axis=1) < wanted)
         if not len(starved):
             break
         nprobe = min(4 * nprobe, codebook.num_lists)
-        own, lists = exclusion.rows(starved), codebook.nearest_lists(queries[starved], nprobe, threads)
-        candidates_QW[starved] = scan(queries[starved], lists, database, k + slack, own)
+        lists = codebook.nearest_lists(queries[starved], nprobe, threads)
+        candidates_QW[starved] = scan(queries[starved], lists, database, k + rerank_margin, exclusion.rows(starved))
     ids_QK, distances_QK = empty_topk(len(queries), k)
     ids_QK[by_home], distances_QK[by_home] = rerank(queries, candidates_QW, parts, k, codebook.metric, threads)
     return ids_QK, distances_QK
 
 
 @dataclass(frozen=True)
-class _Database:
+class _ScannedDatabase:
     """What a scan reads."""
 
     parts: Sequence[LivePart]
     keys: list[tuple[Int64Array, ...]]  # exclusion keys by part row, one array a kind, for each part
     sizes_L: Int64Array  # vectors in each list
-    centre_D: Float32Array
-    is_l2: bool
+    space: CodeSpace
 
     @classmethod
-    def of(cls, parts: Sequence[LivePart], codebook: Codebook, exclusion: Exclusion) -> _Database:
+    def of(cls, parts: Sequence[LivePart], codebook: Codebook, exclusion: Exclusion) -> _ScannedDatabase:
         keys = [exclusion.columns(part.keys, len(part.ids_N), str(part.part.folder)) for part in parts]
         sizes_L = sum((np.diff(part.part.offsets_L1) for part in parts), np.zeros(codebook.num_lists, np.int64))
-        return cls(parts, keys, sizes_L, _centre(codebook), codebook.metric == "squared_l2")
+        return cls(parts, keys, sizes_L, CodeSpace(_centre(codebook), codebook.metric == "squared_l2"))
 
 
 def _centre(codebook: Codebook) -> Float32Array:
-    """What codes are relative to: the centroids' mean, where they are in the vectors' own space. Any vector is right."""
+    """What codes are relative to: the centroids' mean where they are in the vectors' own space, else zero.
+
+    Any centre gives right answers; a near one gives better codes.
+    """
     origin = np.zeros((1, codebook.dim), dtype=np.float32)
     is_same_space = codebook.transform(origin) is origin
     centre_D: Float32Array = codebook.centroids_LD.mean(axis=0) if is_same_space else origin[0]
     return centre_D
 
 
-def _scan(
+def _scan_on_cpu(
     queries: Float32Array,
-    lists_QA: NDArray[np.int32],
-    database: _Database,
+    lists_QA: Int32Array,
+    database: _ScannedDatabase,
     width: int,
     exclusion: Exclusion,
     threads: int,
 ) -> Int64Array:
     """The `width` nearest by codes, -1 padded; threads take ranges of queries, whose results are independent."""
-    codes_QD, weights_Q = query_codes(queries, database.centre_D, database.is_l2, threads)
-    ids_QW, distances_QW = empty_topk(len(queries), width)
+    codes = _query_codes(queries, database.space, threads)
+    best = empty_topk(len(queries), width)
 
     def run(first: int, stop: int) -> None:
-        for begin, end in ((0, 1), (1, lists_QA.shape[1])):  # home lists first
-            groups = group_by_list(lists_QA, first, stop, begin, end, len(database.sizes_L))
+        for probes_QA in (lists_QA[:, :1], lists_QA[:, 1:]):  # home lists first
+            groups = group_by_list(probes_QA, first, stop, len(database.sizes_L))
+            scanned = ScannedQueries(groups, codes, exclusion.query_keys())
             for live, keys in zip(database.parts, database.keys, strict=True):
-                part: Any = live.part
-                files = [part.offsets_L1, part.order_N, part.codes_ND, part.scales_N2]
-                allowed_N = np.empty(0, dtype=np.bool_) if live.allowed_N is None else live.allowed_N
-                of_queries: list[Any] = [*groups, codes_QD, weights_Q, exclusion.offsets_JQ1, exclusion.keys_M]
-                of_part: list[Any] = [*map(np.asarray, files), allowed_N, live.ids_N, keys]
-                shared = [database.centre_D, database.is_l2, distances_QW, ids_QW]
-                scan_part(*[*of_queries, *of_part, *shared])
+                scan_lists(scanned, _scanned_lists(live, keys), database.space, best)
 
-    bounds = _equal_work(database.sizes_L, lists_QA, threads)
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(run, *pair) for pair in pairwise(bounds)]:
-            done.result()
-    return ids_QW
+    run_ranges(run, _bounds_of_equal_work(database.sizes_L, lists_QA, threads), threads)
+    return best[0]
 
 
-def _equal_work(sizes_L: Int64Array, lists_QA: NDArray[np.int32], threads: int) -> list[int]:
-    """Bounds of ranges of queries that scan about as many vectors each."""
+def _query_codes(queries: Float32Array, space: CodeSpace, threads: int) -> QueryCodes:
+    codes = empty_query_codes(*queries.shape)
+    run_rows(lambda first, stop: encode_queries(first, stop, queries, space, codes), len(queries), threads)
+    return codes
+
+
+def _scanned_lists(live: LivePart, keys: tuple[Int64Array, ...]) -> ScannedLists:
+    part = live.part
+    return ScannedLists(
+        # As plain arrays: numba takes no memory maps.
+        offsets_L1=np.asarray(part.offsets_L1),
+        order_N=np.asarray(part.order_N),
+        codes_ND=np.asarray(part.codes_ND),
+        scales_N2=np.asarray(part.scales_N2),
+        allowed_N=np.empty(0, dtype=np.bool_) if live.allowed_N is None else live.allowed_N,
+        ids_N=live.ids_N,
+        keys=keys,
+    )
+
+
+def _bounds_of_equal_work(sizes_L: Int64Array, lists_QA: Int32Array, threads: int) -> list[int]:
+    """Bounds of ranges of queries, one a thread, that scan about as many vectors each."""
     scanned_Q = np.cumsum(np.where(lists_QA >= 0, sizes_L[lists_QA], 0).sum(axis=1))
-    shares = np.linspace(0, scanned_Q[-1] if len(scanned_Q) else 0, threads + 1)[1:-1]
-    return [0, *np.searchsorted(scanned_Q, shares).tolist(), len(lists_QA)]
+    targets = np.linspace(0, scanned_Q[-1] if len(scanned_Q) else 0, threads + 1)[1:-1]
+    return [0, *np.searchsorted(scanned_Q, targets).tolist(), len(lists_QA)]
 
 
-def _scan_on(
+def _scan_on_gpu(
     queries: Float32Array,
-    lists_QA: NDArray[np.int32],
-    database: _Database,
+    lists_QA: Int32Array,
+    database: _ScannedDatabase,
     width: int,
     exclusion: Exclusion,
     device: str,
 ) -> Int64Array:
-    """`_scan` on a device of PyTorch."""
+    """`_scan_on_cpu` on a device of PyTorch."""
     if not database.parts:
         return np.full((len(queries), width), NO_NEIGHBOUR, dtype=np.int64)
     ids_N = np.concatenate([part.ids_N for part in database.parts])
@@ -161,13 +174,13 @@ def _scan_on(
     firsts = np.cumsum([0, *(len(part.ids_N) for part in database.parts)])
 
     def columns_of(list_: int) -> ListColumns:
-        return _joined([
+        return _concatenated([
             _columns(live, keys, list_, ranks_N[first : first + len(live.ids_N)])
             for live, keys, first in zip(database.parts, database.keys, firsts, strict=False)
         ])  # fmt: skip
 
     keys = [exclusion.padded(kind) for kind in range(len(exclusion.kinds))]
-    ranks_QW = scan_on_device(queries, lists_QA, columns_of, keys, database.centre_D, database.is_l2, width, device)
+    ranks_QW = scan_on_device(queries, lists_QA, columns_of, keys, *database.space, width, device)
     return np.append(ids_N[order], NO_NEIGHBOUR)[ranks_QW]
 
 
@@ -175,15 +188,16 @@ def _columns(live: LivePart, keys: tuple[Int64Array, ...], list_: int, ranks_N: 
     """The allowed vectors of a list in one part."""
     part = live.part
     start, stop = part.offsets_L1[list_ : list_ + 2].tolist()
-    places, rows = np.arange(start, stop), part.order_N[start:stop]
+    positions, rows = np.arange(start, stop), part.order_N[start:stop]
     if live.allowed_N is not None:
         allowed = live.allowed_N[rows]
-        places, rows = places[allowed], rows[allowed]
-    keys_JC = np.stack([own[rows] for own in keys if len(own)]) if len(keys[0]) else np.empty((0, len(rows)), np.int64)
-    return ListColumns(part.codes_ND[places], part.scales_N2[places, 0], ranks_N[rows], keys_JC)
+        positions, rows = positions[allowed], rows[allowed]
+    keys_of_kinds = [keys_N[rows] for keys_N in keys if len(keys_N)]
+    keys_JC = np.stack(keys_of_kinds) if len(keys[0]) else np.empty((0, len(rows)), np.int64)
+    return ListColumns(part.codes_ND[positions], part.scales_N2[positions, 0], ranks_N[rows], keys_JC)
 
 
-def _joined(pieces: Sequence[ListColumns]) -> ListColumns:
+def _concatenated(pieces: Sequence[ListColumns]) -> ListColumns:
     return ListColumns(
         np.concatenate([piece.codes_CD for piece in pieces]),
         np.concatenate([piece.scales_C for piece in pieces]),

@@ -1,4 +1,4 @@
-"""k-means whose bits depend on the sample and the seed only (and on a GPU on its kind, as everything there does).
+"""k-means whose bits depend on the sample and the seed only, on a CPU. On a GPU they also depend on the kind of GPU.
 
 FAISS' own is not used: its assignment is a BLAS product, whose bits change with the number of threads, and one changed
 bit makes another codebook digest. Assignment here is `exact_topk`, or a GPU's; sums run in row order in float64.
@@ -7,21 +7,19 @@ bit makes another codebook digest. Assignment here is `exact_topk`, or a GPU's; 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retrodb.ann import kernels
+from retrodb.ann.codegen.grouping import sum_by_list
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.metric import Metric
-from retrodb.format.arrays import Float32Array, Int64Array
+from retrodb.format.arrays import Float32Array, Float64Array, Int64Array
 
 ITERATIONS = 10
-FLAT_LISTS = (
-    8_192  # beyond it a flat assignment costs more than a graph search, and flat training grows as lists squared
-)
-FLAT_TRAINING = 1_024  # beyond it lists are first found within groups of about equal numbers of them
-REFINEMENTS = 2  # iterations over all lists that follow, up to FLAT_LISTS: a fifth of the work of all
+# With more lists an exact assignment takes longer than a graph search, and the time of exact training grows as lists squared.
+FLAT_LISTS = 8_192
+FLAT_TRAINING = 1_024  # with more lists, training first makes groups and then lists within each group
+REFINEMENTS = 2  # iterations over all lists after that, up to FLAT_LISTS: 2 of 10, a fifth of the work of flat training
 SPLIT = 1 / 1024  # relative step by which the halves of a split list differ, as in FAISS
-GPU_ROWS = 65_536
+GPU_ROWS = 65_536  # of one product: 65,536 * 8,192 lists * 4 bytes (float32) = 2 GiB
 
 
 def kmeans(
@@ -29,20 +27,20 @@ def kmeans(
 ) -> Float32Array:
     """(num_lists, D) centroids; unit length for the inner product, where length would only favour long centroids.
 
-    Beyond `FLAT_TRAINING` it trains in two levels: about sqrt(num_lists) groups first, then each group's share of lists
-    within its own points, then, where that is affordable, all lists over all points.
+    Beyond `FLAT_TRAINING` it trains in two levels: about sqrt(num_lists) groups first, then lists within each group's
+    points, in proportion to their number, then, up to `FLAT_LISTS`, all lists over all points.
     """
     if num_lists <= FLAT_TRAINING:
         return _lloyd(sample_SD, _seeds(sample_SD, num_lists, seed), metric, threads, iterations)
     num_groups = round(num_lists**0.5)
     groups_GD = _lloyd(sample_SD, _seeds(sample_SD, num_groups, seed), metric, threads, iterations)
     group_S = _nearest(sample_SD, groups_GD, metric, threads)
-    shares_G = _shares(np.bincount(group_S, minlength=num_groups), num_lists)
+    lists_G = _lists_per_group(np.bincount(group_S, minlength=num_groups), num_lists)
     centroids = []
-    for group, share in enumerate(shares_G.tolist()):
-        if share:
-            own = sample_SD[group_S == group]
-            centroids.append(_lloyd(own, _seeds(own, share, seed + 1 + group), metric, threads, iterations))
+    for group, lists in enumerate(lists_G.tolist()):
+        if lists:
+            points = sample_SD[group_S == group]
+            centroids.append(_lloyd(points, _seeds(points, lists, seed + 1 + group), metric, threads, iterations))
     return _lloyd(sample_SD, np.concatenate(centroids), metric, threads, REFINEMENTS if num_lists <= FLAT_LISTS else 0)
 
 
@@ -65,7 +63,7 @@ def nearest_by_torch(vectors_ND: Float32Array, centroids_LD: Float32Array, metri
     import torch
 
     centroids = torch.from_numpy(centroids_LD).to(device)
-    # A vector's own length changes no order.
+    # The length of the vector itself does not change which centroid is nearest.
     lengths_L = (centroids**2).sum(dim=1) / 2 if metric == "squared_l2" else torch.zeros(len(centroids), device=device)
     nearest = []
     for start in range(0, len(vectors_ND), GPU_ROWS):
@@ -74,15 +72,15 @@ def nearest_by_torch(vectors_ND: Float32Array, centroids_LD: Float32Array, metri
     return np.concatenate(nearest).astype(np.int64)
 
 
-def _shares(sizes_G: Int64Array, num_lists: int) -> Int64Array:
+def _lists_per_group(sizes_G: Int64Array, num_lists: int) -> Int64Array:
     """Lists per group in proportion to its points, at least one for any that has points, `num_lists` in all."""
-    shares_G: Int64Array = np.maximum(sizes_G * num_lists // sizes_G.sum(), sizes_G > 0)
-    while (missing := num_lists - int(shares_G.sum())) != 0:
-        per_list_G = sizes_G / np.maximum(shares_G, 1)
+    lists_G: Int64Array = np.maximum(sizes_G * num_lists // sizes_G.sum(), sizes_G > 0)
+    while (missing := num_lists - int(lists_G.sum())) != 0:
+        per_list_G = sizes_G / np.maximum(lists_G, 1)
         step = 1 if missing > 0 else -1
-        order = np.argsort(-step * np.where(shares_G > (step < 0), per_list_G, -step * np.inf), kind="stable")
-        shares_G[order[: abs(missing)]] += step
-    return shares_G
+        order = np.argsort(-step * np.where(lists_G > (step < 0), per_list_G, -step * np.inf), kind="stable")
+        lists_G[order[: abs(missing)]] += step
+    return lists_G
 
 
 def _seeds(sample_SD: Float32Array, num_lists: int, seed: int) -> Float32Array:
@@ -103,16 +101,16 @@ def _lloyd(
 
 
 def _means(sample_SD: Float32Array, lists_S: Int64Array, num_lists: int) -> Float32Array:
-    """Means of the lists; an empty list takes half of the biggest one."""
-    sums_LD: NDArray[np.float64] = np.zeros((num_lists, sample_SD.shape[1]))
-    kernels.sum_by_list(lists_S, sample_SD, sums_LD)
+    """Means of the lists; an empty list takes half of the largest one."""
+    sums_LD: Float64Array = np.zeros((num_lists, sample_SD.shape[1]))
+    sum_by_list(lists_S, sample_SD, sums_LD)
     sizes_L = np.bincount(lists_S, minlength=num_lists)
     means_LD = (sums_LD / np.maximum(sizes_L, 1)[:, None]).astype(np.float32)
     for empty in np.flatnonzero(sizes_L == 0):
-        biggest = int(np.argmax(sizes_L))
+        largest = int(np.argmax(sizes_L))
         step = np.where(np.arange(means_LD.shape[1]) % 2, 1 + SPLIT, 1 - SPLIT).astype(np.float32)
-        means_LD[empty] = means_LD[biggest] * step
-        means_LD[biggest] *= 2 - step
-        sizes_L[empty] = sizes_L[biggest] // 2
-        sizes_L[biggest] -= sizes_L[empty]
+        means_LD[empty] = means_LD[largest] * step
+        means_LD[largest] *= 2 - step
+        sizes_L[empty] = sizes_L[largest] // 2
+        sizes_L[largest] -= sizes_L[empty]
     return means_LD

@@ -1,7 +1,7 @@
-"""The two metrics, the one convention for distances, and the checks every array of vectors passes.
+"""The two metrics, the one convention for distances, and the checks of every array of vectors.
 
 **Distance: smaller is nearer.** For ``squared_l2`` it is the squared Euclidean distance, for ``inner_product`` it is
-``-<q, v>`` (a negation loses no bits, ``1 - <q, v>`` would). `scores` gives users the number they expect. A missing
+``-<q, v>``: a negation loses no bits, ``1 - <q, v>`` would. `scores` gives users the number they expect. A missing
 neighbour has id -1 and distance +inf.
 
 Shape legend of the whole folder: N vectors, D dimensions, Q queries, K neighbours, W candidates before the exact
@@ -29,7 +29,7 @@ def check_metric(metric: str) -> None:
 
 
 def check_vectors(vectors_ND: VectorArray, dim: int, first_row: int = 0, where: str | None = None) -> Float32Array:
-    """The vectors as float32, contiguous, once they are known to be (N, dim) and finite.
+    """The vectors as contiguous float32, after checking that they are (N, dim) and finite.
 
     Args:
         first_row: number of the first row, for the message.
@@ -40,8 +40,8 @@ def check_vectors(vectors_ND: VectorArray, dim: int, first_row: int = 0, where: 
         InputError: NaN or infinity; the message names the first such row.
     """
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != dim:
-        what = f"vectors of shape {vectors_ND.shape} where {dim} dimensions are wanted"
-        raise MismatchError(what, where=where, remedy="Encode them with the encoder of this space")
+        message = f"vectors of shape {vectors_ND.shape} where {dim} dimensions are needed"
+        raise MismatchError(message, where=where, remedy="Encode them with the encoder of this space")
     result = np.ascontiguousarray(vectors_ND, dtype=np.float32)
     finite = np.isfinite(result).all(axis=1)
     if not finite.all():
@@ -51,5 +51,5 @@ def check_vectors(vectors_ND: VectorArray, dim: int, first_row: int = 0, where: 
 
 
 def scores(distances: Float32Array, metric: Metric) -> Float32Array:
-    """What users are shown: the inner product (greater is nearer), or the squared distance (smaller is nearer)."""
+    """The numbers that users see: the inner product (greater is nearer), or the squared distance (smaller is nearer)."""
     return -distances if metric == "inner_product" else distances

@@ -20,29 +20,31 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from retrodb.ann import inverted_lists
-from retrodb.ann.codebook import Codebook, faiss_module, one_faiss_thread
+from retrodb.ann.codebook import Codebook
+from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
 from retrodb.ann.metric import Metric, check_vectors
 from retrodb.errors import DamagedFileError, MissingFileError
-from retrodb.format.arrays import ByteArray, Float32Array, Int64Array, VectorArray
+from retrodb.format.arrays import AnyArray, ByteArray, Float32Array, Int32Array, Int64Array, VectorArray
 
 INDEX_FILE = "index.faiss"
 META_FILE = "part.json"
 ARRAY_FILES = ("lists", "order", "offsets", "codes", "scales")
 PART_FILES = (INDEX_FILE, META_FILE, *(f"{name}.npy" for name in ARRAY_FILES))
-LISTS_KEPT = 32  # nearest lists stored per vector: 128 bytes, and enough for recall 0.95 by the measured curve
-BLOCK_ROWS = 16_384
+# Nearest lists stored per vector: 32 * 4 bytes (int32) = 128 bytes, and enough for recall 0.95 by the measured curve.
+LISTS_KEPT = 32
+BLOCK_ROWS = 16_384  # vectors in float32 at once: 16,384 * 384 dimensions * 4 bytes = 25 MB
+_REBUILD = "Run 'retrodb index --retrain', which builds all parts of the space from its vectors"
 
 
 @dataclass(frozen=True)
 class PartMeta:
-    """What `part.json` says."""
+    """The contents of `part.json`."""
 
     rows: int
     dim: int
@@ -57,23 +59,16 @@ class Part:
 
     folder: Path
     meta: PartMeta
-    lists_NA: NDArray[np.int32]
+    lists_NA: Int32Array
     order_N: Int64Array
     offsets_L1: Int64Array
     codes_ND: NDArray[np.int8]  # in list order
     scales_N2: Float32Array  # in list order
 
     @cached_property
-    def index(self) -> Any:
+    def index(self) -> FaissIndex:
         """The FAISS index, opened at first use; memory-mapped except for fast-scan codes, which FAISS cannot map."""
         return read_index(self.folder, memory_map=True)
-
-    @cached_property
-    def place_N(self) -> Int64Array:
-        """Where each row stands in list order."""
-        place_N = np.empty(self.meta.rows, dtype=np.int64)
-        place_N[self.order_N] = np.arange(self.meta.rows)
-        return place_N
 
 
 def build_part(
@@ -125,23 +120,24 @@ def quantize(vectors_ND: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
     return codes_ND, np.stack([scales_N, (vectors_ND**2).sum(axis=1)], axis=1).astype(np.float32)
 
 
-def sort_by_list(own_N: NDArray[np.int32], num_lists: int) -> tuple[Int64Array, Int64Array]:
-    """`order` and `offsets` of rows whose lists are given."""
-    offsets_L1 = np.concatenate([[0], np.cumsum(np.bincount(own_N, minlength=num_lists))])
-    return np.argsort(own_N, kind="stable"), offsets_L1.astype(np.int64)
+def sort_by_list(list_N: Int32Array, num_lists: int) -> tuple[Int64Array, Int64Array]:
+    """`order` and `offsets` of rows whose own lists are given."""
+    offsets_L1 = np.concatenate([[0], np.cumsum(np.bincount(list_N, minlength=num_lists))])
+    return np.argsort(list_N, kind="stable"), offsets_L1.astype(np.int64)
 
 
-def create_store(folder: Path, meta: PartMeta) -> tuple[Any, Any]:
+def create_store(folder: Path, meta: PartMeta) -> tuple[NDArray[np.int8], Float32Array]:
     """New `codes` and `scales` files, mapped for writing."""
     codes = open_memmap(folder / "codes.npy", mode="w+", dtype=np.int8, shape=(meta.rows, meta.dim))
     return codes, open_memmap(folder / "scales.npy", mode="w+", dtype=np.float32, shape=(meta.rows, 2))
 
 
 def finish_part(
-    folder: Path, meta: PartMeta, order_N: Int64Array, offsets_L1: Int64Array, mapped: Sequence[Any]
+    folder: Path, meta: PartMeta, order_N: Int64Array, offsets_L1: Int64Array, mapped: Sequence[AnyArray]
 ) -> None:
-    """Write what is left of a part: its order and description, and the arrays that are mapped for writing."""
+    """Write the rest of a part: its order and description, and the arrays that are mapped for writing."""
     for array in mapped:
+        assert isinstance(array, np.memmap)
         array.flush()
     np.save(folder / "order.npy", order_N)
     np.save(folder / "offsets.npy", offsets_L1)
@@ -165,16 +161,13 @@ def open_part(folder: Path) -> Part:
         raise DamagedFileError(f"not an index part ({error})", where=str(folder), remedy=_REBUILD) from error
     part = Part(folder, meta, *arrays)
     shapes = (part.order_N.shape, part.offsets_L1.shape, part.codes_ND.shape, part.scales_N2.shape)
-    wanted = ((meta.rows,), (meta.num_lists + 1,), (meta.rows, meta.dim), (meta.rows, 2))
-    if shapes != wanted or len(part.lists_NA) != meta.rows:
+    expected = ((meta.rows,), (meta.num_lists + 1,), (meta.rows, meta.dim), (meta.rows, 2))
+    if shapes != expected or len(part.lists_NA) != meta.rows:
         raise DamagedFileError("files of different parts are mixed", where=str(folder), remedy=_REBUILD)
     return part
 
 
-_REBUILD = "Run 'retrodb index --retrain', which builds all parts of the space from its vectors"
-
-
-def read_index(folder: Path, memory_map: bool) -> Any:
+def read_index(folder: Path, memory_map: bool) -> FaissIndex:
     """The FAISS index of a part. Raises DamagedFileError when FAISS cannot read it."""
     faiss = faiss_module()
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if memory_map else 0

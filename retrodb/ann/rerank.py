@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from retrodb.ann import kernels
+from retrodb.ann.codegen.distances import fixed_distances
+from retrodb.ann.codegen.half_floats import gather_halves
+from retrodb.ann.codegen.insertion import insert_candidates
+from retrodb.ann.codegen.lookup import find_sorted, number_distinct
 from retrodb.ann.exact import Block, run_rows
 from retrodb.ann.exclusion import ExclusionKeys
 from retrodb.ann.metric import Metric, check_vectors
@@ -16,13 +19,14 @@ from retrodb.ann.topk import TopK, empty_topk
 from retrodb.errors import MismatchError
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
 
-PAIRS = 32_768  # candidates that a thread measures at once: at most 50 MB of float32 at 384 dimensions
-SCAN_ROWS = 16_384
+# Candidates that a thread measures at once. Their vectors take at most 32,768 * 384 dimensions * 4 bytes = 50 MB.
+PAIRS = 32_768
+BLOCK_ROWS = 16_384  # vectors read at once: 16,384 * 384 dimensions * 2 bytes (float16) = 13 MB
 
 
 @dataclass(frozen=True)
 class LivePart:
-    """A part as of a snapshot: which chunks its rows are, which may be found, and where their vectors are."""
+    """A part as of a snapshot: the chunks that its rows are, which of them are allowed, and where their vectors are."""
 
     part: Part
     ids_N: Int64Array  # chunk ids, ascending
@@ -46,8 +50,8 @@ class LivePart:
 
     def blocks(self) -> Iterator[Block]:
         """All rows, for `exact_topk`."""
-        for start in range(0, len(self.ids_N), SCAN_ROWS):
-            rows = slice(start, start + SCAN_ROWS)
+        for start in range(0, len(self.ids_N), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
             keys = {kind: array[rows] for kind, array in self.keys.items()}
             allowed = None if self.allowed_N is None else self.allowed_N[rows]
             ids = self.ids_N[rows]
@@ -57,7 +61,7 @@ class LivePart:
 def rerank(
     queries_QD: Float32Array, ids_QW: Int64Array, parts: Sequence[LivePart], k: int, metric: Metric, threads: int = 1
 ) -> TopK:
-    """The k nearest of each query's candidates (-1: none) by the fixed-order distance, ties by smaller id.
+    """The k nearest of each query's candidates (-1: none) by the exact distance, ties by smaller id.
 
     Queries near each other share candidates, which are then read once.
     """
@@ -71,7 +75,7 @@ def rerank(
             distances_QW = np.full(ids_QW[rows].shape, np.inf, dtype=np.float32)
             for part in parts:
                 _measure(queries_QD[rows], ids_QW[rows], part, metric, distances_QW, buffer)
-            kernels.insert_pairs(distances_QW, ids_QW[rows], distances_QK[rows], ids_QK[rows])
+            insert_candidates((ids_QW[rows], distances_QW), (ids_QK[rows], distances_QK[rows]))
 
     run_rows(run, len(ids_QW), threads)
     return ids_QK, distances_QK
@@ -80,7 +84,7 @@ def rerank(
 def gather(
     vectors_ND: VectorArray, rows_R: Int64Array, dim: int, where: str, out_RD: Float32Array | None = None
 ) -> Float32Array:
-    """Some rows as float32, written to `out_RD` where that is given: fresh pages cost more than the conversion.
+    """Some rows as float32, in `out_RD` where that is given: the memory of a new array costs more than the conversion.
 
     Raises:
         MismatchError: another dimension.
@@ -89,9 +93,9 @@ def gather(
     if vectors_ND.dtype != np.float16 or vectors_ND.ndim != 2 or vectors_ND.shape[1] != dim:
         return check_vectors(vectors_ND, dim, where=where)[rows_R]
     out_RD = np.empty((len(rows_R), dim), dtype=np.float32) if out_RD is None else out_RD[: len(rows_R)]
-    bad = kernels.gather_halves(np.asarray(vectors_ND).view(np.int16), rows_R, out_RD)
+    bad = gather_halves(np.asarray(vectors_ND).view(np.int16), rows_R, out_RD)
     if bad >= 0:
-        check_vectors(vectors_ND[rows_R[bad]][None], dim, int(rows_R[bad]), where)
+        check_vectors(vectors_ND[rows_R[bad]][None], dim, int(rows_R[bad]), where)  # raises and names the row
     return out_RD
 
 
@@ -104,9 +108,9 @@ def _measure(
     buffer: Float32Array,
 ) -> None:
     """Fills in the distances of the candidates that are in this part."""
-    rows_QW = kernels.find_sorted(part.ids_N, ids_QW)
-    rows_U = kernels.number_distinct(rows_QW)
+    rows_QW = find_sorted(part.ids_N, ids_QW)
+    rows_U = number_distinct(rows_QW)
     if not len(rows_U):
         return
     vectors_UD = gather(part.fetch(rows_U), np.arange(len(rows_U)), queries.shape[1], "stored vectors", buffer)
-    kernels.fixed_distances(0, len(queries), queries, rows_QW, vectors_UD, metric == "squared_l2", distances_QW)
+    fixed_distances(queries, rows_QW, vectors_UD, metric == "squared_l2", distances_QW)

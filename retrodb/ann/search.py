@@ -1,29 +1,30 @@
 """Search of few queries over all parts through FAISS: one coarse quantization, one merged top-k, exact rerank.
 
-For many queries, or exclusion keys, `join` is the tool; this one answers a user, or a serving process, at low latency.
+This search answers a user, or a serving process, at low latency. For many queries, or exclusion keys, use `join`.
 
-Distances by short codes often tie, and of those that tie with the last candidate FAISS keeps the ones that it meets first, which
-depends on the spread of rows over parts. So a full row of candidates leaves out all that tie with its last. `Flat` has
-the vectors themselves and a product whose last bits depend on the batch; what lies within their error of the last candidate
-is uncertain. Rows with fewer than k certain candidates are searched wider.
+Distances by short codes often tie. Of the rows that tie with the last candidate FAISS keeps those that it reads first, which
+depends on how rows are spread over parts. So a full row of candidates drops all that tie with its last. `Flat` has
+the vectors themselves and a product whose last bits depend on the batch; rows within their error of the last candidate are
+uncertain. Rows with fewer than k certain candidates are searched again with more candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from retrodb.ann import kernels
-from retrodb.ann.codebook import Codebook, faiss_module
+from retrodb.ann.codebook import Codebook
+from retrodb.ann.codegen.distances import fixed_distances
 from retrodb.ann.exact import estimate_error
+from retrodb.ann.faiss_library import FaissIndex, FaissObject, faiss_module
+from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
 from retrodb.ann.rerank import LivePart, rerank
-from retrodb.ann.topk import TopK, empty_topk, merge_topk
-from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
+from retrodb.ann.topk import TopK, empty_topk
+from retrodb.format.arrays import BoolArray, ByteArray, Float32Array, Int64Array, VectorArray
 
-MAX_WIDTH = 1 << 16  # candidates from which on ties are taken as they come: equal vectors by the hundred thousand
+MAX_WIDTH = 1 << 16  # with so many candidates ties are kept as FAISS gives them: a hundred thousand equal vectors
 
 
 def search(
@@ -32,7 +33,7 @@ def search(
     codebook: Codebook,
     k: int,
     nprobe: int,
-    slack: int | None = None,
+    rerank_margin: int | None = None,
     threads: int = 1,
 ) -> TopK:
     """The k nearest allowed rows of each query, (ids_QK, distances_QK); rows short of k probe on until all lists are read.
@@ -40,7 +41,7 @@ def search(
     The answer does not depend on how rows are spread over parts.
 
     Args:
-        slack: candidates beyond k that get an exact distance; None goes by how coarse the search codes are.
+        rerank_margin: candidates beyond k that get an exact distance; None takes the codebook's, which depends on its codes.
 
     Raises:
         MismatchError: queries of another dimension.
@@ -50,7 +51,7 @@ def search(
     ids_QK, distances_QK = empty_topk(len(queries), k)
     parts = [part for part in parts if part.num_allowed]
     wanted = min(k, sum(part.num_allowed for part in parts))
-    width = k + (codebook.slack if slack is None else slack)
+    width = k + (codebook.rerank_margin if rerank_margin is None else rerank_margin)
     rows = np.arange(len(queries) if wanted else 0)
     while len(rows):
         candidates_RW, is_cut_R = _candidates(queries[rows], parts, codebook, wanted, width, nprobe, threads)
@@ -75,7 +76,7 @@ def _candidates(
     nprobe: int,
     threads: int,
 ) -> tuple[Int64Array, BoolArray]:
-    """The `width` nearest by search codes, -1 where there are none; and where the cut behind them leaves too few."""
+    """The `width` nearest by search codes, -1 where there are none; and the rows where too few of them are certain."""
     nprobe = min(nprobe, codebook.num_lists)
     rotated = codebook.transform(queries)
     if codebook.ivf is None:
@@ -99,10 +100,10 @@ def _candidates(
 
 
 def _coarse_distances(rotated: Float32Array, lists_QA: Int64Array, codebook: Codebook) -> Float32Array:
-    """Distances of queries and their lists in FAISS' own sense (inner products are positive)."""
+    """Distances of queries and their lists in FAISS' convention, where inner products are positive."""
     distances_QA = np.empty(lists_QA.shape, dtype=np.float32)
     is_l2 = codebook.metric == "squared_l2"
-    kernels.fixed_distances(0, len(rotated), rotated, lists_QA, codebook.centroids_LD, is_l2, distances_QA)
+    fixed_distances(rotated, lists_QA, codebook.centroids_LD, is_l2, distances_QA)
     return distances_QA if is_l2 else -distances_QA
 
 
@@ -118,30 +119,30 @@ def _search_part(
     selector = None if live.allowed_N is None else _selector(np.packbits(live.allowed_N, bitorder="little"))
     index = live.part.index
     if codebook.ivf is None:
-        found = index.search(rotated, width, params=faiss.SearchParameters(sel=selector))
+        distances_QW, rows_QW = index.search(rotated, width, params=faiss.SearchParameters(sel=selector))
     else:
         if isinstance(index, faiss.IndexPreTransform):
             index = faiss.downcast_index(index.index)
         parameters = _parameters(index, selector, lists_QA.shape[1])
-        found = np.empty((len(rotated), width), np.float32), np.empty((len(rotated), width), np.int64)
-        x, lists, coarse, distances, rows = map(faiss.swig_ptr, (rotated, lists_QA, distances_QA, *found))
+        distances_QW, rows_QW = np.empty((len(rotated), width), np.float32), np.empty((len(rotated), width), np.int64)
+        arrays = rotated, lists_QA, distances_QA, distances_QW, rows_QW
+        x, lists, coarse, distances, rows = map(faiss.swig_ptr, arrays)
         # The Python wrapper refuses parameters; the method below it takes them.
         index.search_preassigned_c(len(rotated), x, width, lists, coarse, distances, rows, False, parameters)
-    distances_QW, rows_QW = found
     ids_QW = np.where(rows_QW >= 0, live.ids_N[np.maximum(rows_QW, 0)] if len(live.ids_N) else rows_QW, NO_NEIGHBOUR)
     return ids_QW, -distances_QW if codebook.metric == "inner_product" else distances_QW
 
 
-def _parameters(index: Any, selector: Any, nprobe: int) -> Any:
-    """One-bit codes take parameters of their own, whose defaults differ from the index's."""
+def _parameters(index: FaissIndex, selector: FaissObject, nprobe: int) -> FaissObject:
+    """Search parameters; one-bit codes have a class of their own, whose defaults differ from the index's."""
     faiss = faiss_module()
     if isinstance(index, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan):
         return faiss.IVFRaBitQSearchParameters(sel=selector, nprobe=nprobe, qb=index.qb)
     return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
 
 
-def _selector(bits: Any) -> Any:
-    """A FAISS row filter; its first argument counts bytes, not rows."""
+def _selector(bits: ByteArray) -> FaissObject:
+    """A FAISS row filter; its first argument counts bytes, not rows. FAISS keeps a pointer to the bits, so they must live."""
     faiss = faiss_module()
     selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
     selector.bits_kept_alive = bits

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion, Ragged
-from retrodb.ann.kernels import number_distinct
+from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.metric import scores
-from retrodb.ann.topk import empty_topk, merge_topk
+from retrodb.ann.topk import empty_topk
 from retrodb.errors import ConfigError, InputError, MismatchError
 
 from .conftest import brute_force, mixture
@@ -123,12 +123,3 @@ def test_key_minus_one_excludes_nothing_and_rows_of_an_exclusion_keep_their_keys
 def test_scores_are_what_users_expect() -> None:
     assert scores(np.array([-0.5], np.float32), "inner_product")[0] == 0.5
     assert scores(np.array([0.5], np.float32), "squared_l2")[0] == 0.5
-
-
-@settings(deadline=None)
-@given(values=st.lists(st.integers(-1, 5) | st.integers(-1, 2**63 - 1), max_size=40))
-def test_distinct_values_are_numbered_as_they_come(values: list[int]) -> None:
-    numbers = np.array([values], dtype=np.int64)
-    distinct = number_distinct(numbers).tolist()
-    assert distinct == list(dict.fromkeys(value for value in values if value >= 0))
-    assert [distinct[n] if n >= 0 else -1 for n in numbers[0]] == values

@@ -6,7 +6,7 @@ import pytest
 from retrodb.ann.codebook import train
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.join import join_block
-from retrodb.ann.operating_point import Estimate, choose_nprobe, recall_at_k, recall_curve
+from retrodb.ann.operating_point import Estimate, recall_at_k, recall_curve
 from retrodb.errors import ConfigError
 
 from .conftest import Spread, mixture
@@ -41,12 +41,10 @@ def test_the_curve_without_timing_predicts_the_recall_of_the_join(spread: Spread
     curve = recall_curve(codebook.nearest_lists(queries, 64), lists[true[0], 0], sizes)
     assert curve[-1].recall.mean == 1.0
     assert curve[-1].scanned == pytest.approx(4000)
-    point = choose_nprobe(curve, 0.9)
+    point = next(point for point in curve if point.recall.mean >= 0.9)
     found = join_block(queries, None, parts, codebook, 10, point.nprobe)
     assert recall_at_k(*found, *true).mean == pytest.approx(point.recall.mean, abs=0.01)
     assert point.nprobe == 1 or curve[point.nprobe - 2].recall.mean < 0.9
-    with pytest.raises(ConfigError, match="1 lists give"):
-        choose_nprobe(curve[:1], 1.0)
 
 
 def test_intervals_stay_open_where_all_agree_and_widen_where_queries_hang_together() -> None:

@@ -49,8 +49,8 @@ def test_search_is_near_the_truth_and_does_not_depend_on_the_split_into_parts(
 ) -> None:
     queries = VECTORS[::40]
     one, many = spread(VECTORS, codebook), spread(VECTORS, codebook, (500, 501, 7000))
-    found = search(queries, one, codebook, 10, 16, slack=100)
-    again = search(queries, many, codebook, 10, 16, slack=100, threads=2)
+    found = search(queries, one, codebook, 10, 16, rerank_margin=100)
+    again = search(queries, many, codebook, 10, 16, rerank_margin=100, threads=2)
     truth = exact_topk(queries, VECTORS, 10, codebook.metric)[0]
     # Four bits for four or eight dimensions are coarse; the other codes lose nothing.
     least = 0.4 if "PQ" in type(codebook.ivf).__name__ else 0.85
@@ -112,7 +112,7 @@ def test_join_at_full_probe_with_rerank_of_everything_is_exact(
     exclusion = Exclusion.of(20, document=sequences, content=random.integers(0, 99, 20).astype(np.uint64))
     parts = spread(vectors, codebook, (int(cut * num_vectors),), allowed, **keys)
     truth = exact_topk(queries, [Block(np.arange(num_vectors), vectors, allowed, keys)], k, metric, exclusion)
-    assert same(truth, join_block(queries, None, parts, codebook, k, 16, exclusion, slack=num_vectors))
+    assert same(truth, join_block(queries, None, parts, codebook, k, 16, exclusion, rerank_margin=num_vectors))
     streamed = (block for part in parts for block in part.blocks())
     assert same(truth, exact_topk(queries, streamed, k, metric, exclusion))
 
@@ -158,7 +158,7 @@ def test_vectors_wider_than_float32_sums_of_codes_are_exact_too(spread: Spread) 
     codebook = train(vectors, "IVF4,SQ8", 0, "inner_product")
     parts = spread(vectors, codebook)
     truth = exact_topk(vectors[:50], vectors, 10, "inner_product")
-    assert same(truth, join_block(vectors[:50], None, parts, codebook, 10, 4, slack=50))
+    assert same(truth, join_block(vectors[:50], None, parts, codebook, 10, 4, rerank_margin=50))
 
 
 def test_bad_queries_are_refused(small: Codebook, spread: Spread) -> None:
@@ -170,3 +170,25 @@ def test_bad_queries_are_refused(small: Codebook, spread: Spread) -> None:
             run(bad)
         with pytest.raises(MismatchError, match="32 dimensions"):
             run(VECTORS[:5, :31])
+
+
+def test_codes_describe_the_differences_between_vectors_with_a_large_mean(spread: Spread) -> None:
+    vectors = mixture(4000, 64, 2).astype(np.float32)
+    vectors[:, 0] += 2  # as a few dimensions of BERT do
+    codebook = train(vectors, "IVF4,SQ8", 0, "squared_l2")
+    parts = spread(vectors.astype(np.float16), codebook)
+    exact = join_block(vectors[::20], None, parts, codebook, 10, 4, rerank_margin=4000)
+    found = join_block(vectors[::20], None, parts, codebook, 10, 4)
+    assert (found[1] <= exact[1][:, -1:]).mean() > 0.9
+
+
+def test_half_precision_queries_are_checked(spread: Spread) -> None:
+    vectors = mixture(200, 16, 0)
+    codebook = train(vectors, "Flat", 0, "inner_product")
+    parts = spread(vectors, codebook)
+    bad = vectors[:9].copy()
+    bad[4, 2] = np.inf
+    with pytest.raises(InputError, match="row 4"):
+        join_block(bad, np.zeros((9, 1), np.int32), parts, codebook, 2, 1)
+    with pytest.raises(MismatchError, match="16 dimensions"):
+        join_block(vectors[:9, :8], np.zeros((9, 1), np.int32), parts, codebook, 2, 1)

@@ -13,7 +13,7 @@ import numpy as np
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.join import SLACK, join_block
+from retrodb.ann.join import RERANK_MARGIN, join_block
 from retrodb.ann.metric import Metric
 from retrodb.ann.rerank import LivePart
 from retrodb.errors import UsageError
@@ -62,7 +62,16 @@ def join_rows(
             found = exact_of(vectors, parts, codebook.metric, own, width, hardware.threads)
         else:
             found = join_block(
-                vectors, lists[block], parts, codebook, width, nprobe, own, SLACK, hardware.threads, hardware.device
+                vectors,
+                lists[block],
+                parts,
+                codebook,
+                width,
+                nprobe,
+                own,
+                RERANK_MARGIN,
+                hardware.threads,
+                hardware.device,
             )
         ids[block], distances[block] = found
     return ids, distances
@@ -112,7 +121,7 @@ def _blocks(
     """Places of rows that are joined together: of one supercluster of lists, or of neighbouring ones."""
     dim = codebook.dim
     of_database = sum(part.ids_N.nbytes + len(part.ids_N) * (1 + 8 * len(part.keys)) for part in parts)
-    of_row = (2 + 3 * 4 + 1) * dim + 2 * 12 * lists.shape[1] + 4 * 12 * (width + SLACK)
+    of_row = (2 + 3 * 4 + 1) * dim + 2 * 12 * lists.shape[1] + 4 * 12 * (width + RERANK_MARGIN)
     size = max(_LEAST_ROWS, (hardware.memory_bytes - of_database) // of_row)
     if lists.shape[1] == 0 or size >= len(rows):
         order = np.arange(len(rows))

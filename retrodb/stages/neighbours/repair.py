@@ -24,9 +24,9 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block, exact_topk
+from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import BLOCK_QUERIES, NewRows, reverse_join
-from retrodb.ann.topk import merge_topk
 from retrodb.config import NeighboursParams
 from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task

@@ -1,24 +1,32 @@
-"""The scan of the join in PyTorch, for GPUs: the same codes and the same order of work as `scan`, by tensor cores.
+"""The scan of the join in PyTorch, for GPUs: the same codes and the same order of work as the compiled scan, on tensor cores.
 
-Products of codes are exact integers here too (`torch._int_mm`). What a query keeps is one 64-bit number a candidate: its
-distance, made an integer of the same order, above its rank by id. So ties go to the smaller id, and an unordered `topk` is
-enough. Needs nothing but PyTorch and NumPy.
+Products of codes are exact integers here too (`torch._int_mm`). A query keeps one 64-bit number for each candidate: the
+distance, as an integer of the same order, in the high half, and the rank by id in the low half. So ties go to the smaller
+id, and an unordered `topk` is enough. This module needs nothing but PyTorch and NumPy.
+
+Legend: Q queries, A lists of a query, W candidates kept, R queries of a tile, C columns of a list, D dimensions, J kinds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.format.arrays import Float32Array, Int64Array
+from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
 
-LEVELS = 31  # codes are -31 .. 31, as in `int_product`
-TILE_PRODUCTS = 1 << 26  # products at once: 2 GiB with the numbers made of them
-_MULTIPLE = 32  # `torch._int_mm` on CUDA wants more than 16 rows, and dimensions and columns by 8
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEVELS = 31  # codes from -31 to 31, as in `codegen/six_bit_codes.py`, which needs numba
+# Bytes of one product in `_Tile.nearest`, counted generously: sum, scaled sum, distance and its ordered bits (4 each, and 4 for
+# a temporary of this size), the number (8), and 4 for masks.
+_PRODUCT_BYTES = 4 * 4 + 4 + 8 + 4
+TILE_PRODUCTS = (2 << 30) // _PRODUCT_BYTES  # products at once: 2 GiB
+_MULTIPLE = 32  # `torch._int_mm` on CUDA needs more than 16 rows, and dimensions and columns in multiples of 8
 _NONE = np.iinfo(np.int64).max
 
 
@@ -34,9 +42,9 @@ class ListColumns:
 
 def scan_on_device(
     queries_QD: Float32Array,
-    lists_QA: NDArray[np.int32],
+    lists_QA: Int32Array,
     columns_of: Callable[[int], ListColumns],
-    query_keys: list[NDArray[np.int64]],
+    query_keys: list[Int64Array],
     centre_D: Float32Array,
     is_l2: bool,
     width: int,
@@ -54,7 +62,7 @@ def scan_on_device(
         centre = torch.from_numpy(centre_D).to(device)
         codes_QD, scales_Q = _encode(torch.from_numpy(queries_QD).to(device) - centre)
         weights_Q = scales_Q * (2 if is_l2 else 1)
-        keys = [torch.from_numpy(own).to(device) for own in query_keys]
+        keys = [torch.from_numpy(keys_of_kind).to(device) for keys_of_kind in query_keys]
         best_QW = torch.full((len(queries_QD), width), _NONE, dtype=torch.int64, device=device)
         for lists in (lists_QA[:, :1], lists_QA[:, 1:]):  # home lists first
             for list_, rows_R in _rows_by_list(lists):
@@ -65,8 +73,9 @@ def scan_on_device(
                 step = max(1, TILE_PRODUCTS // len(columns.ranks_C))
                 for start in range(0, len(rows_R), step):
                     rows = torch.from_numpy(rows_R[start : start + step]).to(device)
-                    found = tile.nearest(codes_QD[rows], weights_Q[rows], [own[rows] for own in keys], width)
-                    both = torch.cat([best_QW[rows], found], dim=1)
+                    keys_of_rows = [keys_of_kind[rows] for keys_of_kind in keys]
+                    nearest = tile.nearest(codes_QD[rows], weights_Q[rows], keys_of_rows, width)
+                    both = torch.cat([best_QW[rows], nearest], dim=1)
                     best_QW[rows] = torch.topk(both, width, dim=1, largest=False).values
         ranks_QW = torch.where(best_QW == _NONE, -1, best_QW & 0xFFFFFFFF)
         return np.asarray(ranks_QW.cpu().numpy())
@@ -76,14 +85,14 @@ def scan_on_device(
 class _Tile:
     """One list on the device: tensors of `ListColumns`, with new codes relative to the centre."""
 
-    codes_CD: Any
-    scales_C: Any
-    norms_C: Any
-    ranks_C: Any
-    keys_JC: Any
+    codes_CD: Tensor
+    scales_C: Tensor
+    norms_C: Tensor
+    ranks_C: Tensor
+    keys_JC: Tensor
 
     @classmethod
-    def of(cls, columns: ListColumns, centre: Any, is_l2: bool, device: str) -> _Tile:
+    def of(cls, columns: ListColumns, centre: Tensor, is_l2: bool, device: str) -> _Tile:
         import torch
 
         raw, scales_C, ranks_C, keys_JC = (
@@ -93,10 +102,10 @@ class _Tile:
         vectors_CD = raw * scales_C[:, None] - centre
         wide = vectors_CD.double()  # so that the rounded sum does not depend on its order
         norms_C = (wide**2).sum(1) if is_l2 else -(wide @ centre.double())
-        codes_CD, own_scales_C = _encode(vectors_CD)
-        return cls(codes_CD, own_scales_C, norms_C.float(), ranks_C, keys_JC)
+        codes_CD, new_scales_C = _encode(vectors_CD)
+        return cls(codes_CD, new_scales_C, norms_C.float(), ranks_C, keys_JC)
 
-    def nearest(self, codes_RD: Any, weights_R: Any, keys: list[Any], width: int) -> Any:
+    def nearest(self, codes_RD: Tensor, weights_R: Tensor, keys: list[Tensor], width: int) -> Tensor:
         """The `width` nearest columns of some queries as numbers (R, at most width)."""
         import torch
 
@@ -105,13 +114,13 @@ class _Tile:
         bits = distances.view(torch.int32)
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         numbers = (ordered.long() << 32) | self.ranks_C
-        for own, column_keys in zip(keys, self.keys_JC, strict=True):
-            for key in own.unbind(1):
+        for keys_of_kind, column_keys in zip(keys, self.keys_JC, strict=True):
+            for key in keys_of_kind.unbind(1):
                 numbers.masked_fill_((key[:, None] == column_keys) & (column_keys != -1), _NONE)
         return torch.topk(numbers, min(width, numbers.shape[1]), dim=1, largest=False).values
 
 
-def _encode(vectors_ND: Any) -> tuple[Any, Any]:
+def _encode(vectors_ND: Tensor) -> tuple[Tensor, Tensor]:
     """int8 codes -31 .. 31 with zeros up to a multiple of 32 dimensions, and their scales."""
     import torch
 
@@ -122,8 +131,8 @@ def _encode(vectors_ND: Any) -> tuple[Any, Any]:
     return torch.nn.functional.pad(codes_ND, (0, padding)), largest_N / LEVELS
 
 
-def _exact_product(rows_RD: Any, columns_CD: Any) -> Any:
-    """Inner products of codes as float32 (exact below 2^24: up to 17,000 dimensions)."""
+def _exact_product(rows_RD: Tensor, columns_CD: Tensor) -> Tensor:
+    """Inner products of codes as float32: exact below 2^24, which is up to 2^24 / 31^2 = 17,457 dimensions."""
     import torch
 
     num_rows, num_columns = len(rows_RD), len(columns_CD)
@@ -133,10 +142,12 @@ def _exact_product(rows_RD: Any, columns_CD: Any) -> Any:
     return torch._int_mm(rows_RD, columns_CD.T)[:num_rows, :num_columns].float()
 
 
-def _rows_by_list(lists_QA: NDArray[np.int32]) -> list[tuple[int, Int64Array]]:
+def _rows_by_list(lists_QA: Int32Array) -> list[tuple[int, Int64Array]]:
     """Each list that is probed, with the queries that probe it."""
     lists_P = lists_QA.ravel()
     order = np.argsort(lists_P, kind="stable")
     lists, starts = np.unique(lists_P[order], return_index=True)
+    if not len(lists):
+        return []
     rows = np.split(order // max(1, lists_QA.shape[1]), starts[1:])
-    return [(list_, own) for list_, own in zip(lists.tolist(), rows, strict=True) if list_ >= 0] if len(lists) else []
+    return [(list_, rows_of_list) for list_, rows_of_list in zip(lists.tolist(), rows, strict=True) if list_ >= 0]

@@ -1,0 +1,149 @@
+"""The exactly nearest columns inserted into each query's best: of a block of columns, or of the query's own list."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from retrodb.ann.codegen.compiled import compiled
+from retrodb.ann.codegen.distances import distance, distance_portable
+from retrodb.ann.codegen.excluded import is_excluded, is_excluded_portable
+from retrodb.ann.codegen.grouping import ListGroups
+from retrodb.ann.codegen.insertion import insert, insert_candidates_portable
+from retrodb.ann.exclusion import QueryKeys
+from retrodb.ann.topk import TopK
+from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
+
+
+class Columns(NamedTuple):
+    """Database rows that queries are compared with."""
+
+    vectors_CD: Float32Array
+    ids_C: Int64Array
+    keys_JC: Int64Array  # exclusion keys
+
+
+class Estimates(NamedTuple):
+    """Distances by a product whose bits depend on the batch, and how far each query's may be from the exact ones."""
+
+    distances_QC: Float32Array
+    errors_Q: Float32Array
+
+
+def insert_exact_portable(queries_QD: Float32Array, columns: Columns, keys: QueryKeys, is_l2: bool, best: TopK) -> None:
+    """Merges all columns that are not excluded into the best K of each query: the definition of `insert_exact`.
+
+    The estimates are not needed here: they only save the kernel distances.
+    """
+    column_C = np.arange(len(columns.ids_C))
+    for q in range(len(queries_QD)):
+        _insert_columns_portable(q, queries_QD, column_C, columns, keys, is_l2, best)
+
+
+def insert_by_list_portable(
+    queries_QD: Float32Array,
+    lists_Q: Int32Array,
+    groups: ListGroups,
+    columns: Columns,
+    keys: QueryKeys,
+    is_l2: bool,
+    best: TopK,
+) -> None:
+    """The same with the columns that are grouped under each query's list: the definition of `insert_by_list`."""
+    for q, list_ in enumerate(lists_Q.tolist()):
+        _insert_columns_portable(q, queries_QD, groups.members(list_), columns, keys, is_l2, best)
+
+
+def _insert_columns_portable(
+    q: int,
+    queries_QD: Float32Array,
+    column_C: Int32Array | Int64Array,
+    columns: Columns,
+    keys: QueryKeys,
+    is_l2: bool,
+    best: TopK,
+) -> None:
+    allowed = [c for c in column_C.tolist() if not is_excluded_portable(q, c, keys, columns.keys_JC)]
+    distances = [distance_portable(queries_QD[q], columns.vectors_CD[c], is_l2) for c in allowed]
+    candidates = columns.ids_C[allowed][None], np.array([distances], dtype=np.float32)
+    insert_candidates_portable(candidates, (best[0][q : q + 1], best[1][q : q + 1]))
+
+
+@compiled
+def insert_exact(
+    first: int,
+    stop: int,
+    queries_QD: Float32Array,
+    estimates: Estimates,
+    columns: Columns,
+    keys: QueryKeys,
+    is_l2: bool,
+    best: TopK,
+) -> None:
+    """Merges a block of columns into the best K of queries first..stop.
+
+    A query takes two passes: the K-th smallest estimate bounds the K-th distance; then the distance is computed of all
+    columns that the estimates cannot rule out. The result is exact, and the same for all estimates within the error.
+    """
+    estimates_QC, errors_Q = estimates
+    vectors_CD, ids_C, keys_JC = columns
+    ids_QK, distances_QK = best
+    K = ids_QK.shape[1]
+    difference_D = np.empty(queries_QD.shape[1], dtype=np.float32)
+    nearest = np.empty(K, dtype=np.float32)
+    for row in range(first, stop):
+        nearest[:] = np.inf
+        for c in range(ids_C.shape[0]):
+            if estimates_QC[row, c] < nearest[0] and not is_excluded(row, c, keys, keys_JC):
+                _replace_greatest(nearest, estimates_QC[row, c])
+        error = errors_Q[row]
+        limit = min(nearest[0] + error, distances_QK[row, K - 1]) + error
+        for c in range(ids_C.shape[0]):
+            if estimates_QC[row, c] <= limit and not is_excluded(row, c, keys, keys_JC):
+                exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
+                insert(exact, ids_C[c], ids_QK[row], distances_QK[row])
+
+
+@compiled
+def _replace_greatest(heap_K: Float32Array, value: float) -> None:
+    """Replaces the greatest value of a heap, which is its first, by a smaller one."""
+    position, size = 0, heap_K.shape[0]
+    while 2 * position + 1 < size:
+        child = 2 * position + 1
+        if child + 1 < size and heap_K[child + 1] > heap_K[child]:
+            child += 1
+        if heap_K[child] <= value:
+            break
+        heap_K[position] = heap_K[child]
+        position = child
+    heap_K[position] = value
+
+
+@compiled
+def insert_by_list(
+    first: int,
+    stop: int,
+    queries_QD: Float32Array,
+    lists_Q: Int32Array,
+    groups: ListGroups,
+    columns: Columns,
+    keys: QueryKeys,
+    is_l2: bool,
+    best: TopK,
+) -> None:
+    """Merges into the best K of queries first..stop the columns that are grouped under the query's list.
+
+    Queries that are ordered by their lists find the columns' vectors in the cache.
+    """
+    vectors_CD, ids_C, keys_JC = columns
+    offsets_L1, columns_M = groups
+    ids_QK, distances_QK = best
+    last = ids_QK.shape[1] - 1
+    difference_D = np.empty(queries_QD.shape[1], dtype=np.float32)
+    for row in range(first, stop):
+        for position in range(offsets_L1[lists_Q[row]], offsets_L1[lists_Q[row] + 1]):
+            c = columns_M[position]
+            exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
+            if exact <= distances_QK[row, last] and not is_excluded(row, c, keys, keys_JC):
+                insert(exact, ids_C[c], ids_QK[row], distances_QK[row])

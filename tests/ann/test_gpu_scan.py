@@ -1,0 +1,36 @@
+"""The scan in PyTorch against the compiled one, on the CPU; on a GPU the same code runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrodb.ann import gpu_scan
+from retrodb.ann.codebook import train
+from retrodb.ann.codegen import six_bit_codes
+from retrodb.ann.exclusion import Exclusion, Ragged
+from retrodb.ann.join import join_block
+
+from .conftest import Spread, mixture
+
+
+@pytest.mark.parametrize("metric", ["inner_product", "squared_l2"])
+def test_the_scan_in_torch_gives_what_the_compiled_one_gives(metric: str, spread: Spread) -> None:
+    random = np.random.default_rng(1)
+    vectors = mixture(3000, 40, 0, identical=300)
+    codebook = train(vectors, "IVF32,SQ8", 3, metric)
+    content = random.integers(0, 300, 3000).astype(np.uint64)
+    keys = {"document": np.arange(3000) // 8, "content": content}
+    parts = spread(vectors, codebook, (1000,), random.random(3000) < 0.8, **keys)
+    sequences = Ragged(random.integers(0, 375, 900), np.arange(0, 901, 3))
+    exclusion = Exclusion.of(300, document=sequences, content=content[::10])
+    compiled_, in_torch = (
+        join_block(vectors[::10], None, parts, codebook, 10, 3, exclusion, device=device) for device in ("cpu", "cpu:0")
+    )
+    for a, b in zip(compiled_, in_torch, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (join_block(vectors[:3], None, [], codebook, 2, 1, device="cpu:0")[0] == -1).all()
+
+
+def test_both_scans_have_the_same_codes() -> None:
+    assert gpu_scan.LEVELS == six_bit_codes.LEVELS
