@@ -26,8 +26,8 @@ from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import join_block
 from retrodb.ann.merge_parts import merge_parts
-from retrodb.ann.operating_point import recall_curve
 from retrodb.ann.part import build_part, open_part
+from retrodb.ann.recall_curve import recall_curve
 from retrodb.ann.rerank import LivePart
 from retrodb.bench.machine import environment, gemm_gflops, timed
 

@@ -38,8 +38,8 @@ from retrodb.ann.codegen.code_product import PANEL, ROWS, PanelColumns, multiply
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import join_block
-from retrodb.ann.operating_point import recall_at_k, recall_curve
 from retrodb.ann.part import build_part, open_part
+from retrodb.ann.recall_curve import recall_at_k, recall_curve
 from retrodb.ann.rerank import LivePart, rerank
 
 Found = tuple[np.ndarray, np.ndarray]

@@ -25,8 +25,8 @@ from bench_neighbours import mixture, set_threads
 
 from retrodb.ann.codebook import Codebook, choose_factory, sample_size, train
 from retrodb.ann.exact import exact_topk
-from retrodb.ann.operating_point import recall_at_k
 from retrodb.ann.part import build_part, open_part
+from retrodb.ann.recall_curve import recall_at_k
 from retrodb.ann.rerank import LivePart, rerank
 from retrodb.ann.search import search
 from retrodb.bench.machine import environment, gemm_gflops, timed

@@ -14,7 +14,7 @@ merge_parts                 parts merged list by list
 rerank, search, join        few queries at low latency; all queries at high throughput
 reverse_join                few new rows compared with very many old queries
 gpu_scan                    the scan of the join on a GPU
-operating_point             recall, and how it grows with the lists scanned
+recall_curve                recall, and how it grows with the lists scanned
 drift                       whether the codebook still fits what is added
 faiss_library               FAISS, imported at first use
 codegen                     compiled code; every kernel has a portable definition

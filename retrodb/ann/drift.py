@@ -23,9 +23,8 @@ from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 # Beyond any of these limits retraining is recommended. The limits are choices, not measurements.
 MAX_RESIDUAL_GROWTH = 1.10
 MAX_IMBALANCE_GROWTH = 1.5  # a search of as many lists scans 1.5 times as many vectors
-MAX_RECALL_LOSS = (
-    0.02  # 64 canaries with 10 neighbours vary less at recall 0.95: 1.96 * sqrt(0.95 * 0.05 / 640) = 0.017
-)
+# More than 64 canaries with 10 neighbours vary by at recall 0.95: 1.96 * sqrt(0.95 * 0.05 / 640) = 0.017.
+MAX_RECALL_LOSS = 0.02
 CANARY_K = 10
 SAMPLE_ROWS = 65_536  # of a part, for the residual: 65,536 * 384 dimensions * 4 bytes (float32) = 100 MB
 BLOCK_ROWS = 16_384  # decoded at once: 16,384 * 384 dimensions * 4 bytes (float32) = 25 MB

@@ -39,9 +39,9 @@ class LivePart:
         if self.allowed_N is not None:
             lengths.add(len(self.allowed_N))
         if len(lengths) > 1:
-            what = f"an index part of {self.part.meta.rows} rows was given ids, keys or a mask of another number"
+            message = f"an index part of {self.part.meta.rows} rows was given ids, keys or a mask of another number"
             raise MismatchError(
-                what, where=str(self.part.folder), remedy="Run 'retrodb index', which covers new vectors"
+                message, where=str(self.part.folder), remedy="Run 'retrodb index', which covers new vectors"
             )
 
     @property

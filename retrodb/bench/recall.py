@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from retrodb.ann.exact import exact_topk
-from retrodb.ann.operating_point import CurvePoint, Estimate, recall_at_k, recall_curve
+from retrodb.ann.recall_curve import CurvePoint, Estimate, recall_at_k, recall_curve
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.search import search
 from retrodb.ann.topk import TopK

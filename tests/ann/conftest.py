@@ -71,6 +71,6 @@ def brute_force(queries: np.ndarray, vectors: np.ndarray, mask: np.ndarray, k: i
     distances = -(q @ v.T) if metric == "inner_product" else ((q[:, None] - v[None]) ** 2).sum(axis=2)
     distances = np.where(mask, np.inf, distances)
     ids = np.argsort(np.round(distances, 9), axis=1, kind="stable")[:, :k]
-    found = np.take_along_axis(distances, ids, axis=1)
-    result = np.where(np.isinf(found), -1, ids)
+    nearest = np.take_along_axis(distances, ids, axis=1)
+    result = np.where(np.isinf(nearest), -1, ids)
     return np.pad(result, ((0, 0), (0, k - result.shape[1])), constant_values=-1)

@@ -1,4 +1,4 @@
-"""Drift: what is measured at every add, without looking at what was there."""
+"""Drift: measured at every add from the new rows only."""
 
 from __future__ import annotations
 
@@ -33,34 +33,34 @@ def test_truth_that_grows_part_by_part_is_the_truth_of_all(codebook: Codebook, p
     canaries = np.arange(0, 3000, 60)
     vectors = VECTORS[canaries].astype(np.float32)
     ids = [np.arange(*pair) for pair in pairwise(CUTS)]
-    found = [truth_in_part(vectors, canaries, part, own) for part, own in zip(parts, ids, strict=True)]
-    truth = reduce(Truth.merged, found, Truth.empty(len(canaries)))
+    truths = [truth_in_part(vectors, canaries, part, ids_P) for part, ids_P in zip(parts, ids, strict=True)]
+    truth = reduce(Truth.merged, truths, Truth.empty(len(canaries)))
     expected = exact_topk(vectors, VECTORS, CANARY_K + 1, "inner_product")[0]
     overlap = [len(set(a) & set(b)) for a, b in zip(truth.ids_CK.tolist(), expected.tolist(), strict=True)]
     assert np.mean(overlap) > 0.95 * CANARY_K  # int8 codes swap those that are equally near
     assert not (truth.ids_CK == canaries[:, None]).any()
-    own_lists = np.concatenate([part.lists_NA[:, 0] for part in parts])
-    assert (truth.lists_CK == own_lists[truth.ids_CK]).all()
+    list_N = np.concatenate([part.lists_NA[:, 0] for part in parts])
+    assert (truth.lists_CK == list_N[truth.ids_CK]).all()
     assert truth.recall(vectors, codebook, 16) == 1.0
     assert 0.2 < (truth.recall(vectors, codebook, 1) or 0) < 1.0
 
 
-def test_deleted_neighbours_are_no_longer_looked_for(codebook: Codebook, parts: list[Part]) -> None:
+def test_deleted_neighbours_do_not_count_for_recall(codebook: Codebook, parts: list[Part]) -> None:
     canaries = np.array([5, 6])
     vectors = VECTORS[canaries].astype(np.float32)
     truth = truth_in_part(vectors, canaries, parts[0], np.arange(900))
-    left = truth.without(np.ones_like(truth.ids_CK, dtype=bool))
-    assert left.recall(vectors, codebook, 16) is None
+    without_all = truth.without(np.ones_like(truth.ids_CK, dtype=bool))
+    assert without_all.recall(vectors, codebook, 16) is None
     half = truth.without(np.arange(CANARY_K)[None, :] % 2 == 0)
     assert half.recall(vectors, codebook, 16) == 1.0
 
 
 def test_residual_of_foreign_vectors_is_larger(codebook: Codebook, spread: Spread) -> None:
     foreign = mixture(2000, 32, 99)
-    own = residual(spread(VECTORS, codebook)[0].part, codebook)
-    assert residual(spread(foreign, codebook)[0].part, codebook) > 1.1 * own
+    expected = residual(spread(VECTORS, codebook)[0].part, codebook)
+    assert residual(spread(foreign, codebook)[0].part, codebook) > 1.1 * expected
     direct = VECTORS - codebook.centroids_LD[codebook.nearest_lists(VECTORS, 1)[:, 0]]
-    assert own == pytest.approx((direct.astype(np.float64) ** 2).sum(axis=1).mean(), rel=0.01)
+    assert expected == pytest.approx((direct.astype(np.float64) ** 2).sum(axis=1).mean(), rel=0.01)
 
 
 def test_imbalance_is_one_for_equal_lists_and_the_number_of_lists_for_one_giant() -> None:
@@ -68,7 +68,7 @@ def test_imbalance_is_one_for_equal_lists_and_the_number_of_lists_for_one_giant(
     assert imbalance(np.array([28, 0, 0, 0])) == 4
 
 
-def test_the_triggers_are_named() -> None:
+def test_reasons_for_retraining_name_each_exceeded_limit() -> None:
     training = Drift(residual=0.5, imbalance=1.2, canary_recall=0.95)
     assert Drift(0.54, 1.7, 0.94).reasons(training) == []
     assert Drift(0.56, 1.9, 0.92).reasons(training) == ["residual +12%", "imbalance x1.6", "canary recall -3.0 points"]

@@ -47,8 +47,10 @@ def test_equals_masked_brute_force_with_ties_by_id_for_any_blocks(
     keys = {"document": documents, "content": hashes}
     starts = range(0, num_vectors, cut)
     blocks = [
-        Block(np.arange(num_vectors)[at], vectors[at], allowed[at], {kind: key[at] for kind, key in keys.items()})
-        for at in (slice(start, start + cut) for start in starts)
+        Block(
+            np.arange(num_vectors)[rows], vectors[rows], allowed[rows], {kind: key[rows] for kind, key in keys.items()}
+        )
+        for rows in (slice(start, start + cut) for start in starts)
     ]
     ids, distances = exact_topk(queries, blocks, k, metric, exclusion)
     mask = exclusion.mask(exclusion.stack(keys, num_vectors)) | ~allowed
@@ -85,13 +87,13 @@ def test_ids_beyond_32_bits_survive() -> None:
     assert ids.min() >= 2**33
 
 
-def test_identical_vectors_by_the_thousand_come_in_the_order_of_their_ids() -> None:
+def test_thousands_of_identical_vectors_are_ordered_by_id() -> None:
     vectors = np.ones((5000, 8), np.float16)
     ids, _ = exact_topk(vectors[:3], vectors, 5, "inner_product")
     assert (ids == np.arange(5)).all()
 
 
-def test_nan_is_refused_by_row_and_other_dimensions_by_number() -> None:
+def test_nan_and_wrong_dimensions_are_refused_with_row_and_number() -> None:
     vectors = grid(20, 4, 0)
     vectors[13, 2] = np.nan
     with pytest.raises(InputError, match="row 13 holds NaN"):

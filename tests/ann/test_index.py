@@ -51,7 +51,7 @@ def test_training_gives_the_same_bytes_for_any_number_of_threads(factory: str) -
     assert (lists[40:41] == one.nearest_lists(VECTORS[40:41], 3)).all()
 
 
-def test_a_sample_too_small_falls_to_flat_and_says_so() -> None:
+def test_a_sample_that_is_too_small_gives_flat_and_a_note() -> None:
     codebook = train(VECTORS[:100], "IVF1024,SQ8", 0, "squared_l2")
     assert codebook.num_lists == 1
     assert "IVF1024,SQ8 needs at least 39936 training vectors and there are 100" in codebook.note
@@ -63,7 +63,7 @@ def test_unknown_factories_are_refused() -> None:
         train(VECTORS, "IVF16,Nonsense", 0, "squared_l2")
 
 
-def test_more_lists_than_a_flat_assignment_bears_are_trained_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_lists_are_trained_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrodb.ann.kmeans.FLAT_TRAINING", 16)
     codebook = train(VECTORS, "IVF40,Flat", 0, "squared_l2")
     assert np.unique(codebook.centroids_LD, axis=0).shape == (40, 32)
@@ -77,8 +77,8 @@ MERGED = ["Flat", "IVF32,SQ8", "IVF32,RaBitQ", "IVF32,PQ4x4fs", "IVF32,RaBitQfs"
 @pytest.mark.parametrize("metric", ["inner_product", "squared_l2"])
 def test_the_assignment_of_a_gpu_is_the_exact_one(metric: str) -> None:
     vectors, centroids = VECTORS[100:].astype(np.float32), mixture(40, 32, 9).astype(np.float32)
-    found = nearest_by_torch(vectors, centroids, metric, "cpu")
-    assert (found == exact_topk(vectors, centroids, 1, metric)[0][:, 0]).mean() > 0.999
+    nearest = nearest_by_torch(vectors, centroids, metric, "cpu")
+    assert (nearest == exact_topk(vectors, centroids, 1, metric)[0][:, 0]).mean() > 0.999
 
 
 @pytest.mark.parametrize("factory", MERGED)
@@ -93,12 +93,12 @@ def test_merged_parts_are_what_one_build_gives(factory: str, spread: Spread, tmp
 
 
 @pytest.mark.parametrize("factory", MERGED)
-def test_merging_may_drop_rows_and_lay_parts_into_each_other(factory: str, spread: Spread, tmp_path: Path) -> None:
+def test_merging_may_drop_rows_and_interleave_parts(factory: str, spread: Spread, tmp_path: Path) -> None:
     codebook = train(mixture(10_000, 32, 1), factory, 5, "squared_l2")
     random = np.random.default_rng(2)
     part_of = random.integers(0, 3, len(VECTORS))
     kept = random.random(len(VECTORS)) < 0.4
-    kept[part_of == 2] = False  # nothing of one part is left
+    kept[part_of == 2] = False  # all rows of one part are dropped
     rank = np.where(kept, np.cumsum(kept) - 1, -1)
     parts = [spread(VECTORS[part_of == number], codebook)[0].part for number in range(3)]
     merged = new_folder(tmp_path / "merged")
@@ -149,7 +149,7 @@ def test_a_missing_or_damaged_file_is_named(name: str, codebook: Codebook, sprea
         open_part(folder)
 
 
-def test_rows_of_a_part_and_what_is_said_of_them_must_agree(codebook: Codebook, spread: Spread) -> None:
+def test_ids_of_another_number_than_the_rows_are_refused(codebook: Codebook, spread: Spread) -> None:
     part = spread(VECTORS[:50], codebook)[0].part
     with pytest.raises(MismatchError, match="50 rows"):
         LivePart(part, np.arange(49), VECTORS.__getitem__)
@@ -163,9 +163,11 @@ def test_merges_take_neighbours_of_one_tier_and_leave_big_parts_alone() -> None:
     assert choose_merges([small] * 4 + [big] + [small] * 4) == []
 
 
-def test_merges_that_follow_from_merges_are_one_and_parts_stop_growing() -> None:
+def test_merges_of_merged_parts_are_one_merge_up_to_the_largest_size() -> None:
     assert choose_merges([16_000] * 64) == [tuple(range(64))]
-    assert choose_merges([16_000] * 64, largest=200_000) == [tuple(range(at, at + 8)) for at in range(0, 64, 8)]
+    assert choose_merges([16_000] * 64, largest=200_000) == [
+        tuple(range(first, first + 8)) for first in range(0, 64, 8)
+    ]
 
 
 def test_a_growing_database_keeps_few_parts_and_rewrites_a_row_a_few_times() -> None:
@@ -174,7 +176,7 @@ def test_a_growing_database_keeps_few_parts_and_rewrites_a_row_a_few_times() -> 
     for _ in range(512):
         sizes.append(10_000)
         for run in reversed(choose_merges(sizes)):
-            merged = sum(sizes[at] for at in run)
+            merged = sum(sizes[member] for member in run)
             sizes[run[0] : run[-1] + 1] = [merged]
             written += merged
     assert len(sizes) <= 24

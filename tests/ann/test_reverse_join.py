@@ -1,4 +1,4 @@
-"""New rows meeting old queries, against the plain definition."""
+"""New rows compared with old queries, against the plain definition."""
 
 from __future__ import annotations
 
@@ -36,20 +36,21 @@ def test_each_query_gets_the_nearest_of_the_new_rows_that_probe_its_list(
     homes = rng.integers(0, LISTS, num_queries).astype(np.int32)
     probes = np.argsort(rng.random((num_rows, LISTS)), axis=1)[:, :nprobe].astype(np.int32)
     ids = np.sort(rng.permutation(1000)[:num_rows])
-    keys, own = rng.integers(0, 4, num_rows), rng.integers(0, 4, num_queries)
+    keys, query_keys = rng.integers(0, 4, num_rows), rng.integers(0, 4, num_queries)
     known = np.sort(rng.integers(-9, 9, (num_queries, k)).astype(np.float32), axis=1)
     best = np.full((num_queries, k), 500), known.copy()
     new = NewRows.of(Block(ids, rows, None, {"document": keys}), probes, LISTS)
-    reverse_join(queries, homes, new, metric, Exclusion.of(num_queries, document=own), best, threads)
+    reverse_join(queries, homes, new, metric, Exclusion.of(num_queries, document=query_keys), best, threads)
     for q in range(num_queries):
         exact = queries[q].astype(np.float32), rows.astype(np.float32)
         distances = -(exact[1] @ exact[0]) if metric == "inner_product" else ((exact[1] - exact[0]) ** 2).sum(axis=1)
-        met = (probes == homes[q]).any(axis=1) & (keys != own[q])
-        every = [*((d, 500) for d in known[q].tolist()), *zip(distances[met].tolist(), ids[met].tolist(), strict=True)]
-        assert list(zip(best[1][q].tolist(), best[0][q].tolist(), strict=True)) == sorted(every)[:k]
+        compared = (probes == homes[q]).any(axis=1) & (keys != query_keys[q])
+        new_pairs = zip(distances[compared].tolist(), ids[compared].tolist(), strict=True)
+        pairs = [*((d, 500) for d in known[q].tolist()), *new_pairs]
+        assert list(zip(best[1][q].tolist(), best[0][q].tolist(), strict=True)) == sorted(pairs)[:k]
 
 
-def test_vectors_that_are_no_numbers_or_of_another_dimension_are_refused() -> None:
+def test_nan_and_wrong_dimensions_are_refused() -> None:
     rows = np.eye(3, 4, dtype=np.float16)
     new = NewRows.of(Block(np.arange(3), rows), np.zeros((3, 1), np.int32), 1)
     with pytest.raises(MismatchError, match="4 dimensions"):

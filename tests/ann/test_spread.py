@@ -1,4 +1,4 @@
-"""Answers do not depend on how rows are spread over parts, or on merging; what is deleted never comes up."""
+"""Answers do not depend on how rows are spread over parts, or on merging, and contain no deleted rows."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def built(folder: Path, ids: np.ndarray, vectors: np.ndarray, codebook: Codebook
 
 def merged(folder: Path, pieces: Sequence[tuple[Path, np.ndarray]], kept: np.ndarray) -> tuple[Path, np.ndarray]:
     folder.mkdir()
-    ids = np.sort(np.concatenate([own[kept[own]] for _, own in pieces]))
-    places = [np.where(kept[own], np.searchsorted(ids, own), -1) for _, own in pieces]
-    merge_parts([open_part(path) for path, _ in pieces], places, folder)
+    ids = np.sort(np.concatenate([ids_P[kept[ids_P]] for _, ids_P in pieces]))
+    merged_rows = [np.where(kept[ids_P], np.searchsorted(ids, ids_P), -1) for _, ids_P in pieces]
+    merge_parts([open_part(path) for path, _ in pieces], merged_rows, folder)
     return folder, ids
 
 
@@ -77,20 +77,22 @@ def test_split_and_merged_parts_answer_like_one(
     allowed = random.random(len(vectors)) >= dead
     allowed[random.integers(len(vectors))] = True
     everything = np.arange(len(vectors))
-    own = [np.flatnonzero(part_of == number) for number in range(pieces)]
-    folders = [built(folder / str(number), ids, vectors, codebook) for number, ids in enumerate(own)]
+    part_ids = [np.flatnonzero(part_of == number) for number in range(pieces)]
+    folders = [built(folder / str(number), ids, vectors, codebook) for number, ids in enumerate(part_ids)]
     whole = [live(built(folder / "whole", everything, vectors, codebook), everything, vectors, allowed)]
-    split = [live(path, ids, vectors, allowed) for path, ids in zip(folders, own, strict=True)]
-    some = list(zip(folders, own, strict=True))[1:]
-    path, ids = merged(folder / "some", some, np.ones(len(vectors), bool))
+    split = [live(path, ids, vectors, allowed) for path, ids in zip(folders, part_ids, strict=True)]
+    all_but_one = list(zip(folders, part_ids, strict=True))[1:]
+    path, ids = merged(folder / "some", all_but_one, np.ones(len(vectors), bool))
     partly = [split[0], live(path, ids, vectors, allowed)]
-    without_dead = [live(*merged(folder / "kept", list(zip(folders, own, strict=True)), allowed), vectors, allowed)]
+    without_dead = [
+        live(*merged(folder / "kept", list(zip(folders, part_ids, strict=True)), allowed), vectors, allowed)
+    ]
 
     queries = vectors[random.integers(0, len(vectors), 12)]
-    found = search(queries, whole, codebook, k, nprobe)
-    assert allowed[found[0][found[0] >= 0]].all()
-    assert ((found[0] >= 0).sum(axis=1) == min(k, allowed.sum())).all()
+    expected = search(queries, whole, codebook, k, nprobe)
+    assert allowed[expected[0][expected[0] >= 0]].all()
+    assert ((expected[0] >= 0).sum(axis=1) == min(k, allowed.sum())).all()
     for parts in (split, partly, without_dead):
-        again = search(queries, parts, codebook, k, nprobe)
-        assert (found[0] == again[0]).all()
-        assert (found[1] == again[1]).all()
+        ids, distances = search(queries, parts, codebook, k, nprobe)
+        assert (expected[0] == ids).all()
+        assert (expected[1] == distances).all()

@@ -34,7 +34,7 @@ class Estimates(NamedTuple):
 def insert_exact_portable(queries_QD: Float32Array, columns: Columns, keys: QueryKeys, is_l2: bool, best: TopK) -> None:
     """Merges all columns that are not excluded into the best K of each query: the definition of `insert_exact`.
 
-    The estimates are not needed here: they only save the kernel distances.
+    The definition needs no estimates: they only save the kernel the distances of far columns.
     """
     column_C = np.arange(len(columns.ids_C))
     for q in range(len(queries_QD)):

@@ -105,8 +105,8 @@ def run_embed_task(
     meter.add(windows, time.perf_counter() - start)
     arrays = [*(map_array(storage.local(path)) for path in payload["reuse"]), *windows.arrays]
     vectors = GatheredVectors(arrays, len(rows), encoder.identity.dimension)
-    vectors.place(known[:, 0], known[:, 1], known[:, 2])
-    vectors.place(fresh, len(payload["reuse"]) + ordinal // payload["window_rows"], ordinal % payload["window_rows"])
+    vectors.assign(known[:, 0], known[:, 1], known[:, 2])
+    vectors.assign(fresh, len(payload["reuse"]) + ordinal // payload["window_rows"], ordinal % payload["window_rows"])
     files = _publish(storage, task, rows, vectors)
     forget_windows(storage, folder)
     counts = {
@@ -135,7 +135,7 @@ class GatheredVectors:
         self._array_N = np.zeros(num_rows, dtype=np.int32)
         self._position_N = np.zeros(num_rows, dtype=np.int64)
 
-    def place(self, rows: Int64Array, arrays: Int64Array, positions: Int64Array) -> None:
+    def assign(self, rows: Int64Array, arrays: Int64Array, positions: Int64Array) -> None:
         """Say where the vectors of some rows are: in which array, and at which position."""
         self._array_N[rows], self._position_N[rows] = arrays, positions
 

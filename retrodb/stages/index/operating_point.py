@@ -14,7 +14,7 @@ import numpy as np
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.operating_point import recall_curve
+from retrodb.ann.recall_curve import recall_curve
 from retrodb.ann.rerank import LivePart
 from retrodb.engine.run import open_run
 from retrodb.format.arrays import AnyArray, Int32Array, Int64Array

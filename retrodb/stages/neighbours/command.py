@@ -14,7 +14,7 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Ragged
-from retrodb.ann.operating_point import recall_at_k
+from retrodb.ann.recall_curve import recall_at_k
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams, from_mapping

@@ -6,7 +6,7 @@ import pytest
 from retrodb.ann.codebook import train
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.join import join_block
-from retrodb.ann.operating_point import Estimate, recall_at_k, recall_curve
+from retrodb.ann.recall_curve import Estimate, recall_at_k, recall_curve
 from retrodb.errors import ConfigError
 
 from .conftest import Spread, mixture
@@ -14,21 +14,21 @@ from .conftest import Spread, mixture
 VECTORS = mixture(4000, 32, 0)
 
 
-def test_ties_at_the_last_place_count_as_found() -> None:
+def test_ties_with_the_last_true_neighbour_count() -> None:
     vectors = np.ones((50, 4), np.float16)
     true = exact_topk(vectors[:5], vectors, 10, "squared_l2")
     other = true[0] + 20, true[1]
     assert recall_at_k(*other, *true).mean == 1.0
 
 
-def test_recall_is_against_the_neighbours_that_there_are() -> None:
+def test_recall_is_measured_against_the_existing_neighbours() -> None:
     true = np.array([[3, -1], [-1, -1], [4, 5]]), np.array([[1, np.inf], [np.inf, np.inf], [1, 2]], np.float32)
-    found = np.array([[3, -1], [-1, -1], [4, 6]]), np.array([[1, np.inf], [np.inf, np.inf], [1, 3]], np.float32)
-    estimate = recall_at_k(*found, *true)
+    result = np.array([[3, -1], [-1, -1], [4, 6]]), np.array([[1, np.inf], [np.inf, np.inf], [1, 3]], np.float32)
+    estimate = recall_at_k(*result, *true)
     assert estimate.mean == 0.75
     assert estimate.low < 0.75 < estimate.high
     with pytest.raises(ConfigError, match="no query"):
-        recall_at_k(*(array[1:2] for array in found), *(array[1:2] for array in true))
+        recall_at_k(*(array[1:2] for array in result), *(array[1:2] for array in true))
 
 
 def test_the_curve_without_timing_predicts_the_recall_of_the_join(spread: Spread) -> None:
@@ -42,12 +42,12 @@ def test_the_curve_without_timing_predicts_the_recall_of_the_join(spread: Spread
     assert curve[-1].recall.mean == 1.0
     assert curve[-1].scanned == pytest.approx(4000)
     point = next(point for point in curve if point.recall.mean >= 0.9)
-    found = join_block(queries, None, parts, codebook, 10, point.nprobe)
-    assert recall_at_k(*found, *true).mean == pytest.approx(point.recall.mean, abs=0.01)
+    result = join_block(queries, None, parts, codebook, 10, point.nprobe)
+    assert recall_at_k(*result, *true).mean == pytest.approx(point.recall.mean, abs=0.01)
     assert point.nprobe == 1 or curve[point.nprobe - 2].recall.mean < 0.9
 
 
-def test_intervals_stay_open_where_all_agree_and_widen_where_queries_hang_together() -> None:
+def test_intervals_have_a_width_where_all_agree_and_widen_with_correlated_queries() -> None:
     certain = Estimate.of(np.ones(100))
     assert certain.mean == 1
     assert 0.95 < certain.low < 1
@@ -59,9 +59,9 @@ def test_intervals_stay_open_where_all_agree_and_widen_where_queries_hang_togeth
     assert alone.low == pytest.approx(0.5 - 1.96 * (0.25 / 400) ** 0.5, abs=0.002)
 
 
-def test_a_curve_counts_what_ties_with_the_last_place() -> None:
+def test_a_curve_counts_ties_with_the_last_true_neighbour() -> None:
     lists = np.array([[0, 1, 2]], np.int32)
-    true_lists = np.array([[0, 1, 1, 2]], np.int32)  # two are wanted, three tie for the second place
+    true_lists = np.array([[0, 1, 1, 2]], np.int32)  # two are wanted, three tie at the second position
     curve = recall_curve(lists, true_lists, np.array([5, 5, 5]), k=2)
     assert [point.recall.mean for point in curve] == [0.5, 1, 1]
     assert [point.scanned for point in curve] == [5, 10, 15]
