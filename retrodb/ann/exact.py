@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from retrodb.ann.codegen.exact_insertion import Columns, Estimates, insert_exact
+from retrodb.ann.codegen.exact_insertion import Columns, EstimatedDistances, insert_exact
 from retrodb.ann.exclusion import Exclusion, ExclusionKeys
 from retrodb.ann.metric import Metric, check_metric, check_vectors
 from retrodb.ann.topk import TopK, empty_topk
@@ -132,17 +132,17 @@ def _merge_block(
         run_rows(insert, len(queries), threads)
 
 
-def _estimate(queries: Float32Array, vectors: Float32Array, lengths_C: Float32Array, is_l2: bool) -> Estimates:
+def _estimate(queries: Float32Array, vectors: Float32Array, lengths_C: Float32Array, is_l2: bool) -> EstimatedDistances:
     """Distances by a BLAS product, and how far each query's may be from those of the distance kernel."""
     distances_QC: Float32Array = queries @ vectors.T
     errors_Q = estimate_error(queries, float(lengths_C.max()), is_l2)
     if not is_l2:
         np.negative(distances_QC, out=distances_QC)
-        return Estimates(distances_QC, errors_Q)
+        return EstimatedDistances(distances_QC, errors_Q)
     distances_QC *= -2
     distances_QC += (np.linalg.norm(queries, axis=1) ** 2)[:, None]
     distances_QC += (lengths_C**2)[None, :]
-    return Estimates(distances_QC, errors_Q)
+    return EstimatedDistances(distances_QC, errors_Q)
 
 
 def estimate_error(queries: Float32Array, longest: float, is_l2: bool) -> Float32Array:

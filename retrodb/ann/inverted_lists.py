@@ -18,7 +18,7 @@ from retrodb.ann.faiss_library import FaissIndex, FaissObject, faiss_module
 from retrodb.format.arrays import ByteArray, Float32Array, Int32Array, Int64Array
 
 
-def encode(rotated_ND: Float32Array, list_N: Int32Array, codebook: Codebook) -> ByteArray:
+def search_codes(rotated_ND: Float32Array, list_N: Int32Array, codebook: Codebook) -> ByteArray:
     """The search codes (N, B) of vectors in the space of the centroids, under their lists."""
     faiss = faiss_module()
     codes_NB: ByteArray = np.zeros((len(rotated_ND), codebook.ivf.code_size), dtype=np.uint8)
@@ -27,7 +27,7 @@ def encode(rotated_ND: Float32Array, list_N: Int32Array, codebook: Codebook) -> 
     return codes_NB
 
 
-def fill(index: FaissIndex, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: ByteArray) -> None:
+def fill_lists(index: FaissIndex, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB: ByteArray) -> None:
     """Fills the lists of an empty index: list l takes positions `offsets[l]` to `offsets[l + 1]`."""
     faiss, ivf = faiss_module(), Codebook(index).ivf
     lists, packer = _lists_of(ivf)
@@ -45,7 +45,7 @@ def fill(index: FaissIndex, rows_N: Int64Array, offsets_L1: Int64Array, codes_NB
     ivf.ntotal = index.ntotal = len(rows_N)
 
 
-def read(index: FaissIndex, offsets_L1: Int64Array) -> ByteArray:
+def read_codes(index: FaissIndex, offsets_L1: Int64Array) -> ByteArray:
     """The search codes (N, B) of all lists, one list after the other."""
     faiss, ivf = faiss_module(), Codebook(index).ivf
     lists, packer = _lists_of(ivf)
@@ -72,7 +72,7 @@ def stored_rows(index: FaissIndex) -> ByteArray | Float32Array:
         vectors_ND: Float32Array = index.reconstruct_n(0, index.ntotal)
         return vectors_ND
     sizes = [ivf.invlists.list_size(list_) for list_ in range(ivf.nlist)]
-    return read(index, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+    return read_codes(index, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
 
 
 def _lists_of(ivf: FaissIndex) -> tuple[FaissObject, FaissObject]:

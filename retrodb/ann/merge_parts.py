@@ -82,6 +82,6 @@ def _merged_index(
         return index
     codes_NB = np.empty((len(order_N), Codebook(index).ivf.code_size), dtype=np.uint8)
     for part, position_P in zip(parts, positions, strict=True):
-        _scatter([(codes_NB, [inverted_lists.read(part.index, part.offsets_L1)])], [position_P])
-    inverted_lists.fill(index, order_N, offsets_L1, codes_NB)
+        _scatter([(codes_NB, [inverted_lists.read_codes(part.index, part.offsets_L1)])], [position_P])
+    inverted_lists.fill_lists(index, order_N, offsets_L1, codes_NB)
     return index

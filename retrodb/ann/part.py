@@ -97,10 +97,10 @@ def build_part(
             rotated = codebook.transform(block, threads)
             lists_BA = codebook.nearest_lists_of(rotated, kept, threads)
             lists_NA[start : start + len(block)] = lists_BA
-            codes.append(inverted_lists.encode(rotated, lists_BA[:, 0], codebook))
+            codes.append(inverted_lists.search_codes(rotated, lists_BA[:, 0], codebook))
     order_N, offsets_L1 = sort_by_list(lists_NA[:, 0], meta.num_lists)
     if codes:
-        inverted_lists.fill(index, order_N, offsets_L1, np.concatenate(codes)[order_N])
+        inverted_lists.fill_lists(index, order_N, offsets_L1, np.concatenate(codes)[order_N])
     faiss_module().write_index(index, str(folder / INDEX_FILE))
     codes_ND, scales_N2 = create_store(folder, meta)
     for start in range(0, num_rows, BLOCK_ROWS):

@@ -19,7 +19,7 @@ NORMAL_95 = 1.96  # quantile of the normal distribution for a two-sided interval
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RecallEstimate:
     """A mean of fractions over queries with its 95% interval.
 
     The interval is Wilson's. Its number of trials is the one that explains the variance between groups of queries. Unlike
@@ -31,7 +31,7 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, values_Q: Float64Array, groups_Q: Int64Array | None = None) -> Estimate:
+    def of(cls, values_Q: Float64Array, groups_Q: Int64Array | None = None) -> RecallEstimate:
         """From a fraction per query; queries of one group (a document) are not independent of each other."""
         mean = float(values_Q.mean())
         _, group_Q = np.unique(np.arange(len(values_Q)) if groups_Q is None else groups_Q, return_inverse=True)
@@ -49,7 +49,7 @@ class CurvePoint:
     """Recall and cost of scanning `nprobe` lists."""
 
     nprobe: int
-    recall: Estimate
+    recall: RecallEstimate
     scanned: float  # mean vectors scanned per query
 
 
@@ -59,7 +59,7 @@ def recall_at_k(
     true_QT: Int64Array,
     true_distances_QT: Float32Array,
     groups_Q: Int64Array | None = None,
-) -> Estimate:
+) -> RecallEstimate:
     """The fraction of the k true neighbours in the result; one as near as the k-th true one counts (big-ann-benchmarks).
 
     Distances on both sides are exact, so ties have equal bits. A query with fewer than k true neighbours is measured
@@ -70,7 +70,7 @@ def recall_at_k(
 
     Args:
         true_QT: exact neighbours to at least depth k, from `exact_topk` with the same exclusions.
-        groups_Q: the group of each query, see `Estimate.of`.
+        groups_Q: the group of each query, see `RecallEstimate.of`.
     """
     k = ids_QK.shape[1]
     num_true_Q = (true_QT[:, :k] != NO_NEIGHBOUR).sum(axis=1)
@@ -80,7 +80,7 @@ def recall_at_k(
     kth = true_distances_QT[rows, num_true_Q[rows] - 1]
     num_correct = ((ids_QK[rows] != NO_NEIGHBOUR) & (distances_QK[rows] <= kth[:, None])).sum(axis=1)
     groups = None if groups_Q is None else groups_Q[rows]
-    return Estimate.of(np.minimum(num_correct, num_true_Q[rows]) / num_true_Q[rows], groups)
+    return RecallEstimate.of(np.minimum(num_correct, num_true_Q[rows]) / num_true_Q[rows], groups)
 
 
 def recall_curve(
@@ -96,7 +96,7 @@ def recall_curve(
         lists_QA: each query's nearest lists by closeness.
         true_lists_QT: the list that holds each exact neighbour, and each as near as the k-th; -1 where there is none.
         k: how many of these neighbours are wanted; None: all of them.
-        groups_Q: the group of each query, see `Estimate.of`.
+        groups_Q: the group of each query, see `RecallEstimate.of`.
     """
     num_true_Q = np.minimum((true_lists_QT >= 0).sum(axis=1), k or true_lists_QT.shape[1])
     rows = np.flatnonzero(num_true_Q)
@@ -111,5 +111,5 @@ def recall_curve(
         num_reached_Q += ((true_lists_QT[rows] == list_Q[:, None]) & (list_Q >= 0)[:, None]).sum(axis=1)
         scanned += int(np.where(list_Q >= 0, list_sizes_L[list_Q], 0).sum())
         fractions = np.minimum(num_reached_Q, num_true_Q[rows]) / num_true_Q[rows]
-        points.append(CurvePoint(position + 1, Estimate.of(fractions, groups), scanned / len(rows)))
+        points.append(CurvePoint(position + 1, RecallEstimate.of(fractions, groups), scanned / len(rows)))
     return points

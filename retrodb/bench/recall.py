@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from retrodb.ann.exact import exact_topk
-from retrodb.ann.recall_curve import CurvePoint, Estimate, recall_at_k, recall_curve
+from retrodb.ann.recall_curve import CurvePoint, RecallEstimate, recall_at_k, recall_curve
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.search import search
 from retrodb.ann.topk import TopK
@@ -52,7 +52,7 @@ class TimedPoint:
     """Search with one number of lists."""
 
     nprobe: int
-    recall: Estimate  # of the whole search: lists, codes and exact rerank
+    recall: RecallEstimate  # of the whole search: lists, codes and exact rerank
     scanned: float  # mean vectors scanned per query
     cold_queries_per_s: float  # one batch of all queries
     warm_queries_per_s: float
@@ -184,7 +184,7 @@ class _Trial:
         curve = recall_curve(lists, lists_of(parts, ids), sizes, k, held_out.groups)
         return _Trial(searcher, held_out, parts, k, (ids, distances), curve, threads)
 
-    def recall(self, nprobe: int) -> Estimate:
+    def recall(self, nprobe: int) -> RecallEstimate:
         """Recall of the search itself."""
         found = search(self.held_out.vectors, self.parts, self.searcher.codebook, self.k, nprobe, threads=self.threads)
         return recall_at_k(*found, *self.truth, self.held_out.groups)

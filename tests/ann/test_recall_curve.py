@@ -6,7 +6,7 @@ import pytest
 from retrodb.ann.codebook import train
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.join import join_block
-from retrodb.ann.recall_curve import Estimate, recall_at_k, recall_curve
+from retrodb.ann.recall_curve import RecallEstimate, recall_at_k, recall_curve
 from retrodb.errors import ConfigError
 
 from .conftest import Spread, mixture
@@ -48,13 +48,13 @@ def test_the_curve_without_timing_predicts_the_recall_of_the_join(spread: Spread
 
 
 def test_intervals_have_a_width_where_all_agree_and_widen_with_correlated_queries() -> None:
-    certain = Estimate.of(np.ones(100))
+    certain = RecallEstimate.of(np.ones(100))
     assert certain.mean == 1
     assert 0.95 < certain.low < 1
     values = np.tile([1.0, 0.0], 200)
     groups = np.empty(400, np.int64)
     groups[np.argsort(values, kind="stable")] = np.repeat(np.arange(4), 100)  # equal values share a group
-    alone, together = Estimate.of(values), Estimate.of(values, groups)
+    alone, together = RecallEstimate.of(values), RecallEstimate.of(values, groups)
     assert together.high - together.low > 3 * (alone.high - alone.low)
     assert alone.low == pytest.approx(0.5 - 1.96 * (0.25 / 400) ** 0.5, abs=0.002)
 

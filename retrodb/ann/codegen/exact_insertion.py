@@ -24,7 +24,7 @@ class Columns(NamedTuple):
     keys_JC: Int64Array  # exclusion keys
 
 
-class Estimates(NamedTuple):
+class EstimatedDistances(NamedTuple):
     """Distances by a product whose bits depend on the batch, and how far each query's may be from the exact ones."""
 
     distances_QC: Float32Array
@@ -75,7 +75,7 @@ def insert_exact(
     first: int,
     stop: int,
     queries_QD: Float32Array,
-    estimates: Estimates,
+    estimates: EstimatedDistances,
     columns: Columns,
     keys: QueryKeys,
     is_l2: bool,

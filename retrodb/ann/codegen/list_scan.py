@@ -17,7 +17,7 @@ from retrodb.ann.codegen.dot import dot, dot_portable
 from retrodb.ann.codegen.excluded import is_excluded, is_excluded_portable
 from retrodb.ann.codegen.grouping import ListGroups
 from retrodb.ann.codegen.insertion import insert, insert_candidates_portable
-from retrodb.ann.codegen.six_bit_codes import LEVELS, CodeSpace, QueryCodes, encode, encode_portable
+from retrodb.ann.codegen.six_bit_codes import LEVELS, CodeSpace, QueryCodes, encode_vector, encode_vector_portable
 from retrodb.ann.exclusion import QueryKeys
 from retrodb.ann.topk import TopK
 from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
@@ -67,7 +67,7 @@ def scan_lists_portable(queries: ScannedQueries, lists: ScannedLists, space: Cod
             if len(lists.allowed_N) and not lists.allowed_N[row]:
                 continue
             vector_D = lists.scales_N2[position, 0] * lists.codes_ND[position].astype(np.float32) - space.centre_D
-            codes_D, scale = encode_portable(vector_D)
+            codes_D, scale = encode_vector_portable(vector_D)
             norm = dot_portable(vector_D, vector_D) if space.is_l2 else -dot_portable(space.centre_D, vector_D)
             kinds = range(len(queries.keys.offsets_JQ1))
             keys_J1 = np.array([[lists.keys[kind][row]] for kind in kinds], dtype=np.int64).reshape(-1, 1)
@@ -125,7 +125,7 @@ def _pack_tile(position: int, end: int, lists: ScannedLists, space: CodeSpace, t
             scale, codes_D = scales_N2[position, 0], codes_ND[position]
             for d in range(vector_D.shape[0]):
                 vector_D[d] = scale * np.float32(codes_D[d]) - centre_D[d]
-            affine_3C[1, count] = encode(vector_D, signed_D)
+            affine_3C[1, count] = encode_vector(vector_D, signed_D)
             affine_3C[0, count] = dot(vector_D, vector_D) if space.is_l2 else -dot(centre_D, vector_D)
             total = np.int32(0)
             for d in range(dims):

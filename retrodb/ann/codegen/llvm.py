@@ -1,4 +1,4 @@
-"""What the two intrinsics need of numba's internals and of LLVM's instructions: the only file that knows numba's internals.
+"""What the two intrinsics need of numba's internals and of LLVM's instructions.
 
 An intrinsic is a function that numba does not compile from Python. Its typing function gives the signature, and a function
 that writes the LLVM instructions wherever a kernel calls it.

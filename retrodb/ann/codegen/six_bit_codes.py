@@ -41,8 +41,8 @@ class QueryCodes(NamedTuple):
     weights_Q: Float32Array  # the scale, doubled for squared L2
 
 
-def encode_portable(vector_D: Float32Array) -> tuple[NDArray[np.int8], np.float32]:
-    """The codes of a finite vector and their scale: the definition of `encode`, bit for bit."""
+def encode_vector_portable(vector_D: Float32Array) -> tuple[NDArray[np.int8], np.float32]:
+    """The codes of a finite vector and their scale: the definition of `encode_vector`, bit for bit."""
     largest = np.float32(np.abs(vector_D).max(initial=0))
     if largest == 0:
         return np.zeros(len(vector_D), dtype=np.int8), largest
@@ -53,7 +53,7 @@ def encode_queries_portable(queries_QD: Float32Array, space: CodeSpace) -> Query
     """The definition of `encode_queries`, bit for bit."""
     codes = empty_query_codes(*queries_QD.shape)
     for q, query_D in enumerate(queries_QD):
-        signed_D, scale = encode_portable(query_D - space.centre_D)
+        signed_D, scale = encode_vector_portable(query_D - space.centre_D)
         codes.codes_QD[q] = LEVELS
         codes.codes_QD[q, : len(signed_D)] += signed_D.view(np.uint8)
         codes.weights_Q[q] = scale * np.float32(2 if space.is_l2 else 1)
@@ -72,7 +72,7 @@ def empty_query_codes(num_queries: int, dim: int) -> QueryCodes:
 
 # Without NaN a maximum is the same in any order, so the compiler may use the machine's registers for it.
 @numba.njit(nogil=True, fastmath={"nnan", "nsz"})
-def encode(vector_D: Float32Array, codes_D: NDArray[np.int8]) -> np.float32:
+def encode_vector(vector_D: Float32Array, codes_D: NDArray[np.int8]) -> np.float32:
     """Fills in the codes of a finite vector and gives their scale; inside kernels."""
     largest = np.float32(0)
     for d in range(vector_D.shape[0]):
@@ -95,6 +95,6 @@ def encode_queries(first: int, stop: int, queries_QD: Float32Array, space: CodeS
     for q in range(first, stop):
         for d in range(dim):
             difference_D[d] = queries_QD[q, d] - space.centre_D[d]
-        codes.weights_Q[q] = encode(difference_D, signed_D) * np.float32(2 if space.is_l2 else 1)
+        codes.weights_Q[q] = encode_vector(difference_D, signed_D) * np.float32(2 if space.is_l2 else 1)
         for d in range(signed_D.shape[0]):
             codes.codes_QD[q, d] = signed_D[d] + LEVELS

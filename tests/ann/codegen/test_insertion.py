@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from retrodb.ann.codegen.compiled import compiled
 from retrodb.ann.codegen.exact_insertion import (
     Columns,
-    Estimates,
+    EstimatedDistances,
     insert_by_list,
     insert_by_list_portable,
     insert_exact,
@@ -88,7 +88,7 @@ def test_exact_insertion_equals_its_portable_definition_for_all_estimates_within
     products = queries @ vectors.T
     exact = (queries**2).sum(1)[:, None] - 2 * products + (vectors**2).sum(1) if is_l2 else -products
     wrong = (exact + random.uniform(-error, error, exact.shape)).astype(np.float32)
-    estimates = Estimates(wrong, np.full(8, 1.001 * error, dtype=np.float32))
+    estimates = EstimatedDistances(wrong, np.full(8, 1.001 * error, dtype=np.float32))
     by_kernel, by_definition = copies(empty_topk(8, k))
     insert_exact(0, 3, queries, estimates, columns, exclusion.query_keys(), is_l2, by_kernel)
     insert_exact(3, 8, queries, estimates, columns, exclusion.query_keys(), is_l2, by_kernel)

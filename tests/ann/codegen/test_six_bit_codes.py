@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,10 +9,10 @@ from retrodb.ann.codegen.six_bit_codes import (
     LEVELS,
     CodeSpace,
     empty_query_codes,
-    encode,
-    encode_portable,
     encode_queries,
     encode_queries_portable,
+    encode_vector,
+    encode_vector_portable,
     padded_dims,
 )
 
@@ -29,8 +24,8 @@ FLOATS = st.floats(2.0**-100, 2.0**100, width=32).flatmap(lambda value: st.sampl
 def test_codes_of_a_vector_equal_their_portable_definition(values: list[float]) -> None:
     vector = np.array(values, dtype=np.float32)
     codes = np.full(len(vector), 99, dtype=np.int8)
-    scale = np.float32(encode(vector, codes))
-    expected_codes, expected_scale = encode_portable(vector)
+    scale = np.float32(encode_vector(vector, codes))
+    expected_codes, expected_scale = encode_vector_portable(vector)
     assert codes.tolist() == expected_codes.tolist()
     assert scale.tobytes() == expected_scale.tobytes()
 
@@ -52,17 +47,3 @@ def test_codes_of_queries_equal_their_portable_definition(dim: int, is_l2: bool)
 
 def test_dimensions_are_padded_to_whole_groups() -> None:
     assert [padded_dims(dim) for dim in (1, 32, 33, 384)] == [32, 32, 64, 384]
-
-
-def test_a_second_process_loads_kernels_with_named_tuples_from_the_cache(tmp_path: Path) -> None:
-    program = (
-        "import numpy as np\n"
-        "from retrodb.ann.codegen.six_bit_codes import *\n"
-        "space = CodeSpace(np.zeros(4, np.float32), True)\n"
-        "encode_queries(0, 3, np.ones((3, 4), np.float32), space, empty_query_codes(3, 4))\n"
-        "print(sum(encode_queries.stats.cache_hits.values()))\n"
-    )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", program]
-    hits = [subprocess.run(command, env=environment, capture_output=True, check=True).stdout for _ in range(2)]
-    assert [int(count) for count in hits] == [0, 1]
