@@ -17,6 +17,7 @@ grouping         rows grouped and vectors added up by list
 six_bit_codes    vectors as codes of 6 bits
 code_product     distances from products of codes, by AVX2 where the processor has it
 list_scan        the scan of a part's lists for many queries
+llvm             numba's and LLVM's internals for the intrinsics
 lookup           positions of ids; numbers for distinct values
 half_floats      float16 rows gathered as float32
 ===============  ===============================================================================================
