@@ -1,8 +1,8 @@
-"""Parameters of the stages, as frozen dataclasses, and their way in and out of TOML.
+"""Parameters of the stages as frozen dataclasses, and their conversion from and to TOML.
 
-A parameter object says what a command was asked to do, never where the machine keeps things: it is hashed into the
-identity of the command's tasks, so two runs with equal parameters are the same work. Worker counts, devices and
-progress bars are therefore not here.
+A parameter object states what a command has to do, and not how the machine does it. It is hashed into the identity of
+the command's tasks, so two runs with equal parameters do the same work. Worker counts, devices, memory limits and
+progress bars are therefore not fields of these classes. `retrodb/options.py` has the same fields as keyword arguments.
 """
 
 from __future__ import annotations
@@ -11,210 +11,229 @@ import dataclasses
 import difflib
 import re
 import tomllib
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from retrodb.errors import ConfigError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+PlainValue: TypeAlias = "bool | int | float | str | Sequence[PlainValue] | Mapping[str, PlainValue] | None"
+"""A value that TOML and JSON can hold."""
+
+DEFAULT_MEMORY_BYTES = 4 << 30
+"""Memory limit of a neighbour join where none is given: it fits a machine with 8 GiB."""
 
 # fmt: off
 EXPORT_FORMATS = (
     "parquet", "huggingface", "arrays", "megatron", "lucidrains", "norlund", "nemo", "dpr", "atlas",
 )
 # fmt: on
-"""The formats of trainers; `export/export.py` has their writers."""
+"""The export formats; `export/export.py` has their writers."""
 
 
 @dataclass(frozen=True)
 class InitParams:
-    """What can never change in a database once it exists."""
+    """The properties that can never change once a database exists."""
 
-    tokenizer: str  # file, folder or hub name of the language model's tokenizer
-    chunk_tokens: int = 64  # tokens of one chunk (m in the paper)
-    min_key_tokens: int = 8  # a shorter tail of a document serves as continuation only
+    tokenizer: str  # tokenizer of the language model: a file, a folder or a Hugging Face name
+    chunk_tokens: int = 64  # tokens per chunk (m in the paper)
+    min_key_tokens: int = 8  # a shorter last chunk of a document is not embedded; it is only a continuation
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # encoder of the default space
-    preset: str | None = None  # "retro" chooses the paper's encoder and metric
+    preset: str | None = None  # "retro": encoder and metric of the paper
 
 
 @dataclass(frozen=True)
 class IngestParams:
-    """How outside records become documents of one source."""
+    """How the records of input files become documents of one source."""
 
-    source: str  # documents are identified within their source
-    format: str = "auto"  # reader, or "auto" to look at the content
-    id_field: str | None = None  # record field with the document id; None tries the usual names
-    text_field: str | None = None  # record field with the text; None tries the usual names
-    key_field: str | None = None  # key-value databases: what is embedded
-    value_field: str | None = None  # key-value databases: what follows the key
-    metadata_fields: tuple[str, ...] | None = None  # fields to keep as metadata; None keeps all
+    source: str  # name of the source; document ids are unique within it
+    format: str = "auto"  # input format; "auto" detects it from the content
+    id_field: str | None = None  # record field with the document id; None tries common names
+    text_field: str | None = None  # record field with the text; None tries common names
+    key_field: str | None = None  # key-value corpora: field that is embedded
+    value_field: str | None = None  # key-value corpora: field that becomes the continuation of the key
+    metadata_fields: tuple[str, ...] | None = None  # record fields to keep as metadata; None keeps all
     drop_metadata: bool = False  # keep no metadata at all
-    marker: str | None = None  # separates the documents inside a plain-text file; None: one file is one document
-    front_matter: str = "text"  # headers of text and Markdown files: part of the text, or "metadata"
-    mirror: bool = False  # remove documents of the source that the input no longer has
-    limit: int | None = None  # take the first N records and mark no input as done
-    holdout: float = 0.0  # share of documents kept out, chosen by hash of the id
-    max_document_chars: int = 100_000_000  # longer documents are treated as `oversize` says
+    marker: str | None = None  # text between two documents of a plain-text file; None: each file is one document
+    front_matter: str = "text"  # headers of text and Markdown files become "text" or "metadata"
+    mirror: bool = False  # delete documents of the source that are no longer in the input
+    limit: int | None = None  # read only the first N records; input files are not marked as read
+    holdout: float = 0.0  # fraction of documents to hold out for evaluation, chosen by a hash of the id
+    max_document_chars: int = 100_000_000  # longer documents are handled as `oversize` says
     oversize: str = "reject"  # "reject" or "split"
-    max_record_bytes: int = 1 << 28  # decompressed bytes of one record
-    max_reject_rate: float = 0.01  # above it nothing is committed
+    max_record_bytes: int = 1 << 28  # size limit of one decompressed record
+    max_reject_rate: float = 0.01  # nothing is committed if a larger fraction of records is rejected
 
 
 @dataclass(frozen=True)
 class DedupParams:
     """The leak rule of one test set."""
 
-    ngram: int = 13  # words of a shingle
+    ngram: int = 13  # words per shingle
     rule: str = "jaccard>=0.8"  # or "containment>=X"
-    level: str = "document"  # or "chunk": remove what the shared n-grams touch
-    short_texts: str = "report"  # "remove": also remove exact matches of texts under `ngram` words
-    text_template: str | None = None  # fields of a test record, such as "{question} {choices}"
-    max_document_frequency: float | None = None  # containment rules: ignore shingles in more of the corpus than this
-    method: str = "exact"  # or "minhash": only candidates of its bands are compared, some leaks are missed
-    permutations: int = 128  # of a MinHash signature
-    bands: str = "16x8"  # how it is cut: bands x rows
+    level: str = "document"  # delete the whole document, or "chunk": only chunks with shared shingles
+    short_texts: str = "report"  # "remove": also delete exact matches of texts with fewer than `ngram` words
+    text_template: str | None = None  # how fields of a record become a text, such as "{question} {choices}"
+    max_document_frequency: float | None = (
+        None  # containment rules: ignore shingles that a larger fraction of documents has
+    )
+    method: str = "exact"  # or "minhash": compares only documents that share a band, so it misses some leaks
+    permutations: int = 128  # number of hash functions of a MinHash signature
+    bands: str = "16x8"  # number of bands x rows of each band
 
 
 @dataclass(frozen=True)
 class NearDuplicatesParams:
-    """Which documents of the corpus are the same but for details, and which one of them stays."""
+    """Which documents are near-duplicates, and which one of each cluster is kept."""
 
-    jaccard: float = 0.8  # from this similarity of shingle sets on
-    keep: str = "first"  # "first", "longest" or "newest" of a cluster; of equals the first
-    ngram: int = 13  # words of a shingle
-    permutations: int = 256  # of a MinHash signature
-    bands: str = "32x8"  # how it is cut: bands x rows
+    jaccard: float = 0.8  # smallest Jaccard similarity of two near-duplicates
+    keep: str = "first"  # "first", "longest" or "newest" document of a cluster; the first of equal ones
+    ngram: int = 13  # words per shingle
+    permutations: int = 256  # number of hash functions of a MinHash signature
+    bands: str = "32x8"  # number of bands x rows of each band
 
 
 @dataclass(frozen=True)
 class TagParams:
-    """What gives documents their scores: exactly one of the first four."""
+    """How documents are scored: exactly one of the first four fields is set."""
 
-    wordlist: str | None = None  # file of words and phrases, one a line
-    regex: str | None = None  # expression of RE2
-    hf_model: str | None = None  # folder or hub name of a sequence classifier
-    python: str | None = None  # "module:function", from a list of texts to a list of numbers
-    label: str | None = None  # of the classifier, whose probability is the score
-    measure: str = "share"  # of a word list or expression: "share" of the words that match, or "count" of matches
+    wordlist: str | None = None  # file with one word or phrase per line
+    regex: str | None = None  # regular expression in RE2 syntax
+    hf_model: str | None = None  # sequence classifier: a folder or a Hugging Face name
+    python: str | None = None  # "module:function" that turns a list of texts into a list of scores
+    label: str | None = None  # label of the classifier; its probability is the score
+    measure: str = "share"  # word lists and regular expressions: "share" of words that match, or "count" of matches
 
 
 @dataclass(frozen=True)
 class EmbedParams:
-    """The encoder of a space; None reads the convention from the model's own files."""
+    """The encoder of a space; None takes the setting from the model's own files."""
 
-    encoder: str  # "hashing:<dim>", a folder, or a hub name
-    query_model: str | None = None  # another model for the queries, as in DPR: a folder or hub name
+    encoder: str  # "hashing:DIM", a folder or a Hugging Face name
+    query_model: str | None = None  # separate model for queries, as in DPR: a folder or a Hugging Face name
     pooling: str | None = None  # "mean", "cls", "max" or "mean_sqrt_len"
     pooling_span: str | None = None  # "all", or "content": without [CLS] and [SEP]
-    normalise: bool | None = None  # unit length
+    normalise: bool | None = None  # scale vectors to length 1
     metric: str | None = None  # "inner_product" or "squared_l2"
-    query_prefix: str | None = None  # put before a query's text
-    passage_prefix: str | None = None  # put before a chunk's text
-    max_length: int | None = None  # encoder tokens, longer chunks are cut and counted
-    keep_vectors: bool | None = None  # False: only the index codes are stored; None keeps them
-    factory: str | None = None  # of the index that takes the codes, where vectors are not kept; None goes by size
+    query_prefix: str | None = None  # text added in front of every query
+    passage_prefix: str | None = None  # text added in front of every chunk
+    max_length: int | None = None  # longest input in encoder tokens; longer chunks are truncated and counted
+    keep_vectors: bool | None = None  # False stores only the codes of the index; None stores vectors
+    factory: str | None = None  # FAISS factory string for keep_vectors=False; None chooses by size
 
 
 @dataclass(frozen=True)
 class IndexParams:
-    """How the vectors of a space are organised for search."""
+    """How the vectors of a space are indexed."""
 
-    factory: str = "auto"  # FAISS factory string, or by size
-    train_sample: int | None = None  # vectors of the training sample; None is 64 per list
-    seed: int = 0  # of the sample and of k-means
-    bytes_per_vector: int | None = None  # upper limit for the search code
-    memory_bytes: int = 8 << 30  # what a searching machine may use
+    factory: str = "auto"  # FAISS factory string; "auto" chooses by size
+    train_sample: int | None = None  # vectors in the training sample; None takes 64 per inverted list
+    seed: int = 0  # random seed of the sample and of k-means
+    bytes_per_vector: int | None = None  # size limit of the search code of one vector
+    memory_bytes: int = 8 << 30  # memory of the machine that searches the index
 
 
 @dataclass(frozen=True)
 class NeighboursParams:
     """One neighbour table."""
 
-    k: int = 2  # neighbours a trainer reads
-    spare_neighbours: int = 8  # kept beyond k, so that deletions need no new search
-    exclude: tuple[str, ...] = ("document",)  # exclusion kinds that act inside the search
-    recall: float = 0.95  # recall@k to aim at where the search is approximate
-    exact: bool = False  # compare with every vector
-    where: str | None = None  # SQL condition on the documents that may be neighbours
-    sample: float = 1.0  # share of these, chosen by hash of the document's key
-    seed: int = 0  # of that hash
+    k: int = 2  # neighbours per row that a trainer reads
+    spare_neighbours: int = 8  # more neighbours per row, which replace those that are deleted later
+    exclude: tuple[str, ...] = ("document",)  # what may not be a neighbour: document, sequence, content, cluster
+    recall: float = 0.95  # target recall@k of an approximate search
+    exact: bool = False  # compare every row with every vector
+    where: str | None = None  # SQL condition for documents that may be neighbours
+    sample: float = 1.0  # fraction of these documents, chosen by a hash of the document key
+    seed: int = 0  # random seed of that choice
 
 
 @dataclass(frozen=True)
 class ValidateParams:
-    """The bounded experiment that tells whether retrieval helps."""
+    """A short experiment that shows whether retrieval helps."""
 
-    size: str = "tiny"  # of the bundled RETRO model
-    minutes: float = 5.0  # to train both models, about; they get equal steps
-    steps: int | None = None  # instead of `minutes`: optimiser steps of each of the two models
-    batch_chunks: int = 16  # chunks a step
-    max_train_chunks: int = 200_000  # training documents are sampled down to about so many chunks
-    max_heldout_chunks: int = 2_000  # and held-out documents too
-    seed: int = 0  # of samples, weights, order and shuffles
+    size: str = "tiny"  # size of the bundled RETRO model
+    minutes: float = 5.0  # approximate training time of both models together; they train for the same number of steps
+    steps: int | None = None  # optimiser steps of each model; replaces `minutes`
+    batch_chunks: int = 16  # chunks per step
+    max_train_chunks: int = 200_000  # approximate limit; training documents are sampled
+    max_heldout_chunks: int = 2_000  # approximate limit; held-out documents are sampled
+    seed: int = 0  # random seed of samples, weights, data order and shuffled neighbours
 
 
 @dataclass(frozen=True)
 class RetroTrainParams:
-    """A training of the bundled model, or of a RETROfit, on an `arrays` export."""
+    """Training of the bundled RETRO model or of a RETROfit model on an `arrays` export."""
 
-    size: str = "2m"  # of a model of our own: tiny, 2m, 20m, 170m
+    size: str = "2m"  # size of the bundled model: tiny, 2m, 20m or 170m
     steps: int = 2_000  # optimiser steps
-    minutes: float | None = None  # instead of `steps`: how long
-    batch_chunks: int = 64  # chunks a step
-    k: int | None = None  # neighbours read of each chunk; None reads all that the table has
-    without: bool = False  # train without any neighbour: the baseline
-    learning_rate: float | None = None  # at the peak; None takes the size's own
-    seed: int = 0  # of weights, order and dropout
-    device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps; bfloat16 on CUDA
-    save_every: int = 200  # steps between two states that a killed training continues from
+    minutes: float | None = None  # training time; replaces `steps`
+    batch_chunks: int = 64  # chunks per step
+    k: int | None = None  # neighbours per chunk; None reads all in the table
+    without: bool = False  # train without neighbours (the baseline)
+    learning_rate: float | None = None  # peak learning rate; None takes the default of the model size
+    seed: int = 0  # random seed of weights, data order and dropout
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps; CUDA computes in bfloat16
+    save_every: int = 200  # steps between two checkpoints; a killed training continues from the last one
 
 
-def from_mapping(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
-    """Build parameters from a TOML table; an unknown key fails and suggests the nearest name.
+def from_mapping(kind: type[T], values: Mapping[str, object], *, where: str) -> T:
+    """Build parameters from a TOML or JSON table. An unknown key fails, and the message suggests the nearest name.
 
     Raises:
-        ConfigError: for an unknown key or a value of the wrong type.
+        ConfigError: for an unknown or missing key, or a value of the wrong type.
     """
-    hints = typing.get_type_hints(kind)
-    for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            remedy = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(sorted(hints))}."
-            raise ConfigError(f"unknown key '{key}'", where=where, remedy=remedy)
-        _check_type(key, list(value) if isinstance(value, tuple) else value, hints[key], where)
-    converted = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    import msgspec
+
+    refuse_unknown_keys(values, [each.name for each in dataclasses.fields(kind)], where=where)
+    # NumPy's float64 is a float, but msgspec only accepts the exact type.
+    plain = {key: float(value) if isinstance(value, float) else value for key, value in values.items()}
     try:
-        return kind(**converted)
-    except TypeError as error:
-        raise ConfigError(str(error), where=where) from error
+        return msgspec.convert(plain, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), plain), where=where) from error
 
 
-def _check_type(key: str, value: Any, hint: Any, where: str) -> None:
-    allowed = [typing.get_origin(h) or h for h in (typing.get_args(hint) or (hint,))]
-    if typing.get_origin(hint) in (tuple, Mapping):
-        allowed = [typing.get_origin(hint)]
-    kinds: dict[Any, type] = {tuple: list, Mapping: dict}
-    types = tuple(kinds.get(a, a) for a in allowed if isinstance(a, type)) or (object,)
-    if isinstance(value, types) and not (isinstance(value, bool) and bool not in types):
-        return
-    if isinstance(value, int) and float in types and not isinstance(value, bool):
-        return
-    names = " or ".join(t.__name__ for t in types if t is not type(None))
-    raise ConfigError(f"'{key}' must be {names}, not {value!r}", where=where)
+def refuse_unknown_keys(values: Mapping[str, object], known: Sequence[str], *, where: str) -> None:
+    """Raises ConfigError for the first key that is not known, with the nearest known name."""
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            remedy = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(sorted(known))}."
+            raise ConfigError(f"unknown key '{key}'", where=where, remedy=remedy)
 
 
-def to_mapping(params: Any) -> dict[str, Any]:
-    """The fields of a parameter object, tuples as lists; equal objects give equal mappings."""
+_TYPE_NAMES = {
+    "int": "an integer", "float": "a number", "str": "a string", "bool": "true or false", "array": "a list", "object": "a table",
+}  # fmt: skip
+
+
+def _explain(message: str, values: Mapping[str, object]) -> str:
+    """The message of msgspec ("Expected `int | null`, got `str` - at `$.limit`") in our words."""
+    if missing := re.search(r"missing required field `(\w+)`", message):
+        return f"'{missing[1]}' is missing"
+    wrong = re.match(r"Expected `([^`]+)`.* at `\$\.(\w+)(.*)`", message)
+    if wrong is None:
+        return message
+    expected = " or ".join(_TYPE_NAMES.get(name, name) for name in wrong[1].split(" | ") if name != "null")
+    subject = f"every element of '{wrong[2]}'" if wrong[3] else f"'{wrong[2]}'"
+    return f"{subject} must be {expected}, not {values[wrong[2]]!r}"
+
+
+def to_mapping(params: DataclassInstance) -> dict[str, PlainValue]:
+    """The fields of a parameter object, with lists for tuples. Equal objects give equal mappings."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(params).items()}
 
 
-def parse_toml(text: str, *, where: str) -> dict[str, Any]:
+def parse_toml(text: str, *, where: str) -> dict[str, object]:
     """Parse TOML text.
 
     Raises:
-        ConfigError: with file, line and column when it is no TOML.
+        ConfigError: for invalid TOML; the message has line and column.
     """
     try:
         return tomllib.loads(text)
@@ -222,48 +241,17 @@ def parse_toml(text: str, *, where: str) -> dict[str, Any]:
         raise ConfigError(f"not valid TOML: {error}", where=where) from error
 
 
-def dump_toml(values: Mapping[str, Any]) -> str:
-    """TOML text of a mapping of plain values, mappings and lists of mappings, in the order given; None is left out."""
-    lines: list[str] = []
-    _dump_table(values, "", lines)
-    return "\n".join(lines).strip() + "\n"
+def dump_toml(values: Mapping[str, object]) -> str:
+    """TOML text of a mapping of plain values, in the order given. None is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(values))
 
 
-def _dump_table(values: Mapping[str, Any], prefix: str, lines: list[str]) -> None:
-    for key, value in values.items():
-        if value is not None and not _tables(value):
-            lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
-    for key, value in values.items():
-        for table in _tables(value):
-            name = f"{prefix}{_toml_key(key)}"
-            if not isinstance(value, Mapping):
-                lines.extend(["", f"[[{name}]]"])
-            elif not table or not all(map(_tables, table.values())):  # a table of tables needs no header of its own
-                lines.extend(["", f"[{name}]"])
-            _dump_table(table, f"{name}.", lines)
+def _without_none(values: Mapping[str, object]) -> dict[str, object]:
+    def plain(value: object) -> object:
+        if isinstance(value, Mapping):
+            return _without_none(value)
+        return [plain(element) for element in value] if isinstance(value, list | tuple) else value
 
-
-def _tables(value: Any) -> Sequence[Mapping[str, Any]]:
-    """The tables that a value is written as: itself, its elements, or none."""
-    if isinstance(value, Mapping):
-        return [value]
-    return value if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping) else []
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    text = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c for c in _escape(str(value)))
-    return f'"{text}"'
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+    return {key: plain(value) for key, value in values.items() if value is not None}

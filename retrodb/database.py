@@ -1,4 +1,4 @@
-"""Database: the one class that the command line and notebooks use.
+"""Database: the class behind the command line, for scripts and notebooks.
 
 import retrodb
 
@@ -14,17 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
-from retrodb.config import InitParams, ValidateParams
+from retrodb.config import DEFAULT_MEMORY_BYTES, InitParams, ValidateParams
 from retrodb.facade.base import make_context, params_of
 from retrodb.facade.evaluation_commands import EvaluationCommands
 from retrodb.facade.evaluation_commands import retro_eval as retro_eval
 from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
-from retrodb.facade.maintenance_commands import MaintenanceCommands
-from retrodb.facade.read_commands import ReadCommands
-from retrodb.facade.stage_commands import StageCommands
+from retrodb.facade.update_commands import UpdateCommands
 from retrodb.stages.context import Context
 from retrodb.store.storage import Storage, open_storage
 
@@ -34,21 +32,22 @@ if TYPE_CHECKING:
     from retrodb.maintain.update.build import BuildPlan, BuildResult
     from retrodb.maintain.update.command import UpdateStep
     from retrodb.maintain.update.demo import DemoResult, DemoStage
+    from retrodb.options import IngestOptions, InitOptions
     from retrodb.stages.tokenizer import TokenizerResult
 
 
-class Database(StageCommands, ReadCommands, MaintenanceCommands, EvaluationCommands):
-    """A retrieval database: its stages as methods, each ending in one commit.
+class Database(UpdateCommands, EvaluationCommands):
+    """A retrieval database. Every command of the command line is a method with a typed result.
 
-    Options of a stage are the fields of its parameter class in `retrodb.config`, given by name.
+    Methods take the options of a stage by name (`retrodb.options`). `retrodb.config` explains each of them.
     """
 
 
-def create(path: str | Path | Storage, *, clock: str | None = None, **options: Any) -> Database:
-    """Create a database. Options: `InitParams`, of which `tokenizer` is required.
+def create(path: str | Path | Storage, *, clock: str | None = None, **options: Unpack[InitOptions]) -> Database:
+    """Create an empty database. Of the options, `tokenizer` is required.
 
     Raises:
-        ConflictError: when there is one already.
+        ConflictError: there is already a database at this path.
     """
     from retrodb.stages.init import run_init
 
@@ -57,23 +56,25 @@ def create(path: str | Path | Storage, *, clock: str | None = None, **options: A
     return Database(storage, clock=clock)
 
 
-def plan_create(**options: Any) -> Settings:
-    """What `create` would fix for ever with these options; nothing is written."""
+def plan_create(**options: Unpack[InitOptions]) -> Settings:
+    """The permanent settings that `create` would write with these options. Nothing is written."""
     from retrodb.stages.init import plan_init
 
     return plan_init(params_of(InitParams, options))[0]
 
 
-def open(path: str | Path | Storage, **options: Any) -> Database:
-    """Open a database; options are those of `Database`."""
-    return Database(path, **options)
+def open(
+    path: str | Path | Storage, *, workers: int | None = 1, progress: bool = False, clock: str | None = None
+) -> Database:
+    """Open a database. Arguments are those of `Database`."""
+    return Database(path, workers=workers, progress=progress, clock=clock)
 
 
 def database_of_export(out: str | Path) -> str:
-    """Where the database of an export lies, as its card says.
+    """The path of the database that an export comes from, read from the export's card.
 
     Raises:
-        UsageError: when there is no export at this place.
+        UsageError: there is no export at this path.
     """
     from retrodb.export.refresh import read_card
 
@@ -83,7 +84,7 @@ def database_of_export(out: str | Path) -> str:
 def train_tokenizer(
     inputs: Sequence[str | Path], out: str | Path, *, vocab_size: int = 32_000, format: str = "auto"
 ) -> TokenizerResult:
-    """Train a byte-level BPE on the texts of files and write it as a file for `create(tokenizer=...)`."""
+    """Train a byte-level BPE tokenizer on the texts of files, and write it to a file for `create(tokenizer=...)`."""
     from retrodb.stages.tokenizer import run_train_tokenizer
 
     return run_train_tokenizer([str(i) for i in inputs], Path(out), vocab_size=vocab_size, format=format)
@@ -97,13 +98,15 @@ def plan_build(
     encoder: str = InitParams.encoder,
     against: Sequence[str | Path] = (),
     workers: int | None = 1,
-    **options: Any,
+    device: str | None = None,
+    **options: Unpack[IngestOptions],
 ) -> BuildPlan:
-    """What `build` would do: parsed documents, and an estimate of every stage. Arguments are those of `build`."""
+    """What `build` would do: a preview of some documents, and an estimate for every stage. Arguments as in `build`."""
     from retrodb.maintain.update.build import build_recipe, plan_build
 
     recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
-    return plan_build(make_context(path, workers=workers), recipe, InitParams(tokenizer, encoder=encoder))
+    params = InitParams(tokenizer, encoder=encoder)
+    return plan_build(make_context(path, workers=workers), recipe, params, device=device)
 
 
 def build(
@@ -114,22 +117,26 @@ def build(
     encoder: str = InitParams.encoder,
     against: Sequence[str | Path] = (),
     workers: int | None = 1,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    device: str | None = None,
     progress: bool = False,
     clock: str | None = None,
     report: Callable[[UpdateStep], None] | None = None,
-    **options: Any,
+    **options: Unpack[IngestOptions],
 ) -> BuildResult:
-    """Create a database from files, every stage once, with a recipe inside by which `Database.update` goes on.
+    """Create a database from files and run every stage. Writes a recipe, which `Database.update` follows later.
 
     Args:
-        tokenizer: of the language model, or "train" to train one on the input.
-        encoder: of the default space.
-        against: files of test sets, each a test set of its own.
-        report: called with every step as it ends.
-        options: fields of `IngestParams`; without `source` the first input gives the name.
+        tokenizer: tokenizer of the language model, or "train" to train one on the input.
+        encoder: encoder of the default space.
+        against: files of test sets. Each file is one test set.
+        memory_bytes: memory limit of neighbour joins.
+        device: device of encoders and neighbour joins.
+        report: called with every step when it ends.
+        options: how the input is read. Without `source`, the name of the first input is the name of the source.
 
     Raises:
-        ConflictError: when there is another database already. What a step fails with is in the result.
+        ConflictError: there is another database at this path. Errors of a step are part of the result.
     """
     from retrodb.maintain.update.build import build_recipe, build_result, prepare_build
 
@@ -137,11 +144,12 @@ def build(
     recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
     prepare_build(context, recipe, InitParams(tokenizer, encoder=encoder))
     database = Database(path, workers=workers, progress=progress, clock=clock)
-    return build_result(database.update(report=report), database.stats())
+    result = database.update(memory_bytes=memory_bytes, device=device, report=report)
+    return build_result(result, database.stats())
 
 
 def read_queries(path: Path, *, as_vectors: bool = False) -> list[str] | Float32Array:
-    """What to search for, from a file: texts, one a line or as JSON Lines; or vectors (Q, D) from an `.npy` file."""
+    """Read search queries from a file: texts, one per line or as JSON Lines, or vectors (Q, D) from an `.npy` file."""
     from retrodb.stages.search.query_file import read_texts, read_vectors
 
     return read_vectors(path) if as_vectors else read_texts(path)
@@ -157,23 +165,24 @@ def demo(
     progress: bool = False,
     report: Callable[[DemoStage], None] | None = None,
 ) -> DemoResult:
-    """Build a database in a folder from the documentation of Python's own standard library, every stage once.
+    """Build a database from the documentation of Python's standard library, and run every stage once.
 
     Args:
-        encoder: of the default space.
-        limit: at most so many documents in the database, in the test set, and chunks to validate on.
-        steps: of the validation.
-        report: called with every stage as it ends.
+        encoder: encoder of the default space.
+        limit: largest number of documents in the database, of test documents, and of chunks for the validation.
+        steps: training steps of the validation.
+        report: called with every stage when it ends.
     """
     from retrodb.maintain.update.demo import run_demo
 
     context = make_context(folder, workers=workers, progress=progress)
 
-    def validate() -> dict[str, Any]:
+    def validate() -> dict[str, object]:
         from retrodb.retro.validate import run_validate
 
         params = ValidateParams(steps=steps, batch_chunks=16, max_heldout_chunks=limit or 300)
-        found = run_validate(context.view(), context.progress, params).report
-        return {"bits_per_byte": {name: it.value for name, it in found.bits_per_byte.items()}, "verdict": found.verdict}
+        report = run_validate(context.view(), context.progress, params).report
+        values = {name: estimate.value for name, estimate in report.bits_per_byte.items()}
+        return {"bits_per_byte": values, "verdict": report.verdict}
 
     return run_demo(context, Path(folder), encoder=encoder, limit=limit, validate=validate, report=report)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module or folder may import those before it, never one after it.
 # fmt: off
 LAYERS = (
-    "errors", "config", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
+    "errors", "config", "options", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
     "engine", "stages", "export", "bench", "maintain", "retro", "facade", "database",
 )
 # Inside these two, a package or module may import those before it.
@@ -29,7 +29,7 @@ ROOMS = {
     "maintain": ("stats", "compact", "check", "purge", "snapshots", "update"),
 }
 # fmt: on
-CLI_MAY_IMPORT = {"errors", "config", "database"}
+CLI_MAY_IMPORT = {"errors", "config", "options", "database"}
 HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb")
 MAX_LINES = 400
 MAX_HELP_CPU_S = 0.3

@@ -1,1 +1,1 @@
-"""The methods of `Database`, sorted as the command line sorts its commands."""
+"""The methods of `Database`, in the sections of the command line."""

@@ -1,9 +1,9 @@
-"""Commands that show whether the database helps."""
+"""Commands that measure the quality of the database."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from retrodb.config import RetroTrainParams, ValidateParams
 from retrodb.engine.progress import make_progress
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from retrodb.bench.eval_retrieval import RetrievalResult
     from retrodb.bench.recall import RecallReport
     from retrodb.bench.throughput import ThroughputResult
+    from retrodb.options import RetroTrainOptions, ValidateOptions
     from retrodb.retro.compare import CompareResult
     from retrodb.retro.experiment import ValidateResult
     from retrodb.retro.run_leakage import LeakageResult
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class EvaluationCommands(DatabaseBase):
-    """Commands that show whether the database helps."""
+    """Commands that measure the quality of the database."""
 
     def leakage(
         self,
@@ -34,13 +35,17 @@ class EvaluationCommands(DatabaseBase):
         device: str = "auto",
         as_of: int | None = None,
     ) -> LeakageResult:
-        """How much of a file's chunks, or of a query set's, their nearest chunks give away word for word."""
+        """Measure how many tokens the chunks of a file or query set share with their nearest neighbours.
+
+        Args:
+            against: a file with documents.
+            queries: instead of a file: name of an embedded query set.
+        """
         from retrodb.retro.run_leakage import run_leakage
 
-        file = None if against is None else Path(against)
         return run_leakage(
             self.view(as_of),
-            against=file,
+            against=_path(against),
             queries=queries,
             space=space,
             k=k,
@@ -59,7 +64,12 @@ class EvaluationCommands(DatabaseBase):
         device: str = "auto",
         as_of: int | None = None,
     ) -> RetrievalResult:
-        """nDCG@10, recall@k and MRR of a space's ranking of documents against judgements."""
+        """Compute nDCG@10, recall@k and MRR of the documents that a space finds, from relevance judgements.
+
+        Args:
+            queries: JSON Lines file with an id and a text per query.
+            qrels: file with the judgements.
+        """
         from retrodb.bench.eval_retrieval import run_eval_retrieval
 
         return run_eval_retrieval(
@@ -76,23 +86,24 @@ class EvaluationCommands(DatabaseBase):
         seed: int = 0,
         report: str | Path | None = None,
     ) -> RecallReport:
-        """Measure recall against lists, throughput and latency, on queries that the database cannot answer with themselves.
+        """Measure recall, throughput and latency of search for several numbers of inverted lists.
 
         Args:
-            queries: a file of texts or vectors, or a query set; None: held-out documents, or own ones, hidden meanwhile.
-            target_recall: stores the fewest lists that reach it, for `search` and `neighbours`.
-            report: a file to write too: .json, .html or .png.
+            queries: a file of texts or vectors, or a query set. None takes held-out documents, or a sample of documents
+                that is hidden from the search.
+            target_recall: store the smallest number of lists that reaches this recall; `search` and `neighbours` use it.
+            report: also write the result to this .json, .html or .png file.
         """
         from retrodb.bench.recall import run_bench_recall
         from retrodb.bench.report import writer_of
 
         write = writer_of(Path(report)) if report else None
-        found = run_bench_recall(
+        result = run_bench_recall(
             self._context, space=space, queries=queries, k=k, target_recall=target_recall, seed=seed
         )
         if write and report:
-            write(found, Path(report))
-        return found
+            write(result, Path(report))
+        return result
 
     def compare(
         self,
@@ -105,22 +116,37 @@ class EvaluationCommands(DatabaseBase):
         minutes: float | None = None,
         seed: int = 0,
     ) -> CompareResult:
-        """Two spaces side by side: agreement, recall, retrieval quality, latency, bytes, and validation."""
+        """Compare two spaces: agreement, recall, retrieval quality, latency and size.
+
+        Args:
+            queries, qrels: files with queries and judgements, for the retrieval quality.
+            minutes: also train a small RETRO model for this time on a neighbour table of each space.
+        """
         from retrodb.retro.compare import run_compare
 
-        judged = [None if file is None else Path(file) for file in (queries, qrels)]
         return run_compare(
-            self._context, first, second, k=k, queries=judged[0], qrels=judged[1], minutes=minutes, seed=seed
+            self._context,
+            first,
+            second,
+            k=k,
+            queries=_path(queries),
+            qrels=_path(qrels),
+            minutes=minutes,
+            seed=seed,
         )
 
     def bench_throughput(
         self, *, folder: str | Path | None = None, chunks: int | None = None, device: str = "auto"
     ) -> ThroughputResult:
-        """Measure every stage's rate on this machine, with this tokenizer and encoder, and keep the rates for planning."""
+        """Measure the throughput of every stage on this machine. `update --dry-run` estimates times from the stored rates.
+
+        Args:
+            folder: folder for the temporary database.
+            chunks: approximate size of the sample.
+        """
         from retrodb.bench.throughput import CHUNKS, run_bench_throughput
 
-        where = Path(folder) if folder else None
-        return run_bench_throughput(self._context, folder=where, chunks=chunks or CHUNKS, device=device)
+        return run_bench_throughput(self._context, folder=_path(folder), chunks=chunks or CHUNKS, device=device)
 
     def validate(
         self,
@@ -129,14 +155,14 @@ class EvaluationCommands(DatabaseBase):
         heldout: str | None = None,
         report: str | Path | None = None,
         device: str = "auto",
-        **options: Any,
+        **options: Unpack[ValidateOptions],
     ) -> ValidateResult:
-        """Train the bundled RETRO model for a bounded time and tell whether retrieval helps. Options: `ValidateParams`.
+        """Train the bundled RETRO model for a short time, with and without neighbours, and compare the results.
 
         Args:
-            table: the neighbour table to train with; None is that of the database's own chunks.
-            heldout: the table of held-out documents; None is the first of a foreign query set.
-            report: where to write the experiment as an HTML page.
+            table: neighbour table for training. None is the table of the database's own chunks.
+            heldout: neighbour table of held-out documents. None is the first table of another query set.
+            report: write the experiment to this HTML file.
         """
         from retrodb.retro.validate import run_validate
 
@@ -146,47 +172,129 @@ class EvaluationCommands(DatabaseBase):
             params_of(ValidateParams, options),
             table=table,
             heldout=heldout,
-            report=None if report is None else Path(report),
+            report=_path(report),
             device=device,
         )
 
-    def retro_eval(self, *, checkpoint: str | Path, table: str | None = None, **options: Any) -> RetroEvalResult:
-        """Bits per byte of a trained model on a neighbour table. Options: those of `run_retro_eval`."""
+    def retro_eval(
+        self,
+        *,
+        checkpoint: str | Path,
+        table: str | None = None,
+        base: str | Path | None = None,
+        max_chunks: int = 2_000,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> RetroEvalResult:
+        """Compute the bits per byte of a trained model on a neighbour table.
+
+        Args:
+            checkpoint: folder of the model.
+            base: folder of the base model, for a RETROfit model.
+            max_chunks: approximate size of the sample.
+        """
         from retrodb.retro.run_model import run_retro_eval
         from retrodb.view.neighbour_table import NeighbourTable
 
-        return run_retro_eval(Path(checkpoint), NeighbourTable(self.view(), table), **_paths(options, "base"))
+        return run_retro_eval(
+            Path(checkpoint),
+            NeighbourTable(self.view(), table),
+            base=_path(base),
+            max_chunks=max_chunks,
+            seed=seed,
+            device=device,
+        )
 
-    def retro_generate(self, prompt: str, *, checkpoint: str | Path, **options: Any) -> RetroGenerateResult:
-        """Text by a trained model that retrieves from this database. Options: those of `run_retro_generate`."""
+    def retro_generate(
+        self,
+        prompt: str,
+        *,
+        checkpoint: str | Path,
+        max_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 50,
+        without: bool = False,
+        space: str | None = None,
+        base: str | Path | None = None,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> RetroGenerateResult:
+        """Continue a prompt with a trained model that retrieves from this database.
+
+        Args:
+            checkpoint: folder of the model.
+            temperature: 0 always takes the most likely token.
+            top_k: sample from this many most likely tokens.
+            without: generate without retrieval.
+            base: folder of the base model, for a RETROfit model.
+        """
         from retrodb.retro.run_model import run_retro_generate
 
-        return run_retro_generate(Path(checkpoint), self.view(), prompt, **_paths(options, "base"))
+        return run_retro_generate(
+            Path(checkpoint),
+            self.view(),
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            without=without,
+            space=space,
+            base=_path(base),
+            seed=seed,
+            device=device,
+        )
 
 
-def retro_train(*, data: str | Path, out: str | Path, progress: bool = False, **options: Any) -> RetroTrainResult:
-    """Train a RETRO model on an `arrays` export; killed, the same call continues. Options: `RetroTrainParams`."""
+def retro_train(
+    *, data: str | Path, out: str | Path, progress: bool = False, **options: Unpack[RetroTrainOptions]
+) -> RetroTrainResult:
+    """Train a RETRO model on an `arrays` export. After an interruption, the same call continues the training.
+
+    Args:
+        data: folder of the export.
+        out: folder of the checkpoint.
+    """
     from retrodb.retro.run_training import run_retro_train
 
     return run_retro_train(Path(data), Path(out), params_of(RetroTrainParams, options), make_progress(progress))
 
 
 def retro_fit(
-    *, base: str | Path, data: str | Path, out: str | Path, progress: bool = False, **options: Any
+    *, base: str | Path, data: str | Path, out: str | Path, progress: bool = False, **options: Unpack[RetroTrainOptions]
 ) -> RetroTrainResult:
-    """RETROfit a causal language model of transformers on an `arrays` export. Options: `RetroTrainParams`."""
+    """Train a RETROfit of a causal language model on an `arrays` export. The same call continues an interrupted training.
+
+    Args:
+        base: folder of a Hugging Face causal language model. Its weights do not change.
+        data: folder of the export.
+        out: folder of the checkpoint.
+    """
     from retrodb.retro.run_training import run_retro_fit
 
     params = params_of(RetroTrainParams, options)
     return run_retro_fit(Path(base), Path(data), Path(out), params, make_progress(progress))
 
 
-def retro_eval(*, checkpoint: str | Path, data: str | Path, **options: Any) -> RetroEvalResult:
-    """Bits per byte of a trained model on an `arrays` export. Options: those of `run_retro_eval`."""
+def retro_eval(
+    *,
+    checkpoint: str | Path,
+    data: str | Path,
+    base: str | Path | None = None,
+    max_chunks: int = 2_000,
+    seed: int = 0,
+    device: str = "auto",
+) -> RetroEvalResult:
+    """Compute the bits per byte of a trained model on an `arrays` export. Arguments are those of `Database.retro_eval`.
+
+    Args:
+        data: folder of the export.
+    """
     from retrodb.retro.run_model import run_retro_eval
 
-    return run_retro_eval(Path(checkpoint), Path(data), **_paths(options, "base"))
+    return run_retro_eval(
+        Path(checkpoint), Path(data), base=_path(base), max_chunks=max_chunks, seed=seed, device=device
+    )
 
 
-def _paths(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return options | {name: Path(options[name]) for name in names if options.get(name) is not None}
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

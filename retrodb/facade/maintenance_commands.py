@@ -1,11 +1,10 @@
-"""Commands that keep a database right for years."""
+"""Commands that maintain a database."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Unpack
 
 from retrodb.config import TagParams
 from retrodb.facade.base import DatabaseBase, params_of
@@ -19,24 +18,30 @@ if TYPE_CHECKING:
     from retrodb.maintain.snapshots.gc import GcResult
     from retrodb.maintain.snapshots.pins import PinResult
     from retrodb.maintain.snapshots.restore import RestoreResult
-    from retrodb.maintain.update.command import Commands, UpdateResult, UpdateStep
-    from retrodb.maintain.update.estimate import UpdatePlan
-    from retrodb.maintain.update.schedule import ScheduleFile
+    from retrodb.options import TagOptions
     from retrodb.stages.deletion.filter import FilterResult
     from retrodb.stages.deletion.tag import TagResult
     from retrodb.stages.deletion.undelete import UndeleteResult
 
 
 class MaintenanceCommands(DatabaseBase):
-    """Commands that keep a database right for years."""
+    """Commands that maintain a database."""
 
     def tag(
-        self, name: str, *, device: str = "auto", retag: bool = False, dry_run: bool = False, **options: Any
+        self,
+        name: str,
+        *,
+        device: str = "auto",
+        retag: bool = False,
+        dry_run: bool = False,
+        **options: Unpack[TagOptions],
     ) -> TagResult:
-        """Score every live document that has no score of this name yet. Options: `TagParams`.
+        """Compute a score for every live document that does not have it yet.
 
         Args:
-            retag: whether all documents may be scored anew by another tagger than the one that had the name.
+            name: name of the score.
+            device: device of a classifier.
+            retag: compute all scores again if another tagger made the existing ones.
         """
         from retrodb.stages.deletion.tag import run_tag
 
@@ -53,12 +58,13 @@ class MaintenanceCommands(DatabaseBase):
         reason: str | None = None,
         dry_run: bool = False,
     ) -> FilterResult:
-        """Delete the documents that satisfy a condition, have a name, or are of a source; `undelete` takes it back.
+        """Delete the documents that match all given conditions. `undelete` reverses it.
 
         Args:
-            where: SQL over the columns of documents, their metadata, text and scores.
-            doc_ids: ids, or source and id with a slash between them.
-            reason: None is "filter".
+            where: SQL condition over the columns of documents, their metadata, text and scores.
+            doc_ids: document ids, as ID or SOURCE/ID.
+            source: only documents of this source.
+            reason: name of the deletion. None is "filter".
         """
         from retrodb.stages.deletion.filter import run_filter
 
@@ -75,76 +81,32 @@ class MaintenanceCommands(DatabaseBase):
         source: str | None = None,
         dry_run: bool = False,
     ) -> UndeleteResult:
-        """End a reason's hold; what is deleted for another reason too stays out. Choices are those of `filter`."""
+        """Revoke a reason for deletion. A document that is also deleted for another reason stays deleted.
+
+        Args:
+            reason: name of the deletion.
+            where, doc_ids, source: only for documents that match, as in `filter`.
+        """
         from retrodb.stages.deletion.undelete import run_undelete
 
         return run_undelete(self._context, reason, where=where, doc_ids=doc_ids, source=source, dry_run=dry_run)
 
     def repair(self, *, accept_loss: bool = False, dry_run: bool = False) -> DatabaseRepairResult:
-        """Read every byte, make again what is damaged and can be made again, and put the damaged bytes aside.
+        """Read every file, rebuild damaged files where possible, and move damaged bytes to `quarantine/`.
 
         Args:
-            accept_loss: whether to go on without what nothing can give back.
+            accept_loss: delete the documents that cannot be recovered.
         """
         from retrodb.maintain.check.repair import run_repair
 
         with self._lock(conflict_keys.compact(), "repair"):
             return run_repair(self._context, accept_loss=accept_loss, dry_run=dry_run)
 
-    def update(
-        self,
-        config: str | Path | None = None,
-        *,
-        sources: Sequence[str] = (),
-        mirror: bool = False,
-        report: Callable[[UpdateStep], None] | None = None,
-    ) -> UpdateResult:
-        """Run every stage over what is new, as the recipe says.
-
-        Args:
-            config: the recipe's file; None is `recipe.toml` inside the database.
-            sources: ingest these only; none are all.
-            mirror: remove documents that their source no longer has.
-            report: called with every step as it ends.
-
-        Raises:
-            LockedError: another update is running.
-            ConfigError, MissingStep: the recipe cannot be meant, or is not there. What a step fails with is in the result.
-        """
-        from retrodb.maintain.update.command import narrowed, run_update
-        from retrodb.maintain.update.estimate import learn_rates
-        from retrodb.maintain.update.recipe import load_recipe
-
-        with advisory_lock(self._context.storage, "update", "update"):
-            recipe = narrowed(load_recipe(self._context.storage, config), sources, mirror=mirror)
-            result = run_update(cast("Commands", self), recipe, report or (lambda step: None))
-        learn_rates(self.view(), result.steps, self._context.num_workers)
-        return result
-
-    def plan_update(
-        self, config: str | Path | None = None, *, sources: Sequence[str] = (), mirror: bool = False
-    ) -> UpdatePlan:
-        """What `update` would do, with documents, chunks, disk and time of every stage; nothing is committed."""
-        from retrodb.maintain.update.command import narrowed
-        from retrodb.maintain.update.estimate import plan_update
-        from retrodb.maintain.update.recipe import load_recipe
-
-        recipe = narrowed(load_recipe(self._context.storage, config), sources, mirror=mirror)
-        return plan_update(cast("Commands", self), recipe, self._context.num_workers)
-
-    def schedule(self, *, kind: str = "systemd", every: str = "1d", config: str | None = None) -> list[ScheduleFile]:
-        """The units for systemd, or the line for cron, that run `update` regularly; nothing is installed."""
-        from retrodb.maintain.update.recipe import load_recipe
-        from retrodb.maintain.update.schedule import plan_schedule
-
-        load_recipe(self._context.storage, config)
-        return plan_schedule(self.path, kind=kind, every=every, config=config)
-
     def compact(self, *, min_deleted: float = 0.1, dry_run: bool = False) -> CompactResult:
-        """Drop deleted rows and join small neighbouring files. No answer changes, no id moves.
+        """Remove deleted rows from files and merge small files. Ids and search results do not change.
 
         Args:
-            min_deleted: share of deleted rows from which on a file is written anew.
+            min_deleted: rewrite a file once this fraction of its rows is deleted.
         """
         from retrodb.maintain.compact.command import run_compact
 
@@ -159,12 +121,12 @@ class MaintenanceCommands(DatabaseBase):
         abandon_runs: timedelta | None = None,
         dry_run: bool = False,
     ) -> GcResult:
-        """Let old snapshots expire, and delete what nothing needs.
+        """Expire old snapshots, and delete files that no snapshot needs.
 
         Args:
-            grace: how long a file has been known to be unneeded before it is deleted.
-            keep_snapshots: how many of the newest stay readable; pinned ones stay besides.
-            abandon_runs: open runs that wrote nothing for so long are given up; None gives up none.
+            grace: delete a file after it has been unneeded for this time.
+            keep_snapshots: number of newest snapshots to keep. Pinned snapshots are kept too.
+            abandon_runs: discard unfinished runs that have written nothing for this time. None keeps all.
         """
         from retrodb.maintain.snapshots.gc import run_gc
 
@@ -174,20 +136,20 @@ class MaintenanceCommands(DatabaseBase):
             )
 
     def restore(self, snapshot: int, *, dry_run: bool = False) -> RestoreResult:
-        """Make an older snapshot the newest, as one more snapshot; what was purged stays dead."""
+        """Return to the state of an older snapshot, in a new snapshot. Purged documents do not come back."""
         from retrodb.maintain.snapshots.restore import run_restore
 
         with self._lock(conflict_keys.restore(), "restore"):
             return run_restore(self._context, snapshot, dry_run=dry_run)
 
     def pin(self, snapshot: int | None = None, *, name: str, dry_run: bool = False) -> PinResult:
-        """Keep a snapshot, the newest one unless it is named, from expiring."""
+        """Protect a snapshot from expiring. None is the newest snapshot."""
         from retrodb.maintain.snapshots.pins import run_pin
 
         return run_pin(self._context, snapshot, name, dry_run=dry_run)
 
     def unpin(self, name: str, *, dry_run: bool = False) -> PinResult:
-        """Take a pin away."""
+        """Remove a pin."""
         from retrodb.maintain.snapshots.pins import run_unpin
 
         return run_unpin(self._context, name, dry_run=dry_run)
@@ -200,12 +162,12 @@ class MaintenanceCommands(DatabaseBase):
         include_testsets: bool = False,
         dry_run: bool = False,
     ) -> PurgeResult:
-        """Take documents out for good, out of older snapshots too, and prove that nothing of them is left.
+        """Delete documents permanently, from older snapshots too, and prove that no trace of them is left.
 
         Args:
-            doc_ids: ids, or source and id with a slash between them.
-            break_pins: expire pinned snapshots that hold them.
-            include_testsets: take items that quote them out of registered test sets.
+            doc_ids: document ids, as ID or SOURCE/ID.
+            break_pins: also expire pinned snapshots that contain them.
+            include_testsets: also delete items of test sets that quote them.
         """
         from retrodb.maintain.purge.command import run_purge
 

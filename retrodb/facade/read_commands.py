@@ -1,9 +1,9 @@
-"""Commands that read and change nothing."""
+"""Commands that only read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrodb.facade.base import DatabaseBase
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ReadCommands(DatabaseBase):
-    """Commands that read and change nothing."""
+    """Commands that only read."""
 
     def search(
         self,
@@ -35,16 +35,22 @@ class ReadCommands(DatabaseBase):
         source: str | None = None,
         where: str | None = None,
         as_of: int | None = None,
-        **options: Any,
+        nprobe: int | None = None,
+        recall: float | None = None,
+        device: str = "auto",
+        threads: int = 1,
     ) -> list[list[SearchHit]]:
-        """The nearest live chunks of texts, or of vectors (Q, D) float32; one list of at most k hits for each query.
+        """The nearest live chunks of texts, or of vectors (Q, D) float32: a list of at most k hits for each query.
 
         Args:
             source: only chunks of this source.
-            where: only chunks of documents that this SQL condition chooses.
-            options: `nprobe`, `recall`, `device`, `threads`, see `Searcher.arrays`.
+            where: only chunks of documents that match this SQL condition.
+            nprobe: number of inverted lists to search.
+            recall: use the number of lists that was measured for this recall.
+            device: device of the encoder.
         """
-        return self.searcher(space=space, source=source, where=where, as_of=as_of).hits(queries, k, **options)
+        searcher = self.searcher(space=space, source=source, where=where, as_of=as_of)
+        return searcher.hits(queries, k, nprobe=nprobe, recall=recall, device=device, threads=threads)
 
     def search_arrays(
         self,
@@ -55,10 +61,16 @@ class ReadCommands(DatabaseBase):
         source: str | None = None,
         where: str | None = None,
         as_of: int | None = None,
-        **options: Any,
+        nprobe: int | None = None,
+        recall: float | None = None,
+        threads: int = 1,
     ) -> tuple[Int64Array, Float32Array]:
-        """Ids (Q, k) int64, -1 where there are no more, and scores (Q, k) float32; arguments are those of `search`."""
-        return self.searcher(space=space, source=source, where=where, as_of=as_of).arrays(vectors, k, **options)
+        """Ids (Q, k) int64 and scores (Q, k) float32 of the nearest live chunks; -1 where there are fewer than k.
+
+        Arguments are those of `search`.
+        """
+        searcher = self.searcher(space=space, source=source, where=where, as_of=as_of)
+        return searcher.arrays(vectors, k, nprobe=nprobe, recall=recall, threads=threads)
 
     def searcher(
         self,
@@ -68,37 +80,37 @@ class ReadCommands(DatabaseBase):
         where: str | None = None,
         as_of: int | None = None,
     ) -> Searcher:
-        """The index of a space, opened once for many searches; it stays on its snapshot."""
+        """Opens the index of a space for many searches. Later changes of the database are not visible in it."""
         from retrodb.stages.search.command import Searcher
 
         return Searcher.open(self.view(as_of), space=space, source=source, where=where)
 
     def neighbour_table(self, table: str | None = None, *, as_of: int | None = None) -> NeighbourTable:
-        """A neighbour table as arrays, dead neighbours masked."""
+        """A neighbour table as arrays. Deleted neighbours are masked."""
         from retrodb.view.neighbour_table import NeighbourTable
 
         return NeighbourTable(self.view(as_of), table)
 
     def exports(self) -> list[ExportInfo]:
-        """The registered exports: where each lies, of which table, and the snapshot that it shows."""
+        """The registered exports: path, neighbour table and snapshot of each."""
         from retrodb.export.refresh import list_exports
 
         return list_exports(self._context)
 
     def show_neighbours(self, row: int, *, table: str | None = None, as_of: int | None = None) -> ShownRow:
-        """One row of a neighbour table: its chunk, its neighbours, what follows each, and the token runs they share."""
+        """One row of a neighbour table: its chunk, its neighbours, their continuations, and the token runs they share."""
         from retrodb.stages.neighbours.show import show_row
 
         return show_row(self.view(as_of), row, table)
 
     def duplicates(self, *, as_of: int | None = None) -> list[Duplicate]:
-        """The documents that near-duplicate search removed, each with the one that is kept."""
+        """The documents that were deleted as near-duplicates, each with the document that was kept."""
         from retrodb.stages.dedup.clusters import read_duplicates
 
         return read_duplicates(self.view(as_of))
 
     def leaks(self, testset: str | None = None, *, as_of: int | None = None) -> list[LeakHit]:
-        """Who matched whom: the hits that dedup reported, by test set."""
+        """The matches that dedup found between test items and documents."""
         from retrodb.stages.dedup.leak_report import read_leaks
 
         return read_leaks(self.view(as_of), testset)
@@ -106,37 +118,41 @@ class ReadCommands(DatabaseBase):
     def exposure(
         self, testset: str, *, table: str | None = None, consumed_samples: int = 0, as_of: int | None = None
     ) -> ExposureResult:
-        """The rows of a neighbour table that met a test set, the first `consumed_samples` of them counted as seen."""
+        """The rows of a neighbour table that share text with a test set.
+
+        Args:
+            consumed_samples: number of rows, from the first one, that the training run has already read.
+        """
         from retrodb.stages.dedup.exposure import run_exposure
 
         return run_exposure(self._context, testset, table=table, consumed_samples=consumed_samples, as_of=as_of)
 
     def spaces(self, *, as_of: int | None = None) -> list[SpaceInfo]:
-        """The vector spaces, with what each of them takes."""
+        """The vector spaces, with the size of each."""
         from retrodb.stages.embed.spaces import list_spaces
 
         return list_spaces(self.view(as_of))
 
     def stats(self, *, as_of: int | None = None) -> Stats:
-        """Counts, sizes and coverage."""
+        """Counts and sizes of everything in the database."""
         from retrodb.maintain.stats import read_stats
 
         return read_stats(self.view(as_of))
 
     def snapshots(self) -> list[SnapshotInfo]:
-        """Every version of the database, oldest first."""
+        """All snapshots of the database, oldest first."""
         from retrodb.maintain.stats import list_snapshots
 
         return list_snapshots(self._context.storage)
 
     def diff(self, a: int, b: int, *, documents: bool = False) -> DiffResult:
-        """What leads from snapshot `a` to snapshot `b`, by source and reason; with `documents` each of them."""
+        """The changes from snapshot `a` to snapshot `b`, by source and reason, and with `documents` by document."""
         from retrodb.maintain.snapshots.diff import run_diff
 
         return run_diff(self._context, a, b, documents=documents)
 
     def testsets(self, *, as_of: int | None = None) -> list[TestSetInfo]:
-        """The registered test sets with their hits."""
+        """The registered test sets, with the number of matches of each."""
         from retrodb.maintain.stats import list_testsets
 
         return list_testsets(self.view(as_of))
@@ -149,19 +165,25 @@ class ReadCommands(DatabaseBase):
         max_duration_s: float | None = None,
         as_of: int | None = None,
     ) -> CheckResult:
-        """Look for missing and damaged files: sizes only, or with `read_data` every byte.
+        """Find missing and damaged files.
 
         Args:
-            subset: of the bytes this share only, the next ones in their turn.
-            max_duration_s: stop reading after so many seconds; the next such check goes on from there.
+            read_data: read every file and verify its checksum, instead of its existence and size.
+            subset: read only this fraction of the bytes. The next check continues where this one ends.
+            max_duration_s: stop reading after this many seconds. The next check continues where this one ends.
         """
         from retrodb.maintain.check.command import run_check
 
-        limits = {"subset": subset, "max_duration_s": max_duration_s}
-        return run_check(self.view(as_of), self._context.progress, read_data=read_data, **limits)
+        return run_check(
+            self.view(as_of),
+            self._context.progress,
+            read_data=read_data,
+            subset=subset,
+            max_duration_s=max_duration_s,
+        )
 
     def sql(self, query: str, *, as_of: int | None = None) -> SqlResult:
-        """Run a read-only SQL query over the tables `documents`, `chunks`, `shards` and `files`."""
+        """Run a SELECT query over the tables `documents`, `chunks`, `shards` and `files`."""
         from retrodb.view.sql import run_sql
 
         return run_sql(self.view(as_of), query)

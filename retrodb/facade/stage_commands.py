@@ -1,12 +1,19 @@
-"""Commands that build: the stages, each ending in one commit."""
+"""Commands that build a database. Each ends in one commit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
-from retrodb.config import DedupParams, IndexParams, IngestParams, NearDuplicatesParams, NeighboursParams
+from retrodb.config import (
+    DEFAULT_MEMORY_BYTES,
+    DedupParams,
+    IndexParams,
+    IngestParams,
+    NearDuplicatesParams,
+    NeighboursParams,
+)
 from retrodb.facade.base import DatabaseBase, params_of
 from retrodb.format.entries import QueriesEntry, TestsetEntry
 from retrodb.store import conflict_keys
@@ -15,6 +22,15 @@ from retrodb.view.view import SELF
 if TYPE_CHECKING:
     from retrodb.export.export import ExportResult
     from retrodb.export.refresh import RefreshResult
+    from retrodb.options import (
+        DedupOptions,
+        EmbedOptions,
+        IndexOptions,
+        IngestOptions,
+        NearDuplicatesOptions,
+        NeighboursOptions,
+        PackingOptions,
+    )
     from retrodb.stages.dedup.command import DedupResult
     from retrodb.stages.dedup.near_duplicates import NearDuplicatesResult
     from retrodb.stages.embed.command import EmbedResult
@@ -28,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class StageCommands(DatabaseBase):
-    """Commands that build: the stages, each ending in one commit."""
+    """Commands that build a database. Each ends in one commit."""
 
     def ingest(
         self,
@@ -36,9 +52,18 @@ class StageCommands(DatabaseBase):
         *,
         files_from: Sequence[str | Path] = (),
         dry_run: bool = False,
-        **options: Any,
+        **options: Unpack[IngestOptions],
     ) -> IngestResult:
-        """Add files to a source. Options: `IngestParams`, of which `source` is required."""
+        """Add the documents of files to a source. Of the options, `source` is required.
+
+        Args:
+            inputs: files, folders and globs.
+            files_from: files with one input per line.
+
+        Raises:
+            InputError: a file cannot be read.
+            TooManyRejects: more records were rejected than `max_reject_rate` allows.
+        """
         from retrodb.stages.ingest.command import run_ingest
 
         params = params_of(IngestParams, options)
@@ -47,16 +72,26 @@ class StageCommands(DatabaseBase):
             result = run_ingest(self._context, names, params, files_from=lists, dry_run=dry_run)
             head = self.view().snapshot
             if not dry_run and (head.names(TestsetEntry) or head.names(QueriesEntry)):
-                # Imported late: it brings a compiler, which a database without test sets has no use for.
+                # Imported late, because it loads a compiler that a database without test sets does not need.
                 from retrodb.stages.dedup.command import screen_new_shards
 
                 screen_new_shards(self._context)
         return result
 
     def dedup(
-        self, against: Sequence[str | Path] = (), *, name: str | None = None, dry_run: bool = False, **options: Any
+        self,
+        against: Sequence[str | Path] = (),
+        *,
+        name: str | None = None,
+        dry_run: bool = False,
+        **options: Unpack[DedupOptions],
     ) -> list[DedupResult]:
-        """Register a test set and remove what leaks it; without files, apply the registered ones. Options: `DedupParams`."""
+        """Register a test set, and delete the documents that contain its texts.
+
+        Args:
+            against: the files of a new test set. Without files, the registered test sets are brought up to date.
+            name: name of the test set. None takes the name of the first file.
+        """
         from retrodb.stages.dedup.command import run_dedup
 
         with self._lock(conflict_keys.dedup(name or "all"), "dedup"):
@@ -64,8 +99,10 @@ class StageCommands(DatabaseBase):
                 self._context, [Path(f) for f in against], params_of(DedupParams, options), name=name, dry_run=dry_run
             )
 
-    def near_duplicates(self, *, dry_run: bool = False, **options: Any) -> NearDuplicatesResult:
-        """Keep one of documents that are the same but for details. Options: `NearDuplicatesParams`."""
+    def near_duplicates(
+        self, *, dry_run: bool = False, **options: Unpack[NearDuplicatesOptions]
+    ) -> NearDuplicatesResult:
+        """Find clusters of near-duplicate documents, and keep one document of each."""
         from retrodb.stages.dedup.near_duplicates import run_near_duplicates
 
         params = params_of(NearDuplicatesParams, options)
@@ -80,9 +117,16 @@ class StageCommands(DatabaseBase):
         dtype: str = "auto",
         batch_tokens: int | None = None,
         dry_run: bool = False,
-        **options: Any,
+        **options: Unpack[EmbedOptions],
     ) -> EmbedResult:
-        """Give every live, screened chunk its vector in a space. Options: `EmbedParams`, only for a new space."""
+        """Compute the missing vectors of a space, for chunks and for the rows of query sets.
+
+        The options define a new space. For an existing space, leave them out.
+
+        Args:
+            space: None is the default space.
+            device, dtype, batch_tokens: hardware settings of the encoder.
+        """
         from retrodb.stages.embed.command import run_embed
         from retrodb.stages.embed.task import Hardware
 
@@ -92,23 +136,31 @@ class StageCommands(DatabaseBase):
             )
 
     def drop_space(self, space: str, *, with_tables: bool = False, dry_run: bool = False) -> SpaceChange:
-        """Take a space out of the database, and with `with_tables` the neighbour tables that rest on it."""
+        """Delete a space.
+
+        Args:
+            with_tables: also delete the neighbour tables that were computed in it.
+        """
         from retrodb.stages.embed.spaces import run_drop_space
 
         with self._lock(conflict_keys.drop_space(space), "space"):
             return run_drop_space(self._context, space, with_tables=with_tables, dry_run=dry_run)
 
     def set_default_space(self, space: str, *, dry_run: bool = False) -> SpaceChange:
-        """Make a space, embedded and indexed whole, the one that is used when none is named."""
+        """Make a space the default. It must be completely embedded and indexed."""
         from retrodb.stages.embed.spaces import run_default_space
 
         with self._lock(conflict_keys.default_space(space), "space"):
             return run_default_space(self._context, space, dry_run=dry_run)
 
     def index(
-        self, *, space: str | None = None, retrain: bool = False, dry_run: bool = False, **options: Any
+        self, *, space: str | None = None, retrain: bool = False, dry_run: bool = False, **options: Unpack[IndexOptions]
     ) -> IndexResult:
-        """Train the codebook of a space, if it has none, and index what is embedded. Options: `IndexParams`."""
+        """Index the vectors of a space that are not indexed yet. Trains a codebook if the space has none.
+
+        Args:
+            retrain: train a new codebook, and index all vectors again.
+        """
         from retrodb.stages.index.command import run_index
 
         with self._lock(conflict_keys.index(space or "default"), "index"):
@@ -119,7 +171,7 @@ class StageCommands(DatabaseBase):
     def add_queries(
         self, name: str, files: Sequence[str | Path], *, text_template: str | None = None, dry_run: bool = False
     ) -> QueriesResult:
-        """Register documents that want neighbours but are not in the database."""
+        """Add documents as a query set: their chunks get neighbours, but are not part of the database."""
         from retrodb.stages.queries.command import run_add_queries
 
         with self._lock(conflict_keys.queries(name), "queries"):
@@ -128,14 +180,13 @@ class StageCommands(DatabaseBase):
             )
 
     def add_packed_queries(
-        self, name: str, *, tokenizer: str | None = None, dry_run: bool = False, **packing: Any
+        self, name: str, *, tokenizer: str | None = None, dry_run: bool = False, **packing: Unpack[PackingOptions]
     ) -> QueriesResult:
-        """Register a trainer's packed sequences: a row for every chunk of every sample, in the trainer's order.
+        """Add the packed sequences of a training run as a query set: one row per chunk, in the order of the training.
 
         Args:
-            tokenizer: whose tokens the sequences hold; None is the database's.
-            packing: `sequences` for the database's own documents; for Megatron's `megatron` or `blend`, `seq_length`,
-                `train_samples`, and if they are not its defaults `split`, `seed`, `subset`; and `doc_ids`.
+            tokenizer: tokenizer of the sequences. None is the database's tokenizer.
+            packing: one of `tokens`, `sequences`, `megatron` and `blend`, and the options that belong to it.
         """
         from retrodb.stages.queries.packed import packing_of, run_add_packed
 
@@ -148,12 +199,18 @@ class StageCommands(DatabaseBase):
         queries: str = SELF,
         space: str | None = None,
         table: str | None = None,
-        memory_bytes: int = 4 << 30,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: str = "auto",
         dry_run: bool = False,
-        **options: Any,
+        **options: Unpack[NeighboursOptions],
     ) -> NeighboursResult:
-        """Compute a neighbour table: for every row of a query set its nearest live chunks. Options: `NeighboursParams`."""
+        """Compute a neighbour table: the nearest live chunks of every row of a query set.
+
+        Args:
+            queries: the query set; `self` is the database's own chunks.
+            table: name of the table. None takes the name of the query set.
+            memory_bytes, device: memory limit and device of the join.
+        """
         from retrodb.stages.neighbours.command import run_neighbours
 
         params = params_of(NeighboursParams, options)
@@ -169,12 +226,26 @@ class StageCommands(DatabaseBase):
                 dry_run=dry_run,
             )
 
-    def repair_neighbours(self, *, table: str | None = None, dry_run: bool = False) -> list[TableRepairResult]:
-        """Bring one neighbour table, or all, up to date with what came and went since, by patches."""
+    def repair_neighbours(
+        self,
+        *,
+        table: str | None = None,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        device: str = "auto",
+        dry_run: bool = False,
+    ) -> list[TableRepairResult]:
+        """Update one neighbour table, or all, after chunks were added or deleted. Only rows that change are written.
+
+        Args:
+            table: None updates all tables.
+            memory_bytes, device: memory limit and device of the join.
+        """
         from retrodb.stages.neighbours.repair import run_repair_neighbours
 
         with self._lock(conflict_keys.neighbours(table or "all"), "neighbours"):
-            return run_repair_neighbours(self._context, table=table, dry_run=dry_run)
+            return run_repair_neighbours(
+                self._context, table=table, memory_bytes=memory_bytes, device=device, dry_run=dry_run
+            )
 
     def edit_neighbours(
         self,
@@ -187,9 +258,9 @@ class StageCommands(DatabaseBase):
         undo: bool = False,
         dry_run: bool = False,
     ) -> EditResult:
-        """Ban or pin a neighbour of one row, or replace one by another, or take such an edit back.
+        """Ban, pin or replace a neighbour of one row, or undo such an edit.
 
-        Edits outlive the repair and the rebuild of their table; whatever reads the table honours them.
+        A repair or a rebuild of the table keeps its edits.
         """
         from retrodb.stages.neighbours.edit import run_edit_neighbours
 
@@ -208,7 +279,12 @@ class StageCommands(DatabaseBase):
         is_registered: bool = True,
         dry_run: bool = False,
     ) -> ExportResult:
-        """Write a neighbour table in a trainer's format, and register the export unless told otherwise."""
+        """Write a neighbour table and its chunks in the format of a trainer.
+
+        Args:
+            to: export format.
+            is_registered: record the export in the database, so that `exports` lists it and `update` refreshes it.
+        """
         from retrodb.export.export import run_export
 
         with self._lock(conflict_keys.export(Path(out).name), "export"):
@@ -223,7 +299,7 @@ class StageCommands(DatabaseBase):
             )
 
     def refresh_export(self, out: str | Path, *, dry_run: bool = False) -> RefreshResult:
-        """Bring an export up to date: what was deleted becomes padding, repaired rows get their new neighbours."""
+        """Bring an export up to date: deleted chunks become padding, and repaired rows get their new neighbours."""
         from retrodb.export.refresh import run_refresh
 
         with self._lock(conflict_keys.export(Path(out).name), "export"):

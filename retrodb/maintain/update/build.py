@@ -106,8 +106,11 @@ def _stem(path: str) -> str:
     return Path(os.path.abspath(path)).name.lstrip(".").partition(".")[0].strip("*?[]-_") or "documents"
 
 
-def plan_build(context: Context, recipe: Recipe, params: InitParams) -> BuildPlan:
+def plan_build(context: Context, recipe: Recipe, params: InitParams, *, device: str | None = None) -> BuildPlan:
     """Look into the input and estimate every stage; nothing is written.
+
+    Args:
+        device: of the encoder; None is that of the recipe.
 
     Raises:
         InputError, UsageError: for inputs, a tokenizer or an encoder that cannot be had.
@@ -120,7 +123,8 @@ def plan_build(context: Context, recipe: Recipe, params: InitParams) -> BuildPla
         sample = sample.scaled(min(source.limit, sample.documents))
     held_out = {HELD_OUT_SET: round(sample.chunks * source.holdout)}
     state = State(spaces={"default": EmbedParams(params.encoder)}, pending={"default": 0}, rows=held_out)
-    stages = stage_estimates(recipe, Work().and_that_of(sample), state, context.num_workers)
+    on_device = replace(recipe, embed=replace(recipe.embed, device=device)) if device else recipe
+    stages = stage_estimates(on_device, Work().and_that_of(sample), state, context.num_workers)
     return BuildPlan(
         database=context.storage.url,
         files=sample.files,

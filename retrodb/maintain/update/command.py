@@ -1,11 +1,11 @@
-"""Update: every stage in its order, over what is new.
+"""Update: run every stage, in order, over new and changed input.
 
-What is cheap and removes comes before what is dear. The steps are the commands of the database itself, so what they
-promise holds here: nothing is done twice, and an update that was interrupted goes on where it was. What the database has
-is kept up to date; what the recipe names besides is made.
+Cheap stages that delete documents come before expensive ones. The steps are commands of the database
+(`facade/update_commands.py`), so nothing is done twice and an interrupted update can be continued. Everything in the
+database is kept up to date. What the recipe names in addition is created.
 
-An input that fails costs only itself. A later stage that fails ends the update, because what follows rests on it: no
-document that a rule would have taken out may reach the index.
+A source that fails does not stop the others. A later stage that fails ends the update, because the stages after it
+depend on it: a document that a rule would have deleted must not reach the index.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import shlex
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TypeAlias
 
-from retrodb.config import DedupParams, IngestParams, NeighboursParams, to_mapping
+from retrodb.config import NeighboursParams
 from retrodb.errors import EXIT_OK, RetroDBError, UsageError
 from retrodb.export.refresh import ExportInfo, RefreshResult
-from retrodb.format.entries import DuplicatesEntry, IndexEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
+from retrodb.format.entries import IndexEntry, QueriesEntry, SpaceEntry, TableEntry
 from retrodb.maintain.update.metrics import UpdateMetrics, write_metrics
-from retrodb.maintain.update.recipe import Recipe, options_of
+from retrodb.maintain.update.recipe import Recipe, TableRecipe
+from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.store.snapshots import since
 from retrodb.store.storage import translate_os_error
@@ -35,48 +36,15 @@ from retrodb.view.view import SELF, View
 DONE, NOTHING_NEW, FAILED, LEFT_OUT = "done", "nothing new", "failed", "left out"
 
 
-class Commands(Protocol):
-    """The commands of a database that an update calls."""
-
-    @property
-    def path(self) -> str: ...
-
-    def view(self, as_of: int | None = None) -> View: ...
-
-    def ingest(self, inputs: Sequence[str | Path], **options: Any) -> Any: ...
-
-    def tag(self, name: str, **options: Any) -> Any: ...
-
-    def filter(self, **options: Any) -> Any: ...
-
-    def dedup(self, against: Sequence[str | Path] = (), **options: Any) -> Any: ...
-
-    def near_duplicates(self, **options: Any) -> Any: ...
-
-    def embed(self, **options: Any) -> Any: ...
-
-    def index(self, **options: Any) -> Any: ...
-
-    def neighbours(self, **options: Any) -> Any: ...
-
-    def repair_neighbours(self, **options: Any) -> Any: ...
-
-    def export(self, out: str | Path, **options: Any) -> Any: ...
-
-    def exports(self) -> list[ExportInfo]: ...
-
-    def refresh_export(self, out: str | Path, **options: Any) -> Any: ...
-
-
 @dataclass(frozen=True)
 class UpdateStep:
-    """One command of an update that ended, or was not begun."""
+    """One step of an update: a command that ended, or was not started."""
 
     stage: str
-    name: str  # of the source, test set, space, table, ...
+    name: str  # name of the source, test set, space, table, ...
     outcome: str  # "done", "nothing new", "failed" or "left out"
     elapsed_s: float
-    counts: dict[str, int] = field(default_factory=dict)  # of its commits
+    counts: dict[str, int] = field(default_factory=dict)  # sums over its commits
     error: str | None = None
     exit_code: int = EXIT_OK
 
@@ -86,20 +54,22 @@ class UpdateResult:
     """What an update did."""
 
     database: str
-    snapshot: int  # the newest one now
+    snapshot: int  # the newest one after the update
     outcome: str  # "done", "nothing new" or "failed"
     elapsed_s: float
     steps: tuple[UpdateStep, ...]
-    exit_code: int = EXIT_OK  # of the first failure
+    exit_code: int = EXIT_OK  # exit code of the first step that failed
 
 
-Report = Callable[[UpdateStep], None]
-Step = tuple[str, Callable[[], Any]]
+Report: TypeAlias = Callable[[UpdateStep], None]
+Step: TypeAlias = tuple[str, Callable[[], object]]
 """A name and the command."""
+Stages: TypeAlias = Mapping[str, Callable[[], Iterator[Step]]]
+"""The name of each stage, and the function that plans its steps."""
 
 
-def narrowed(recipe: Recipe, sources: Sequence[str], *, mirror: bool) -> Recipe:
-    """The recipe with some of its sources only, and all of these mirrored if wanted.
+def select_sources(recipe: Recipe, sources: Sequence[str], *, mirror: bool) -> Recipe:
+    """The recipe with only some of its sources, which are mirrored if `mirror` is set.
 
     Raises:
         UsageError: for a source that the recipe does not have.
@@ -111,37 +81,38 @@ def narrowed(recipe: Recipe, sources: Sequence[str], *, mirror: bool) -> Recipe:
     return replace(recipe, sources={n: replace(t, mirror=t.mirror or mirror) for n, t in chosen.items()})
 
 
-def run_update(db: Commands, recipe: Recipe, report: Report = lambda step: None) -> UpdateResult:
-    """Bring a database up to date with its recipe. What fails is part of the result, and told to the hooks.
+def run_update(context: Context, recipe: Recipe, stages: Stages, report: Report = lambda step: None) -> UpdateResult:
+    """Bring a database up to date with its recipe. An error of a step is part of the result, and hooks are told of it.
 
     Args:
-        report: called with every step as it ends.
+        stages: the steps of every stage of the recipe, in order.
+        report: called with every step when it ends.
     """
-    started, before = time.monotonic(), db.view().snapshot.number
+    started, before = time.monotonic(), context.view().snapshot.number
     steps: list[UpdateStep] = []
 
-    def attempt(stage: str, name: str, command: Callable[[], Any]) -> None:
-        steps.append(_attempt(db, stage, name, command))
+    def attempt(stage: str, name: str, command: Callable[[], object]) -> None:
+        steps.append(_attempt(context, stage, name, command))
         report(steps[-1])
 
-    for stage, steps_of in _STAGES.items():
-        rests_on_failure = any(step.outcome == FAILED and step.stage != "ingest" for step in steps)
-        for name, command in _planned(db, recipe, steps_of):
-            if rests_on_failure:
+    for stage, plan_steps in stages.items():
+        depends_on_failure = any(step.outcome == FAILED and step.stage != "ingest" for step in steps)
+        for name, command in _planned(plan_steps):
+            if depends_on_failure:
                 steps.append(UpdateStep(stage, name, LEFT_OUT, 0.0))
                 report(steps[-1])
             else:
                 attempt(stage, name, command)
     has_failed = any(step.outcome == FAILED for step in steps)
     if recipe.metrics.file:
-        attempt("metrics", recipe.metrics.file, partial(_write_metrics, db, recipe, steps, started))
+        attempt("metrics", recipe.metrics.file, partial(_write_metrics, context, recipe, steps, started))
     hook = recipe.hooks.on_failure if has_failed else recipe.hooks.on_success
     if hook:
-        attempt("hook", hook, partial(_run_hook, db, recipe, hook, FAILED if has_failed else DONE))
+        attempt("hook", hook, partial(_run_hook, context, recipe, hook, FAILED if has_failed else DONE))
     failed = [step for step in steps if step.outcome == FAILED]
-    after = db.view().snapshot.number
+    after = context.view().snapshot.number
     return UpdateResult(
-        database=db.path,
+        database=context.storage.url,
         snapshot=after,
         outcome=FAILED if failed else NOTHING_NEW if after == before else DONE,
         elapsed_s=time.monotonic() - started,
@@ -150,10 +121,10 @@ def run_update(db: Commands, recipe: Recipe, report: Report = lambda step: None)
     )
 
 
-def _planned(db: Commands, recipe: Recipe, steps_of: Callable[[Commands, Recipe], Iterator[Step]]) -> list[Step]:
-    """The steps of a stage, planned on what the stages before it left."""
+def _planned(plan_steps: Callable[[], Iterator[Step]]) -> list[Step]:
+    """The steps of a stage, planned when the stages before it are done. An error of the plan becomes a step."""
     try:
-        return list(steps_of(db, recipe))
+        return list(plan_steps())
     except RetroDBError as error:
         return [("", partial(_fail, error))]
 
@@ -162,120 +133,58 @@ def _fail(error: RetroDBError) -> None:
     raise error
 
 
-def _attempt(db: Commands, stage: str, name: str, command: Callable[[], Any]) -> UpdateStep:
+def _attempt(context: Context, stage: str, name: str, command: Callable[[], object]) -> UpdateStep:
     started = time.monotonic()
     try:
-        before = db.view().snapshot
-        found = command()
-        head = db.view().snapshot
+        before = context.view().snapshot
+        result = command()
+        head = context.view().snapshot
         counts: Counter[str] = Counter()
-        for snapshot in since(db.view().storage, before.number, head):
+        for snapshot in since(context.storage, before.number, head):
             counts.update(snapshot.counts)
-        if isinstance(found, RefreshResult):
+        if isinstance(result, RefreshResult):
             counts.update(
-                changed_files=len(found.changed), kept_files=found.kept, rows_without_place=found.without_place
+                changed_files=len(result.changed), kept_files=result.kept, rows_without_place=result.without_place
             )
     except (RetroDBError, OSError) as error:
-        known = error if isinstance(error, RetroDBError) else translate_os_error(error, str(error.filename or name))
-        return UpdateStep(stage, name, FAILED, time.monotonic() - started, error=str(known), exit_code=known.exit_code)
-    outcome = DONE if head.number > before.number or stage in _BESIDE else NOTHING_NEW
+        refusal = error if isinstance(error, RetroDBError) else translate_os_error(error, str(error.filename or name))
+        elapsed_s = time.monotonic() - started
+        return UpdateStep(stage, name, FAILED, elapsed_s, error=str(refusal), exit_code=refusal.exit_code)
+    outcome = DONE if head.number > before.number or stage in _WITHOUT_COMMIT else NOTHING_NEW
     return UpdateStep(stage, name, outcome, time.monotonic() - started, {k: n for k, n in counts.items() if n})
 
 
-_BESIDE = ("metrics", "hook")
-"""Stages that leave no trace in the database."""
+_WITHOUT_COMMIT = ("metrics", "hook")
+"""Stages that change nothing in the database."""
 
 
-def _ingest(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    for name, table in recipe.sources.items():
-        options = options_of(table, IngestParams)
-        yield name, partial(db.ingest, table.inputs, files_from=table.files_from, **options)
-
-
-def _tag(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    for name, table in recipe.taggers.items():
-        yield name, partial(db.tag, name, device=recipe.embed.device, **to_mapping(table))
-
-
-def _filter(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    for rule in recipe.filters:
-        yield rule.where, partial(db.filter, **to_mapping(rule))
-
-
-def _dedup(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    for name, table in recipe.testsets.items():
-        yield name, partial(db.dedup, table.files, name=name, **options_of(table, DedupParams))
-    for name in db.view().snapshot.names(TestsetEntry):
-        if name not in recipe.testsets:
-            yield name, partial(db.dedup, name=name)
-
-
-def _near_duplicates(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    former = db.view().snapshot.entry(DuplicatesEntry, "near")
-    params = recipe.near_duplicates or (former.params if former else None)
-    if params:
-        yield "", partial(db.near_duplicates, **to_mapping(params))
-
-
-def _embed(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    for name in spaces_of(db.view(), recipe):
-        if pending_vectors(db.view(), name):
-            params = recipe.spaces.get(name)
-            options = to_mapping(params) if params else {}
-            yield name, partial(db.embed, space=name, **to_mapping(recipe.embed), **options)
-
-
-def _index(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    for name in db.view().snapshot.names(SpaceEntry):
-        if db.view().manifest.files("vectors", name):
-            yield name, partial(db.index, space=name, **to_mapping(recipe.index))
-
-
-def _neighbours(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    view = db.view()
+def tables_to_compute(view: View, recipe: Recipe) -> Iterator[tuple[str, TableRecipe]]:
+    """The neighbour tables of the recipe that are not there yet, or were computed with other parameters."""
     for name, table in recipe.neighbours.items():
         space = table.space or view.snapshot.default_space
         if view.snapshot.entry(IndexEntry, space) is None or (
             table.queries == HELD_OUT_SET and view.snapshot.entry(QueriesEntry, HELD_OUT_SET) is None
         ):
-            continue  # nothing was embedded, or nothing held out
-        former = view.snapshot.entry(TableEntry, name)
-        params = options_of(table, NeighboursParams)
-        is_same = former is not None and (former.queries, former.space) == (table.queries, space)
-        if former is None or not is_same or replace(former.params, **params) != former.params:
-            yield name, partial(db.neighbours, table=name, queries=table.queries, space=table.space, **params)
-    for name in view.snapshot.names(TableEntry):
-        yield name, partial(db.repair_neighbours, table=name)
+            continue  # nothing is embedded, or nothing is held out
+        entry = view.snapshot.entry(TableEntry, name)
+        params = NeighboursParams(**{each.name: getattr(table, each.name) for each in fields(NeighboursParams)})
+        if entry is None or (entry.queries, entry.space, entry.params) != (table.queries, space, params):
+            yield name, table
 
 
-def _export(db: Commands, recipe: Recipe) -> Iterator[Step]:
-    """Exports that are known are refreshed where they still are; those of the recipe that are not there are made."""
-    view, known = db.view(), {info.path: info.snapshot for info in db.exports() if Path(info.path).exists()}
+def exports_to_refresh(view: View, recipe: Recipe, exports: Sequence[ExportInfo]) -> Iterator[str]:
+    """The exports, registered or in the recipe, that exist and are older than the last change of the database."""
+    known = {info.path: info.snapshot for info in exports if Path(info.path).exists()}
     for export in recipe.exports:
-        if not Path(export.out).exists():
-            yield export.out, partial(db.export, export.out, to=export.to, table=export.table)
-        else:
+        if Path(export.out).exists():
             known.setdefault(export.out, -1)
     for out, shown in known.items():
-        if shown < 0 or any(each.command != "export" for each in since(view.storage, shown, view.snapshot)):
-            yield out, partial(db.refresh_export, out)
-
-
-_STAGES: dict[str, Callable[[Commands, Recipe], Iterator[Step]]] = {
-    "ingest": _ingest,
-    "tag": _tag,
-    "filter": _filter,
-    "dedup": _dedup,
-    "near-duplicates": _near_duplicates,
-    "embed": _embed,
-    "index": _index,
-    "neighbours": _neighbours,
-    "export": _export,
-}
+        if shown < 0 or any(snapshot.command != "export" for snapshot in since(view.storage, shown, view.snapshot)):
+            yield out
 
 
 def spaces_of(view: View, recipe: Recipe) -> list[str]:
-    """The spaces that an update fills: the default one, those of the recipe, and those that are there."""
+    """The spaces that an update fills: the default space, those of the recipe, and those in the database."""
     return list(dict.fromkeys([view.snapshot.default_space, *recipe.spaces, *view.snapshot.names(SpaceEntry)]))
 
 
@@ -291,32 +200,32 @@ def pending_vectors(view: View, space: str) -> int:
     return count
 
 
-def _write_metrics(db: Commands, recipe: Recipe, steps: Sequence[UpdateStep], started: float) -> None:
-    own = UpdateMetrics(
+def _write_metrics(context: Context, recipe: Recipe, steps: Sequence[UpdateStep], started: float) -> None:
+    metrics = UpdateMetrics(
         finished_at=time.time(),
         elapsed_s=time.monotonic() - started,
         is_success=all(step.outcome != FAILED for step in steps),
         rejected={step.name: step.counts.get("rejected", 0) for step in steps if step.stage == "ingest"},
     )
-    write_metrics(Path(recipe.metrics.file or ""), db.view(), own)
+    write_metrics(Path(recipe.metrics.file or ""), context.view(), metrics)
 
 
-def _run_hook(db: Commands, recipe: Recipe, hook: str, outcome: str) -> None:
-    """Run a hook without a shell; what it prints goes to stderr, because stdout is the command's own.
+def _run_hook(context: Context, recipe: Recipe, hook: str, outcome: str) -> None:
+    """Run a hook without a shell. Its output goes to stderr, because stdout has the output of the command itself.
 
     Raises:
-        RetroDBError: when it cannot be started, or does not end with 0.
+        RetroDBError: the hook cannot be started, or its exit code is not 0.
     """
     words = shlex.split(hook)
-    told = {
-        "RETRODB_DATABASE": db.path,
+    variables = {
+        "RETRODB_DATABASE": context.storage.url,
         "RETRODB_RESULT": "failure" if outcome == FAILED else "success",
         "RETRODB_METRICS": recipe.metrics.file or "",
     }
     try:
-        code = subprocess.run(words, env={**os.environ, **told}, stdout=2, check=False).returncode
+        code = subprocess.run(words, env={**os.environ, **variables}, stdout=2, check=False).returncode
     except OSError as error:
         what = f"cannot be started: {error.strerror}"
         raise RetroDBError(what, where=words[0], remedy="Check the recipe.") from error
     if code:
-        raise RetroDBError(f"the hook ended with {code}", where=hook, remedy="Look at what it printed.")
+        raise RetroDBError(f"the hook ended with exit code {code}", where=hook, remedy="See its output above.")

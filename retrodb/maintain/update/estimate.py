@@ -8,21 +8,22 @@ sample.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from retrodb.ann.part import LISTS_KEPT
 from retrodb.bench.rates import keep_rates, read_rates
-from retrodb.config import EmbedParams, IngestParams
+from retrodb.config import EmbedParams
 from retrodb.corpus.inputs import expand_inputs
 from retrodb.corpus.tokenizer import Tokenizer
 from retrodb.errors import MissingStep, RetroDBError
 from retrodb.format.entries import DuplicatesEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
-from retrodb.maintain.update.command import DONE, Commands, UpdateStep, pending_vectors, spaces_of
-from retrodb.maintain.update.recipe import Recipe, SourceRecipe, TableRecipe, options_of
+from retrodb.maintain.update.command import DONE, UpdateStep, pending_vectors, spaces_of
+from retrodb.maintain.update.recipe import Recipe, SourceRecipe, TableRecipe
 from retrodb.maintain.update.sample import InputSample, sample_inputs
 from retrodb.stages.embed.task import Hardware, load_encoder
+from retrodb.stages.ingest.command import IngestResult
 from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.view.view import SELF, View
 
@@ -76,19 +77,23 @@ class Work:
         )
 
 
-def plan_update(db: Commands, recipe: Recipe, workers: int) -> UpdatePlan:
-    """Plan an update; what was read stays, so that the update itself goes on from there."""
-    view = db.view()
+def plan_update(
+    view: View, recipe: Recipe, workers: int, plan_ingest: Callable[[SourceRecipe], IngestResult]
+) -> UpdatePlan:
+    """Plan an update.
+
+    Args:
+        plan_ingest: a dry run of an ingest. What it read is kept, so that the update itself continues from there.
+    """
     tokenizer = load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
     work, removed = Work(), 0
     stages: list[StageEstimate] = []
     for name, source in recipe.sources.items():
         try:
-            options = {**options_of(source, IngestParams), "dry_run": True}
-            found = db.ingest(source.inputs, files_from=source.files_from, **options)
-            documents = found.added + found.superseded
-            removed += found.removed + found.superseded
-            if not documents and found.removed:
+            planned = plan_ingest(source)
+            documents = planned.added + planned.superseded
+            removed += planned.removed + planned.superseded
+            if not documents and planned.removed:
                 stages.append(StageEstimate("ingest", name, 0, 0, 0))
             elif documents:
                 sample = sample_source(source, tokenizer, view.settings.chunk_tokens).scaled(documents)
@@ -97,7 +102,7 @@ def plan_update(db: Commands, recipe: Recipe, workers: int) -> UpdatePlan:
         except RetroDBError as error:
             stages.append(StageEstimate("ingest", name, note=f"fails: {error}"))
     stages += stage_estimates(recipe, work, state_of(view, recipe), workers)
-    return UpdatePlan(db.path, view.snapshot.number, work.documents, work.chunks, removed, tuple(stages))
+    return UpdatePlan(view.storage.url, view.snapshot.number, work.documents, work.chunks, removed, tuple(stages))
 
 
 def sample_source(source: SourceRecipe, tokenizer: Tokenizer, chunk_tokens: int) -> InputSample:

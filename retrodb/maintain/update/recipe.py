@@ -1,7 +1,7 @@
-"""The recipe: what a database is made of, so that one command keeps it up to date.
+"""The recipe: the TOML file that says what a database is made of, so that one command keeps it up to date.
 
-A TOML file whose tables are the fields of `Recipe`. Paths in it are relative to the file itself; an unknown key fails
-with the nearest name, and what is written reads back equal.
+The tables of the file are the fields of `Recipe`. Paths are relative to the file itself. An unknown key fails, and the
+message suggests the nearest name. A recipe that is written and read again is equal.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import glob
 import os
 import shlex
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from retrodb.config import (
     DedupParams,
@@ -28,49 +27,53 @@ from retrodb.config import (
     dump_toml,
     from_mapping,
     parse_toml,
+    refuse_unknown_keys,
 )
 from retrodb.errors import ConfigError, MissingStep
 from retrodb.store.storage import Storage
 from retrodb.view.view import SELF
 
-RECIPE = "recipe.toml"
-"""The recipe inside a database: beside its files, never one of them."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-_HEADER = "# What 'retrodb update' keeps this database up to date with. Paths are relative to this file.\n"
+RECIPE = "recipe.toml"
+"""Name of the recipe inside a database. It is not one of the database's own files."""
+
+_HEADER = "# 'retrodb update' follows this recipe. Paths are relative to this file.\n"
 
 
 @dataclass(frozen=True)
 class SourceRecipe(IngestParams):
-    """Where the documents of a source come from, and how they are read."""
+    """The input files of a source, and how they are read."""
 
     inputs: tuple[str, ...] = ()  # files, folders and globs
-    files_from: tuple[str, ...] = ()  # files that name one input a line
+    files_from: tuple[str, ...] = ()  # files with one input per line
 
 
 @dataclass(frozen=True)
 class TestsetRecipe(DedupParams):
     """The files of a test set, and its leak rule."""
 
-    __test__ = False  # pytest: no test class
+    __test__ = False  # pytest: this is not a test class
 
     files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FilterRecipe:
-    """A rule that holds for all documents, also those that come later."""
+    """A filter rule. It applies to all documents, including documents that are added later."""
 
-    where: str  # SQL condition over document columns, metadata and attributes
-    reason: str | None = None  # of the tombstones
+    where: str  # SQL condition over document columns, metadata and scores
+    reason: str | None = None  # name of the deletion
 
 
 @dataclass(frozen=True)
 class HardwareRecipe:
-    """What encoders and classifiers run on."""
+    """The hardware of encoders and classifiers."""
 
     device: str = "auto"
     dtype: str = "auto"
-    batch_tokens: int | None = None  # token budget of a batch
+    batch_tokens: int | None = None  # tokens per batch
 
 
 @dataclass(frozen=True)
@@ -83,31 +86,31 @@ class TableRecipe(NeighboursParams):
 
 @dataclass(frozen=True)
 class ExportRecipe:
-    """An export that follows its table."""
+    """An export of a neighbour table that is kept up to date."""
 
-    to: str  # format
+    to: str  # export format
     out: str
     table: str | None = None
 
 
 @dataclass(frozen=True)
 class HooksRecipe:
-    """Command lines to run at the end, without a shell."""
+    """Command lines to run at the end of an update, without a shell."""
 
-    on_success: str | None = None  # also when nothing was new
+    on_success: str | None = None  # also runs if nothing was new
     on_failure: str | None = None
 
 
 @dataclass(frozen=True)
 class MetricsRecipe:
-    """Where to write how the database is, for Prometheus."""
+    """The file with metrics for Prometheus."""
 
-    file: str | None = None  # for node_exporter's textfile collector it ends in .prom
+    file: str | None = None  # the textfile collector of node_exporter reads files that end in .prom
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that an update does; what the database has beside it is kept up to date too."""
+    """Everything that an update does. What else is in the database is kept up to date too."""
 
     sources: Mapping[str, SourceRecipe] = field(default_factory=dict)
     testsets: Mapping[str, TestsetRecipe] = field(default_factory=dict)
@@ -115,7 +118,7 @@ class Recipe:
     taggers: Mapping[str, TagParams] = field(default_factory=dict)
     filters: tuple[FilterRecipe, ...] = ()
     embed: HardwareRecipe = HardwareRecipe()
-    spaces: Mapping[str, EmbedParams] = field(default_factory=dict)  # beside the default one
+    spaces: Mapping[str, EmbedParams] = field(default_factory=dict)  # in addition to the default space
     index: IndexParams = field(default_factory=IndexParams)
     neighbours: Mapping[str, TableRecipe] = field(default_factory=dict)
     exports: tuple[ExportRecipe, ...] = ()
@@ -124,18 +127,18 @@ class Recipe:
 
 
 def load_recipe(storage: Storage, config: str | Path | None = None) -> Recipe:
-    """The recipe of a file, or the one inside the database; its paths made absolute.
+    """Read a recipe file, or the recipe inside the database. Its paths become absolute.
 
     Raises:
-        MissingStep: when the database has none.
-        ConfigError: for a file that is no recipe.
+        MissingStep: the database has no recipe.
+        ConfigError: the file cannot be read, or is not a valid recipe.
     """
     if config is None:
         if not storage.exists(RECIPE):
             raise MissingStep(
                 f"there is no {RECIPE}",
                 where=storage.url,
-                remedy="Name one with '--config FILE', or put one into the database; 'retrodb build' writes it.",
+                remedy="Give a recipe with '--config FILE', or copy one into the database; 'retrodb build' writes one.",
             )
         data, where = storage.read(RECIPE), f"{storage.url}/{RECIPE}"
     else:
@@ -146,93 +149,113 @@ def load_recipe(storage: Storage, config: str | Path | None = None) -> Recipe:
     try:
         recipe = parse_recipe(data.decode(), where=where)
     except UnicodeDecodeError as error:
-        raise ConfigError("no UTF-8 text", where=where, remedy="Write it as TOML.") from error
+        raise ConfigError("not UTF-8 text", where=where, remedy="Save it as TOML in UTF-8.") from error
     folder = "." if "://" in where else os.path.dirname(where)
     return resolved(recipe, os.path.abspath(folder))
 
 
 def parse_recipe(text: str, *, where: str) -> Recipe:
-    """The recipe of a TOML text, its paths as they stand there.
+    """Read the recipe in a TOML text. Its paths stay as they are.
 
     Raises:
         ConfigError: naming the table and key that is wrong.
     """
-    hints = typing.get_type_hints(Recipe)
-    tables = parse_toml(text, where=where)
-    values = {key: _parse(hints.get(key), key, value, where) for key, value in tables.items()}
+    values = parse_toml(text, where=where)
+    refuse_unknown_keys(values, [each.name for each in fields(Recipe)], where=where)
+    for kind, table, place in _tables_of(values, where):  # one by one, so that a message can name the table
+        from_mapping(kind, table, where=place)
     recipe = from_mapping(Recipe, values, where=where)
-    for kind, files in (("sources", "inputs"), ("testsets", "files")):
-        for name, table in getattr(recipe, kind).items():
-            if not getattr(table, files) and not getattr(table, "files_from", ()):
-                raise ConfigError(f"'{files}' is missing", where=f"{where}, [{kind}.{name}]")
+    for name, source in recipe.sources.items():
+        if not source.inputs and not source.files_from:
+            raise ConfigError("'inputs' is missing", where=f"{where}, [sources.{name}]")
+    for name, testset in recipe.testsets.items():
+        if not testset.files:
+            raise ConfigError("'files' is missing", where=f"{where}, [testsets.{name}]")
     for hook in (recipe.hooks.on_success, recipe.hooks.on_failure):
-        _words(hook, where)
+        _split_command(hook, where)
     return recipe
 
 
-def _words(hook: str | None, where: str) -> list[str]:
-    """The words of a hook's command line. Raises ConfigError where there are none."""
+def _split_command(hook: str | None, where: str) -> list[str]:
+    """The words of a hook's command line; none without a hook. Raises ConfigError for an invalid command line."""
     try:
         words = [] if hook is None else shlex.split(hook)
     except ValueError as error:
-        raise ConfigError(f"{hook!r} is no command line ({error})", where=f"{where}, [hooks]") from error
+        raise ConfigError(f"{hook!r} is not a command line ({error})", where=f"{where}, [hooks]") from error
     if hook is not None and not words:
-        raise ConfigError("an empty command line", where=f"{where}, [hooks]", remedy="Leave it out.")
+        raise ConfigError("an empty command line", where=f"{where}, [hooks]", remedy="Remove this key.")
     return words
 
 
-def _parse(hint: Any, key: str, value: Any, where: str) -> Any:
-    """A value of a recipe's field: a table, named tables, or a list of them."""
-    kinds = [kind for kind in typing.get_args(hint) or [hint] if dataclasses.is_dataclass(kind)]
-    if not kinds:  # no such field: `from_mapping` says which is meant
+def _tables_of(
+    values: Mapping[str, object], where: str
+) -> Iterator[tuple[type[DataclassInstance], dict[str, object], str]]:
+    """Every table of a recipe: its class, its keys and its place. A source's table gets the source's name as a key."""
+    hints = typing.get_type_hints(Recipe)
+    for key, value in values.items():
+        shape, choices = typing.get_origin(hints[key]), (*typing.get_args(hints[key]), hints[key])
+        [kind] = [choice for choice in choices if isinstance(choice, type) and dataclasses.is_dataclass(choice)]
+        if shape is tuple:
+            if not isinstance(value, list):
+                raise ConfigError(f"'{key}' must be a list of tables", where=where, remedy=f"Write [[{key}]].")
+            for number, row in enumerate(value, 1):
+                place = f"{where}, [[{key}]] number {number}"
+                yield kind, _table(kind, row, place), place
+        elif shape is Mapping:
+            if not isinstance(value, dict):
+                raise ConfigError(f"'{key}' must be tables with names", where=where, remedy=f"Write [{key}.NAME].")
+            for name, row in value.items():
+                place = f"{where}, [{key}.{name}]"
+                table = _table(kind, row, place)
+                if kind is SourceRecipe:
+                    _add_source(table, name, place)
+                yield kind, table, place
+        else:
+            place = f"{where}, [{key}]"
+            yield kind, _table(kind, value, place), place
+
+
+def _table(kind: type[DataclassInstance], value: object, where: str) -> dict[str, object]:
+    if isinstance(value, dict):
         return value
-    [kind] = kinds
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"'{key}' must be a list of tables", where=where, remedy=f"Write [[{key}]].")
-        return [_table(kind, row, f"{where}, [[{key}]] number {n}") for n, row in enumerate(value, 1)]
-    if NoneType in typing.get_args(hint) or hint is kind:
-        return _table(kind, value, f"{where}, [{key}]")
-    if not isinstance(value, dict):
-        raise ConfigError(f"'{key}' must be tables with names", where=where, remedy=f"Write [{key}.NAME].")
-    return {name: _table(kind, row, f"{where}, [{key}.{name}]", name) for name, row in value.items()}
+    keys = ", ".join(each.name for each in fields(kind) if each.name != "source")
+    raise ConfigError(f"must be a table, not {value!r}", where=where, remedy=f"Possible keys: {keys}.")
 
 
-def _table(kind: Any, value: Any, where: str, name: str = "") -> Any:
-    if not isinstance(value, dict):
-        keys = ", ".join(each.name for each in fields(kind) if each.name != "source")
-        raise ConfigError(f"must be a table, not {value!r}", where=where, remedy=f"Its keys may be: {keys}.")
-    if kind is not SourceRecipe:
-        return from_mapping(kind, value, where=where)
-    if "source" in value:
-        raise ConfigError("unknown key 'source'", where=where, remedy="The table's name is the source's.")
-    return from_mapping(SourceRecipe, {"source": name, **value}, where=where)
+def _add_source(table: dict[str, object], name: str, where: str) -> None:
+    if "source" in table:
+        raise ConfigError(
+            "unknown key 'source'", where=where, remedy="The name of the table is the name of the source."
+        )
+    table["source"] = name
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The TOML text of a recipe: what differs from the defaults."""
-    return _HEADER + "\n" + dump_toml(_plain(recipe))
+    """The TOML text of a recipe, without values that are the default."""
+    return _HEADER + "\n" + dump_toml(dict(_changed_fields(recipe)))
 
 
-def _plain(value: Any) -> Any:
+def _changed_fields(table: DataclassInstance) -> Iterator[tuple[str, object]]:
+    """Names and plain values of the fields that are not the default. The name of a source is the name of its table."""
+    for each in fields(table):
+        value = getattr(table, each.name)
+        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        if value != default and not (isinstance(table, SourceRecipe) and each.name == "source"):
+            yield each.name, _plain(value)
+
+
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(table) for name, table in value.items()}
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    given = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != _default(f)}
-    if isinstance(value, SourceRecipe):
-        del given["source"]
-    return {name: _plain(each) for name, each in given.items()}
-
-
-def _default(each: dataclasses.Field[Any]) -> Any:
-    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        return [_plain(element) for element in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dict(_changed_fields(value))
+    return value
 
 
 def resolved(recipe: Recipe, folder: str) -> Recipe:
-    """The recipe with its paths made absolute; a folder of a model is one only if it is there."""
+    """The recipe with absolute paths. The name of a model is a path only if that folder exists."""
 
     def path(name: str, base: str = folder) -> str:
         return os.path.normpath(os.path.join(base, name))
@@ -241,15 +264,15 @@ def resolved(recipe: Recipe, folder: str) -> Recipe:
         return tuple(path(name, glob.escape(folder) if glob.has_magic(name) else folder) for name in names)
 
     def program(line: str | None) -> str | None:
-        words = _words(line, "")
+        words = _split_command(line, "")
         return shlex.join([path(words[0]), *words[1:]]) if words and "/" in words[0] else line
 
     def model(name: str) -> str:
         return path(name) if os.path.isdir(path(name)) else name
 
-    def tagger(each: TagParams) -> TagParams:
-        wordlist, hf_model = each.wordlist, each.hf_model
-        return replace(each, wordlist=wordlist and path(wordlist), hf_model=hf_model and model(hf_model))
+    def tagger(params: TagParams) -> TagParams:
+        wordlist, hf_model = params.wordlist, params.hf_model
+        return replace(params, wordlist=wordlist and path(wordlist), hf_model=hf_model and model(hf_model))
 
     return replace(
         recipe,
@@ -263,8 +286,3 @@ def resolved(recipe: Recipe, folder: str) -> Recipe:
         hooks=HooksRecipe(program(recipe.hooks.on_success), program(recipe.hooks.on_failure)),
         metrics=MetricsRecipe(recipe.metrics.file and path(recipe.metrics.file)),
     )
-
-
-def options_of(table: Any, params: type) -> dict[str, Any]:
-    """The fields of a table that are a stage's parameters, as keyword arguments of the stage's method."""
-    return {f.name: getattr(table, f.name) for f in fields(params)}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from retrodb.ann.codebook import load_codebook
-from retrodb.config import EmbedParams, from_mapping, to_mapping
+from retrodb.config import EmbedParams, from_mapping
 from retrodb.encode.conventions import Overrides
 from retrodb.encode.encoder import resolve_encoder
 from retrodb.encode.identity import Encoder
@@ -52,8 +52,8 @@ _CONVENTION = ("pooling", "pooling_span", "normalise", "metric", "query_prefix",
 @lru_cache(maxsize=4)
 def load_encoder(params: EmbedParams, hardware: Hardware) -> Encoder:
     """The encoder of a space, loaded once a process."""
-    convention = to_mapping(params)
-    overrides = Overrides(**{name: convention[name] for name in _CONVENTION if convention[name] is not None})
+    convention = {name: getattr(params, name) for name in _CONVENTION}
+    overrides = Overrides(**{name: value for name, value in convention.items() if value is not None})
     return resolve_encoder(
         params.encoder,
         device=hardware.device,

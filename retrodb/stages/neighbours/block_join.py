@@ -16,6 +16,7 @@ from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import RERANK_MARGIN, join_block
 from retrodb.ann.metric import Metric
 from retrodb.ann.rerank import LivePart
+from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
 from retrodb.view.view import SELF, View
@@ -31,13 +32,16 @@ class JoinHardware:
     """What a join may use; none of it changes a byte."""
 
     threads: int = 1
-    memory_bytes: int = 4 << 30  # of the process; what the operating system maps and can drop is not counted
+    memory_bytes: int = (
+        DEFAULT_MEMORY_BYTES  # of the process; what the operating system maps and can drop is not counted
+    )
     device: str = "cpu"  # or a device of PyTorch, for the products
 
     def __post_init__(self) -> None:
         if self.memory_bytes < LEAST_MEMORY:
             raise UsageError(
-                f"a join in {self.memory_bytes:,} bytes", remedy=f"Give a --memory of {LEAST_MEMORY >> 20}M or more."
+                f"a memory limit of {self.memory_bytes:,} bytes is too small for a join",
+                remedy=f"Give a --memory of {LEAST_MEMORY >> 20}MiB or more.",
             )
 
 

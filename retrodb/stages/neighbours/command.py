@@ -17,7 +17,7 @@ from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Ragged
 from retrodb.ann.recall_curve import recall_at_k
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.topk import TopK
-from retrodb.config import NeighboursParams, from_mapping
+from retrodb.config import DEFAULT_MEMORY_BYTES, NeighboursParams, from_mapping
 from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MissingStep, UsageError
@@ -79,7 +79,7 @@ def run_neighbours(
     queries: str = SELF,
     space: str | None = None,
     table: str | None = None,
-    memory_bytes: int = JoinHardware.memory_bytes,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
     device: str = "auto",
     dry_run: bool = False,
 ) -> NeighboursResult:

@@ -27,7 +27,7 @@ from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import BLOCK_QUERIES, NewRows, reverse_join
-from retrodb.config import NeighboursParams
+from retrodb.config import DEFAULT_MEMORY_BYTES, NeighboursParams
 from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
@@ -37,6 +37,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import open_codebook
 from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
 from retrodb.stages.neighbours.command import (
+    chosen_device,
     database_side,
     exclusion_of,
     nearest,
@@ -84,29 +85,39 @@ class TableRepairResult:
 
 
 def run_repair_neighbours(
-    context: Context, *, table: str | None = None, dry_run: bool = False
+    context: Context,
+    *,
+    table: str | None = None,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    device: str = "auto",
+    dry_run: bool = False,
 ) -> list[TableRepairResult]:
     """Repair one table, or all: one commit for each that has something to repair. A dry run compares nothing.
 
+    Args:
+        memory_bytes, device: what the join of recomputed rows may use, as in `run_neighbours`.
+
     Raises:
         MissingStep: when there is no such table, or chunks are not embedded or indexed.
+        UsageError: for too little memory, or a device that is not there.
     """
+    hardware = JoinHardware(context.num_workers, memory_bytes, chosen_device(device))
     names = [table] if table else context.view().snapshot.names(TableEntry)
-    return [_repair(context, name, dry_run) for name in names]
+    return [_repair(context, name, hardware, dry_run) for name in names]
 
 
-def _repair(context: Context, table: str, dry_run: bool) -> TableRepairResult:
+def _repair(context: Context, table: str, hardware: JoinHardware, dry_run: bool) -> TableRepairResult:
     sides = RepairState.of(context.view(), table)
     view, entry = sides.view, sides.table.entry
     refuse_missing(view, entry.queries, entry.space)
     basis = table_dependencies(view, entry.queries, entry.space, sides.params)
     if entry.dependencies is None or not basis.is_reusable(entry.dependencies):
-        return _computed_anew(context, sides, dry_run)
+        return _computed_anew(context, sides, hardware, dry_run)
     new, lost = sides.now.database - sides.then.database, sides.then.database - sides.now.database
     new_rows = sides.now.queries - sides.then.queries
     num_known = len(sides.now.queries) - len(new_rows)
     if entry.nprobe and num_known * _MEETS_A_ROW < len(new):
-        return _computed_anew(context, sides, dry_run)
+        return _computed_anew(context, sides, hardware, dry_run)
     num_lost = len(lost) + entry.lost_chunks
     lost_rows = sides.then.queries - sides.now.queries
     counts = {"rows": len(sides.now.queries), "computed": 0, "improved": 0, "short": entry.num_short}
@@ -124,7 +135,7 @@ def _repair(context: Context, table: str, dry_run: bool) -> TableRepairResult:
     plan = {"version": STAGE_VERSION, "table": table, "previous": entry, "state": state_of(view)}
     run = open_run(context.storage, "repair", plan, context.clock)
     tasks = [_task(view, table, *span) for span in spans_of(view, entry.queries)]
-    function = partial(run_repair_task, threads=context.num_workers)
+    function = partial(run_repair_task, hardware=hardware)
     # One process, as for a whole table: what the tasks have in common is read, and the new chunks assigned to lists, once.
     records = context.engine.with_processes(1).run(run, tasks, function, context.progress)
     counts |= {"rows": 0, "short": 0} | add_counts(records)
@@ -162,11 +173,18 @@ def _repair(context: Context, table: str, dry_run: bool) -> TableRepairResult:
     )
 
 
-def _computed_anew(context: Context, sides: RepairState, dry_run: bool) -> TableRepairResult:
+def _computed_anew(context: Context, sides: RepairState, hardware: JoinHardware, dry_run: bool) -> TableRepairResult:
     """A table of which nothing can be kept (other vectors, query rows, clusters, or inverted lists), or too little."""
     table, entry = sides.table, sides.table.entry
     made = run_neighbours(
-        context, sides.params, queries=table.query_set, space=entry.space, table=table.name, dry_run=dry_run
+        context,
+        sides.params,
+        queries=table.query_set,
+        space=entry.space,
+        table=table.name,
+        memory_bytes=hardware.memory_bytes,
+        device=hardware.device,
+        dry_run=dry_run,
     )
     return TableRepairResult(
         snapshot=made.snapshot,
@@ -244,7 +262,12 @@ def _task(view: View, table: str, first: int, count: int) -> Task[Any, Any]:
     return make_task("repair", STAGE_VERSION, {**payload, "first": first, "count": count}, [], count)
 
 
-def run_repair_task(storage: Storage, task: Task[Any, Any], clock: str, *, threads: int = 1) -> TaskRecord[Any]:
+_ONE_THREAD = JoinHardware()
+
+
+def run_repair_task(
+    storage: Storage, task: Task[Any, Any], clock: str, *, hardware: JoinHardware = _ONE_THREAD
+) -> TaskRecord[Any]:
     """Patch one range of query rows; a range in which nothing changes leaves no file."""
     del clock
     payload = task.payload
@@ -256,12 +279,12 @@ def run_repair_task(storage: Storage, task: Task[Any, Any], clock: str, *, threa
     changed, improved = np.zeros((2, len(rows)), dtype=bool)
     old = np.flatnonzero(is_known)
     if len(old):
-        merged = _merged(sides, rows[old], ids[old], distances[old], threads)
+        merged = _merged(sides, rows[old], ids[old], distances[old], hardware.threads)
         ids[old], distances[old], improved[old], changed[old] = merged
     starved = is_known & (_num_found(ids) < sides.table.k) & np.isfinite(distances[:, -1])
     anew = ~is_known | starved
     if anew.any():
-        entry, hardware = sides.table.entry, JoinHardware(threads)
+        entry = sides.table.entry
         found = nearest(
             sides.view, entry.queries, entry.space, entry.nprobe, sides.params, sides.parts, rows[anew], hardware
         )

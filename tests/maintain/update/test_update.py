@@ -139,7 +139,7 @@ def test_hooks_learn_how_it_ended(site: Site) -> None:
     site.write("left", DOCUMENTS)
     site.recipe["sources"]["left"]["inputs"] = ["left.jsonl"]
     site.recipe["hooks"]["on_success"] = f"{sys.executable} -c 'raise SystemExit(7)'"
-    assert "ended with 7" in site.update().steps[-1].error
+    assert "ended with exit code 7" in site.update().steps[-1].error
 
 
 def test_the_metrics_file_is_prometheus_text_and_keeps_the_last_success(site: Site) -> None:
