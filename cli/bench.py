@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from .options import (
@@ -13,12 +11,12 @@ from .options import (
     Session,
     database_argument,
     device_option,
+    fraction,
     json_option,
-    measures,
+    measure_options,
     open_database,
     pass_session,
     progress_option,
-    share,
     space_option,
 )
 from .render_bench import recall_report
@@ -26,7 +24,7 @@ from .render_bench import recall_report
 
 @click.group()
 def command() -> None:
-    """Measure recall, latency and the stages' rates on this machine."""
+    """Measure recall, latency and throughput on this machine."""
 
 
 @command.command(
@@ -38,31 +36,66 @@ def command() -> None:
 @click.option(
     "--queries",
     metavar="NAME|FILE",
-    help="Query set, or file of texts or vectors (.npy).  [default: held-out documents, or own ones, hidden meanwhile]",
+    help="Query set, or file with texts or vectors (.npy).  [default: held-out documents, or else a sample of DB]",
 )
-@click.option("--k", type=int, default=10, show_default=True, metavar="N", help="Neighbours that are looked for.")
+@click.option("--k", type=int, default=10, show_default=True, metavar="N", help="Number of neighbours to find.")
 @space_option
 @click.option(
-    "--target-recall", type=share, metavar="SHARE", help="Store the fewest lists that reach it, for later searches."
+    "--target-recall",
+    type=fraction,
+    metavar="FRACTION",
+    help="Store the smallest number of lists that reaches this recall. Later searches use it.",
 )
-@click.option("--report", type=click.Path(dir_okay=False), metavar="FILE", help="Write .json, .html or .png too.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sample of queries.")
-@measures
-def recall(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
-    """Measure how much of the true neighbours search in DB finds, and what that costs."""
-    session.output.result(open_database(session, database, workers).bench_recall(**options), recall_report)
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Also write a report to this .json, .html or .png file.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed for the sample of queries."
+)
+@measure_options
+def recall(
+    session: Session,
+    database: str,
+    queries: str | None,
+    k: int,
+    space: str | None,
+    target_recall: float | None,
+    report: str | None,
+    seed: int,
+    workers: int | None,
+) -> None:
+    """Measure the recall of search in DB, and its speed.
+
+    Queries that are part of DB are hidden from the search, so that no query can find itself.
+    """
+    db = open_database(session, database, workers)
+    result = db.bench_recall(queries=queries, k=k, space=space, target_recall=target_recall, report=report, seed=seed)
+    session.output.result(result, recall_report)
 
 
 @command.command(cls=Command, example="retrodb bench throughput my.retrodb", exits=READING_EXITS)
 @database_argument
 @click.option(
-    "--folder", type=click.Path(file_okay=False, exists=True), metavar="DIR", help="Where the sample's database lies."
+    "--folder",
+    type=click.Path(file_okay=False, exists=True),
+    metavar="DIR",
+    help="Folder for the temporary database.  [default: the system's temporary folder]",
 )
-@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Of the sample, about.  [default: 4,000]")
+@click.option(
+    "--chunks", type=click.IntRange(min=1), metavar="N", help="Approximate size of the sample.  [default: 4,000]"
+)
 @device_option
 @progress_option
 @json_option
 @pass_session
-def throughput(session: Session, /, database: str, **options: Any) -> None:
-    """Measure every stage's rate on one core, with DB's tokenizer and encoder, and keep the rates for planning."""
-    session.output.result(open_database(session, database).bench_throughput(**options))
+def throughput(session: Session, database: str, folder: str | None, chunks: int | None, device: str) -> None:
+    """Measure the speed of every stage on one core, with the tokenizer and encoder of DB.
+
+    The results are stored on this machine. 'retrodb update --dry-run' estimates times from them.
+    """
+    session.output.result(
+        open_database(session, database).bench_throughput(folder=folder, chunks=chunks, device=device)
+    )

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from retrodb import errors
 from retrodb.config import InitParams
 
-from .options import WRITING_EXITS, Command, Session, database_argument, reads_records, runs_tasks, share
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    fraction,
+    memory_option,
+    record_options,
+    task_options,
+)
 from .render_update import build_plan, build_result, update_step
+
+if TYPE_CHECKING:
+    from retrodb.options import IngestOptions
 
 
 @click.command(
@@ -21,32 +33,85 @@ from .render_update import build_plan, build_result, update_step
 )
 @database_argument
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--tokenizer", metavar="NAME", help="The language model's: a file, a folder, a hub name; or 'train'.")
-@click.option("--encoder", default=InitParams.encoder, show_default=True, metavar="NAME", help="Of the default space.")
-@click.option("--source", metavar="NAME", help="What the documents belong to.  [default: the first input's name]")
-@reads_records
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N records only.")
 @click.option(
-    "--holdout", type=share, default="0", show_default=True, metavar="SHARE", help="Documents to keep out, as 0.5%."
+    "--tokenizer",
+    metavar="NAME",
+    help="Tokenizer of the language model: a file, a folder or a Hugging Face name. 'train' trains one on the input.",
 )
-@click.option("--against", multiple=True, metavar="FILE", help="A test set that must not be in it; may be repeated.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@runs_tasks
-def command(session: Session, /, database: str, tokenizer: str | None, yes: bool, dry_run: bool, **options: Any) -> int:
-    """Build DB from INPUT: look at five documents, estimate every stage, ask once, and run them all.
+@click.option(
+    "--encoder",
+    default=InitParams.encoder,
+    show_default=True,
+    metavar="NAME",
+    help="Encoder of the default space: a folder, a Hugging Face name, or hashing:DIM.",
+)
+@click.option("--source", metavar="NAME", help="Name of the source of the documents.  [default: from the first input]")
+@record_options
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
+@click.option(
+    "--holdout",
+    type=fraction,
+    default="0",
+    show_default=True,
+    metavar="FRACTION",
+    help="Fraction of documents to hold out for evaluation, such as 0.5%.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="FILE",
+    help="Test set whose texts must not be in DB. Repeat the option for several.",
+)
+@memory_option
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Device to compute on: auto, cpu, cuda, cuda:1 or mps.  [default: auto]",
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@task_options
+def command(
+    session: Session,
+    /,
+    database: str,
+    inputs: tuple[str, ...],
+    tokenizer: str | None,
+    encoder: str,
+    against: tuple[str, ...],
+    memory_bytes: int,
+    device: str | None,
+    yes: bool,
+    workers: int | None,
+    dry_run: bool,
+    **options: Unpack[IngestOptions],
+) -> int:
+    """Build DB from INPUT: show five documents, estimate every stage, ask for confirmation, and run all stages.
 
-    The recipe that this writes into DB is what `retrodb update DB` goes on with. An interrupted build is continued.
+    The command also writes a recipe into DB, which 'retrodb update DB' follows later. To continue an interrupted build,
+    run the same command again.
     """
     from retrodb.database import build, plan_build
 
     if tokenizer is None:
         raise errors.UsageError(
-            "the language model's tokenizer is not named",
-            remedy="Add '--tokenizer gpt2', another name or file, or '--tokenizer train' to train one on the input.",
+            "the tokenizer of the language model is missing",
+            remedy="Add '--tokenizer gpt2' or another name or file, or '--tokenizer train' to train one on the input.",
         )
     if not (yes or dry_run or sys.stdin.isatty()):
-        raise errors.UsageError("nobody is there to be asked", remedy="Add '--yes' to build, or '--dry-run' to look.")
-    session.output.result(plan_build(database, tokenizer=tokenizer, **options), build_plan)
+        raise errors.UsageError(
+            "cannot ask for confirmation without a terminal", remedy="Add '--yes' to build, or '--dry-run' to look."
+        )
+    plan = plan_build(
+        database,
+        inputs,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        against=against,
+        workers=workers,
+        device=device,
+        **options,
+    )
+    session.output.result(plan, build_plan)
     if dry_run:
         return errors.EXIT_OK
     if not yes and not click.confirm(f"Build {database}?", err=True):
@@ -54,7 +119,13 @@ def command(session: Session, /, database: str, tokenizer: str | None, yes: bool
         return errors.EXIT_INTERRUPTED
     result = build(
         database,
+        inputs,
         tokenizer=tokenizer,
+        encoder=encoder,
+        against=against,
+        workers=workers,
+        memory_bytes=memory_bytes,
+        device=device,
         progress=session.shows_progress,
         report=lambda step: session.output.result(step, update_step),
         **options,

@@ -16,11 +16,11 @@ from .options import (
     database_argument,
     dry_run_option,
     duration,
+    fraction,
     json_option,
     open_database,
     pass_session,
     progress_option,
-    share,
 )
 from .render import check_result
 from .render_screen import repaired
@@ -31,23 +31,25 @@ from .render_screen import repaired
 )
 @database_argument
 @click.option(
-    "--read-data", is_flag=True, help="Read every byte and compare its digest.  [default: existence and size]"
+    "--read-data",
+    is_flag=True,
+    help="Read every file and verify its checksum.  [default: only verify existence and size]",
 )
 @click.option(
     "--read-data-subset",
     "subset",
-    type=share,
-    metavar="SHARE",
-    help="Read so much of the bytes, each time the next ones in turn, such as 5%.",
+    type=fraction,
+    metavar="FRACTION",
+    help="Read only this fraction of the bytes, such as 5%. The next check continues where this one ends.",
 )
 @click.option(
     "--max-duration",
     type=duration,
     metavar="TIME",
-    help="Stop reading after 90s, 30m or 1h; the next such check goes on from there.",
+    help="Stop reading after this time, such as 90s, 30m or 1h. The next check continues where this one ends.",
 )
-@click.option("--repair", is_flag=True, help="Read every byte, and make again what can be made again.")
-@click.option("--accept-loss", is_flag=True, help="With --repair: go on without what nothing can give back.")
+@click.option("--repair", is_flag=True, help="Read every file, and rebuild damaged files where possible.")
+@click.option("--accept-loss", is_flag=True, help="With --repair: delete the documents that cannot be recovered.")
 @as_of_option
 @dry_run_option
 @progress_option
@@ -64,22 +66,22 @@ def command(
     as_of: int | None,
     dry_run: bool,
 ) -> int | None:
-    """Compare the files of DB with what the snapshot promises, and name each that is missing or damaged.
+    """Compare the files of DB with the snapshot, and list missing and damaged files.
 
-    A repair makes tokens, vectors, index and tables again from what is left, and moves damaged bytes to quarantine/.
-    Documents that nothing can give back are named; without --accept-loss they stay where they are, damaged.
+    --repair rebuilds tokens, vectors, indexes and tables from other files, and moves damaged bytes to quarantine/. It lists
+    the documents that cannot be recovered. Without --accept-loss, it does not change their files.
     """
-    is_part = subset is not None or max_duration is not None
+    is_partial = subset is not None or max_duration is not None
     if (accept_loss or dry_run) and not repair:
-        raise click.UsageError("--accept-loss and --dry-run belong to --repair.")
-    if repair and (is_part or as_of is not None):
-        raise click.UsageError("A repair reads every byte of the newest snapshot.")
+        raise click.UsageError("--accept-loss and --dry-run need --repair.")
+    if repair and (is_partial or as_of is not None):
+        raise click.UsageError("--repair reads every file of the newest snapshot. Remove the other options.")
     db = open_database(session, database)
     if repair:
         result = db.repair(accept_loss=accept_loss, dry_run=dry_run)
         session.output.result(result, repaired)
         return None if result.is_whole else errors.EXIT_DAMAGE
-    seconds = max_duration.total_seconds() if max_duration else None
-    found = db.check(read_data=read_data or is_part, subset=subset, max_duration_s=seconds, as_of=as_of)
-    session.output.result(found, check_result)
-    return errors.EXIT_DAMAGE if found.damaged else None
+    max_duration_s = max_duration.total_seconds() if max_duration else None
+    check = db.check(read_data=read_data or is_partial, subset=subset, max_duration_s=max_duration_s, as_of=as_of)
+    session.output.result(check, check_result)
+    return errors.EXIT_DAMAGE if check.damaged else None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from .options import READING_EXITS, Command, Session, database_argument, measures, open_database
+from .options import READING_EXITS, Command, Session, database_argument, measure_options, open_database
 
 
 @click.command(cls=Command, example="retrodb compare my.retrodb default bge", exits=READING_EXITS)
@@ -14,15 +12,45 @@ from .options import READING_EXITS, Command, Session, database_argument, measure
 @click.argument("first", metavar="SPACE")
 @click.argument("second", metavar="SPACE")
 @click.option(
-    "--k", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Neighbours to compare."
+    "--k",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Number of neighbours to compare.",
 )
-@click.option("--queries", type=click.Path(dir_okay=False), metavar="FILE", help="Judged queries, with --qrels.")
-@click.option("--qrels", type=click.Path(dir_okay=False), metavar="FILE", help="Their judgements, TREC or JSON Lines.")
 @click.option(
-    "--minutes", type=float, metavar="N", help="Also train a small RETRO model for so long on each space's tables."
+    "--queries",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="File with queries that --qrels has judgements for.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the samples.")
-@measures
-def command(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
-    """Set two spaces of DB side by side: what they find, how well, how fast, and for how many bytes."""
-    session.output.result(open_database(session, database, workers).compare(**options))
+@click.option(
+    "--qrels",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="File with relevance judgements, in TREC format or JSON Lines.",
+)
+@click.option(
+    "--minutes",
+    type=float,
+    metavar="N",
+    help="Also train a small RETRO model for N minutes on a neighbour table of each space.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed of the samples.")
+@measure_options
+def command(
+    session: Session,
+    database: str,
+    first: str,
+    second: str,
+    k: int,
+    queries: str | None,
+    qrels: str | None,
+    minutes: float | None,
+    seed: int,
+    workers: int | None,
+) -> None:
+    """Compare two spaces of DB: the neighbours they find, recall, retrieval quality, latency and size."""
+    db = open_database(session, database, workers)
+    session.output.result(db.compare(first, second, k=k, queries=queries, qrels=qrels, minutes=minutes, seed=seed))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from retrodb.config import DedupParams, NearDuplicatesParams
+from retrodb.options import DedupOptions, NearDuplicatesOptions
 
-from .options import WRITING_EXITS, Command, Session, database_argument, is_given, open_database, runs_tasks
+from .options import WRITING_EXITS, Command, Session, database_argument, is_given, open_database, task_options
 from .render import duplicate, leak, near_verdict, verdict
 
-_OF_TESTSET = ("text_template", "rule", "level", "short_texts", "max_document_frequency", "method")
+if TYPE_CHECKING:
+    from retrodb.database import Database
+
+_TESTSET_OPTIONS = ("text_template", "rule", "level", "short_texts", "max_document_frequency", "method")
+
+
+def _to_int(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
+    return None if text is None else int(text)
 
 
 @click.command(
@@ -20,59 +28,87 @@ _OF_TESTSET = ("text_template", "rule", "level", "short_texts", "max_document_fr
 @database_argument
 @click.argument("more", nargs=-1, metavar="[FILE]...")
 @click.option(
-    "--against", multiple=True, metavar="FILE", help="Test-set file (JSON Lines, Parquet, text); more may follow."
+    "--against",
+    multiple=True,
+    metavar="FILE",
+    help="File of a new test set (JSON Lines, Parquet or text). More files may follow it.",
 )
-@click.option("--name", metavar="NAME", help="Name of the test set.  [default: the first file's]")
-@click.option("--text-template", metavar="TEXT", help='Fields of a test record, as "{question} {choices}".')
+@click.option("--name", metavar="NAME", help="Name of the test set.  [default: name of the first file]")
 @click.option(
-    "--rule", default=DedupParams.rule, show_default=True, metavar="RULE", help="jaccard>=X or containment>=X."
+    "--text-template", metavar="TEXT", help='Template for the text of a test record, such as "{question} {choices}".'
 )
 @click.option(
-    "--ngram", type=int, default=DedupParams.ngram, show_default=True, metavar="N", help="Words of a shingle."
+    "--rule",
+    default=DedupParams.rule,
+    show_default=True,
+    metavar="RULE",
+    help="When a document is a leak: jaccard>=X or containment>=X.",
+)
+@click.option(
+    "--ngram", type=int, default=DedupParams.ngram, show_default=True, metavar="N", help="Number of words per shingle."
 )
 @click.option(
     "--level",
     type=click.Choice(["document", "chunk"]),
     default=DedupParams.level,
     show_default=True,
-    help="What goes: the document, or the chunks that shared shingles touch.",
+    help="What to delete: the whole document, or only chunks with shared shingles.",
 )
 @click.option(
     "--short-texts",
     type=click.Choice(["report", "remove"]),
     default=DedupParams.short_texts,
     show_default=True,
-    help="Exact matches of texts too short for a shingle.",
+    help="What to do with exact matches of test texts that are too short for a shingle.",
 )
-@click.option("--max-document-frequency", type=float, metavar="SHARE", help="Containment: ignore shingles more common.")
+@click.option(
+    "--max-document-frequency",
+    type=float,
+    metavar="FRACTION",
+    help="For containment rules: ignore shingles that more than this fraction of documents has.",
+)
 @click.option(
     "--method",
     type=click.Choice(["exact", "minhash"]),
     default=DedupParams.method,
     show_default=True,
-    help="minhash: as the paper did it; slower, and it misses some.",
+    help="How to compare. minhash is the method of the paper; it is slower and misses some leaks.",
 )
-@click.option("--near-duplicates", is_flag=True, help="Instead: keep one of documents of DB that are alike.")
 @click.option(
-    "--jaccard", type=float, metavar="X", help=f"Of near-duplicates.  [default: {NearDuplicatesParams.jaccard:g}]"
+    "--near-duplicates",
+    is_flag=True,
+    help="Instead of test sets: find near-duplicate documents in DB, and keep one of each cluster.",
+)
+@click.option(
+    "--jaccard",
+    type=float,
+    default=NearDuplicatesParams.jaccard,
+    show_default=True,
+    metavar="X",
+    help="Smallest Jaccard similarity of near-duplicates.",
 )
 @click.option(
     "--keep",
     type=click.Choice(["first", "longest", "newest"]),
-    help=f"Which near-duplicate stays.  [default: {NearDuplicatesParams.keep}]",
+    default=NearDuplicatesParams.keep,
+    show_default=True,
+    help="Which near-duplicate to keep.",
 )
 @click.option(
     "--permutations",
     type=click.Choice(["128", "256"]),
-    help=f"Of MinHash.  [default: {DedupParams.permutations}, near-duplicates {NearDuplicatesParams.permutations}]",
+    callback=_to_int,
+    help="Number of hash functions of MinHash."
+    f"  [default: {DedupParams.permutations}; {NearDuplicatesParams.permutations} for near-duplicates]",
 )
 @click.option(
     "--bands",
     metavar="BxR",
-    help=f"Of MinHash: bands x rows.  [default: {DedupParams.bands}, near-duplicates {NearDuplicatesParams.bands}]",
+    help="Number of MinHash bands and of rows in each."
+    f"  [default: {DedupParams.bands}; {NearDuplicatesParams.bands} for near-duplicates]",
 )
-@click.option("--report", is_flag=True, help="Print who matched whom.")
-@runs_tasks
+@click.option("--report", is_flag=True, help="Also print the texts that match.")
+@task_options
 def command(
     session: Session,
     /,
@@ -81,58 +117,79 @@ def command(
     against: tuple[str, ...],
     name: str | None,
     near_duplicates: bool,
-    jaccard: float | None,
-    keep: str | None,
-    permutations: str | None,
-    bands: str | None,
+    jaccard: float,
+    keep: str,
     report: bool,
     workers: int | None,
     dry_run: bool,
-    **options: Any,
+    **options: Unpack[DedupOptions],
 ) -> None:
-    """Hold the documents of DB against a test set, and take out what the rule calls a leak.
+    """Compare the documents of DB with a test set, and delete the documents that the rule calls a leak.
 
-    The test set is remembered: later documents are held against it before anything else is done with them. Without
-    files, the screening of the remembered test sets is brought up to date.
+    DB remembers the test set, and compares later documents with it too. Without files, the command brings the registered
+    test sets up to date.
 
-    With --near-duplicates documents of DB are held against each other, and one of those that are alike is kept.
+    With --near-duplicates, the documents of DB are compared with each other. Of similar documents, one is kept.
     """
     if more and not against:
-        raise click.UsageError("Test-set files follow --against.")
+        raise click.UsageError("Give --against before the files of a test set.")
     if report and dry_run:
-        raise click.UsageError("--report shows what was found and kept; a dry run keeps nothing.")
+        raise click.UsageError("--report shows stored matches, and --dry-run stores none. Remove one of them.")
     _refuse_unused(bool(against), near_duplicates, options["method"])
     db = open_database(session, database, workers)
-    bands_options = {"permutations": int(permutations) if permutations else None, "bands": bands}
     if near_duplicates:
-        own = {"jaccard": jaccard, "keep": keep, "ngram": options["ngram"], **bands_options}
-        found = db.near_duplicates(dry_run=dry_run, **own)
-        session.output.result(found, near_verdict)
-        if report:
-            session.output.rows(db.duplicates(), duplicate)
-        return
-    given = {**options, **bands_options} if against else {}
-    results = db.dedup([*against, *more], name=name, dry_run=dry_run, **given)
+        near = NearDuplicatesOptions(
+            jaccard=jaccard,
+            keep=keep,
+            ngram=options["ngram"],
+            permutations=options["permutations"],
+            bands=options["bands"],
+        )
+        _near_duplicates(session, db, near, report, dry_run)
+    elif against:
+        _testsets(session, db, [*against, *more], name, options, report, dry_run)
+    else:
+        _testsets(session, db, [], name, DedupOptions(), report, dry_run)
+
+
+def _testsets(
+    session: Session,
+    db: Database,
+    files: list[str],
+    name: str | None,
+    options: DedupOptions,
+    report: bool,
+    dry_run: bool,
+) -> None:
+    results = db.dedup(files, name=name, dry_run=dry_run, **options)
     session.output.rows(results, verdict)
     if not results:
-        session.output.note("No test set is registered. Name its files with --against.")
+        session.output.note("No test set is registered. Give the files of one with --against.")
     if report:
         for result in results:
             session.output.rows(db.leaks(result.testset), leak)
 
 
+def _near_duplicates(
+    session: Session, db: Database, options: NearDuplicatesOptions, report: bool, dry_run: bool
+) -> None:
+    session.output.result(db.near_duplicates(dry_run=dry_run, **options), near_verdict)
+    if report:
+        session.output.rows(db.duplicates(), duplicate)
+
+
 def _refuse_unused(has_files: bool, near_duplicates: bool, method: str) -> None:
-    """Refuse options that were given but would not be used, and say what they belong to."""
-    unused: dict[str, str] = {}
+    """Refuse options that would have no effect, and say what they need."""
+    needs: dict[str, str] = {}
     if near_duplicates or not has_files:
-        unused |= dict.fromkeys(_OF_TESTSET, "a new test set, whose files --against names")
+        needs |= dict.fromkeys(_TESTSET_OPTIONS, "the files of a new test set (--against)")
     if near_duplicates:
-        unused |= dict.fromkeys(("against", "name"), "a test set, not to --near-duplicates")
+        needs |= dict.fromkeys(("against", "name"), "a test set, and does not work with --near-duplicates")
     else:
-        unused |= dict.fromkeys(("jaccard", "keep"), "--near-duplicates")
+        needs |= dict.fromkeys(("jaccard", "keep"), "--near-duplicates")
         if not has_files:
-            unused["ngram"] = "a new test set, whose files --against names, or to --near-duplicates"
+            needs["ngram"] = "the files of a new test set (--against), or --near-duplicates"
         if method != "minhash":
-            unused |= dict.fromkeys(("permutations", "bands"), "--method minhash or to --near-duplicates")
-    for option in filter(is_given, unused):
-        raise click.UsageError(f"--{option.replace('_', '-')} belongs to {unused[option]}.")
+            needs |= dict.fromkeys(("permutations", "bands"), "--method minhash or --near-duplicates")
+    for option in filter(is_given, needs):
+        raise click.UsageError(f"--{option.replace('_', '-')} needs {needs[option]}.")

@@ -6,27 +6,35 @@ import click
 
 from retrodb.config import InitParams
 
-from .options import WRITING_EXITS, Command, Session, measures
+from .options import WRITING_EXITS, Command, Session, measure_options
 from .render import demo_result, demo_stage
 
 
 @click.command(cls=Command, example="retrodb demo demo.retrodb", exits=WRITING_EXITS)
 @click.argument("folder", metavar="DIR")
-@click.option("--encoder", default=InitParams.encoder, show_default=True, metavar="NAME", help="Of the default space.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N documents, and N test documents.")
+@click.option(
+    "--encoder",
+    default=InitParams.encoder,
+    show_default=True,
+    metavar="NAME",
+    help="Encoder of the default space: a folder, a Hugging Face name, or hashing:DIM.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N documents, and at most N test documents."
+)
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
     metavar="N",
-    help="Training steps of validate.",
+    help="Number of training steps of the validation.",
 )
-@measures
+@measure_options
 def command(session: Session, folder: str, encoder: str, limit: int | None, steps: int, workers: int | None) -> None:
-    """Build a database in DIR from the documentation of Python's own standard library: every stage once.
+    """Build a database in DIR from the documentation of Python's standard library, and run every stage once.
 
-    An interrupted demo is continued. What it reads and exports lies in DIR/demo.
+    To continue an interrupted demo, run the same command again. The input and the export of the demo are in DIR/demo.
     """
     from retrodb.database import demo
 

@@ -11,10 +11,13 @@ from .options import READING_EXITS, Command, Session, database_argument, json_op
 @database_argument
 @click.argument("a", type=click.IntRange(min=0), metavar="A")
 @click.argument("b", type=click.IntRange(min=0), metavar="B")
-@click.option("--documents", is_flag=True, help="List the documents that came or went.")
+@click.option("--documents", is_flag=True, help="List every document that was added or removed.")
 @json_option
 @pass_session
 def command(session: Session, database: str, a: int, b: int, documents: bool) -> None:
-    """Tell what lies between snapshots A and B of DB: documents and chunks added and removed, by source and reason."""
+    """Show the documents and chunks that were added and removed between snapshots A and B of DB, by source and reason."""
     result = open_database(session, database).diff(a, b, documents=documents)
-    session.output.rows(result.documents if documents else result.rows)
+    if documents:
+        session.output.rows(result.documents)
+    else:
+        session.output.rows(result.rows)

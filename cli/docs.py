@@ -1,4 +1,4 @@
-"""The README's table of commands, made from the commands: `python -m retrodb_cli.docs [--check] [README]`."""
+"""Writes the table of commands in the README: `python -m retrodb_cli.docs [--check] [README]`."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ def command_table() -> str:
 
 
 def with_command_table(readme: str) -> str:
-    """The text with the table between its markers made anew.
+    """The text with a new table between its markers.
 
     Raises:
-        click.ClickException: the two markers are not there exactly once.
+        click.ClickException: the text does not have exactly one pair of markers.
     """
     text, count = _BLOCK.subn(lambda _: command_table(), readme)
     if count != 1:
-        raise click.ClickException("the text needs one pair of <!-- commands --> and <!-- /commands --> lines.")
+        raise click.ClickException("The text needs exactly one pair of <!-- commands --> and <!-- /commands --> lines.")
     return text
 
 
 @click.command()
 @click.argument("readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), default="README.md")
-@click.option("--check", is_flag=True, help="Change nothing; fail when the table is not up to date.")
+@click.option("--check", is_flag=True, help="Change nothing. Fail if the table is not up to date.")
 def command(readme: Path, check: bool) -> None:
-    """Write the table of commands into README, between its markers."""
+    """Write the table of commands between the markers in README."""
     before = readme.read_text(encoding="utf-8")
     after = with_command_table(before)
     if check and before != after:
-        raise click.ClickException(f"{readme}: the command table is old. Run 'python -m retrodb_cli.docs'.")
+        raise click.ClickException(
+            f"{readme}: the table of commands is not up to date. Run 'python -m retrodb_cli.docs'."
+        )
     if before != after:
         readme.write_text(after, encoding="utf-8")
 

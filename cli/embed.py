@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -13,45 +13,92 @@ from .options import (
     database_argument,
     device_option,
     open_database,
-    runs_tasks,
     space_option,
+    task_options,
 )
+
+if TYPE_CHECKING:
+    from retrodb.options import EmbedOptions
 
 
 @click.command(cls=Command, example="retrodb embed my.retrodb --device cuda", exits=WRITING_EXITS)
 @database_argument
 @space_option
-@click.option("--encoder", metavar="NAME", help="For a new space: a folder, a hub name, or hashing:DIM.")
-@click.option("--query-model", metavar="NAME", help="For a new space: another model for queries, as in DPR.")
+@click.option(
+    "--encoder", metavar="NAME", help="Encoder of a new space: a folder, a Hugging Face name, or hashing:DIM."
+)
+@click.option("--query-model", metavar="NAME", help="Separate encoder for the queries of a new space, as in DPR.")
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "cls", "max", "mean_sqrt_len"]),
-    help="For a new space.  [default: the model's own]",
+    help="How a new space combines token vectors.  [default: as the model says]",
 )
 @click.option(
-    "--pooling-span", type=click.Choice(["all", "content"]), help="content leaves [CLS] and [SEP] out.  [default: all]"
+    "--pooling-span",
+    type=click.Choice(["all", "content"]),
+    help="Tokens to combine. 'content' excludes [CLS] and [SEP].  [default: all]",
 )
-@click.option("--normalise/--no-normalise", default=None, help="Unit length.  [default: the model's own]")
-@click.option("--metric", type=click.Choice(["inner_product", "squared_l2"]), help="[default: the model's own]")
-@click.option("--query-prefix", metavar="TEXT", help="Put before a query's text.  [default: the model's own]")
-@click.option("--passage-prefix", metavar="TEXT", help="Put before a chunk's text.  [default: the model's own]")
 @click.option(
-    "--max-length", type=click.IntRange(min=1), metavar="N", help="Encoder tokens; longer chunks are cut and counted."
+    "--normalise/--no-normalise", default=None, help="Scale vectors to length 1.  [default: as the model says]"
+)
+@click.option(
+    "--metric",
+    type=click.Choice(["inner_product", "squared_l2"]),
+    help="Distance measure of a new space.  [default: as the model says]",
+)
+@click.option(
+    "--query-prefix", metavar="TEXT", help="Text to add in front of every query.  [default: as the model says]"
+)
+@click.option(
+    "--passage-prefix", metavar="TEXT", help="Text to add in front of every chunk.  [default: as the model says]"
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Longest input in encoder tokens. Longer chunks are truncated and counted.",
 )
 @click.option(
     "--keep-vectors/--no-keep-vectors",
     default=None,
-    help="For a new space: without them, only index codes are stored.  [default: keep]",
+    help="Store the vectors of a new space, or only index codes.  [default: store vectors]",
 )
-@click.option("--factory", metavar="NAME", help="With --no-keep-vectors: of the index.  [default: by size]")
+@click.option(
+    "--factory",
+    metavar="NAME",
+    help="With --no-keep-vectors: FAISS factory string of the index.  [default: chosen by size]",
+)
 @device_option
 @click.option(
-    "--dtype", default="auto", show_default=True, metavar="NAME", help="To compute in: auto, float32 or bfloat16."
+    "--dtype",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Number format to compute in: auto, float32 or bfloat16.",
 )
 @click.option(
-    "--batch-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of a batch.  [default: by the device]"
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of tokens per batch.  [default: chosen by device]",
 )
-@runs_tasks
-def command(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
-    """Give every live chunk of DB without a vector its vector, and the rows of the query sets theirs."""
-    session.output.result(open_database(session, database, workers).embed(**options))
+@task_options
+def command(
+    session: Session,
+    /,
+    database: str,
+    space: str | None,
+    device: str,
+    dtype: str,
+    batch_tokens: int | None,
+    workers: int | None,
+    dry_run: bool,
+    **options: Unpack[EmbedOptions],
+) -> None:
+    """Compute the missing vectors of the live chunks of DB, and of the rows of query sets.
+
+    The options of a new space cannot be changed later.
+    """
+    db = open_database(session, database, workers)
+    result = db.embed(space=space, device=device, dtype=dtype, batch_tokens=batch_tokens, dry_run=dry_run, **options)
+    session.output.result(result)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from .options import (
@@ -13,7 +11,7 @@ from .options import (
     database_argument,
     device_option,
     open_database,
-    reads,
+    snapshot_options,
     space_option,
 )
 
@@ -24,18 +22,40 @@ from .options import (
     exits=READING_EXITS,
 )
 @database_argument
-@click.option("--queries", required=True, metavar="FILE", help="Queries: JSON Lines with an id and a text.")
-@click.option("--qrels", required=True, metavar="FILE", help="Judgements: TREC's columns, or JSON Lines as in BEIR.")
-@click.option("--k", type=int, default=100, show_default=True, metavar="N", help="Depth of the recall.")
+@click.option("--queries", required=True, metavar="FILE", help="JSON Lines file with an id and a text per query.")
+@click.option(
+    "--qrels",
+    required=True,
+    metavar="FILE",
+    help="File with relevance judgements, in TREC format or JSON Lines as in BEIR.",
+)
+@click.option("--k", type=int, default=100, show_default=True, metavar="N", help="Number of documents for recall@k.")
 @space_option
 @click.option(
-    "--nprobe", type=click.IntRange(min=1), metavar="N", help="Lists to look through.  [default: the space's own]"
+    "--nprobe",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of inverted lists to search.  [default: as stored for the space]",
 )
 @device_option
-@reads
-def command(session: Session, /, database: str, **options: Any) -> None:
-    """Compare the documents that DB finds with judgements: nDCG@10, recall@k and MRR.
+@snapshot_options
+def command(
+    session: Session,
+    database: str,
+    queries: str,
+    qrels: str,
+    k: int,
+    space: str | None,
+    nprobe: int | None,
+    device: str,
+    as_of: int | None,
+) -> None:
+    """Compare the documents that DB finds with relevance judgements: nDCG@10, recall@k and MRR.
 
-    A document is ranked by its best chunk, and named by the id that it has in its source.
+    The rank of a document is the rank of its best chunk. Judgements name a document by its id in its source.
     """
-    session.output.result(open_database(session, database).eval_retrieval(**options))
+    db = open_database(session, database)
+    result = db.eval_retrieval(
+        queries=queries, qrels=qrels, k=k, space=space, nprobe=nprobe, device=device, as_of=as_of
+    )
+    session.output.result(result)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from retrodb.config import EXPORT_FORMATS
 
-from .options import WRITING_EXITS, Command, Session, as_of_option, is_given, open_database, runs_tasks
+from .options import WRITING_EXITS, Command, Session, as_of_option, is_given, open_database, task_options
 
 
 @click.command(
@@ -22,38 +20,46 @@ from .options import WRITING_EXITS, Command, Session, as_of_option, is_given, op
 @click.argument("database", required=False, metavar="DB")
 @click.argument("out", required=False, metavar="OUT")
 @click.option(
-    "--to", default="parquet", show_default=True, metavar="FORMAT", help=f"One of: {', '.join(EXPORT_FORMATS)}."
+    "--to",
+    default="parquet",
+    show_default=True,
+    metavar="FORMAT",
+    help=f"Export format, one of: {', '.join(EXPORT_FORMATS)}.",
 )
-@click.option("--table", metavar="NAME", help="Neighbour table.  [default: self]")
-@click.option("--refresh", metavar="OUT", help="Bring an export up to date instead; its card knows its database.")
-@click.option("--list", "is_list", is_flag=True, help="List the exports of DB instead.")
+@click.option("--table", metavar="NAME", help="Name of the neighbour table.  [default: self]")
+@click.option(
+    "--refresh", metavar="OUT", help="Bring an existing export up to date. It knows the path of its database."
+)
+@click.option("--list", "is_list", is_flag=True, help="List the exports of DB.")
 @as_of_option
-@runs_tasks
+@task_options
 def command(
     session: Session,
-    /,
     database: str | None,
     out: str | None,
+    to: str,
+    table: str | None,
     refresh: str | None,
     is_list: bool,
+    as_of: int | None,
     dry_run: bool,
     workers: int | None,
-    **options: Any,
 ) -> None:
-    """Write a neighbour table of DB, with the chunks it names, into the folder OUT.
+    """Write a neighbour table of DB and its chunks into the folder OUT.
 
-    --refresh writes only the files in which something changed since: what was deleted becomes padding where it stood. No
-    chunk changes its place. It says which files a running reader has to open again.
+    --refresh rewrites only the files that have changes, and lists the files that a running reader must open again. Positions
+    never change: deleted chunks become padding.
     """
     if refresh:
         if out or is_list or is_given("to") or is_given("table") or is_given("as_of"):
-            raise click.UsageError("--refresh takes the format, table and place of the export that is there.")
+            raise click.UsageError("--refresh keeps format, table and path of the export. Remove the other options.")
         db = open_database(session, database or _database_of(refresh), workers)
         session.output.result(db.refresh_export(refresh, dry_run=dry_run))
     elif is_list and database and not out:
         session.output.rows(open_database(session, database).exports())
     elif database and out and not is_list:
-        session.output.result(open_database(session, database, workers).export(out, dry_run=dry_run, **options))
+        db = open_database(session, database, workers)
+        session.output.result(db.export(out, to=to, table=table, as_of=as_of, dry_run=dry_run))
     else:
         raise click.UsageError("Give DB and OUT, or --refresh OUT, or DB --list.")
 

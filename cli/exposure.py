@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from .options import READING_EXITS, Command, Session, database_argument, open_database, reads
+from .options import READING_EXITS, Command, Session, database_argument, open_database, snapshot_options
 from .render import exposure
 
 
@@ -16,20 +14,24 @@ from .render import exposure
     exits=READING_EXITS,
 )
 @database_argument
-@click.option("--testset", required=True, metavar="NAME", help="A registered test set.")
-@click.option("--table", metavar="NAME", help="Neighbour table.  [default: that of DB's own chunks]")
+@click.option("--testset", required=True, metavar="NAME", help="Name of a registered test set.")
+@click.option("--table", metavar="NAME", help="Name of the neighbour table.  [default: the table of DB's own chunks]")
 @click.option(
     "--consumed-samples",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     metavar="N",
-    help="Rows of the table, in order, that the training run has seen.",
+    help="Number of rows, from the first one, that the training run has already read.",
 )
-@reads
-def command(session: Session, /, database: str, testset: str, **options: Any) -> None:
-    """Tell which rows of a neighbour table met a test set.
+@snapshot_options
+def command(
+    session: Session, database: str, testset: str, table: str | None, consumed_samples: int, as_of: int | None
+) -> None:
+    """Find the rows of a neighbour table that share text with a test set.
 
-    A row meets it when its own text, a neighbour or a neighbour's continuation shares an n-gram with an item.
+    A row is exposed if its own text, a neighbour or the continuation of a neighbour shares an n-gram with a test item.
     """
-    session.output.result(open_database(session, database).exposure(testset, **options), exposure)
+    db = open_database(session, database)
+    result = db.exposure(testset, table=table, consumed_samples=consumed_samples, as_of=as_of)
+    session.output.result(result, exposure)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from .options import WRITING_EXITS, Command, Session, changes, choice_options, database_argument, open_database
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    commit_options,
+    database_argument,
+    open_database,
+    selection_options,
+)
 from .render_screen import filtered
 
 
@@ -14,11 +22,15 @@ from .render_screen import filtered
     exits=WRITING_EXITS,
 )
 @database_argument
-@choice_options
+@selection_options
 @click.option(
-    "--reason", default="filter", show_default=True, metavar="NAME", help="Of the deletion; undelete takes it back."
+    "--reason",
+    default="filter",
+    show_default=True,
+    metavar="NAME",
+    help="Name of this deletion. 'retrodb undelete --reason NAME' reverses it.",
 )
-@changes
+@commit_options
 def command(
     session: Session,
     database: str,
@@ -28,9 +40,9 @@ def command(
     reason: str,
     dry_run: bool,
 ) -> None:
-    """Delete documents of DB for a reason. Nothing that reads gives any of their chunks from then on.
+    """Delete documents of DB. Their chunks are no longer found or exported.
 
-    Several choices together mean the documents that all of them name.
+    If you give several of --where, --doc-ids and --source, a document must match all of them.
     """
     db = open_database(session, database)
     result = db.filter(where=where, doc_ids=doc_ids, source=source, reason=reason, dry_run=dry_run)

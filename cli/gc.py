@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import click
 
-from .options import WRITING_EXITS, Command, Session, changes, database_argument, duration, open_database
+from .options import WRITING_EXITS, Command, Session, commit_options, database_argument, duration, open_database
 
 
 @click.command(cls=Command, example="retrodb gc my.retrodb --keep-snapshots 20", exits=WRITING_EXITS)
@@ -17,7 +17,7 @@ from .options import WRITING_EXITS, Command, Session, changes, database_argument
     default="7d",
     show_default=True,
     metavar="TIME",
-    help="Delete what was found unneeded so long ago and still is; longer than any command or reader runs.",
+    help="Delete a file after it has been unneeded for this time. Use more than the longest run of a command or reader.",
 )
 @click.option(
     "--keep-snapshots",
@@ -25,15 +25,15 @@ from .options import WRITING_EXITS, Command, Session, changes, database_argument
     default=10,
     show_default=True,
     metavar="N",
-    help="The newest ones stay readable, pinned ones besides.",
+    help="Number of newest snapshots to keep. Pinned snapshots are kept too.",
 )
 @click.option(
     "--abandon-runs",
     type=duration,
     metavar="TIME",
-    help="Give up runs that never committed and wrote nothing for so long.  [default: none]",
+    help="Discard unfinished runs that have written nothing for this time.  [default: keep all]",
 )
-@changes
+@commit_options
 def command(
     session: Session,
     database: str,
@@ -42,7 +42,10 @@ def command(
     abandon_runs: timedelta | None,
     dry_run: bool,
 ) -> None:
-    """Let old snapshots of DB expire, and delete files that nothing needs: marked first, deleted after the grace."""
+    """Expire old snapshots of DB, and delete files that no snapshot needs.
+
+    A file is first marked as unneeded. A later run deletes it when the grace time is over.
+    """
     session.output.result(
         open_database(session, database).gc(
             grace=grace, keep_snapshots=keep_snapshots, abandon_runs=abandon_runs, dry_run=dry_run

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from retrodb.config import IndexParams
 
-from .options import WRITING_EXITS, Command, Session, database_argument, open_database, runs_tasks, size, space_option
+from .options import WRITING_EXITS, Command, Session, database_argument, open_database, size, space_option, task_options
+
+if TYPE_CHECKING:
+    from retrodb.options import IndexOptions
 
 
 @click.command(cls=Command, example="retrodb index my.retrodb --factory IVF1024,SQ8", exits=WRITING_EXITS)
@@ -19,15 +22,25 @@ from .options import WRITING_EXITS, Command, Session, database_argument, open_da
     default=IndexParams.factory,
     show_default=True,
     metavar="STRING",
-    help="FAISS factory string, or by size.",
+    help="FAISS factory string. 'auto' chooses one by size.",
 )
 @click.option(
-    "--train-sample", type=click.IntRange(min=1), metavar="N", help="Vectors to train on.  [default: 64 a list]"
+    "--train-sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of vectors to train on.  [default: 64 per inverted list]",
 )
 @click.option(
-    "--seed", type=int, default=IndexParams.seed, show_default=True, metavar="N", help="Of sample and k-means."
+    "--seed",
+    type=int,
+    default=IndexParams.seed,
+    show_default=True,
+    metavar="N",
+    help="Random seed of the sample and of k-means.",
 )
-@click.option("--bytes-per-vector", type=click.IntRange(min=1), metavar="N", help="Upper limit for the search code.")
+@click.option(
+    "--bytes-per-vector", type=click.IntRange(min=1), metavar="N", help="Size limit of the search code of one vector."
+)
 @click.option(
     "--memory",
     "memory_bytes",
@@ -35,10 +48,23 @@ from .options import WRITING_EXITS, Command, Session, database_argument, open_da
     default=f"{IndexParams.memory_bytes >> 30}GiB",
     show_default=True,
     metavar="SIZE",
-    help="What a searching machine may use; larger search codes are memory-mapped, and parts of more are not merged.",
+    help="Memory of the machine that will search, such as 500MiB or 8GiB. A larger index is memory-mapped.",
 )
-@click.option("--retrain", is_flag=True, help="Train a new codebook and index everything anew.")
-@runs_tasks
-def command(session: Session, /, database: str, workers: int | None, **options: Any) -> None:
-    """Train the codebook of a space of DB, if it has none, index what is embedded and not yet indexed, and merge small parts."""
-    session.output.result(open_database(session, database, workers).index(**options))
+@click.option("--retrain", is_flag=True, help="Train a new codebook, and index all vectors again.")
+@task_options
+def command(
+    session: Session,
+    /,
+    database: str,
+    space: str | None,
+    retrain: bool,
+    workers: int | None,
+    dry_run: bool,
+    **options: Unpack[IndexOptions],
+) -> None:
+    """Index the vectors of a space of DB that are not indexed yet, and merge small index parts.
+
+    If the space has no codebook yet, the command trains one.
+    """
+    db = open_database(session, database, workers)
+    session.output.result(db.index(space=space, retrain=retrain, dry_run=dry_run, **options))

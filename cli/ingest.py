@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from retrodb import errors
 from retrodb.config import IngestParams
 
-from .options import WRITING_EXITS, Command, Session, database_argument, open_database, reads_records, runs_tasks, share
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    fraction,
+    open_database,
+    record_options,
+    task_options,
+)
+
+if TYPE_CHECKING:
+    from retrodb.options import IngestOptions
+
+
+def _all_if_none(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...] | None:
+    return names or None
 
 
 @click.command(
@@ -19,24 +35,35 @@ from .options import WRITING_EXITS, Command, Session, database_argument, open_da
 )
 @database_argument
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@click.option("--source", required=True, metavar="NAME", help="What the documents belong to; ids are unique within it.")
-@reads_records
 @click.option(
-    "--files-from", multiple=True, metavar="LIST", help="A file that names one input a line; may be repeated."
+    "--source",
+    required=True,
+    metavar="NAME",
+    help="Name of the source of the documents. Ids are unique within a source.",
+)
+@record_options
+@click.option(
+    "--files-from", multiple=True, metavar="LIST", help="File with one input per line. Repeat the option for several."
 )
 @click.option(
     "--metadata-field",
     "metadata_fields",
     multiple=True,
     metavar="NAME",
-    help="Field to keep; may be repeated.  [default: all]",
+    callback=_all_if_none,
+    help="Field to keep as metadata. Repeat the option for several.  [default: keep all]",
 )
 @click.option("--drop-metadata", is_flag=True, help="Keep no metadata.")
-@click.option("--marker", metavar="TEXT", help="What separates the documents inside a plain-text file.")
-@click.option("--mirror", is_flag=True, help="Remove documents of the source that the input no longer has.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N records only.")
+@click.option("--marker", metavar="TEXT", help="Text that separates the documents in a plain-text file.")
+@click.option("--mirror", is_flag=True, help="Delete documents of the source that are no longer in the input.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
 @click.option(
-    "--holdout", type=share, default="0", show_default=True, metavar="SHARE", help="Documents to keep out, as 0.5%."
+    "--holdout",
+    type=fraction,
+    default="0",
+    show_default=True,
+    metavar="FRACTION",
+    help="Fraction of documents to hold out for evaluation, such as 0.5%.",
 )
 @click.option(
     "--max-document-chars",
@@ -44,14 +71,14 @@ from .options import WRITING_EXITS, Command, Session, database_argument, open_da
     default=IngestParams.max_document_chars,
     show_default=True,
     metavar="N",
-    help="Longer documents are treated as --oversize says.",
+    help="Length limit of a document in characters.",
 )
 @click.option(
     "--oversize",
     type=click.Choice(["reject", "split"]),
     default=IngestParams.oversize,
     show_default=True,
-    help="As above.",
+    help="What to do with documents above --max-document-chars.",
 )
 @click.option(
     "--max-record-bytes",
@@ -59,35 +86,37 @@ from .options import WRITING_EXITS, Command, Session, database_argument, open_da
     default=IngestParams.max_record_bytes,
     show_default=True,
     metavar="N",
-    help="Decompressed bytes of one record.",
+    help="Size limit of one decompressed record in bytes.",
 )
 @click.option(
     "--max-reject-rate",
-    type=share,
+    type=fraction,
     default=str(IngestParams.max_reject_rate),
     show_default=True,
-    metavar="SHARE",
-    help="Above it nothing is committed.",
+    metavar="FRACTION",
+    help="Commit nothing if more than this fraction of records is rejected.",
 )
-@runs_tasks
+@task_options
 def command(
     session: Session,
     /,
     database: str,
     inputs: tuple[str, ...],
+    files_from: tuple[str, ...],
     workers: int | None,
-    metadata_fields: tuple[str, ...],
-    **options: Any,
+    dry_run: bool,
+    **options: Unpack[IngestOptions],
 ) -> int | None:
-    """Read documents from files, folders and globs (JSON Lines, Parquet, CSV, text, HTML, WARC; compressed or not) into DB.
+    """Read documents from files, folders and globs, and add them to DB. INPUT "-" is standard input.
 
-    Only what is new or changed is added; input files that were read whole before are skipped. INPUT "-" is standard input.
+    Formats are JSON Lines, Parquet, CSV, text, HTML, WARC and more, compressed or not. Only new and changed documents are
+    added. Input files that were already read completely are skipped.
     """
     db = open_database(session, database, workers)
-    result = db.ingest(inputs, metadata_fields=metadata_fields or None, **options)
+    result = db.ingest(inputs, files_from=files_from, dry_run=dry_run, **options)
     session.output.result(result)
     if not result.rejected:
         return None
-    place = f"; place and reason of each are in {database}/{result.rejects_path}" if result.rejects_path else ""
-    session.output.note(f"{result.rejected:,} of {result.read:,} records were refused{place}.")
+    place = f" See {database}/{result.rejects_path} for the place and reason of each." if result.rejects_path else ""
+    session.output.note(f"{result.rejected:,} of {result.read:,} records were rejected.{place}")
     return errors.EXIT_REJECTS

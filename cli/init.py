@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from retrodb import errors
 from retrodb.config import InitParams
 
-from .options import Command, Session, changes, database_argument, open_database
+from .options import Command, Session, commit_options, database_argument, open_database
+
+if TYPE_CHECKING:
+    from retrodb.options import InitOptions
 
 
 @click.command(
@@ -22,7 +25,7 @@ from .options import Command, Session, changes, database_argument, open_database
     "--tokenizer",
     required=True,
     metavar="NAME",
-    help="The language model's tokenizer: a file, a folder, or a hub name.",
+    help="Tokenizer of the language model: a file, a folder or a Hugging Face name.",
 )
 @click.option(
     "--chunk-tokens",
@@ -30,7 +33,7 @@ from .options import Command, Session, changes, database_argument, open_database
     default=InitParams.chunk_tokens,
     show_default=True,
     metavar="N",
-    help="Tokens of one chunk.",
+    help="Number of tokens per chunk.",
 )
 @click.option(
     "--min-key-tokens",
@@ -38,21 +41,23 @@ from .options import Command, Session, changes, database_argument, open_database
     default=InitParams.min_key_tokens,
     show_default=True,
     metavar="N",
-    help="A shorter tail of a document serves as continuation only.",
+    help="Shortest chunk to embed, in tokens. Shorter last chunks of documents are only continuations.",
 )
 @click.option(
     "--encoder",
     default=InitParams.encoder,
     show_default=True,
     metavar="NAME",
-    help="Encoder of the default space: a folder, a hub name, or hashing:DIM.",
+    help="Encoder of the default space: a folder, a Hugging Face name, or hashing:DIM.",
 )
 @click.option(
-    "--preset", type=click.Choice(["retro"]), help="retro: encoder and metric of the paper (BERT, squared L2)."
+    "--preset",
+    type=click.Choice(["retro"]),
+    help="'retro' takes the encoder and metric of the RETRO paper (BERT, squared L2).",
 )
-@changes
-def command(session: Session, /, database: str, dry_run: bool, **options: Any) -> None:
-    """Create an empty database DB. What is chosen here can never change."""
+@commit_options
+def command(session: Session, /, database: str, dry_run: bool, **options: Unpack[InitOptions]) -> None:
+    """Create an empty database at DB. Its tokenizer and chunk size can never change."""
     from retrodb.database import create, plan_create
 
     if dry_run:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from .options import (
@@ -13,7 +11,7 @@ from .options import (
     database_argument,
     device_option,
     open_database,
-    reads,
+    snapshot_options,
     space_option,
 )
 from .render_retro import leakage
@@ -25,17 +23,35 @@ from .render_retro import leakage
     exits=READING_EXITS,
 )
 @database_argument
-@click.option("--against", metavar="FILE", help="Documents whose chunks are looked up: a test-set file.")
-@click.option("--queries", metavar="NAME", help="Instead of a file: an embedded query set.")
-@click.option("--text-template", metavar="TEXT", help='Fields of a record of the file, as "{question} {choices}".')
-@click.option("--k", type=int, default=10, show_default=True, metavar="N", help="Nearest neighbours of a chunk.")
+@click.option("--against", metavar="FILE", help="File with the documents to look up, such as a test set.")
+@click.option("--queries", metavar="NAME", help="Name of an embedded query set. Replaces --against.")
+@click.option(
+    "--text-template", metavar="TEXT", help='Template for the text of a record, such as "{question} {choices}".'
+)
+@click.option(
+    "--k", type=int, default=10, show_default=True, metavar="N", help="Number of nearest neighbours per chunk."
+)
 @space_option
 @device_option
-@reads
-def command(session: Session, /, database: str, **options: Any) -> None:
-    """Tell how much of some chunks their nearest neighbours in DB give away word for word.
+@snapshot_options
+def command(
+    session: Session,
+    database: str,
+    against: str | None,
+    queries: str | None,
+    text_template: str | None,
+    k: int,
+    space: str | None,
+    device: str,
+    as_of: int | None,
+) -> None:
+    """Measure how many tokens the chunks of a file share with their nearest neighbours in DB. No model is needed.
 
-    r(C) is the longest run of tokens that a chunk shares with one of its neighbours, each read with its continuation, over the
-    tokens of a chunk. No model is needed.
+    r(C) is the length of the longest run of tokens that a chunk shares with one of its neighbours and its continuation,
+    divided by the tokens per chunk.
     """
-    session.output.result(open_database(session, database).leakage(**options), leakage)
+    db = open_database(session, database)
+    result = db.leakage(
+        against=against, queries=queries, text_template=text_template, k=k, space=space, device=device, as_of=as_of
+    )
+    session.output.result(result, leakage)

@@ -1,6 +1,6 @@
-"""`retrodb`: the table of commands, and the one place where errors become messages and exit codes.
+"""`retrodb`: the table of commands, and the only place where errors become messages and exit codes.
 
-A command is a file of this folder that exposes `command`, and is imported when it is called: `retrodb --help` imports none.
+A command is a file in this folder that defines `command`. It is imported when it is called. `retrodb --help` imports none.
 """
 
 from __future__ import annotations
@@ -18,65 +18,65 @@ from retrodb import __version__, errors
 from .options import Session
 from .output import ConsoleOutput, JsonOutput
 
-# Section -> command -> its line in `retrodb --help` and in the README's table. `a-b` lives in a_b.py.
+# Section -> command -> its line in `retrodb --help` and in the table of the README. The command `a-b` is in a_b.py.
 SECTIONS = {
     "Build": {
         "init": "Create an empty database.",
         "tokenizer": "Train a tokenizer on your own text.",
-        "ingest": "Read documents, cut them into chunks, and add what is new.",
-        "dedup": "Find what overlaps the test sets, and take it out.",
-        "tag": "Score every document by a word list, an expression, a classifier or a function.",
-        "filter": "Delete documents for a reason, by SQL, by id or by source.",
-        "undelete": "Take a reason for deletion back.",
-        "embed": "Give every chunk without one its vector.",
-        "space": "List vector spaces, change the default one, drop one.",
-        "index": "Make the vectors searchable.",
-        "queries": "Add a training set whose chunks want neighbours.",
-        "neighbours": "Write the table of every chunk's nearest chunks.",
-        "export": "Write a neighbour table in a trainer's format.",
+        "ingest": "Read documents, split them into chunks, and add what is new.",
+        "dedup": "Find and delete documents that overlap with test sets.",
+        "tag": "Score documents with a word list, a regular expression, a classifier or a function.",
+        "filter": "Delete documents by SQL condition, id or source.",
+        "undelete": "Revoke a reason for deletion.",
+        "embed": "Compute the missing vectors of chunks.",
+        "space": "List vector spaces, set the default space, or delete a space.",
+        "index": "Index vectors for search.",
+        "queries": "Add a training set whose chunks need neighbours.",
+        "neighbours": "Compute a table with the nearest chunks of every chunk.",
+        "export": "Write a neighbour table in the format of a trainer.",
         "validate": "Train a small RETRO model to see whether the neighbours help.",
-        "retro": "Train, evaluate and use RETRO models on a neighbour table.",
+        "retro": "Train, evaluate and use RETRO models.",
     },
-    "Look": {
+    "Inspect": {
         "search": "Find the chunks nearest to a text.",
-        "stats": "Count what is in the database, and what it takes.",
-        "snapshots": "List the versions of the database.",
-        "diff": "Tell what lies between two versions.",
-        "testsets": "List the test sets that the database is held against.",
-        "exposure": "Tell which rows of a training run met a test set.",
-        "leakage": "Tell how much of a test set its nearest chunks give away word for word.",
-        "compare": "Set two spaces side by side: recall, quality, latency, bytes.",
-        "eval-retrieval": "Compare what is found with judgements: nDCG, recall, MRR.",
-        "check": "Verify the files against what the snapshot promises.",
-        "sql": "Ask a question in SQL.",
-        "bench": "Measure recall, latency and the stages' rates on this machine.",
+        "stats": "Show counts and sizes.",
+        "snapshots": "List the snapshots of the database.",
+        "diff": "Show the changes between two snapshots.",
+        "testsets": "List the registered test sets.",
+        "exposure": "Find rows of a training run that share text with a test set.",
+        "leakage": "Measure how many tokens a test set shares with its nearest chunks.",
+        "compare": "Compare two spaces: recall, quality, latency and size.",
+        "eval-retrieval": "Evaluate search with relevance judgements: nDCG, recall and MRR.",
+        "check": "Find damaged and missing files, and repair them.",
+        "sql": "Run an SQL query.",
+        "bench": "Measure recall, latency and throughput on this machine.",
     },
     "Maintain": {
-        "update": "Run every stage over what is new, as the recipe says.",
-        "schedule": "Print what makes systemd or cron update regularly.",
-        "compact": "Drop deleted rows, and join small files.",
-        "gc": "Delete what no kept version needs.",
-        "purge": "Take documents out for good, and prove it.",
-        "pin": "Keep a version that somebody reads.",
-        "restore": "Make an older version the newest.",
+        "update": "Run every stage over new and changed input, as the recipe says.",
+        "schedule": "Print files for systemd or cron that run updates regularly.",
+        "compact": "Remove deleted rows from files, and merge small files.",
+        "gc": "Expire old snapshots, and delete files that are no longer needed.",
+        "purge": "Delete documents permanently, and prove that no trace is left.",
+        "pin": "Protect a snapshot from expiring.",
+        "restore": "Return to the state of an older snapshot.",
     },
     "Start": {
-        "build": "The first day in one command: preview, estimate, every stage, and a recipe.",
-        "demo": "Build a database from Python's own documentation, every stage once.",
+        "build": "Build a database in one command: preview, estimate, every stage, and a recipe.",
+        "demo": "Build a database from Python's own documentation.",
     },
 }
 COMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
 
 class LazyGroup(click.Group):
-    """The commands of `COMMANDS`, each imported at first use."""
+    """The commands of `COMMANDS`. Each is imported when it is first used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands, in the order of the help."""
+        """The names of the commands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name; None when there is none."""
+        """The command with this name, or None."""
         if cmd_name in COMMANDS and cmd_name not in self.commands:
             self.add_command(import_module(f".{cmd_name.replace('-', '_')}", __package__).command, cmd_name)
         return super().get_command(ctx, cmd_name)
@@ -84,7 +84,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; an unknown one is refused with the nearest name."""
+        """Find the command. For an unknown one, the message suggests the nearest name."""
         from difflib import get_close_matches
 
         if args[0] not in {*COMMANDS, *self.commands} and not args[0].startswith("-"):
@@ -102,8 +102,8 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"auto_envvar_prefix": "RETRODB", "help_option_names": ["-h", "--help"]},
-    epilog="Every option can be set in the environment: RETRODB_INGEST_WORKERS=4 is `retrodb ingest --workers 4`. "
-    'Shell completion: eval "$(_RETRODB_COMPLETE=bash_source retrodb)", or zsh_source, fish_source.',
+    epilog="Every option can be set in the environment: RETRODB_INGEST_WORKERS=4 means `retrodb ingest --workers 4`. "
+    'For shell completion, run: eval "$(_RETRODB_COMPLETE=bash_source retrodb)" (or zsh_source, fish_source).',
 )
 @click.version_option(__version__, prog_name="retrodb")
 def cli() -> None:
@@ -111,9 +111,9 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. A command returns None, or the code it ends with."""
+    """Run the command line and return its exit code. A command returns None for success, or an exit code."""
     args = list(sys.argv[1:] if args is None else args)
-    # The option itself is read too late for errors in the options before it.
+    # Errors in options before --json must be JSON too, so it is looked up before the options are parsed.
     session = Session(JsonOutput() if "--json" in args else ConsoleOutput())
     try:
         code = cli.main(args, prog_name="retrodb", standalone_mode=False, obj=session)
@@ -125,7 +125,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         code, message = errors.EXIT_INTERRUPTED, "interrupted. Run the same command again to continue."
     except BrokenPipeError:
-        # The reader of stdout has left. Nobody is there to be told, and the flush at exit must not fail again.
+        # The program that reads stdout has ended. The flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return errors.EXIT_ERROR
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -13,56 +13,61 @@ from .options import (
     WRITING_EXITS,
     Command,
     Session,
-    changes,
+    commit_options,
     database_argument,
     device_option,
+    fraction,
     is_given,
     memory_option,
     open_database,
-    reads,
-    runs_tasks,
-    share,
+    snapshot_options,
     space_option,
+    task_options,
 )
 from .render import shown_row
 
+if TYPE_CHECKING:
+    from retrodb.options import NeighboursOptions
+
 table_option = click.option(
-    "--table", metavar="NAME", help="Name of the table.  [default: that of DB's own chunks, or the first]"
+    "--table", metavar="NAME", help="Name of the table.  [default: the table of DB's own chunks, or the first one]"
 )
 row_option = click.option(
     "--row", type=click.IntRange(min=0), required=True, metavar="N", help="Chunk id, or row of the query set."
 )
 
-
-def _split(_ctx: click.Context, _param: click.Parameter, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(kind for given in kinds for kind in given.split(","))
+_REPAIR_OPTIONS = {"table", "memory_bytes", "device", "workers", "dry_run"}
 
 
-class WithCommands(click.Group):
-    """A command that has commands of its own beside it: whatever is none of them is an argument of the plain one."""
+def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(kind for value in values for kind in value.split(","))
 
-    plain: click.Command
+
+class DefaultCommandGroup(click.Group):
+    """A group with a default command: it runs if the first argument is not the name of another command."""
+
+    default: click.Command
 
     def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
     ) -> click.Context:
-        """The context of the plain command, unless the first argument names another one."""
+        """The context of the default command, unless the first argument names another one."""
         if args and args[0] in self.commands:
             return super().make_context(info_name, args, parent, **extra)
-        return self.plain.make_context(info_name, args, parent, **extra)
+        return self.default.make_context(info_name, args, parent, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The plain command stands as its argument."""
+        """The names of the commands. The default command is listed by its argument."""
         return ["DB", *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command; any other word belongs to the plain one."""
-        return super().get_command(ctx, cmd_name) or self.plain
+        """The command with this name, or the default command."""
+        return super().get_command(ctx, cmd_name) or self.default
 
 
-@click.group(cls=WithCommands)
+@click.group(cls=DefaultCommandGroup)
 def command() -> None:
-    """Write neighbour tables, look at their rows, and edit them."""
+    """Compute neighbour tables, show their rows, and edit them."""
 
 
 @click.command(
@@ -70,23 +75,26 @@ def command() -> None:
     example="""
     retrodb neighbours my.retrodb --k 2
     retrodb neighbours my.retrodb --table tenth --sample 0.1 --where "source = 'wiki'"
+    retrodb neighbours my.retrodb --repair
     """,
     exits=WRITING_EXITS,
 )
 @database_argument
 @click.option(
-    "--queries", default="self", show_default=True, metavar="NAME", help="Query set; self is DB's own chunks."
+    "--queries", default="self", show_default=True, metavar="NAME", help="Query set. 'self' is DB's own chunks."
 )
 @space_option
-@click.option("--table", metavar="NAME", help="Name of the table.  [default: the query set's]")
-@click.option("--k", type=int, default=NeighboursParams.k, show_default=True, metavar="N", help="Neighbours of a row.")
+@click.option("--table", metavar="NAME", help="Name of the table.  [default: name of the query set]")
+@click.option(
+    "--k", type=int, default=NeighboursParams.k, show_default=True, metavar="N", help="Number of neighbours per row."
+)
 @click.option(
     "--spare-neighbours",
     type=int,
     default=NeighboursParams.spare_neighbours,
     show_default=True,
     metavar="N",
-    help="Kept beyond k, so that deletions need no new search.",
+    help="Number of additional neighbours per row. They replace neighbours that are deleted later.",
 )
 @click.option(
     "--exclude",
@@ -95,67 +103,114 @@ def command() -> None:
     show_default=True,
     metavar="KIND",
     callback=_split,
-    help="What a row must not meet (document, sequence, content, cluster); with commas, or repeated.",
+    help="Chunks that may not be neighbours of a row: those of the same document, sequence, content or cluster. "
+    "Separate several kinds with commas.",
 )
 @click.option(
     "--recall",
     type=float,
     default=NeighboursParams.recall,
     show_default=True,
-    metavar="SHARE",
-    help="To aim at where the search is approximate.",
+    metavar="FRACTION",
+    help="Target recall of an approximate search.",
 )
-@click.option("--exact", is_flag=True, help="Compare with every vector.")
-@click.option("--where", metavar="SQL", help="Only documents that this condition chooses may be neighbours.")
-@click.option("--sample", type=share, default="1", metavar="SHARE", help="And of these a share, chosen by their names.")
-@click.option("--seed", type=int, default=NeighboursParams.seed, show_default=True, metavar="N", help="Of the sample.")
+@click.option("--exact", is_flag=True, help="Compare every row with every vector.")
+@click.option("--where", metavar="SQL", help="Only documents that match this SQL condition can be neighbours.")
+@click.option(
+    "--sample",
+    type=fraction,
+    default="1",
+    metavar="FRACTION",
+    help="Only this fraction of documents can be neighbours. A hash chooses them.  [default: 1]",
+)
+@click.option(
+    "--seed", type=int, default=NeighboursParams.seed, show_default=True, metavar="N", help="Random seed of --sample."
+)
 @memory_option
 @device_option
-@click.option("--repair", is_flag=True, help="Instead: bring --table, or all tables, up to date by patches.")
-@runs_tasks
-def compute(session: Session, /, database: str, workers: int | None, repair: bool, **options: Any) -> None:
-    """Write a table of the nearest live chunks of every row of a query set. A missing neighbour is -1.
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Update --table, or all tables, after chunks were added or deleted. Only rows that change are written.",
+)
+@task_options
+def compute(
+    session: Session,
+    /,
+    database: str,
+    queries: str,
+    space: str | None,
+    table: str | None,
+    memory_bytes: int,
+    device: str,
+    repair: bool,
+    workers: int | None,
+    dry_run: bool,
+    **options: Unpack[NeighboursOptions],
+) -> None:
+    """Compute a table with the nearest live chunks of every row of a query set. A missing neighbour is -1.
 
-    With --repair no table is computed whole: new chunks are compared with its rows, new rows and rows that deletions
-    left with fewer than k neighbours are computed.
+    --repair compares new chunks with the rows of a table. It computes only new rows, and rows that have fewer than k
+    neighbours after deletions.
 
-    'retrodb neighbours show' shows one row of a table, 'retrodb neighbours edit' bans or pins neighbours of it.
+    'retrodb neighbours show' shows a row of a table. 'retrodb neighbours edit' bans or pins neighbours of a row.
     """
     db = open_database(session, database, workers)
     if not repair:
-        session.output.result(db.neighbours(**options))
+        result = db.neighbours(
+            queries=queries,
+            space=space,
+            table=table,
+            memory_bytes=memory_bytes,
+            device=device,
+            dry_run=dry_run,
+            **options,
+        )
+        session.output.result(result)
         return
-    for option in filter(is_given, options.keys() - {"table", "dry_run"}):
-        name = option.removesuffix("_bytes").replace("_", "-")
-        raise click.UsageError(f"--repair keeps what the table was made with: leave --{name} out.")
-    results = db.repair_neighbours(table=options["table"], dry_run=options["dry_run"])
+    for name in ({"queries", "space"} | options.keys()) - _REPAIR_OPTIONS:
+        if is_given(name):
+            raise click.UsageError(f"--repair keeps the parameters of the table. Remove --{name.replace('_', '-')}.")
+    results = db.repair_neighbours(table=table, memory_bytes=memory_bytes, device=device, dry_run=dry_run)
     session.output.rows(results)
     if not results:
         session.output.note("There is no neighbour table yet.")
 
 
-command.plain = compute
+command.default = compute
 
 
 @command.command(cls=Command, example="retrodb neighbours show my.retrodb --row 7", exits=READING_EXITS)
 @database_argument
 @table_option
 @row_option
-@reads
-def show(session: Session, /, database: str, row: int, **options: Any) -> None:
-    """Show a row of a table: its chunk, its neighbours, what follows each, and the token runs that they share."""
-    session.output.result(open_database(session, database).show_neighbours(row, **options), shown_row)
+@snapshot_options
+def show(session: Session, database: str, table: str | None, row: int, as_of: int | None) -> None:
+    """Show a row of a table: its chunk, its neighbours, their continuations, and the runs of tokens that they share."""
+    session.output.result(open_database(session, database).show_neighbours(row, table=table, as_of=as_of), shown_row)
 
 
 @command.command(cls=Command, example="retrodb neighbours edit my.retrodb --row 7 --ban 42", exits=WRITING_EXITS)
 @database_argument
 @table_option
 @row_option
-@click.option("--ban", type=int, metavar="ID", help="Never give this chunk; the next neighbour takes its place.")
-@click.option("--pin", type=int, metavar="ID", help="Give this chunk before all others.")
-@click.option("--replace", type=int, nargs=2, metavar="OLD NEW", help="Ban OLD and pin NEW.")
-@click.option("--undo", is_flag=True, help="Take this edit back.")
-@changes
-def edit(session: Session, /, database: str, row: int, **options: Any) -> None:
-    """Ban, pin or replace a neighbour of one row. Edits outlive the repair and the rebuild of their table."""
-    session.output.result(open_database(session, database).edit_neighbours(row, **options))
+@click.option("--ban", type=int, metavar="ID", help="Remove this chunk. The next neighbour replaces it.")
+@click.option("--pin", type=int, metavar="ID", help="Put this chunk before all other neighbours.")
+@click.option("--replace", type=int, nargs=2, metavar="OLD NEW", help="Ban chunk OLD and pin chunk NEW.")
+@click.option("--undo", is_flag=True, help="Undo this edit.")
+@commit_options
+def edit(
+    session: Session,
+    database: str,
+    table: str | None,
+    row: int,
+    ban: int | None,
+    pin: int | None,
+    replace: tuple[int, int] | None,
+    undo: bool,
+    dry_run: bool,
+) -> None:
+    """Ban, pin or replace a neighbour of one row. A repair or a rebuild of the table keeps its edits."""
+    db = open_database(session, database)
+    result = db.edit_neighbours(row, table=table, ban=ban, pin=pin, replace=replace, undo=undo, dry_run=dry_run)
+    session.output.result(result)

@@ -1,7 +1,7 @@
-"""How results look: tables and key-value lines for people, JSON lines for programs. Commands contain no formatting.
+"""How results are printed: tables and key-value lines for people, JSON lines for programs. Commands do not format.
 
-Results go to stdout; notes and errors go to stderr. A unit at the end of a field's name says how the console shows it:
-`_bytes`, `_s`, `_per_s`; integers get thousands separators. JSON always has the plain number.
+Results go to stdout. Notes and errors go to stderr. The unit at the end of a field name (`_bytes`, `_s`, `_per_s`) decides
+how the console shows the value. Integers get thousands separators. JSON always has the plain number.
 """
 
 from __future__ import annotations
@@ -11,49 +11,51 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeVar
 
 import click
 
 
 class Record(Protocol):
-    """Any dataclass instance: what `Database` methods return."""
+    """Any dataclass instance, such as the results of `Database` methods."""
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
 
 
-Rendering: TypeAlias = Callable[[Any], str]
-"""What turns a record into text for people, where names and values are not enough; see `render.py`."""
+R = TypeVar("R", bound=Record)
 
 
 class Output(Protocol):
-    """Where a command puts what it has to say."""
+    """Where a command prints.
 
-    def result(self, record: Record, rendering: Rendering | None = None) -> None:
-        """Show one result."""
+    A `render` function turns a record into text for people, if names and values are not enough (`render.py`).
+    """
 
-    def rows(self, records: Iterable[Record], rendering: Rendering | None = None) -> None:
-        """Show many results of one kind: a table, or one rendered after the other."""
+    def result(self, record: R, render: Callable[[R], str] | None = None) -> None:
+        """Print one result."""
+
+    def rows(self, records: Iterable[R], render: Callable[[R], str] | None = None) -> None:
+        """Print several results of one class: as a table, or each with `render`."""
 
     def table(self, kind: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Show rows whose columns only the data knows."""
+        """Print rows whose columns are known at run time only. `kind` is their `message_type`."""
 
     def note(self, message: str) -> None:
-        """Say something beside the results, on stderr."""
+        """Print a note on stderr."""
 
     def error(self, code: int, message: str) -> None:
-        """Say why the command ends with exit code `code`, on stderr."""
+        """Print on stderr why the command ends with exit code `code`."""
 
 
 class ConsoleOutput:
-    """For people: aligned, human units, colour when the terminal wants it."""
+    """Output for people: aligned columns, readable units, and colour on a terminal."""
 
-    def result(self, record: Record, rendering: Rendering | None = None) -> None:
-        _print(rendering(record) if rendering else render_fields(_fields(record)))
+    def result(self, record: R, render: Callable[[R], str] | None = None) -> None:
+        _print(render(record) if render else render_fields(_fields(record)))
 
-    def rows(self, records: Iterable[Record], rendering: Rendering | None = None) -> None:
-        if rendering:
-            _print("\n\n".join(map(rendering, records)))
+    def rows(self, records: Iterable[R], render: Callable[[R], str] | None = None) -> None:
+        if render:
+            _print("\n\n".join(map(render, records)))
         else:
             _print(render_table([_fields(record) for record in records]))
 
@@ -68,12 +70,12 @@ class ConsoleOutput:
 
 
 class JsonOutput:
-    """For programs: one JSON object a line, each with its `message_type`; fields are only ever added."""
+    """Output for programs: one JSON object per line, with a `message_type`."""
 
-    def result(self, record: Record, rendering: Rendering | None = None) -> None:
-        click.echo(_json_line(message_type(record), _fields(record)))
+    def result(self, record: R, render: Callable[[R], str] | None = None) -> None:
+        click.echo(_json_line(message_type(type(record)), _fields(record)))
 
-    def rows(self, records: Iterable[Record], rendering: Rendering | None = None) -> None:
+    def rows(self, records: Iterable[R], render: Callable[[R], str] | None = None) -> None:
         for record in records:
             self.result(record)
 
@@ -88,13 +90,13 @@ class JsonOutput:
         click.echo(_json_line("error", {"code": code, "message": message}), err=True)
 
 
-def message_type(record: Record) -> str:
-    """The name of a record's kind in JSON: its class name in snake case."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(record).__name__).lower()
+def message_type(kind: type[Record]) -> str:
+    """The name of a record class in JSON: the class name in snake case."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def render_fields(fields: Mapping[str, object]) -> str:
-    """Lines of aligned names and values; a mapping is indented under its name, a sequence of records is a table."""
+    """Lines with aligned names and values. A mapping is indented below its name. A sequence of records is a table."""
     plain = {name: format_value(name, value) for name, value in fields.items() if not _is_nested(value)}
     width = max(map(len, plain), default=0)
     lines = []
@@ -108,7 +110,7 @@ def render_fields(fields: Mapping[str, object]) -> str:
 
 
 def render_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Columns under their names; numbers are aligned to the right."""
+    """Columns below their names. Numbers are aligned to the right."""
     if not rows:
         return ""
     columns = [
@@ -120,7 +122,7 @@ def render_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def format_value(name: str, value: object) -> str:
-    """A value as people read it; the ending of its field's name is its unit."""
+    """A value as people read it. The end of the field name is the unit."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -134,9 +136,9 @@ def format_value(name: str, value: object) -> str:
             return format_duration(value)
         return format_count(value) if isinstance(value, int) else f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(format_value(name, each) for each in value) or "-"
+        return ", ".join(format_value(name, element) for element in value) or "-"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {format_value(key, each)}" for key, each in value.items() if each) or "-"
+        return ", ".join(f"{key} {format_value(key, element)}" for key, element in value.items() if element) or "-"
     return str(value)
 
 
@@ -146,7 +148,7 @@ def format_count(count: int) -> str:
 
 
 def format_size(size_bytes: float) -> str:
-    """A size in decimal units: 999 B, 1.5 kB, 23.4 MB."""
+    """A size on disk in decimal units: 999 B, 1.5 kB, 23.4 MB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(size_bytes) < (1000 if unit == "B" else 999.95):
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
@@ -155,7 +157,7 @@ def format_size(size_bytes: float) -> str:
 
 
 def format_duration(elapsed_s: float) -> str:
-    """A time with two units at most: 12 ms, 3.2 s, 4 min 05 s, 2 h 10 min, 3 d 4 h."""
+    """A duration with at most two units: 12 ms, 3.2 s, 4 min 05 s, 2 h 10 min, 3 d 4 h."""
     if elapsed_s < 0.9995:
         return f"{elapsed_s * 1000:.0f} ms"
     if elapsed_s < 59.95:
@@ -174,14 +176,16 @@ def _fields(record: Record) -> dict[str, object]:
 
 def _is_nested(value: object) -> bool:
     if isinstance(value, list | tuple):
-        return bool(value) and all(dataclasses.is_dataclass(each) for each in value)
+        return bool(value) and all(dataclasses.is_dataclass(element) for element in value)
     return isinstance(value, Mapping) or dataclasses.is_dataclass(value)
 
 
-def _render_nested(value: Any) -> str:
+def _render_nested(value: object) -> str:
     if isinstance(value, list | tuple):
-        return render_table([_fields(each) for each in value])
-    return render_fields(value if isinstance(value, Mapping) else _fields(value)) or "-"
+        return render_table([_fields(element) for element in value])
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return render_fields(_fields(value)) or "-"
+    return render_fields(value) if isinstance(value, Mapping) and value else "-"
 
 
 def _one_line(text: str) -> str:
@@ -194,7 +198,7 @@ def _pad(cells: Sequence[str], right: bool) -> list[str]:
 
 
 def _print(text: str, *, err: bool = False) -> None:
-    # click drops colour where there is no terminal; NO_COLOR (no-color.org) is ours to respect.
+    # click removes colour if there is no terminal. It does not know NO_COLOR (no-color.org).
     if text:
         click.echo(text, err=err, color=False if os.environ.get("NO_COLOR") else None)
 
@@ -202,5 +206,5 @@ def _print(text: str, *, err: bool = False) -> None:
 def _json_line(kind: str, fields: Mapping[str, object]) -> bytes:
     import orjson
 
-    # Paths, fractions and the like appear as their text.
+    # Values that JSON does not have, such as paths, are printed as text.
     return orjson.dumps({"message_type": kind, **fields}, default=str, option=orjson.OPT_NON_STR_KEYS)

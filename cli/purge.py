@@ -6,17 +6,17 @@ import click
 
 from retrodb.errors import EXIT_DAMAGE
 
-from .options import WRITING_EXITS, Command, Session, database_argument, names_option, open_database, runs_tasks
+from .options import WRITING_EXITS, Command, Session, database_argument, doc_ids_option, open_database, task_options
 from .render_purge import purge_plan, purge_result
 
 
 @click.command(cls=Command, example="retrodb purge my.retrodb --doc-ids takedown.txt", exits=WRITING_EXITS)
 @database_argument
-@names_option(required=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--break-pins", is_flag=True, help="Let pinned snapshots that hold the documents expire too.")
-@click.option("--include-testsets", is_flag=True, help="Take items that quote the documents out of test sets as well.")
-@runs_tasks
+@doc_ids_option(required=True)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--break-pins", is_flag=True, help="Also expire pinned snapshots that contain the documents.")
+@click.option("--include-testsets", is_flag=True, help="Also delete items of test sets that quote the documents.")
+@task_options
 def command(
     session: Session,
     database: str,
@@ -27,9 +27,10 @@ def command(
     workers: int | None,
     dry_run: bool,
 ) -> int | None:
-    """Take documents out of DB for good, out of its past too, and prove that nothing of them is left.
+    """Delete documents from DB and from its older snapshots permanently, and prove that no trace of them is left.
 
-    Exit code 5 means that something is left, or cannot be read; it is named. Interrupted, the same command goes on.
+    Exit code 5 means that a trace is left, or that a file cannot be read. The output names it. To continue an interrupted
+    purge, run the same command again.
     """
     db = open_database(session, database, workers)
     if dry_run or not yes:
@@ -38,8 +39,8 @@ def command(
             session.output.result(plan, purge_plan)
             return None
         session.output.note(purge_plan(plan))
-        click.confirm("Purge them for good?", abort=True, err=True)
-        break_pins = break_pins or bool(plan.broken_pins)  # they were named in the question
+        click.confirm("Delete these documents permanently?", abort=True, err=True)
+        break_pins = break_pins or bool(plan.broken_pins)  # the question listed them
     result = db.purge(doc_ids, break_pins=break_pins, include_testsets=include_testsets)
     session.output.result(result, purge_result)
     return None if result.is_clean else EXIT_DAMAGE

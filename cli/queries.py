@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from .options import WRITING_EXITS, Command, Session, database_argument, open_database, runs_tasks
+from .options import WRITING_EXITS, Command, Session, database_argument, open_database, task_options
+
+if TYPE_CHECKING:
+    from retrodb.options import PackingOptions
 
 
 @click.group()
 def command() -> None:
-    """Add a training set whose chunks want neighbours."""
+    """Add a training set whose chunks need neighbours."""
 
 
 @command.command(
@@ -25,26 +28,37 @@ def command() -> None:
 )
 @database_argument
 @click.argument("files", nargs=-1, metavar="[FILE...]")
-@click.option("--name", required=True, metavar="NAME", help="Of the query set; an older one of this name is replaced.")
-@click.option("--jsonl", multiple=True, metavar="FILE", help="Documents, as FILE is; repeatable.")
-@click.option("--text-template", metavar="TEXT", help='Fields of a record, as "{question} {choices}".')
-@click.option("--tokens", metavar="FILE", help="Chunks of DB's token ids, the rows of a .npy; --doc-ids is one, too.")
-@click.option("--sequences", type=int, metavar="N", help="DB's own documents, packed in sequences of N tokens.")
-@click.option("--megatron", metavar="PREFIX", help="A Megatron training set: its .bin and .idx without the endings.")
-@click.option("--blend", metavar="TEXT", help='Several of them: "WEIGHT PREFIX WEIGHT PREFIX ...".')
-@click.option("--seq-length", type=int, metavar="N", help="Of the training run, in tokens.")
-@click.option("--train-samples", type=int, metavar="N", help="Of the training run.")
-@click.option("--split", metavar="A,B,C", help="Of the training run.  [default: 969,30,1]")
-@click.option("--seed", type=int, metavar="N", help="Of the training run.  [default: 1234]")
-@click.option("--subset", metavar="NAME", help="train, valid or test.  [default: train]")
+@click.option(
+    "--name",
+    required=True,
+    metavar="NAME",
+    help="Name of the query set. An older query set with this name is replaced.",
+)
+@click.option("--jsonl", multiple=True, metavar="FILE", help="File with documents, like FILE. May be repeated.")
+@click.option(
+    "--text-template", metavar="TEXT", help='Template for the text of a record, such as "{question} {choices}".'
+)
+@click.option(
+    "--tokens", metavar="FILE", help="File (.npy) with token ids, one chunk per row. --doc-ids is a .npy file too."
+)
+@click.option("--sequences", type=int, metavar="N", help="Pack DB's own documents into sequences of N tokens.")
+@click.option(
+    "--megatron", metavar="PREFIX", help="Megatron data set: path of the .bin and .idx files without the ending."
+)
+@click.option("--blend", metavar="TEXT", help='Several Megatron data sets: "WEIGHT PREFIX WEIGHT PREFIX ...".')
+@click.option("--seq-length", type=int, metavar="N", help="Sequence length of the Megatron training run in tokens.")
+@click.option("--train-samples", type=int, metavar="N", help="Number of samples of the Megatron training run.")
+@click.option("--split", metavar="A,B,C", help="Data split of the Megatron training run.  [default: 969,30,1]")
+@click.option("--seed", type=int, metavar="N", help="Random seed of the Megatron training run.  [default: 1234]")
+@click.option("--subset", metavar="NAME", help="Part of the split to add: train, valid or test.  [default: train]")
 @click.option(
     "--doc-ids",
     multiple=True,
     metavar="FILE",
-    help="Names of a prefix's documents, as SOURCE/ID, one a line; repeatable.",
+    help="File with the ids of the documents of a Megatron data set, as SOURCE/ID, one per line. May be repeated.",
 )
-@click.option("--tokenizer", metavar="FILE", help="Of the sequences.  [default: DB's]")
-@runs_tasks
+@click.option("--tokenizer", metavar="FILE", help="Tokenizer of the sequences.  [default: DB's tokenizer]")
+@task_options
 def add(
     session: Session,
     /,
@@ -56,19 +70,19 @@ def add(
     tokenizer: str | None,
     dry_run: bool,
     workers: int | None,
-    **packing: Any,
+    **packing: Unpack[PackingOptions],
 ) -> None:
-    """Register what wants neighbours but does not belong into DB: documents of FILEs, or a trainer's packed sequences.
+    """Add a query set: text that needs neighbours, but is not part of DB. It is either FILEs or packed sequences.
 
-    'retrodb embed' gives the rows vectors. The rows of a Megatron training set are in the order of megatron-core's own
-    samples, which needs that package; --doc-ids names the documents that a sequence must not meet as its neighbours.
+    Run 'retrodb embed' next. Rows of a Megatron training set have the order of megatron-core's own samples, so that package
+    must be installed. Documents in --doc-ids cannot become neighbours of the sequences that contain them.
     """
-    db, files = open_database(session, database, workers), (*files, *jsonl)
+    db, all_files = open_database(session, database, workers), (*files, *jsonl)
     if any(packing.values()):
-        if files or text_template:
-            raise click.UsageError("FILEs and packed sequences are two query sets.")
+        if all_files or text_template:
+            raise click.UsageError("FILEs and packed sequences are different query sets. Give only one of them.")
         session.output.result(db.add_packed_queries(name, tokenizer=tokenizer, dry_run=dry_run, **packing))
         return
-    if not files:
+    if not all_files:
         raise click.UsageError("Give FILEs, or one of --tokens, --megatron, --blend and --sequences.")
-    session.output.result(db.add_queries(name, files, text_template=text_template, dry_run=dry_run))
+    session.output.result(db.add_queries(name, all_files, text_template=text_template, dry_run=dry_run))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .output import format_count, format_duration, format_size, format_value, render_table
 
 if TYPE_CHECKING:
+    from retrodb.format.arrays import Float32Array
     from retrodb.maintain.check.command import CheckResult
     from retrodb.maintain.update.demo import DemoExample, DemoResult, DemoStage
     from retrodb.stages.dedup.clusters import Duplicate
@@ -112,9 +113,10 @@ def exposure(result: ExposureResult) -> str:
     return "\n".join([render_table(rows), sum_line] if rows else [sum_line])
 
 
-def search_hit(hit: SearchHit, queries: Any) -> str:
+def search_hit(hit: SearchHit, queries: Sequence[str] | Float32Array) -> str:
     """A chunk with its place and continuation; words that it shares with the query, if that is a text, stand out."""
-    query = str(queries[hit.query]) if isinstance(queries[hit.query], str) else ""
+    value = queries[hit.query]
+    query = value if isinstance(value, str) else ""
     place = f"{hit.source}/{hit.doc_id}  chunk {hit.chunk_id} (position {hit.position})"
     lines = [f"{hit.score:.4f}  {click.style(place, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
     if hit.continuation:

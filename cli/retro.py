@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -14,6 +13,7 @@ from .options import (
     READING_EXITS,
     Command,
     Session,
+    combine,
     device_option,
     json_option,
     open_database,
@@ -23,11 +23,18 @@ from .options import (
 )
 from .render_retro import generated, retro_eval
 
+if TYPE_CHECKING:
+    from retrodb.options import RetroTrainOptions
+
 _COUNT, _ABOVE_0 = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
 
-_data_option = click.option("--data", required=True, metavar="DIR", help="An export: retrodb export DB --to arrays.")
-_checkpoint_option = click.option("--checkpoint", required=True, metavar="DIR", help="Of retro train or retro fit.")
-_base_option = click.option("--base", metavar="DIR", help="The base of the checkpoint, when it is a RETROfit.")
+_data_option = click.option(
+    "--data", required=True, metavar="DIR", help="Export to train on, written by 'retrodb export DB DIR --to arrays'."
+)
+_checkpoint_option = click.option(
+    "--checkpoint", required=True, metavar="DIR", help="Model, written by 'retrodb retro train' or 'retrodb retro fit'."
+)
+_base_option = click.option("--base", metavar="DIR", help="Base model of the checkpoint, for a RETROfit model.")
 
 
 @click.group()
@@ -35,37 +42,41 @@ def command() -> None:
     """Train, evaluate and use RETRO models on a neighbour table."""
 
 
-_TRAINING_OPTIONS = (
+_training_options = combine(
     _data_option,
-    click.option("--out", required=True, metavar="DIR", help="The checkpoint, and its state while it is trained."),
+    click.option("--out", required=True, metavar="DIR", help="Folder for the checkpoint."),
     click.option(
         "--steps",
         type=_COUNT,
         default=RetroTrainParams.steps,
         show_default=True,
         metavar="N",
-        help="Of the optimiser.",
+        help="Number of optimiser steps.",
     ),
-    click.option("--minutes", type=_ABOVE_0, metavar="N", help="Instead of --steps: how long."),
+    click.option("--minutes", type=_ABOVE_0, metavar="N", help="Training time in minutes. Replaces --steps."),
     click.option(
         "--batch-chunks",
         type=_COUNT,
         default=RetroTrainParams.batch_chunks,
         show_default=True,
         metavar="N",
-        help="Of a step.",
+        help="Number of chunks per step.",
     ),
-    click.option("--k", type=_COUNT, metavar="N", help="Neighbours read of a chunk.  [default: all of the table's]"),
-    click.option("--without", is_flag=True, help="Train without any neighbour: the baseline."),
-    click.option("--learning-rate", type=_ABOVE_0, metavar="X", help="At the peak.  [default: the size's own]"),
-    click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of weights and order."),
+    click.option("--k", type=_COUNT, metavar="N", help="Number of neighbours per chunk.  [default: all in the table]"),
+    click.option("--without", is_flag=True, help="Train without neighbours (the baseline)."),
+    click.option(
+        "--learning-rate", type=_ABOVE_0, metavar="X", help="Peak learning rate.  [default: chosen by model size]"
+    ),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed of weights and data order."
+    ),
     click.option(
         "--save-every",
         type=_COUNT,
         default=RetroTrainParams.save_every,
         show_default=True,
         metavar="N",
-        help="Steps between two states to continue from.",
+        help="Number of steps between two checkpoints.",
     ),
     device_option,
     progress_option,
@@ -74,24 +85,24 @@ _TRAINING_OPTIONS = (
 )
 
 
-def _training_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_TRAINING_OPTIONS):
-        function = option(function)
-    return function
-
-
 @command.command(
     cls=Command,
     example="retrodb retro train --data my.arrays --out my.model --size 20m --steps 5000",
     exits=(errors.EXIT_DAMAGE, errors.EXIT_NO_SPACE),
 )
-@click.option("--size", default=RetroTrainParams.size, show_default=True, metavar="NAME", help="tiny, 2m, 20m or 170m.")
+@click.option(
+    "--size",
+    default=RetroTrainParams.size,
+    show_default=True,
+    metavar="NAME",
+    help="Size of the model: tiny, 2m, 20m or 170m.",
+)
 @_training_options
-def train(session: Session, /, **options: Any) -> None:
-    """Train a RETRO model on an export. Killed, the same command continues."""
+def train(session: Session, /, data: str, out: str, **options: Unpack[RetroTrainOptions]) -> None:
+    """Train a RETRO model on an export. To continue an interrupted training, run the same command again."""
     from retrodb.database import retro_train
 
-    session.output.result(retro_train(progress=session.shows_progress, **options))
+    session.output.result(retro_train(data=data, out=out, progress=session.shows_progress, **options))
 
 
 @command.command(
@@ -99,13 +110,16 @@ def train(session: Session, /, **options: Any) -> None:
     example="retrodb retro fit --base models/gpt2 --data my.arrays --out my.model",
     exits=(errors.EXIT_DAMAGE, errors.EXIT_NO_SPACE),
 )
-@click.option("--base", required=True, metavar="DIR", help="A Hugging Face causal language model.")
+@click.option("--base", required=True, metavar="DIR", help="Folder of a Hugging Face causal language model.")
 @_training_options
-def fit(session: Session, /, **options: Any) -> None:
-    """RETROfit a language model: it stays frozen, and learns to retrieve. Killed, the same command continues."""
+def fit(session: Session, /, base: str, data: str, out: str, **options: Unpack[RetroTrainOptions]) -> None:
+    """Add retrieval to a language model (RETROfit). The weights of the base model do not change.
+
+    To continue an interrupted training, run the same command again.
+    """
     from retrodb.database import retro_fit
 
-    session.output.result(retro_fit(progress=session.shows_progress, **options))
+    session.output.result(retro_fit(base=base, data=data, out=out, progress=session.shows_progress, **options))
 
 
 @command.command(
@@ -116,29 +130,49 @@ def fit(session: Session, /, **options: Any) -> None:
 )
 @_checkpoint_option
 @_base_option
-@click.option("--data", metavar="DIR", help="An export: retrodb export DB --to arrays --table heldout.")
-@click.option("--db", metavar="DB", help="Instead of an export: a database.")
-@click.option("--table", metavar="NAME", help="Of the database.  [default: that of its own chunks]")
+@click.option(
+    "--data",
+    metavar="DIR",
+    help="Export to evaluate on, written by 'retrodb export DB DIR --to arrays --table heldout'.",
+)
+@click.option("--db", metavar="DB", help="Database to evaluate on. Replaces --data.")
+@click.option("--table", metavar="NAME", help="Neighbour table of --db.  [default: the table of its own chunks]")
 @click.option(
     "--max-chunks",
     type=_COUNT,
     default=2_000,
     show_default=True,
     metavar="N",
-    help="Of the table, about.",
+    help="Approximate number of chunks to evaluate on.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sample and the shuffle.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed of the sample and the shuffle."
+)
 @device_option
 @json_option
 @pass_session
-def evaluate(session: Session, /, db: str | None, data: str | None, table: str | None, **options: Any) -> None:
-    """Bits per byte of a model, with the neighbours, with those of other chunks, and without any."""
+def evaluate(
+    session: Session,
+    checkpoint: str,
+    base: str | None,
+    data: str | None,
+    db: str | None,
+    table: str | None,
+    max_chunks: int,
+    seed: int,
+    device: str,
+) -> None:
+    """Compute the bits per byte of a model with its neighbours, with shuffled neighbours, and without neighbours."""
     from retrodb.database import retro_eval as eval_on_export
 
     if db is not None and data is None:
-        result = open_database(session, db).retro_eval(table=table, **options)
+        result = open_database(session, db).retro_eval(
+            checkpoint=checkpoint, table=table, base=base, max_chunks=max_chunks, seed=seed, device=device
+        )
     elif data is not None and db is None:
-        result = eval_on_export(data=data, **options)
+        result = eval_on_export(
+            checkpoint=checkpoint, data=data, base=base, max_chunks=max_chunks, seed=seed, device=device
+        )
     else:
         raise errors.UsageError("an export or a database is needed", remedy="Give either --data DIR or --db DB.")
     session.output.result(result, retro_eval)
@@ -152,15 +186,22 @@ def evaluate(session: Session, /, db: str | None, data: str | None, table: str |
 @click.argument("prompt")
 @_checkpoint_option
 @_base_option
-@click.option("--db", required=True, metavar="DB", help="The database to retrieve from; any that fits the model.")
-@click.option("--max-tokens", type=_COUNT, default=128, show_default=True, metavar="N", help="To write.")
+@click.option(
+    "--db",
+    required=True,
+    metavar="DB",
+    help="Database to retrieve from. Its tokenizer and encoder must be the model's.",
+)
+@click.option(
+    "--max-tokens", type=_COUNT, default=128, show_default=True, metavar="N", help="Largest number of tokens to write."
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.8,
     show_default=True,
     metavar="X",
-    help="0 takes the likeliest token.",
+    help="Sampling temperature. 0 always takes the most likely token.",
 )
 @click.option(
     "--top-k",
@@ -168,15 +209,39 @@ def evaluate(session: Session, /, db: str | None, data: str | None, table: str |
     default=50,
     show_default=True,
     metavar="N",
-    help="Of so many tokens one is drawn.",
+    help="Sample from the N most likely tokens.",
 )
-@click.option("--without", is_flag=True, help="Write without retrieving.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the draws.")
+@click.option("--without", is_flag=True, help="Write without retrieval.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed of the sampling.")
 @space_option
 @device_option
 @json_option
 @pass_session
-def generate(session: Session, /, db: str, **options: Any) -> None:
-    """Continue PROMPT, retrieving from a database after every finished chunk, and show what was retrieved."""
-    result = open_database(session, db).retro_generate(**options)
+def generate(
+    session: Session,
+    prompt: str,
+    checkpoint: str,
+    base: str | None,
+    db: str,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    without: bool,
+    seed: int,
+    space: str | None,
+    device: str,
+) -> None:
+    """Continue PROMPT with a model that retrieves from a database after every chunk. Prints the retrieved chunks too."""
+    result = open_database(session, db).retro_generate(
+        prompt,
+        checkpoint=checkpoint,
+        base=base,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        without=without,
+        seed=seed,
+        space=space,
+        device=device,
+    )
     session.output.result(result, generated)

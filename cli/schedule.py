@@ -12,21 +12,27 @@ from .render_update import schedule_file
 
 @click.command(cls=Command, example="retrodb schedule my.retrodb --print systemd --every 6h", exits=READING_EXITS)
 @database_argument
-@click.option("--print", "kind", type=click.Choice(["systemd", "cron"]), required=True, help="For which scheduler.")
 @click.option(
-    "--every", default="1d", show_default=True, metavar="TIME", help="15m, 6h, 1d or 1w: what divides an hour or a day."
+    "--print", "kind", type=click.Choice(["systemd", "cron"]), required=True, help="Scheduler to write the files for."
 )
-@click.option("--config", metavar="FILE", help="The recipe.  [default: recipe.toml inside DB]")
+@click.option(
+    "--every",
+    default="1d",
+    show_default=True,
+    metavar="TIME",
+    help="Time between two updates, such as 15m, 6h, 1d or 1w. It must divide an hour, a day or a week.",
+)
+@click.option("--config", metavar="FILE", help="Recipe file.  [default: recipe.toml inside DB]")
 @click.option(
     "--out",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Also write the files here, such as ~/.config/systemd/user.",
+    metavar="DIR",
+    help="Also write the files into this folder, such as ~/.config/systemd/user.",
 )
 @json_option
 @pass_session
 def command(session: Session, database: str, kind: str, every: str, config: str | None, out: Path | None) -> None:
-    """Print what makes systemd or cron run `retrodb update DB` regularly. Nothing is installed."""
+    """Print files for systemd or cron that run 'retrodb update DB' regularly. Nothing is installed."""
     files = open_database(session, database).schedule(kind=kind, every=every, config=config)
     if out:
         for file in files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,7 +14,7 @@ from .options import (
     database_argument,
     device_option,
     open_database,
-    reads,
+    snapshot_options,
     space_option,
 )
 from .render import search_hit
@@ -26,40 +25,60 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command(cls=Command, example='retrodb search my.retrodb "chunked cross-attention" --k 3', exits=READING_EXITS)
 @database_argument
 @click.argument("texts", metavar="TEXT...", nargs=-1)
-@click.option("--file", type=_FILE, metavar="FILE", help="Queries, one a line, or JSON Lines with a text field.")
-@click.option("--vector", type=_FILE, metavar="FILE", help="Vectors of this space instead of texts: (Q, D) .npy.")
-@click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Results of a query.")
-@space_option
-@click.option("--source", metavar="NAME", help="Only chunks of this source.")
-@click.option("--where", metavar="SQL", help="Only chunks of documents for which this holds: metadata->>'lang' = 'en'.")
 @click.option(
-    "--nprobe", type=click.IntRange(min=1), metavar="N", help="Lists to look through.  [default: the space's own]"
+    "--file", type=_FILE, metavar="FILE", help="File with queries: one per line, or JSON Lines with a text field."
 )
-@click.option("--recall", type=float, metavar="SHARE", help="As many lists as were measured for this recall.")
+@click.option(
+    "--vector", type=_FILE, metavar="FILE", help="File (.npy) with query vectors of the space, of shape (Q, D)."
+)
+@click.option(
+    "--k", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Number of results per query."
+)
+@space_option
+@click.option("--source", metavar="NAME", help="Find only chunks of this source.")
+@click.option(
+    "--where",
+    metavar="SQL",
+    help="Find only chunks of documents that match this SQL condition, such as \"metadata->>'lang' = 'en'\".",
+)
+@click.option(
+    "--nprobe",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of inverted lists to search.  [default: as stored for the space]",
+)
+@click.option(
+    "--recall",
+    type=float,
+    metavar="FRACTION",
+    help="Search as many lists as 'retrodb bench recall' measured for this recall.",
+)
 @device_option
-@reads
+@snapshot_options
 def command(
     session: Session,
-    /,
     database: str,
     texts: tuple[str, ...],
     file: Path | None,
     vector: Path | None,
     k: int,
+    space: str | None,
+    source: str | None,
+    where: str | None,
     nprobe: int | None,
     recall: float | None,
     device: str,
-    **options: Any,
+    as_of: int | None,
 ) -> None:
-    """Find the live chunks of DB nearest to each TEXT, and what follows them."""
+    """Find the live chunks of DB nearest to each TEXT, and show the text that follows them."""
     if (bool(texts), file is not None, vector is not None).count(True) != 1:
         raise click.UsageError("Give either TEXT, --file or --vector.")
     from retrodb.database import read_queries
 
     path = file or vector
     queries = texts if path is None else read_queries(path, as_vectors=vector is not None)
-    searcher = open_database(session, database).searcher(**options)
+    searcher = open_database(session, database).searcher(space=space, source=source, where=where, as_of=as_of)
     for note in searcher.notes(k):
         session.output.note(note)
     hits = searcher.hits(queries, k, nprobe=nprobe, recall=recall, device=device)
-    session.output.rows((hit for own in hits for hit in own), partial(search_hit, queries=queries))
+    session.output.rows((hit for hits_of_query in hits for hit in hits_of_query), partial(search_hit, queries=queries))

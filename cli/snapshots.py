@@ -12,9 +12,9 @@ from .options import READING_EXITS, Command, Session, database_argument, json_op
 @json_option
 @pass_session
 def command(session: Session, database: str) -> None:
-    """List the versions of DB, oldest first.
+    """List the snapshots of DB, oldest first.
 
-    Documents, chunks and size are of all that was ever added; counts are what the command reported. A snapshot that
-    expired cannot be read any more; one with a pin never expires.
+    Documents, chunks and sizes include deleted ones. Counts are those that the command reported. An expired snapshot can no
+    longer be read. A pinned snapshot does not expire.
     """
     session.output.rows(open_database(session, database).snapshots())

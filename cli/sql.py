@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import READING_EXITS, Command, Session, database_argument, open_database, reads
+from .options import READING_EXITS, Command, Session, database_argument, open_database, snapshot_options
 
 
 @click.command(
@@ -14,8 +14,8 @@ from .options import READING_EXITS, Command, Session, database_argument, open_da
 )
 @database_argument
 @click.argument("query", metavar="SELECT")
-@reads
+@snapshot_options
 def command(session: Session, database: str, query: str, as_of: int | None) -> None:
-    """Run a SELECT over the tables documents, chunks, shards and files of DB. Nothing can be changed by it."""
+    """Run a SELECT query over the tables documents, chunks, shards and files of DB. It cannot change anything."""
     result = open_database(session, database).sql(query, as_of=as_of)
     session.output.table("sql_row", result.columns, result.rows)

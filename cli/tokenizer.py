@@ -20,13 +20,15 @@ def command() -> None:
     exits=[errors.EXIT_NO_SPACE],
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, metavar="FILE", help="Where to write the tokenizer.")
-@click.option("--vocab-size", type=int, default=32_000, show_default=True, metavar="N", help="Tokens at most.")
+@click.option("--out", required=True, metavar="FILE", help="File to write the tokenizer to.")
+@click.option(
+    "--vocab-size", type=int, default=32_000, show_default=True, metavar="N", help="Largest number of tokens."
+)
 @format_option
 @json_option
 @pass_session
 def train(session: Session, inputs: tuple[str, ...], out: str, vocab_size: int, format: str) -> None:
-    """Train a byte-level BPE on the documents of files, for `retrodb init --tokenizer`."""
+    """Train a byte-level BPE tokenizer on the documents in INPUT, for 'retrodb init --tokenizer FILE'."""
     from retrodb.database import train_tokenizer
 
     session.output.result(train_tokenizer(inputs, out, vocab_size=vocab_size, format=format))

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import click
 
-from .options import WRITING_EXITS, Command, Session, changes, choice_options, database_argument, open_database
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    commit_options,
+    database_argument,
+    open_database,
+    selection_options,
+)
 from .render_screen import undeleted
 
 
 @click.command(cls=Command, example="retrodb undelete my.retrodb --reason toxic", exits=WRITING_EXITS)
 @database_argument
-@click.option("--reason", required=True, metavar="NAME", help="That is to hold no longer.")
-@choice_options
-@changes
+@click.option("--reason", required=True, metavar="NAME", help="Name of the deletion to revoke.")
+@selection_options
+@commit_options
 def command(
     session: Session,
     database: str,
@@ -22,9 +30,9 @@ def command(
     source: str | None,
     dry_run: bool,
 ) -> None:
-    """End a reason's hold on the documents of DB that it deletes, or on those of them that the options choose.
+    """Revoke a reason for deletion. The documents of DB that it deleted come back, or only those that the options select.
 
-    What is deleted for another reason too stays deleted; what was purged is gone.
+    A document that is also deleted for another reason stays deleted. Purged documents do not come back.
     """
     db = open_database(session, database)
     result = db.undelete(reason, where=where, doc_ids=doc_ids, source=source, dry_run=dry_run)

@@ -6,36 +6,52 @@ import click
 
 from retrodb import errors
 
-from .options import WRITING_EXITS, Command, Session, database_argument, open_database, runs_tasks
+from .options import WRITING_EXITS, Command, Session, database_argument, memory_option, open_database, task_options
 from .render_update import update_plan, update_result, update_step
 
 
 @click.command(cls=Command, example="retrodb update my.retrodb --dry-run", exits=[*WRITING_EXITS, errors.EXIT_CONFLICT])
 @database_argument
-@click.option("--config", metavar="FILE", help="The recipe.  [default: recipe.toml inside DB]")
-@click.option("--source", "sources", multiple=True, metavar="NAME", help="Ingest this source only; may be repeated.")
-@click.option("--mirror", is_flag=True, help="Remove documents that their source no longer has.")
-@runs_tasks
+@click.option("--config", metavar="FILE", help="Recipe file.  [default: recipe.toml inside DB]")
+@click.option(
+    "--source", "sources", multiple=True, metavar="NAME", help="Ingest only this source. Repeat the option for several."
+)
+@click.option("--mirror", is_flag=True, help="Delete documents that are no longer in their source.")
+@memory_option
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Device to compute on: auto, cpu, cuda, cuda:1 or mps.  [default: the recipe's for encoders, or else auto]",
+)
+@task_options
 def command(
     session: Session,
     database: str,
     config: str | None,
     sources: tuple[str, ...],
     mirror: bool,
+    memory_bytes: int,
+    device: str | None,
     workers: int | None,
     dry_run: bool,
 ) -> int | None:
-    """Bring DB up to date with its recipe: ingest, tag, filter, dedup, embed, index, neighbours and exports, over what is new.
+    """Bring DB up to date with its recipe: run every stage over new and changed input.
 
-    Nothing new is a success. A source that fails does not keep the others out; a later stage that fails ends the update.
-    All that a recipe can say stands in examples/recipe.toml of the project.
+    The stages are ingest, tag, filter, dedup, embed, index, neighbours and export. If a source fails, the others continue. If
+    a later stage fails, the update ends. If nothing is new, the exit code is 0. The file examples/recipe.toml of the project
+    shows everything that a recipe can contain.
     """
     db = open_database(session, database, workers)
     if dry_run:
-        session.output.result(db.plan_update(config, sources=sources, mirror=mirror), update_plan)
+        session.output.result(db.plan_update(config, sources=sources, mirror=mirror, device=device), update_plan)
         return None
     result = db.update(
-        config, sources=sources, mirror=mirror, report=lambda step: session.output.result(step, update_step)
+        config,
+        sources=sources,
+        mirror=mirror,
+        memory_bytes=memory_bytes,
+        device=device,
+        report=lambda step: session.output.result(step, update_step),
     )
     session.output.result(result, update_result)
     return result.exit_code

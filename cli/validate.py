@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -21,26 +21,44 @@ from .options import (
 )
 from .render_retro import validation
 
+if TYPE_CHECKING:
+    from retrodb.options import ValidateOptions
+
 
 @click.command(
     cls=Command, example="retrodb validate my.retrodb --minutes 10 --report report.html", exits=READING_EXITS
 )
 @database_argument
-@click.option("--table", metavar="NAME", help="Neighbour table to train with.  [default: self]")
-@click.option("--heldout", metavar="NAME", help="Table of held-out documents.  [default: the first of a query set]")
-@click.option("--size", default=ValidateParams.size, show_default=True, metavar="NAME", help="Of the model.")
+@click.option("--table", metavar="NAME", help="Neighbour table to train on.  [default: self]")
+@click.option(
+    "--heldout",
+    metavar="NAME",
+    help="Neighbour table of held-out documents.  [default: the first table of another query set]",
+)
+@click.option(
+    "--size",
+    default=ValidateParams.size,
+    show_default=True,
+    metavar="NAME",
+    help="Size of the model: tiny, 2m, 20m or 170m.",
+)
 @click.option(
     "--minutes",
     type=float,
     default=ValidateParams.minutes,
     show_default=True,
     metavar="N",
-    help="To train both models.",
+    help="Training time of both models together, in minutes.",
 )
-@click.option("--steps", type=int, metavar="N", help="Instead of --minutes: of each model.")
+@click.option("--steps", type=int, metavar="N", help="Number of training steps of each model. Replaces --minutes.")
 @click.option("--report", metavar="FILE", help="Write an HTML page with curves and examples.")
 @click.option(
-    "--batch-chunks", type=int, default=ValidateParams.batch_chunks, show_default=True, metavar="N", help="Of a step."
+    "--batch-chunks",
+    type=int,
+    default=ValidateParams.batch_chunks,
+    show_default=True,
+    metavar="N",
+    help="Number of chunks per step.",
 )
 @click.option(
     "--max-train-chunks",
@@ -48,7 +66,7 @@ from .render_retro import validation
     default=ValidateParams.max_train_chunks,
     show_default=True,
     metavar="N",
-    help="About.",
+    help="Approximate number of chunks to train on.",
 )
 @click.option(
     "--max-heldout-chunks",
@@ -56,15 +74,31 @@ from .render_retro import validation
     default=ValidateParams.max_heldout_chunks,
     show_default=True,
     metavar="N",
-    help="About.",
+    help="Approximate number of held-out chunks to evaluate on.",
 )
 @click.option(
-    "--seed", type=int, default=ValidateParams.seed, show_default=True, metavar="N", help="Of samples and weights."
+    "--seed",
+    type=int,
+    default=ValidateParams.seed,
+    show_default=True,
+    metavar="N",
+    help="Random seed of samples and weights.",
 )
 @device_option
 @progress_option
 @json_option
 @pass_session
-def command(session: Session, /, database: str, **options: Any) -> None:
-    """Train a small RETRO model on DB with its neighbours and one without, and compare them on held-out documents."""
-    session.output.result(open_database(session, database).validate(**options), validation)
+def command(
+    session: Session,
+    /,
+    database: str,
+    table: str | None,
+    heldout: str | None,
+    report: str | None,
+    device: str,
+    **options: Unpack[ValidateOptions],
+) -> None:
+    """Train a small RETRO model on DB with neighbours and one without, and compare them on held-out documents."""
+    db = open_database(session, database)
+    result = db.validate(table=table, heldout=heldout, report=report, device=device, **options)
+    session.output.result(result, validation)

@@ -193,7 +193,8 @@ def from_mapping(kind: type[T], values: Mapping[str, object], *, where: str) -> 
     # NumPy's float64 is a float, but msgspec only accepts the exact type.
     plain = {key: float(value) if isinstance(value, float) else value for key, value in values.items()}
     try:
-        return msgspec.convert(plain, kind, strict=True)
+        # msgspec leaves defaults to the class, so vars() would not have them. replace() sets every field.
+        return dataclasses.replace(msgspec.convert(plain, kind, strict=True))
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(str(error), plain), where=where) from error
 

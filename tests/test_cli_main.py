@@ -96,8 +96,8 @@ def test_help_ends_in_an_example_and_the_exit_codes(toy: Toy, capsys: Captured) 
     assert main(["toy", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "Example:\n  retrodb toy --workers 2\n" in shown
-    assert "Exit codes:\n  0    done\n" in shown
-    assert "  3    finished, with rejected records\n" in shown
+    assert "Exit codes:\n  0    success\n" in shown
+    assert "  3    success, but some records were rejected\n" in shown
 
 
 CASES = [

@@ -79,3 +79,4 @@ def test_a_missing_value_is_named() -> None:
 def test_whole_numbers_are_numbers_and_lists_become_tuples() -> None:
     params = from_mapping(NeighboursParams, {"sample": 1, "exclude": ["a", "b"], "where": None}, where="here")
     assert (params.sample, params.exclude, params.where) == (1.0, ("a", "b"), None)
+    assert vars(params) == vars(NeighboursParams(sample=1.0, exclude=("a", "b")))

@@ -46,11 +46,11 @@ def test_held_out_documents_are_kept_out(empty: Path, corpus: Path, fresh: Fresh
     assert [each["queries"] for each in stats["query_sets"]] == ["heldout"]
 
 
-@pytest.mark.parametrize("share", ["-1%", "101%", "1.5", "half", "%"])
-def test_a_share_that_is_none_is_refused(share: str, empty: Path, corpus: Path) -> None:
-    done = run("ingest", empty, corpus, "--source", "made", "--holdout", share)
+@pytest.mark.parametrize("fraction", ["-1%", "101%", "1.5", "half", "%"])
+def test_an_invalid_fraction_is_refused(fraction: str, empty: Path, corpus: Path) -> None:
+    done = run("ingest", empty, corpus, "--source", "made", "--holdout", fraction)
     assert done.code == errors.EXIT_USAGE
-    assert "write 0.5% or 0.005" in done.err
+    assert "Write 0.5% or 0.005" in done.err
 
 
 def test_dedup_reports_who_matched_whom(built: Path) -> None:
@@ -81,7 +81,7 @@ def test_dedup_takes_several_files_after_against(built: Path, testset: Path) -> 
 def test_a_rule_without_a_new_test_set_is_refused_and_not_ignored(built: Path) -> None:
     done = run("dedup", built, "--rule", "containment>=0.5")
     assert done.code == errors.EXIT_USAGE
-    assert "--rule belongs to a new test set" in done.err
+    assert "--rule needs the files of a new test set" in done.err
 
 
 def test_testsets_lists_what_was_removed(built: Path) -> None:

@@ -35,10 +35,10 @@ def test_minhash_says_what_it_is_expected_to_miss(built: Path, testset: Path) ->
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (["--near-duplicates", "--rule", "jaccard>=0.5"], "--rule belongs to a new test set"),
-        (["--near-duplicates", "--name", "exam"], "--name belongs to a test set"),
-        (["--keep", "first"], "--keep belongs to --near-duplicates"),
-        (["--bands", "9x13"], "--bands belongs to --method minhash"),
+        (["--near-duplicates", "--rule", "jaccard>=0.5"], "--rule needs the files of a new test set"),
+        (["--near-duplicates", "--name", "exam"], "--name needs a test set"),
+        (["--keep", "first"], "--keep needs --near-duplicates"),
+        (["--bands", "9x13"], "--bands needs --method minhash"),
     ],
 )
 def test_options_that_would_not_be_used_are_refused(built: Path, options: list[str], fault: str) -> None:

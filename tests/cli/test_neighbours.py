@@ -54,7 +54,7 @@ def test_repair_brings_all_tables_up_to_date(built: Path, fresh: Copy, tmp_path:
     assert done["computed"] == done["new_rows"] > 0
     refused = run("neighbours", database, "--repair", "--k", 5)
     assert refused.code == 2
-    assert "leave --k out" in refused.err
+    assert "Remove --k" in refused.err
 
 
 def test_the_plain_command_keeps_its_place_and_its_environment(

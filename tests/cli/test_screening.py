@@ -55,10 +55,10 @@ def test_names_come_from_a_file_or_stdin(
         (("undelete", "--reason", "typo"), "nothing was ever deleted"),
         (("tag", "--name", "x"), "--wordlist"),
         (("tag", "--name", "X y", "--regex", "a"), "small letters"),
-        (("check", "--accept-loss"), "belong to --repair"),
-        (("check", "--repair", "--max-duration", "1h"), "reads every byte"),
-        (("check", "--read-data-subset", "7"), "no share"),
-        (("check", "--max-duration", "soon"), "no time"),
+        (("check", "--accept-loss"), "need --repair"),
+        (("check", "--repair", "--max-duration", "1h"), "--repair reads every file"),
+        (("check", "--read-data-subset", "7"), "not a fraction"),
+        (("check", "--max-duration", "soon"), "not a duration"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(built: Path, command: tuple[str, ...], fault: str) -> None:
