@@ -221,7 +221,7 @@ def doc_ids_option(*, required: bool = False) -> Decorator:
         callback=_read_lines,
         required=required,
         metavar="FILE",
-        help="File with document ids, one per line, as ID or SOURCE/ID. '-' reads stdin.",
+        help="Select the documents in this file: one id per line, as ID or SOURCE/ID. '-' reads stdin.",
     )
 
 
@@ -229,10 +229,11 @@ selection_options = combine(
     click.option(
         "--where",
         metavar="SQL",
-        help="Documents that match this SQL condition. It can use document columns, scores, text and metadata->>'FIELD'.",
+        help="Select documents that match this SQL condition. It can use document columns, scores, text and "
+        "metadata->>'FIELD'.",
     ),
     doc_ids_option(),
-    click.option("--source", metavar="NAME", help="Documents of this source."),
+    click.option("--source", metavar="NAME", help="Select documents of this source."),
 )
 """The options that select documents: `where`, `doc_ids` and `source`."""
 

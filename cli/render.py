@@ -1,4 +1,4 @@
-"""Results as text for people, where a table of names and values would not say it."""
+"""Results as text for people, where a table of names and values is not enough."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ if TYPE_CHECKING:
     from retrodb.stages.search.command import SearchHit
 
 _EXCERPT_CHARS = 300
-_MIN_WORD = 3  # shorter words are in every text
+_MIN_WORD = 3  # shorter words occur in every text, so they are not highlighted
 
 
 def verdict(result: DedupResult) -> str:
-    """What a rule removes, and what it leaves although containment sees it."""
+    """What a rule deletes, and the test items that it keeps although documents contain them."""
     if not result.documents:
-        return f"{result.testset}: every document was held against it before; --report shows what was found"
-    removes = "would remove" if result.dry_run else "removes"
+        return f"{result.testset}: all documents were compared with it before. Use --report to show the matches."
+    deletes = "would delete" if result.dry_run else "deletes"
     lines = [
-        f"{result.testset}: {_count(result.items, 'item')} against {_count(result.documents, 'document')}",
-        f"  the rule {result.rule} {removes} {_count(result.removed_documents, 'document')}"
+        f"{result.testset}: compared {_count(result.items, 'test item')} with {_count(result.documents, 'document')}",
+        f"  the rule {result.rule} {deletes} {_count(result.removed_documents, 'document')}"
         f" ({_count(result.removed_chunks, 'chunk')});"
-        f" {_count(result.contained_items, 'test item')} {_are(result.contained_items)} contained at 0.5 or more"
-        f" in {_count(result.contained_documents, 'document')}",
+        f" {_count(result.contained_items, 'test item')} {_are(result.contained_items)} contained in"
+        f" {_count(result.contained_documents, 'document')} with a containment of 0.5 or more",
     ]
     if result.expected_miss:
         lines.append(
-            f"  MinHash compared candidates only: about {result.expected_miss:.2%} of the pairs that the rule means are missed"
+            f"  MinHash compared only candidates: it misses about {result.expected_miss:.2%} of the pairs that match the rule"
         )
     if result.short_matches:
-        lines.append(f"  {_count(result.short_matches, 'text')} too short for a shingle found word for word")
+        count = format_count(result.short_matches)
+        lines.append(f"  exact matches of test texts that are too short for a shingle: {count}")
     return "\n".join(lines)
 
 
 def leak(hit: LeakHit) -> str:
     """A test item and a document that share shingles, side by side."""
-    fate = click.style("removed", fg="red") if hit.removed else "kept"
+    outcome = click.style("deleted", fg="red") if hit.removed else "kept"
     shared = f"{_count(hit.intersection, 'shared shingle')} in {_count(len(hit.touched_chunks), 'chunk')}"
     alike = f"jaccard {hit.jaccard:.3f}, containment {hit.containment:.3f}, {shared}"
     return "\n".join(
         [
-            f"{hit.testset}/{hit.item}  and  {hit.source}/{hit.doc_id}: {fate}",
-            f"  {alike if hit.intersection else 'equal word for word, and too short for a shingle'}",
+            f"{hit.testset}/{hit.item}  and  {hit.source}/{hit.doc_id}: {outcome}",
+            f"  {alike if hit.intersection else 'exact match, too short for a shingle'}",
             f"  item      {_excerpt(hit.item_text, hit.document_excerpt)}",
             f"  document  {_excerpt(hit.document_excerpt, hit.item_text)}",
         ]
@@ -63,58 +64,59 @@ def leak(hit: LeakHit) -> str:
 
 
 def near_verdict(result: NearDuplicatesResult) -> str:
-    """What near-duplicates there are, what was done to know, and what may have been missed."""
-    removes = "would remove" if result.dry_run else "removes"
+    """The clusters of near-duplicates, how many documents were compared, and how many pairs may be missed."""
+    deletes = "would delete" if result.dry_run else "deletes"
     lines = [
         f"{_count(result.documents, 'document')}, {_count(result.hashed_documents, 'document')} hashed now:"
-        f" {_count(result.clusters, 'cluster')}, {result.equal_documents:,} equal to an earlier one",
-        f"  keeping one of each {removes} {_count(result.removed_documents, 'document')}"
+        f" {_count(result.clusters, 'cluster')}, {result.equal_documents:,} equal to an earlier document",
+        f"  keeping one document per cluster {deletes} {_count(result.removed_documents, 'document')}"
         f" ({_count(result.removed_chunks, 'chunk')}); {_count(result.compared_pairs, 'new pair')} compared exactly,"
-        f" {result.found_pairs:,} alike; the bands miss about {result.expected_miss:.2%}",
+        f" {result.found_pairs:,} similar; the bands miss about {result.expected_miss:.2%} of similar pairs",
     ]
     if result.hot_buckets:
-        lines.append(f"  {_count(result.hot_buckets, 'crowded bucket')} compared with the first document only")
+        buckets = _count(result.hot_buckets, "large bucket")
+        lines.append(f"  {buckets}: documents were compared only with the first one in the bucket")
     return "\n".join(lines)
 
 
 def duplicate(row: Duplicate) -> str:
-    """A document that went and the one that is kept, side by side."""
-    alike = f"jaccard {row.jaccard:.3f}" if row.jaccard else "connected by others of the cluster"
+    """A deleted document and the one that is kept, side by side."""
+    alike = f"jaccard {row.jaccard:.3f}" if row.jaccard else "similar through other documents of the cluster"
     return "\n".join(
         [
-            f"{row.source}/{row.doc_id}: {click.style('removed', fg='red')} for"
+            f"{row.source}/{row.doc_id}: {click.style('deleted', fg='red')} as a duplicate of"
             f" {row.keeper_source}/{row.keeper_doc_id}, {alike}",
-            f"  removed  {_excerpt(row.excerpt, row.keeper_excerpt)}",
+            f"  deleted  {_excerpt(row.excerpt, row.keeper_excerpt)}",
             f"  kept     {_excerpt(row.keeper_excerpt, row.excerpt)}",
         ]
     )
 
 
 def exposure(result: ExposureResult) -> str:
-    """The exposed rows and the sum."""
+    """The exposed rows and a summary."""
     rows = [
         {
-            "row": str(each.row),
-            "document": each.doc_id,
-            "seen": "yes" if each.is_seen else "no",
-            "live": "yes" if each.is_live else "no",
-            "own text": ", ".join(each.own),
-            "neighbours": ", ".join(each.neighbours),
-            "continuations": ", ".join(each.continuations),
+            "row": str(row.row),
+            "document": row.doc_id,
+            "seen": "yes" if row.is_seen else "no",
+            "live": "yes" if row.is_live else "no",
+            "own text": ", ".join(row.own),
+            "neighbours": ", ".join(row.neighbours),
+            "continuations": ", ".join(row.continuations),
         }
-        for each in result.exposed
+        for row in result.exposed
     ]
-    sum_line = (
-        f"{result.table} against {result.testset}: of {_count(result.rows, 'row')} {format_count(len(rows))} exposed;"
-        f" {format_count(result.exposed_seen)} among the {format_count(result.consumed_samples)} seen,"
-        f" {format_count(result.exposed_unseen)} not yet seen ({format_count(result.exposed_unseen_live)} of them in"
-        " today's table too)"
+    summary = (
+        f"{result.table} against {result.testset}: {format_count(len(rows))} of {_count(result.rows, 'row')} exposed;"
+        f" {format_count(result.exposed_seen)} of the {format_count(result.consumed_samples)} seen rows,"
+        f" {format_count(result.exposed_unseen)} of the rows not yet seen"
+        f" ({format_count(result.exposed_unseen_live)} of them in the current table)"
     )
-    return "\n".join([render_table(rows), sum_line] if rows else [sum_line])
+    return "\n".join([render_table(rows), summary] if rows else [summary])
 
 
 def search_hit(hit: SearchHit, queries: Sequence[str] | Float32Array) -> str:
-    """A chunk with its place and continuation; words that it shares with the query, if that is a text, stand out."""
+    """A chunk with its position and continuation. Words that it shares with a text query are highlighted."""
     value = queries[hit.query]
     query = value if isinstance(value, str) else ""
     place = f"{hit.source}/{hit.doc_id}  chunk {hit.chunk_id} (position {hit.position})"
@@ -127,16 +129,18 @@ def search_hit(hit: SearchHit, queries: Sequence[str] | Float32Array) -> str:
 
 
 def shown_row(shown: ShownRow) -> str:
-    """A row and its neighbours; token runs that they share stand out."""
+    """A row and its neighbours. Runs of tokens that they share are highlighted."""
     runs = [run for neighbour in shown.neighbours for run in neighbour.shared_runs]
     lines = [f"{shown.table}  {_shown_chunk(shown.row, runs)}"]
-    for number, each in enumerate(shown.neighbours, 1):
-        pinned = "  pinned" if each.is_pinned else ""
-        lines += ["", f"{number}. {each.distance:.4f}{pinned}  {_shown_chunk(each.chunk, each.shared_runs)}"]
+    for number, neighbour in enumerate(shown.neighbours, 1):
+        pinned = "  pinned" if neighbour.is_pinned else ""
+        chunk = _shown_chunk(neighbour.chunk, neighbour.shared_runs)
+        lines += ["", f"{number}. {neighbour.distance:.4f}{pinned}  {chunk}"]
     if shown.bans:
         lines += ["", f"banned: {', '.join(map(str, shown.bans))}"]
     if shown.short:
-        lines += ["", f"{_count(shown.short, 'row')} of the table with fewer than {_count(shown.k, 'neighbour')}"]
+        rows = "row of the table has" if shown.short == 1 else "rows of the table have"
+        lines += ["", f"{format_count(shown.short)} {rows} fewer than {_count(shown.k, 'neighbour')}"]
     return "\n".join(lines)
 
 
@@ -149,7 +153,7 @@ def _shown_chunk(chunk: ShownChunk, runs: Sequence[str]) -> str:
 
 
 def _with_runs(text: str, runs: Sequence[str]) -> str:
-    """The text with runs in colour."""
+    """The text with the runs highlighted."""
     flat = sorted({_flat(run) for run in runs}, key=len, reverse=True)
     if not flat:
         return _flat(text)
@@ -157,15 +161,17 @@ def _with_runs(text: str, runs: Sequence[str]) -> str:
 
 
 def check_result(result: CheckResult) -> str:
-    """Every damaged file with what to do about it, and the sum."""
-    how = "every byte" if result.read_data else "existence and size"
-    looked = f"snapshot {result.snapshot}: {_count(result.files, 'file')}, {format_size(result.size_bytes)}, {how}"
-    bad = [f"{click.style(each.path, fg='red')}: {each.what}. {each.remedy}" for each in result.damaged]
-    return "\n".join([*bad, f"{looked}: {_count(len(bad), 'damaged file') if bad else 'all is well'}"])
+    """Every damaged file with a remedy, and a summary."""
+    how = "checksums" if result.read_data else "existence and size"
+    checked = (
+        f"snapshot {result.snapshot}: {_count(result.files, 'file')}, {format_size(result.size_bytes)}, {how} verified"
+    )
+    damaged = [f"{click.style(file.path, fg='red')}: {file.what}. {file.remedy}" for file in result.damaged]
+    return "\n".join([*damaged, f"{checked}: {_count(len(damaged), 'damaged file') if damaged else 'no damage found'}"])
 
 
 def demo_stage(stage: DemoStage) -> str:
-    """One line: the stage, its time, and what it did."""
+    """One line: the stage, its time and its counts."""
     return f"{stage.stage:<10} {format_duration(stage.elapsed_s):>12}  {', '.join(_counts(stage.counts))}"
 
 
@@ -176,8 +182,8 @@ def _counts(counts: Mapping[str, object]) -> Iterator[str]:
 
 
 def demo_result(result: DemoResult) -> str:
-    """The closing screen: examples, the sum, and what to type next."""
-    next_lines = [
+    """The end of the demo: examples, a summary, and commands to try."""
+    commands = [
         f'retrodb search {result.database} "remove the last part of a path"',
         f"retrodb dedup {result.database} --report",
         f"retrodb stats {result.database}",
@@ -190,8 +196,8 @@ def demo_result(result: DemoResult) -> str:
             f"{result.database}: {_count(result.documents, 'document')}, {_count(result.chunks, 'chunk')},"
             f" {_count(result.tokens, 'token')}, {format_size(result.size_bytes)} in {format_duration(result.elapsed_s)}",
             "",
-            "What to type next:",
-            *(f"  {line}" for line in next_lines),
+            "Next steps:",
+            *(f"  {line}" for line in commands),
         ]
     )
 
@@ -206,7 +212,7 @@ def _example(example: DemoExample) -> Iterator[str]:
 
 
 def highlight(text: str, query: str) -> str:
-    """The text with the words of the query in colour."""
+    """The text with the words of the query highlighted."""
     words = {word.lower() for word in re.findall(r"\w+", query) if len(word) >= _MIN_WORD}
     return re.sub(r"\w+", lambda m: click.style(m[0], fg="yellow") if m[0].lower() in words else m[0], text)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def recall_report(report: RecallReport) -> str:
-    """What was measured, the curve at some lists, and the timed points."""
+    """What was measured, recall by number of lists, and the timed points."""
     head = (
         f"{report.factory}, lists {format_count(report.lists)}, vectors {format_count(report.vectors)}"
         f" of {report.index_bytes_per_vector:.0f} + {report.stored_bytes_per_vector:.0f} bytes;"
@@ -45,7 +45,14 @@ def recall_report(report: RecallReport) -> str:
     gemm = (
         f"matrix product before and after: {report.gemm_before_gflops:.0f} and {report.gemm_after_gflops:.0f} GFLOP/s"
     )
-    lines = [head, "", f"recall@{report.k} of the lists alone", render_table(curve), "", "whole search"]
+    lines = [
+        head,
+        "",
+        f"recall@{report.k} of the lists, if compared exactly",
+        render_table(curve),
+        "",
+        "complete search",
+    ]
     lines += [render_table(points), gemm]
     if report.stored_nprobe is not None:
         lines.append(f"stored: {format_count(report.stored_nprobe)} lists for recall {report.stored_target:g}")

@@ -1,4 +1,4 @@
-"""What proves a database, as text for people."""
+"""Evaluations of a database and of models as text for people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EIGHTHS = (0, 1, 2, 4, 8)  # borders of the histogram, in eighths of a chunk
 
 
 def leakage(result: LeakageResult) -> str:
-    """The histogram of r(C) in a few classes, and the sum."""
+    """The histogram of r(C) in a few classes, and a summary."""
     m, counts = result.chunk_tokens, result.chunks_by_run
     borders = [-(-m * eighth // 8) for eighth in _EIGHTHS]
     rows = []
@@ -29,7 +29,7 @@ def leakage(result: LeakageResult) -> str:
             count = sum(counts[start:stop])
             shown = f"{start}" if stop == start + 1 else f"{start} to {stop - 1}"
             rows.append(
-                {"shared tokens": shown, "r(C)": f"{start / m:.1%}", "chunks": count, "share": count / result.chunks}
+                {"shared tokens": shown, "r(C)": f"{start / m:.1%}", "chunks": count, "fraction": count / result.chunks}
             )
     return "\n".join(
         [
@@ -49,7 +49,7 @@ def estimates(column: str, values: Mapping[str, Estimate]) -> str:
 
 
 def retro_eval(result: RetroEvalResult) -> str:
-    """Bits per byte under every condition, and what retrieval gains."""
+    """Bits per byte under every condition, and the gain of retrieval."""
     return "\n".join(
         [
             f"{result.checkpoint} on {result.data}: {format_count(result.documents)} documents,"
@@ -62,7 +62,7 @@ def retro_eval(result: RetroEvalResult) -> str:
 
 
 def generated(result: RetroGenerateResult) -> str:
-    """The text, and under it what was retrieved for it."""
+    """The text, and below it the retrieved chunks."""
     lines = [_fingerprints(result.fingerprints), "", click.style(result.prompt, dim=True) + result.text, ""]
     for shown in result.shown:
         place = click.style(f"{shown.doc_id}, chunk {shown.chunk_id}", bold=True)
@@ -79,7 +79,7 @@ def _fingerprints(prints: Fingerprints) -> str:
 
 
 def validation(result: ValidateResult) -> str:
-    """Bits per byte under every condition, the verdict, and what it rests on."""
+    """Bits per byte under every condition, the verdict, and the data behind it."""
     report = result.report
     setting = (
         f"{result.size} model, {format_count(result.steps)} steps, {format_count(result.train_chunks)} chunks to train on;"
@@ -94,7 +94,7 @@ def validation(result: ValidateResult) -> str:
     lines += [render_table(points)]
     if not result.is_screened:
         lines.append(
-            f"The database was not held against '{result.heldout_table}' by a leak scan, so neighbours may hold the very text:"
-            " run 'retrodb dedup' first."
+            f"No leak scan compared the database with '{result.heldout_table}', so neighbours may contain the same text."
+            " Run 'retrodb dedup' first."
         )
     return "\n".join([*lines, *([f"page  {result.page}"] if result.page else [])])

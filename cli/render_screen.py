@@ -1,4 +1,4 @@
-"""What filtering and repairing did, as text for people."""
+"""The results of filter, undelete and check --repair as text for people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def filtered(result: FilterResult) -> str:
-    """How much went, from which sources; of a dry run, some of the documents with what matched in them."""
+    """How much was deleted, and from which sources. A dry run also shows some documents with the words that match."""
     verb = "would delete" if result.dry_run else "deleted"
     lines = [f"{result.reason}: {verb} {_documents(result.documents, result.chunks)}"]
     lines += [f"  {source}: {format_count(count)}" for source, count in result.by_source.items()]
@@ -29,33 +29,36 @@ def filtered(result: FilterResult) -> str:
 
 def undeleted(result: UndeleteResult) -> str:
     """How much came back, and what did not."""
-    verb = "would no longer hold" if result.dry_run else "no longer holds"
+    verb = "would be revoked" if result.dry_run else "revoked"
     lines = [f"{result.reason}: {verb} for {_documents(result.documents, result.chunks)}"]
-    held = result.documents - result.live_documents
-    lines += [f"  {format_count(held)} of them stay deleted for another reason"] if held else []
+    num_held = result.documents - result.live_documents
+    lines += [f"  {format_count(num_held)} of them stay deleted for another reason"] if num_held else []
     if result.gone_documents:
-        lines.append(f"  {format_count(result.gone_documents)} documents were compacted away: ingest their files again")
+        count = format_count(result.gone_documents)
+        lines.append(f"  {count} documents were already removed by a compaction. Ingest their files again.")
     return "\n".join(lines + _unknown(result.unknown))
 
 
 def repaired(result: DatabaseRepairResult) -> str:
-    """Every damaged file with what became of it, the lost documents, and what is left to do."""
+    """What happened to every damaged file, the lost documents, and the commands to run next."""
     plan, will = result.plan, "will be " if result.dry_run else ""
-    lines = [f"{path}: {will}made anew in its place" for path in plan.rebuilt]
+    lines = [f"{path}: {will}rebuilt" for path in plan.rebuilt]
     is_refused = bool(plan.lost) and not result.accepted_loss
     if not is_refused:
-        lines += [f"{path}: {will}taken out; a command makes it again" for path in plan.remade]
+        lines += [f"{path}: {will}removed; a command computes it again" for path in plan.remade]
     for path in (*plan.remade, *plan.lost) if is_refused else ():
-        lines.append(f"{click.style(path, fg='red')}: left as it is")
+        lines.append(f"{click.style(path, fg='red')}: not changed")
     lines += [f"{click.style(path, fg='red')}: {will}lost" for path in plan.lost if not is_refused]
     lines += [f"  lost document: {name}" for name in plan.lost_documents]
-    lines += [f"  lost documents without a name: {format_count(plan.lost_unnamed)}"] if plan.lost_unnamed else []
-    lines += [f"{click.style(each.path, fg='red')}: {each.what}. {each.remedy}" for each in plan.left]
+    lines += [f"  lost documents with unknown ids: {format_count(plan.lost_unnamed)}"] if plan.lost_unnamed else []
+    lines += [f"{click.style(file.path, fg='red')}: {file.what}. {file.remedy}" for file in plan.left]
     lines += [f"ran: retrodb {command}" for command in result.ran]
     lines += [f"to run: retrodb {command}" for command in result.to_run]
     if is_refused:
-        lines.append("Nothing can give back what is lost: go on without it with --accept-loss, or restore a backup.")
-    return "\n".join(lines) or "all is well"
+        lines.append(
+            "The lost files cannot be rebuilt. Restore a backup, or use --accept-loss to delete their documents."
+        )
+    return "\n".join(lines) or "no damage found"
 
 
 def _document(document: FilteredDocument) -> list[str]:

@@ -21,7 +21,7 @@ _COLOURS = {"done": "green", "failed": "red", "left out": "yellow"}
 
 
 def update_step(step: UpdateStep) -> str:
-    """One line: the stage, what became of it, its time, and what it did."""
+    """One line: the stage, its outcome, its time, and its counts."""
     counts = ", ".join(f"{name.replace('_', ' ')} {format_count(count)}" for name, count in step.counts.items())
     outcome = click.style(f"{step.outcome:<11}", fg=_COLOURS.get(step.outcome))
     line = f"{step.stage:<15} {outcome} {format_duration(step.elapsed_s):>12}  {step.name}"
@@ -31,18 +31,20 @@ def update_step(step: UpdateStep) -> str:
 
 
 def update_result(result: UpdateResult) -> str:
-    """The sum."""
+    """A summary."""
     return f"{result.database}: {result.outcome} in {format_duration(result.elapsed_s)}, snapshot {result.snapshot}"
 
 
 def update_plan(plan: UpdatePlan) -> str:
-    """What is new, the stages with what they would do, and the sum."""
-    new = f"{format_count(plan.documents)} new or changed documents of about {format_count(plan.chunks)} chunks"
-    return f"{new}; {format_count(plan.removed)} documents or old versions go\n\n{_estimates(plan.stages)}"
+    """What is new, what each stage would do, and a summary."""
+    new = f"{format_count(plan.documents)} new or changed documents, about {format_count(plan.chunks)} chunks"
+    return (
+        f"{new}; {format_count(plan.removed)} documents or old versions would be deleted\n\n{_estimates(plan.stages)}"
+    )
 
 
 def build_plan(plan: BuildPlan) -> str:
-    """Parsed documents, then the stages with what they would do."""
+    """Some parsed documents, and what each stage would do."""
     size = f"{format_count(plan.files)} file{'' if plan.files == 1 else 's'}, {format_size(plan.size_bytes)}"
     about = "" if plan.is_whole else "about "
     sums = f"{size}: {about}{format_count(plan.documents)} documents, {about}{format_count(plan.chunks)} chunks"
@@ -50,14 +52,14 @@ def build_plan(plan: BuildPlan) -> str:
 
 
 def build_result(result: BuildResult) -> str:
-    """The sum, and what to type next."""
+    """A summary, and commands to try."""
     what = f"{format_count(result.documents)} documents, {format_count(result.chunks)} chunks,"
     return "\n".join(
         [
             "",
             f"{result.database}: {what} {format_count(result.tokens)} tokens, {format_size(result.size_bytes)}"
             f" in {format_duration(result.elapsed_s)}",
-            f"{result.recipe} says what it is made of. What to type next:",
+            f"{result.recipe} is its recipe. Next steps:",
             f'  retrodb search {shlex.quote(result.database)} "a few words"',
             f"  retrodb update {shlex.quote(result.database)}",
         ]
@@ -65,7 +67,7 @@ def build_result(result: BuildResult) -> str:
 
 
 def schedule_file(file: ScheduleFile) -> str:
-    """The file under its name."""
+    """The file below its name."""
     return f"# {file.name}\n{file.text.rstrip()}"
 
 
@@ -80,20 +82,25 @@ def _preview(preview: Preview) -> str:
 def _estimates(stages: tuple[StageEstimate, ...]) -> str:
     rows = [
         {
-            "stage": f"{each.stage} {each.name}".rstrip(),
-            "documents": _count(each.documents),
-            "chunks": _count(each.chunks),
-            "disk": "-" if each.size_bytes is None else format_size(each.size_bytes),
-            "time": each.note or ("unknown" if each.elapsed_s is None else f"about {format_duration(each.elapsed_s)}"),
+            "stage": f"{stage.stage} {stage.name}".rstrip(),
+            "documents": _count(stage.documents),
+            "chunks": _count(stage.chunks),
+            "disk": "-" if stage.size_bytes is None else format_size(stage.size_bytes),
+            "time": stage.note
+            or ("unknown" if stage.elapsed_s is None else f"about {format_duration(stage.elapsed_s)}"),
         }
-        for each in stages
+        for stage in stages
     ]
-    known = [each.elapsed_s for each in stages if each.elapsed_s is not None]
-    more = " and what is unknown" if len(known) < len([each for each in stages if not each.note]) else ""
-    disk = sum(each.size_bytes or 0 for each in stages)
+    known = [stage.elapsed_s for stage in stages if stage.elapsed_s is not None]
+    more = (
+        " and the stages with unknown time" if len(known) < len([stage for stage in stages if not stage.note]) else ""
+    )
+    disk = sum(stage.size_bytes or 0 for stage in stages)
     if not rows:
         return "nothing to do"
-    return f"{render_table(rows)}\n\nin all about {format_duration(sum(known))}{more}, {format_size(disk)} of disk"
+    return (
+        f"{render_table(rows)}\n\ntotal: about {format_duration(sum(known))}{more}, {format_size(disk)} of disk space"
+    )
 
 
 def _count(count: int | None) -> str:

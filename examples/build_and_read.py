@@ -1,6 +1,7 @@
 """Build a small database and read its neighbour table: python examples/build_and_read.py [FOLDER]
 
-It takes seconds: `hashing:256` stands in for an encoder and compares words, where a real one compares meanings.
+It takes seconds, because it uses `hashing:256` instead of a real encoder. `hashing:256` compares words. A real encoder
+compares meanings.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RIVERS = {"Danube": "Black Sea", "Rhine": "North Sea", "Elbe": "North Sea", "Ode
 
 
 def main(folder: Path) -> None:
-    """Every stage once, then what a trainer reads."""
+    """Run every stage once, and read what a trainer reads."""
     articles = folder / "rivers.jsonl"
     texts = {
         river: " ".join([f"The {river} is a river of Europe."] * 3 + [f"The {river} flows into the {sea}."] * 3)
@@ -39,12 +40,12 @@ def main(folder: Path) -> None:
     table, chunks = db.neighbour_table(), db.view().chunks
     rows = table.rows()[:3]
     ids, distances = table.read(rows)  # (3, 2): -1 where a row has fewer neighbours
-    for row, text, own_ids, own_distances in zip(rows, chunks.texts(rows), ids, distances, strict=True):
+    for row, text, row_ids, row_distances in zip(rows, chunks.texts(rows), ids, distances, strict=True):
         print(f"\n{row}: {text!r}")
-        values = zip(chunks.texts(own_ids), chunks.texts(chunks.continuation(own_ids)), own_distances, strict=True)
+        values = zip(chunks.texts(row_ids), chunks.texts(chunks.continuation(row_ids)), row_distances, strict=True)
         for neighbour, continuation, distance in values:
             print(f"    {distance:.3f} {neighbour!r} -> {continuation!r}")
-    # As token ids, [N, F] in the paper: padded to the chunk's length, nothing where there is none.
+    # As token ids ([N, F] in the paper), padded to the chunk length. A missing chunk has length 0.
     tokens = chunks.gather_tokens(np.stack([ids, chunks.continuation(ids.ravel()).reshape(ids.shape)], axis=-1).ravel())
     print(f"\ntokens {tokens.tokens.shape}, lengths {tokens.lengths.tolist()}")
 

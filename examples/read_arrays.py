@@ -1,8 +1,8 @@
-"""A data set over `retrodb export DB OUT --to arrays`, with NumPy alone: the lines to start a trainer of one's own from.
+"""A data set that reads `retrodb export DB OUT --to arrays` with NumPy only. Start from it to write your own trainer.
 
-A sample is a run of chunks: their tokens (l, m), and for each chunk K neighbours with their continuations (l, K, 2, m). Where
-there is nothing (a missing neighbour or continuation, the end of a chunk, a chunk deleted since) stands the pad token, which is
-the first id outside the vocabulary. RETRO's chunk u may see the neighbours of chunks before it only.
+A sample is a run of chunks: their tokens (l, m), and for each chunk K neighbours with their continuations (l, K, 2, m). The
+pad token fills a missing neighbour or continuation, the end of a short chunk, and a deleted chunk. It is the first id outside
+the vocabulary. In RETRO, chunk u may only see the neighbours of the chunks before it.
 """
 
 import json
@@ -15,12 +15,12 @@ class Arrays:
     def __init__(self, folder, chunks_per_sample=32, k=2):
         folder, self.l, self.k = Path(folder), chunks_per_sample, k
         self.pad = json.loads((folder / "meta.json").read_text())["pad_token"]
-        for path in folder.glob("*.npy"):  # memory-mapped: opening costs nothing, and workers share the pages
+        for path in folder.glob("*.npy"):  # memory-mapped: opening is fast, and worker processes share the memory
             setattr(self, path.stem, np.load(path, mmap_mode="r" if path.stat().st_size > 4096 else None))
         documents = self.query_documents  # a sample never crosses a document
         start = np.flatnonzero(np.append(True, documents[1:] != documents[:-1])[: len(documents)])
         runs = zip(start, np.diff(np.append(start, len(documents))), strict=True)
-        self.samples = [(a + at, min(self.l, n - at)) for a, n in runs for at in range(0, n, self.l)]
+        self.samples = [(row + i, min(self.l, n - i)) for row, n in runs for i in range(0, n, self.l)]
 
     def __len__(self):
         return len(self.samples)
@@ -34,6 +34,6 @@ class Arrays:
         return self._gather(self.query_tokens, self.query_lengths, rows), values
 
     def _gather(self, tokens, lengths, rows):
-        """The only place that reads tokens: -1 and whatever is past a chunk's end is padding, never another chunk."""
+        """The only place that reads tokens. Row -1 and tokens after the end of a chunk become padding, never another chunk."""
         is_token = (np.arange(tokens.shape[1]) < lengths[rows][..., None]) & (rows >= 0)[..., None]
         return np.where(is_token, tokens[rows].astype(np.int64), self.pad)

@@ -3,8 +3,8 @@
 >>> import retrodb
 >>> db = retrodb.open("my.retrodb")
 
-`create` and `open` give a `retrodb.database.Database`, which has every command of the command line as a method. They are
-loaded at first use, so that importing the package stays cheap.
+`create` and `open` return a `retrodb.database.Database`. Every command of the command line is a method of this class. The
+class is loaded when it is first used, so that `import retrodb` is fast.
 """
 
 from __future__ import annotations

@@ -1,27 +1,28 @@
-"""Everything retrodb can refuse, and the exit code of each.
+"""All errors of retrodb, and the exit code of each.
 
-Exit codes are part of the command line's contract and live here and nowhere else::
+Exit codes are a public interface of the command line. They are defined only here::
 
-    RetroDBError                1   anything that is not one of the below
-    ├── UsageError              2   an option or argument that cannot be meant
-    │   └── ConfigError         2   a TOML file or parameter with an unknown or impossible value
-    ├── InputError              1   a file given by the user cannot be read as what it should be
-    │   └── TooManyRejects      1   more records refused than --max-reject-rate allows
-    ├── MissingStep             1   an earlier command has to run first
-    ├── MissingDependency       1   an extra is not installed
-    ├── WorkerDied              1   a process that ran a task ended without a word
-    ├── MismatchError           1   a tokenizer, space or query that belongs to something else
+    RetroDBError                1   any other error
+    ├── UsageError              2   an invalid option or argument
+    │   └── ConfigError         2   an unknown key or an invalid value in a TOML file or in parameters
+    ├── InputError              1   a file of the user cannot be read in the expected format
+    │   └── TooManyRejects      1   more records were rejected than --max-reject-rate allows
+    ├── MissingStep             1   another command must run first
+    ├── MissingDependency       1   an optional package is not installed
+    ├── WorkerDied              1   a worker process ended unexpectedly
+    ├── MismatchError           1   a tokenizer, encoder, space or query set that does not match the database
     ├── NoSpaceError            4   the disk is full
-    ├── DamagedFileError        5   bytes that differ from what the snapshot promises
-    │   └── MissingFileError    5   a file that the snapshot promises is not there
+    ├── DamagedFileError        5   the content of a file is not what the snapshot says
+    │   └── MissingFileError    5   a file of the snapshot is missing
     ├── NotADatabaseError      10   no database at this path
-    │   └── FormatVersionError 10   a database of a newer format
-    └── ConflictError          11   another command changed what this one read
-        └── LockedError        11   another command is at work on the same thing
+    │   └── FormatVersionError 10   the format of the database is too new
+    └── ConflictError          11   another command changed the data that this one read
+        └── LockedError        11   another command is working on the same data
 
-Two outcomes are no errors but have codes of their own: 3, finished with rejected records, and 130, interrupted.
+Two other outcomes are not errors and have their own exit codes: 3 for success with rejected records, and 130 for an
+interrupted command.
 
-A message says what is wrong, where, and what to do about it.
+A message says what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class RetroDBError(Exception):
     """An error with a place and a remedy.
 
     Args:
-        what: the fault, in a clause without a full stop.
-        where: file, and place in it, if there is one.
-        remedy: what the reader can do, as a sentence.
+        what: the error, as a clause without a full stop.
+        where: the file, and the place in it.
+        remedy: what the user can do, as a sentence.
     """
 
     exit_code = EXIT_ERROR
@@ -57,7 +58,7 @@ class RetroDBError(Exception):
         return f"{head}. {self.remedy}" if self.remedy else f"{head}."
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword arguments do not survive the default pickling, and errors cross process borders.
+        # Default pickling loses keyword arguments, and worker processes send errors to the main process.
         return _rebuild, (type(self), self.what, self.where, self.remedy)
 
 
@@ -66,53 +67,53 @@ def _rebuild(kind: type[RetroDBError], what: str, where: str | None, remedy: str
 
 
 class UsageError(RetroDBError):
-    """An option or argument that cannot be meant."""
+    """An option or argument is invalid."""
 
     exit_code = EXIT_USAGE
 
 
 class ConfigError(UsageError):
-    """A TOML file or parameter with an unknown or impossible value."""
+    """A TOML file or a parameter has an unknown key or an invalid value."""
 
 
 class InputError(RetroDBError):
-    """A file given by the user cannot be read as what it should be."""
+    """A file of the user cannot be read in the expected format."""
 
 
 class TooManyRejects(InputError):
-    """More records were refused than --max-reject-rate allows; nothing was committed."""
+    """More records were rejected than --max-reject-rate allows. Nothing was committed."""
 
 
 class MissingStep(RetroDBError):
-    """An earlier command has to run first; the remedy names it."""
+    """Another command must run first. The remedy names it."""
 
 
 class MissingDependency(RetroDBError):
-    """An optional package is not installed; the remedy names the extra."""
+    """An optional package is not installed. The remedy names the extra to install."""
 
 
 class WorkerDied(RetroDBError):
-    """A process that ran a task ended without a word: out of memory, or a crash in native code."""
+    """A worker process ended unexpectedly: it ran out of memory, or native code crashed."""
 
 
 class MismatchError(RetroDBError):
-    """A tokenizer, space, encoder or query that belongs to something else."""
+    """A tokenizer, encoder, space or query set does not match the database."""
 
 
 class NoSpaceError(RetroDBError):
-    """The disk is full; nothing was committed."""
+    """The disk is full. Nothing was committed."""
 
     exit_code = EXIT_NO_SPACE
 
 
 class DamagedFileError(RetroDBError):
-    """Bytes that differ from what the snapshot promises."""
+    """The content of a file is not what the snapshot says."""
 
     exit_code = EXIT_DAMAGE
 
 
 class MissingFileError(DamagedFileError):
-    """A file that the snapshot promises is not there."""
+    """A file of the snapshot is missing."""
 
 
 class NotADatabaseError(RetroDBError):
@@ -126,10 +127,10 @@ class FormatVersionError(NotADatabaseError):
 
 
 class ConflictError(RetroDBError):
-    """Another command changed what this one had read; planning again is safe."""
+    """Another command changed the data that this one read. It is safe to run the command again."""
 
     exit_code = EXIT_CONFLICT
 
 
 class LockedError(ConflictError):
-    """Another command is at work on the same thing."""
+    """Another command is working on the same data."""

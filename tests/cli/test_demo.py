@@ -49,7 +49,7 @@ def test_the_demo_runs_every_stage_and_shows_neighbours(tmp_path: Path) -> None:
     assert any((tmp_path / "demo" / "demo" / "export").rglob("*.parquet"))
 
     again = ok("demo", tmp_path / "demo", *SMALL).out
-    assert "What to type next:" in again
+    assert "Next steps:" in again
     assert f"retrodb search {tmp_path / 'demo'}" in again
 
 

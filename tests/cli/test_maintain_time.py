@@ -62,13 +62,13 @@ def test_purge_asks_proves_and_names_what_it_breaks(built: Path, fresh: Fresh, t
     ok("pin", database, pinned, "--name", "run")
     plan = ok("purge", database, "--doc-ids", names, "--dry-run").out
     assert plan.startswith("would purge 2 documents")
-    assert "unknown here: nobody" in plan
-    assert "pins that are broken: run" in plan
+    assert "unknown documents: nobody" in plan
+    assert "pins that would be removed: run" in plan
     refused = run("purge", database, "--doc-ids", names, "--yes")
     assert (refused.code, "run (snapshot" in refused.err) == (errors.EXIT_USAGE, True)
     done = run("purge", database, "--doc-ids", names, "--yes", "--break-pins")
     assert done.code == 0, done.out
-    assert done.out.splitlines()[-1] == "0 left"
+    assert done.out.splitlines()[-1] == "0 traces left"
     row = run("purge", database, "--doc-ids", names, "--yes", "--json").row
     assert row["proof"]["left"] == []
     assert ok("check", database, "--read-data", "--json").row["damaged"] == []
@@ -79,8 +79,8 @@ def test_purge_asks_proves_and_names_what_it_breaks(built: Path, fresh: Fresh, t
     assert done.code == errors.EXIT_DAMAGE
     assert done.out.splitlines()[-3:] == [
         "quarantine/chunks/x.parquet: cannot be read, - (1)",
-        "quarantine/: damaged bytes that a repair put aside. Delete the files, unless somebody is to mend them.",
-        "1 left",
+        "quarantine/: damaged files that a repair moved here. Delete them if nobody needs them.",
+        "1 trace left",
     ]
 
 

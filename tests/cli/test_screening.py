@@ -30,7 +30,7 @@ def test_documents_are_tagged_filtered_and_brought_back(built: Path, fresh: Fres
     row = ok("filter", database, "--where", "told > 6", "--reason", "told", "--json").row
     assert row["by_source"] == {"made": row["documents"]}
     assert "deleted 0 documents" in ok("filter", database, "--where", "told > 6", "--reason", "told").out
-    assert f"no longer holds for {row['documents']} documents" in ok("undelete", database, "--reason", "told").out
+    assert f"revoked for {row['documents']} documents" in ok("undelete", database, "--reason", "told").out
 
 
 def test_names_come_from_a_file_or_stdin(
@@ -68,15 +68,15 @@ def test_what_cannot_be_meant_is_refused(built: Path, command: tuple[str, ...], 
 
 def test_a_repair_says_what_became_of_each_file(built: Path, fresh: Fresh) -> None:
     database = fresh(built)
-    assert ok("check", database, "--repair").out.strip() == "all is well"
+    assert ok("check", database, "--repair").out.strip() == "no damage found"
     manifest = open(database).view().manifest
     tokens, vectors, chunks = (manifest.files(kind)[0].path for kind in ("tokens", "vectors", "chunks"))
     (database / tokens).unlink()
     (database / vectors).write_bytes(b"torn")
     assert run("check", database, "--repair", "--dry-run").code == errors.EXIT_DAMAGE
     shown = ok("check", database, "--repair").out
-    assert f"{tokens}: made anew" in shown
-    assert f"{vectors}: taken out" in shown
+    assert f"{tokens}: rebuilt" in shown
+    assert f"{vectors}: removed" in shown
     assert "ran: retrodb embed --space default" in shown
     assert ok("check", database, "--read-data-subset", "50%", "--json").row["damaged"] == []
     (database / chunks).write_bytes(b"torn")

@@ -29,7 +29,7 @@ def test_build_shows_documents_and_estimates_before_the_stages(built_folder: Pat
     out = (built_folder / "out").read_text()
     places = [
         out.index(each)
-        for each in ("d0  text from 'text'", "1 file,", "in all about", "ingest          done", "What to type next:")
+        for each in ("d0  text from 'text'", "1 file,", "total: about", "ingest          done", "Next steps:")
     ]
     assert places == sorted(places)
     assert "12 documents" in out
@@ -61,7 +61,7 @@ def test_update_continues_what_build_began(built_folder: Path) -> None:
     json_lines(built_folder / "files.jsonl", *map(document, range(14)))
     plan = ok("update", built_folder / "db", "--workers", 1, "--dry-run", "--json").row
     assert (plan["documents"], plan["stages"][0]["stage"]) == (2, "ingest")
-    assert "in all about" in ok("update", built_folder / "db", "--workers", 1, "--dry-run").out
+    assert "total: about" in ok("update", built_folder / "db", "--workers", 1, "--dry-run").out
     *steps, result = ok("update", built_folder / "db", "--workers", 1, "--json").rows
     assert {row["message_type"] for row in steps} == {"update_step"}
     assert (result["message_type"], result["outcome"]) == ("update_result", "done")
