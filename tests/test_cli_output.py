@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import importlib
+import inspect
 import json
-from collections.abc import Mapping
+import typing
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 import pytest
 
-from retrodb_cli.output import ConsoleOutput, JsonOutput, format_duration, format_size, format_value
+from retrodb import database
+from retrodb_cli.output import ConsoleOutput, JsonOutput, format_duration, format_size, format_value, message_type
 
 
 @dataclass(frozen=True)
@@ -114,3 +121,40 @@ def test_no_color_is_respected(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setenv("NO_COLOR", "1")
     ConsoleOutput().error(1, "gone")
     assert capsys.readouterr().err == "Error: gone\n"
+
+
+def printed_classes() -> set[type]:
+    """The dataclasses that commands print: results of the methods of `Database`, and what they report on the way."""
+    modules = {inspect.getmodule(base) for base in database.Database.__mro__[:-1]} | {database}
+    classes = {kind for module in modules if module for kind in annotated_classes(Path(str(module.__file__)))}
+    assert {"UpdateStep", "SearchHit", "Stats", "BuildPlan", "DemoStage"} <= {kind.__name__ for kind in classes}
+    return classes
+
+
+def annotated_classes(path: Path) -> Iterator[type]:
+    """The dataclasses that a module imports under TYPE_CHECKING, for its annotations."""
+    for block in ast.parse(path.read_text()).body:
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            for node in block.body:
+                assert isinstance(node, ast.ImportFrom), ast.unparse(node)
+                if not str(node.module).startswith("retrodb"):
+                    continue
+                module = importlib.import_module(str(node.module))
+                values = [getattr(module, alias.name) for alias in node.names]
+                yield from (value for value in values if isinstance(value, type) and dataclasses.is_dataclass(value))
+
+
+def test_the_message_type_of_every_result_is_unique() -> None:
+    classes = printed_classes()
+    nested = {type for kind in classes for type in nested_rows(kind)}
+    counts = Counter(message_type(kind) for kind in classes | nested)
+    assert [name for name, count in counts.items() if count > 1] == []
+    assert {"table_repair_result", "database_repair_result", "diff_row"} <= counts.keys()
+
+
+def nested_rows(kind: type) -> Iterator[type]:
+    """The dataclasses in tuples and lists of a result: some commands print these instead of the result."""
+    for hint in typing.get_type_hints(kind).values():
+        for argument in typing.get_args(hint):
+            if isinstance(argument, type) and dataclasses.is_dataclass(argument):
+                yield argument

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+EXTRAS = re.compile(r"retrodb\[([a-z0-9,_-]+)\]")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -60,6 +62,20 @@ def test_help_of_every_command_has_an_example_and_exit_codes(name: str) -> None:
         assert re.search(r"^Exit codes:\n +0 ", shown, re.MULTILINE), words
         example = shown.partition("\nExample:\n")[2].partition("\n\n")[0]
         assert [fault for each in command_lines(example) if (fault := fault_of(each))] == [], words
+
+
+def test_extras_that_are_named_exist() -> None:
+    """In documents, in messages about packages that are not installed, and in the project's own requirements."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [
+        *DOCUMENTS,
+        ROOT / "pyproject.toml",
+        ROOT / "Makefile",
+        *ROOT.glob("retrodb/**/*.py"),
+        *ROOT.glob("cli/*.py"),
+    ]
+    named = {name for file in files for names in EXTRAS.findall(file.read_text()) for name in names.split(",")}
+    assert named == named & extras.keys() != set()
 
 
 def test_what_is_wrong_in_a_document_is_found() -> None:

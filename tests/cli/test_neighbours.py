@@ -66,3 +66,11 @@ def test_the_plain_command_keeps_its_place_and_its_environment(
     assert "retrodb neighbours show" in text
     monkeypatch.setenv("RETRODB_NEIGHBOURS_K", "0")
     assert run("neighbours", built, "--dry-run").code == 2
+
+
+def test_memory_and_device_reach_the_repair(built: Path) -> None:
+    refused = run("neighbours", built, "--repair", "--memory", "1KiB")
+    assert (refused.code, "a memory limit of 1,024 bytes is too small" in refused.err) == (2, True)
+    refused = run("neighbours", built, "--repair", "--device", "abacus")
+    assert (refused.code, "abacus" in refused.err) == (2, True)
+    assert ok("neighbours", built, "--repair", "--memory", "64MiB", "--device", "cpu", "--json").rows

@@ -68,6 +68,13 @@ def test_update_continues_what_build_began(built_folder: Path) -> None:
     assert "nothing to do" in ok("update", built_folder / "db", "--workers", 1, "--dry-run").out
 
 
+def test_memory_and_device_reach_the_neighbour_tables(built_folder: Path) -> None:
+    for option, value in (("--memory", "1KiB"), ("--device", "abacus")):
+        done = run("update", built_folder / "db", "--workers", 1, option, value, "--json")
+        [failed] = [row for row in done.rows[:-1] if row["outcome"] == "failed"]
+        assert (done.code, failed["stage"]) == (2, "neighbours"), failed["error"]
+
+
 def test_update_ends_with_the_code_of_the_first_failure(built_folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "recipe.toml"
     config.write_text('[sources.other]\ninputs = ["nowhere"]\n')

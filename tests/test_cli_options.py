@@ -1,0 +1,69 @@
+"""Options that several commands share: sizes, fractions and durations, and one memory limit with one default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import click
+import pytest
+
+from retrodb.config import DEFAULT_MEMORY_BYTES
+from retrodb_cli.main import cli
+from retrodb_cli.options import duration, fraction, size
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("4096", 4096),
+        ("1B", 1),
+        ("500MB", 500 << 20),
+        ("500M", 500 << 20),
+        ("500MiB", 500 << 20),
+        ("8 GiB", 8 << 30),
+        ("8G", 8 << 30),
+        ("8gb", 8 << 30),
+        ("2K", 2 << 10),
+        ("1T", 1 << 40),
+        ("1TiB", 1 << 40),
+    ],
+)
+def test_units_of_sizes_are_powers_of_two(text: str, size_bytes: int) -> None:
+    assert size(text) == size_bytes
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.5%", 0.005), ("0.005", 0.005), ("100%", 1.0), ("0", 0.0)])
+def test_a_fraction_is_a_number_or_a_percentage(text: str, value: float) -> None:
+    assert fraction(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("45s", 45), ("30m", 1800), ("12h", 43_200), ("7d", 604_800)])
+def test_a_duration_has_a_unit(text: str, seconds: int) -> None:
+    assert duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [(size, "0"), (size, "-1G"), (size, "1.5G"), (size, "8X"), (size, ""), (fraction, "2"), (fraction, "x%"), (duration, "7"),
+     (duration, "d"), (duration, "9" * 30 + "d")],
+)  # fmt: skip
+def test_an_invalid_value_is_refused_by_name(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(click.BadParameter, match=f"'{text}' is "):
+        parse(text)
+
+
+def option_of(command_name: str, option: str) -> click.Parameter:
+    command = cli.get_command(click.Context(cli), command_name)
+    assert command is not None
+    command = getattr(command, "default", command)
+    [parameter] = [each for each in command.params if option in each.opts]
+    return parameter
+
+
+@pytest.mark.parametrize("name", ["neighbours", "update", "build"])
+def test_the_memory_limit_has_one_default(name: str) -> None:
+    parameter = option_of(name, "--memory")
+    assert isinstance(parameter.default, str)
+    assert size(parameter.default) == DEFAULT_MEMORY_BYTES
+    assert "powers of two" in str(parameter.to_info_dict()["help"])
