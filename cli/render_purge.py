@@ -24,26 +24,26 @@ _REMEDIES = {
 
 def purge_plan(result: PurgeResult) -> str:
     """What a purge would delete."""
-    return f"would purge {_summary(result, 'would be ')}"
+    return f"would purge {_summary(result, is_plan=True)}"
 
 
 def purge_result(result: PurgeResult) -> str:
     """What was deleted, and the proof."""
     lines = [
-        f"purged {_summary(result, '')}",
+        f"purged {_summary(result)}",
         f"deleted {format_count(result.deleted_files)} files, {format_size(result.deleted_bytes)}",
     ]
     return "\n".join([*lines, *(_proof(result.proof) if result.proof is not None else ())])
 
 
-def _summary(result: PurgeResult, would_be: str) -> str:
+def _summary(result: PurgeResult, *, is_plan: bool = False) -> str:
     lines = [f"{format_count(result.documents)} documents, {format_count(result.chunks)} chunks"]
     if result.unknown:
         lines.append(f"unknown documents: {', '.join(result.unknown)}")
     if result.expired:
-        lines.append(f"snapshots that {would_be or 'are '}expired: {', '.join(map(str, result.expired))}")
+        lines.append(f"{'would expire' if is_plan else 'expired'} snapshots: {', '.join(map(str, result.expired))}")
     if result.broken_pins:
-        lines.append(f"pins that {would_be or 'are '}removed: {', '.join(result.broken_pins)}")
+        lines.append(f"{'would remove' if is_plan else 'removed'} pins: {', '.join(result.broken_pins)}")
     for export in result.exports:
         lines.append(
             f"{export.path}: the export of snapshot {export.snapshot} contains the documents. Run '{export.remedy}'"

@@ -63,7 +63,7 @@ def test_purge_asks_proves_and_names_what_it_breaks(built: Path, fresh: Fresh, t
     plan = ok("purge", database, "--doc-ids", names, "--dry-run").out
     assert plan.startswith("would purge 2 documents")
     assert "unknown documents: nobody" in plan
-    assert "pins that would be removed: run" in plan
+    assert "would remove pins: run" in plan
     refused = run("purge", database, "--doc-ids", names, "--yes")
     assert (refused.code, "run (snapshot" in refused.err) == (errors.EXIT_USAGE, True)
     done = run("purge", database, "--doc-ids", names, "--yes", "--break-pins")
