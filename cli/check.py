@@ -14,10 +14,13 @@ from .options import (
     Session,
     as_of_option,
     database_argument,
+    device_option,
     dry_run_option,
     duration,
     fraction,
+    is_given,
     json_option,
+    memory_option,
     open_database,
     pass_session,
     progress_option,
@@ -50,6 +53,8 @@ from .render_screen import repaired
 )
 @click.option("--repair", is_flag=True, help="Read every file, and rebuild damaged files where possible.")
 @click.option("--accept-loss", is_flag=True, help="With --repair: delete the documents that cannot be recovered.")
+@memory_option
+@device_option
 @as_of_option
 @dry_run_option
 @progress_option
@@ -63,6 +68,8 @@ def command(
     max_duration: timedelta | None,
     repair: bool,
     accept_loss: bool,
+    memory_bytes: int,
+    device: str,
     as_of: int | None,
     dry_run: bool,
 ) -> int | None:
@@ -72,13 +79,13 @@ def command(
     the documents that cannot be recovered. Without --accept-loss, it does not change their files.
     """
     is_partial = subset is not None or max_duration is not None
-    if (accept_loss or dry_run) and not repair:
-        raise click.UsageError("--accept-loss and --dry-run need --repair.")
+    if not repair and (accept_loss or dry_run or is_given("memory_bytes") or is_given("device")):
+        raise click.UsageError("--accept-loss, --memory, --device and --dry-run need --repair.")
     if repair and (is_partial or as_of is not None):
         raise click.UsageError("--repair reads every file of the newest snapshot. Remove the other options.")
     db = open_database(session, database)
     if repair:
-        result = db.repair(accept_loss=accept_loss, dry_run=dry_run)
+        result = db.repair(accept_loss=accept_loss, memory_bytes=memory_bytes, device=device, dry_run=dry_run)
         session.output.result(result, repaired)
         return None if result.is_whole else errors.EXIT_DAMAGE
     max_duration_s = max_duration.total_seconds() if max_duration else None

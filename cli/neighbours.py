@@ -194,7 +194,7 @@ def show(session: Session, database: str, table: str | None, row: int, as_of: in
 @database_argument
 @table_option
 @row_option
-@click.option("--ban", type=int, metavar="ID", help="Remove this chunk. The next neighbour replaces it.")
+@click.option("--ban", type=int, metavar="ID", help="Ban this chunk. The next neighbour replaces it.")
 @click.option("--pin", type=int, metavar="ID", help="Put this chunk before all other neighbours.")
 @click.option("--replace", type=int, nargs=2, metavar="OLD NEW", help="Ban chunk OLD and pin chunk NEW.")
 @click.option("--undo", is_flag=True, help="Undo this edit.")

@@ -1,4 +1,4 @@
-"""The command line's frame: the table of commands, and errors as messages and exit codes, for people and for programs."""
+"""The framework of the command line: the table of commands, and errors as messages and exit codes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_json_prints_one_typed_object_a_line(toy: Toy, capsys: Captured) -> None
     assert json.loads(err) == {"message_type": "note", "message": "progress: False"}
 
 
-def test_a_command_may_end_with_a_code_of_its_own(toy: Toy) -> None:
+def test_a_command_can_return_an_exit_code(toy: Toy) -> None:
     assert main(["toy", "--workers", "3"]) == errors.EXIT_REJECTS
 
 
@@ -106,7 +106,7 @@ CASES = [
         10,
         "x: no database. Run 'retrodb init x'.",
     ),
-    (errors.LockedError("another command is running"), 11, "another command is at work."),
+    (errors.LockedError("another command is running"), 11, "another command is running."),
     (errors.DamagedFileError("checksum mismatch", where="chunks/1.parquet"), 5, "chunks/1.parquet: checksum mismatch."),
     (OSError(errno.ENOSPC, "No space left on device", "a/b"), 4, "a/b: No space left on device."),
     (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "a/b: Permission denied."),
@@ -128,7 +128,7 @@ def test_errors_become_messages_and_exit_codes(
     assert (out, json.loads(err)) == ("", {"message_type": "error", "code": code, "message": message})
 
 
-def test_our_own_mistakes_are_not_dressed_up(toy: Toy) -> None:
+def test_internal_errors_are_not_hidden(toy: Toy) -> None:
     toy(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         main(["toy"])
@@ -159,7 +159,7 @@ def test_progress_is_shown_when_asked_for(toy: Toy, capsys: Captured) -> None:
     assert capsys.readouterr().err == "progress: True\n"
 
 
-def test_a_reader_that_leaves_is_no_traceback() -> None:
+def test_a_closed_pipe_gives_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-c", "import sys; from retrodb_cli.main import main; sys.exit(main(['--help']))"]

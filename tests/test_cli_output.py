@@ -86,7 +86,7 @@ def test_json_has_every_field_with_its_plain_value(capsys: pytest.CaptureFixture
         (3e18, "3,000.0 PB"),
     ],
 )
-def test_sizes_read_like_sizes(size_bytes: float, shown: str) -> None:
+def test_sizes_have_decimal_units(size_bytes: float, shown: str) -> None:
     assert format_size(size_bytes) == shown
 
 

@@ -1,4 +1,4 @@
-"""The documents tell the truth: commands, options, folders and links that they name exist, and help says what it should."""
+"""Commands, options, folders, links and extras in the documents exist. Every help text has an example and exit codes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_commands_and_options_in_code_blocks_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_have_a_target(document: Path) -> None:
     text = FENCE.sub("", document.read_text())
     dead = [link for link in LINK.findall(text) if not re.match(r"[a-z]+:", link) and not is_alive(document, link)]
     assert not dead
@@ -78,7 +78,7 @@ def test_extras_that_are_named_exist() -> None:
     assert named == named & extras.keys() != set()
 
 
-def test_what_is_wrong_in_a_document_is_found() -> None:
+def test_errors_in_a_document_are_found() -> None:
     assert fault_of(["no-such-command"]) == "no such command"
     assert fault_of(["--no-such-option"]) == "no option --no-such-option"
     assert list(command_lines("$ retrodb a \\\n  --b=1 | head -3\n  retrodb c > d  # retrodb e\nout of retrodb\n")) == [

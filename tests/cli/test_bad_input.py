@@ -150,7 +150,7 @@ def test_changed_weights_of_an_encoder_are_refused(built: Path, fresh: Fresh, tm
         (["validate", "{db}"], "retrodb neighbours"),
     ],
 )
-def test_a_command_too_early_names_the_missing_one(
+def test_a_command_that_runs_too_early_names_the_missing_step(
     arguments: list[str], missing: str, empty: Path, tmp_path: Path
 ) -> None:
     done = run(*(each.format(db=empty, out=tmp_path / "out") for each in arguments))
@@ -165,7 +165,7 @@ def test_neighbours_between_embed_and_index_asks_for_index(empty: Path, corpus: 
     assert "'retrodb index" in run("neighbours", database).err
 
 
-def test_two_writers_of_one_source_the_second_waits(empty: Path, corpus: Path, fresh: Fresh) -> None:
+def test_a_second_writer_of_a_source_is_refused(empty: Path, corpus: Path, fresh: Fresh) -> None:
     database = fresh(empty)
     with advisory_lock(storage.LocalStorage(database), conflict_keys.ingest("s").lock, "ingest"):
         done = run("ingest", database, corpus, *LENIENT)
@@ -181,7 +181,7 @@ def test_two_writers_of_one_source_the_second_waits(empty: Path, corpus: Path, f
         (errno.EROFS, errors.EXIT_ERROR, "no permission to write here"),
     ],
 )
-def test_a_disk_that_refuses_in_mid_stage_leaves_the_old_version_and_the_rerun_ends_it(
+def test_a_full_or_read_only_disk_keeps_the_old_snapshot_and_a_rerun_succeeds(
     number: int, code: int, message: str, empty: Path, corpus: Path, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = fresh(empty)
@@ -232,7 +232,7 @@ def test_a_damaged_file_is_refused_by_name_before_it_is_used(built: Path, fresh:
     assert f"documents/{part.name}: checksum mismatch" in done.errors[-1]["message"]
 
 
-def test_any_script_is_cut_without_loss(empty: Path, fresh: Fresh, tmp_path: Path) -> None:
+def test_text_in_any_script_is_split_without_loss(empty: Path, fresh: Fresh, tmp_path: Path) -> None:
     database = fresh(empty)
     texts = [
         "数据库检索增强语言模型，文本分块。" * 20,
@@ -257,7 +257,7 @@ def test_any_script_is_cut_without_loss(empty: Path, fresh: Fresh, tmp_path: Pat
     assert Tokenizer.load(database / "tokenizer.json").decode_bytes(tokens).decode() == "".join(texts)
 
 
-def test_a_tokenizer_is_not_trained_on_nothing_nor_written_nowhere(corpus: Path, tmp_path: Path) -> None:
+def test_tokenizer_training_needs_documents_and_an_existing_folder(corpus: Path, tmp_path: Path) -> None:
     nothing = json_lines(tmp_path / "in.jsonl", {"id": 1})
     done = run("tokenizer", "train", nothing, "--out", tmp_path / "tokenizer.json")
     assert (done.code, "no document in the input files" in done.err) == (errors.EXIT_ERROR, True)

@@ -53,7 +53,7 @@ def test_an_invalid_fraction_is_refused(fraction: str, empty: Path, corpus: Path
     assert "Write 0.5% or 0.005" in done.err
 
 
-def test_dedup_reports_who_matched_whom(built: Path) -> None:
+def test_dedup_reports_matching_texts(built: Path) -> None:
     shown = ok("dedup", built, "--name", "exam", "--report").out
     assert shown.startswith("exam: all documents were compared with it before")
     assert "exam/t0  and  made/d3: deleted\n  jaccard 1.000, containment 1.000" in shown
@@ -113,7 +113,7 @@ def test_search_never_shows_what_was_removed(built: Path) -> None:
     assert "d3" not in {row["doc_id"] for row in rows}
 
 
-def test_words_shared_with_the_query_stand_out(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_shared_with_the_query_are_highlighted(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("click.utils.should_strip_ansi", lambda stream, color=None: color is False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[33mviolin\x1b[0m" in ok("search", built, "violin").out
@@ -141,7 +141,7 @@ def test_snapshots_are_listed_oldest_first(built: Path) -> None:
     assert "retrodb snapshots" in missing.err
 
 
-def test_check_is_content_with_a_whole_database(built: Path) -> None:
+def test_check_finds_no_damage_in_an_intact_database(built: Path) -> None:
     for options in ([], ["--read-data"]):
         row = ok("check", built, *options, "--json").row
         assert row["damaged"] == []

@@ -46,7 +46,7 @@ def test_options_that_would_not_be_used_are_refused(built: Path, options: list[s
     assert (done.code, fault in done.err) == (errors.EXIT_USAGE, True)
 
 
-def test_exposure_names_the_rows_and_sums_them_up(built: Path) -> None:
+def test_exposure_lists_the_rows_and_a_summary(built: Path) -> None:
     row = ok("exposure", built, "--testset", "exam", "--table", "exam", "--consumed-samples", 2, "--json").row
     assert row["message_type"] == "exposure_result"
     assert row["exposed_seen"] + row["exposed_unseen"] == len(row["exposed"]) > 0

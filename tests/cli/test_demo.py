@@ -1,4 +1,4 @@
-"""The demo, cut short: every stage runs, an interrupted one is continued, and another database is left alone."""
+"""The demo, cut short: every stage runs, an interrupted one is continued, and another database does not change."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_demo_runs_every_stage_and_shows_neighbours(tmp_path: Path) -> None:
     assert f"retrodb search {tmp_path / 'demo'}" in again
 
 
-def test_another_database_is_left_alone(built: Path) -> None:
+def test_the_demo_does_not_change_another_database(built: Path) -> None:
     before = ok("snapshots", built).out
     done = run("demo", built, *SMALL)
     assert done.code == errors.EXIT_ERROR

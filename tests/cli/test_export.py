@@ -38,7 +38,9 @@ def test_own_documents_are_packed_as_queries(built: Path, fresh: Callable[[Path]
     ok("neighbours", database, "--queries", "packed", "--exclude", "sequence", "--workers", 1)
 
 
-def test_documents_are_given_by_place_or_by_option(built: Path, fresh: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_documents_are_given_as_arguments_or_options(
+    built: Path, fresh: Callable[[Path], Path], tmp_path: Path
+) -> None:
     database, file = (
         fresh(built),
         json_lines(tmp_path / "q.jsonl", b'{"id": "1", "text": "which chunks are nearest to this"}'),
@@ -49,7 +51,7 @@ def test_documents_are_given_by_place_or_by_option(built: Path, fresh: Callable[
     assert by_place["rows"] == by_option["rows"] > 0
 
 
-def test_what_cannot_be_meant_is_a_usage_error(built: Path, corpus: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_usage_errors(built: Path, corpus: Path, tmp_path: Path) -> None:
     for arguments in (
         ["export"],
         ["export", built],

@@ -14,7 +14,7 @@ from .conftest import document, json_lines, ok, run
 Fresh = Callable[[Path], Path]
 
 
-def test_a_life_in_commands(built: Path, fresh: Fresh, tmp_path: Path) -> None:
+def test_maintenance_commands_work_one_after_another(built: Path, fresh: Fresh, tmp_path: Path) -> None:
     database = fresh(built)
     head = ok("snapshots", database, "--json").rows[-1]["snapshot"]
     open_runs = ok("gc", database, "--dry-run", "--json").row["open_runs"]  # of other tests, which tried things out
@@ -54,7 +54,7 @@ def test_a_life_in_commands(built: Path, fresh: Fresh, tmp_path: Path) -> None:
     assert ok("exposure", database, "--testset", "exam", "--as-of", head, "--json").row["testset"] == "exam"
 
 
-def test_purge_asks_proves_and_names_what_it_breaks(built: Path, fresh: Fresh, tmp_path: Path) -> None:
+def test_purge_asks_proves_and_names_removed_pins(built: Path, fresh: Fresh, tmp_path: Path) -> None:
     database = fresh(built)
     names = tmp_path / "names.txt"
     names.write_text("d5\nmade/d6\nnobody\n")
@@ -92,6 +92,6 @@ def test_purge_asks_proves_and_names_what_it_breaks(built: Path, fresh: Fresh, t
         ("diff", "2", "1"), ("diff", "0", "999"), ("purge", "--doc-ids", "/does/not/exist", "--yes"), ("purge", "--yes"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_a_usage_error(arguments: tuple[str, ...], built: Path) -> None:
+def test_invalid_arguments_are_usage_errors(arguments: tuple[str, ...], built: Path) -> None:
     done = run(arguments[0], built, *arguments[1:])
     assert done.code == errors.EXIT_USAGE, (done.out, done.err)

@@ -1,4 +1,4 @@
-"""`retrodb neighbours`: the plain command, and those beside it."""
+"""`retrodb neighbours`: the default command and its subcommands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .conftest import document, json_lines, ok, run
 Copy = Callable[[Path], Path]
 
 
-def test_show_gives_a_row_with_its_neighbours(built: Path) -> None:
+def test_show_prints_a_row_with_its_neighbours(built: Path) -> None:
     shown = ok("neighbours", "show", built, "--row", 0, "--json").row
     assert shown["message_type"] == "shown_row"
     assert shown["row"]["chunk_id"] == 0
@@ -26,7 +26,7 @@ def test_show_gives_a_row_with_its_neighbours(built: Path) -> None:
     assert run("neighbours", "show", built).code == 2
 
 
-def test_an_edit_changes_what_show_gives_until_it_is_undone(built: Path, fresh: Copy) -> None:
+def test_an_edit_changes_what_show_prints_until_it_is_undone(built: Path, fresh: Copy) -> None:
     database = fresh(built)
     ids = [
         each["chunk"]["chunk_id"] for each in ok("neighbours", "show", database, "--row", 0, "--json").row["neighbours"]
@@ -50,6 +50,8 @@ def test_repair_brings_all_tables_up_to_date(built: Path, fresh: Copy, tmp_path:
         ("exam", True, True),
         ("self", True, True),
     ]
+    refused = run("neighbours", database, "--repair", "--device", "abacus")
+    assert (refused.code, "abacus" in refused.err) == (2, True)
     [done] = ok("neighbours", database, "--repair", "--table", "self", "--workers", 1, "--json").rows
     assert done["computed"] == done["new_rows"] > 0
     refused = run("neighbours", database, "--repair", "--k", 5)
@@ -57,7 +59,7 @@ def test_repair_brings_all_tables_up_to_date(built: Path, fresh: Copy, tmp_path:
     assert "Remove --k" in refused.err
 
 
-def test_the_plain_command_keeps_its_place_and_its_environment(
+def test_the_default_command_has_its_own_help_and_environment(
     built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["neighbours", "--help"]) == 0
@@ -71,6 +73,4 @@ def test_the_plain_command_keeps_its_place_and_its_environment(
 def test_memory_and_device_reach_the_repair(built: Path) -> None:
     refused = run("neighbours", built, "--repair", "--memory", "1KiB")
     assert (refused.code, "a memory limit of 1,024 bytes is too small" in refused.err) == (2, True)
-    refused = run("neighbours", built, "--repair", "--device", "abacus")
-    assert (refused.code, "abacus" in refused.err) == (2, True)
     assert ok("neighbours", built, "--repair", "--memory", "64MiB", "--device", "cpu", "--json").rows

@@ -16,7 +16,7 @@ from .conftest import ok, run
 Fresh = Callable[[Path], Path]
 
 
-def test_documents_are_tagged_filtered_and_brought_back(built: Path, fresh: Fresh, tmp_path: Path) -> None:
+def test_documents_are_tagged_filtered_and_undeleted(built: Path, fresh: Fresh, tmp_path: Path) -> None:
     database = fresh(built)
     (tmp_path / "words.txt").write_text("told\n7:2\n")
     options = ("--name", "told", "--wordlist", tmp_path / "words.txt", "--measure", "count", "--workers", 1)
@@ -33,7 +33,7 @@ def test_documents_are_tagged_filtered_and_brought_back(built: Path, fresh: Fres
     assert f"revoked for {row['documents']} documents" in ok("undelete", database, "--reason", "told").out
 
 
-def test_names_come_from_a_file_or_stdin(
+def test_document_ids_come_from_a_file_or_stdin(
     built: Path, fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = fresh(built)
@@ -56,17 +56,19 @@ def test_names_come_from_a_file_or_stdin(
         (("tag", "--name", "x"), "--wordlist"),
         (("tag", "--name", "X y", "--regex", "a"), "small letters"),
         (("check", "--accept-loss"), "need --repair"),
+        (("check", "--memory", "8GiB"), "need --repair"),
+        (("check", "--repair", "--memory", "1KiB"), "too small for a join"),
         (("check", "--repair", "--max-duration", "1h"), "--repair reads every file"),
         (("check", "--read-data-subset", "7"), "not a fraction"),
         (("check", "--max-duration", "soon"), "not a duration"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(built: Path, command: tuple[str, ...], fault: str) -> None:
+def test_invalid_options_are_refused(built: Path, command: tuple[str, ...], fault: str) -> None:
     done = run(command[0], built, *command[1:])
     assert (done.code, fault in done.err) == (errors.EXIT_USAGE, True), done.err
 
 
-def test_a_repair_says_what_became_of_each_file(built: Path, fresh: Fresh) -> None:
+def test_a_repair_reports_what_happened_to_each_file(built: Path, fresh: Fresh) -> None:
     database = fresh(built)
     assert ok("check", database, "--repair").out.strip() == "no damage found"
     manifest = open(database).view().manifest

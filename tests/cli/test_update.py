@@ -49,14 +49,14 @@ def test_build_asks_once(tmp_path: Path, tokenizer: Path, corpus: Path, monkeypa
     assert not (tmp_path / "db").exists()
 
 
-def test_build_wants_a_tokenizer_and_says_which_there_are(tmp_path: Path, corpus: Path) -> None:
+def test_build_without_a_tokenizer_suggests_some(tmp_path: Path, corpus: Path) -> None:
     done = run("build", tmp_path / "db", corpus, "--yes")
     assert done.code == errors.EXIT_USAGE
     assert "--tokenizer gpt2" in done.err
     assert "--tokenizer train" in done.err
 
 
-def test_update_continues_what_build_began(built_folder: Path) -> None:
+def test_update_continues_a_build(built_folder: Path) -> None:
     assert ok("update", built_folder / "db", "--workers", 1, "--json").rows[-1]["outcome"] == "nothing new"
     json_lines(built_folder / "files.jsonl", *map(document, range(14)))
     plan = ok("update", built_folder / "db", "--workers", 1, "--dry-run", "--json").row
@@ -68,11 +68,13 @@ def test_update_continues_what_build_began(built_folder: Path) -> None:
     assert "nothing to do" in ok("update", built_folder / "db", "--workers", 1, "--dry-run").out
 
 
-def test_memory_and_device_reach_the_neighbour_tables(built_folder: Path) -> None:
+def test_memory_and_device_reach_the_neighbour_tables(built_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("[neighbours.more]\nk = 3\n")
     for option, value in (("--memory", "1KiB"), ("--device", "abacus")):
-        done = run("update", built_folder / "db", "--workers", 1, option, value, "--json")
-        [failed] = [row for row in done.rows[:-1] if row["outcome"] == "failed"]
-        assert (done.code, failed["stage"]) == (2, "neighbours"), failed["error"]
+        options = ("--config", tmp_path / "recipe.toml", "--workers", 1, option, value, "--json")
+        done = run("update", built_folder / "db", *options)
+        failed = next(row for row in done.rows if row["outcome"] == "failed")
+        assert (done.code, failed["stage"], failed["name"]) == (2, "neighbours", "more"), failed["error"]
 
 
 def test_update_ends_with_the_code_of_the_first_failure(built_folder: Path, tmp_path: Path) -> None:

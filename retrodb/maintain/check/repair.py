@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import orjson
 
-from retrodb.config import NearDuplicatesParams
+from retrodb.config import DEFAULT_MEMORY_BYTES, NearDuplicatesParams
 from retrodb.engine.run import open_run
 from retrodb.format.entries import DuplicatesEntry, IndexEntry, SpaceEntry, TableEntry
 from retrodb.format.json_values import from_plain
@@ -32,6 +32,7 @@ from retrodb.stages.dedup.near_duplicates import run_near_duplicates
 from retrodb.stages.embed.command import run_embed
 from retrodb.stages.embed.task import Hardware
 from retrodb.stages.index.command import run_index
+from retrodb.stages.neighbours.block_join import JoinHardware
 from retrodb.stages.neighbours.command import run_neighbours
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
@@ -82,16 +83,27 @@ class DatabaseRepairResult:
         return not (undone or (self.dry_run and (self.plan.rebuilt or self.plan.remade or self.plan.lost)))
 
 
-def run_repair(context: Context, *, accept_loss: bool = False, dry_run: bool = False) -> DatabaseRepairResult:
+def run_repair(
+    context: Context,
+    *,
+    accept_loss: bool = False,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    device: str = "auto",
+    dry_run: bool = False,
+) -> DatabaseRepairResult:
     """Mend the newest snapshot.
 
     Args:
         accept_loss: whether to go on without what nothing can give back.
+        memory_bytes: memory limit of neighbour joins.
+        device: device of encoders and neighbour joins.
 
     Raises:
         DamagedFileError: for a snapshot or manifest segment, of which nothing can be told.
         ConflictError: when rows were written anew meanwhile.
+        UsageError: for too little memory, before anything is changed.
     """
+    hardware = JoinHardware(context.num_workers, memory_bytes, device)
     view = context.view()
     plan = plan_repair(view, context)
     result = DatabaseRepairResult(view.snapshot.number, plan, accept_loss, (), (), dry_run)
@@ -110,7 +122,7 @@ def run_repair(context: Context, *, accept_loss: bool = False, dry_run: bool = F
         context.storage.write(path_of("repairing"), orjson.dumps(asdict(work)))
     if dropped := [record for record in gone if record.kind not in _REPLACED]:
         _drop(context, view, dropped)
-    ran, to_run = _make_again(context, work)
+    ran, to_run = _make_again(context, work, hardware)
     if work.kinds:
         context.storage.delete(path_of("repairing"))
     after = context.view()
@@ -283,13 +295,13 @@ class Remake:
         )
 
 
-def _make_again(context: Context, work: Remake) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _make_again(context: Context, work: Remake, hardware: JoinHardware) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Run the commands that make what is missing; gives those, and the ones that the user has to run."""
     of, snapshot = {kind: set(work.kinds.get(kind, ())) for kind in REMADE}, context.view().snapshot
     ran = []
     for space in snapshot.names(SpaceEntry):
         if space in of["vectors"] | of["parts"] or "queries" in work.kinds:
-            run_embed(context, {}, Hardware(), space=space)
+            run_embed(context, {}, Hardware(hardware.device), space=space)
             ran.append(f"embed --space {space}")
         if snapshot.entry(IndexEntry, space) and space in of["vectors"] | of["parts"] | of["codebooks"]:
             index = snapshot.existing(IndexEntry, space).params
@@ -300,7 +312,15 @@ def _make_again(context: Context, work: Remake) -> tuple[tuple[str, ...], tuple[
         ran.append("dedup --near-duplicates")
     for table in sorted(of["neighbours"] | of["joined"]):
         entry = snapshot.existing(TableEntry, table)
-        run_neighbours(context, entry.params, queries=entry.queries, space=entry.space, table=table)
+        run_neighbours(
+            context,
+            entry.params,
+            queries=entry.queries,
+            space=entry.space,
+            table=table,
+            memory_bytes=hardware.memory_bytes,
+            device=hardware.device,
+        )
         ran.append(f"neighbours --table {table}")
     tags = [f"tag --name {name}" for name in sorted(of["attributes"])]
     return tuple(ran), (*tags, *(f"ingest --source {name}" for name in work.sources))

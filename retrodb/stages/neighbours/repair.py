@@ -101,7 +101,7 @@ def run_repair_neighbours(
         MissingStep: when there is no such table, or chunks are not embedded or indexed.
         UsageError: for too little memory, or a device that is not there.
     """
-    hardware = JoinHardware(context.num_workers, memory_bytes, chosen_device(device))
+    hardware = JoinHardware(context.num_workers, memory_bytes, device)
     names = [table] if table else context.view().snapshot.names(TableEntry)
     return [_repair(context, name, hardware, dry_run) for name in names]
 
@@ -135,6 +135,8 @@ def _repair(context: Context, table: str, hardware: JoinHardware, dry_run: bool)
     plan = {"version": STAGE_VERSION, "table": table, "previous": entry, "state": state_of(view)}
     run = open_run(context.storage, "repair", plan, context.clock)
     tasks = [_task(view, table, *span) for span in spans_of(view, entry.queries)]
+    # Only now, because it loads PyTorch, and most repairs have nothing to do.
+    hardware = replace(hardware, device=chosen_device(hardware.device))
     function = partial(run_repair_task, hardware=hardware)
     # One process, as for a whole table: what the tasks have in common is read, and the new chunks assigned to lists, once.
     records = context.engine.with_processes(1).run(run, tasks, function, context.progress)

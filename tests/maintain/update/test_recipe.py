@@ -61,11 +61,11 @@ recipes = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(recipe=recipes)
-def test_a_recipe_that_was_written_reads_back_equal(recipe: Recipe) -> None:
+def test_a_recipe_is_equal_after_writing_and_reading(recipe: Recipe) -> None:
     assert parse_recipe(dump_recipe(recipe), where="recipe.toml") == recipe
 
 
-def test_lists_of_tables_and_odd_keys_survive_toml() -> None:
+def test_lists_of_tables_and_unusual_keys_are_written_and_read() -> None:
     values = {"a b": 1, "rows": [{"x": [1, 2]}, {"x": [], "in": {"y": "\n"}}], "é": {"q": {"z": True}}, "none": []}
     assert parse_toml(dump_toml(values), where="") == values
 
