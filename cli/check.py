@@ -26,7 +26,7 @@ from .options import (
     progress_option,
 )
 from .render import check_result
-from .render_screen import repaired
+from .render_screen import database_repair_result
 
 
 @click.command(
@@ -86,7 +86,7 @@ def command(
     db = open_database(session, database)
     if repair:
         result = db.repair(accept_loss=accept_loss, memory_bytes=memory_bytes, device=device, dry_run=dry_run)
-        session.output.result(result, repaired)
+        session.output.result(result, database_repair_result)
         return None if result.is_whole else errors.EXIT_DAMAGE
     max_duration_s = max_duration.total_seconds() if max_duration else None
     check = db.check(read_data=read_data or is_partial, subset=subset, max_duration_s=max_duration_s, as_of=as_of)

@@ -10,7 +10,7 @@ from retrodb.config import DedupParams, NearDuplicatesParams
 from retrodb.options import DedupOptions, NearDuplicatesOptions
 
 from .options import WRITING_EXITS, Command, Session, database_argument, is_given, open_database, task_options
-from .render import duplicate, leak, near_verdict, verdict
+from .render import dedup_result, duplicate, leak_hit, near_duplicates_result
 
 if TYPE_CHECKING:
     from retrodb.database import Database
@@ -162,18 +162,18 @@ def _testsets(
     dry_run: bool,
 ) -> None:
     results = db.dedup(files, name=name, dry_run=dry_run, **options)
-    session.output.rows(results, verdict)
+    session.output.rows(results, dedup_result)
     if not results:
         session.output.note("No test set is registered. Give the files of one with --against.")
     if report:
         for result in results:
-            session.output.rows(db.leaks(result.testset), leak)
+            session.output.rows(db.leaks(result.testset), leak_hit)
 
 
 def _near_duplicates(
     session: Session, db: Database, options: NearDuplicatesOptions, report: bool, dry_run: bool
 ) -> None:
-    session.output.result(db.near_duplicates(dry_run=dry_run, **options), near_verdict)
+    session.output.result(db.near_duplicates(dry_run=dry_run, **options), near_duplicates_result)
     if report:
         session.output.rows(db.duplicates(), duplicate)
 

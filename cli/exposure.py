@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .options import READING_EXITS, Command, Session, database_argument, open_database, snapshot_options
-from .render import exposure
+from .render import exposure_result
 
 
 @click.command(
@@ -34,4 +34,4 @@ def command(
     """
     db = open_database(session, database)
     result = db.exposure(testset, table=table, consumed_samples=consumed_samples, as_of=as_of)
-    session.output.result(result, exposure)
+    session.output.result(result, exposure_result)

@@ -13,7 +13,7 @@ from .options import (
     open_database,
     selection_options,
 )
-from .render_screen import filtered
+from .render_screen import filter_result
 
 
 @click.command(
@@ -46,4 +46,4 @@ def command(
     """
     db = open_database(session, database)
     result = db.filter(where=where, doc_ids=doc_ids, source=source, reason=reason, dry_run=dry_run)
-    session.output.result(result, filtered)
+    session.output.result(result, filter_result)

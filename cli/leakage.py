@@ -14,7 +14,7 @@ from .options import (
     snapshot_options,
     space_option,
 )
-from .render_retro import leakage
+from .render_retro import leakage_result
 
 
 @click.command(
@@ -54,4 +54,4 @@ def command(
     result = db.leakage(
         against=against, queries=queries, text_template=text_template, k=k, space=space, device=device, as_of=as_of
     )
-    session.output.result(result, leakage)
+    session.output.result(result, leakage_result)

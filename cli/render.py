@@ -1,4 +1,7 @@
-"""Results as text for people, where a table of names and values is not enough."""
+"""Results as text for people, where a table of names and values is not enough.
+
+A function has the name of the class that it prints.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _EXCERPT_CHARS = 300
 _MIN_WORD = 3  # shorter words occur in every text, so they are not highlighted
 
 
-def verdict(result: DedupResult) -> str:
+def dedup_result(result: DedupResult) -> str:
     """What a rule deletes, and the test items that it keeps although documents contain them."""
     if not result.documents:
         return f"{result.testset}: all documents were compared with it before. Use --report to show the matches."
@@ -48,7 +51,7 @@ def verdict(result: DedupResult) -> str:
     return "\n".join(lines)
 
 
-def leak(hit: LeakHit) -> str:
+def leak_hit(hit: LeakHit) -> str:
     """A test item and a document that share shingles, side by side."""
     outcome = click.style("deleted", fg="red") if hit.removed else "kept"
     shared = f"{_count(hit.intersection, 'shared shingle')} in {_count(len(hit.touched_chunks), 'chunk')}"
@@ -63,7 +66,7 @@ def leak(hit: LeakHit) -> str:
     )
 
 
-def near_verdict(result: NearDuplicatesResult) -> str:
+def near_duplicates_result(result: NearDuplicatesResult) -> str:
     """The clusters of near-duplicates, how many documents were compared, and how many pairs may be missed."""
     deletes = "would delete" if result.dry_run else "deletes"
     lines = [
@@ -92,7 +95,7 @@ def duplicate(row: Duplicate) -> str:
     )
 
 
-def exposure(result: ExposureResult) -> str:
+def exposure_result(result: ExposureResult) -> str:
     """The exposed rows and a summary."""
     rows = [
         {

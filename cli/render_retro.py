@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EIGHTHS = (0, 1, 2, 4, 8)  # borders of the histogram, in eighths of a chunk
 
 
-def leakage(result: LeakageResult) -> str:
+def leakage_result(result: LeakageResult) -> str:
     """The histogram of r(C) in a few classes, and a summary."""
     m, counts = result.chunk_tokens, result.chunks_by_run
     borders = [-(-m * eighth // 8) for eighth in _EIGHTHS]
@@ -48,7 +48,7 @@ def estimates(column: str, values: Mapping[str, Estimate]) -> str:
     )
 
 
-def retro_eval(result: RetroEvalResult) -> str:
+def retro_eval_result(result: RetroEvalResult) -> str:
     """Bits per byte under every condition, and the gain of retrieval."""
     return "\n".join(
         [
@@ -61,7 +61,7 @@ def retro_eval(result: RetroEvalResult) -> str:
     )
 
 
-def generated(result: RetroGenerateResult) -> str:
+def retro_generate_result(result: RetroGenerateResult) -> str:
     """The text, and below it the retrieved chunks."""
     lines = [_fingerprints(result.fingerprints), "", click.style(result.prompt, dim=True) + result.text, ""]
     for shown in result.shown:
@@ -78,7 +78,7 @@ def _fingerprints(prints: Fingerprints) -> str:
     return render_table(rows)
 
 
-def validation(result: ValidateResult) -> str:
+def validate_result(result: ValidateResult) -> str:
     """Bits per byte under every condition, the verdict, and the data behind it."""
     report = result.report
     setting = (

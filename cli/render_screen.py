@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retrodb.stages.deletion.undelete import UndeleteResult
 
 
-def filtered(result: FilterResult) -> str:
+def filter_result(result: FilterResult) -> str:
     """How much was deleted, and from which sources. A dry run also shows some documents with the words that match."""
     verb = "would delete" if result.dry_run else "deleted"
     lines = [f"{result.reason}: {verb} {_documents(result.documents, result.chunks)}"]
@@ -27,7 +27,7 @@ def filtered(result: FilterResult) -> str:
     return "\n".join(lines)
 
 
-def undeleted(result: UndeleteResult) -> str:
+def undelete_result(result: UndeleteResult) -> str:
     """How much came back, and what did not."""
     verb = "would be revoked" if result.dry_run else "revoked"
     lines = [f"{result.reason}: {verb} for {_documents(result.documents, result.chunks)}"]
@@ -39,7 +39,7 @@ def undeleted(result: UndeleteResult) -> str:
     return "\n".join(lines + _unknown(result.unknown))
 
 
-def repaired(result: DatabaseRepairResult) -> str:
+def database_repair_result(result: DatabaseRepairResult) -> str:
     """What happened to every damaged file, the lost documents, and the commands to run next."""
     plan, will = result.plan, "will be " if result.dry_run else ""
     lines = [f"{path}: {will}rebuilt" for path in plan.rebuilt]

@@ -21,7 +21,7 @@ from .options import (
     progress_option,
     space_option,
 )
-from .render_retro import generated, retro_eval
+from .render_retro import retro_eval_result, retro_generate_result
 
 if TYPE_CHECKING:
     from retrodb.options import RetroTrainOptions
@@ -175,7 +175,7 @@ def evaluate(
         )
     else:
         raise errors.UsageError("an export or a database is needed", remedy="Give either --data DIR or --db DB.")
-    session.output.result(result, retro_eval)
+    session.output.result(result, retro_eval_result)
 
 
 @command.command(
@@ -244,4 +244,4 @@ def generate(
         space=space,
         device=device,
     )
-    session.output.result(result, generated)
+    session.output.result(result, retro_generate_result)

@@ -13,7 +13,7 @@ from .options import (
     open_database,
     selection_options,
 )
-from .render_screen import undeleted
+from .render_screen import undelete_result
 
 
 @click.command(cls=Command, example="retrodb undelete my.retrodb --reason toxic", exits=WRITING_EXITS)
@@ -36,4 +36,4 @@ def command(
     """
     db = open_database(session, database)
     result = db.undelete(reason, where=where, doc_ids=doc_ids, source=source, dry_run=dry_run)
-    session.output.result(result, undeleted)
+    session.output.result(result, undelete_result)

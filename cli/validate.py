@@ -19,7 +19,7 @@ from .options import (
     pass_session,
     progress_option,
 )
-from .render_retro import validation
+from .render_retro import validate_result
 
 if TYPE_CHECKING:
     from retrodb.options import ValidateOptions
@@ -101,4 +101,4 @@ def command(
     """Train a small RETRO model on DB with neighbours and one without, and compare them on held-out documents."""
     db = open_database(session, database)
     result = db.validate(table=table, heldout=heldout, report=report, device=device, **options)
-    session.output.result(result, validation)
+    session.output.result(result, validate_result)
