@@ -17,6 +17,7 @@ from .options import (
     database_argument,
     fraction,
     memory_option,
+    recipe_device_option,
     record_options,
     task_options,
 )
@@ -63,11 +64,7 @@ if TYPE_CHECKING:
     help="Test set whose texts must not be in DB. Repeat the option for several.",
 )
 @memory_option
-@click.option(
-    "--device",
-    metavar="NAME",
-    help="Device to compute on: auto, cpu, cuda, cuda:1 or mps.  [default: auto]",
-)
+@recipe_device_option
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @task_options
 def command(

@@ -117,6 +117,6 @@ def command(
     session.output.result(result)
     if not result.rejected:
         return None
-    place = f" See {database}/{result.rejects_path} for the place and reason of each." if result.rejects_path else ""
-    session.output.note(f"{result.rejected:,} of {result.read:,} records were rejected.{place}")
+    hint = f" See {database}/{result.rejects_path} for the place and reason of each." if result.rejects_path else ""
+    session.output.note(f"{result.rejected:,} of {result.read:,} records were rejected.{hint}")
     return errors.EXIT_REJECTS

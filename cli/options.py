@@ -151,6 +151,11 @@ device_option = click.option(
     metavar="NAME",
     help="Device to compute on: auto, cpu, cuda, cuda:1 or mps.",
 )
+recipe_device_option = click.option(
+    "--device",
+    metavar="NAME",
+    help="Device to compute on: auto, cpu, cuda, cuda:1 or mps.  [default: from the recipe, or else auto]",
+)
 memory_option = click.option(
     "--memory",
     "memory_bytes",

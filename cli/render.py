@@ -122,8 +122,8 @@ def search_hit(hit: SearchHit, queries: Sequence[str] | Float32Array) -> str:
     """A chunk with its position and continuation. Words that it shares with a text query are highlighted."""
     value = queries[hit.query]
     query = value if isinstance(value, str) else ""
-    place = f"{hit.source}/{hit.doc_id}  chunk {hit.chunk_id} (position {hit.position})"
-    lines = [f"{hit.score:.4f}  {click.style(place, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
+    label = f"{hit.source}/{hit.doc_id}  chunk {hit.chunk_id} (position {hit.position})"
+    lines = [f"{hit.score:.4f}  {click.style(label, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
     if hit.continuation:
         lines.append(click.style(f"  -> {_flat(hit.continuation)}", dim=True))
     if hit.rank == 0 and len(queries) > 1:
@@ -148,8 +148,8 @@ def shown_row(shown: ShownRow) -> str:
 
 
 def _shown_chunk(chunk: ShownChunk, runs: Sequence[str]) -> str:
-    place = f"{chunk.source}/{chunk.doc_id}  chunk {chunk.chunk_id} (position {chunk.position})"
-    lines = [click.style(place, bold=True), f"   {_with_runs(chunk.text, runs)}"]
+    label = f"{chunk.source}/{chunk.doc_id}  chunk {chunk.chunk_id} (position {chunk.position})"
+    lines = [click.style(label, bold=True), f"   {_with_runs(chunk.text, runs)}"]
     if chunk.continuation:
         lines.append(f"   -> {_with_runs(chunk.continuation, runs)}")
     return "\n".join(lines)

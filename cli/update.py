@@ -6,7 +6,16 @@ import click
 
 from retrodb import errors
 
-from .options import WRITING_EXITS, Command, Session, database_argument, memory_option, open_database, task_options
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    memory_option,
+    open_database,
+    recipe_device_option,
+    task_options,
+)
 from .render_update import update_plan, update_result, update_step
 
 
@@ -18,11 +27,7 @@ from .render_update import update_plan, update_result, update_step
 )
 @click.option("--mirror", is_flag=True, help="Delete documents that are no longer in their source.")
 @memory_option
-@click.option(
-    "--device",
-    metavar="NAME",
-    help="Device to compute on: auto, cpu, cuda, cuda:1 or mps.  [default: the recipe's for encoders, or else auto]",
-)
+@recipe_device_option
 @task_options
 def command(
     session: Session,

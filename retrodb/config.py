@@ -189,7 +189,7 @@ def from_mapping(kind: type[T], values: Mapping[str, object], *, where: str) -> 
     """
     import msgspec
 
-    refuse_unknown_keys(values, [each.name for each in dataclasses.fields(kind)], where=where)
+    refuse_unknown_keys(values, [field.name for field in dataclasses.fields(kind)], where=where)
     # NumPy's float64 is a float, but msgspec only accepts the exact type.
     plain = {key: float(value) if isinstance(value, float) else value for key, value in values.items()}
     try:

@@ -161,9 +161,9 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         ConfigError: naming the table and key that is wrong.
     """
     values = parse_toml(text, where=where)
-    refuse_unknown_keys(values, [each.name for each in fields(Recipe)], where=where)
-    for kind, table, place in _tables_of(values, where):  # one by one, so that a message can name the table
-        from_mapping(kind, table, where=place)
+    refuse_unknown_keys(values, [item.name for item in fields(Recipe)], where=where)
+    for kind, table, location in _tables_of(values, where):  # one by one, so that a message can name the table
+        from_mapping(kind, table, where=location)
     recipe = from_mapping(Recipe, values, where=where)
     for name, source in recipe.sources.items():
         if not source.inputs and not source.files_from:
@@ -190,7 +190,7 @@ def _split_command(hook: str | None, where: str) -> list[str]:
 def _tables_of(
     values: Mapping[str, object], where: str
 ) -> Iterator[tuple[type[DataclassInstance], dict[str, object], str]]:
-    """Every table of a recipe: its class, its keys and its place. A source's table gets the source's name as a key."""
+    """Every table of a recipe: its class, its keys and its location. A source's table gets the source's name as a key."""
     hints = typing.get_type_hints(Recipe)
     for key, value in values.items():
         shape, choices = typing.get_origin(hints[key]), (*typing.get_args(hints[key]), hints[key])
@@ -199,26 +199,26 @@ def _tables_of(
             if not isinstance(value, list):
                 raise ConfigError(f"'{key}' must be a list of tables", where=where, remedy=f"Write [[{key}]].")
             for number, row in enumerate(value, 1):
-                place = f"{where}, [[{key}]] number {number}"
-                yield kind, _table(kind, row, place), place
+                location = f"{where}, [[{key}]] number {number}"
+                yield kind, _table(kind, row, location), location
         elif shape is Mapping:
             if not isinstance(value, dict):
                 raise ConfigError(f"'{key}' must be tables with names", where=where, remedy=f"Write [{key}.NAME].")
             for name, row in value.items():
-                place = f"{where}, [{key}.{name}]"
-                table = _table(kind, row, place)
+                location = f"{where}, [{key}.{name}]"
+                table = _table(kind, row, location)
                 if kind is SourceRecipe:
-                    _add_source(table, name, place)
-                yield kind, table, place
+                    _add_source(table, name, location)
+                yield kind, table, location
         else:
-            place = f"{where}, [{key}]"
-            yield kind, _table(kind, value, place), place
+            location = f"{where}, [{key}]"
+            yield kind, _table(kind, value, location), location
 
 
 def _table(kind: type[DataclassInstance], value: object, where: str) -> dict[str, object]:
     if isinstance(value, dict):
         return value
-    keys = ", ".join(each.name for each in fields(kind) if each.name != "source")
+    keys = ", ".join(item.name for item in fields(kind) if item.name != "source")
     raise ConfigError(f"must be a table, not {value!r}", where=where, remedy=f"Possible keys: {keys}.")
 
 
@@ -237,11 +237,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _changed_fields(table: DataclassInstance) -> Iterator[tuple[str, object]]:
     """Names and plain values of the fields that are not the default. The name of a source is the name of its table."""
-    for each in fields(table):
-        value = getattr(table, each.name)
-        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-        if value != default and not (isinstance(table, SourceRecipe) and each.name == "source"):
-            yield each.name, _plain(value)
+    for item in fields(table):
+        value = getattr(table, item.name)
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        if value != default and not (isinstance(table, SourceRecipe) and item.name == "source"):
+            yield item.name, _plain(value)
 
 
 def _plain(value: object) -> object:
