@@ -61,9 +61,14 @@ def option_of(command_name: str, option: str) -> click.Parameter:
     return parameter
 
 
-@pytest.mark.parametrize("name", ["neighbours", "update", "build"])
+@pytest.mark.parametrize("name", ["neighbours", "update", "build", "check"])
 def test_the_memory_limit_has_one_default(name: str) -> None:
     parameter = option_of(name, "--memory")
     assert isinstance(parameter.default, str)
     assert size(parameter.default) == DEFAULT_MEMORY_BYTES
     assert "powers of two" in str(parameter.to_info_dict()["help"])
+
+
+def test_index_takes_its_memory_in_the_same_units() -> None:
+    parameter = option_of("index", "--memory")
+    assert parameter.type_cast_value(click.Context(click.Command("index")), "2G") == 2 << 30
