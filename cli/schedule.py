@@ -20,7 +20,7 @@ from .render_update import schedule_file
     default="1d",
     show_default=True,
     metavar="TIME",
-    help="Time between two updates, such as 15m, 6h, 1d or 1w. It must divide an hour, a day or a week.",
+    help="Time between two updates: minutes that divide an hour (15m), hours that divide a day (6h), 1d or 1w.",
 )
 @click.option("--config", metavar="FILE", help="Recipe file.  [default: recipe.toml inside DB]")
 @click.option(
