@@ -33,10 +33,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from retrodb.dedup.leakscan import scan
+from retrodb.dedup.exact_scan import scan
 from retrodb.dedup.minhash import signatures
+from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table, load_shingle_table, save_shingle_table
 from retrodb.dedup.shingles import NGRAM
-from retrodb.dedup.testtable import TestTable, build_table, load_table, save_table
 
 SEED = 0
 DEFAULT_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -62,7 +62,7 @@ def corpus(data: Path, size: int) -> list[str]:
     return chosen
 
 
-def made_table(texts: list[str], num_shingles: int) -> TestTable:
+def made_table(texts: list[str], num_shingles: int) -> ShingleTable:
     """A foreign test set of about that many shingles: words as frequent as in the text, in random order."""
     vocabulary = " ".join(texts[:200]).split()
     words = np.random.default_rng(SEED).choice(
@@ -70,7 +70,7 @@ def made_table(texts: list[str], num_shingles: int) -> TestTable:
     )
     size = 10_000 + NGRAM - 1
     items = [" ".join(words[i : i + size]) for i in range(0, len(words), size)]
-    return build_table(pa.array(items, pa.large_string()), [str(i) for i in range(len(items))])
+    return build_shingle_table(pa.array(items, pa.large_string()), [str(i) for i in range(len(items))])
 
 
 def cyrillic(text: str) -> str:
@@ -101,12 +101,12 @@ def batches(path: Path) -> Iterator[pa.LargeStringArray]:
         )
 
 
-def scan_parquet(path: Path, table: TestTable) -> None:
+def scan_parquet(path: Path, table: ShingleTable) -> None:
     for texts in batches(path):
         scan(texts, table)
 
 
-def scan_and_sketch_parquet(path: Path, table: TestTable) -> None:
+def scan_and_sketch_parquet(path: Path, table: ShingleTable) -> None:
     for texts in batches(path):
         scan(texts, table)
         signatures(texts, 128)
@@ -148,7 +148,7 @@ def time_of_workers(num_workers: int, parts: list[Path], folder: Path) -> tuple[
 
 def scan_task(part: Path, folder: Path) -> float:
     start = time.process_time()
-    scan_parquet(part, load_table(folder))
+    scan_parquet(part, load_shingle_table(folder))
     return time.process_time() - start
 
 
@@ -208,10 +208,10 @@ def row(name: str, value: float) -> str:
     return f"| {name} | {value:,.1f} |"
 
 
-def workers(texts: list[str], table: TestTable, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
+def workers(texts: list[str], table: ShingleTable, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
     """Elapsed and CPU seconds of one and of two processes that share the table."""
     (folder / "table").mkdir()
-    save_table(table, folder / "table")
+    save_shingle_table(table, folder / "table")
     parts = [folder / f"part-{i}.parquet" for i in range(8)]
     for i, part in enumerate(parts):
         write_parquet(texts[i::8], part)

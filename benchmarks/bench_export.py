@@ -29,7 +29,7 @@ import orjson
 
 import retrodb
 from retrodb.config import EXPORT_FORMATS
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.retro.data import load_arrays
 

@@ -53,9 +53,9 @@ LOAD = """
 import sys, time, json, resource
 from pathlib import Path
 from retrodb.corpus.document import Fields, Limits
-from retrodb.corpus.inputs import expand_inputs, plan_splits
+from retrodb.corpus.input_files import expand_inputs, plan_splits
 from retrodb.corpus.readers import read_split
-from retrodb.corpus.token_files import resolve_tokenizer
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
 tokenizer, source, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 model = resolve_tokenizer(tokenizer)._model
 splits = plan_splits(expand_inputs([source]), 1 << 40)
@@ -186,7 +186,7 @@ def make_sentencepiece(source: Path, folder: Path) -> Path:
 
 def texts_of(source: Path) -> Iterator[str]:
     from retrodb.corpus.document import Document, Fields, Limits
-    from retrodb.corpus.inputs import expand_inputs, plan_splits
+    from retrodb.corpus.input_files import expand_inputs, plan_splits
     from retrodb.corpus.readers import read_split
 
     for split in plan_splits(expand_inputs([source]), 1 << 40):
@@ -341,7 +341,7 @@ def main() -> None:
 
 
 def _as_file(folder: Path) -> Path:
-    from retrodb.corpus.token_files import resolve_tokenizer
+    from retrodb.corpus.tokenizer_files import resolve_tokenizer
 
     resolve_tokenizer(folder).save(folder / "tokenizer.json")
     return folder / "tokenizer.json"

@@ -10,7 +10,7 @@ import pytest
 from made_documents import made_text, write_documents
 
 import retrodb
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 
 # Before any test imports a Hugging Face library, and inherited by the processes that tests start.

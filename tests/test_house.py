@@ -30,6 +30,7 @@ ROOMS = {
 }
 # fmt: on
 CLI_MAY_IMPORT = {"errors", "config", "options", "database"}
+PARQUET_MODULES = {"pyarrow.parquet", "pyarrow.dataset"}
 HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb")
 MAX_LINES = 400
 MAX_HELP_CPU_S = 0.3
@@ -80,6 +81,16 @@ def test_no_two_modules_import_each_other() -> None:
     graph = {module_name(path): set(imported_modules(path)) - {module_name(path)} for path in paths}
     # A package's door is open before its rooms are: only its own imports count, not that rooms lie behind it.
     list(TopologicalSorter(graph).static_order())
+
+
+def test_only_the_format_folder_reads_and_writes_parquet() -> None:
+    """Page checksums are switched on there, and nowhere else can they be forgotten."""
+    callers = []
+    for path in sources("retrodb", "cli"):
+        if layer(module_name(path)) != "format":
+            used = sorted(PARQUET_MODULES & set(pyarrow_modules(path)))
+            callers += [f"{path.relative_to(ROOT)} uses {name}" for name in used]
+    assert not callers
 
 
 def test_nothing_is_called_after_being_useful() -> None:
@@ -162,6 +173,20 @@ def imported_modules(path: Path, *, with_type_checking: bool = True) -> Iterator
             source = ".".join([*base, *(node.module.split(".") if node.module else [])])
             if is_ours(source):
                 yield from (name_of(source, alias.name) for alias in node.names)
+
+
+def pyarrow_modules(path: Path) -> Iterator[str]:
+    """Names of the pyarrow modules that a file imports, or reaches as an attribute of `pyarrow` or `pa`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield node.module or ""
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("pa", "pyarrow")
+        ):
+            yield f"pyarrow.{node.attr}"
 
 
 def is_ours(module: str) -> bool:

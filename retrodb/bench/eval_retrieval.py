@@ -6,13 +6,16 @@ Documents are ranked by their best chunk. A document is named by the id it has i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from retrodb.dedup.testsets import read_test_items
+from retrodb.corpus.readers.jsonl import BOM, read_json_objects
+from retrodb.corpus.streams import open_decompressed
+from retrodb.dedup.testset_items import read_test_items
 from retrodb.errors import InputError, UsageError
 from retrodb.stages.search.command import Searcher
 from retrodb.view.view import View
@@ -108,46 +111,48 @@ def reciprocal_rank(ranking: Sequence[str], grades: Mapping[str, int]) -> float:
 
 
 def read_qrels(path: Path) -> Judgements:
-    """The judgements of a file, by its content.
+    """The judgements of a file: JSON Lines, or lines of columns.
 
-    JSON Lines with `query-id`, `corpus-id` and `score` (BEIR), or lines of three or four columns: query, document and
-    relevance, with TREC's unused second column or without; a header is passed over.
+    JSON Lines have `query-id`, `corpus-id` and `score` (BEIR). Columns are query, document and relevance, with or without
+    the unused second column of TREC; a header is skipped.
 
     Raises:
         InputError: with file and line.
     """
-    import orjson
-
+    with open_decompressed(path) as stream:
+        content = stream.read()
+    is_json = content.removeprefix(BOM).lstrip().startswith(b"{")
+    rows = _json_judgements(content, path) if is_json else _column_judgements(content, path)
     judgements: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(_lines(path), 1):
-        where = f"{path}:{number}"
+    for number, row in rows:
         try:
-            if line.startswith(b"{"):
-                record = orjson.loads(line)
-                query, document, grade = record["query-id"], record["corpus-id"], record["score"]
-            elif line.strip():
-                fields = line.decode().rstrip("\r\n").split("\t") if b"\t" in line else line.decode().split()
-                if number == 1 and not fields[-1].strip().lstrip("-").isdigit():
-                    continue
-                query, document, grade = fields[0], *fields[-2:]
-            else:
-                continue
+            query, document, grade = row
             judgements.setdefault(str(query), {})[str(document)] = int(grade)
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             remedy = "A line is 'query 0 document relevance', or JSON with query-id, corpus-id and score."
-            raise InputError(f"no judgement ({error})", where=where, remedy=remedy) from error
+            raise InputError(f"no judgement ({error})", where=f"{path}:{number}", remedy=remedy) from error
     return judgements
 
 
-def _lines(path: Path) -> list[bytes]:
-    import pyarrow as pa
+def _json_judgements(content: bytes, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, [query, document, relevance]) of each record; fields that are missing are left out."""
+    for number, record in read_json_objects(BytesIO(content), str(path)):
+        score = record.get("score")
+        values = [record.get("query-id"), record.get("corpus-id"), int(score) if isinstance(score, float) else score]
+        yield number, [str(value) for value in values if value is not None]
 
+
+def _column_judgements(content: bytes, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, [query, document, relevance]) of each line that is neither blank nor the header."""
     try:
-        with pa.input_stream(str(path), compression="detect") as stream:
-            content: bytes = stream.read()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error})", where=str(path)) from error
-    return content.split(b"\n")
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 ({error.reason} at byte {error.start})", where=str(path)) from error
+    for number, line in enumerate(lines, 1):
+        columns = line.rstrip("\r").split("\t") if "\t" in line else line.split()
+        is_header = number == 1 and bool(columns) and not columns[-1].strip().lstrip("-").isdigit()
+        if line.strip() and not is_header:
+            yield number, [columns[0], *columns[-2:]]
 
 
 def _rankings(searcher: Searcher, texts: Sequence[str], depth: int, nprobe: int | None, device: str) -> list[list[str]]:

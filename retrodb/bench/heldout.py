@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodb.dedup.testsets import read_test_items
+from retrodb.dedup.testset_items import read_test_items
 from retrodb.errors import InputError, MissingStep
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.entries import QueriesEntry, SpaceEntry

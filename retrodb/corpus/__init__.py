@@ -1,1 +1,1 @@
-"""The outside world's files -> documents -> chunks."""
+"""Input files -> documents -> chunks."""

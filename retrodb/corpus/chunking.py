@@ -1,10 +1,10 @@
-"""Documents -> chunks of 64 consecutive tokens, whose texts joined are the document, byte for byte.
+"""Documents -> chunks of 64 consecutive tokens. The joined texts of the chunks are the document, byte for byte.
 
-A chunk's text begins with the first byte of its first token and runs to where the next chunk's begins: bytes that no token
-covers (with lossy tokenizers) go to the chunk before, those before the first token to the first chunk. Where that would
-cut a character, the character goes to the chunk that holds its first byte. Tokens are exact either way.
+The text of a chunk starts at the first byte of its first token and ends where the next chunk starts. Lossy tokenizers leave
+bytes that no token covers: they belong to the chunk before them, or to the first chunk. A character that would be cut
+belongs to the chunk of its first byte. The tokens are exact in every case.
 
-A key-value document is the chunks of its key, then those of its value, each tokenized on its own.
+A key-value document is the chunks of its key, then those of its value. Both are tokenized separately.
 
 M documents, U texts (keys and values), N chunks, T tokens.
 """
@@ -12,34 +12,34 @@ M documents, U texts (keys and values), N chunks, T tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.corpus.lm_tokenizer import Tokenizer
+from retrodb.format.arrays import AnyArray, ByteArray, Int32Array, Int64Array, TokenArray
+from retrodb.format.schemas import ROLE_KEY, ROLE_TEXT, ROLE_VALUE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROLE_TEXT, ROLE_KEY, ROLE_VALUE = 0, 1, 2
-
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """The chunks of some documents, in their order, and counts per document."""
+    """The chunks of M documents, in order, and counts per document."""
 
-    tokens: np.ndarray[Any, Any]  # (T,) ids, `Tokenizer.token_dtype`
-    token_offsets: np.ndarray[Any, Any]  # (N + 1,) int64; chunk n has tokens [token_offsets[n], token_offsets[n + 1])
-    document: np.ndarray[Any, Any]  # (N,) int32; the row, among these chunks, of the document's first
-    position: np.ndarray[Any, Any]  # (N,) int32; from 0 within the document, keys and values counted on
-    role: np.ndarray[Any, Any]  # (N,) uint8; 0 text, 1 key, 2 value
+    tokens: TokenArray  # (T,) ids, `Tokenizer.token_dtype`
+    token_offsets: Int64Array  # (N + 1,) int64; chunk n has tokens [token_offsets[n], token_offsets[n + 1])
+    document: Int32Array  # (N,) row of the document's first chunk, among these chunks
+    position: Int32Array  # (N,) from 0 within the document; those of a value follow those of its key
+    role: ByteArray  # (N,) ROLE_TEXT, ROLE_KEY or ROLE_VALUE
     text: pa.LargeStringArray  # (N,) slices of one buffer
-    first_row: np.ndarray[Any, Any]  # (M,) int64
-    num_chunks: np.ndarray[Any, Any]  # (M,) int32
-    num_key_chunks: np.ndarray[Any, Any]  # (M,) int32; 0 for a document that is plain text
-    num_tokens: np.ndarray[Any, Any]  # (M,) int64; key and value together
-    num_key_tokens: np.ndarray[Any, Any]  # (M,) int64; 0 for a document that is plain text
-    num_chars: np.ndarray[Any, Any]  # (M,) int64; key and value together
+    first_row: Int64Array  # (M,) row of the first chunk
+    num_chunks: Int32Array  # (M,)
+    num_key_chunks: Int32Array  # (M,) 0 for a document that is plain text
+    num_tokens: Int64Array  # (M,) key and value together
+    num_key_tokens: Int64Array  # (M,) 0 for a document that is plain text
+    num_chars: Int64Array  # (M,) key and value together
 
 
 def chunk_documents(
@@ -51,11 +51,11 @@ def chunk_documents(
 ) -> Chunks:
     """The chunks of M documents.
 
-    Every text has at least one chunk, of no tokens if the tokenizer finds none in it.
+    Every text has at least one chunk, even if it has no tokens.
 
     Args:
-        texts: (M,) whole texts without nulls; the keys, when there are values.
-        values: (M,) the values of a key-value corpus; a null is a document without one.
+        texts: (M,) whole texts without nulls; the keys, if there are values.
+        values: (M,) the values of a key-value corpus; null for a document without a value.
     """
     texts_U, document_U, role_U = _texts_and_roles(texts, values)
     tokenized = tokenizer.encode_batch(texts_U.to_pylist(), num_threads, starts_every=chunk_tokens)
@@ -71,7 +71,7 @@ def chunk_documents(
     num_chunks = np.bincount(document_N, minlength=len(texts))
     first_row = _offsets(num_chunks)[:-1]
     is_key_U = role_U == ROLE_KEY
-    # A text without tokens has a chunk, but no start.
+    # A text without tokens has one chunk, but no token that starts it.
     starts_N = np.zeros(len(text_of_chunk_N), dtype=np.int64)
     starts_N[(tokens_per_text_U > 0)[text_of_chunk_N]] = tokenized.starts
     starts_N[row_in_text_N == 0] = 0
@@ -94,8 +94,8 @@ def chunk_documents(
 
 def _texts_and_roles(
     texts: pa.LargeStringArray, values: pa.LargeStringArray | None
-) -> tuple[pa.LargeStringArray, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Texts to cut (U,), the document of each, and its role: a key, then its value unless that is null."""
+) -> tuple[pa.LargeStringArray, Int64Array, ByteArray]:
+    """The texts to cut (U,), their documents, and their roles: each key, then its value unless that is null."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -104,19 +104,17 @@ def _texts_and_roles(
         return texts, np.arange(num_documents), np.full(num_documents, ROLE_TEXT, dtype=np.uint8)
     document_U = np.repeat(np.arange(num_documents), 2)
     role_U = np.tile(np.array([ROLE_KEY, ROLE_VALUE], dtype=np.uint8), num_documents)
-    is_there_U = np.ones(2 * num_documents, dtype=bool)
-    is_there_U[1::2] = pc.is_valid(values).to_numpy(zero_copy_only=False)
-    rows_U = (document_U + num_documents * (role_U == ROLE_VALUE))[is_there_U]
+    is_present_U = np.ones(2 * num_documents, dtype=bool)
+    is_present_U[1::2] = pc.is_valid(values).to_numpy(zero_copy_only=False)
+    rows_U = (document_U + num_documents * (role_U == ROLE_VALUE))[is_present_U]
     texts_U = pa.concat_arrays([texts, values]).take(pa.array(rows_U))
-    return texts_U, document_U[is_there_U], role_U[is_there_U]
+    return texts_U, document_U[is_present_U], role_U[is_present_U]
 
 
 def _chunk_texts(
-    texts_U: pa.LargeStringArray,
-    starts_N: np.ndarray[Any, Any],
-    text_of_chunk_N: np.ndarray[Any, Any],
-) -> tuple[pa.LargeStringArray, np.ndarray[Any, Any]]:
-    """The chunks' texts (N,), sharing the documents' bytes, and the characters of each text (U,)."""
+    texts_U: pa.LargeStringArray, starts_N: Int64Array, text_of_chunk_N: Int64Array
+) -> tuple[pa.LargeStringArray, Int64Array]:
+    """The texts of the chunks (N,), which share the bytes of the documents, and the characters of each text (U,)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -125,7 +123,7 @@ def _chunk_texts(
     data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer is not None else np.empty(0, dtype=np.uint8)
     begins_N = offsets_U[text_of_chunk_N] + starts_N
     ends_N = offsets_U[text_of_chunk_N + 1]
-    for _ in range(3):  # a character has at most three bytes after its first
+    for _ in range(3):  # a character has at most three bytes after its first byte
         inside_N = np.flatnonzero(begins_N < ends_N)
         inside_N = inside_N[(data[begins_N[inside_N]] & 0xC0) == 0x80]
         begins_N[inside_N] += 1
@@ -134,12 +132,12 @@ def _chunk_texts(
     return text, pc.utf8_length(texts_U).to_numpy(zero_copy_only=False)
 
 
-def _sums(group: np.ndarray[Any, Any], amounts: np.ndarray[Any, Any], num_groups: int) -> np.ndarray[Any, Any]:
-    """Sums (num_groups,) int64 of amounts by group."""
+def _sums(groups: Int64Array, amounts: AnyArray, num_groups: int) -> Int64Array:
+    """The sum of the amounts of each group (num_groups,)."""
     sums = np.zeros(num_groups, dtype=np.int64)
-    np.add.at(sums, group, amounts)
+    np.add.at(sums, groups, amounts)
     return sums
 
 
-def _offsets(lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _offsets(lengths: AnyArray) -> Int64Array:
     return np.concatenate(([0], np.cumsum(lengths)))

@@ -1,20 +1,20 @@
 """One record of a corpus: accepted as a document, or refused with a reason.
 
-Every record that a reader finds becomes exactly one `Document` or `Reject` (or several documents, when an oversized one
-is split), so that what went in can be counted against what came out. Blank lines are no records.
+Every record that a reader finds becomes exactly one `Document` or `Reject`, or several documents if an oversized one is
+split. So the number of records read equals the number of outcomes. Blank lines are not records.
 
-Reasons of a refusal::
+Reasons of a reject::
 
-    not-json  not-an-object  not-csv  not-html      the record is not what its format says
+    not-json  not-an-object  not-csv  not-html      the record is not of its format
     no-text-field  no-key-field  no-value-field     the mapped field is missing or null
     text-not-a-string  id-not-a-string              the mapped field is a number, a list, ...
-    empty                                           no text, or white space only
+    empty                                           no text, or only white space
     invalid-utf8  lone-surrogate                    not Unicode text
-    too-long                                        above a cap of `Limits`
-    bad-front-matter                                a header that is to be metadata, and is neither YAML nor TOML
-    truncated  malformed                            an archive's record that is cut off, or has no readable header
-    unknown-format                                  a file that no reader understands
-    reader-crashed                                  a file at which the process that read it died (the stage says so)
+    too-long                                        above a limit of `Limits`
+    bad-front-matter                                a header for the metadata is neither YAML nor TOML
+    truncated  malformed                            a record of an archive is cut off, or has no readable header
+    unknown-format                                  no reader understands the file
+    reader-crashed                                  the process that read the file died (the stage adds this)
 """
 
 from __future__ import annotations
@@ -27,60 +27,63 @@ import orjson
 ID_NAMES = ("id", "doc_id", "document_id", "docid", "_id", "uuid", "url", "uri")
 TEXT_NAMES = ("text", "content", "body", "raw_content", "contents", "document", "passage")
 EXCERPT_CHARS = 200
+MAX_RECORD_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """One accepted record."""
 
-    doc_id: str | None  # None when the record has no id; the stage then derives one from `content_id`
+    doc_id: str | None  # None if the record has no id; the stage then uses `content_id`
     text: str  # the whole text; the key, in a key-value corpus
     value: str | None  # the value of a key-value corpus, otherwise None
     metadata: bytes  # a compact JSON object in UTF-8, in the record's own field order
-    place: str  # where in the file: "byte 1234" (of the decompressed bytes) or "record 17" (from 0)
+    location: str  # in the file: "byte 1234" (of the decompressed bytes) or "record 17" (from 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
     """One refused record."""
 
-    path: str  # the input file, with "!member" when it lies in an archive
-    place: str  # as in `Document`
-    reason: str  # one of the slugs above
-    excerpt: str  # at most 200 printable characters of what was refused
+    path: str  # the input file, with "!member" for a member of an archive
+    location: str  # as in `Document`
+    reason: str  # one of the reasons above
+    excerpt: str  # at most 200 printable characters of the refused record
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Which fields of a record are what.
+    """Which field of a record is the id, the text, the key, the value and the metadata.
 
-    A field that is not named here is looked for: the id is the first name of `ID_NAMES` that the record has, the text
-    the first of `TEXT_NAMES`, record by record, so that the answer never depends on other records. With `key` and
-    `value` the corpus is a key-value one and `text` is not looked at; a value that is a list of strings is joined with
-    newlines. An id may be a string or an integer; a missing, null or empty one means that the record has none.
+    If `id` is not set, it is the first name of `ID_NAMES` that the record has; `text` likewise with `TEXT_NAMES`. This is
+    decided for each record separately, so it never depends on other records. With `key` and `value` the corpus is a
+    key-value corpus, and `text` is ignored. A value that is a list of strings is joined with newlines. An id is a string
+    or an integer. If it is missing, null or empty, the record has no id.
     """
 
-    id: str | None = None  # None: look for a usual name
-    text: str | None = None  # None: look for a usual name
-    key: str | None = None  # given together with `value`, or not at all
-    value: str | None = None  # see `key`
+    id: str | None = None  # None: the first of the usual names
+    text: str | None = None  # None: the first of the usual names
+    key: str | None = None  # set together with `value`
+    value: str | None = None  # set together with `key`
     metadata: tuple[str, ...] | None = None  # None: every field that is not mapped above
-    drop_metadata: bool = False  # keep no metadata at all
-    marker: str | None = None  # separates the documents inside a plain-text file; None: one file is one document
-    front_matter: str = "text"  # of text and Markdown files: part of the text, or "metadata", whose fields it then is
+    drop_metadata: bool = False  # keep no metadata
+    marker: str | None = None  # separates the documents of a plain-text file; None: one file is one document
+    front_matter: str = "text"  # the header of text and Markdown files: part of the "text", or fields of the "metadata"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one record may take."""
+    """Size limits of one record."""
 
     max_document_chars: int = 100_000_000  # characters of text (key and value together)
-    oversize: str = "reject"  # "split" cuts a longer text into several documents; key-value pairs are always refused
-    max_record_bytes: int = 512 << 20  # decompressed bytes of one record; bounds memory whatever the input claims
+    oversize: str = (
+        "reject"  # "split" cuts a longer text into several documents; long key-value pairs are always refused
+    )
+    max_record_bytes: int = MAX_RECORD_BYTES  # decompressed bytes of one record; this bounds the memory for any input
 
 
 def content_id(text: str, value: str | None = None) -> str:
-    """Hexadecimal xxh3-128 of the text, or of the key, a NUL and the value: the id of a document that has none."""
+    """Hexadecimal xxh3-128 of the text, or of key, NUL and value: the id of a document without an id of its own."""
     import xxhash
 
     content = text if value is None else f"{text}\0{value}"
@@ -88,7 +91,7 @@ def content_id(text: str, value: str | None = None) -> str:
 
 
 def excerpt_of(record: object) -> str:
-    """The beginning of a refused record, printable."""
+    """The printable beginning of a refused record."""
     if isinstance(record, bytes | bytearray | memoryview):
         record = bytes(record[: 4 * EXCERPT_CHARS]).decode("utf-8", "replace")
     text = record if isinstance(record, str) else repr(record)
@@ -96,28 +99,30 @@ def excerpt_of(record: object) -> str:
 
 
 class RecordError(ValueError):
-    """A record that has to be refused; its message is the reason. Never leaves this package."""
+    """A record is refused; the message is the reason. Only raised and caught inside this module."""
 
 
 def documents_of(
-    record: Mapping[str, object], fields: Fields, limits: Limits, *, path: str, place: str, doc_id: str | None = None
+    record: Mapping[str, object], fields: Fields, limits: Limits, *, path: str, location: str, doc_id: str | None = None
 ) -> Iterator[Document | Reject]:
-    """The document that a record of named fields is, or why it is none.
+    """The document of a record of named fields, or its reject.
 
     Args:
-        record: field values as JSON would give them; texts may also be UTF-8 bytes, not yet checked.
-        doc_id: the id when the record itself has none (a file's name, a page's address).
+        record: field values, of the types that JSON has. Texts may also be UTF-8 bytes that are not yet checked.
+        doc_id: the id if the record itself has none, such as the name of a file or the URL of a page.
     """
     try:
-        document = _map_record(record, fields, place, doc_id)
+        document = _map_record(record, fields, location, doc_id)
         yield from _within_limits(document, limits)
     except RecordError as error:
-        # The text says most about a bad record; a record without one is shown whole.
-        shown = next((record[name] for name in (fields.key, fields.text, *TEXT_NAMES) if name and name in record), None)
-        yield Reject(path, place, str(error), excerpt_of(shown or record))
+        # The text describes a bad record best. A record without a text is quoted whole.
+        quoted = next(
+            (record[name] for name in (fields.key, fields.text, *TEXT_NAMES) if name and name in record), None
+        )
+        yield Reject(path, location, str(error), excerpt_of(quoted or record))
 
 
-def _map_record(record: Mapping[str, object], fields: Fields, place: str, default_id: str | None) -> Document:
+def _map_record(record: Mapping[str, object], fields: Fields, location: str, default_id: str | None) -> Document:
     id_name = fields.id or _first_present(ID_NAMES, record)
     value: str | None = None
     if fields.key is not None:
@@ -129,11 +134,11 @@ def _map_record(record: Mapping[str, object], fields: Fields, place: str, defaul
         text = _as_text(record.get(text_name), "no-text-field")
     doc_id = _as_id(record.get(id_name)) if id_name else None
     mapped = {text_name, id_name if doc_id is not None else None, fields.value}
-    return Document(doc_id or default_id, text, value, _as_metadata(record, fields, mapped), place)
+    return Document(doc_id or default_id, text, value, _as_metadata(record, fields, mapped), location)
 
 
 def _first_present(names: tuple[str, ...], record: Mapping[str, object]) -> str | None:
-    for name in names:  # a generator expression here costs a tenth of the whole reader
+    for name in names:  # a generator expression takes a tenth of the time of the whole reader
         if name in record:
             return name
     return None
@@ -177,12 +182,12 @@ def _decode(value: bytes) -> str:
 
 
 def _check_unicode(text: str) -> None:
-    if text.isascii():  # known without looking
+    if text.isascii():  # Python stores this, so it is free
         return
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        # Readers that decode leniently turn a bad byte into U+DC80..U+DCFF ("surrogateescape").
+        # Readers that decode with "surrogateescape" turn a bad byte into U+DC80..U+DCFF.
         is_escaped_byte = 0xDC80 <= ord(text[error.start]) <= 0xDCFF
         raise RecordError("invalid-utf8" if is_escaped_byte else "lone-surrogate") from None
 
@@ -197,13 +202,15 @@ def _as_metadata(record: Mapping[str, object], fields: Fields, mapped: set[str |
     if not kept:
         return b"{}"
     try:
-        return orjson.dumps(kept, default=_plain)
+        return orjson.dumps(kept, default=_as_json_string)
     except TypeError:
-        raise RecordError("invalid-utf8") from None  # orjson's only complaint left: a string that is no Unicode
+        raise RecordError(
+            "invalid-utf8"
+        ) from None  # the only case left in which orjson raises: a string that is not Unicode
 
 
-def _plain(value: object) -> object:
-    """What JSON has no word for: bytes as text (a Parquet string column is read as bytes), all else as its `str`."""
+def _as_json_string(value: object) -> object:
+    """A value for which JSON has no type: bytes as text (Parquet strings are read as bytes), others as their `str`."""
     return _decode(value) if isinstance(value, bytes) else str(value)
 
 
@@ -213,17 +220,19 @@ def _within_limits(document: Document, limits: Limits) -> Iterator[Document]:
         yield document
     elif limits.oversize == "split" and document.value is None:
         for number, text in enumerate(split_text(document.text, limits.max_document_chars), start=1):
-            # The first piece keeps the id; blank pieces would be documents of nothing.
+            # The first piece keeps the id. A blank piece would be a document without text.
             doc_id = document.doc_id if number == 1 or document.doc_id is None else f"{document.doc_id}#{number}"
             if not text.isspace():
-                yield Document(doc_id, text, None, document.metadata, document.place)
+                yield Document(doc_id, text, None, document.metadata, document.location)
     else:
         raise RecordError("too-long")
 
 
 def split_text(text: str, max_chars: int) -> Iterator[str]:
-    """Consecutive pieces of at most `max_chars`, joined equal to the text; cut after a newline in the last tenth if
-    there is one."""
+    """Consecutive pieces of at most `max_chars` characters; joined they are the text.
+
+    A piece ends after the last newline of its last tenth, if there is one.
+    """
     start = 0
     while len(text) - start > max_chars:
         stop = start + max_chars

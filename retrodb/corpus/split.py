@@ -1,18 +1,19 @@
-"""Which part of which input files one task reads."""
+"""The parts of input files that one task reads."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file to read, as `expand_inputs` found it."""
+    """One file to read, as `expand_inputs` returns it."""
 
-    path: str  # as the file system knows it
-    name: str  # path below the folder or glob that was given; the id of a document that is a whole file
-    format: str  # a name of `READERS`, or "unknown"; for archives of its members, "auto" when each shows its own
+    path: str  # in the file system
+    name: str  # path below the folder or glob of the user; the id of a document that is a whole file
+    format: str  # a name of `READERS`, or "unknown"; for tar archives that of all members, or "auto"
     size_bytes: int  # as stored
     compression: str  # "none", "gzip", "zstd", "bz2" or "xz"
     is_tar: bool = False  # a tar archive of files
@@ -22,20 +23,37 @@ class InputFile:
 class Split:
     """A unit of reading: some whole files, or a range of one."""
 
-    files: tuple[InputFile, ...]  # several only when each is read whole
+    files: tuple[InputFile, ...]  # several only if each is read whole
     start: int = 0  # first byte (JSON Lines, marked text, tar headers) or first row group (Parquet)
-    end: int | None = None  # one past the last; None: to the end of the file
+    end: int | None = None  # exclusive; None: the end of the file
 
     @property
     def size_bytes(self) -> int:
-        """Stored bytes this split covers, for progress; the whole file's when the range counts row groups."""
+        """Stored bytes of this split, for progress; the size of the whole file if the range counts row groups."""
         whole = sum(file.size_bytes for file in self.files)
         return whole if self.files[0].format == "parquet" else min(self.end or whole, whole) - self.start
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """The split as plain values; `from_json` is the inverse."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Split:
-        files = tuple(InputFile(**file) for file in value["files"])
-        return cls(files, value["start"], value["end"])
+    def from_json(cls, values: Mapping[str, object]) -> Split:
+        """The split of plain values that `to_json` made."""
+        record = cast("_SplitJson", values)
+        return cls(tuple(InputFile(**file) for file in record["files"]), record["start"], record["end"])
+
+
+class _InputFileJson(TypedDict):
+    path: str
+    name: str
+    format: str
+    size_bytes: int
+    compression: str
+    is_tar: bool
+
+
+class _SplitJson(TypedDict):
+    files: Sequence[_InputFileJson]
+    start: int
+    end: int | None

@@ -1,13 +1,13 @@
-"""A corpus that every Python carries: the documentation of its own standard library, for the demo and for tests.
+"""A corpus that every Python has: the documentation of its standard library, for the demo and for tests.
 
-Documents are what `help()` shows: one for every module, class, function and method with a docstring, under its
-qualified name (`os.path.join`), and the topics of the language reference (`topics.with`). Pages of modules contain those
-of their classes, and modules that stand for each other (`os.path`, `posixpath`, `ntpath`) say the same: overlaps as real
-corpora have them.
+The documents are the output of `help()`: one for every module, class, function and method with a docstring, under its
+qualified name (`os.path.join`), and the topics of the language reference (`topics.with`). They overlap as real corpora do:
+the page of a module contains the pages of its classes, and related modules (`os.path`, `posixpath`, `ntpath`) have the same
+text.
 
-Rendering a module means importing it, so it happens in a Python of its own, which imports nothing but the standard
-library. The text does not depend on the machine: sections with paths and values are left out, memory addresses and the
-installation's folders are cut.
+To render a module it must be imported, so this happens in a separate Python process, which imports only the standard
+library. The text does not depend on the machine: sections with paths and values are left out, and memory addresses and the
+folders of the installation are removed.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from types import ModuleType
 
-# Held out by name, because `posixpath`, which is kept, repeats them: the leak scan has something true to find.
+# `posixpath` is kept and repeats these, so that the leak scan has real leaks to find.
 _HELD_OUT = ("ntpath", "os.path")
-# One module in 32 beside them. Of the 32 slices this one has modules of middling size (contextlib, threading).
+# One module in 32 in addition. This one of the 32 slices has modules of medium size (contextlib, threading).
 _HELD_OUT_MODULUS, _HELD_OUT_REMAINDER = 32, 12
 _TOPICS = "topics"
-# Modules whose import opens a browser or a window or prints, that are tests, or of which it is known that they go.
+# Modules whose import opens a browser or a window or prints, tests, and modules that will be removed from Python.
 _SKIPPED = {"antigravity", "this", "idlelib", "tkinter", "turtle", "turtledemo", "lib2to3", "distutils", "pydoc_data"}
 _SKIPPED_ANYWHERE = {"test", "tests"}
-# Sections of a module's page that hold paths, values of this process (os.environ!), or the same sentences on every page.
+# Sections with paths, values of this process (os.environ!), or the same sentences on every page.
 _SECTION = re.compile(r"^(?=[A-Z][A-Z ]*$)", re.MULTILINE)
 _CUT_SECTIONS = ("FILE\n", "DATA\n", "MODULE REFERENCE\n")
-# What a class inherits is on the page of its base; repeated, it would make all exceptions one text.
+# Inherited methods are on the page of the base class. With them, all exceptions would have nearly the same text.
 _INHERITED = re.compile(
     r"^( *\|)(?: +-{70}\n\1)? +[A-Z].* inherited from .*:\n(?:\1(?! +-{70}).*(?:\n|\Z))*", re.MULTILINE
 )
@@ -48,7 +48,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def stdlib_documents() -> Iterator[tuple[str, str]]:
-    """The documents `(doc_id, text)` of the running Python, always the same and in the same order."""
+    """The documents `(doc_id, text)` of the running Python, always equal and in the same order."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     # The order of a printed set is part of a text.
     environment |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
@@ -64,7 +64,7 @@ def stdlib_documents() -> Iterator[tuple[str, str]]:
 def is_held_out(doc_id: str) -> bool:
     """Whether a document is in the test set: `ntpath`, `os.path`, and one in 32 modules and topics by a hash of the name.
 
-    A module goes with everything in it: what the test set shares with the rest, two modules really both say.
+    A module is held out with all its pages, so overlaps of the test set and the corpus come from two different modules.
     """
     if any(doc_id == name or doc_id.startswith(f"{name}.") for name in _HELD_OUT):
         return True
@@ -73,16 +73,16 @@ def is_held_out(doc_id: str) -> bool:
 
 
 def _render() -> Iterator[tuple[str, str]]:
-    """The documents, in a process that may be littered with imports and lose its environment."""
+    """The documents. Runs in a separate process, because it imports many modules and clears the environment."""
     folders = {sysconfig.get_path("stdlib"), sys.prefix, sys.base_prefix, os.path.expanduser("~"), os.getcwd()} - {"/"}
     inspect.getcomments = _no_comments
-    os.environ.clear()  # it is the default of some parameters, and defaults are printed
-    # The longest first: the library lies inside the prefix.
-    folder = re.compile("|".join(re.escape(each) for each in sorted(folders, key=len, reverse=True)))
+    os.environ.clear()  # it is the default value of some parameters, and defaults are printed
+    # The longest first, because the library is inside the prefix.
+    folder = re.compile("|".join(re.escape(path) for path in sorted(folders, key=len, reverse=True)))
     seen: set[object] = set()
     for doc_id, text in _pages():
         page = folder.sub("...", _ADDRESS.sub("", _INHERITED.sub("", text))).strip()
-        # A module that hands on what its submodules define says it once; two modules may say the same.
+        # A page that a module re-exports from its submodules is given once. Two modules may have equal pages.
         keys = {doc_id, (doc_id.partition(".")[0], page)}
         if page and not keys & seen:
             seen |= keys
@@ -101,7 +101,7 @@ def _pages() -> Iterator[tuple[str, str]]:
 
 
 def _modules(name: str) -> Iterator[tuple[str, ModuleType]]:
-    """A module and the modules below it, less those that are private or cannot be imported here."""
+    """A module and its submodules, without those that are private or cannot be imported here."""
     last = name.rpartition(".")[2]
     if last.startswith(("_", "xx")) or last in _SKIPPED_ANYWHERE or name in _SKIPPED:
         return
@@ -110,7 +110,7 @@ def _modules(name: str) -> Iterator[tuple[str, ModuleType]]:
     except ImportError:  # of another platform, or left out when this Python was built
         return
     yield name, module
-    for child in sorted(each.name for each in pkgutil.iter_modules(getattr(module, "__path__", []))):
+    for child in sorted(info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))):
         yield from _modules(f"{name}.{child}")
 
 
@@ -118,7 +118,7 @@ def _document(value: object, name: str | None = None) -> str:
     return pydoc.plain(pydoc.text.document(value, name))
 
 
-# pydoc spends half its time on finding remarks in the source, which are no documentation. `wraps`: inspect has a page too.
+# pydoc spends half its time on comments in the source, which are not documentation. `wraps`: inspect has a page, too.
 @functools.wraps(inspect.getcomments)
 def _no_comments(object: object) -> str | None:
     return None
@@ -130,11 +130,11 @@ def _module_page(module: ModuleType) -> str:
 
 
 def _members(prefix: str, module: ModuleType) -> Iterator[tuple[str, str]]:
-    """A page for every documented class and function that a module offers, and for every method that a class defines."""
-    offered = getattr(module, "__all__", None)
+    """A page for every documented public class and function of a module, and for every method that a class defines."""
+    public_names = getattr(module, "__all__", None)
     for name, value in sorted(vars(module).items()):
-        is_offered = name in offered if offered is not None else inspect.getmodule(value) is module
-        if not is_offered or name.startswith("_") or not (inspect.isclass(value) or inspect.isroutine(value)):
+        is_public = name in public_names if public_names is not None else inspect.getmodule(value) is module
+        if not is_public or name.startswith("_") or not (inspect.isclass(value) or inspect.isroutine(value)):
             continue
         if value.__doc__:
             yield f"{prefix}.{name}", _document(value, name)
@@ -150,7 +150,7 @@ def _methods(prefix: str, owner: type) -> Iterator[tuple[str, str]]:
 
 
 def _main() -> None:
-    """Print the documents as JSON lines, whatever the imported modules print."""
+    """Print the documents as JSON arrays, one per line; output of the imported modules is dropped."""
     with redirect_stdout(io.StringIO()):
         lines = [json.dumps(page) for page in _render()]
     sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.dedup.kernel import kernel
 from retrodb.dedup.minhash import EMPTY
+from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingles import POLYNOMIAL_BASE, fmix64
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array, UInt32Array, UInt64Array

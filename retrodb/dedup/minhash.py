@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import codepoint_tables
-from retrodb.dedup.kernel import kernel
 from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingles import NGRAM, check_ngram, roll, scratch, split_words
 from retrodb.format.arrays import ByteArray, Int64Array, UInt32Array, UInt64Array
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import JOINING, KEPT, NUM_CODEPOINTS, REPLACED, UNASSIGNED, codepoint_tables
-from retrodb.dedup.kernel import kernel
+from retrodb.dedup.numba_kernel import kernel
 from retrodb.errors import InputError
 from retrodb.format.arrays import ByteArray, Int64Array
 from retrodb.format.text_arrays import text_buffers

@@ -32,8 +32,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import LETTER, MARK, SINGLE, UNASSIGNED, codepoint_tables
-from retrodb.dedup.kernel import kernel
 from retrodb.dedup.normalise import decode, iter_batches
+from retrodb.dedup.numba_kernel import kernel
 from retrodb.errors import UsageError
 from retrodb.format.arrays import ByteArray, Int64Array, UInt64Array
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodb.corpus.special import SpecialIds, special_ids
+from retrodb.corpus.special_tokens import SpecialIds, special_ids
 from retrodb.errors import UsageError
 from retrodb.export.layout import ExportPositions, Span
 from retrodb.export.padding import padded_tokens

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from retrodb.corpus.special import SpecialIds, special_ids
+from retrodb.corpus.special_tokens import SpecialIds, special_ids
 from retrodb.errors import MissingDependency, UsageError
 from retrodb.export.layout import BLOCK_CHUNKS, Span
 from retrodb.export.padding import padded_tokens, token_dtype

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from retrodb.corpus.special import special_ids
+from retrodb.corpus.special_tokens import special_ids
 from retrodb.export.layout import ExportPositions
 from retrodb.export.padding import padded_tokens, token_dtype
 from retrodb.export.pieces import Piece

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from retrodb.corpus.special import special_ids
+from retrodb.corpus.special_tokens import special_ids
 from retrodb.export.arrays import array_piece
 from retrodb.export.layout import ExportPositions
 from retrodb.export.padding import padded_tokens

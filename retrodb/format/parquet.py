@@ -1,19 +1,25 @@
-"""How Parquet is written and read here: zstd, page checksums both ways, fixed row groups.
+"""How Parquet is written and read: zstd, page checksums both ways, fixed row groups.
 
-Nothing else in retrodb calls `pyarrow.parquet`, because without the checksums a flipped bit is silently another value.
+No other folder calls `pyarrow.parquet`, because without the checksums a flipped bit is silently another value. A test
+checks this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrodb.errors import DamagedFileError
+from retrodb.errors import DamagedFileError, RetroDBError
 from retrodb.format import ROW_GROUP_ROWS
+
+ParquetFile: TypeAlias = pq.ParquetFile
+ParquetWriter: TypeAlias = pq.ParquetWriter
 
 
 def write_table(path: Path, table: pa.Table, *, row_group_rows: int = ROW_GROUP_ROWS) -> None:
@@ -22,9 +28,29 @@ def write_table(path: Path, table: pa.Table, *, row_group_rows: int = ROW_GROUP_
         writer.write_table(table, row_group_size=row_group_rows)
 
 
-def open_writer(path: Path | BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+def open_writer(path: Path | BinaryIO, schema: pa.Schema) -> ParquetWriter:
     """A writer for a file that grows by row groups."""
     return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, write_page_checksum=True)
+
+
+@contextmanager
+def open_parquet(
+    source: Path | BinaryIO | pa.NativeFile, error_of: Callable[[Exception], RetroDBError]
+) -> Iterator[ParquetFile]:
+    """A Parquet file, open for reading. Page checksums are verified where the file has them.
+
+    Args:
+        source: the path, or the opened file.
+        error_of: makes the error to raise when the file is not there, is not Parquet, or is damaged.
+
+    Raises:
+        RetroDBError: what `error_of` makes.
+    """
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise error_of(error) from error
 
 
 def read_table(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
@@ -33,30 +59,21 @@ def read_table(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> p
     Raises:
         DamagedFileError: when a page's checksum or the file's structure is wrong.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(columns=None if columns is None else list(columns), use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise damaged(path, error) from error
+    with open_parquet(path, partial(damaged, path)) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def read_row_groups(path: Path, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
     """Read some row groups of a file, in the order given. Raises as `read_table`."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read_row_groups(list(groups), columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise damaged(path, error) from error
+    with open_parquet(path, partial(damaged, path)) as file:
+        return file.read_row_groups(list(groups), columns=None if columns is None else list(columns))
 
 
 def iterate_row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The row groups of a file, one table each. Raises as `read_table`."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=None if columns is None else list(columns), use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise damaged(path, error) from error
+    with open_parquet(path, partial(damaged, path)) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=None if columns is None else list(columns), use_threads=False)
 
 
 def damaged(path: Path | BinaryIO, error: Exception) -> DamagedFileError:

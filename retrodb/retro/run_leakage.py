@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from retrodb.corpus.chunking import chunk_documents
-from retrodb.dedup.testsets import read_test_items
+from retrodb.dedup.testset_items import read_test_items
 from retrodb.errors import InputError, MissingStep, UsageError
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 from retrodb.retro.collect import sample_rows, with_chunks, with_neighbours

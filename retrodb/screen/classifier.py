@@ -19,8 +19,8 @@ import numpy as np
 
 from retrodb.encode.conventions import digest_config, digest_weights, read_json, weight_files
 from retrodb.encode.device import choose_compute
-from retrodb.encode.encoder import find_model, read_tokenizer
 from retrodb.encode.identity import digest_json
+from retrodb.encode.resolve import find_model, read_tokenizer
 from retrodb.errors import InputError, UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrodb.errors import UsageError
-from retrodb.screen.wordlist import count_words, make_table, measured
+from retrodb.screen.wordlist import count_words, measured, phrase_table
 
 if TYPE_CHECKING:
     from retrodb.format.arrays import Float64Array
@@ -43,7 +43,7 @@ class RegexTagger:
     def score(self, texts: pa.LargeStringArray) -> Float64Array:
         """(M,) the number of matches, or what share of the words that is."""
         found = pc.count_substring_regex(texts, self.pattern).to_numpy(zero_copy_only=False).astype(np.int64)
-        num_words = count_words(texts, make_table([]))[2] if self.measure == "share" else found
+        num_words = count_words(texts, phrase_table([]))[2] if self.measure == "share" else found
         return measured(self.measure, found, found, num_words)
 
     def excerpt(self, text: str) -> list[str]:

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrodb.dedup.codepoints import codepoint_tables
-from retrodb.dedup.kernel import kernel
 from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingles import scratch, split_words, whole_text_key, words_of
 from retrodb.errors import InputError
 from retrodb.format.arrays import ByteArray, Int64Array, UInt64Array
@@ -73,8 +73,8 @@ class WordList:
         return [entry for entry in self.entries if not (_is_plain(entry) and words_of(entry))]
 
     @cached_property
-    def _table(self) -> WordTable:
-        return make_table(self._phrases)
+    def _table(self) -> PhraseTable:
+        return phrase_table(self._phrases)
 
 
 def _is_plain(entry: str) -> bool:
@@ -99,7 +99,7 @@ def read_word_list(path: str, measure: str) -> WordList:
 
 
 @dataclass(frozen=True)
-class WordTable:
+class PhraseTable:
     """Phrases as keys."""
 
     first_words: UInt64Array  # (F,) hashes of the words that some phrase begins with, ascending
@@ -108,7 +108,7 @@ class WordTable:
     lengths: Int64Array  # words of a phrase, distinct, longest first
 
 
-def make_table(phrases: list[list[str]]) -> WordTable:
+def phrase_table(phrases: list[list[str]]) -> PhraseTable:
     """The table of phrases, each a list of one or more words."""
     keys, first_words = [], []
     for words in phrases:
@@ -119,10 +119,10 @@ def make_table(phrases: list[list[str]]) -> WordTable:
     firsts = np.unique(np.array(first_words, np.uint64))
     may_begin = np.zeros(1 << 16, dtype=bool)
     may_begin[firsts & _LOWEST] = True
-    return WordTable(firsts, may_begin, np.unique(np.array(keys, np.uint64)), np.array(lengths, np.int64))
+    return PhraseTable(firsts, may_begin, np.unique(np.array(keys, np.uint64)), np.array(lengths, np.int64))
 
 
-def count_words(texts: pa.LargeStringArray, table: WordTable) -> tuple[Int64Array, Int64Array, Int64Array]:
+def count_words(texts: pa.LargeStringArray, table: PhraseTable) -> tuple[Int64Array, Int64Array, Int64Array]:
     """(M,) phrases found in each text, words that they cover, and all words."""
     counts = np.zeros((3, len(texts)), np.int64)
     for batch in iter_batches(texts):

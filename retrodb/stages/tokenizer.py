@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrodb.corpus.document import Document, Fields, Limits
-from retrodb.corpus.inputs import expand_inputs, plan_splits
+from retrodb.corpus.input_files import expand_inputs, plan_splits
 from retrodb.corpus.readers import read_split
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import InputError, UsageError
 
 _SPLIT_BYTES = 1 << 28  # splits only bound what is open at once: texts are read one after the other

@@ -249,7 +249,7 @@ def test_text_in_any_script_is_split_without_loss(empty: Path, fresh: Fresh, tmp
     db = open(database)
     import numpy as np
 
-    from retrodb.corpus.tokenizer import Tokenizer
+    from retrodb.corpus.lm_tokenizer import Tokenizer
 
     chunks = db.view().chunks
     batch = chunks.gather_tokens(np.arange(chunks.end))

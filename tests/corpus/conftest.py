@@ -9,11 +9,11 @@ import pytest
 from real_corpora import unpack
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject
-from retrodb.corpus.inputs import expand_inputs, plan_splits
+from retrodb.corpus.input_files import expand_inputs, plan_splits
+from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.corpus.readers import read_split
-from retrodb.corpus.token_files import resolve_tokenizer
-from retrodb.corpus.tokenizer import Tokenizer
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 
 SENTENCES = [
     "The retrieval database holds chunks of documents, and their continuations.",
@@ -38,7 +38,7 @@ def read_all(
 
 
 def rejects(records: list[Document | Reject]) -> list[tuple[str, str]]:
-    return [(record.place, record.reason) for record in records if isinstance(record, Reject)]
+    return [(record.location, record.reason) for record in records if isinstance(record, Reject)]
 
 
 def texts(records: list[Document | Reject]) -> list[str]:

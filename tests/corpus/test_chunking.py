@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrodb.corpus.chunking import ROLE_KEY, ROLE_TEXT, ROLE_VALUE, Chunks, chunk_documents
-from retrodb.corpus.token_files import resolve_tokenizer
-from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.corpus.lm_tokenizer import Tokenizer
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
 
 KINDS = ("byte_bpe", "wordpiece", "unigram", "byte_fallback_bpe")
 REAL_KINDS = tuple(pytest.param(name, marks=pytest.mark.corpora) for name in ("gpt2", "bert-base-uncased"))

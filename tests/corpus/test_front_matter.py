@@ -103,7 +103,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
 def test_a_header_that_cannot_be_read_is_refused_with_its_place(tmp_path: Path, header: str) -> None:
     reject = read_one(tmp_path, header + "text\n", Fields(front_matter="metadata"))
     assert isinstance(reject, Reject)
-    assert (reject.place, reject.reason) == ("byte 0", "bad-front-matter")
+    assert (reject.location, reject.reason) == ("byte 0", "bad-front-matter")
     assert reject.path.endswith("post.md")
     assert reject.excerpt.startswith(header[:3])
 

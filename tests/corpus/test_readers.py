@@ -66,7 +66,7 @@ def test_bad_line_is_refused_with_its_place_and_the_rest_is_read(tmp_path: Path,
     assert texts(records) == ["good", "good"]
     (reject,) = [record for record in records if isinstance(record, Reject)]
     assert reject.reason == reason
-    assert int(reject.place.removeprefix("byte ")) in range(len(good), len(good) + len(line) + 1)
+    assert int(reject.location.removeprefix("byte ")) in range(len(good), len(good) + len(line) + 1)
     assert len(reject.excerpt) <= 200
     assert reject.excerpt.isprintable()
 
@@ -276,7 +276,7 @@ def test_marker_separates_documents(tmp_path: Path) -> None:
     path = written(tmp_path, "a.txt", b"one\n<|end|>\ntwo\n<|end|>\n \n<|end|>three")
     records = read_all(path, fields=Fields(marker="<|end|>"))
     assert texts(records) == ["one", "two", "three"]
-    assert [record.place for record in records] == ["byte 0", "byte 11", "byte 33"]
+    assert [record.location for record in records] == ["byte 0", "byte 11", "byte 33"]
 
 
 def test_members_of_an_archive_are_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from real_corpora import unpack
 
 from retrodb.corpus.document import Document, Limits, Reject
-from retrodb.corpus.readers.warc import _Lines, _warc_records
+from retrodb.corpus.readers.warc import _LineReader, _warc_records
 from retrodb.corpus.streams import open_input
 from retrodb.errors import InputError
 
@@ -143,7 +143,7 @@ def test_real_archives_hold_the_records_that_warcio_counts(tmp_path: Path) -> No
             theirs = collections.Counter(found.rec_type for found in iterator.ArchiveIterator(file))
         compression = "gzip" if path.name.endswith(".gz") else "none"
         with open_input(path, compression) as stream:
-            ours = collections.Counter(found.kind for found in _warc_records(_Lines(stream), Limits()))
+            ours = collections.Counter(found.kind for found in _warc_records(_LineReader(stream), Limits()))
         assert ours == theirs, path.name
         counted += theirs.total()
     assert counted > 1000

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from real_corpora import DATA, content
 
-from retrodb.dedup.clusters import verify_pairs
-from retrodb.dedup.leakscan import scan
+from retrodb.dedup.exact_scan import scan
+from retrodb.dedup.leak_rule import Rule, parse_rule
 from retrodb.dedup.lsh import candidate_pairs, make_run, parse_bands
 from retrodb.dedup.minhash import signatures
-from retrodb.dedup.rule import Rule, parse_rule
+from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
-from retrodb.dedup.testsets import read_test_items
-from retrodb.dedup.testtable import TestTable, build_table
+from retrodb.dedup.testset_items import read_test_items
+from retrodb.dedup.union_find import verify_pairs
 
 pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
 
@@ -32,9 +32,9 @@ def archive_texts(name: str, folder: str = "") -> pa.LargeStringArray:
         return pa.array([file.read().decode(errors="replace") for file in files if file], pa.large_string())
 
 
-def table_of(name: str) -> TestTable:
+def table_of(name: str) -> ShingleTable:
     items = read_test_items([DATA / "eval" / f"{name}.jsonl.zst"])
-    return build_table(items.texts, items.ids)
+    return build_shingle_table(items.texts, items.ids)
 
 
 @pytest.fixture(scope="module")

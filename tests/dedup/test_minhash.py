@@ -13,11 +13,11 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.dedup.clusters import cluster, equal_content_pairs, keepers, verify_pairs
+from retrodb.dedup.leak_rule import Rule
 from retrodb.dedup.lsh import Bands, candidate_pairs, make_run, parse_bands
 from retrodb.dedup.minhash import EMPTY, signatures
-from retrodb.dedup.rule import Rule
 from retrodb.dedup.shingles import shingle_sets
+from retrodb.dedup.union_find import cluster, equal_content_pairs, keepers, verify_pairs
 from retrodb.errors import UsageError
 
 JACCARD_80 = Rule("jaccard", Fraction(4, 5))

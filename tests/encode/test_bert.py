@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from retrodb.encode.bert import BertConfig, LeanBert, random_weights, read_weights
-from retrodb.encode.encoder import resolve_encoder
 from retrodb.encode.pipeline import pool
+from retrodb.encode.resolve import resolve_encoder
 
 LEAN = ["bert", "bert-masked-lm", "distilbert", "roberta", "xlm-roberta"]
 

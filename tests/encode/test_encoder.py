@@ -12,9 +12,9 @@ from made_models import ScarceModel
 from safetensors.torch import load_file, save_file
 
 from retrodb.encode.conventions import RETRO, Overrides, read_conventions
-from retrodb.encode.encoder import MINILM, resolve_encoder
 from retrodb.encode.identity import EncoderIdentity, OutOfDeviceMemory
-from retrodb.encode.transformer import TransformerEncoder
+from retrodb.encode.resolve import MINILM, resolve_encoder
+from retrodb.encode.transformer_encoder import TransformerEncoder
 from retrodb.errors import InputError, MismatchError, RetroDBError, UsageError
 
 TEXTS = ["the cat sat", "", "a mat.", "the " * 100, "sitting", "中 é [SEP]"] + [f"cat {'a ' * n}" for n in range(12)]

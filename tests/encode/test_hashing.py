@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.encode.encoder import resolve_encoder
 from retrodb.encode.hashing import hash_texts
+from retrodb.encode.resolve import resolve_encoder
 from retrodb.errors import UsageError
 
 MASK = (1 << 64) - 1

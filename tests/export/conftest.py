@@ -13,7 +13,7 @@ import pytest
 from made_documents import made_text, write_documents
 
 import retrodb
-from retrodb.corpus.token_files import resolve_tokenizer
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.database import Database
 from retrodb.view.neighbour_table import NeighbourTable
 

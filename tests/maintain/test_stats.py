@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import retrodb
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.maintain.stats import list_snapshots
 from retrodb.store.gc import execute_collection, plan_collection

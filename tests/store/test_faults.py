@@ -19,7 +19,7 @@ from faulty_storage import SURVIVED, Crash, FaultyStorage, faults_of
 from made_up import CLOCK
 
 from retrodb.config import DedupParams, IndexParams, IngestParams, InitParams, NeighboursParams
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import NotADatabaseError, RetroDBError
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context

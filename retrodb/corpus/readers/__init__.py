@@ -1,4 +1,4 @@
-"""One reader per input format, and the one function that reads a split with them."""
+"""One reader per input format, and the function that reads a split with them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from retrodb.corpus.readers.csv import read_csv, read_tsv
 from retrodb.corpus.readers.dolma import read_dolma
 from retrodb.corpus.readers.formats import detect_format
 from retrodb.corpus.readers.html import read_html
-from retrodb.corpus.readers.jsonl import read_json, read_jsonl
-from retrodb.corpus.readers.source import Reader, SourceFile
+from retrodb.corpus.readers.jsonl import read_json_array, read_jsonl
+from retrodb.corpus.readers.open_file import OpenFile, Reader
 from retrodb.corpus.readers.text import read_text
 from retrodb.corpus.readers.warc import read_arc, read_warc
 from retrodb.corpus.split import InputFile, Split
@@ -23,7 +23,7 @@ from retrodb.errors import InputError
 
 READERS: dict[str, Reader] = {
     "jsonl": read_jsonl,
-    "json": read_json,
+    "json": read_json_array,
     "dolma": read_dolma,
     "parquet": read_parquet,
     "hf-arrow": read_arrow,
@@ -44,28 +44,28 @@ def read_split(split: Split, fields: Fields, limits: Limits) -> Iterator[Documen
     """Every record of the split, in order.
 
     Raises:
-        InputError: a file is cut off, damaged or cannot be opened.
-        MissingDependency: a format needs an extra.
+        InputError: a file is cut off or damaged, or cannot be opened.
+        MissingDependency: a format needs an extra that is not installed.
     """
     for file in split.files:
         if file.is_tar:
             yield from _read_tar(file, split.start, split.end, fields, limits)
         elif file.format not in READERS:
-            yield _unknown(file.path)
+            yield _unknown_format(file.path)
         else:
             counts_bytes = file.compression == "none" and file.format != "parquet"
             with open_input(file.path, file.compression, split.start if counts_bytes else 0) as stream:
-                on_disk = file.path if file.compression == "none" else None
-                source = SourceFile(stream, file.path, file.name, on_disk, split.start, split.end)
+                disk_path = file.path if file.compression == "none" else None
+                source = OpenFile(stream, file.path, file.name, disk_path, split.start, split.end)
                 yield from READERS[file.format](source, fields, limits)
 
 
 def _read_tar(
     file: InputFile, start: int, end: int | None, fields: Fields, limits: Limits
 ) -> Iterator[Document | Reject]:
-    """The members whose headers lie in [start, end), hidden ones left out; links and devices are no records."""
+    """The records of the members whose headers are in [start, end). Hidden members, links and devices are skipped."""
     with open_input(file.path, file.compression, start) as stream:
-        packed = _Rejoined(b"", stream)
+        packed = _PeekedStream(b"", stream)
         try:
             with tarfile.open(fileobj=io.BufferedReader(packed), mode="r|") as archive:
                 for member in archive:
@@ -75,52 +75,52 @@ def _read_tar(
                     if content is not None and not is_hidden(member.name):
                         yield from _read_member(content, member.name, file, fields, limits)
         except tarfile.TarError as error:
-            raise _bad_tar(file, str(error)) from error
-        # tarfile takes an archive that is cut between members for a whole one; those end in blocks of zeros.
+            raise _damaged_tar(file, str(error)) from error
+        # tarfile does not notice a cut between two members. A whole archive ends in blocks of zeros.
         while packed.read(HEAD_BYTES):
             pass
         if any(packed.tail):
-            raise _bad_tar(file, "it has no end mark")
+            raise _damaged_tar(file, "it has no end mark")
 
 
-def _bad_tar(file: InputFile, reason: str) -> InputError:
+def _damaged_tar(file: InputFile, reason: str) -> InputError:
     what = f"the tar archive is cut off or damaged ({reason})"
-    return InputError(what, where=file.path, remedy="Fetch or write the file again.")
+    return InputError(what, where=file.path, remedy="Download or write the file again.")
 
 
 def _read_member(
     content: IO[bytes], name: str, file: InputFile, fields: Fields, limits: Limits
 ) -> Iterator[Document | Reject]:
     path = f"{file.path}!{name}"
-    head, stored = _peek(content)
+    head, member = _peek(content)
     compression = compression_of(head)
-    head, stream = _peek(InputStream(stored, compression, path))
+    head, stream = _peek(InputStream(member, compression, path))
     format_name = detect_format(head, name) if file.format == "auto" else file.format
     if format_name in READERS:
-        yield from READERS[format_name](SourceFile(stream, path, name, None), fields, limits)
+        yield from READERS[format_name](OpenFile(stream, path, name, None), fields, limits)
     else:
-        yield _unknown(path, head)
+        yield _unknown_format(path, head)
 
 
-def _unknown(path: str, head: bytes = b"") -> Reject:
+def _unknown_format(path: str, head: bytes = b"") -> Reject:
     return Reject(path, "byte 0", "unknown-format", excerpt_of(head))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path below what the user gave has a part that begins with a dot."""
+    """Whether a part of a path below the user's input begins with a dot."""
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _peek(stream: ByteSource) -> tuple[bytes, IO[bytes]]:
-    """The first bytes of a stream that cannot go back, and the whole stream."""
+    """The first bytes of a stream that cannot seek, and a stream of all its bytes."""
     head = b""
     while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):
         head += block
-    return head, io.BufferedReader(_Rejoined(head, stream))
+    return head, io.BufferedReader(_PeekedStream(head, stream))
 
 
-class _Rejoined(io.RawIOBase):
-    """The bytes already read, then the rest of the stream."""
+class _PeekedStream(io.RawIOBase):
+    """The bytes that were already read, then the rest of the stream."""
 
     def __init__(self, head: bytes, stream: ByteSource) -> None:
         self._head, self._stream, self._position = head, stream, 0
@@ -138,4 +138,4 @@ class _Rejoined(io.RawIOBase):
         return len(block)
 
     def tell(self) -> int:
-        return self._position  # for the place in an error
+        return self._position  # for error messages

@@ -9,11 +9,11 @@ import orjson
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject
 from retrodb.corpus.readers.jsonl import read_jsonl
-from retrodb.corpus.readers.source import SourceFile
+from retrodb.corpus.readers.open_file import OpenFile
 
 
-def read_dolma(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
-    """As JSON Lines; taggers' attributes, which lie beside or inside the documents, are no metadata and left out."""
+def read_dolma(source: OpenFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """The documents of a Dolma file. The taggers' `attributes` are not kept as metadata, unless `Fields` names them."""
     wants_attributes = fields.metadata is not None
     for record in read_jsonl(source, fields, limits):
         if isinstance(record, Document) and b'"attributes"' in record.metadata and not wants_attributes:

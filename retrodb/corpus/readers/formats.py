@@ -1,4 +1,4 @@
-"""Which format a file is, from its first bytes and its name."""
+"""The format of a file, from its first bytes and its name."""
 
 from __future__ import annotations
 
@@ -35,40 +35,40 @@ BY_SUFFIX = {
     ".wat": "warc",
     ".arc": "arc",
 }
-TAR_MAGIC_AT = 257  # "ustar" stands here in every tar since POSIX.1-1988
+TAR_MAGIC_OFFSET = 257  # of "ustar" in every tar file since POSIX.1-1988
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether a file that begins so is a tar archive."""
-    return head[TAR_MAGIC_AT : TAR_MAGIC_AT + 5] == b"ustar"
+    """Whether a file with these first bytes is a tar archive."""
+    return head[TAR_MAGIC_OFFSET : TAR_MAGIC_OFFSET + 5] == b"ustar"
 
 
 def detect_format(head: bytes, name: str) -> str:
     """A name of `READERS`, or "unknown".
 
-    First what the bytes say beyond doubt (Parquet, Arrow, WARC, ARC), then the name's suffix (that of a compression
-    put aside), then what the bytes look like: a JSON object or array, an HTML page, UTF-8 text.
+    The magic bytes of Parquet, Arrow, WARC and ARC decide first. Then the suffix of the name decides; the suffix of a
+    compression is ignored. Then the bytes decide: a JSON object or array, an HTML page, or UTF-8 text.
 
     Args:
         head: the first decompressed bytes, 64 KiB or the whole file.
     """
-    for magic, found in BINARY_MAGIC.items():
+    for magic, format_name in BINARY_MAGIC.items():
         if head.startswith(magic):
-            return found
-    suffix = _suffix_of(name)
-    if suffix == "jsonl":
+            return format_name
+    by_suffix = _format_of_suffix(name)
+    if by_suffix == "jsonl":
         return "dolma" if _is_dolma(head) else "jsonl"
-    return suffix or _looks_like(head.removeprefix(b"\xef\xbb\xbf").lstrip())
+    return by_suffix or _format_of_content(head.removeprefix(b"\xef\xbb\xbf").lstrip())
 
 
-def _suffix_of(name: str) -> str | None:
+def _format_of_suffix(name: str) -> str | None:
     path = PurePosixPath(name.lower())
     while path.suffix in COMPRESSION_SUFFIXES:
         path = path.with_suffix("")
     return BY_SUFFIX.get(path.suffix)
 
 
-def _looks_like(head: bytes) -> str:
+def _format_of_content(head: bytes) -> str:
     if head.startswith(b"["):
         return "json"
     if head.startswith(b"{"):
@@ -79,7 +79,7 @@ def _looks_like(head: bytes) -> str:
 
 
 def _json_kind(head: bytes) -> str:
-    """Lines of objects, unless the first line is no whole object: then one object over several lines."""
+    """JSON Lines, unless the first line is not a whole object: then the file is one object on several lines."""
     first, newline, _ = head.partition(b"\n")
     if newline and not _first_object(first):
         return "json"
@@ -104,5 +104,5 @@ def _is_utf8(head: bytes) -> bool:
     try:
         head.decode()
     except UnicodeDecodeError as error:
-        return len(head) - error.start < 4 and "end of data" in error.reason  # a character cut by the head's end
+        return len(head) - error.start < 4 and "end of data" in error.reason  # the end of the head cuts a character
     return True

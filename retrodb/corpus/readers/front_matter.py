@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
-from typing import Any
 
 import orjson
 
@@ -14,53 +13,53 @@ _HEADERS = {
     "+++": re.compile(r"\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:(?:\r?\n)+|\Z)", re.DOTALL | re.MULTILINE),
 }
 
-_MAX_DEPTH = 100  # of values in values
+_MAX_DEPTH = 100  # of nested values
 
 
-def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """The fields of a file's header, as JSON would give them, and what follows it.
+def split_front_matter(text: str) -> tuple[dict[str, object], str]:
+    """The fields of a file's header as JSON values, and the text after the header.
 
-    A text without a header has no fields and is returned whole. So is one in which something else than fields stands
-    between two such lines, as under a rule at its top, and one with nothing but blanks after the header, whose fields
-    are then all that it says.
+    A text without a header has no fields and is returned whole. The same is true if the lines between two fences are not
+    fields, for example text below a horizontal rule. If only blanks follow the header, its fields are returned with the
+    whole text.
 
     Raises:
-        ValueError: the header is neither YAML nor TOML, or nothing that JSON can hold.
+        ValueError: the header is neither YAML nor TOML, or has a value that JSON cannot express.
     """
     fence = text[:3]
-    found = _HEADERS[fence].match(text) if fence in _HEADERS else None
-    if found is None:
+    match = _HEADERS[fence].match(text) if fence in _HEADERS else None
+    if match is None:
         return {}, text
     try:
-        header = _PARSERS[fence](found[1])
-        packed = orjson.dumps(header, default=_plain, option=orjson.OPT_NON_STR_KEYS)
-    except (RecursionError, TypeError) as error:  # TOML nested beyond reason, or too large a number
+        header = _PARSERS[fence](match[1])
+        packed = orjson.dumps(header, default=_json_value, option=orjson.OPT_NON_STR_KEYS)
+    except (RecursionError, TypeError) as error:  # TOML that is nested too deep, or a number that is too large
         raise ValueError(str(error)) from error
     if not isinstance(header, dict):
         return {}, text
-    body = text[found.end() :]
+    body = text[match.end() :]
     return orjson.loads(packed), text if not body or body.isspace() else body
 
 
-def _plain(value: object) -> object:
-    """What JSON has no word for; sets have no order of their own."""
+def _json_value(value: object) -> object:
+    """A value for which JSON has no type, such as a date. Sets are sorted, because they have no order."""
     return sorted(value, key=str) if isinstance(value, set) else str(value)
 
 
-def _yaml(header: str) -> object:
+def _parse_yaml(header: str) -> object:
     import yaml
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled one, where PyYAML was built with it
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled one, if this PyYAML has it
     try:
         depth = 0
         for event in yaml.parse(header, loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            # A few aliases of aliases would be gigabytes once written out, and the compiled loader's stack has no guard.
+            # A few aliases of aliases expand to gigabytes, and deep nesting overflows the compiled loader's stack.
             if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
-                raise ValueError("an alias, or nested beyond reason")
+                raise ValueError("an alias, or nested too deep")
         return yaml.load(header, loader)
-    except (yaml.YAMLError, LookupError, AttributeError) as error:  # the last two of PyYAML's own values, as "!!int"
+    except (yaml.YAMLError, LookupError, AttributeError) as error:  # PyYAML raises the last two for tags like "!!int"
         raise ValueError(str(error)) from error
 
 
-_PARSERS: dict[str, Callable[[str], object]] = {"---": _yaml, "+++": tomllib.loads}
+_PARSERS: dict[str, Callable[[str], object]] = {"---": _parse_yaml, "+++": tomllib.loads}

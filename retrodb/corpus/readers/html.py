@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of
-from retrodb.corpus.readers.source import SourceFile, read_capped
+from retrodb.corpus.readers.open_file import OpenFile, read_whole
 from retrodb.errors import MissingDependency
 
 
-def read_html(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
-    """One file is one document: the page's main text, with its title as metadata."""
-    content = read_capped(source, limits)
+def read_html(source: OpenFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """One file is one document: the main text of the page, with its title as metadata."""
+    content = read_whole(source, limits)
     if isinstance(content, Reject):
         yield content
         return
     record = page_record(content)
-    yield from documents_of(record, fields, limits, path=source.path, place="byte 0", doc_id=source.name)
+    yield from documents_of(record, fields, limits, path=source.path, location="byte 0", doc_id=source.name)
 
 
 def page_record(content: bytes, charset: str | None = None) -> dict[str, object]:
     """{"text": main text, "title": title if there is one} of a page.
 
-    The main text leaves out navigation, headers and footers; a page in which none is found gives all of its text.
+    The main text has no navigation, headers or footers. If no main text is detected, it is all text of the page.
 
     Args:
-        charset: the encoding that the server named; otherwise it is read from the page, then guessed.
+        charset: the encoding that the server named; without it, the page's own declaration is used, or a guess.
+
+    Raises:
+        MissingDependency: resiliparse is not installed.
     """
     try:
         from resiliparse.extract.html2text import extract_plain_text

@@ -1,43 +1,95 @@
-"""JSON Lines and JSON arrays.
+"""JSON Lines and JSON arrays. `json_lines` is the only reader of JSON Lines: of corpora, test sets, queries and judgements.
 
-Each line is parsed by orjson on its own: it refuses invalid UTF-8, lone surrogates and nesting beyond 1,024, where a
-schema-inferring reader can crash. Lines of white space only are no records.
+orjson parses each line separately. It refuses invalid UTF-8, lone surrogates and nesting deeper than 1,024, where a
+reader that infers a schema can crash. Blank lines are skipped. They never end the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import orjson
 
-from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
-from retrodb.corpus.readers.source import SourceFile, read_capped
-from retrodb.corpus.streams import delimited_records
+from retrodb.corpus.document import MAX_RECORD_BYTES, Document, Fields, Limits, Reject, documents_of, excerpt_of
+from retrodb.corpus.readers.open_file import OpenFile, read_whole
+from retrodb.corpus.streams import ByteSource, delimited_records
+from retrodb.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
 
 
-def read_jsonl(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
-    """One JSON object a line."""
-    lines = delimited_records(source.stream, b"\n", limits.max_record_bytes, start=source.start, end=source.end)
-    for offset, line, is_whole in lines:
+class LineTooLong(ValueError):
+    """A line is longer than its reader allows."""
+
+
+class JsonLine(NamedTuple):
+    """One line that is not blank."""
+
+    number: int  # from 1, counted from where reading starts
+    offset: int  # of its first byte in the file
+    content: bytes  # its bytes; the first `max_bytes` of a line that is too long
+    value: object  # the parsed JSON value; None if there is an error
+    error: orjson.JSONDecodeError | LineTooLong | None
+
+
+def json_lines(stream: ByteSource, max_bytes: int, *, start: int = 0, end: int | None = None) -> Iterator[JsonLine]:
+    """Every line whose first byte is in [start, end). Blank lines count in `number`, but are not returned.
+
+    Args:
+        stream: decompressed bytes, positioned at `start`, which is the first byte of a line.
+        max_bytes: the length limit of one line; this bounds the memory.
+    """
+    lines = delimited_records(stream, b"\n", max_bytes, start=start, end=end)
+    for number, (offset, content, is_whole) in enumerate(lines, 1):
         if not is_whole:
-            yield Reject(source.path, f"byte {offset}", "too-long", excerpt_of(line))
+            yield JsonLine(number, offset, content, None, LineTooLong(f"longer than {max_bytes:,} bytes"))
             continue
         if offset == 0:
-            line = line.removeprefix(BOM)
+            content = content.removeprefix(BOM)
         try:
-            record = orjson.loads(line)
+            yield JsonLine(number, offset, content, orjson.loads(content), None)
         except orjson.JSONDecodeError as error:
-            if line and not line.isspace():
-                yield _refused(source.path, offset, line, error)
-            continue
-        yield from _of_value(record, fields, limits, source.path, f"byte {offset}")
+            if content and not content.isspace():
+                yield JsonLine(number, offset, content, None, error)
 
 
-def read_json(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
-    """A JSON array of objects, or one object, of at most `max_record_bytes` in all (it is parsed whole)."""
-    content = read_capped(source, limits)
+def read_json_objects(
+    stream: ByteSource, path: str, max_bytes: int = MAX_RECORD_BYTES
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """(line number from 1, fields) of every record of a JSON Lines file that must have no errors.
+
+    Args:
+        stream: decompressed bytes of the file.
+        path: of the file, for error messages.
+
+    Raises:
+        InputError: a line is not a JSON object, or too long; names the line.
+    """
+    for line in json_lines(stream, max_bytes):
+        where = f"{path}:{line.number}"
+        if line.error is not None:
+            raise InputError(f"not valid JSON ({line.error})", where=where) from line.error
+        if not isinstance(line.value, dict):
+            raise InputError("not a JSON object", where=where)
+        yield line.number, line.value
+
+
+def read_jsonl(source: OpenFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """The documents of a JSON Lines file: one JSON object per line."""
+    for line in json_lines(source.stream, limits.max_record_bytes, start=source.start, end=source.end):
+        location = f"byte {line.offset}"
+        if line.error is None:
+            yield from _documents_of_value(line.value, fields, limits, source.path, location)
+        elif isinstance(line.error, LineTooLong):
+            yield Reject(source.path, location, "too-long", excerpt_of(line.content))
+        else:
+            yield _reject_of(source.path, line.offset, line.content, line.error)
+
+
+def read_json_array(source: OpenFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """The documents of a JSON array of objects, or of one object. It is parsed whole: at most `max_record_bytes`."""
+    content = read_whole(source, limits)
     if isinstance(content, Reject):
         yield content
         return
@@ -45,24 +97,27 @@ def read_json(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Do
     try:
         value = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        yield _refused(source.path, 0, content, error)
+        yield _reject_of(source.path, 0, content, error)
         return
     for number, record in enumerate(value if isinstance(value, list) else [value]):
-        yield from _of_value(record, fields, limits, source.path, f"record {number}")
+        yield from _documents_of_value(record, fields, limits, source.path, f"record {number}")
 
 
-def _of_value(value: object, fields: Fields, limits: Limits, path: str, place: str) -> Iterator[Document | Reject]:
+def _documents_of_value(
+    value: object, fields: Fields, limits: Limits, path: str, location: str
+) -> Iterator[Document | Reject]:
     if isinstance(value, dict):
-        return documents_of(value, fields, limits, path=path, place=place)
-    return iter((Reject(path, place, "not-an-object", excerpt_of(value)),))
+        return documents_of(value, fields, limits, path=path, location=location)
+    return iter((Reject(path, location, "not-an-object", excerpt_of(value)),))
 
 
-def _refused(path: str, offset: int, content: bytes, error: orjson.JSONDecodeError) -> Reject:
-    """A reject that says why orjson refused, and the byte at which."""
+def _reject_of(path: str, offset: int, content: bytes, error: orjson.JSONDecodeError) -> Reject:
+    """A reject with the reason why orjson refused the bytes, and the position of the fault."""
     try:
         content.decode()
     except UnicodeDecodeError as bad:
-        return Reject(path, f"byte {offset + bad.start}", "invalid-utf8", excerpt_of(content[max(bad.start - 50, 0) :]))
+        excerpt = excerpt_of(content[max(bad.start - 50, 0) :])
+        return Reject(path, f"byte {offset + bad.start}", "invalid-utf8", excerpt)
     reason = "lone-surrogate" if "surrogate" in error.msg else "not-json"
     return Reject(path, f"byte {offset + _byte_of(content, error.pos)}", reason, excerpt_of(content))
 

@@ -1,11 +1,11 @@
 """Web archives: WARC (with WET and WAT) and the older ARC.
 
-Records are framed here by their own headers and lengths, over any of the compressions: a record that is cut off or has
-no readable header is a reject (fastwarc, measured, stops there in silence), and reading goes on at the next record.
+Records are separated by their own headers and lengths, under every compression. A record that is cut off or has no
+readable header becomes a reject, and reading continues at the next record. (fastwarc stops there without an error.)
 
-Documents are: `conversion` records (WET) and `resource` records of a text type, and `response` records of a text type
-with a status of 200 or 2xx, HTML turned to text. Everything else (requests, metadata, revisits, images, scripts, error
-pages) is no document and not counted. The id is the page's address.
+Documents are `conversion` records (WET) and `resource` records of a text type, and `response` records of a text type with
+a status of 2xx; HTML becomes text. Everything else (requests, metadata, revisits, images, scripts, error pages) is not a
+document and is not counted. The id is the URL of the page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
 from retrodb.corpus.readers.html import page_record
-from retrodb.corpus.readers.source import SourceFile
+from retrodb.corpus.readers.open_file import OpenFile
 from retrodb.corpus.streams import BLOCK_BYTES, ByteSource
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
@@ -27,43 +27,43 @@ MAX_HEADER_LINES = 1000
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRecord:
-    """One record of an archive, its content not yet looked into."""
+    """One record of an archive, before its content is read."""
 
     offset: int  # of its first byte, decompressed
-    kind: str  # "response", "resource", "conversion", ...; "malformed", "truncated" or "too-long" when unreadable
-    url: str | None  # the page's address
+    kind: str  # "response", "resource", "conversion", ...; "malformed", "truncated" or "too-long" if unreadable
+    url: str | None  # of the page
     date: str | None  # as the archive writes it
     content_type: str  # of the record's own block
     content: bytes  # the block: for a response, HTTP headers and body
 
 
-def read_warc(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
-    """WARC, WET and WAT (which holds no text)."""
-    return _documents(_warc_records(_Lines(source.stream), limits), source, fields, limits)
+def read_warc(source: OpenFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """The documents of a WARC, WET or WAT file (WAT has no text)."""
+    return _documents(_warc_records(_LineReader(source.stream), limits), source, fields, limits)
 
 
-def read_arc(source: SourceFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
-    """ARC, versions 1 and 2."""
-    return _documents(_arc_records(_Lines(source.stream), limits), source, fields, limits)
+def read_arc(source: OpenFile, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """The documents of an ARC file, version 1 or 2."""
+    return _documents(_arc_records(_LineReader(source.stream), limits), source, fields, limits)
 
 
 def _documents(
-    records: Iterator[ArchiveRecord], source: SourceFile, fields: Fields, limits: Limits
+    records: Iterator[ArchiveRecord], source: OpenFile, fields: Fields, limits: Limits
 ) -> Iterator[Document | Reject]:
     for record in records:
-        place = f"byte {record.offset}"
+        location = f"byte {record.offset}"
         if record.kind in ("malformed", "truncated", "too-long"):
-            yield Reject(source.path, place, record.kind, excerpt_of(record.content))
+            yield Reject(source.path, location, record.kind, excerpt_of(record.content))
             continue
         page = _page_of(record, limits)
         if isinstance(page, dict):
-            yield from documents_of(page, fields, limits, path=source.path, place=place, doc_id=record.url)
+            yield from documents_of(page, fields, limits, path=source.path, location=location, doc_id=record.url)
         elif page is not None:
-            yield Reject(source.path, place, page, excerpt_of(record.content))
+            yield Reject(source.path, location, page, excerpt_of(record.content))
 
 
 def _page_of(record: ArchiveRecord, limits: Limits) -> dict[str, object] | str | None:
-    """The fields of a record that is a document, why it cannot be read, or None when it is no document."""
+    """The fields of a record that is a document, or the reason why it cannot be read; None if it is not a document."""
     content, content_type = record.content, record.content_type
     if record.kind == "response" and content.startswith(b"HTTP/"):
         status, headers, content = _http_parts(content)
@@ -101,9 +101,9 @@ def _http_parts(block: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 def _decoded_body(body: bytes, headers: dict[str, str], limits: Limits) -> bytes | str:
-    """The body without transfer and content encodings, or the reason why that is impossible.
+    """The body without transfer and content encodings, or the reason of a reject.
 
-    Crawlers often store a body decoded and leave its headers: what does not decode is taken as it stands.
+    Crawlers often store a decoded body with its old headers, so a body that cannot be decoded is kept unchanged.
     """
     if headers.get("transfer-encoding", "").lower() == "chunked":
         body = _dechunked(body)
@@ -123,13 +123,13 @@ def _is_binary(body: bytes) -> bool:
 
 
 def _dechunked(body: bytes) -> bytes:
-    """A chunked body joined; the body itself when it is not chunked after all."""
+    """The joined parts of a chunked body; the body itself if it is not chunked."""
     parts: list[bytes] = []
-    at = 0
+    position = 0
     while True:
-        line_end = body.find(b"\r\n", at)
+        line_end = body.find(b"\r\n", position)
         try:
-            size = int(body[at:line_end].split(b";")[0], 16) if line_end >= 0 else -1
+            size = int(body[position:line_end].split(b";")[0], 16) if line_end >= 0 else -1
         except ValueError:
             size = -1
         if size < 0 or (not parts and size > len(body)):
@@ -137,32 +137,32 @@ def _dechunked(body: bytes) -> bytes:
         if size == 0:
             return b"".join(parts)
         parts.append(body[line_end + 2 : line_end + 2 + size])
-        at = line_end + 2 + size + 2
+        position = line_end + 2 + size + 2
 
 
-class _Lines:
-    """A byte source read by lines and by counted blocks, with its position."""
+class _LineReader:
+    """Reads a byte source by lines and by blocks of a given size, and knows its position."""
 
     def __init__(self, stream: ByteSource) -> None:
-        self._stream, self._pending, self._at, self.offset = stream, b"", 0, 0
+        self._stream, self._pending, self._used, self.offset = stream, b"", 0, 0
 
     def line(self) -> bytes:
         """The next line with its end, at most `MAX_LINE_BYTES` of it; b"" at the end."""
         while True:
-            found = self._pending.find(b"\n", self._at, self._at + MAX_LINE_BYTES)
-            if found >= 0:
-                return self._take(found + 1 - self._at)
-            if len(self._pending) - self._at >= MAX_LINE_BYTES or not self._fill():
-                return self._take(min(MAX_LINE_BYTES, len(self._pending) - self._at))
+            line_end = self._pending.find(b"\n", self._used, self._used + MAX_LINE_BYTES)
+            if line_end >= 0:
+                return self._take(line_end + 1 - self._used)
+            if len(self._pending) - self._used >= MAX_LINE_BYTES or not self._fill():
+                return self._take(min(MAX_LINE_BYTES, len(self._pending) - self._used))
 
     def block(self, size: int) -> bytes:
         """The next `size` bytes, fewer only at the end."""
-        while len(self._pending) - self._at < size and self._fill(size):
+        while len(self._pending) - self._used < size and self._fill(size):
             pass
-        return self._take(min(size, len(self._pending) - self._at))
+        return self._take(min(size, len(self._pending) - self._used))
 
     def skip(self, size: int) -> bool:
-        """Pass over `size` bytes without holding them; whether there were so many."""
+        """Skip `size` bytes without keeping them; whether there were that many."""
         while size > 0:
             passed = len(self.block(min(size, BLOCK_BYTES)))
             if passed == 0:
@@ -171,44 +171,44 @@ class _Lines:
         return True
 
     def _fill(self, size: int = 0) -> bool:
-        block = self._stream.read(max(BLOCK_BYTES, size - (len(self._pending) - self._at)))
-        self._pending, self._at = self._pending[self._at :] + block, 0
+        block = self._stream.read(max(BLOCK_BYTES, size - (len(self._pending) - self._used)))
+        self._pending, self._used = self._pending[self._used :] + block, 0
         return bool(block)
 
     def _take(self, size: int) -> bytes:
-        taken = self._pending[self._at : self._at + size]
-        self._at += size
+        taken = self._pending[self._used : self._used + size]
+        self._used += size
         self.offset += size
         return taken
 
 
-def _warc_records(lines: _Lines, limits: Limits) -> Iterator[ArchiveRecord]:
-    is_in_step = True  # False after a malformed record, until the next one's first line
+def _warc_records(lines: _LineReader, limits: Limits) -> Iterator[ArchiveRecord]:
+    is_in_sync = True  # False after a malformed record, until the first line of the next record
     while True:
         offset = lines.offset
         first = lines.line()
         if not first:
             return
         if not first.startswith(b"WARC/"):
-            if is_in_step and first.strip():
+            if is_in_sync and first.strip():
                 yield ArchiveRecord(offset, "malformed", None, None, "", first)
-                is_in_step = False
+                is_in_sync = False
             continue
-        is_in_step = True
+        is_in_sync = True
         headers = _warc_headers(lines)
         length = headers.get("content-length", "")
         url = headers.get("warc-target-uri", "").strip("<>") or None
         kind = headers.get("warc-type", "").lower()
         if not (length.isascii() and length.isdigit()) or not kind:
             yield ArchiveRecord(offset, "malformed", url, None, "", first)
-            is_in_step = False
+            is_in_sync = False
             continue
         kind, content = _content(lines, int(length), kind, limits)
         yield ArchiveRecord(offset, kind, url, headers.get("warc-date"), headers.get("content-type", ""), content)
 
 
-def _warc_headers(lines: _Lines) -> dict[str, str]:
-    """Headers by lower-case name, up to the blank line; a folded line continues the one before."""
+def _warc_headers(lines: _LineReader) -> dict[str, str]:
+    """Headers by lower-case name, up to the blank line. An indented line continues the header before it."""
     headers: dict[str, str] = {}
     name = ""
     for _ in range(MAX_HEADER_LINES):
@@ -225,8 +225,8 @@ def _warc_headers(lines: _Lines) -> dict[str, str]:
     return headers
 
 
-def _content(lines: _Lines, length: int, kind: str, limits: Limits) -> tuple[str, bytes]:
-    """(kind, content) of a record of a stated length; the kind tells when it cannot be had."""
+def _content(lines: _LineReader, length: int, kind: str, limits: Limits) -> tuple[str, bytes]:
+    """(kind, content) of a record of a given length; the kind is "too-long" or "truncated" if there is no content."""
     if length > limits.max_record_bytes:
         start = lines.block(1024)
         return ("too-long" if lines.skip(length - len(start)) else "truncated"), start
@@ -234,9 +234,9 @@ def _content(lines: _Lines, length: int, kind: str, limits: Limits) -> tuple[str
     return (kind if len(content) == length else "truncated"), content
 
 
-def _arc_records(lines: _Lines, limits: Limits) -> Iterator[ArchiveRecord]:
-    """Each record is a line `url ip date type [...] length` and that many bytes; the url may hold spaces."""
-    is_in_step = True
+def _arc_records(lines: _LineReader, limits: Limits) -> Iterator[ArchiveRecord]:
+    """Each record is a line `url ip date type [...] length`, and that many bytes. The URL may have spaces."""
+    is_in_sync = True
     while True:
         offset = lines.offset
         line = lines.line()
@@ -247,11 +247,11 @@ def _arc_records(lines: _Lines, limits: Limits) -> Iterator[ArchiveRecord]:
             continue
         is_header = len(words) >= 5 and ":" in words[0] and words[-1].isascii() and words[-1].isdigit()
         if not is_header:
-            if is_in_step or (":" in words[0] and len(words) >= 5 and words[-3].isdigit()):
+            if is_in_sync or (":" in words[0] and len(words) >= 5 and words[-3].isdigit()):
                 yield ArchiveRecord(offset, "malformed", None, None, "", line)
-            is_in_step = False
+            is_in_sync = False
             continue
-        is_in_step = True
+        is_in_sync = True
         kind, content = _content(lines, int(words[-1]), "response", limits)
         url, date, content_type = " ".join(words[:-4]), words[-3], words[-2]
         if url.startswith("filedesc:") and kind == "response":

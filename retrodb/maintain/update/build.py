@@ -14,11 +14,11 @@ from typing import Any
 
 from retrodb.config import EmbedParams, InitParams, from_mapping
 from retrodb.corpus.document import Document
-from retrodb.corpus.inputs import expand_inputs, plan_splits
+from retrodb.corpus.input_files import expand_inputs, plan_splits
+from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.corpus.readers import read_split
-from retrodb.corpus.token_files import resolve_tokenizer
-from retrodb.corpus.tokenizer import Tokenizer
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import ConflictError, UsageError
 from retrodb.format.kinds import path_of
 from retrodb.maintain.stats import Stats

@@ -20,8 +20,10 @@ import orjson
 
 from retrodb.ann.metric import scores
 from retrodb.config import DedupParams, IndexParams, IngestParams, InitParams, NeighboursParams
+from retrodb.corpus.readers.jsonl import read_json_objects
 from retrodb.corpus.stdlib_docs import is_held_out, stdlib_documents
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.streams import open_input
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import MismatchError
 from retrodb.export.export import run_export
 from retrodb.format.entries import SpaceEntry
@@ -157,7 +159,8 @@ def _documents(demo: _Demo) -> dict[str, Any]:
 
 
 def _tokenizer(demo: _Demo) -> dict[str, Any]:
-    texts = [orjson.loads(line)["text"] for line in demo.corpus.read_bytes().splitlines()]
+    with open_input(demo.corpus) as stream:
+        texts = [str(record["text"]) for _, record in read_json_objects(stream, str(demo.corpus))]
     tokenizer = train_byte_bpe(texts, VOCAB_SIZE)
     _write(demo.tokenizer, tokenizer.to_bytes())
     return {"vocabulary": tokenizer.vocab_size, "characters": sum(map(len, texts))}

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from retrodb.ann.part import LISTS_KEPT
 from retrodb.bench.rates import keep_rates, read_rates
 from retrodb.config import EmbedParams
-from retrodb.corpus.inputs import expand_inputs
-from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.corpus.input_files import expand_inputs
+from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.errors import MissingStep, RetroDBError
 from retrodb.format.entries import DuplicatesEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
 from retrodb.maintain.update.command import DONE, UpdateStep, pending_vectors, spaces_of

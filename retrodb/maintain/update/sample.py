@@ -12,11 +12,11 @@ import numpy as np
 from retrodb.config import IngestParams
 from retrodb.corpus.chunking import chunk_documents
 from retrodb.corpus.document import TEXT_NAMES, Document, Reject
+from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.corpus.readers import read_split
-from retrodb.corpus.readers.arrow import num_rows
+from retrodb.corpus.readers.arrow import parquet_row_groups
 from retrodb.corpus.split import InputFile, Split
 from retrodb.corpus.streams import InputStream
-from retrodb.corpus.tokenizer import Tokenizer
 from retrodb.errors import InputError
 from retrodb.stages.ingest.read_tasks import fields_of, limits_of
 
@@ -127,7 +127,7 @@ def read_heads(files: Sequence[InputFile], params: IngestParams) -> list[Head]:
     refused = next((head.refused for head in heads if head.refused), None)
     raise InputError(
         f"no document in a sample of the files{f' ({refused.reason})' if refused else ''}",
-        where=f"{refused.path}, {refused.place}" if refused else files[0].path,
+        where=f"{refused.path}, {refused.location}" if refused else files[0].path,
         remedy="Look at the files; --format, --text-field and --id-field say how they are read.",
     )
 
@@ -138,7 +138,7 @@ def _read_head(file: InputFile, params: IngestParams, num_files: int) -> Head:
     chars = 0
     for records, record in enumerate(read_split(Split((file,)), fields_of(params), limits_of(params))):
         if len(documents) * num_files >= _DOCUMENTS or chars * num_files >= _CHARS:
-            return Head(file, documents, _stored_bytes(file, records, record.place, documents), False, refused)
+            return Head(file, documents, _stored_bytes(file, records, record.location, documents), False, refused)
         if isinstance(record, Document):
             documents.append(record)
             chars += len(record.text) + len(record.value or "")
@@ -147,11 +147,11 @@ def _read_head(file: InputFile, params: IngestParams, num_files: int) -> Head:
     return Head(file, documents, file.size_bytes, True, refused)
 
 
-def _stored_bytes(file: InputFile, records: int, next_place: str, documents: list[Document]) -> int:
-    """About how many bytes of a file its first records take, given the place of the one after them."""
-    if file.format == "parquet" and not file.is_tar and (rows := num_rows(file.path)):
+def _stored_bytes(file: InputFile, records: int, next_location: str, documents: list[Document]) -> int:
+    """About how many bytes of a file its first records take, given the location of the record after them."""
+    if file.format == "parquet" and not file.is_tar and (rows := sum(parquet_row_groups(file.path))):
         return max(1, file.size_bytes * records // rows)
-    unit, _, number = next_place.partition(" ")
+    unit, _, number = next_location.partition(" ")
     if unit == "byte" and not file.is_tar:
         size = int(number)
     else:

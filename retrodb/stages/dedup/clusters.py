@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from retrodb.dedup.clusters import Keep, cluster, equal_content_pairs, keepers
+from retrodb.dedup.union_find import Keep, cluster, equal_content_pairs, keepers
 from retrodb.format.arrays import BoolArray, Float64Array, Int64Array
 from retrodb.format.parquet import read_table
 from retrodb.format.schemas import DUPLICATE_CLUSTERS, DUPLICATE_PAIRS

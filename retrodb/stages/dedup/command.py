@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodb.config import DedupParams, to_mapping
-from retrodb.dedup.leakscan import frequent_keys
+from retrodb.dedup.exact_scan import frequent_keys
+from retrodb.dedup.leak_rule import parse_rule
 from retrodb.dedup.lsh import parse_bands
-from retrodb.dedup.rule import parse_rule
-from retrodb.dedup.testsets import read_test_items
+from retrodb.dedup.testset_items import read_test_items
 from retrodb.engine.run import Run, add_counts, open_run
 from retrodb.engine.task import Task, TaskFunction, TaskRecord, make_task
 from retrodb.errors import UsageError

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from retrodb.dedup.leakscan import scan, touched_chunks
-from retrodb.dedup.testtable import TestTable
+from retrodb.dedup.exact_scan import scan, touched_chunks
+from retrodb.dedup.shingle_table import ShingleTable
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.context import Context
@@ -136,7 +136,7 @@ def _then(context: Context, table: NeighbourTable) -> ChunkSet | None:
         return None
 
 
-def _own(chunks: ChunkSet, items: TestTable) -> dict[int, set[int]]:
+def _own(chunks: ChunkSet, items: ShingleTable) -> dict[int, set[int]]:
     """The items that each row of a query set shares an n-gram with, in its document's text."""
     found: dict[int, set[int]] = defaultdict(set)
     for record in chunks.ranges:
@@ -153,7 +153,7 @@ def _own(chunks: ChunkSet, items: TestTable) -> dict[int, set[int]]:
     return found
 
 
-def _brought(view: View, then: ChunkSet | None, ids: Int64Array, items: TestTable) -> dict[int, _Items]:
+def _brought(view: View, then: ChunkSet | None, ids: Int64Array, items: ShingleTable) -> dict[int, _Items]:
     """What each neighbour that shares an n-gram with an item, or whose continuation does, brings."""
     found: dict[int, _Items] = defaultdict(_Items)
     ids = ids[ids >= 0]
@@ -176,7 +176,7 @@ def _next_chunk(chunks: ChunkSet, ids: Int64Array) -> Int64Array:
     return np.where(is_same, ids + 1, -1)
 
 
-def _matches(texts: list[str], items: TestTable) -> Iterator[tuple[int, int, int]]:
+def _matches(texts: list[str], items: ShingleTable) -> Iterator[tuple[int, int, int]]:
     """Every text and item that share an n-gram, and the last byte's end of what they share."""
     hits = scan(pa.array(texts, pa.large_string()), items).hits
     ends = hits.range_end[hits.range_offsets[1:] - 1]
@@ -188,5 +188,5 @@ def _is_live(view: View, chunk: int, brought: _Items) -> bool:
     return bool(brought.chunk) or view.chunks.continuation(np.array([chunk]))[0] >= 0
 
 
-def _names(items: TestTable, found: set[int]) -> tuple[str, ...]:
+def _names(items: ShingleTable, found: set[int]) -> tuple[str, ...]:
     return tuple(items.id(item) for item in sorted(found))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from retrodb.config import DedupParams, from_mapping
-from retrodb.dedup.candidates import CandidateScan
-from retrodb.dedup.leakscan import Hits, ScanResult, count_documents, scan, touched_chunks
+from retrodb.dedup.exact_scan import Hits, ScanResult, count_documents, scan, touched_chunks
+from retrodb.dedup.leak_rule import parse_rule
 from retrodb.dedup.lsh import parse_bands
-from retrodb.dedup.rule import parse_rule
-from retrodb.dedup.testtable import TestTable, load_table
+from retrodb.dedup.minhash_scan import MinHashScan
+from retrodb.dedup.shingle_table import ShingleTable, load_shingle_table
 from retrodb.engine.task import Task, TaskRecord
 from retrodb.format.arrays import BoolArray, Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
@@ -102,15 +102,15 @@ def run_count(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[
     return TaskRecord(task.id, (publish(storage, "runs", path, lambda local: save_array(local, counts)),))
 
 
-def _table(storage: Storage, payload: Any) -> TestTable:
-    return load_table(storage.local(payload["table"]).parent)
+def _table(storage: Storage, payload: Any) -> ShingleTable:
+    return load_shingle_table(storage.local(payload["table"]).parent)
 
 
-def _find(storage: Storage, payload: Any, params: DedupParams, table: TestTable) -> Find:
+def _find(storage: Storage, payload: Any, params: DedupParams, table: ShingleTable) -> Find:
     excluded: BoolArray | None = map_array(storage.local(payload["excluded"])) if payload["excluded"] else None
     if params.method == "exact":
         return partial(scan, table=table, excluded=excluded)
-    return CandidateScan(table, params.permutations, parse_bands(params.bands, params.permutations))
+    return MinHashScan(table, params.permutations, parse_bands(params.bands, params.permutations))
 
 
 def _blocks(storage: Storage, payload: Any) -> Iterator[DocumentBlock]:
@@ -126,7 +126,7 @@ def _touched(block: DocumentBlock, hits: Hits, hit: int, first: int, end: int) -
     return np.asarray(touched + first, dtype=np.int64)
 
 
-def _hit_rows(block: DocumentBlock, hits: Hits, is_leak: BoolArray, table: TestTable) -> Iterator[dict[str, Any]]:
+def _hit_rows(block: DocumentBlock, hits: Hits, is_leak: BoolArray, table: ShingleTable) -> Iterator[dict[str, Any]]:
     jaccard, containment = hits.jaccard(), hits.containment()
     for i, document in enumerate(hits.document.tolist()):
         touched = _touched(block, hits, i, int(block.bounds[document]), int(block.bounds[document + 1]))
@@ -144,7 +144,7 @@ def _hit_rows(block: DocumentBlock, hits: Hits, is_leak: BoolArray, table: TestT
 
 
 def _short_rows(
-    block: DocumentBlock, found: ScanResult, is_removed: bool, table: TestTable
+    block: DocumentBlock, found: ScanResult, is_removed: bool, table: ShingleTable
 ) -> Iterator[dict[str, Any]]:
     """Texts too short for a shingle that are an item's, word for word."""
     for document, item in zip(found.short_hits.document.tolist(), found.short_hits.item.tolist(), strict=True):

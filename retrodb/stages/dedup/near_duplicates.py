@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from retrodb.config import NearDuplicatesParams, from_mapping, to_mapping
-from retrodb.dedup.clusters import similarity
+from retrodb.dedup.leak_rule import Rule, parse_rule
 from retrodb.dedup.lsh import candidate_pairs, make_run, parse_bands
 from retrodb.dedup.minhash import signatures
-from retrodb.dedup.rule import Rule, parse_rule
 from retrodb.dedup.shingles import check_ngram, shingle_sets
+from retrodb.dedup.union_find import similarity
 from retrodb.engine.run import Run, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import UsageError

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from retrodb.config import DedupParams, to_mapping
+from retrodb.dedup.leak_rule import parse_rule
 from retrodb.dedup.lsh import parse_bands
-from retrodb.dedup.rule import parse_rule
+from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table, load_shingle_table, save_shingle_table
 from retrodb.dedup.shingles import SHINGLE_VERSION, check_ngram
-from retrodb.dedup.testtable import TestTable, build_table, load_table, save_table
 from retrodb.errors import UsageError
 from retrodb.format.entries import TestsetEntry
 from retrodb.format.kinds import path_of
@@ -26,7 +26,7 @@ from retrodb.view.view import View
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TABLE_FILES = tuple(field.name for field in fields(TestTable))
+TABLE_FILES = tuple(field.name for field in fields(ShingleTable))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def register(view: View, name: str, ids: Sequence[str], texts: pa.LargeStringArr
     put = partial(publish, view.storage, "testsets", name=name)
     files = [put(path(file="items.parquet"), partial(write_table, table=items))]
     with TemporaryDirectory() as folder:
-        save_table(build_table(texts, ids, params.ngram), Path(folder))
+        save_shingle_table(build_shingle_table(texts, ids, params.ngram), Path(folder))
         for field in TABLE_FILES:
             data = (Path(folder) / f"{field}.npy").read_bytes()
             files.append(put(path(file=f"{field}.npy"), partial(_write_bytes, data=data)))
@@ -115,10 +115,10 @@ def registered(view: View, name: str) -> TestSet:
     return TestSet(name, entry, tuple(files), is_new=False)
 
 
-def open_table(view: View, testset: TestSet) -> TestTable:
+def open_table(view: View, testset: TestSet) -> ShingleTable:
     """The table of a test set, verified and memory-mapped."""
     paths = [view.files.open(record) for record in testset.files]
-    return load_table(paths[0].parent)
+    return load_shingle_table(paths[0].parent)
 
 
 def _unique(ids: Sequence[str]) -> list[str]:

@@ -19,8 +19,8 @@ import numpy as np
 from retrodb.ann.codebook import load_codebook
 from retrodb.config import EmbedParams, from_mapping
 from retrodb.encode.conventions import Overrides
-from retrodb.encode.encoder import resolve_encoder
 from retrodb.encode.identity import Encoder
+from retrodb.encode.resolve import resolve_encoder
 from retrodb.engine.task import Task, TaskRecord
 from retrodb.errors import MismatchError
 from retrodb.format.arrays import Float16Array, Int64Array, growing_array, map_array

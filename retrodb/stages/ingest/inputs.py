@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from retrodb.config import IngestParams, to_mapping
-from retrodb.corpus.inputs import expand_inputs, file_digest, spool
+from retrodb.corpus.input_files import expand_inputs, file_digest, spool
 from retrodb.corpus.split import InputFile
 from retrodb.engine.run import Run
 from retrodb.errors import UsageError

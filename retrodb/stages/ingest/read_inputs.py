@@ -171,6 +171,6 @@ def _write_rejects(storage: Storage, path: str, rejects: list[Reject]) -> FileRe
 
     from retrodb.format.schemas import REJECTS
 
-    rows = [{"path": r.path, "place": r.place, "reason": r.reason, "excerpt": r.excerpt} for r in rejects]
+    rows = [{"path": r.path, "place": r.location, "reason": r.reason, "excerpt": r.excerpt} for r in rejects]
     table = pa.Table.from_pylist(rows, schema=REJECTS)
     return publish(storage, "runs", path, lambda local: write_table(local, table))

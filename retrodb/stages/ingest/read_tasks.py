@@ -8,7 +8,7 @@ from typing import Any
 
 from retrodb.config import IngestParams
 from retrodb.corpus.document import Fields, Limits
-from retrodb.corpus.inputs import plan_splits
+from retrodb.corpus.input_files import plan_splits
 from retrodb.corpus.split import InputFile, Split
 from retrodb.engine.run import Engine, Run
 from retrodb.engine.task import Task, TaskFunction, TaskRecord, make_task

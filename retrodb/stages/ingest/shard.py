@@ -20,7 +20,7 @@ from retrodb.errors import InputError
 from retrodb.format import MAX_SHARD_CHUNKS, ROW_GROUP_ROWS
 from retrodb.format.arrays import AnyArray, growing_array, save_array
 from retrodb.format.ids import HASH_DTYPE, IdArray, sort_ids, text_hashes
-from retrodb.format.parquet import open_writer, write_table
+from retrodb.format.parquet import ParquetWriter, open_writer, write_table
 from retrodb.format.records import FileRecord
 from retrodb.format.schemas import DOCUMENTS, chunks_schema
 from retrodb.format.settings import Settings
@@ -29,7 +29,6 @@ from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 SHARD_KINDS = ("documents", "chunks", "tokens", "hashes", "ids")
 
@@ -91,7 +90,7 @@ def write_shards(
     return shards
 
 
-def _write_rows(sink: pq.ParquetWriter, table: pa.Table) -> None:
+def _write_rows(sink: ParquetWriter, table: pa.Table) -> None:
     if table.num_rows:  # no rows would become an empty row group
         sink.write_table(table, row_group_size=ROW_GROUP_ROWS)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retrodb.corpus.chunking import chunk_documents
-from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.engine.task import Task, TaskRecord
 from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.format.arrays import BoolArray, map_array

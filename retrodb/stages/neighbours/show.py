@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.ingest.tokenize import load_tokenizer

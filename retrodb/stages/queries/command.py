@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from retrodb.corpus.chunking import chunk_documents
-from retrodb.dedup.testsets import read_test_items
+from retrodb.dedup.testset_items import read_test_items
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import UsageError
 from retrodb.format.entries import QueriesEntry

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from retrodb.corpus.special import special_ids
+from retrodb.corpus.special_tokens import special_ids
 from retrodb.format.arrays import Int64Array
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import parse_settings

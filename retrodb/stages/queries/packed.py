@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from retrodb.corpus.chunking import ROLE_TEXT, Chunks
-from retrodb.corpus.special import all_special_ids
-from retrodb.corpus.token_files import resolve_tokenizer
-from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.corpus.chunking import Chunks
+from retrodb.corpus.lm_tokenizer import Tokenizer
+from retrodb.corpus.special_tokens import all_special_ids
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.engine.run import add_counts, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MismatchError, UsageError
@@ -33,6 +33,7 @@ from retrodb.format.entries import QueriesEntry
 from retrodb.format.ids import content_hash, id_entries, key_of, record_hash
 from retrodb.format.json_values import to_plain
 from retrodb.format.kinds import path_of
+from retrodb.format.schemas import ROLE_TEXT
 from retrodb.format.settings import Settings, parse_settings
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.read_inputs import spool_schema

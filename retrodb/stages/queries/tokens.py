@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from retrodb.corpus.special import all_special_ids
+from retrodb.corpus.special_tokens import all_special_ids
 from retrodb.errors import InputError, MismatchError, UsageError
 from retrodb.format.arrays import AnyArray
 from retrodb.stages.queries.packing import PackedSequence

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import orjson
 
+from retrodb.corpus.readers.jsonl import BOM, read_json_objects
 from retrodb.errors import InputError
 from retrodb.format.arrays import Float32Array
 
@@ -14,34 +15,30 @@ TEXT_FIELDS = ("text", "query", "question")
 
 
 def read_texts(path: Path) -> list[str]:
-    """The queries of a file, in its order; a file whose first line with anything in it is a JSON object has JSON Lines.
+    """The queries of a file, in its order: JSON Lines if its first line that is not blank begins with "{".
 
     Raises:
-        InputError: with the line, for what cannot be read as a query; or when there is none.
+        InputError: a line is not a query, with its number; or there is no query.
     """
+    content = path.read_bytes()
+    if content.removeprefix(BOM).lstrip().startswith(b"{"):
+        return [_text(record, f"{path}:{number}") for number, record in read_json_objects(BytesIO(content), str(path))]
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 ({error.reason} at byte {error.start})", where=str(path)) from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise InputError("no queries", where=str(path), remedy="Write one query a line.")
-    if not numbered[0][1].startswith("{"):
-        return [line for _, line in numbered]
-    return [_text(line, f"{path}:{number}") for number, line in numbered]
-
-
-def _text(line: str, where: str) -> str:
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"not valid JSON ({error})", where=where) from error
-    texts = (
-        [record[name] for name in TEXT_FIELDS if isinstance(record.get(name), str)] if isinstance(record, dict) else []
-    )
+    texts = [line.strip() for line in lines if line.strip()]
     if not texts:
-        raise InputError("no query in this record", where=where, remedy=f"It is read from {', '.join(TEXT_FIELDS)}.")
-    return str(texts[0])
+        raise InputError("no queries", where=str(path), remedy="Write one query per line.")
+    return texts
+
+
+def _text(record: dict[str, object], where: str) -> str:
+    texts = [text for name in TEXT_FIELDS if isinstance(text := record.get(name), str)]
+    if not texts:
+        remedy = f"The text of a query is the field {', '.join(TEXT_FIELDS)}."
+        raise InputError("no query in this record", where=where, remedy=remedy)
+    return texts[0]
 
 
 def read_vectors(path: Path) -> Float32Array:

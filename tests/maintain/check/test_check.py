@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import retrodb
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.engine.progress import Progress
 from retrodb.errors import DamagedFileError

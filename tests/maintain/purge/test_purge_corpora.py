@@ -8,7 +8,7 @@ import pytest
 from real_corpora import corpus
 
 import retrodb
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 
 pytestmark = pytest.mark.corpora
 ARTICLES = 1500

@@ -15,8 +15,8 @@ from made_documents import made_text, write_documents
 
 import retrodb
 from retrodb.config import IngestParams
-from retrodb.corpus.inputs import expand_inputs
-from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.corpus.input_files import expand_inputs
+from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.database import build, plan_build
 from retrodb.errors import ConflictError, InputError, UsageError
 from retrodb.maintain.update.build import build_recipe

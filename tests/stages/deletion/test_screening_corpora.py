@@ -15,7 +15,7 @@ from classifier import train_classifier
 from real_corpora import DATA
 
 import retrodb
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.view.where import documents_where
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from retrodb.config import EmbedParams
 from retrodb.database import Database
-from retrodb.encode.encoder import resolve_encoder
-from retrodb.encode.transformer import TransformerEncoder
+from retrodb.encode.resolve import resolve_encoder
+from retrodb.encode.transformer_encoder import TransformerEncoder
 from retrodb.errors import InputError, MismatchError, RetroDBError, UsageError
 from retrodb.format.entries import SpaceEntry
 from retrodb.stages.embed.task import Hardware, load_encoder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodb.config import IngestParams, InitParams
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.format.entries import QueriesEntry
 from retrodb.format.parquet import read_table
 from retrodb.stages.context import Context

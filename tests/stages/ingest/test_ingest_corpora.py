@@ -10,7 +10,7 @@ import pytest
 from real_corpora import content, corpus, unpack
 
 from retrodb.corpus.document import Document, Fields, Limits
-from retrodb.corpus.inputs import expand_inputs, plan_splits
+from retrodb.corpus.input_files import expand_inputs, plan_splits
 from retrodb.corpus.readers import read_split
 from retrodb.database import create
 from retrodb.engine.local import LocalEngine

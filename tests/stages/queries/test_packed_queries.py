@@ -12,8 +12,8 @@ import orjson
 import pytest
 from made_documents import made_text
 
-from retrodb.corpus.special import special_ids
-from retrodb.corpus.token_files import resolve_tokenizer
+from retrodb.corpus.special_tokens import special_ids
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.database import Database
 from retrodb.errors import UsageError
 from retrodb.stages.queries.megatron import MegatronPacking, MegatronSequences

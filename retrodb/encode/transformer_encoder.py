@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retrodb.encode.batching import plan_batches
+from retrodb.encode.chunk_tokenizer import TokenIds, TokenizerSpec, tokenize
 from retrodb.encode.device import Compute, measure_matrix_rate
 from retrodb.encode.identity import (
     EncodedBatch,
@@ -30,7 +31,6 @@ from retrodb.encode.identity import (
     Texts,
 )
 from retrodb.encode.pipeline import InFlight, Pipeline, pool
-from retrodb.encode.wordpiece import TokenIds, TokenizerSpec, tokenize
 from retrodb.errors import RetroDBError
 
 

@@ -14,10 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.dedup.leakscan import Hits, count_documents, frequent_keys, scan, touched_chunks
-from retrodb.dedup.rule import Rule, parse_rule
+from retrodb.dedup.exact_scan import Hits, count_documents, frequent_keys, scan, touched_chunks
+from retrodb.dedup.leak_rule import Rule, parse_rule
+from retrodb.dedup.shingle_table import (
+    ShingleTable,
+    build_shingle_table,
+    fill_slots,
+    find_key,
+    load_shingle_table,
+    save_shingle_table,
+)
 from retrodb.dedup.shingles import words_of
-from retrodb.dedup.testtable import TestTable, build_table, fill_slots, find_key, load_table, save_table
 from retrodb.errors import DamagedFileError, MismatchError, MissingFileError, UsageError
 
 
@@ -25,8 +32,8 @@ def texts_array(texts: list[str]) -> pa.LargeStringArray:
     return pa.array(texts, pa.large_string())
 
 
-def table_of(items: list[str], ngram: int) -> TestTable:
-    return build_table(texts_array(items), [f"item-{i}" for i in range(len(items))], ngram)
+def table_of(items: list[str], ngram: int) -> ShingleTable:
+    return build_shingle_table(texts_array(items), [f"item-{i}" for i in range(len(items))], ngram)
 
 
 def grams(text: str, ngram: int) -> set[tuple[str, ...]]:
@@ -167,8 +174,8 @@ def test_chained_slots_are_found() -> None:
 def test_saved_table_is_mapped_and_scans_the_same(tmp_path: Path) -> None:
     for items in (["a b c d", "é", "b c d e"], ["too short"], []):
         table = table_of(items, 3)
-        save_table(table, tmp_path)
-        loaded = load_table(tmp_path)
+        save_shingle_table(table, tmp_path)
+        loaded = load_shingle_table(tmp_path)
         documents = texts_array(["x a b c d e", "É", "too short"])
         assert as_tuples(scan(documents, loaded).hits) == as_tuples(scan(documents, table).hits)
         assert [loaded.text(i) for i in range(loaded.num_items)] == items
@@ -177,16 +184,16 @@ def test_saved_table_is_mapped_and_scans_the_same(tmp_path: Path) -> None:
 
 def test_missing_damaged_and_foreign_tables_are_refused(tmp_path: Path) -> None:
     table = table_of(["a b c d"], 3)
-    save_table(table, tmp_path)
+    save_shingle_table(table, tmp_path)
     np.save(tmp_path / "header.npy", np.array([99, 3]))
     with pytest.raises(MismatchError, match="version 99"):
-        load_table(tmp_path)
+        load_shingle_table(tmp_path)
     (tmp_path / "header.npy").write_bytes(b"no array")
     with pytest.raises(DamagedFileError):
-        load_table(tmp_path)
+        load_shingle_table(tmp_path)
     (tmp_path / "header.npy").unlink()
     with pytest.raises(MissingFileError):
-        load_table(tmp_path)
+        load_shingle_table(tmp_path)
 
 
 def test_touched_chunks_are_all_that_a_range_overlaps() -> None:

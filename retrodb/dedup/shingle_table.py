@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrodb.dedup.kernel import kernel
+from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingles import NGRAM, SHINGLE_VERSION, shingle_sets
 from retrodb.errors import DamagedFileError, MismatchError, MissingFileError
 from retrodb.format.arrays import ByteArray, Int32Array, Int64Array, UInt64Array
@@ -27,8 +27,8 @@ FILTER_BITS_PER_KEY = (
 
 
 @dataclass(frozen=True)
-class TestTable:
-    """A test set ready to be scanned for; made by `build_table`, kept by `save_table` and `load_table`."""
+class ShingleTable:
+    """The shingles of a test set, ready for a scan. `build_shingle_table` makes it."""
 
     __test__ = False  # pytest: no test class
 
@@ -70,7 +70,7 @@ class TestTable:
         return bytes(self.id_bytes[self.id_offsets[item] : self.id_offsets[item + 1]]).decode()
 
 
-def build_table(texts: pa.Array, ids: Sequence[str], ngram: int = NGRAM) -> TestTable:
+def build_shingle_table(texts: pa.Array, ids: Sequence[str], ngram: int = NGRAM) -> ShingleTable:
     """The table of a test set's texts (N,) and their ids (N,)."""
     sets = shingle_sets(texts, ngram)
     items = np.repeat(np.arange(len(texts), dtype=np.int32), sets.sizes())
@@ -84,7 +84,7 @@ def build_table(texts: pa.Array, ids: Sequence[str], ngram: int = NGRAM) -> Test
     short = short[np.argsort(sets.whole_keys[short], kind="stable")]
     text_bytes, text_offsets = _own(texts)
     id_bytes, id_offsets = _own(pa.array(ids, pa.large_string()))
-    return TestTable(
+    return ShingleTable(
         header=np.array([SHINGLE_VERSION, ngram]),
         keys=keys,
         posting_offsets=np.append(firsts, len(order)).astype(np.int64),
@@ -101,21 +101,21 @@ def build_table(texts: pa.Array, ids: Sequence[str], ngram: int = NGRAM) -> Test
     )
 
 
-def save_table(table: TestTable, folder: Path) -> None:
+def save_shingle_table(table: ShingleTable, folder: Path) -> None:
     """Write the table's arrays as `<field>.npy` into an existing folder; equal tables give equal bytes."""
     for field in fields(table):
         np.save(folder / f"{field.name}.npy", getattr(table, field.name), allow_pickle=False)
 
 
-def load_table(folder: Path) -> TestTable:
-    """Map a table that `save_table` wrote.
+def load_shingle_table(folder: Path) -> ShingleTable:
+    """Map a table that `save_shingle_table` wrote.
 
     Raises:
         MissingFileError, DamagedFileError: when an array is absent, or is not what it should be.
         MismatchError: when it was made by another version of the shingle specification.
     """
-    arrays = {field.name: _map(folder / f"{field.name}.npy") for field in fields(TestTable)}
-    table = TestTable(**arrays)
+    arrays = {field.name: _map(folder / f"{field.name}.npy") for field in fields(ShingleTable)}
+    table = ShingleTable(**arrays)
     if table.header.shape != (2,) or len(table.posting_offsets) != len(table.keys) + 1:
         raise DamagedFileError("the arrays of the test set do not belong together", where=str(folder))
     if table.header[0] != SHINGLE_VERSION:

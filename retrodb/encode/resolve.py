@@ -26,7 +26,7 @@ from retrodb.errors import InputError, MismatchError, UsageError
 
 if TYPE_CHECKING:
     from retrodb.encode.device import Compute
-    from retrodb.encode.transformer import HiddenStates, TransformerEncoder
+    from retrodb.encode.transformer_encoder import HiddenStates, TransformerEncoder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # What a model folder may need; pickles and other frameworks' weights are not even downloaded.
@@ -91,8 +91,8 @@ def _hashing(name: str) -> Encoder:
 
 
 def _transformer(name: str, compute: Compute, overrides: Overrides, tokenize_workers: int) -> TransformerEncoder:
-    from retrodb.encode.transformer import TransformerEncoder
-    from retrodb.encode.wordpiece import ChunkTokenizer, TokenizerSpec
+    from retrodb.encode.chunk_tokenizer import ChunkTokenizer, TokenizerSpec
+    from retrodb.encode.transformer_encoder import TransformerEncoder
 
     folder, origin = find_model(name)
     config = read_json(folder / "config.json")
@@ -148,7 +148,7 @@ def _load_model(
     config = BertConfig.from_json(read_json(folder / "config.json"))
     if config is not None:
         return LeanBert(config, read_weights(files), device=compute.device, dtype=dtype), "lean", config.hidden
-    from retrodb.encode.fallback import TransformersModel
+    from retrodb.encode.transformers_model import TransformersModel
 
     model = TransformersModel(folder, device=compute.device, dtype=dtype)
     return model, "transformers", model.hidden

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrodb.corpus.document import Fields
-from retrodb.corpus.inputs import expand_inputs, file_digest, plan_splits, spool
+from retrodb.corpus.input_files import expand_inputs, file_digest, plan_splits, spool
 from retrodb.corpus.split import Split
 from retrodb.errors import InputError, UsageError
 

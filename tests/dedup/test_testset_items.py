@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from retrodb.dedup.testsets import read_test_items
+from retrodb.dedup.testset_items import read_test_items
 from retrodb.errors import InputError, UsageError
 
 LINES = b'{"id": "a", "question": "Why?", "choices": ["x", "y"], "n": 3}\n\n{"question": "Who?", "choices": []}\n'

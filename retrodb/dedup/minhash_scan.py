@@ -9,17 +9,17 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from retrodb.dedup.leakscan import ScanResult, ShortHits, scan
+from retrodb.dedup.exact_scan import ScanResult, ShortHits, scan
 from retrodb.dedup.lsh import Bands, common_buckets, make_run
 from retrodb.dedup.minhash import EMPTY, signatures
-from retrodb.dedup.testtable import TestTable
+from retrodb.dedup.shingle_table import ShingleTable
 from retrodb.format.arrays import Int64Array
 
 
-class CandidateScan:
+class MinHashScan:
     """Holds documents against a test set like `scan`, but sees only candidates and texts too short for a shingle."""
 
-    def __init__(self, table: TestTable, num_permutations: int, bands: Bands) -> None:
+    def __init__(self, table: ShingleTable, num_permutations: int, bands: Bands) -> None:
         self.table, self.num_permutations, self.bands = table, num_permutations, bands
         sketch = signatures(table.texts(), num_permutations, ngram=table.ngram)
         self._items = make_run(sketch, np.arange(table.num_items), bands)

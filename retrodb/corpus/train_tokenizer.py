@@ -1,4 +1,4 @@
-"""Trains the language model's tokenizer: a byte-level BPE over GPT-2's words."""
+"""Trains the tokenizer of a language model: a byte-level BPE over the words of GPT-2."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from collections.abc import Iterable
 
 import orjson
 
-from retrodb.corpus.token_files import END_OF_TEXT
-from retrodb.corpus.tokenizer import Tokenizer
+from retrodb.corpus.lm_tokenizer import Tokenizer
+from retrodb.corpus.tokenizer_files import END_OF_TEXT
 from retrodb.errors import UsageError
 
 SMALLEST_VOCABULARY = 257  # the bytes and the special token
 
 
 def train_byte_bpe(texts: Iterable[str], vocab_size: int = 32_000, min_frequency: int = 2) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens (fewer when the texts run out of pairs); the same texts give the
-    same tokenizer, in any order and on any number of threads.
+    """A byte-level BPE of at most `vocab_size` tokens; it has fewer if no pairs are left to merge.
 
-    Id 0 is `<|endoftext|>`, 1 to 256 are the bytes, and merges follow.
+    The same texts give the same tokenizer, in any order and with any number of threads. Id 0 is `<|endoftext|>`, 1 to 256
+    are the bytes, and the merges follow.
 
     Args:
-        min_frequency: pairs seen less often are not merged.
+        min_frequency: pairs that are less frequent are not merged.
+
+    Raises:
+        UsageError: `vocab_size` is smaller than the bytes and the special token.
     """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise UsageError(f"a vocabulary of {vocab_size} tokens", remedy=f"The least is {SMALLEST_VOCABULARY}.")
+        raise UsageError(f"a vocabulary of {vocab_size} tokens", remedy=f"The minimum is {SMALLEST_VOCABULARY}.")
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

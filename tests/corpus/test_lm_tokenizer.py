@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retrodb.corpus.token_files import resolve_tokenizer
-from retrodb.corpus.tokenizer import SAMPLE, Tokenizer
-from retrodb.corpus.train import train_byte_bpe
+from retrodb.corpus.lm_tokenizer import SAMPLE, Tokenizer
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
+from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import InputError, UsageError
 
 from .conftest import SENTENCES

@@ -17,10 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import codepoint_tables
-from retrodb.dedup.kernel import kernel
 from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.numba_kernel import kernel
+from retrodb.dedup.shingle_table import ShingleTable, find_key
 from retrodb.dedup.shingles import roll, scratch, split_words, whole_text_key, words_of
-from retrodb.dedup.testtable import TestTable, find_key
 from retrodb.format.arrays import ByteArray, Int32Array, Int64Array, UInt64Array
 
 TINY_SET = 3  # shingles; below, one collision of 64-bit keys could decide, so the texts themselves are compared
@@ -98,7 +98,7 @@ class _Occurrences:
     whole_keys: UInt64Array  # (M,) whole-text key of a document under n words
 
 
-def scan(texts: pa.Array, table: TestTable, excluded: NDArray[np.bool_] | None = None) -> ScanResult:
+def scan(texts: pa.Array, table: ShingleTable, excluded: NDArray[np.bool_] | None = None) -> ScanResult:
     """Hold documents against a test set.
 
     Args:
@@ -112,7 +112,7 @@ def scan(texts: pa.Array, table: TestTable, excluded: NDArray[np.bool_] | None =
     return ScanResult(_reverify_tiny(hits, texts, table), _match_short(found, texts, table), found.num_words)
 
 
-def count_documents(texts: pa.Array, table: TestTable) -> Int64Array:
+def count_documents(texts: pa.Array, table: ShingleTable) -> Int64Array:
     """(K,) the number of documents that have each key; counts of different texts add up."""
     found = _find_occurrences(texts, table)
     pairs = np.unique(np.stack([found.document, found.key]), axis=1)
@@ -136,7 +136,7 @@ def touched_chunks(starts: Int64Array, ends: Int64Array, chunk_offsets: Int64Arr
     return np.flatnonzero(np.cumsum(change) > 0)
 
 
-def _find_occurrences(texts: pa.Array, table: TestTable) -> _Occurrences:
+def _find_occurrences(texts: pa.Array, table: ShingleTable) -> _Occurrences:
     folded, parts = codepoint_tables().folded, []
     for batch in iter_batches(texts):
         found, *counts = _probe(
@@ -155,7 +155,7 @@ def _find_occurrences(texts: pa.Array, table: TestTable) -> _Occurrences:
     return _Occurrences(found[:, 0], found[:, 1], found[:, 2], found[:, 3], num_words, sizes, whole_keys)
 
 
-def _group(found: _Occurrences, table: TestTable, excluded_keys: Int64Array) -> Hits:
+def _group(found: _Occurrences, table: ShingleTable, excluded_keys: Int64Array) -> Hits:
     """One hit per document and item: an occurrence counts for every item that has its key."""
     at, posting = _postings(table, found.key)
     item = table.posting_items[posting].astype(np.int64)
@@ -187,7 +187,7 @@ def _group(found: _Occurrences, table: TestTable, excluded_keys: Int64Array) -> 
     )  # fmt: skip
 
 
-def _match_short(found: _Occurrences, texts: pa.Array, table: TestTable) -> ShortHits:
+def _match_short(found: _Occurrences, texts: pa.Array, table: ShingleTable) -> ShortHits:
     documents = np.flatnonzero((found.num_words > 0) & (found.num_words < table.ngram))
     first = np.searchsorted(table.short_keys, found.whole_keys[documents], "left")
     last = np.searchsorted(table.short_keys, found.whole_keys[documents], "right")
@@ -202,7 +202,7 @@ def _match_short(found: _Occurrences, texts: pa.Array, table: TestTable) -> Shor
     return ShortHits(document[chosen][order], item[chosen][order])
 
 
-def _reverify_tiny(hits: Hits, texts: pa.Array, table: TestTable) -> Hits:
+def _reverify_tiny(hits: Hits, texts: pa.Array, table: ShingleTable) -> Hits:
     """Count again, by the words themselves, the intersections with sets of up to TINY_SET shingles."""
     intersection = hits.intersection.copy()
     for hit in np.flatnonzero(np.minimum(hits.document_size, hits.item_size) <= TINY_SET).tolist():
@@ -223,7 +223,7 @@ def _word_grams(text: str, ngram: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + ngram]) for i in range(len(words) - ngram + 1)}
 
 
-def _postings(table: TestTable, keys: Int64Array) -> tuple[Int64Array, Int64Array]:
+def _postings(table: ShingleTable, keys: Int64Array) -> tuple[Int64Array, Int64Array]:
     """The pairs (i, p) for every i and every posting p of keys[i]."""
     return _expand(table.posting_offsets[keys], table.posting_offsets[keys + 1] - table.posting_offsets[keys])
 

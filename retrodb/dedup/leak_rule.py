@@ -14,7 +14,7 @@ from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
 
 if TYPE_CHECKING:
-    from retrodb.dedup.leakscan import Hits
+    from retrodb.dedup.exact_scan import Hits
 
 _SYNTAX = re.compile(r"\s*(jaccard|containment)\s*>=\s*(\d(?:\.\d{1,6})?)\s*")
 

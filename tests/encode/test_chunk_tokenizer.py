@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from real_corpora import content
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from retrodb.encode.encoder import read_tokenizer
-from retrodb.encode.wordpiece import ChunkTokenizer, TokenizerSpec, tokenize
+from retrodb.encode.chunk_tokenizer import ChunkTokenizer, TokenizerSpec, tokenize
+from retrodb.encode.resolve import read_tokenizer
 
 # White space of every kind, control characters that BERT deletes, marks, joiners, scripts without spaces, special tokens.
 PIECES = [

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.dedup.kernel import kernel
-from retrodb.dedup.rule import Rule
+from retrodb.dedup.leak_rule import Rule
+from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingles import ShingleSets
 from retrodb.format.arrays import Int64Array, UInt64Array
 

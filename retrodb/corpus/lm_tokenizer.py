@@ -1,36 +1,41 @@
-"""The language model's tokenizer: text -> token ids, and where in the text each token begins.
+"""The tokenizer of the language model: text -> token ids, and the byte of the text at which each token begins.
 
-Every tokenizer is kept as one JSON file, whatever it came as: that of `tokenizers`, or a SentencePiece model in JSON.
-Only the text itself is tokenized: no special token is added, what looks like one ("<|endoftext|>" in an article) is
-ordinary text, and padding and truncation that are baked into a file are switched off.
+Every tokenizer is stored as one JSON file: that of `tokenizers`, or a SentencePiece model in JSON. Only the text itself is
+tokenized. No special token is added, the text of a special token ("<|endoftext|>" in an article) is ordinary text, and
+padding and truncation that a file defines are switched off.
 
-A byte belongs to the first token that covers it. A token that covers no byte of its own (the dummy prefix of SentencePiece
-models, the second byte token of one character where the tokenizer only tells characters) begins where the token before it
-ends.
+A byte belongs to the first token that covers it. Some tokens cover no byte that is not covered already: the dummy prefix of
+SentencePiece models, or the second byte token of a character if the tokenizer only gives positions of characters. Such a
+token begins where the token before it ends.
 
-T tokens, M texts, S of the tokens whose starts are asked for.
+T tokens, M texts, S tokens whose starts are wanted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import orjson
 
 from retrodb.corpus.byte_bpe import ByteBPE, byte_bpe_of
 from retrodb.corpus.sentencepiece_model import SentencePieceModel
+from retrodb.corpus.tokenizer_json import PreTokenizerJson, TokenizerJson
 from retrodb.errors import InputError
+from retrodb.format.arrays import AnyArray, Int64Array, TokenArray
+
+if TYPE_CHECKING:
+    import tokenizers
 
 UINT16_VOCABULARY = 65_536  # the largest vocabulary whose ids are stored in two bytes
-# Both engines must agree on this before tiktoken is used: each script, contractions, digits, every kind of white space
-# that is not a plain blank, marks, emoji with joiners, controls, unassigned and private characters.
+# Both libraries must agree on this sample before tiktoken is used. It has all scripts, contractions, digits, every kind of
+# white space, marks, emoji with joiners, controls, and unassigned and private characters.
 SAMPLE = (
     "The quick brown fox, it's 12,345.67 dollars; WE'LL they'RE don't  \n\n\t x  ",
     "def f(x):\n    return {'a': x**2}  # <|endoftext|> </s> [SEP]\r\n\r\n\r   ",
@@ -46,100 +51,99 @@ SAMPLE = (
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """The tokens of some texts, one after the other."""
+    """The tokens of M texts, one text after the other."""
 
-    tokens: np.ndarray[Any, Any]  # (T,) ids, `Tokenizer.token_dtype`
-    text_offsets: np.ndarray[Any, Any]  # (M + 1,) int64; text m has tokens [text_offsets[m], text_offsets[m + 1])
-    starts: np.ndarray[Any, Any]  # (S,) int64; the byte, in its own text's UTF-8, at which every n-th token begins
+    tokens: TokenArray  # (T,) ids, `Tokenizer.token_dtype`
+    text_offsets: Int64Array  # (M + 1,) text m has tokens [text_offsets[m], text_offsets[m + 1])
+    starts: Int64Array  # (S,) the byte of its text, in UTF-8, at which every n-th token begins
 
 
 class Tokenizer:
-    """A tokenizer, loaded. Two are the same when their digests are."""
+    """A loaded tokenizer. Two tokenizers with equal digests are equal."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: TokenizerJson) -> None:
         """Args:
             spec: the parsed file.
 
         Raises:
-            InputError: `tokenizers` does not understand it.
-            MissingDependency: a SentencePiece model, without the extra.
+            InputError: `tokenizers` cannot read it.
+            MissingDependency: it is a SentencePiece model, and sentencepiece is not installed.
         """
         spec = {**spec, "padding": None, "truncation": None}
         self._json = orjson.dumps(spec, option=orjson.OPT_SORT_KEYS)
-        self.digest = hashlib.sha256(self._json).hexdigest()  # of the canonical file
+        self.digest = hashlib.sha256(self._json).hexdigest()  # SHA-256 of the canonical file
         self.kind = _kind_of(spec)  # "byte-bpe", "bpe", "unigram", "wordpiece", "wordlevel" or "sentencepiece"
         self._model = SentencePieceModel(spec) if self.kind == "sentencepiece" else _FileModel(self._json)
         self.vocab_size = self._model.vocab_size  # ids are below it
         self.token_dtype = np.dtype(np.uint16 if self.vocab_size <= UINT16_VOCABULARY else np.uint32)
-        self.is_lossless = _is_lossless(spec)  # tokens alone give the text back, byte for byte
+        self.is_lossless = _is_lossless(spec)  # the text can be decoded from its tokens, byte for byte
         self._byte_bpe = self._checked_byte_bpe(spec)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer of a `tokenizers` JSON file, or of the folder that holds `tokenizer.json`.
+        """The tokenizer of a `tokenizers` JSON file, or of a folder with a `tokenizer.json`.
 
         Raises:
-            InputError: there is none, or it cannot be used.
+            InputError: there is no such file, or it cannot be used.
         """
         file = Path(path, "tokenizer.json") if os.path.isdir(path) else Path(path)
         try:
             spec = orjson.loads(file.read_bytes())
         except (OSError, orjson.JSONDecodeError) as error:
-            raise InputError(f"no tokenizer ({error})", where=str(file), remedy="Name a tokenizer file.") from error
+            raise InputError(f"not a tokenizer ({error})", where=str(file), remedy="Name a tokenizer file.") from error
         if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
-            raise InputError("JSON, but no tokenizer", where=str(file), remedy="Name a `tokenizers` JSON file.")
-        return cls(spec)
+            raise InputError("JSON, but not a tokenizer", where=str(file), remedy="Name a `tokenizers` JSON file.")
+        return cls(cast("TokenizerJson", spec))
 
     def save(self, path: str | Path) -> None:
-        """Write the canonical file: loading it gives the same digest."""
+        """Write the canonical file. Loading it gives the same digest."""
         Path(path).write_bytes(self._json)
 
     def to_bytes(self) -> bytes:
-        """The canonical file's bytes, whose SHA-256 is the digest."""
+        """The bytes of the canonical file."""
         return self._json
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1, *, starts_every: int = 1) -> Tokenized:
-        """The tokens of each text on its own; the same whatever `num_threads` is.
+        """The tokens of each text. They do not depend on `num_threads`.
 
-        Tokenizers other than byte-level BPE use all cores or one (`tokenizers` has one pool a process).
+        Tokenizers other than byte-level BPE use one core or all cores, because `tokenizers` has one pool per process.
 
         Args:
-            starts_every: n gives the starts of tokens 0, n, 2n, ... of each text; the others cost a sixth of the time.
+            starts_every: n gives the starts of tokens 0, n, 2n, ... of each text. All starts take a sixth more time.
         """
         if self._byte_bpe is not None:
             return self._encode_bytes(self._byte_bpe, texts, num_threads, starts_every)
         return self._encode_characters(texts, num_threads, starts_every)
 
-    def encode(self, text: str) -> np.ndarray[Any, Any]:
+    def encode(self, text: str) -> TokenArray:
         """The tokens (T,) of one text."""
         return self.encode_batch([text]).tokens
 
-    def decode(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> str:
-        """The text that the tokens stand for; bytes that are no character become U+FFFD."""
+    def decode(self, tokens: Sequence[int] | AnyArray) -> str:
+        """The text of the tokens. Bytes that are not a character become U+FFFD."""
         if self._byte_bpe is not None:
             return self.decode_bytes(tokens).decode("utf-8", "replace")
         return self._model.decode([int(token) for token in tokens])
 
-    def decode_bytes(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> bytes:
-        """The bytes that the tokens stand for: exact for a lossless tokenizer, even in the middle of a character."""
+    def decode_bytes(self, tokens: Sequence[int] | AnyArray) -> bytes:
+        """The bytes of the tokens. They are exact for a lossless tokenizer, even in the middle of a character."""
         if self._byte_bpe is None:
             return self.decode(tokens).encode()
-        known = self._byte_bpe.token_bytes
-        return b"".join(
-            known[int(token)] if int(token) in known else self._model.decode([int(token)]).encode() for token in tokens
-        )
+        bytes_of = self._byte_bpe.token_bytes
+        ids = [int(token) for token in tokens]
+        return b"".join(bytes_of[i] if i in bytes_of else self._model.decode([i]).encode() for i in ids)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its name ("<|endoftext|>"), if the vocabulary has it."""
+        """The id of a token, such as "<|endoftext|>", if the vocabulary has it."""
         return self._model.id_of(token)
 
-    def _checked_byte_bpe(self, spec: dict[str, Any]) -> ByteBPE | None:
+    def _checked_byte_bpe(self, spec: TokenizerJson) -> ByteBPE | None:
         byte_bpe = byte_bpe_of(spec, self._model.tokenizer) if isinstance(self._model, _FileModel) else None
         if byte_bpe is None:
             return None
-        ours = self._encode_bytes(byte_bpe, SAMPLE, 1, 1)
-        theirs = self._encode_characters(SAMPLE, 1, 1)
-        is_same = np.array_equal(ours.tokens, theirs.tokens) and np.array_equal(ours.text_offsets, theirs.text_offsets)
+        fast = self._encode_bytes(byte_bpe, SAMPLE, 1, 1)
+        exact = self._encode_characters(SAMPLE, 1, 1)
+        is_same = np.array_equal(fast.tokens, exact.tokens) and np.array_equal(fast.text_offsets, exact.text_offsets)
         return byte_bpe if is_same else None
 
     def _encode_bytes(self, byte_bpe: ByteBPE, texts: Sequence[str], num_threads: int, every: int) -> Tokenized:
@@ -147,7 +151,7 @@ class Tokenizer:
         text_offsets = _offsets_of([len(part) for part in parts])
         ranks_T = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
         ends_T = np.cumsum(byte_bpe.num_bytes(ranks_T))
-        # Bytes before each text = end of the last token before it: all bytes are some token's.
+        # Every byte belongs to a token, so a text starts where the last token before it ends.
         before_M = np.concatenate(([0], ends_T))[text_offsets[:-1]]
         starts_T = np.concatenate(([0], ends_T[:-1])) if len(ends_T) else ends_T
         starts_T -= np.repeat(before_M, np.diff(text_offsets))
@@ -158,7 +162,7 @@ class Tokenizer:
         encodings = self._model.encode(texts, num_threads, every)
         text_offsets = _offsets_of([len(ids) for ids, _ in encodings])
         num_tokens = int(text_offsets[-1])
-        # chain runs in C: generator expressions here cost a fifth of the tokenization.
+        # chain runs in C. Generator expressions take a fifth of the time of the tokenization.
         tokens_T = np.fromiter(chain.from_iterable(ids for ids, _ in encodings), self.token_dtype, num_tokens)
         span_offsets = _offsets_of([len(spans) for _, spans in encodings])
         ends = chain.from_iterable(chain.from_iterable(spans for _, spans in encodings))
@@ -170,7 +174,7 @@ class Tokenizer:
 
 
 class _FileModel:
-    """A `tokenizers` file as that library computes it."""
+    """A `tokenizers` file, computed by `tokenizers`."""
 
     def __init__(self, content: bytes) -> None:
         import tokenizers
@@ -179,13 +183,13 @@ class _FileModel:
             self.tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:
             raise InputError(f"not a usable tokenizer ({error})", remedy="Name a `tokenizers` JSON file.") from error
-        self.tokenizer.encode_special_tokens = True  # as ordinary text, that is
+        self.tokenizer.encode_special_tokens = True  # as ordinary text
         self.vocab_size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(
         self, texts: Sequence[str], num_threads: int, every: int
     ) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """(ids, characters [begin, end) that every n-th token covers first) per text."""
+        """(ids, characters [begin, end) that every n-th token covers and no earlier token) per text."""
         if num_threads <= 1:
             encodings = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         else:
@@ -201,52 +205,54 @@ class _FileModel:
         return self.tokenizer.token_to_id(token)
 
 
-def _spans_of_every(encoding: Any, every: int) -> list[tuple[int, int]]:
-    """Spans of tokens 0, n, 2n, ..., without what the token before each covers: ends never decrease in a text."""
+def _spans_of_every(encoding: tokenizers.Encoding, every: int) -> list[tuple[int, int]]:
+    """Spans of tokens 0, n, 2n, ..., without the characters of the token before. Ends never decrease in a text."""
+    span_of = cast("Callable[[int], tuple[int, int]]", encoding.token_to_chars)  # None only for special tokens
     spans = []
     for index in range(0, len(encoding), every):
-        begin, end = encoding.token_to_chars(index)
-        covered = encoding.token_to_chars(index - 1)[1] if index else 0
+        begin, end = span_of(index)
+        covered = span_of(index - 1)[1] if index else 0
         spans.append((max(begin, covered), end))
     return spans
 
 
-def _byte_starts(
-    spans_T2: np.ndarray[Any, Any], text_offsets: np.ndarray[Any, Any], texts: Sequence[str]
-) -> np.ndarray[Any, Any]:
-    """Bytes (T,) at which tokens begin, from the characters [begin, end) that they cover in their own text."""
+def _byte_starts(spans_T2: Int64Array, text_offsets: Int64Array, texts: Sequence[str]) -> Int64Array:
+    """The bytes (T,) at which tokens begin, from the characters [begin, end) of their text that they cover."""
     chars_before = _offsets_of([len(text) for text in texts])
     content = np.frombuffer("".join(texts).encode(), dtype=np.uint8)
     byte_of_char = np.append(np.flatnonzero((content & 0xC0) != 0x80), len(content))  # first bytes, and the end
     spans_T2 = byte_of_char[spans_T2 + np.repeat(chars_before[:-1], np.diff(text_offsets))[:, None]]
     bytes_before_M = byte_of_char[chars_before[:-1]]
-    # What an earlier token covers is not covered again; texts lie one after the other, so one running maximum serves all.
+    # Bytes of an earlier token are not covered again. Texts follow each other, so one running maximum is enough for all.
     covered_T = np.maximum.accumulate(spans_T2[:, 1]) if len(spans_T2) else spans_T2[:, 1]
     starts_T = np.maximum(spans_T2[:, 0], np.concatenate(([0], covered_T))[: len(spans_T2)])
     return np.asarray(starts_T - np.repeat(bytes_before_M, np.diff(text_offsets)))
 
 
-def _every_nth(text_offsets: np.ndarray[Any, Any], every: int) -> np.ndarray[Any, Any]:
+def _every_nth(text_offsets: Int64Array, every: int) -> Int64Array:
     """Indices (S,) of tokens 0, n, 2n, ... of each text."""
     counts_M = -(-np.diff(text_offsets) // every)
     row_S = np.arange(int(counts_M.sum())) - np.repeat(np.cumsum(counts_M) - counts_M, counts_M)
     return np.asarray(np.repeat(text_offsets[:-1], counts_M) + every * row_S)
 
 
-def _offsets_of(lengths: Sequence[int]) -> np.ndarray[Any, Any]:
+def _offsets_of(lengths: Sequence[int]) -> Int64Array:
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64)
 
 
-def _is_lossless(spec: dict[str, Any]) -> bool:
-    """Byte-level BPE with nothing done to the text before; others lose blanks, case or unknown characters."""
-    pre = spec.get("pre_tokenizer") or {}
-    last = (pre.get("pretokenizers") or [pre])[-1]
+def _is_lossless(spec: TokenizerJson) -> bool:
+    """Byte-level BPE that does not change the text first. Others lose blanks, case or unknown characters."""
+    last = _pre_tokenizers(spec)[-1]
     is_byte_level = last.get("type") == "ByteLevel" and not last.get("add_prefix_space", True)
     return is_byte_level and spec.get("normalizer") is None and spec["model"].get("type") == "BPE"
 
 
-def _kind_of(spec: dict[str, Any]) -> str:
+def _kind_of(spec: TokenizerJson) -> str:
     kind = str(spec["model"].get("type", "unknown")).lower()
-    pre = spec.get("pre_tokenizer") or {}
-    steps = pre.get("pretokenizers") or [pre]
-    return "byte-bpe" if kind == "bpe" and steps[-1].get("type") == "ByteLevel" else kind
+    return "byte-bpe" if kind == "bpe" and _pre_tokenizers(spec)[-1].get("type") == "ByteLevel" else kind
+
+
+def _pre_tokenizers(spec: TokenizerJson) -> list[PreTokenizerJson]:
+    """The steps that cut text into words; one empty step if there are none."""
+    pre: PreTokenizerJson = spec.get("pre_tokenizer") or {}
+    return pre.get("pretokenizers") or [pre]
