@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from retrodb.dedup.exact_scan import scan
+from retrodb.dedup.exact_scan import scan_texts
 from retrodb.dedup.minhash import signatures
 from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table, load_shingle_table, save_shingle_table
 from retrodb.dedup.shingles import NGRAM
@@ -103,12 +103,12 @@ def batches(path: Path) -> Iterator[pa.LargeStringArray]:
 
 def scan_parquet(path: Path, table: ShingleTable) -> None:
     for texts in batches(path):
-        scan(texts, table)
+        scan_texts(texts, table)
 
 
 def scan_and_sketch_parquet(path: Path, table: ShingleTable) -> None:
     for texts in batches(path):
-        scan(texts, table)
+        scan_texts(texts, table)
         signatures(texts, 128)
 
 
@@ -166,7 +166,7 @@ def run(data: Path, megabytes: int, table_shingles: int) -> Iterator[str]:
     yield f"load average before: {', '.join(f'{load:.1f}' for load in os.getloadavg())} (other jobs ran beside)"
     texts = corpus(data, megabytes * 1_000_000)
     array, table = pa.array(texts, pa.large_string()), made_table(texts, table_shingles)
-    num_words = int(scan(array, table).num_words.sum())
+    num_words = int(scan_texts(array, table).num_words.sum())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "english.parquet"
@@ -174,7 +174,7 @@ def run(data: Path, megabytes: int, table_shingles: int) -> Iterator[str]:
         sizes = f"{len(texts):,} documents, {size / 1e6:,.1f} MB, {num_words:,} words"
         yield f"seed {SEED}; {sizes}; test table of {len(table.keys):,} shingles\n"
         yield "| one core | MB/s |\n|---|---|"
-        yield row("scan, text in memory", alone := rate(size, lambda: scan(array, table)))
+        yield row("scan, text in memory", alone := rate(size, lambda: scan_texts(array, table)))
         yield row("scan from Parquet", parquet := rate(size, lambda: scan_parquet(path, table)))
         yield row("scan from Parquet + MinHash 128", both := rate(size, lambda: scan_and_sketch_parquet(path, table)))
         yield row("MinHash 128, text in memory", rate(size, lambda: signatures(array, 128)))

@@ -36,7 +36,8 @@ import torch
 from retrodb.encode.batching import plan_batches
 from retrodb.encode.chunk_tokenizer import ChunkTokenizer, TokenizerSpec
 from retrodb.encode.device import choose_compute, measure_matrix_rate
-from retrodb.encode.resolve import MINILM, find_model, read_tokenizer, resolve_encoder
+from retrodb.encode.model_folder import MINILM, find_model, read_tokenizer
+from retrodb.encode.resolve import resolve_encoder
 
 CHUNK_CHARS = 300  # of English, what 64 tokens of a byte-level BPE come to
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypedDict, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retrodb.format.json_values import JsonValue, from_plain, to_plain_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +34,11 @@ class Split:
         whole = sum(file.size_bytes for file in self.files)
         return whole if self.files[0].format == "parquet" else min(self.end or whole, whole) - self.start
 
-    def to_json(self) -> dict[str, object]:
-        """The split as plain values; `from_json` is the inverse."""
-        return asdict(self)
+    def to_json(self) -> dict[str, JsonValue]:
+        """The split as plain values. `from_json` is the inverse."""
+        return to_plain_object(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> Split:
-        """The split of plain values that `to_json` made."""
-        record = cast("_SplitJson", values)
-        return cls(tuple(InputFile(**file) for file in record["files"]), record["start"], record["end"])
-
-
-class _InputFileJson(TypedDict):
-    path: str
-    name: str
-    format: str
-    size_bytes: int
-    compression: str
-    is_tar: bool
-
-
-class _SplitJson(TypedDict):
-    files: Sequence[_InputFileJson]
-    start: int
-    end: int | None
+        """The split of plain values that `to_json` made. Raises DamagedFileError for other values."""
+        return from_plain(cls, values, where="a split of the input")

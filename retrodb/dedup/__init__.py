@@ -1,1 +1,1 @@
-"""Finds texts that should not be there twice: shingles, exact leak scan, MinHash, LSH, near-duplicate clusters."""
+"""Finds leaks of test sets and near-duplicates: shingles, an exact scan, MinHash with LSH, clusters."""

@@ -1,14 +1,13 @@
-"""What each codepoint of Unicode 14.0 is to the word rule: separator, letter, mark or a word by itself; and its lower
-case.
+"""The role of each codepoint of Unicode 14.0 in words (separator, letter, mark or a word by itself), and its lower case.
 
-The tables are pinned here, and not asked of `unicodedata`, because a shingle must be the same on every Python:
-general categories and case mappings of a codepoint may change from one Unicode version to the next. (NFKC itself may
-be asked: the Unicode stability policy fixes it for ever for the codepoints assigned in 14.0, which CPython 3.11 and
-all later ones know; all others are replaced first.)
+The tables are stored here instead of read from `unicodedata`, because a shingle must be equal in every Python version:
+general categories and case mappings may change with a Unicode version. NFKC can be read from `unicodedata`. The Unicode
+stability policy fixes it for the codepoints assigned in 14.0, which CPython 3.11 and all later versions have. All other
+codepoints are replaced before.
 
 Coding, all numbers hexadecimal. PROPERTIES and COMBINING: runs `count.value` over the codepoints from 0 to 10FFFF.
-LOWER: `first.count.step.delta`, the codepoints first, first + step, ... have their lower-case form `delta` further
-on. `tests/dedup/generate_codepoints.py` prints them.
+LOWER: `first.count.step.delta`, the lower case of the codepoints first, first + step, ... is `delta` higher.
+`tests/dedup/generate_codepoints.py` prints them.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ NUM_CODEPOINTS = 0x110000
 # Word classes, the low three bits of a property.
 SEPARATOR = 0  # ends a word
 LETTER = 1  # category L* or N*
-MARK = 2  # category M*: continues a word, begins none
-SINGLE = 3  # a word by itself: L*, M*, N* of the scripts that put no space between words
-UNASSIGNED = 4  # no character in Unicode 14.0: a separator
+MARK = 2  # category M*: continues a word, but never begins one
+SINGLE = 3  # a word by itself: L*, M*, N* of the scripts without spaces between words
+UNASSIGNED = 4  # not a character in Unicode 14.0: a separator
 
-# What NFKC does to a codepoint, the bits above.
-KEPT = 0  # nothing
-REPLACED = 1  # another text takes its place, and that text joins nothing before it
-JOINING = 2  # it may join, or change places with, what is before it
+# The effect of NFKC on a codepoint, the higher bits of a property.
+KEPT = 0  # unchanged
+REPLACED = 1  # replaced by a text that does not combine with the codepoint before
+JOINING = 2  # may combine, or change order, with the codepoint before
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,14 @@ class CodepointTables:
 
     word_class: NDArray[np.uint8]  # SEPARATOR .. UNASSIGNED
     nfkc_state: NDArray[np.uint8]  # KEPT, REPLACED or JOINING
-    combining: NDArray[np.uint8]  # canonical combining class; marks stand in ascending order
-    lower: NDArray[np.int32]  # simple lower-case mapping, itself where there is none
-    folded: NDArray[np.int32]  # lower * 8 + word_class: one look tells both
+    combining: NDArray[np.uint8]  # canonical combining class; NFKC sorts marks by it
+    lower: NDArray[np.int32]  # simple lower-case mapping; the codepoint itself if there is none
+    folded: NDArray[np.int32]  # lower * 8 + word_class: one lookup gives both
 
 
 @functools.cache
 def codepoint_tables() -> CodepointTables:
-    """The tables, expanded at first use (12 MB, 10 ms)."""
+    """The tables, expanded on the first call (12 MB, 10 ms)."""
     properties, combining = _expand(_PROPERTIES), _expand(_COMBINING)
     lower = np.arange(NUM_CODEPOINTS, dtype=np.int32)
     for word in _LOWER.split():

@@ -1,11 +1,12 @@
-"""Candidate pairs of near-duplicates from MinHash signatures: bands, kept as sorted runs that later runs are joined
-with.
+"""Candidate pairs of near-duplicates from MinHash signatures (locality-sensitive hashing).
+
+The bands of each set of documents are kept sorted, so that later documents can be joined with them.
 
 Shapes: `M` documents, `P` permutations, `B` bands of `R` rows each (B x R at most P), `E` candidate pairs.
 
-Documents that agree in all rows of a band stand together in a *bucket*. A pair of Jaccard similarity s shares a
-bucket with probability `1 - (1 - s^R)^B`: candidates are no answer, they have to be verified (`clusters`), and a
-share of the true pairs is never seen.
+Documents that are equal in all rows of a band are in the same *bucket*. Two documents with Jaccard similarity s have a
+common bucket with probability `1 - (1 - s^R)^B`. So candidates must be verified (`pair_similarity`), and a fraction of the
+true pairs is missed.
 """
 
 from __future__ import annotations
@@ -17,93 +18,97 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.dedup.minhash import EMPTY
+from retrodb.dedup.minhash import NO_SHINGLES
 from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingles import POLYNOMIAL_BASE, fmix64
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array, UInt32Array, UInt64Array
 
-MAX_BUCKET = 100  # documents; 4,950 pairs. In larger buckets all are compared with the smallest id only
+MAX_BUCKET = 100  # documents, so 4,950 pairs. In a larger bucket all are compared only with the smallest id
 
-# A run is a (B, M) array of these: for each band all documents, ascending by hash, then document.
-RUN_DTYPE = np.dtype([("hash", "<u8"), ("document", "<i8")])
-Run = NDArray[np.void]
-Placed = tuple[Run, int]  # a run, and what is added to its documents to give their ids
+BAND_DTYPE = np.dtype([("hash", "<u8"), ("document", "<i8")])
+SortedBands = NDArray[np.void]
+"""A (B, M) array of BAND_DTYPE: for each band all documents, ascending by hash, then document."""
+ShiftedBands = tuple[SortedBands, int]
+"""Sorted bands, and the number that is added to their documents to get ids."""
 
 
 @dataclass(frozen=True)
-class Bands:
-    """How a signature is cut."""
+class Banding:
+    """How a signature is cut into bands."""
 
     count: int  # B
     rows: int  # R, values of the signature in one band
 
     def miss_probability(self, jaccard: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The probability that pairs of these true similarities share no band."""
+        """The probability that pairs with these true similarities have no common band."""
         return (1 - np.asarray(jaccard) ** self.rows) ** self.count
 
     def expected_miss(self, threshold: float) -> float:
-        """The share of true pairs missed when their similarities are spread evenly from the threshold to 1."""
+        """The fraction of true pairs that is missed if their similarities are spread evenly from the threshold to 1."""
         return float(self.miss_probability(np.linspace(threshold, 1, 1001)).mean())
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs that share a bucket, each once."""
+    """Pairs with a common bucket, without repetition."""
 
-    pairs: Int64Array  # (E, 2) documents, the smaller id first; ascending
-    num_hot_buckets: int  # buckets above the limit, in which not all pairs were taken
+    pairs: Int64Array  # (E, 2) documents, the smaller id first; pairs ascend
+    num_hot_buckets: int  # buckets above the limit, of which not all pairs are included
 
 
-def parse_bands(text: str, num_permutations: int) -> Bands:
-    """Read `16x8`.
+def parse_bands(text: str, num_permutations: int) -> Banding:
+    """Parse a banding such as `16x8`.
 
     Raises:
-        UsageError: for anything else, or more values than there are permutations.
+        UsageError: it has another form, or needs more permutations than there are.
     """
     match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
     if match is None:
-        raise UsageError(f"'{text}' are no bands", remedy="Write BANDSxROWS, such as 16x8.")
-    bands = Bands(int(match[1]), int(match[2]))
-    if bands.count * bands.rows > num_permutations:
+        raise UsageError(f"'{text}' is not a valid number of bands", remedy="Write BANDSxROWS, such as 16x8.")
+    banding = Banding(int(match[1]), int(match[2]))
+    if banding.count * banding.rows > num_permutations:
         raise UsageError(
-            f"{text} bands need {bands.count * bands.rows} permutations, there are {num_permutations}",
-            remedy="Take more permutations or fewer bands.",
+            f"{text} bands need {banding.count * banding.rows} permutations, but there are {num_permutations}",
+            remedy="Use more permutations or fewer bands.",
         )
+    return banding
+
+
+def sort_bands(signatures: UInt32Array, documents: Int64Array, banding: Banding) -> SortedBands:
+    """The sorted bands of documents with ids (M,) and signatures (M, P), without documents that have no shingles."""
+    chosen = (signatures != NO_SHINGLES).any(axis=1)
+    hashes = _band_hashes(np.ascontiguousarray(signatures[chosen]), banding.count, banding.rows)
+    bands = np.empty((banding.count, len(hashes)), BAND_DTYPE)
+    for band in range(banding.count):
+        order = np.lexsort((documents[chosen], hashes[:, band]))
+        bands["hash"][band], bands["document"][band] = hashes[order, band], documents[chosen][order]
     return bands
 
 
-def make_run(signatures: UInt32Array, documents: Int64Array, bands: Bands) -> Run:
-    """The run of documents with ids (M,) and signatures (M, P); those without shingles have no place in it."""
-    chosen = (signatures != EMPTY).any(axis=1)
-    hashes = _band_hashes(np.ascontiguousarray(signatures[chosen]), bands.count, bands.rows)
-    run = np.empty((bands.count, len(hashes)), RUN_DTYPE)
-    for band in range(bands.count):
-        order = np.lexsort((documents[chosen], hashes[:, band]))
-        run["hash"][band], run["document"][band] = hashes[order, band], documents[chosen][order]
-    return run
-
-
-def common_buckets(left: Run, right: Run) -> Int64Array:
-    """(E, 2) all pairs of a document of one run and a document of another that share a bucket, each once."""
+def common_buckets(left: SortedBands, right: SortedBands) -> Int64Array:
+    """(E, 2) all pairs of a left and a right document with a common bucket, without repetition."""
     pairs = [np.zeros((0, 2), np.int64)]
     for a, b in zip(left, right, strict=True):
         low = np.searchsorted(b["hash"], a["hash"], "left")
         count = np.searchsorted(b["hash"], a["hash"], "right") - low
-        at = np.repeat(np.arange(len(a)), count)
-        place = np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-        pairs.append(_unique_pairs(np.stack([a["document"][at], b["document"][place]], axis=1)))
+        left_rows = np.repeat(np.arange(len(a)), count)
+        right_rows = np.arange(len(left_rows)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
+        pairs.append(_unique_pairs(np.stack([a["document"][left_rows], b["document"][right_rows]], axis=1)))
     return _unique_pairs(np.concatenate(pairs))
 
 
 def candidate_pairs(
-    new: Sequence[Placed], old: Sequence[Placed] = (), without: Int64Array | None = None, max_bucket: int = MAX_BUCKET
+    new: Sequence[ShiftedBands],
+    old: Sequence[ShiftedBands] = (),
+    without: Int64Array | None = None,
+    max_bucket: int = MAX_BUCKET,
 ) -> Candidates:
-    """All pairs with a document of a new run: among themselves and with those of old runs.
+    """All pairs of two new documents, and of a new and an old document, with a common bucket.
 
     Args:
-        new: runs of `make_run` with the same bands; they may be memory-mapped, one band is looked at at a time.
-        old: runs of other documents.
+        new: bands of `sort_bands` with the same banding. They may be memory-mapped; one band is read at a time.
+        old: bands of other documents.
         without: ids, ascending, of documents to leave out.
         max_bucket: a larger bucket gives only the pairs with its smallest id, and is counted as hot.
     """
@@ -111,33 +116,33 @@ def candidate_pairs(
     for band in range(len(new[0][0]) if new else 0):
         hashes, documents = _band(new, band, without)
         wanted = np.unique(hashes)
-        parts = [_band([placed], band, without, wanted) for placed in old]
+        parts = [_band([bands], band, without, wanted) for bands in old]
         is_new = np.arange(len(hashes) + sum(len(part[0]) for part in parts)) < len(hashes)
         hashes = np.concatenate([hashes, *(part[0] for part in parts)])
         documents = np.concatenate([documents, *(part[1] for part in parts)])
         order = np.lexsort((documents, hashes))
-        found, num_hot = _bucket_pairs(hashes[order], documents[order], is_new[order], max_bucket)
-        pairs.append(_unique_pairs(found))
+        bucket_pairs, num_hot = _bucket_pairs(hashes[order], documents[order], is_new[order], max_bucket)
+        pairs.append(_unique_pairs(bucket_pairs))
         hot += num_hot
     return Candidates(_unique_pairs(np.concatenate(pairs)), hot)
 
 
 def _band(
-    runs: Sequence[Placed], band: int, without: Int64Array | None, wanted: UInt64Array | None = None
+    shifted: Sequence[ShiftedBands], band: int, without: Int64Array | None, wanted: UInt64Array | None = None
 ) -> tuple[UInt64Array, Int64Array]:
-    """Hashes and ids of one band of some runs; only of wanted hashes, where these (ascending) are given."""
-    hashes = np.concatenate([run["hash"][band] for run, _ in runs])
-    documents = np.concatenate([run["document"][band] + first for run, first in runs])
+    """Hashes and ids of one band; only of the wanted hashes (ascending), if they are given."""
+    hashes = np.concatenate([bands["hash"][band] for bands, _ in shifted])
+    documents = np.concatenate([bands["document"][band] + first for bands, first in shifted])
     chosen = np.ones(len(hashes), np.bool_)
     if wanted is not None:
-        chosen &= _is_among(hashes, wanted)
+        chosen &= _is_in_sorted(hashes, wanted)
     if without is not None:
-        chosen &= ~_is_among(documents, without)
+        chosen &= ~_is_in_sorted(documents, without)
     return hashes[chosen], documents[chosen]
 
 
-def _is_among(values: NDArray[np.generic], known: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Whether each value is one of the known ones, which ascend."""
+def _is_in_sorted(values: NDArray[np.generic], known: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Whether each value is one of the known values, which ascend."""
     if not len(known):
         return np.zeros(len(values), np.bool_)
     return np.asarray(known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values)
@@ -152,7 +157,7 @@ def _unique_pairs(pairs: Int64Array) -> Int64Array:
 
 @kernel
 def _band_hashes(signatures: UInt32Array, count: int, rows: int) -> UInt64Array:
-    """(M, B) hash of each band's values."""
+    """(M, B) hash of the values of each band."""
     hashes = np.empty((len(signatures), count), np.uint64)
     for document in range(len(signatures)):
         for band in range(count):

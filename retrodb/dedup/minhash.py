@@ -1,9 +1,8 @@
-"""MinHash signatures, equal bit for bit to those of datasketch 2.0 (scheme `affine32`), which is the oracle in the
-tests.
+"""MinHash signatures, bit for bit equal to those of datasketch 2.0 (scheme `affine32`), the oracle in the tests.
 
 Shapes: `M` documents, `P` permutations. The 32-bit element of a shingle is the low half of its key. It is mixed once
-by fmix32, the finaliser of MurmurHash3; permutation p maps h to `a[p] * h + b[p]` modulo 2^32 (a odd: a bijection),
-and the signature keeps the least value of each.
+by fmix32, the finaliser of MurmurHash3. Permutation p maps h to `a[p] * h + b[p]` modulo 2^32 (a is odd, so this is a
+bijection). The signature is the lowest value of each permutation.
 """
 
 from __future__ import annotations
@@ -13,31 +12,35 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import codepoint_tables
-from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.normalise import normalised_batches
 from retrodb.dedup.numba_kernel import kernel
-from retrodb.dedup.shingles import NGRAM, check_ngram, roll, scratch, split_words
+from retrodb.dedup.shingles import NGRAM, check_ngram, ngram_keys, split_words, word_buffers
 from retrodb.format.arrays import ByteArray, Int64Array, UInt32Array, UInt64Array
 
-EMPTY = np.uint32(0xFFFFFFFF)  # every value of the signature of a document without shingles
+NO_SHINGLES = np.uint32(0xFFFFFFFF)  # all values of the signature of a document without shingles
 
 
 def signatures(texts: pa.Array, num_permutations: int = 128, seed: int = 1, ngram: int = NGRAM) -> UInt32Array:
-    """(M, P) uint32 signatures of the documents' shingle sets."""
+    """(M, P) signatures of the shingle sets of the documents.
+
+    Raises:
+        UsageError: `ngram` is less than 1.
+    """
     check_ngram(ngram)
     folded = codepoint_tables().folded
     multipliers, addends = _permutations(num_permutations, seed)
     parts = [
         _sketch(
             batch.data, batch.begins, batch.ends, folded, ngram, multipliers, addends,
-            *scratch(batch.begins, batch.ends),
+            *word_buffers(batch.begins, batch.ends),
         )
-        for batch in iter_batches(texts)
+        for batch in normalised_batches(texts)
     ]  # fmt: skip
     return np.concatenate([np.zeros((0, num_permutations), np.uint32), *parts])
 
 
 def _permutations(count: int, seed: int) -> tuple[UInt32Array, UInt32Array]:
-    # The legacy generator, because datasketch uses it and numpy has frozen its stream.
+    # The legacy generator: datasketch uses it, and numpy guarantees that its stream never changes.
     generator = np.random.RandomState(seed)
     half = generator.randint(0, 1 << 31, count, dtype=np.uint32)
     return half * np.uint32(2) + np.uint32(1), generator.randint(0, 1 << 32, count, dtype=np.uint32)
@@ -48,17 +51,17 @@ def _sketch(
     data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32], ngram: int,
     multipliers: UInt32Array, addends: UInt32Array, words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
 ) -> UInt32Array:  # fmt: skip
-    found = np.full((len(begins), len(multipliers)), EMPTY, np.uint32)
+    rows = np.full((len(begins), len(multipliers)), NO_SHINGLES, np.uint32)
     keys = np.empty_like(words)
     for document in range(len(begins)):
         count = split_words(data, begins[document], ends[document], folded, words, starts, stops)
-        update_signature(found[document], keys[: roll(words[:count], ngram, keys)], multipliers, addends)
-    return found
+        update_signature(rows[document], keys[: ngram_keys(words[:count], ngram, keys)], multipliers, addends)
+    return rows
 
 
 @kernel
 def update_signature(signature: UInt32Array, keys: UInt64Array, multipliers: UInt32Array, addends: UInt32Array) -> None:
-    """Take shingle keys (L,) into a signature (P,), in place."""
+    """Add shingle keys (L,) to a signature (P,), in place."""
     for key in keys:
         h = np.uint32(key)
         h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))

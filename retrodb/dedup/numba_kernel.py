@@ -1,4 +1,4 @@
-"""How the numeric loops of this folder are compiled."""
+"""How numeric loops are compiled."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def kernel(function: F) -> F:
-    """Compile with numba: single-threaded, without the GIL, kept on disk so that a worker starts in milliseconds.
+    """Compile with numba: single-threaded, without the GIL, cached on disk so that a worker starts in milliseconds.
 
-    numba keeps the code beside the module, or where that is read-only in the user's cache folder (or NUMBA_CACHE_DIR).
-    Where neither can be written it refuses to cache at all; then every process compiles for itself.
+    The cache is next to the module, or in the user's cache folder (or NUMBA_CACHE_DIR) if that folder is read-only. If both
+    are read-only, numba refuses to cache, and every process compiles the function itself.
     """
     try:
         return cast(F, numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # "no locator available": nowhere to keep it
+    except RuntimeError:  # "no locator available": no folder for the cache
         return cast(F, numba.njit(nogil=True)(function))

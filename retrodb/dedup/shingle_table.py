@@ -1,7 +1,7 @@
-"""The shingles of a test set as a table that a scan probes, in plain `.npy` files that workers map and share.
+"""The shingles of a test set as a hash table for the leak scan, in `.npy` files that workers memory-map and share.
 
-Shapes: `N` items of the test set, `K` distinct shingle keys of all items, `P` postings (pairs of a key and an item
-that has it).
+Shapes: `N` items of the test set, `K` distinct shingle keys of all items, `P` postings (pairs of a key and an item that has
+it).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,28 +17,25 @@ from numpy.typing import NDArray
 from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingles import NGRAM, SHINGLE_VERSION, shingle_sets
 from retrodb.errors import DamagedFileError, MismatchError, MissingFileError
-from retrodb.format.arrays import ByteArray, Int32Array, Int64Array, UInt64Array
+from retrodb.format.arrays import AnyArray, ByteArray, Int32Array, Int64Array, UInt64Array, map_array
 from retrodb.format.text_arrays import text_buffers
 
-FILTER_BITS_PER_KEY = (
-    16  # up to 32 after rounding to a power of two: a probe of a foreign key passes in 3 to 6% of cases
-)
+# Up to 32 after rounding to a power of two. The filter passes 3 to 6% of the keys that are not in the table.
+FILTER_BITS_PER_KEY = 16
 
 
 @dataclass(frozen=True)
 class ShingleTable:
     """The shingles of a test set, ready for a scan. `build_shingle_table` makes it."""
 
-    __test__ = False  # pytest: no test class
-
-    header: Int64Array  # (2,) SHINGLE_VERSION and n-gram words
+    header: Int64Array  # (2,) SHINGLE_VERSION and words of a shingle
     keys: UInt64Array  # (K,) ascending
     posting_offsets: Int64Array  # (K + 1,)
     posting_items: NDArray[np.int32]  # (P,) items of each key, ascending within a key
-    slots: Int32Array  # open addressing with linear probing: position in `keys`, or -1; a power of two, at least 2 K
-    filter_bits: ByteArray  # one bit per top bits of a key, 8 to a byte: cheap answer "no" for most foreign keys
+    slots: Int32Array  # (power of two >= 2 K,) position in `keys`, or -1: open addressing with linear probing
+    filter_bits: ByteArray  # bit n is set if the top bits of a key are n: rejects most other keys quickly
     item_sizes: Int64Array  # (N,) distinct shingles of each item
-    short_keys: UInt64Array  # (S,) ascending: whole-text keys of the items under n words
+    short_keys: UInt64Array  # (S,) ascending: whole-text keys of the items of fewer than n words
     short_items: NDArray[np.int32]  # (S,) their items
     text_bytes: ByteArray  # UTF-8 of all items
     text_offsets: Int64Array  # (N + 1,)
@@ -53,11 +49,11 @@ class ShingleTable:
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """The number of items N."""
         return len(self.item_sizes)
 
     def texts(self) -> pa.LargeStringArray:
-        """(N,) the texts of all items, without a copy."""
+        """(N,) the texts of all items, not copied."""
         offsets = np.ascontiguousarray(self.text_offsets)
         return pa.LargeStringArray.from_buffers(self.num_items, pa.py_buffer(offsets), pa.py_buffer(self.text_bytes))
 
@@ -82,8 +78,8 @@ def build_shingle_table(texts: pa.Array, ids: Sequence[str], ngram: int = NGRAM)
     keys = sorted_keys[firsts]
     short = np.flatnonzero((sets.num_words > 0) & (sets.num_words < ngram))
     short = short[np.argsort(sets.whole_keys[short], kind="stable")]
-    text_bytes, text_offsets = _own(texts)
-    id_bytes, id_offsets = _own(pa.array(ids, pa.large_string()))
+    text_bytes, text_offsets = _copy_buffers(texts)
+    id_bytes, id_offsets = _copy_buffers(pa.array(ids, pa.large_string()))
     return ShingleTable(
         header=np.array([SHINGLE_VERSION, ngram]),
         keys=keys,
@@ -102,42 +98,41 @@ def build_shingle_table(texts: pa.Array, ids: Sequence[str], ngram: int = NGRAM)
 
 
 def save_shingle_table(table: ShingleTable, folder: Path) -> None:
-    """Write the table's arrays as `<field>.npy` into an existing folder; equal tables give equal bytes."""
+    """Write the arrays of a table as `<field>.npy` to an existing folder. Equal tables give equal bytes."""
     for field in fields(table):
         np.save(folder / f"{field.name}.npy", getattr(table, field.name), allow_pickle=False)
 
 
 def load_shingle_table(folder: Path) -> ShingleTable:
-    """Map a table that `save_shingle_table` wrote.
+    """Memory-map a table that `save_shingle_table` wrote.
 
     Raises:
-        MissingFileError, DamagedFileError: when an array is absent, or is not what it should be.
-        MismatchError: when it was made by another version of the shingle specification.
+        MissingFileError: an array does not exist.
+        DamagedFileError: an array is not readable, or has another length than the table needs.
+        MismatchError: the table has another version of the shingle specification.
     """
     arrays = {field.name: _map(folder / f"{field.name}.npy") for field in fields(ShingleTable)}
     table = ShingleTable(**arrays)
     if table.header.shape != (2,) or len(table.posting_offsets) != len(table.keys) + 1:
-        raise DamagedFileError("the arrays of the test set do not belong together", where=str(folder))
+        raise DamagedFileError("the arrays of the test set do not match", where=str(folder))
     if table.header[0] != SHINGLE_VERSION:
         raise MismatchError(
-            f"shingles of version {table.header[0]}, this retrodb makes version {SHINGLE_VERSION}",
+            f"the shingles have version {table.header[0]}, but this retrodb uses version {SHINGLE_VERSION}",
             where=str(folder),
             remedy="Register the test set again with 'retrodb dedup --against'.",
         )
     return table
 
 
-def _map(path: Path) -> Any:
+def _map(path: Path) -> AnyArray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return map_array(path)
     except FileNotFoundError as error:
-        raise MissingFileError("part of a registered test set is missing", where=str(path)) from error
-    except ValueError as error:
-        raise DamagedFileError(f"not a readable .npy file ({error})", where=str(path)) from error
+        raise MissingFileError("a file of a registered test set is missing", where=str(path)) from error
 
 
-def _own(texts: pa.Array) -> tuple[ByteArray, Int64Array]:
-    """Bytes and offsets of an Arrow array, copied out of whatever larger buffer they lie in."""
+def _copy_buffers(texts: pa.Array) -> tuple[ByteArray, Int64Array]:
+    """Bytes and offsets of an Arrow array, copied, because its buffers may be much larger."""
     data, offsets = text_buffers(texts)
     return data[offsets[0] : offsets[-1]].copy(), offsets - offsets[0]
 
@@ -158,7 +153,7 @@ def _fill_filter(keys: UInt64Array, log2_bits: int) -> ByteArray:
 
 @kernel
 def fill_slots(keys: UInt64Array, size: int) -> Int32Array:
-    """Open-addressing slots for distinct keys; `size` is a power of two above their number."""
+    """Slots of a hash table with open addressing for distinct keys. `size` is a power of two above their number."""
     slots = np.full(size, -1, np.int32)
     mask = np.uint64(size - 1)
     for position in range(len(keys)):

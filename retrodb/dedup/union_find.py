@@ -1,4 +1,4 @@
-"""Clusters of duplicates: pairs verified by their shingle sets, joined by union-find, one document of each kept.
+"""Clusters of duplicates: pairs joined by union-find, and the one document of each cluster that is kept.
 
 Shapes: `M` documents, `E` pairs.
 """
@@ -10,76 +10,41 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.dedup.leak_rule import Rule
 from retrodb.dedup.numba_kernel import kernel
-from retrodb.dedup.shingles import ShingleSets
-from retrodb.format.arrays import Int64Array, UInt64Array
+from retrodb.format.arrays import Int64Array
 
 Keep = Literal["first", "longest", "newest"]
 
 
 def equal_content_pairs(content_hashes: NDArray[np.generic]) -> Int64Array:
-    """(E, 2) every document whose content hash (M,) was there before, with the first document that has it."""
+    """(E, 2) each document whose content hash (M,) an earlier document has, with the first such document."""
     _, first, inverse = np.unique(content_hashes, return_index=True, return_inverse=True)
     partner = first[inverse]
     documents = np.flatnonzero(partner != np.arange(len(partner)))
     return np.stack([partner[documents], documents], axis=1)
 
 
-def similarity(pairs: Int64Array, sets: ShingleSets) -> tuple[Int64Array, Int64Array]:
-    """(E,) the sizes of intersection and union of the shingle sets of each pair of texts.
-
-    Equal 64-bit keys are taken for equal n-grams: with E pairs a wrong one is expected E / 2^64 times.
-    """
-    intersection = _intersections(pairs, sets.keys, sets.offsets)
-    sizes = sets.sizes()
-    return intersection, sizes[pairs[:, 0]] + sizes[pairs[:, 1]] - intersection
-
-
-def verify_pairs(pairs: Int64Array, sets: ShingleSets, rule: Rule) -> NDArray[np.bool_]:
-    """(E,) whether the true Jaccard similarity of each pair of texts of `sets` satisfies a Jaccard rule."""
-    intersection, union = similarity(pairs, sets)
-    return (intersection > 0) & rule.holds(intersection, union)
-
-
-def cluster(num_documents: int, pairs: Int64Array) -> Int64Array:
-    """(M,) the smallest document of each document's cluster: the connected components of the pairs."""
+def connected_components(num_documents: int, pairs: Int64Array) -> Int64Array:
+    """(M,) the smallest document of each document's connected component in the graph of the pairs (E, 2)."""
     return _components(num_documents, pairs)
 
 
-def keepers(labels: Int64Array, keep: Keep, lengths: Int64Array, added_at: Int64Array) -> Int64Array:
-    """(M,) the document that is kept of each document's cluster; of equals the one with the smallest id.
+def choose_keepers(labels: Int64Array, keep: Keep, lengths: Int64Array, added_at: Int64Array) -> Int64Array:
+    """(M,) the document that is kept of each document's cluster. Of equal documents it is the one with the smallest id.
 
     Args:
-        labels: (M,) from `cluster`.
-        keep: `first` the smallest id, `longest` the greatest length, `newest` the latest `added_at`.
+        labels: (M,) from `connected_components`.
+        keep: `first` is the smallest id, `longest` the greatest length, `newest` the latest `added_at`.
         lengths: (M,) in any unit.
         added_at: (M,) times in any unit.
     """
     documents = np.arange(len(labels))
-    worth = {"first": -documents, "longest": lengths, "newest": added_at}[keep]
-    order = np.lexsort((documents, -worth, labels))
+    rank = {"first": -documents, "longest": lengths, "newest": added_at}[keep]
+    order = np.lexsort((documents, -rank, labels))
     _, first, inverse = np.unique(labels[order], return_index=True, return_inverse=True)
-    best = np.empty_like(labels)
-    best[order] = order[first][inverse]
-    return best
-
-
-@kernel
-def _intersections(pairs: Int64Array, keys: UInt64Array, offsets: Int64Array) -> Int64Array:
-    found = np.zeros(len(pairs), np.int64)
-    for e in range(len(pairs)):
-        i, i_end = offsets[pairs[e, 0]], offsets[pairs[e, 0] + 1]
-        j, j_end = offsets[pairs[e, 1]], offsets[pairs[e, 1] + 1]
-        while i < i_end and j < j_end:
-            if keys[i] == keys[j]:
-                found[e] += 1
-                i, j = i + 1, j + 1
-            elif keys[i] < keys[j]:
-                i += 1
-            else:
-                j += 1
-    return found
+    keepers = np.empty_like(labels)
+    keepers[order] = order[first][inverse]
+    return keepers
 
 
 @kernel
@@ -96,6 +61,6 @@ def _components(num_documents: int, pairs: Int64Array) -> Int64Array:
 @kernel
 def _root(parent: Int64Array, document: int) -> int:
     while parent[document] != document:
-        parent[document] = parent[parent[document]]  # halves the path for the next one
+        parent[document] = parent[parent[document]]  # halves the path of later calls
         document = parent[document]
     return document

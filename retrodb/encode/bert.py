@@ -1,9 +1,9 @@
-"""A BERT encoder that does nothing but encode: exact lengths in, hidden states out.
+"""A BERT encoder for inference: rows of equal length in, hidden states out.
 
-Batches hold rows of one length, so there is no padding and no attention mask; query, key and value are one product; everything
-between the products is done in place. The same code runs BERT and its relatives that differ in names only: MiniLM, DistilBERT,
-RoBERTa and XLM-RoBERTa, Contriever, BGE, E5, GTE, and the towers of DPR. It needs torch and nothing else, `read_weights`
-also safetensors.
+There is no padding and no attention mask, because all rows of a batch have equal length. Query, key and value are one matrix
+product. All operations between the products are in place. The same code runs BERT and models that differ only in names:
+MiniLM, DistilBERT, RoBERTa, XLM-RoBERTa, Contriever, BGE, E5, GTE, and the two encoders of DPR. It needs only torch;
+`read_weights` also needs safetensors.
 
 Shapes: B rows of a batch, L tokens each, D hidden width, I intermediate width, H heads, V vocabulary.
 Source: Devlin et al. 2019; Vaswani et al. 2017.
@@ -11,10 +11,10 @@ Source: Devlin et al. 2019; Vaswani et al. 2017.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,14 +22,14 @@ from torch.nn import functional as F
 
 from retrodb.errors import InputError
 
-# `hidden_act` -> the activation in place. "gelu_new" is the tanh approximation under its older name.
-ACTIVATIONS: dict[str, Any] = {
+# `hidden_act` -> the activation, in place. "gelu_new" is the older name of the tanh approximation.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_,
     "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
     "relu": torch.relu_,
 }
-# `model_type` -> whether positions are counted from the padding id on, as fairseq did.
+# `model_type` -> whether positions start after the padding id, as in fairseq.
 MODEL_TYPES = {
     "bert": False,
     "dpr": False,
@@ -55,7 +55,7 @@ DISTILBERT_SIZES = ("n_layers", "n_heads", "dim", "hidden_dim")
 
 @dataclass(frozen=True)
 class BertConfig:
-    """What the weights alone do not tell."""
+    """The settings of a model that are not visible in its weights."""
 
     num_layers: int
     num_heads: int
@@ -63,17 +63,17 @@ class BertConfig:
     intermediate: int  # I
     activation: str = "gelu"
     norm_eps: float = 1e-12
-    first_position: int = 0  # row of the position table for the first token
-    is_distilbert: bool = False  # its tensors have names of their own
+    first_position: int = 0  # row of the position table of the first token
+    is_distilbert: bool = False  # whose tensors have other names
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> BertConfig | None:
-        """The settings in a `config.json`, or None for an architecture that this encoder does not know."""
+    def from_json(cls, config: Mapping[str, object]) -> BertConfig | None:
+        """The settings of a `config.json`, or None for an architecture that this encoder cannot compute."""
         model_type = config.get("model_type")
-        distilbert = model_type == "distilbert"
-        activation = config.get("activation" if distilbert else "hidden_act", "gelu")
-        sizes = DISTILBERT_SIZES if distilbert else BERT_SIZES
-        known = (
+        is_distilbert = model_type == "distilbert"
+        activation = config.get("activation" if is_distilbert else "hidden_act", "gelu")
+        sizes = DISTILBERT_SIZES if is_distilbert else BERT_SIZES
+        is_known = (
             model_type in MODEL_TYPES
             and activation in ACTIVATIONS
             and all(name in config for name in sizes)
@@ -81,22 +81,22 @@ class BertConfig:
             and not config.get("is_decoder")
             and not config.get("projection_dim")
         )
-        if not known:
+        if not is_known:
             return None
-        layers, heads, hidden, intermediate = (int(config[name]) for name in sizes)
+        layers, heads, hidden, intermediate = (int(cast("int", config[name])) for name in sizes)
         return cls(
             layers,
             heads,
             hidden,
             intermediate,
-            activation=activation,
-            norm_eps=config.get("layer_norm_eps", 1e-12),
-            first_position=config.get("pad_token_id", 1) + 1 if MODEL_TYPES[str(model_type)] else 0,
-            is_distilbert=distilbert,
+            activation=str(activation),
+            norm_eps=cast("float", config.get("layer_norm_eps", 1e-12)),
+            first_position=cast("int", config.get("pad_token_id", 1)) + 1 if MODEL_TYPES[str(model_type)] else 0,
+            is_distilbert=is_distilbert,
         )
 
     def num_flops(self, length: int) -> int:
-        """Floating-point operations of one row of `length` tokens: the products, two operations per multiply-add."""
+        """Floating-point operations of one row of `length` tokens: those of the products, two per multiply-add."""
         products = 2 * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
         attention = 4 * length * self.hidden  # scores, and weights times values
         return self.num_layers * length * (products + attention)
@@ -104,7 +104,7 @@ class BertConfig:
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one layer, as (weight, bias) of each product and norm."""
+    """The weights of one layer: (weight, bias) of each product and norm."""
 
     qkv: tuple[Tensor, Tensor]  # (3D, D)
     attention_out: tuple[Tensor, Tensor]  # (D, D)
@@ -115,19 +115,20 @@ class Layer:
 
 
 class LeanBert:
-    """`model(ids_BL)` is the last hidden state (B, L, D), in the weights' dtype and on their device."""
+    """`model(ids_BL)` is the last hidden state (B, L, D), with the dtype and on the device of the weights."""
 
     def __init__(self, config: BertConfig, weights: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> None:
-        """Takes the tensors of a checkpoint under their Hugging Face names.
+        """Args:
+            weights: the tensors of a checkpoint, by their Hugging Face names.
 
         Raises:
-            InputError: a tensor is missing, so the file is not what its config says.
+            InputError: a tensor is missing, so the weights and the config do not match.
         """
         self.config = config
         tensors = _Tensors(weights, device, dtype)
         embeddings = tensors.prefix + "embeddings."
         self.words_VD = tensors[embeddings + "word_embeddings.weight"]
-        # Token types are all 0, so their embedding is part of the position's.
+        # All token types are 0, so their embedding is added to that of the position.
         positions = tensors[embeddings + "position_embeddings.weight"][config.first_position :]
         types = embeddings + "token_type_embeddings.weight"
         self.positions_LD = positions if config.is_distilbert else positions + tensors[types][0]
@@ -136,12 +137,12 @@ class LeanBert:
 
     @property
     def num_embeddings(self) -> int:
-        """Rows of the word embedding: ids must be smaller."""
+        """Rows of the word embedding. Ids must be smaller."""
         return self.words_VD.shape[0]
 
     @property
     def max_length(self) -> int:
-        """Positions that the model knows."""
+        """Number of positions of the model."""
         return self.positions_LD.shape[0]
 
     def num_flops(self, length: int) -> int:
@@ -169,16 +170,16 @@ class LeanBert:
 
 
 class _Tensors:
-    """A checkpoint's tensors, whatever stands before their names, converted as they are asked for."""
+    """The tensors of a checkpoint, without the prefix of their names, converted when they are read."""
 
     def __init__(self, weights: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> None:
         self.weights, self.device, self.dtype = weights, device, dtype
         marker = "embeddings.word_embeddings.weight"
-        # "", "bert.", "roberta.", "question_encoder.bert_model.": what a training head put in front.
+        # The prefix depends on the training code: "", "bert.", "roberta.", "question_encoder.bert_model."
         self.prefix = next((name.removesuffix(marker) for name in weights if name.endswith(marker)), "")
 
     def __getitem__(self, name: str) -> Tensor:
-        # The original BERT checkpoints call the parameters of a norm gamma and beta.
+        # In the original BERT checkpoints the parameters of a norm are gamma and beta.
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         if name not in self.weights and old not in self.weights:
             raise InputError(f"the weights have no tensor '{name}'", remedy="Download the model again.")
@@ -206,14 +207,14 @@ def _read_layer(tensors: _Tensors, config: BertConfig, index: int) -> Layer:
 
 
 def read_weights(files: list[Path]) -> dict[str, Tensor]:
-    """All tensors of a checkpoint's safetensors files, memory-mapped."""
+    """All tensors of the safetensors files of a checkpoint, memory-mapped."""
     from safetensors.torch import load_file
 
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def random_weights(config: BertConfig, *, vocab_size: int, num_positions: int, seed: int) -> dict[str, Tensor]:
-    """Weights of a model that was never trained, under BERT's names: the speed of a shape does not depend on them."""
+    """Random weights with the names of BERT, for benchmarks: the speed of a model does not depend on its weights."""
     generator = torch.Generator().manual_seed(seed)
     width, inner = config.hidden, config.intermediate
     weights = {

@@ -1,4 +1,4 @@
-"""Threads: what must be settled before torch is imported, so this module imports nothing."""
+"""Thread settings that must be made before torch is imported, so this module does not import it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def thread_environment() -> dict[str, str]:
-    """Settings for a worker's environment, before torch is imported.
+    """Environment variables of a worker process, set before torch is imported.
 
-    Waiting threads sleep instead of spinning: beside another busy process that doubled the rate of two threads. Tokenizing has
-    processes of its own and needs no threads within.
+    Waiting threads sleep instead of spinning: next to another busy process this doubled the rate of two threads. Tokenizing
+    runs in separate processes, and each needs no threads.
     """
     return {
         "OMP_WAIT_POLICY": "passive",
@@ -20,5 +20,5 @@ def thread_environment() -> dict[str, str]:
 
 
 def available_cpus() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Cores that this process may use. In a container these are fewer than the cores of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

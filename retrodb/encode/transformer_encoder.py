@@ -1,4 +1,4 @@
-"""A transformer as an `Encoder`: tokenizer, model and pipeline put together.
+"""A transformer as an `Encoder`: tokenizer, model and pipeline.
 
 Shapes: N passages, Q queries, B rows of a batch, L tokens each, D dimensions.
 """
@@ -14,7 +14,6 @@ from multiprocessing import get_context
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,20 +21,15 @@ from torch.nn import functional as F
 from retrodb.encode.batching import plan_batches
 from retrodb.encode.chunk_tokenizer import TokenIds, TokenizerSpec, tokenize
 from retrodb.encode.device import Compute, measure_matrix_rate
-from retrodb.encode.identity import (
-    EncodedBatch,
-    EncoderIdentity,
-    NotFiniteError,
-    OutOfDeviceMemory,
-    Provenance,
-    Texts,
-)
+from retrodb.encode.encoder import EncodedBatch, NotFiniteError, OutOfDeviceMemory, Texts
+from retrodb.encode.identity import EncoderIdentity, Provenance
 from retrodb.encode.pipeline import InFlight, Pipeline, pool
 from retrodb.errors import RetroDBError
+from retrodb.format.arrays import Float32Array, Int32Array
 
 
 class HiddenStates(Protocol):
-    """A model up to its last hidden state; `bert.LeanBert` or `fallback.TransformersModel`."""
+    """A model up to its last hidden state: `bert.LeanBert` or `transformers_model.TransformersModel`."""
 
     @property
     def num_embeddings(self) -> int: ...
@@ -50,14 +44,14 @@ class HiddenStates(Protocol):
 
 @dataclass(frozen=True)
 class _Started:
-    """A window under way."""
+    """A window that was started."""
 
     tokens: TokenIds
     work: InFlight
 
 
 class TransformerEncoder:
-    """An encoder whose passages go through one model and whose queries go through it or another."""
+    """An encoder with one model for passages, and the same or another model for queries."""
 
     def __init__(
         self,
@@ -71,14 +65,16 @@ class TransformerEncoder:
         query_encoder: TransformerEncoder | None = None,
         tokenize_workers: int = 0,
     ) -> None:
-        """`special_tokens` says how many stand before and after a text, `tokenize_workers` how many processes tokenize ahead
-        of the device; 0 is a thread, which is enough for a CPU."""
+        """Args:
+        special_tokens: how many of them are before and after a text.
+        tokenize_workers: processes that tokenize ahead of the device; 0 is a thread, which is enough for a CPU.
+        """
         self.identity, self.provenance = identity, provenance
         self.model, self.tokenizer, self.special_tokens = model, tokenizer, special_tokens
         self.query_encoder, self.tokenize_workers = query_encoder, tokenize_workers
         self.pipeline = Pipeline(self._embed, identity.dimension, compute)
 
-    def num_flops(self, num_tokens_N: npt.NDArray[np.int32]) -> float:
+    def num_flops(self, num_tokens_N: Int32Array) -> float:
         """Floating-point operations of the model for passages of these lengths."""
         lengths, counts = np.unique(num_tokens_N, return_counts=True)
         return float(sum(self.model.num_flops(int(n)) * int(c) for n, c in zip(lengths, counts, strict=True)))
@@ -91,24 +87,24 @@ class TransformerEncoder:
         """Vectors of one window of texts.
 
         Raises:
-            NotFiniteError: a vector is not finite in float16; the error names the row.
+            NotFiniteError: a vector is not finite in float16; names the row.
             OutOfDeviceMemory: the batches are too large for the device.
         """
         return self._encode_one(texts, self.identity.passage_prefix)
 
     def encode_windows(self, text_windows: Iterable[Texts]) -> Iterator[EncodedBatch]:
-        """One result for each window, in order; the next windows are tokenized and copied while one is computed."""
+        """One result per window, in order. The next windows are tokenized and copied while one is computed."""
         started: deque[_Started] = deque()
         with self._tokenizers() as executor:
             for tokens in self._tokenize_ahead(executor, text_windows):
                 started.append(self._start(tokens))
-                # A CPU's window is complete once it is started; a GPU's is fetched when the next one is at work.
+                # On a CPU a started window is complete. On a GPU a window is read after the next one is started.
                 while len(started) > 1 or (started and started[0].work.done is None):
                     yield self._finish(started.popleft())
             yield from map(self._finish, started)
 
-    def encode_queries(self, texts: Texts) -> npt.NDArray[np.float32]:
-        """Vectors (Q, D) of texts as queries, rounded to float16 as the passages are."""
+    def encode_queries(self, texts: Texts) -> Float32Array:
+        """Vectors (Q, D) of texts as queries, rounded to float16 like those of passages."""
         encoder = self.query_encoder or self
         return encoder._encode_one(texts, self.identity.query_prefix).vectors_ND.astype(np.float32)
 
@@ -121,7 +117,7 @@ class TransformerEncoder:
         return ProcessPoolExecutor(self.tokenize_workers, mp_context=get_context("spawn"))
 
     def _tokenize_ahead(self, executor: Executor, text_windows: Iterable[Texts]) -> Iterator[TokenIds]:
-        """Keeps two windows for each worker tokenized or in work."""
+        """Keep two windows per worker tokenized or in progress."""
         queue: deque[Future[TokenIds]] = deque()
         for texts in text_windows:
             passages = _with_prefix(texts, self.identity.passage_prefix)
@@ -131,7 +127,7 @@ class TransformerEncoder:
         yield from (future.result() for future in queue)
 
     def _start(self, tokens: TokenIds) -> _Started:
-        """Starts a window. What is in a batch follows from lengths and budget alone, so nothing is tried smaller here."""
+        """Start a window. After an error batches are not made smaller, because they depend only on lengths and budget."""
         plan = plan_batches(tokens.lengths_N, batch_tokens=self.pipeline.compute.batch_tokens)
         with self._device_errors():
             return _Started(tokens, self.pipeline.start(tokens.ids, tokens.offsets, plan))
@@ -158,11 +154,11 @@ class TransformerEncoder:
         except torch.AcceleratorError as error:
             raise RetroDBError(
                 f"the device {compute.device} failed ({str(error).splitlines()[0]})",
-                remedy="Run the same command again when it is back: what is finished is kept.",
+                remedy="Run the same command again when the device works; finished parts are kept.",
             ) from error
 
     def _embed(self, ids_BL: Tensor) -> Tensor:
-        """Pooled and, where the model does so, normalised vectors (B, D) float32."""
+        """Pooled vectors (B, D) float32, normalised if the model requires it."""
         leading, trailing = self.special_tokens if self.identity.pooling_span == "content" else (0, 0)
         vectors_BD = pool(self.model(ids_BL), self.identity.pooling, leading=leading, trailing=trailing)
         return F.normalize(vectors_BD, dim=1) if self.identity.normalise else vectors_BD

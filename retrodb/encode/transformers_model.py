@@ -1,4 +1,4 @@
-"""Architectures that the lean encoder does not know, computed by `transformers`.
+"""Models that `bert.LeanBert` cannot compute, computed by `transformers`.
 
 Shapes: B rows of a batch, L tokens each, D hidden width.
 """
@@ -17,7 +17,7 @@ class TransformersModel:
     """`model(ids_BL)` is the last hidden state (B, L, D) of a model that `AutoModel` loads."""
 
     def __init__(self, folder: Path, *, device: str, dtype: torch.dtype) -> None:
-        """Raises InputError for a folder that `transformers` cannot load without running foreign code."""
+        """Raises InputError if `transformers` cannot load the folder without running code of the model."""
         from transformers import AutoModel
 
         try:
@@ -28,7 +28,7 @@ class TransformersModel:
             raise InputError(
                 f"transformers cannot load the model ({error})",
                 where=str(folder),
-                remedy="retrodb needs an encoder that transformers knows without code of the model's own.",
+                remedy="Use an encoder that transformers can load without code of the model.",
             ) from error
         self.model = model.to(device).eval()
         self.hidden = int(model.config.hidden_size)
@@ -42,5 +42,5 @@ class TransformersModel:
         return hidden
 
     def num_flops(self, length: int) -> int:
-        """Floating-point operations of one row, estimated from the parameters; attention scores are left out."""
+        """Floating-point operations of one row, estimated from the parameters, without attention scores."""
         return int(self.flops_per_token * length)

@@ -1,1 +1,1 @@
-"""What decides that a document goes: SQL, word lists, classifiers, rules."""
+"""Taggers, which score documents: word lists, regular expressions, classifiers and Python functions."""

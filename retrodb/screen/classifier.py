@@ -1,56 +1,92 @@
 """Sequence classifiers from the Hugging Face hub or a folder: the probability of one label.
 
-A text longer than the model reads is cut into windows that overlap by a quarter, so that what stands at a cut is seen whole;
-the score is the highest probability of any of them. Weights come from safetensors only and no code of the model is run.
+A text longer than the maximum of the model is cut into windows that overlap by a quarter, so that text at a cut is also seen
+whole. The score is the highest probability of all windows. Weights are only read from safetensors, and no code of the model
+is run.
 
 Legend: M texts, W windows, B windows of a batch, L tokens, C labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import numpy as np
 
-from retrodb.encode.conventions import digest_config, digest_weights, read_json, weight_files
 from retrodb.encode.device import choose_compute
 from retrodb.encode.identity import digest_json
-from retrodb.encode.resolve import find_model, read_tokenizer
+from retrodb.encode.model_folder import (
+    digest_config,
+    digest_weights,
+    find_model,
+    read_model_json,
+    read_tokenizer,
+    weight_files,
+)
 from retrodb.errors import InputError, UsageError
+from retrodb.screen.definition import TaggerDefinition
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
+    from torch import Tensor
 
     from retrodb.format.arrays import Float64Array
 
 _BATCH_TOKENS = 8192
-_MAX_TOKENS = 512  # of a window, for models that name no maximum
+_MAX_TOKENS = 512  # of a window, for models without a maximum
+
+
+class _Output(Protocol):
+    logits: Tensor  # (B, C)
+
+
+class _Model(Protocol):
+    """The part of a `transformers` classifier that is used here."""
+
+    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor) -> _Output: ...
+
+
+@dataclass(frozen=True)
+class ClassifierDefinition(TaggerDefinition):
+    """What the scores of a classifier depend on."""
+
+    kind: ClassVar[str] = "hf-model"
+
+    label: int
+    activation: str  # "softmax" or "sigmoid"
+    max_tokens: int
+    weights: str  # SHA-256
+    config: str  # SHA-256
+    tokenizer: str  # SHA-256
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier by its folder: another process loads it anew."""
+    """A classifier in a folder. Another process loads it from there again."""
 
     folder: str
-    label: int  # its index
-    activation: str  # "softmax": one of the labels holds; "sigmoid": each for itself
-    max_tokens: int  # of a window, special ones included
-    device: str  # where it is computed: not part of its identity
-    digests: tuple[tuple[str, str], ...]  # of weights, configuration and tokenizer
+    label: int  # index of the label
+    activation: str  # "softmax": exactly one label applies; "sigmoid": each label applies or not
+    max_tokens: int  # of a window, including special tokens
+    device: str  # on which it is computed; scores do not depend on it
+    weights: str  # SHA-256 of the weights
+    config: str  # SHA-256 of the settings
+    tokenizer: str  # SHA-256 of the tokenizer
 
-    def definition(self) -> dict[str, Any]:
-        """Digests of what gives the scores, and the label."""
-        own = {"label": self.label, "activation": self.activation, "max_tokens": self.max_tokens}
-        return {"kind": "hf-model", **own, **dict(self.digests)}
+    def definition(self) -> ClassifierDefinition:
+        """The label, and the digests of the model."""
+        return ClassifierDefinition(
+            self.label, self.activation, self.max_tokens, self.weights, self.config, self.tokenizer
+        )
 
     def score(self, texts: pa.LargeStringArray) -> Float64Array:
-        """(M,) the label's probability in the window where it is highest; windows are batched by length."""
+        """(M,) the highest probability of the label in any window. Windows are batched by length."""
         tokenizer, _ = self._loaded
         encodings = tokenizer.encode_batch_fast(texts.to_pylist())
         windows = [(row, part) for row, whole in enumerate(encodings) for part in (whole, *whole.overflowing)]
@@ -64,11 +100,11 @@ class Classifier:
         return scores
 
     def excerpt(self, text: str) -> list[str]:
-        """None: a classifier does not say."""
+        """An empty list: a classifier cannot tell."""
         del text
         return []
 
-    def _probabilities(self, parts: list[Any], length: int) -> Float64Array:
+    def _probabilities(self, parts: list[Encoding], length: int) -> Float64Array:
         """(B,) the label's probability in windows of at most `length` tokens."""
         import torch
 
@@ -84,7 +120,7 @@ class Classifier:
         return values
 
     @cached_property
-    def _loaded(self) -> tuple[Tokenizer, Any]:
+    def _loaded(self) -> tuple[Tokenizer, _Model]:
         from tokenizers import Tokenizer
         from transformers import AutoModelForSequenceClassification, logging
 
@@ -95,12 +131,12 @@ class Classifier:
         model = AutoModelForSequenceClassification.from_pretrained(
             self.folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-        return tokenizer, model.eval().to(self.device)
+        return tokenizer, cast("_Model", model.eval().to(self.device))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Processes are what runs side by side; the order in which threads add up would show in the last bits."""
+    """Compute with one thread: the last bits of sums depend on the number of threads. Processes run in parallel instead."""
     import torch
 
     before = torch.get_num_threads()
@@ -115,44 +151,43 @@ def load_classifier(name: str, label: str | None, device: str = "auto") -> Class
     """The classifier of a folder or a hub name.
 
     Args:
-        label: its name or number; a model that has only one needs none.
+        label: its name or number; may be None if the model has only one.
 
     Raises:
-        InputError: when it is not there, or is no classifier with safetensors.
-        UsageError: for a label that it has not.
+        InputError: the model does not exist, or is not a classifier with safetensors.
+        UsageError: the model does not have this label.
     """
     folder, _ = find_model(name)
-    config = read_json(folder / "config.json")
-    if not any(kind.endswith("ForSequenceClassification") for kind in config.get("architectures") or ()):
+    config = read_model_json(folder / "config.json")
+    architectures = cast("Sequence[str]", config.get("architectures") or ())
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise InputError(
-            f"no sequence classifier ({', '.join(config.get('architectures') or ['unknown'])})",
+            f"not a sequence classifier ({', '.join(architectures or ['unknown'])})",
             where=str(folder),
-            remedy="Give a model that was trained to classify texts.",
+            remedy="Use a model that was trained to classify texts.",
         )
-    labels = {int(number): str(text) for number, text in (config.get("id2label") or {0: "0", 1: "1"}).items()}
-    is_each = len(labels) == 1 or config.get("problem_type") == "multi_label_classification"
-    digests = {
-        "weights": digest_weights(weight_files(folder)),
-        "config": digest_config(config),
-        "tokenizer": digest_json(read_tokenizer(folder)),
-    }
+    names = cast("Mapping[str, str]", config.get("id2label") or {"0": "0", "1": "1"})
+    labels = {int(number): str(name) for number, name in names.items()}
+    is_multi_label = len(labels) == 1 or config.get("problem_type") == "multi_label_classification"
     return Classifier(
         folder=str(folder),
         label=_label(labels, label, str(folder)),
-        activation="sigmoid" if is_each else "softmax",
-        max_tokens=min(int(config.get("max_position_embeddings", _MAX_TOKENS)), _MAX_TOKENS),
+        activation="sigmoid" if is_multi_label else "softmax",
+        max_tokens=min(int(cast("int", config.get("max_position_embeddings", _MAX_TOKENS))), _MAX_TOKENS),
         device=choose_compute(device).device,
-        digests=tuple(digests.items()),
+        weights=digest_weights(weight_files(folder)),
+        config=digest_config(config),
+        tokenizer=digest_json(read_tokenizer(folder)),
     )
 
 
 def _label(labels: dict[int, str], wanted: str | None, folder: str) -> int:
-    """The number of a label that is given by name or number."""
+    """The number of a label, from its name or number."""
     if wanted is None and len(labels) == 1:
         return next(iter(labels))
     for number, text in labels.items():
         if wanted is not None and wanted.casefold() in (text.casefold(), str(number)):
             return number
-    have = ", ".join(f"{text} ({number})" for number, text in sorted(labels.items()))
+    choices = ", ".join(f"{text} ({number})" for number, text in sorted(labels.items()))
     what = "the classifier has several labels" if wanted is None else f"the classifier has no label '{wanted}'"
-    raise UsageError(what, where=folder, remedy=f"Choose one with --label: {have}.")
+    raise UsageError(what, where=folder, remedy=f"Choose one with --label: {choices}.")

@@ -1,14 +1,15 @@
-"""Taggers: what gives a document a score. Where the scores are kept, and for which documents, is the business of stage tag.
+"""Taggers give documents scores. The tag stage decides which documents are scored, and stores the scores.
 
 Legend: M documents.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from retrodb.config import TagParams
 from retrodb.errors import UsageError
+from retrodb.screen.definition import TaggerDefinition
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,42 +17,45 @@ if TYPE_CHECKING:
     from retrodb.format.arrays import Float64Array
 
 MEASURES = ("share", "count")
-"""How matches become a score: the share of a document's words that they cover, or their number."""
+"""How matches become a score: the fraction of a document's words that they cover, or their number."""
 
 
 class Tagger(Protocol):
     """Scores texts. It can be sent to another process."""
 
-    def definition(self) -> dict[str, Any]:
-        """Plain values that say what gives the scores, digests of word list or weights among them: equal for equal scores."""
+    def definition(self) -> TaggerDefinition:
+        """What the scores depend on, with digests of the word list or the weights."""
         ...
 
     def score(self, texts: pa.LargeStringArray) -> Float64Array:
-        """(M,) a finite score of each text; it depends on that text alone."""
+        """(M,) a finite score of each text. It depends only on that text."""
         ...
 
     def excerpt(self, text: str) -> list[str]:
-        """The pieces of a text that raise its score, as they stand in it; none where that cannot be said."""
+        """The pieces of a text that raise its score; none if the tagger cannot tell them."""
         ...
 
 
 def load_tagger(params: TagParams, *, device: str = "auto") -> Tagger:
-    """The tagger that parameters ask for.
+    """The tagger of these parameters.
+
+    Args:
+        device: where a classifier is computed.
 
     Raises:
-        UsageError: for none or more than one kind, or an option that the kind has not.
-        InputError: for a word list or a model that cannot be read.
+        UsageError: none or several kinds are set, or an option that the kind does not have.
+        InputError: the word list or the model cannot be read.
     """
     kinds = [name for name in ("wordlist", "regex", "hf_model", "python") if getattr(params, name) is not None]
     if len(kinds) != 1:
-        asked = " and ".join(kinds) or "nothing"
+        given = " and ".join(kinds) or "nothing"
         remedy = "Give one of --wordlist, --regex, --hf-model and --python."
-        raise UsageError(f"a tagger is made of one thing, not of {asked}", remedy=remedy)
+        raise UsageError(f"a tagger needs exactly one of these options, but got {given}", remedy=remedy)
     if params.label is not None and params.hf_model is None:
-        raise UsageError("a label is one of a classifier", remedy="Give --label with --hf-model only.")
+        raise UsageError("only a classifier has labels", remedy="Use --label only with --hf-model.")
     if params.measure not in MEASURES:
         raise UsageError(f"unknown measure '{params.measure}'", remedy=f"Use {' or '.join(MEASURES)}.")
-    # Imported by kind: a word list must not load torch.
+    # Each kind is imported when it is used, so that a word list does not load torch.
     if params.wordlist is not None:
         from retrodb.screen.wordlist import read_word_list
 

@@ -1,8 +1,9 @@
-"""Word lists: which words of a text stand in a list, and how many of all they are.
+"""Word lists: the words of a text that are in a list, and what fraction of all words they are.
 
-Words are those of the leak scan (`dedup/shingles.py`), so case, width and punctuation do not matter and nothing matches inside
-a longer word; beyond that, text and list are case-folded, so that STRASSE matches Straße. A phrase is words in a row. An entry
-with other signs than letters, digits, blanks, hyphens and apostrophes, such as an emoji, is looked for as it stands, anywhere.
+Words are those of the leak scan (`dedup/shingles.py`): case, width and punctuation do not matter, and an entry never matches
+inside a longer word. Text and list are also case-folded, so that STRASSE matches Straße. A phrase is several consecutive
+words. An entry with other signs than letters, digits, blanks, hyphens and apostrophes, such as an emoji, is searched for as
+it is written, at any position.
 
 Legend: M texts, W words of a text, E entries.
 """
@@ -15,26 +16,38 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrodb.dedup.codepoints import codepoint_tables
-from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.normalise import normalised_batches
 from retrodb.dedup.numba_kernel import kernel
-from retrodb.dedup.shingles import scratch, split_words, whole_text_key, words_of
+from retrodb.dedup.shingles import split_words, whole_text_key, word_buffers, words_of
 from retrodb.errors import InputError
 from retrodb.format.arrays import ByteArray, Int64Array, UInt64Array
+from retrodb.screen.definition import TaggerDefinition
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retrodb.format.arrays import BoolArray, Float64Array
 
-_LOWEST = np.uint64(0xFFFF)
-_PLAIN = re.compile(r"[\w\s'’-]+")
+_LOWEST_BITS = np.uint64(0xFFFF)
+_WORDS_ONLY = re.compile(r"[\w\s'’-]+")
+
+
+@dataclass(frozen=True)
+class WordListDefinition(TaggerDefinition):
+    """What the scores of a word list depend on."""
+
+    kind: ClassVar[str] = "wordlist"
+
+    entries: int  # number of entries
+    digest: str  # SHA-256 of the entries
+    measure: str  # "share" or "count"
 
 
 @dataclass(frozen=True)
@@ -44,72 +57,74 @@ class WordList:
     entries: tuple[str, ...]
     measure: str  # "share" or "count"
 
-    def definition(self) -> dict[str, Any]:
-        """The list by its digest."""
+    def definition(self) -> WordListDefinition:
+        """The number of entries and their digest."""
         digest = hashlib.sha256("\n".join(self.entries).encode()).hexdigest()
-        return {"kind": "wordlist", "entries": len(self.entries), "digest": digest, "measure": self.measure}
+        return WordListDefinition(len(self.entries), digest, self.measure)
 
     def score(self, texts: pa.LargeStringArray) -> Float64Array:
-        """(M,) the share of the words that entries cover, or the number of entries found, the longer ones first."""
+        """(M,) the fraction of words that entries cover, or the number of matches. Longer entries match first."""
         folded = _case_folded(texts)
-        found, covered, num_words = count_words(folded, self._table)
+        num_matches, covered, num_words = count_words(folded, self._table)
         for sign in self._signs:
             times = pc.count_substring(folded, sign, ignore_case=True).to_numpy(zero_copy_only=False)
-            found, covered = found + times, covered + times
-        return measured(self.measure, found, covered, num_words)
+            num_matches, covered = num_matches + times, covered + times
+        return match_scores(self.measure, num_matches, covered, num_words)
 
     def excerpt(self, text: str) -> list[str]:
-        """The entries that stand in a text, as they stand there."""
+        """The matches of entries in a text, as they are written there."""
         pieces = [r"(?<!\w)" + r"[\W_]+".join(map(re.escape, words)) + r"(?!\w)" for words in self._phrases]
         pieces += [re.escape(sign) for sign in self._signs]
         return [match[0] for match in re.finditer("|".join(sorted(pieces, key=len, reverse=True)), text, re.IGNORECASE)]
 
     @cached_property
     def _phrases(self) -> list[list[str]]:
-        return [words for entry in self.entries if _is_plain(entry) and (words := words_of(entry))]
+        return [words for entry in self.entries if _has_words_only(entry) and (words := words_of(entry))]
 
     @cached_property
     def _signs(self) -> list[str]:
-        return [entry for entry in self.entries if not (_is_plain(entry) and words_of(entry))]
+        return [entry for entry in self.entries if not (_has_words_only(entry) and words_of(entry))]
 
     @cached_property
     def _table(self) -> PhraseTable:
         return phrase_table(self._phrases)
 
 
-def _is_plain(entry: str) -> bool:
-    """Whether an entry is words; an accent that stands apart from its letter is not a sign of its own."""
-    return _PLAIN.fullmatch(unicodedata.normalize("NFKC", entry)) is not None
+def _has_words_only(entry: str) -> bool:
+    """Whether an entry has only words. An accent that is a separate codepoint is part of its letter."""
+    return _WORDS_ONLY.fullmatch(unicodedata.normalize("NFKC", entry)) is not None
 
 
 def read_word_list(path: str, measure: str) -> WordList:
-    """Read a file with an entry a line; blank lines and lines that begin with `#` and a blank are left out.
+    """Read a file with one entry per line. Blank lines, and lines that begin with `#` and a blank, are skipped.
 
     Raises:
-        InputError: when there is no such file, it is no UTF-8 text, or it has no entry.
+        InputError: the file does not exist, is not UTF-8 text, or has no entry.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"not readable as a word list ({error})", where=path, remedy="Give a UTF-8 file.") from error
+        raise InputError(
+            f"not readable as a word list ({error})", where=path, remedy="Give a UTF-8 text file."
+        ) from error
     entries = {line.strip().casefold() for line in lines if not line.startswith("# ")} - {"", "#"}
     if not entries:
-        raise InputError("no words in this word list", where=path, remedy="Write one word or phrase a line.")
+        raise InputError("no words in this word list", where=path, remedy="Write one word or phrase per line.")
     return WordList(tuple(sorted(entries)), measure)
 
 
 @dataclass(frozen=True)
 class PhraseTable:
-    """Phrases as keys."""
+    """Phrases as hashes, for a fast search."""
 
-    first_words: UInt64Array  # (F,) hashes of the words that some phrase begins with, ascending
-    may_begin: BoolArray  # (65_536,) whether one of them has these lowest bits: nearly all words are passed over by it
+    first_words: UInt64Array  # (F,) hashes of the first words of all phrases, ascending
+    may_begin: BoolArray  # (65_536,) whether a first word has these lowest bits: rejects nearly all words quickly
     keys: UInt64Array  # (E,) of the phrases, ascending
-    lengths: Int64Array  # words of a phrase, distinct, longest first
+    lengths: Int64Array  # distinct numbers of words of a phrase, descending
 
 
 def phrase_table(phrases: list[list[str]]) -> PhraseTable:
-    """The table of phrases, each a list of one or more words."""
+    """The table of phrases. Each is a list of one or more words."""
     keys, first_words = [], []
     for words in phrases:
         hashes = _word_hashes(pa.array([" ".join(words)], pa.large_string()))
@@ -118,29 +133,29 @@ def phrase_table(phrases: list[list[str]]) -> PhraseTable:
     lengths = sorted({len(words) for words in phrases}, reverse=True)
     firsts = np.unique(np.array(first_words, np.uint64))
     may_begin = np.zeros(1 << 16, dtype=bool)
-    may_begin[firsts & _LOWEST] = True
+    may_begin[firsts & _LOWEST_BITS] = True
     return PhraseTable(firsts, may_begin, np.unique(np.array(keys, np.uint64)), np.array(lengths, np.int64))
 
 
 def count_words(texts: pa.LargeStringArray, table: PhraseTable) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """(M,) phrases found in each text, words that they cover, and all words."""
+    """(M,) for each text the number of phrases that match, of words that they cover, and of all words."""
     counts = np.zeros((3, len(texts)), np.int64)
-    for batch in iter_batches(texts):
+    for batch in normalised_batches(texts):
         _count(
-            *(batch.data, batch.begins, batch.ends, codepoint_tables().folded, *scratch(batch.begins, batch.ends)),
+            *(batch.data, batch.begins, batch.ends, codepoint_tables().folded, *word_buffers(batch.begins, batch.ends)),
             *(table.first_words, table.may_begin, table.keys, table.lengths),
             counts[:, batch.first_document : batch.first_document + len(batch.begins)],
         )
     return counts[0], counts[1], counts[2]
 
 
-def measured(measure: str, found: Int64Array, covered: Int64Array, num_words: Int64Array) -> Float64Array:
-    """(M,) float64: what matches count for."""
-    return found.astype(np.float64) if measure == "count" else np.minimum(covered / np.maximum(num_words, 1), 1.0)
+def match_scores(measure: str, num_matches: Int64Array, covered: Int64Array, num_words: Int64Array) -> Float64Array:
+    """(M,) the scores: the number of matches, or the fraction of words that they cover (at most 1)."""
+    return num_matches.astype(np.float64) if measure == "count" else np.minimum(covered / np.maximum(num_words, 1), 1.0)
 
 
 def _case_folded(texts: pa.LargeStringArray) -> pa.LargeStringArray:
-    """The texts as `str.casefold` gives them, if their words' hashes, which are of lower-case letters, would not be the same."""
+    """Case-fold the texts in which this gives other words than lower-casing, which is part of the word hashes."""
     is_special = pc.match_substring_regex(texts, _special_letters())
     if not pc.any(is_special).as_py():
         return texts
@@ -150,13 +165,13 @@ def _case_folded(texts: pa.LargeStringArray) -> pa.LargeStringArray:
 
 @cache
 def _special_letters() -> str:
-    """An expression for the letters that case-folding makes something else of than lower-casing does, such as ß and ς."""
+    """A regular expression for the letters whose case-folding differs from their lower case, such as ß and ς."""
     return f"[{''.join(chr(c) for c in range(0x20000) if chr(c).casefold() != chr(c).lower())}]"
 
 
 def _word_hashes(text: pa.LargeStringArray) -> UInt64Array:
-    [batch] = iter_batches(text)
-    words, starts, stops = scratch(batch.begins, batch.ends)
+    [batch] = normalised_batches(text)
+    words, starts, stops = word_buffers(batch.begins, batch.ends)
     count = split_words(batch.data, batch.begins[0], batch.ends[0], codepoint_tables().folded, words, starts, stops)
     return words[:count]
 
@@ -173,7 +188,7 @@ def _count(
         i = 0
         while i < num_words:
             taken = 0
-            if may_begin[words[i] & _LOWEST] and _is_in(words[i], first_words):
+            if may_begin[words[i] & _LOWEST_BITS] and _is_in(words[i], first_words):
                 for length in lengths:
                     if i + length <= num_words and _is_in(whole_text_key(words[i : i + length]), keys):
                         taken = length
@@ -186,5 +201,5 @@ def _count(
 
 @kernel
 def _is_in(key: np.uint64, keys: UInt64Array) -> bool:
-    at = np.searchsorted(keys, key)
-    return bool(at < len(keys) and keys[at] == key)
+    position = np.searchsorted(keys, key)
+    return bool(position < len(keys) and keys[position] == key)

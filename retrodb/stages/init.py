@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from retrodb.config import EmbedParams, InitParams, from_mapping, to_mapping
-from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.corpus.lm_tokenizer import Tokenizer
+from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.engine.run import open_run
 from retrodb.errors import ConflictError, UsageError
 from retrodb.format.entries import DEFAULT_ENCODER_KEY, DEFAULT_SPACE_KEY, DefaultEncoder, DefaultSpace

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from real_corpora import DATA, content
 
-from retrodb.dedup.exact_scan import scan
-from retrodb.dedup.leak_rule import Rule, parse_rule
-from retrodb.dedup.lsh import candidate_pairs, make_run, parse_bands
+from retrodb.dedup.exact_scan import scan_texts
+from retrodb.dedup.leak_rule import LeakRule, parse_rule
+from retrodb.dedup.lsh import candidate_pairs, parse_bands, sort_bands
 from retrodb.dedup.minhash import signatures
+from retrodb.dedup.pair_similarity import intersection_and_union
 from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.dedup.testset_items import read_test_items
-from retrodb.dedup.union_find import verify_pairs
 
 pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
 
@@ -43,10 +43,10 @@ def books() -> pa.LargeStringArray:
 
 
 def test_mmlu_rows_in_classic_books_are_found(books: pa.LargeStringArray) -> None:
-    hits = scan(books, table_of("mmlu-test")).hits
+    hits = scan_texts(books, table_of("mmlu-test")).hits
     assert len(np.unique(hits.item)) == 31
-    assert len(np.unique(hits.item[parse_rule("containment>=0.5").decide(hits)])) == 20
-    assert not parse_rule("jaccard>=0.8").decide(hits).any()
+    assert len(np.unique(hits.item[parse_rule("containment>=0.5").is_leak(hits)])) == 20
+    assert not parse_rule("jaccard>=0.8").is_leak(hits).any()
 
 
 CLEAN = ["gsm8k-test", "xquad-paragraphs", "xquad-questions", "pubmedqa", "nq-open-dev", "wikitext2-test"]
@@ -58,12 +58,12 @@ def test_clean_test_sets_have_no_hit_in_any_corpus(books: pa.LargeStringArray, n
     law = pq.read_table(str(DATA / "dc-law.parquet"))["text"].combine_chunks()
     wikipedia = read_test_items([DATA / "wikipedia-en.jsonl.zst"]).texts
     for corpus in (books, law, wikipedia):
-        result = scan(corpus, table)
+        result = scan_texts(corpus, table)
         assert len(result.hits) == 0, np.unique(result.hits.item)
         assert len(result.short_hits.item) == 0
 
 
-def brute_force_pairs(a: ShingleSets, b: ShingleSets, rule: Rule) -> list[list[int]]:
+def brute_force_pairs(a: ShingleSets, b: ShingleSets, rule: LeakRule) -> list[list[int]]:
     """All pairs over the threshold, by counting the keys that both have, for every pair."""
     num_a = len(a.sizes())
     left, right = ([set(part.tolist()) for part in np.split(s.keys, s.offsets[1:-1])] for s in (a, b))
@@ -81,9 +81,10 @@ def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force(folder: str, 
     eips, ercs = archive_texts("eips-ercs.tar.zst", folder), archive_texts("eips-ercs.tar.zst", "ERCs/new")
     texts, rule = pa.concat_arrays([eips, ercs]), parse_rule("jaccard>=0.8")
     expected = brute_force_pairs(shingle_sets(eips), shingle_sets(ercs), rule)
-    run = make_run(signatures(texts, 256), np.arange(len(texts)), parse_bands("32x8", 256))
+    run = sort_bands(signatures(texts, 256), np.arange(len(texts)), parse_bands("32x8", 256))
     pairs = candidate_pairs([(run, 0)]).pairs
-    verified = pairs[verify_pairs(pairs, shingle_sets(texts), rule)]
+    intersection, union = intersection_and_union(pairs, shingle_sets(texts))
+    verified = pairs[(intersection > 0) & rule.is_reached(intersection, union)]
     across = verified[(verified[:, 0] < len(eips)) & (verified[:, 1] >= len(eips))]
     assert across.tolist() == expected
     assert len(expected) >= at_least

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.dedup.exact_scan import Hits, count_documents, frequent_keys, scan, touched_chunks
-from retrodb.dedup.leak_rule import Rule, parse_rule
+from retrodb.dedup.exact_scan import Hits, count_documents, frequent_keys, scan_texts, touched_chunks
+from retrodb.dedup.leak_rule import LeakRule, parse_rule
 from retrodb.dedup.shingle_table import (
     ShingleTable,
     build_shingle_table,
@@ -71,7 +71,7 @@ texts_of_words = st.lists(
 @given(texts_of_words, texts_of_words, st.integers(1, 13))
 @settings(max_examples=200, deadline=None)
 def test_scan_equals_brute_force(documents: list[str], items: list[str], ngram: int) -> None:
-    result = scan(texts_array(documents), table_of(items, ngram))
+    result = scan_texts(texts_array(documents), table_of(items, ngram))
     assert as_tuples(result.hits) == brute_force(documents, items, ngram)
     assert result.num_words.tolist() == [len(words_of(document)) for document in documents]
     short = [
@@ -86,7 +86,7 @@ def test_scan_equals_brute_force(documents: list[str], items: list[str], ngram: 
 @given(texts_of_words, texts_of_words, st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
 def test_ranges_hold_every_shared_shingle_and_what_is_left_has_none(docs: list[str], items: list[str], n: int) -> None:
-    hits = scan(texts_array(docs), table_of(items, n)).hits
+    hits = scan_texts(texts_array(docs), table_of(items, n)).hits
     for hit in range(len(hits)):
         text, item = docs[hits.document[hit]].encode(), grams(items[hits.item[hit]], n)
         ranges = ranges_of(hits, hit)
@@ -102,8 +102,8 @@ def test_results_do_not_depend_on_how_documents_are_grouped() -> None:
     rng = random.Random(3)
     documents = [" ".join(rng.choices("abcd", k=rng.randrange(60))) for _ in range(50)]
     table = table_of([" ".join(rng.choices("abcd", k=20)) for _ in range(30)], 4)
-    whole = scan(texts_array(documents), table).hits
-    parts = [scan(texts_array(documents).slice(i, 7), table).hits for i in range(0, 50, 7)]
+    whole = scan_texts(texts_array(documents), table).hits
+    parts = [scan_texts(texts_array(documents).slice(i, 7), table).hits for i in range(0, 50, 7)]
     for name in ("item", "intersection", "document_size", "range_start", "range_end"):
         assert np.array_equal(getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]))
 
@@ -118,11 +118,11 @@ def test_planted_corruptions_are_found_exactly_at_the_threshold() -> None:
         for _ in range(round(len(changed) / 13 * 0.35 * i / 1500)):
             changed[rng.randrange(len(changed))] = "corrupted"
         documents.append(" ".join(changed))
-    hits = scan(texts_array(documents), table_of(items, 13)).hits
+    hits = scan_texts(texts_array(documents), table_of(items, 13)).hits
     own = {d: Fraction(i, a + b - i) for d, item, i, a, b in brute_force_diagonal(documents, items) if d == item}
     assert min(own.values()) < Fraction(3, 5)
     assert sum(Fraction(7, 10) < jaccard < Fraction(9, 10) for jaccard in own.values()) > 300
-    flagged = hits.document[Rule("jaccard", Fraction(4, 5)).decide(hits)]
+    flagged = hits.document[LeakRule("jaccard", Fraction(4, 5)).is_leak(hits)]
     assert flagged.tolist() == [d for d, jaccard in sorted(own.items()) if jaccard >= Fraction(4, 5)]
 
 
@@ -135,9 +135,9 @@ def brute_force_diagonal(documents: list[str], items: list[str]) -> list[tuple[i
 def test_threshold_is_not_rounded() -> None:
     # 8 of 10 shingles in the union: exactly 0.8; a hundred-millionth less is no leak.
     common = " ".join(f"c{i}" for i in range(8))
-    hits = scan(texts_array([common + " x y", common + " x y z"]), table_of([common], 1)).hits
-    assert parse_rule("jaccard>=0.8").decide(hits).tolist() == [True, False]
-    assert parse_rule("jaccard>=0.800001").decide(hits).tolist() == [False, False]
+    hits = scan_texts(texts_array([common + " x y", common + " x y z"]), table_of([common], 1)).hits
+    assert parse_rule("jaccard>=0.8").is_leak(hits).tolist() == [True, False]
+    assert parse_rule("jaccard>=0.800001").is_leak(hits).tolist() == [False, False]
 
 
 def test_boilerplate_counts_for_jaccard_but_not_for_containment() -> None:
@@ -148,11 +148,14 @@ def test_boilerplate_counts_for_jaccard_but_not_for_containment() -> None:
     counts = half[0] + half[1]
     assert np.array_equal(counts, count_documents(texts_array(documents), table))
     excluded = frequent_keys(counts, len(documents), 0.5)
-    plain, counted = scan(texts_array(documents), table).hits, scan(texts_array(documents), table, excluded).hits
+    plain, counted = (
+        scan_texts(texts_array(documents), table).hits,
+        scan_texts(texts_array(documents), table, excluded).hits,
+    )
     assert as_tuples(plain) == as_tuples(counted)
     assert counted.counted.tolist() == [0] * 9 + [4]
-    assert parse_rule("containment>=0.3").decide(plain).tolist() == [True] * 10
-    assert parse_rule("containment>=0.3").decide(counted).tolist() == [False] * 9 + [True]
+    assert parse_rule("containment>=0.3").is_leak(plain).tolist() == [True] * 10
+    assert parse_rule("containment>=0.3").is_leak(counted).tolist() == [False] * 9 + [True]
 
 
 def test_colliding_keys_do_not_remove_a_tiny_document() -> None:
@@ -160,8 +163,8 @@ def test_colliding_keys_do_not_remove_a_tiny_document() -> None:
     table = table_of([item], 3)
     collided = table_of([document], 3)  # as if both 3-grams had the same key
     forged = replace(table, keys=collided.keys, slots=collided.slots, filter_bits=collided.filter_bits)
-    assert len(scan(texts_array([document]), forged).hits) == 0
-    assert len(scan(texts_array([item]), table).hits) == 1
+    assert len(scan_texts(texts_array([document]), forged).hits) == 0
+    assert len(scan_texts(texts_array([item]), table).hits) == 1
 
 
 def test_chained_slots_are_found() -> None:
@@ -177,7 +180,7 @@ def test_saved_table_is_mapped_and_scans_the_same(tmp_path: Path) -> None:
         save_shingle_table(table, tmp_path)
         loaded = load_shingle_table(tmp_path)
         documents = texts_array(["x a b c d e", "É", "too short"])
-        assert as_tuples(scan(documents, loaded).hits) == as_tuples(scan(documents, table).hits)
+        assert as_tuples(scan_texts(documents, loaded).hits) == as_tuples(scan_texts(documents, table).hits)
         assert [loaded.text(i) for i in range(loaded.num_items)] == items
         assert [loaded.id(i) for i in range(loaded.num_items)] == [f"item-{i}" for i in range(len(items))]
 
@@ -216,7 +219,7 @@ def test_without_touched_chunks_no_ngram_of_an_item_is_in_a_chunk_and_its_contin
     while rest:  # chunks end at word ends
         end = rest.index(" ", min(rng.randrange(1, 30), len(rest) - 1)) + 1
         chunks, rest = [*chunks, rest[:end]], rest[end:]
-    hits = scan(texts_array(["".join(chunks)]), table_of(items, 4)).hits
+    hits = scan_texts(texts_array(["".join(chunks)]), table_of(items, 4)).hits
     offsets = np.cumsum([0, *map(len, chunks)])
     removed = set(touched_chunks(hits.range_start, hits.range_end, offsets).tolist())
     assert removed
@@ -226,9 +229,9 @@ def test_without_touched_chunks_no_ngram_of_an_item_is_in_a_chunk_and_its_contin
 
 
 def test_rules_are_parsed_exactly_or_refused() -> None:
-    assert parse_rule("jaccard>=0.8") == Rule("jaccard", Fraction(4, 5))
-    assert parse_rule(" containment >= 1 ") == Rule("containment", Fraction(1))
+    assert parse_rule("jaccard>=0.8") == LeakRule("jaccard", Fraction(4, 5))
+    assert parse_rule(" containment >= 1 ") == LeakRule("containment", Fraction(1))
     assert str(parse_rule("containment>=0.25")) == "containment>=0.25"
     for text in ("jaccard>0.8", "jaccard>=0", "jaccard>=1.1", "cosine>=0.5", "jaccard>=.8e0", ""):
-        with pytest.raises(UsageError, match="is no rule"):
+        with pytest.raises(UsageError, match="is not a rule"):
             parse_rule(text)

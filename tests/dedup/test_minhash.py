@@ -13,14 +13,15 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.dedup.leak_rule import Rule
-from retrodb.dedup.lsh import Bands, candidate_pairs, make_run, parse_bands
-from retrodb.dedup.minhash import EMPTY, signatures
+from retrodb.dedup.leak_rule import LeakRule
+from retrodb.dedup.lsh import Banding, candidate_pairs, parse_bands, sort_bands
+from retrodb.dedup.minhash import NO_SHINGLES, signatures
+from retrodb.dedup.pair_similarity import intersection_and_union
 from retrodb.dedup.shingles import shingle_sets
-from retrodb.dedup.union_find import cluster, equal_content_pairs, keepers, verify_pairs
+from retrodb.dedup.union_find import choose_keepers, connected_components, equal_content_pairs
 from retrodb.errors import UsageError
 
-JACCARD_80 = Rule("jaccard", Fraction(4, 5))
+JACCARD_80 = LeakRule("jaccard", Fraction(4, 5))
 
 
 def texts_array(texts: list[str]) -> pa.LargeStringArray:
@@ -51,12 +52,12 @@ def test_minhash_recall_is_what_its_bands_predict() -> None:
     rng = random.Random(0)
     originals = [" ".join(f"w{rng.randrange(20_000)}" for _ in range(rng.randrange(150, 400))) for _ in range(1500)]
     copies = [corrupted(rng, text, round(len(text.split()) / 13 * 0.3 * i / 1500)) for i, text in enumerate(originals)]
-    texts, bands = texts_array(originals + copies), Bands(9, 13)
+    texts, bands = texts_array(originals + copies), Banding(9, 13)
     sets, pairs = shingle_sets(texts), np.stack([np.arange(1500), np.arange(1500) + 1500], axis=1)
-    true = pairs[verify_pairs(pairs, sets, JACCARD_80)]
-    own = [set(sets.keys[sets.offsets[d] : sets.offsets[d + 1]].tolist()) for d in range(3000)]
-    jaccard = np.array([len(own[a] & own[b]) / len(own[a] | own[b]) for a, b in true.tolist()])
-    found = candidate_pairs([(make_run(signatures(texts), np.arange(3000), bands), 0)]).pairs
+    true = pairs[JACCARD_80.is_reached(*intersection_and_union(pairs, sets))]
+    keys = [set(sets.keys[sets.offsets[d] : sets.offsets[d + 1]].tolist()) for d in range(3000)]
+    jaccard = np.array([len(keys[a] & keys[b]) / len(keys[a] | keys[b]) for a, b in true.tolist()])
+    found = candidate_pairs([(sort_bands(signatures(texts), np.arange(3000), bands), 0)]).pairs
     recalled = np.isin(true[:, 1], found[found[:, 1] - found[:, 0] == 1500, 1])
     misses = bands.miss_probability(jaccard)
     assert len(true) > 500
@@ -65,9 +66,9 @@ def test_minhash_recall_is_what_its_bands_predict() -> None:
 
 
 def test_expected_miss_is_the_formula_of_the_bands() -> None:
-    assert Bands(9, 13).miss_probability(np.array([0.8]))[0] == pytest.approx((1 - 0.8**13) ** 9)
-    assert Bands(32, 8).expected_miss(0.8) < Bands(16, 8).expected_miss(0.8) < 0.01
-    assert parse_bands("16x8", 128) == Bands(16, 8)
+    assert Banding(9, 13).miss_probability(np.array([0.8]))[0] == pytest.approx((1 - 0.8**13) ** 9)
+    assert Banding(32, 8).expected_miss(0.8) < Banding(16, 8).expected_miss(0.8) < 0.01
+    assert parse_bands("16x8", 128) == Banding(16, 8)
     for text in ("16x9", "0x8", "16", "x", "-1x8"):
         with pytest.raises(UsageError, match="bands"):
             parse_bands(text, 128)
@@ -76,40 +77,44 @@ def test_expected_miss_is_the_formula_of_the_bands() -> None:
 @given(st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), min_size=1, max_size=25), st.integers(0, 25))
 @settings(max_examples=100, deadline=None)
 def test_candidates_are_the_pairs_that_agree_in_a_band_however_they_came(rows: list[list[int]], split: int) -> None:
-    sketch, ids, bands = np.array(rows, np.uint32), np.arange(len(rows)) * 3 + 1, Bands(3, 2)
+    sketch, ids, bands = np.array(rows, np.uint32), np.arange(len(rows)) * 3 + 1, Banding(3, 2)
     expected = [
         (ids[a], ids[b]) for a, b in combinations(range(len(rows)), 2)
         if any(rows[a][k : k + 2] == rows[b][k : k + 2] for k in (0, 2, 4))
     ]  # fmt: skip
-    whole = candidate_pairs([(make_run(sketch, ids, bands), 0)])
+    whole = candidate_pairs([(sort_bands(sketch, ids, bands), 0)])
     assert whole.pairs.tolist() == [list(pair) for pair in expected]
     assert whole.num_hot_buckets == 0
-    old, new = (make_run(sketch[:split], ids[:split], bands), 0), (make_run(sketch[split:], ids[split:] - 1, bands), 1)
+    old, new = (
+        (sort_bands(sketch[:split], ids[:split], bands), 0),
+        (sort_bands(sketch[split:], ids[split:] - 1, bands), 1),
+    )
     in_two = np.concatenate([candidate_pairs([old]).pairs, candidate_pairs([new], [old]).pairs])
     assert sorted(in_two.tolist()) == whole.pairs.tolist()
 
 
 def test_hot_bucket_gives_the_pairs_with_its_smallest_id_and_is_counted() -> None:
     sketch = np.ones((20, 4), np.uint32)
-    found = candidate_pairs([(make_run(sketch, np.arange(20), Bands(2, 2)), 0)], max_bucket=10)
+    found = candidate_pairs([(sort_bands(sketch, np.arange(20), Banding(2, 2)), 0)], max_bucket=10)
     assert found.pairs.tolist() == [[0, i] for i in range(1, 20)]
     assert found.num_hot_buckets == 2
 
 
 def test_documents_without_shingles_are_no_candidates() -> None:
     sketch = signatures(texts_array(["too short", "also short", ""]))
-    assert (sketch == EMPTY).all()
-    assert make_run(sketch, np.arange(3), Bands(16, 8)).shape == (16, 0)
+    assert (sketch == NO_SHINGLES).all()
+    assert sort_bands(sketch, np.arange(3), Banding(16, 8)).shape == (16, 0)
 
 
 @given(st.lists(st.text(alphabet="ab ", min_size=5, max_size=40), min_size=2, max_size=8))
 @settings(max_examples=100, deadline=None)
 def test_verified_pairs_are_those_of_brute_force(texts: list[str]) -> None:
     sets = shingle_sets(texts_array(texts), 1)
-    own = [set(sets.keys[sets.offsets[d] : sets.offsets[d + 1]].tolist()) for d in range(len(texts))]
+    keys = [set(sets.keys[sets.offsets[d] : sets.offsets[d + 1]].tolist()) for d in range(len(texts))]
     pairs = np.array(list(combinations(range(len(texts)), 2)))
-    expected = [bool(own[a] & own[b]) and 5 * len(own[a] & own[b]) >= 4 * len(own[a] | own[b]) for a, b in pairs]
-    assert verify_pairs(pairs, sets, JACCARD_80).tolist() == expected
+    expected = [bool(keys[a] & keys[b]) and 5 * len(keys[a] & keys[b]) >= 4 * len(keys[a] | keys[b]) for a, b in pairs]
+    intersection, union = intersection_and_union(pairs, sets)
+    assert ((intersection > 0) & JACCARD_80.is_reached(intersection, union)).tolist() == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=15))
@@ -119,16 +124,16 @@ def test_clusters_are_connected_components_named_by_their_smallest(edges: list[t
     for a, b in edges:
         for member in (joined := groups[a] | groups[b]):
             groups[member] = joined
-    labels = cluster(12, np.array(edges, np.int64).reshape(-1, 2))
+    labels = connected_components(12, np.array(edges, np.int64).reshape(-1, 2))
     assert labels.tolist() == [min(groups[d]) for d in range(12)]
 
 
 def test_keeper_follows_the_rule_and_ties_go_to_the_first() -> None:
     labels = np.array([0, 0, 0, 3, 3, 5])
     lengths, added_at = np.array([5, 9, 9, 1, 1, 0]), np.array([1, 3, 2, 7, 8, 0])
-    assert keepers(labels, "first", lengths, added_at).tolist() == [0, 0, 0, 3, 3, 5]
-    assert keepers(labels, "longest", lengths, added_at).tolist() == [1, 1, 1, 3, 3, 5]
-    assert keepers(labels, "newest", lengths, added_at).tolist() == [1, 1, 1, 4, 4, 5]
+    assert choose_keepers(labels, "first", lengths, added_at).tolist() == [0, 0, 0, 3, 3, 5]
+    assert choose_keepers(labels, "longest", lengths, added_at).tolist() == [1, 1, 1, 3, 3, 5]
+    assert choose_keepers(labels, "newest", lengths, added_at).tolist() == [1, 1, 1, 4, 4, 5]
 
 
 def test_equal_contents_are_always_found() -> None:

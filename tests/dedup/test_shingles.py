@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrodb.dedup.codepoints import UNASSIGNED, codepoint_tables
-from retrodb.dedup.normalise import iter_batches
+from retrodb.dedup.normalise import normalised_batches
 from retrodb.dedup.shingles import shingle_sets, words_of
 from retrodb.errors import InputError, UsageError
 from retrodb.format.text_arrays import join_chunk_texts
@@ -140,19 +140,19 @@ def test_documents_are_a_view_of_their_chunks() -> None:
 @given(st.lists(st.text(alphabet="ab \u0301é½…漢\uff0c\uac00\u1161\u11a8", max_size=30), min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_normalised_batches_are_nfkc_and_positions_lead_back(texts: list[str]) -> None:
-    for batch in iter_batches(pa.array(texts, pa.large_string()), max_bytes=16):
+    for batch in normalised_batches(pa.array(texts, pa.large_string()), max_bytes=16):
         for i in range(len(batch.begins)):
             text = texts[batch.first_document + i]
             normal = bytes(batch.data[batch.begins[i] : batch.ends[i]])
             assert normal.decode() == unicodedata.normalize("NFKC", text)
-            if i not in batch.moves:
+            if i not in batch.offset_maps:
                 assert normal == text.encode()
                 continue
             # The original between the two positions must hold all that is between them in the normal form.
             bounds = [len(normal.decode()[:k].encode()) for k in range(len(normal.decode()) + 1)]
             for a, b in itertools.pairwise(bounds):
-                start = batch.moves[i].original_starts(np.array([a]))[0]
-                end = batch.moves[i].original_ends(np.array([b]))[0]
+                start = batch.offset_maps[i].original_starts(np.array([a]))[0]
+                end = batch.offset_maps[i].original_ends(np.array([b]))[0]
                 assert normal[a:b].decode() in unicodedata.normalize("NFKC", text.encode()[start:end].decode())
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.encode.batching import plan_batches, windows
+from retrodb.encode.batching import plan_batches, row_windows
 
 LENGTHS = st.lists(st.integers(0, 12), max_size=60).map(lambda xs: np.array(xs, np.int32))
 
@@ -31,5 +31,5 @@ def test_longest_rows_come_first_and_equal_ones_keep_their_order(lengths_N):
 
 
 def test_windows_cover_all_rows():
-    assert list(windows(10, window_rows=4)) == [(0, 4), (4, 8), (8, 10)]
-    assert list(windows(0)) == []
+    assert list(row_windows(10, window_rows=4)) == [(0, 4), (4, 8), (8, 10)]
+    assert list(row_windows(0)) == []

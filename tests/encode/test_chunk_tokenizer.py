@@ -13,7 +13,7 @@ from real_corpora import content
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from retrodb.encode.chunk_tokenizer import ChunkTokenizer, TokenizerSpec, tokenize
-from retrodb.encode.resolve import read_tokenizer
+from retrodb.encode.model_folder import read_tokenizer
 
 # White space of every kind, control characters that BERT deletes, marks, joiners, scripts without spaces, special tokens.
 PIECES = [

@@ -33,8 +33,8 @@ def test_cpu_is_chosen_and_can_be_set_up():
         ({"device": "cuda:x"}, "unknown device"),
         ({"device": "cuda:77"}, "no device 'cuda:77'"),
         ({"device": "cpu", "dtype": "float8"}, "unknown compute dtype"),
-        ({"device": "cpu", "batch_tokens": 0}, "computes nothing"),
-        ({"device": "cpu", "threads": 0}, "computes nothing"),
+        ({"device": "cpu", "batch_tokens": 0}, "is invalid"),
+        ({"device": "cpu", "threads": 0}, "is invalid"),
     ],
 )
 def test_what_is_not_there_is_refused(options, message):

@@ -12,8 +12,10 @@ from made_models import ScarceModel
 from safetensors.torch import load_file, save_file
 
 from retrodb.encode.conventions import RETRO, Overrides, read_conventions
-from retrodb.encode.identity import EncoderIdentity, OutOfDeviceMemory
-from retrodb.encode.resolve import MINILM, resolve_encoder
+from retrodb.encode.encoder import OutOfDeviceMemory
+from retrodb.encode.identity import EncoderIdentity
+from retrodb.encode.model_folder import MINILM
+from retrodb.encode.resolve import resolve_encoder
 from retrodb.encode.transformer_encoder import TransformerEncoder
 from retrodb.errors import InputError, MismatchError, RetroDBError, UsageError
 
@@ -81,7 +83,7 @@ def test_prompts_length_and_similarity_are_read(make_model):
             {"modules.json": [POOLING], "1_Pooling/config.json": {"pooling_mode": "cls", "include_prompt": False}},
             "prompt",
         ),
-        ({"modules.json": [POOLING]}, "not there"),
+        ({"modules.json": [POOLING]}, "no such file"),
     ],
 )
 def test_conventions_that_cannot_be_kept_are_refused(make_model, files, message):
@@ -250,7 +252,7 @@ def test_tokenizer_may_be_a_bare_vocabulary(make_model):
 
 
 def test_folder_without_config_is_no_model(tmp_path):
-    with pytest.raises(InputError, match=r"config\.json: the file is not there\. Is this a model folder"):
+    with pytest.raises(InputError, match=r"config\.json: no such file\. Check that this is a model folder"):
         resolve(tmp_path)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import retrodb.format
-from retrodb.dedup.lsh import RUN_DTYPE
+from retrodb.dedup.lsh import BAND_DTYPE
 from retrodb.dedup.shingles import SHINGLE_VERSION
 from retrodb.format import FORMAT_VERSION, MAX_SHARD_CHUNKS, ROW_GROUP_ROWS, schemas
 from retrodb.format.entries import ENTRY_KINDS
@@ -85,7 +85,7 @@ def test_entries_of_ids_and_hashes_are_those_of_the_code() -> None:
 
 def test_entries_of_bands_are_those_of_the_code() -> None:
     [printed] = tables("MinHash bands")
-    assert np.dtype([(name, kind) for name, kind, _ in printed]) == RUN_DTYPE
+    assert np.dtype([(name, kind) for name, kind, _ in printed]) == BAND_DTYPE
 
 
 def test_snapshot_fields_and_entry_kinds_are_those_of_the_code() -> None:

@@ -74,7 +74,7 @@ def test_what_is_no_classifier_of_safetensors_is_refused(folder: Path, tmp_path:
         load_classifier(str(copy), "toxic", "cpu")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
-    with pytest.raises(InputError, match="no sequence classifier"):
+    with pytest.raises(InputError, match="not a sequence classifier"):
         load_classifier(str(copy), "toxic", "cpu")
     with pytest.raises(InputError):
         load_classifier(str(tmp_path / "none"), "toxic", "cpu")

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from retrodb.dedup.union_find import Keep, cluster, equal_content_pairs, keepers
+from retrodb.dedup.union_find import Keep, choose_keepers, connected_components, equal_content_pairs
 from retrodb.format.arrays import BoolArray, Float64Array, Int64Array
 from retrodb.format.parquet import read_table
 from retrodb.format.schemas import DUPLICATE_CLUSTERS, DUPLICATE_PAIRS
@@ -130,13 +130,13 @@ class Clusters:
         pairs = pairs.among(documents.ids)
         first, second = node[documents.index(pairs.first)], node[documents.index(pairs.second)]
         connects = has_present[first] & has_present[second]
-        labels = cluster(len(node), np.stack([first, second], axis=1)[connects])[node]
+        labels = connected_components(len(node), np.stack([first, second], axis=1)[connects])[node]
         present = np.flatnonzero(documents.is_present)
         _, own, sizes = np.unique(labels[present], return_inverse=True, return_counts=True)
         chosen = present[sizes[own] > 1]
         labels = labels[chosen]
-        kept = keepers(labels, cast(Keep, keep), documents.num_chars[chosen], documents.added_at[chosen])
-        smallest = keepers(labels, "first", documents.num_chars[chosen], documents.added_at[chosen])
+        kept = choose_keepers(labels, cast(Keep, keep), documents.num_chars[chosen], documents.added_at[chosen])
+        smallest = choose_keepers(labels, "first", documents.num_chars[chosen], documents.added_at[chosen])
         jaccard = _similarity(node[chosen], node[chosen][kept], first, second, pairs.jaccard)
         ids = documents.ids[chosen]
         return Clusters(ids, ids[smallest], ids[kept], jaccard)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from retrodb.dedup.exact_scan import scan, touched_chunks
+from retrodb.dedup.exact_scan import scan_texts, touched_chunks
 from retrodb.dedup.shingle_table import ShingleTable
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
@@ -142,7 +142,7 @@ def _own(chunks: ChunkSet, items: ShingleTable) -> dict[int, set[int]]:
     for record in chunks.ranges:
         file = chunks.file("chunks", record.first_chunk, record.num_chunks)
         for block in document_blocks(chunks.files.open(file), chunks.layout(record), file.row_set.present):
-            hits = scan(block.documents(), items).hits
+            hits = scan_texts(block.documents(), items).hits
             for hit, document in enumerate(hits.document.tolist()):
                 first, end = block.bounds[document], block.bounds[document + 1]
                 spans = slice(hits.range_offsets[hit], hits.range_offsets[hit + 1])
@@ -178,7 +178,7 @@ def _next_chunk(chunks: ChunkSet, ids: Int64Array) -> Int64Array:
 
 def _matches(texts: list[str], items: ShingleTable) -> Iterator[tuple[int, int, int]]:
     """Every text and item that share an n-gram, and the last byte's end of what they share."""
-    hits = scan(pa.array(texts, pa.large_string()), items).hits
+    hits = scan_texts(pa.array(texts, pa.large_string()), items).hits
     ends = hits.range_end[hits.range_offsets[1:] - 1]
     yield from zip(hits.document.tolist(), hits.item.tolist(), ends.tolist(), strict=True)
 

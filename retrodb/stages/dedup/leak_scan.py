@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from retrodb.config import DedupParams, from_mapping
-from retrodb.dedup.exact_scan import Hits, ScanResult, count_documents, scan, touched_chunks
+from retrodb.dedup.exact_scan import Hits, ScanResult, count_documents, scan_texts, touched_chunks
 from retrodb.dedup.leak_rule import parse_rule
 from retrodb.dedup.lsh import parse_bands
 from retrodb.dedup.minhash_scan import MinHashScan
@@ -53,7 +53,7 @@ def run_leak_scan(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRec
     dead, reports = [np.empty(0, np.int64)], [LEAK_REPORT.empty_table()]
     for block in _blocks(storage, payload):
         found = find(block.documents())
-        is_leak = rule.decide(found.hits)
+        is_leak = rule.is_leak(found.hits)
         removes_short = params.short_texts == "remove"
         removed = [found.hits.document[is_leak]] if params.level == "document" else []
         removed += [found.short_hits.document] if removes_short else []
@@ -82,7 +82,7 @@ def run_clean(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[
     dead = [np.empty(0, np.int64)]
     for block in _blocks(storage, task.payload):
         for texts, first, end in block.windows():
-            hits = scan(texts, table).hits
+            hits = scan_texts(texts, table).hits
             for hit in np.flatnonzero(np.isin(hits.item, items)).tolist():
                 window = hits.document[hit]
                 dead.append(block.rows[_touched(block, hits, hit, int(first[window]), int(end[window]))])
@@ -109,7 +109,7 @@ def _table(storage: Storage, payload: Any) -> ShingleTable:
 def _find(storage: Storage, payload: Any, params: DedupParams, table: ShingleTable) -> Find:
     excluded: BoolArray | None = map_array(storage.local(payload["excluded"])) if payload["excluded"] else None
     if params.method == "exact":
-        return partial(scan, table=table, excluded=excluded)
+        return partial(scan_texts, table=table, excluded=excluded)
     return MinHashScan(table, params.permutations, parse_bands(params.bands, params.permutations))
 
 

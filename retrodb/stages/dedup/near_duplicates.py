@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from retrodb.config import NearDuplicatesParams, from_mapping, to_mapping
-from retrodb.dedup.leak_rule import Rule, parse_rule
-from retrodb.dedup.lsh import candidate_pairs, make_run, parse_bands
+from retrodb.dedup.leak_rule import LeakRule, parse_rule
+from retrodb.dedup.lsh import candidate_pairs, parse_bands, sort_bands
 from retrodb.dedup.minhash import signatures
+from retrodb.dedup.pair_similarity import intersection_and_union
 from retrodb.dedup.shingles import check_ngram, shingle_sets
-from retrodb.dedup.union_find import similarity
 from retrodb.engine.run import Run, open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import UsageError
@@ -112,7 +112,7 @@ def run_near_duplicates(
     return replace(result, snapshot=snapshot.number)
 
 
-def _check(params: NearDuplicatesParams) -> Rule:
+def _check(params: NearDuplicatesParams) -> LeakRule:
     check_ngram(params.ngram)
     parse_bands(params.bands, params.permutations)
     if params.keep not in ("first", "longest", "newest"):
@@ -132,7 +132,7 @@ def _open(context: Context, view: View, params: NearDuplicatesParams) -> Run:
 
 
 def _join(
-    context: Context, view: View, params: NearDuplicatesParams, rule: Rule, documents: Documents,
+    context: Context, view: View, params: NearDuplicatesParams, rule: LeakRule, documents: Documents,
     spans: Sequence[tuple[int, int]], new: Sequence[tuple[int, int]], held: dict[int, FileRecord],
 ) -> _Join:  # fmt: skip
     """Hash the shards that have no bands, and find the pairs that the new shards are part of."""
@@ -154,7 +154,7 @@ def _join(
     records = context.engine.run(run, verify, run_verify, context.progress)
     counts = [map_array(context.storage.local(record.files[0].path)) for record in records]
     intersection, union = np.concatenate([np.empty((0, 2), np.int64), *counts]).T
-    alike = (intersection > 0) & rule.holds(intersection, union)
+    alike = (intersection > 0) & rule.is_reached(intersection, union)
     return _Join(
         Pairs(found.pairs[alike, 0], found.pairs[alike, 1], intersection[alike] / union[alike]),
         tuple(file for record in hashed for file in record.files),
@@ -188,7 +188,7 @@ def run_bands(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[
     sketch = [np.empty((0, params.permutations), np.uint32)]
     for block in document_blocks(storage.local(payload["chunks"]), layout, rows.present):
         sketch.append(signatures(block.documents(), params.permutations, ngram=params.ngram))
-    run = make_run(np.concatenate(sketch), layout.first_row, parse_bands(params.bands, params.permutations))
+    run = sort_bands(np.concatenate(sketch), layout.first_row, parse_bands(params.bands, params.permutations))
     record = publish(
         storage,
         "bands",
@@ -226,7 +226,7 @@ def run_verify(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord
     pairs = map_array(storage.local(payload["pairs"]))[payload["first"] : payload["end"]]
     ids, places = np.unique(pairs, return_inverse=True)
     texts = document_texts(Context(storage).view(payload["snapshot"]).chunks, ids)
-    sizes = np.stack(similarity(places.reshape(-1, 2), shingle_sets(texts, payload["ngram"])), axis=1)
+    sizes = np.stack(intersection_and_union(places.reshape(-1, 2), shingle_sets(texts, payload["ngram"])), axis=1)
     path = path_of("runs", run=payload["run"], file=f"similarity/{task.id}.npy")
     return TaskRecord(task.id, (publish(storage, "runs", path, lambda local: save_array(local, sizes)),))
 

@@ -217,5 +217,5 @@ def _taggers(view: View, where: str) -> Iterator[Tagger]:
             tagger = load_tagger(entry.params)
         except InputError:  # the list lies elsewhere now: what it met cannot be shown
             continue
-        if tagger.definition() == entry.definition:
+        if tagger.definition().to_json() == entry.definition:
             yield tagger

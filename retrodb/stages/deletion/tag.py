@@ -72,7 +72,7 @@ def run_tag(
     """
     check_name(name)
     view, tagger = context.view(), load_tagger(params, device=device)
-    definition, entry = tagger.definition(), view.snapshot.entry(AttributeEntry, name)
+    definition, entry = tagger.definition().to_json(), view.snapshot.entry(AttributeEntry, name)
     is_new = entry is None or entry.definition != definition
     if entry is not None and is_new and not retag:
         raise MismatchError(
@@ -83,7 +83,7 @@ def run_tag(
     wanted, live = (
         (sum(len(rows) for rows in column) for column in zip(*jobs.values(), strict=True)) if jobs else (0, 0)
     )
-    result = TagResult(view.snapshot.number, name, definition["kind"], wanted, live - wanted, 0, 0.0, 0.0, dry_run)
+    result = TagResult(view.snapshot.number, name, str(definition["kind"]), wanted, live - wanted, 0, 0.0, 0.0, dry_run)
     if dry_run or not (wanted or is_new):
         return result
     tasks = [_task(view, name, definition, record, rows) for record, (rows, _) in jobs.items() if len(rows)]

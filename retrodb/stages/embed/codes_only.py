@@ -15,7 +15,7 @@ from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.part import quantize
 from retrodb.config import EmbedParams, IndexParams
-from retrodb.encode.identity import Encoder
+from retrodb.encode.encoder import Encoder
 from retrodb.engine.run import Run
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_array

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from retrodb.config import EmbedParams, from_mapping, to_mapping
-from retrodb.encode.identity import Encoder, EncoderIdentity, OutOfDeviceMemory
+from retrodb.encode.encoder import Encoder, OutOfDeviceMemory
+from retrodb.encode.identity import EncoderIdentity
 from retrodb.engine.run import Run, add_counts, open_run, run_exists
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import MismatchError, UsageError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodb.encode.identity import Encoder
+from retrodb.encode.encoder import Encoder
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.embed.task import Meter
 from retrodb.view.view import View

@@ -19,7 +19,7 @@ import numpy as np
 from retrodb.ann.codebook import load_codebook
 from retrodb.config import EmbedParams, from_mapping
 from retrodb.encode.conventions import Overrides
-from retrodb.encode.identity import Encoder
+from retrodb.encode.encoder import Encoder
 from retrodb.encode.resolve import resolve_encoder
 from retrodb.engine.task import Task, TaskRecord
 from retrodb.errors import MismatchError

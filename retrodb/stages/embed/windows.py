@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import orjson
 
-from retrodb.encode.batching import windows
-from retrodb.encode.identity import EncodedBatch, Encoder, NotFiniteError
+from retrodb.encode.batching import row_windows
+from retrodb.encode.encoder import EncodedBatch, Encoder, NotFiniteError
 from retrodb.errors import InputError
 from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_array
@@ -59,7 +59,7 @@ def encode_windows(storage: Storage, folder: str, encoder: Encoder, texts: TextF
     Raises:
         InputError: the encoder gave a vector that is not finite; the chunk is named.
     """
-    spans = list(windows(len(texts.positions), window_rows=window_rows))
+    spans = list(row_windows(len(texts.positions), window_rows=window_rows))
     kept = [_read_window(storage, folder, number) for number in range(len(spans))]
     missing = [span for span, window in zip(spans, kept, strict=True) if window is None]
     batches = _encode(storage, encoder, texts, missing)
