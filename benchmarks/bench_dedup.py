@@ -30,13 +30,13 @@ import datasketch
 import numba
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from retrodb.dedup.exact_scan import scan_texts
 from retrodb.dedup.minhash import signatures
 from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table, load_shingle_table, save_shingle_table
 from retrodb.dedup.shingles import NGRAM
+from retrodb.format.parquet import iterate_row_groups, write_table
 
 SEED = 0
 DEFAULT_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -92,13 +92,8 @@ def hash_of(word: str) -> int:
 
 
 def batches(path: Path) -> Iterator[pa.LargeStringArray]:
-    file = pq.ParquetFile(str(path))
-    for group in range(file.num_row_groups):
-        yield (
-            file.read_row_group(group, columns=["text"], use_threads=False)["text"]
-            .combine_chunks()
-            .cast(pa.large_string())
-        )
+    for table in iterate_row_groups(path, ["text"]):
+        yield table["text"].combine_chunks().cast(pa.large_string())
 
 
 def scan_parquet(path: Path, table: ShingleTable) -> None:
@@ -153,7 +148,7 @@ def scan_task(part: Path, folder: Path) -> float:
 
 
 def write_parquet(texts: list[str], path: Path) -> int:
-    pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), path, compression="zstd", row_group_size=512)
+    write_table(path, pa.table({"text": pa.array(texts, pa.large_string())}), row_group_rows=512)
     return sum(len(text.encode()) for text in texts)
 
 

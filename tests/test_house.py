@@ -86,7 +86,7 @@ def test_no_two_modules_import_each_other() -> None:
 def test_only_the_format_folder_reads_and_writes_parquet() -> None:
     """Page checksums are switched on there, and nowhere else can they be forgotten."""
     callers = []
-    for path in sources("retrodb", "cli"):
+    for path in sources("retrodb", "cli", "benchmarks"):
         if layer(module_name(path)) != "format":
             used = sorted(PARQUET_MODULES & set(pyarrow_modules(path)))
             callers += [f"{path.relative_to(ROOT)} uses {name}" for name in used]

@@ -1,7 +1,7 @@
 """The items of test-set files: an id, the text that must not leak, and the record that it comes from.
 
-JSON Lines (`.jsonl`, `.ndjson`) and Parquet have one item per record. A text file (`.txt`, `.md`) is one item. Every file
-may be compressed (`.gz`, `.zst`, `.bz2`, `.xz`). The text of a record follows from a template such as `{question}
+JSON Lines (`.jsonl`, `.ndjson`) and Parquet have one item per record. A text file (`.txt`, `.md`) is one item. JSON Lines
+and text may be compressed (`.gz`, `.zst`, `.bz2`, `.xz`). The text of a record follows from a template such as `{question}
 {choices}`. Without a template it is the field `text` or `content`, or `question` followed by `choices` if there are any. The
 id is the field `id`, `_id` or `doc_id`, or else the number of the record in its file. Numbers are written as they are, and
 lists are joined with spaces.

@@ -120,9 +120,9 @@ class ChunkTokenizer:
         # Ids are stored as packed bytes, so that the ids of a text are one join in C.
         contents = [_join(self.cache, runs_of_text) for runs_of_text in runs]
         unknown = [row for row, content in enumerate(contents) if content is None]
-        known = self._learn([runs[row] for row in unknown])
+        ids_of = self._learn([runs[row] for row in unknown])
         for row in unknown:
-            contents[row] = _join(known, runs[row])
+            contents[row] = _join(ids_of, runs[row])
         return cast(list[bytes], contents)
 
     def _learn(self, runs: list[list[str]]) -> dict[str, bytes]:
@@ -139,10 +139,10 @@ class ChunkTokenizer:
         return np.array(ids, self.dtype).tobytes()
 
 
-def _join(known: dict[str, bytes], runs: list[str]) -> bytes | None:
+def _join(ids_of: dict[str, bytes], runs: list[str]) -> bytes | None:
     """The ids of all runs, or None if one is not in the dictionary."""
     try:
-        return b"".join(map(known.__getitem__, runs))
+        return b"".join(map(ids_of.__getitem__, runs))
     except KeyError:
         return None
 

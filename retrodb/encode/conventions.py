@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from retrodb.encode.identity import Metric, Pooling, PoolingSpan
+from retrodb.encode.identity import Pooling, PoolingSpan
 from retrodb.encode.model_folder import read_json_value, read_model_json
 from retrodb.errors import InputError, UsageError
+from retrodb.format.entries import Metric
 
 POOLINGS: dict[str, Pooling] = {
     "mean": "mean",
@@ -65,10 +66,10 @@ class Overrides:
 
     def apply(self, conventions: Conventions) -> Conventions:
         """The conventions with these changes. The metric follows from the normalisation unless it is also set."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if "normalise" in given and "metric" not in given:
-            given["metric"] = "inner_product" if given["normalise"] else "squared_l2"
-        return replace(conventions, **given)
+        changes = {name: value for name, value in vars(self).items() if value is not None}
+        if "normalise" in changes and "metric" not in changes:
+            changes["metric"] = "inner_product" if changes["normalise"] else "squared_l2"
+        return replace(conventions, **changes)
 
 
 # Borgeaud et al. 2022, section 2.2: "BERT embeddings averaged over time", squared L2.

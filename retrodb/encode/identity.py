@@ -15,9 +15,9 @@ from typing import Literal
 
 from retrodb.encode.batching import WINDOW_ROWS
 from retrodb.errors import MismatchError
+from retrodb.format.entries import Metric
 from retrodb.format.json_values import JsonValue, from_plain, to_plain_object
 
-Metric = Literal["inner_product", "squared_l2"]
 Pooling = Literal["mean", "cls", "max", "mean_sqrt_len"]
 PoolingSpan = Literal["all", "content"]
 
@@ -70,8 +70,12 @@ class EncoderIdentity:
 
     def difference(self, other: EncoderIdentity) -> list[str]:
         """The fields that differ, as `field: ours, theirs`. Empty if vectors of both can be mixed."""
-        ours, theirs = self.to_json(), other.to_json()
-        return [f"{name}: {ours[name]!r}, {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
+        own_values, other_values = self.to_json(), other.to_json()
+        return [
+            f"{name}: {value!r}, {other_values[name]!r}"
+            for name, value in own_values.items()
+            if value != other_values[name]
+        ]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Classifier:
     label: int  # index of the label
     activation: str  # "softmax": exactly one label applies; "sigmoid": each label applies or not
     max_tokens: int  # of a window, including special tokens
-    device: str  # on which it is computed; scores do not depend on it
+    device: str  # on which it is computed; not part of the definition
     weights: str  # SHA-256 of the weights
     config: str  # SHA-256 of the settings
     tokenizer: str  # SHA-256 of the tokenizer
@@ -181,13 +181,13 @@ def load_classifier(name: str, label: str | None, device: str = "auto") -> Class
     )
 
 
-def _label(labels: dict[int, str], wanted: str | None, folder: str) -> int:
+def _label(labels: dict[int, str], name: str | None, folder: str) -> int:
     """The number of a label, from its name or number."""
-    if wanted is None and len(labels) == 1:
+    if name is None and len(labels) == 1:
         return next(iter(labels))
     for number, text in labels.items():
-        if wanted is not None and wanted.casefold() in (text.casefold(), str(number)):
+        if name is not None and name.casefold() in (text.casefold(), str(number)):
             return number
     choices = ", ".join(f"{text} ({number})" for number, text in sorted(labels.items()))
-    what = "the classifier has several labels" if wanted is None else f"the classifier has no label '{wanted}'"
+    what = "the classifier has several labels" if name is None else f"the classifier has no label '{name}'"
     raise UsageError(what, where=folder, remedy=f"Choose one with --label: {choices}.")

@@ -29,8 +29,8 @@ VARIED = st.one_of(
 @pytest.fixture(scope="session", params=[*KINDS, *REAL_KINDS])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param in KINDS:
-        found: Tokenizer = request.getfixturevalue(request.param)
-        return found
+        tokenizer: Tokenizer = request.getfixturevalue(request.param)
+        return tokenizer
     return resolve_tokenizer(request.getfixturevalue("real_tokenizers") / request.param)
 
 

@@ -48,7 +48,7 @@ def test_fields_of_a_header_are_named_as_those_of_other_records(tmp_path: Path) 
 def test_each_document_between_markers_may_have_a_header(tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text(f"{TOML}<end>\nno header\n<end>\n{YAML}")
     documents = read_all(tmp_path / "many.txt", fields=Fields(marker="<end>", front_matter="metadata"))
-    assert [each.text for each in documents if isinstance(each, Document)] == [
+    assert [record.text for record in documents if isinstance(record, Document)] == [
         "Its text.",
         "no header",
         "# A post\n\nIts text.",

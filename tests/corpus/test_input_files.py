@@ -95,7 +95,7 @@ def test_format_is_told_by_content_then_by_name(tmp_path: Path, name: str, conte
     assert expand_inputs([tmp_path / name], format="text")[0].format == "text"
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.jsonl"):
         expand_inputs([tmp_path / "absent.jsonl"])
     with pytest.raises(InputError, match="no file matches"):

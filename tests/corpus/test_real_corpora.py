@@ -28,16 +28,16 @@ def test_wikipedia_is_read_whole() -> None:
 def test_statutes_are_read_whole_in_any_split() -> None:
     path = corpus("dc-law.parquet")
     rows = pq.read_table(path).to_pylist()
-    found = [record for record in read_all(path, target_bytes=1 << 20) if isinstance(record, Document)]
-    assert [(record.doc_id, record.text) for record in found] == [(row["id"], row["text"]) for row in rows]
+    documents = [record for record in read_all(path, target_bytes=1 << 20) if isinstance(record, Document)]
+    assert [(record.doc_id, record.text) for record in documents] == [(row["id"], row["text"]) for row in rows]
 
 
 def test_books_are_the_members_of_their_archive(tmp_path: Path) -> None:
     path = corpus("classic-books.md.tar.zst")
     folder = unpack(path.name, tmp_path)
     expected = {file.relative_to(folder).as_posix(): file.read_text("utf-8") for file in folder.rglob("*.md")}
-    found = {record.doc_id: record.text for record in read_all(path) if isinstance(record, Document)}
-    assert {name: text.replace("\r\n", "\n") for name, text in found.items()} == expected
+    texts = {record.doc_id: record.text for record in read_all(path) if isinstance(record, Document)}
+    assert {name: text.replace("\r\n", "\n") for name, text in texts.items()} == expected
     assert len(expected) == 171
 
 

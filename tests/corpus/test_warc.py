@@ -140,10 +140,10 @@ def test_real_archives_hold_the_records_that_warcio_counts(tmp_path: Path) -> No
         if "bad" in path.name or "wrong" in path.name or "trunc" in path.name:
             continue  # where warcio itself gives up, or counts what is cut off
         with open(path, "rb") as file:
-            theirs = collections.Counter(found.rec_type for found in iterator.ArchiveIterator(file))
+            theirs = collections.Counter(record.rec_type for record in iterator.ArchiveIterator(file))
         compression = "gzip" if path.name.endswith(".gz") else "none"
         with open_input(path, compression) as stream:
-            ours = collections.Counter(found.kind for found in _warc_records(_LineReader(stream), Limits()))
+            ours = collections.Counter(record.kind for record in _warc_records(_LineReader(stream), Limits()))
         assert ours == theirs, path.name
         counted += theirs.total()
     assert counted > 1000

@@ -67,12 +67,12 @@ def brute_force_pairs(a: ShingleSets, b: ShingleSets, rule: LeakRule) -> list[li
     """All pairs over the threshold, by counting the keys that both have, for every pair."""
     num_a = len(a.sizes())
     left, right = ([set(part.tolist()) for part in np.split(s.keys, s.offsets[1:-1])] for s in (a, b))
-    found = []
+    pairs = []
     for i, j in itertools.product(range(len(left)), range(len(right))):
         both = len(left[i] & right[j])
         if both and Fraction(both, len(left[i]) + len(right[j]) - both) >= rule.threshold:
-            found.append([i, num_a + j])
-    return found
+            pairs.append([i, num_a + j])
+    return pairs
 
 
 # Of the EIPs that moved to the ERCs the old collection has the texts, the new one stubs.

@@ -43,10 +43,14 @@ def grams(text: str, ngram: int) -> set[tuple[str, ...]]:
 
 def brute_force(documents: list[str], items: list[str], ngram: int) -> list[tuple[int, ...]]:
     item_grams = [grams(item, ngram) for item in items]
-    found = []
-    for d, own in enumerate(grams(document, ngram) for document in documents):
-        found += [(d, i, len(own & g), len(own), len(g)) for i, g in enumerate(item_grams) if own & g]
-    return found
+    hits = []
+    for d, document_grams in enumerate(grams(document, ngram) for document in documents):
+        hits += [
+            (d, i, len(document_grams & g), len(document_grams), len(g))
+            for i, g in enumerate(item_grams)
+            if document_grams & g
+        ]
+    return hits
 
 
 def as_tuples(hits: Hits) -> list[tuple[int, ...]]:
@@ -55,8 +59,8 @@ def as_tuples(hits: Hits) -> list[tuple[int, ...]]:
 
 
 def ranges_of(hits: Hits, hit: int) -> list[tuple[int, int]]:
-    own = slice(hits.range_offsets[hit], hits.range_offsets[hit + 1])
-    return list(zip(hits.range_start[own].tolist(), hits.range_end[own].tolist(), strict=True))
+    ranges = slice(hits.range_offsets[hit], hits.range_offsets[hit + 1])
+    return list(zip(hits.range_start[ranges].tolist(), hits.range_end[ranges].tolist(), strict=True))
 
 
 # Few words, so that shingles repeat within and between texts; separators and letters that NFKC changes.
@@ -119,11 +123,11 @@ def test_planted_corruptions_are_found_exactly_at_the_threshold() -> None:
             changed[rng.randrange(len(changed))] = "corrupted"
         documents.append(" ".join(changed))
     hits = scan_texts(texts_array(documents), table_of(items, 13)).hits
-    own = {d: Fraction(i, a + b - i) for d, item, i, a, b in brute_force_diagonal(documents, items) if d == item}
-    assert min(own.values()) < Fraction(3, 5)
-    assert sum(Fraction(7, 10) < jaccard < Fraction(9, 10) for jaccard in own.values()) > 300
+    jaccard_of = {d: Fraction(i, a + b - i) for d, item, i, a, b in brute_force_diagonal(documents, items) if d == item}
+    assert min(jaccard_of.values()) < Fraction(3, 5)
+    assert sum(Fraction(7, 10) < jaccard < Fraction(9, 10) for jaccard in jaccard_of.values()) > 300
     flagged = hits.document[LeakRule("jaccard", Fraction(4, 5)).is_leak(hits)]
-    assert flagged.tolist() == [d for d, jaccard in sorted(own.items()) if jaccard >= Fraction(4, 5)]
+    assert flagged.tolist() == [d for d, jaccard in sorted(jaccard_of.items()) if jaccard >= Fraction(4, 5)]
 
 
 def brute_force_diagonal(documents: list[str], items: list[str]) -> list[tuple[int, ...]]:

@@ -57,8 +57,8 @@ def test_minhash_recall_is_what_its_bands_predict() -> None:
     true = pairs[JACCARD_80.is_reached(*intersection_and_union(pairs, sets))]
     keys = [set(sets.keys[sets.offsets[d] : sets.offsets[d + 1]].tolist()) for d in range(3000)]
     jaccard = np.array([len(keys[a] & keys[b]) / len(keys[a] | keys[b]) for a, b in true.tolist()])
-    found = candidate_pairs([(sort_bands(signatures(texts), np.arange(3000), bands), 0)]).pairs
-    recalled = np.isin(true[:, 1], found[found[:, 1] - found[:, 0] == 1500, 1])
+    candidates = candidate_pairs([(sort_bands(signatures(texts), np.arange(3000), bands), 0)]).pairs
+    recalled = np.isin(true[:, 1], candidates[candidates[:, 1] - candidates[:, 0] == 1500, 1])
     misses = bands.miss_probability(jaccard)
     assert len(true) > 500
     assert misses.sum() > 20  # bands that miss enough to be measured
@@ -95,9 +95,9 @@ def test_candidates_are_the_pairs_that_agree_in_a_band_however_they_came(rows: l
 
 def test_hot_bucket_gives_the_pairs_with_its_smallest_id_and_is_counted() -> None:
     sketch = np.ones((20, 4), np.uint32)
-    found = candidate_pairs([(sort_bands(sketch, np.arange(20), Banding(2, 2)), 0)], max_bucket=10)
-    assert found.pairs.tolist() == [[0, i] for i in range(1, 20)]
-    assert found.num_hot_buckets == 2
+    candidates = candidate_pairs([(sort_bands(sketch, np.arange(20), Banding(2, 2)), 0)], max_bucket=10)
+    assert candidates.pairs.tolist() == [[0, i] for i in range(1, 20)]
+    assert candidates.num_hot_buckets == 2
 
 
 def test_documents_without_shingles_are_no_candidates() -> None:

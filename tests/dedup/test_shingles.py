@@ -95,7 +95,7 @@ def test_every_unicode_block_gives_the_keys_of_the_reference() -> None:
             continue
         # Every codepoint of the block among letters, marks, jamo and halfwidth forms that join with it.
         company = [*range(0x20, 0x7F), *range(0x300, 0x350), *range(0x1160, 0x1180), *range(0xFF9E, 0xFFA5), 0x30AB]
-        chars = [c for own in range(block, block + 0x80) for c in (own, rng.choice(company))]
+        chars = [c for codepoint in range(block, block + 0x80) for c in (codepoint, rng.choice(company))]
         texts.append("".join(map(chr, chars)))
         rng.shuffle(chars)
         texts.append("".join(map(chr, chars)))

@@ -36,8 +36,8 @@ def test_hidden_states_equal_those_of_transformers(make_model, kind):
     ids_BL = torch.randint(5, 80, (7, 19), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = reference(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).last_hidden_state
-        found = load(folder)(ids_BL)
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+        hidden = load(folder)(ids_BL)
+    torch.testing.assert_close(hidden, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [*LEAN, "electra"])

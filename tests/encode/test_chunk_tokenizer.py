@@ -40,8 +40,8 @@ def cached(minilm):
     return ChunkTokenizer(TokenizerSpec(read_tokenizer(minilm), 1 << 20))
 
 
-def rows(found):
-    return [found.ids[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)]
+def rows(token_ids):
+    return [token_ids.ids[a:b].tolist() for a, b in zip(token_ids.offsets[:-1], token_ids.offsets[1:], strict=True)]
 
 
 def as_tokenized(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -69,18 +69,18 @@ def test_special_tokens_in_the_text_are_text(cached):
 
 
 def test_text_without_word_pieces_is_special_tokens_only(cached):
-    found = cached.encode(["", " \n", "\x00\x0b"])
-    assert rows(found) == [[101, 102]] * 3
-    assert found.num_truncated == 0
+    token_ids = cached.encode(["", " \n", "\x00\x0b"])
+    assert rows(token_ids) == [[101, 102]] * 3
+    assert token_ids.num_truncated == 0
 
 
 def test_long_text_is_cut_before_its_last_special_token_and_counted(minilm):
     spec = TokenizerSpec(read_tokenizer(minilm), 16)
-    found = tokenize(spec, ["cat " * 2_000, "cat " * 14, "cat " * 15])
-    assert found.lengths_N.tolist() == [16, 16, 16]
-    assert found.num_truncated == 2
-    assert [ids[-1] for ids in rows(found)] == [102] * 3
-    assert found.ids.dtype == np.uint16
+    token_ids = tokenize(spec, ["cat " * 2_000, "cat " * 14, "cat " * 15])
+    assert token_ids.lengths_N.tolist() == [16, 16, 16]
+    assert token_ids.num_truncated == 2
+    assert [ids[-1] for ids in rows(token_ids)] == [102] * 3
+    assert token_ids.ids.dtype == np.uint16
 
 
 def test_cache_is_bounded_and_its_size_changes_nothing(minilm):

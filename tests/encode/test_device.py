@@ -37,7 +37,7 @@ def test_cpu_is_chosen_and_can_be_set_up():
         ({"device": "cpu", "threads": 0}, "is invalid"),
     ],
 )
-def test_what_is_not_there_is_refused(options, message):
+def test_unavailable_device_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
         choose_compute(**options)
 

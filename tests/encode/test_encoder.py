@@ -47,8 +47,8 @@ def resolve(name, **options) -> TransformerEncoder:
 )
 def test_pooling_is_read_from_old_and_new_files(make_model, pooling, expected):
     folder = make_model(**{"modules.json": [TRANSFORMER, POOLING, NORMALIZE], "1_Pooling/config.json": pooling})
-    found = read_conventions(folder)
-    assert (found.pooling, found.normalise, found.metric) == (expected, True, "inner_product")
+    conventions = read_conventions(folder)
+    assert (conventions.pooling, conventions.normalise, conventions.metric) == (expected, True, "inner_product")
 
 
 def test_folder_without_conventions_is_pooled_as_in_retro(make_model):
@@ -148,14 +148,14 @@ def test_two_towers_have_a_model_each(make_model):
 
 def test_same_rows_give_the_same_bytes_with_any_number_of_threads_and_workers(make_model):
     folder = make_model("bert")
-    found = {
+    digests = {
         b"".join(
             batch.vectors_ND.tobytes()
             for batch in resolve(folder, threads=threads, tokenize_workers=workers).encode_windows([TEXTS * 9, TEXTS])
         )
         for threads, workers in [(1, 0), (2, 0), (3, 0), (2, 1)]
     }
-    assert len(found) == 1
+    assert len(digests) == 1
 
 
 def test_windows_come_in_order_and_equal_single_calls(make_model):

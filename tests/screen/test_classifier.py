@@ -31,15 +31,15 @@ def test_scores_are_those_of_transformers(folder: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    found = load_classifier(str(folder), "toxic", "cpu").score(texts(*GOOD, *BAD, ""))
+    scores = load_classifier(str(folder), "toxic", "cpu").score(texts(*GOOD, *BAD, ""))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.inference_mode():
         expected = [
             model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0, 1].item() for text in [*GOOD, *BAD, ""]
         ]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert found[:40].max() < 0.5 < found[40:80].min()
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert scores[:40].max() < 0.5 < scores[40:80].min()
 
 
 def test_one_bad_window_makes_a_long_text_bad(folder: Path) -> None:

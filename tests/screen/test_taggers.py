@@ -26,12 +26,12 @@ def scores(tagger: object, *texts: str) -> list[float]:
 
 def counted(text: str, entries: set[tuple[str, ...]]) -> tuple[int, int, int]:
     """Phrases found from the left, the longest first, the words that they cover, and all words."""
-    words, i, found, covered = words_of(text.casefold()), 0, 0, 0
+    words, i, num_matches, covered = words_of(text.casefold()), 0, 0, 0
     while i < len(words):
         fits = [entry for entry in entries if tuple(words[i : i + len(entry)]) == entry]
         length = max(map(len, fits), default=0)
-        found, covered, i = found + bool(length), covered + length, i + max(length, 1)
-    return found, covered, len(words)
+        num_matches, covered, i = num_matches + bool(length), covered + length, i + max(length, 1)
+    return num_matches, covered, len(words)
 
 
 WORDS = st.sampled_from(["a", "b", "AB", "ß", "STRASSE", "Straße", "x1", "ΣΑΣ", "σας", "é", "e\u0301", "日本", "ï"])
@@ -47,7 +47,7 @@ TEXTS = st.lists(st.tuples(WORDS, st.sampled_from([" ", ", ", "-", "\n", "_"])))
 def test_word_lists_count_as_a_plain_reading_does(texts: list[str], entries: list[str]) -> None:
     folded = tuple(sorted({entry.casefold() for entry in entries}))
     plain = [counted(text, {tuple(words_of(entry)) for entry in folded}) for text in texts]
-    assert scores(WordList(folded, "count"), *texts) == [found for found, _, _ in plain]
+    assert scores(WordList(folded, "count"), *texts) == [num_matches for num_matches, _, _ in plain]
     assert scores(WordList(folded, "share"), *texts) == [covered / max(words, 1) for _, covered, words in plain]
 
 
@@ -83,7 +83,7 @@ def test_expressions_count_their_matches(texts: list[str]) -> None:
     assert scores(RegexTagger("(?i)a|b+", "count"), *texts) == [len(re.findall("(?i)a|b+", text)) for text in texts]
 
 
-def test_expressions_that_cannot_be_meant_are_refused() -> None:
+def test_invalid_expressions_are_refused() -> None:
     assert scores(RegexTagger("b", "share"), "a b c b", "") == [0.5, 0.0]
     for pattern in ("(", "(?=x)", "x*"):
         with pytest.raises(UsageError):
@@ -117,7 +117,7 @@ def test_functions_are_imported_from_here(module: str) -> None:
 
 
 @pytest.mark.parametrize("function", ["wrong_number", "no_number", "words"])
-def test_what_is_no_number_for_every_text_is_refused(module: str, function: str) -> None:
+def test_result_without_one_number_per_text_is_refused(module: str, function: str) -> None:
     with pytest.raises(InputError, match=f"{module}:{function}"):
         scores(load_tagger(TagParams(python=f"{module}:{function}")), "a", "b")
 
@@ -125,7 +125,7 @@ def test_what_is_no_number_for_every_text_is_refused(module: str, function: str)
 @pytest.mark.parametrize(
     "name", ["made_tagger:none", "made_tagger:value", "no_such_module_here:f", "made_tagger", ":f"]
 )
-def test_functions_that_are_not_there_are_refused(module: str, name: str) -> None:
+def test_missing_functions_are_refused(module: str, name: str) -> None:
     with pytest.raises(UsageError, match=re.escape(name)):
         load_tagger(TagParams(python=name))
 
@@ -139,7 +139,7 @@ def test_functions_that_are_not_there_are_refused(module: str, name: str) -> Non
         TagParams(regex="a", measure="sum"),
     ],
 )
-def test_taggers_that_cannot_be_meant_are_refused(params: TagParams) -> None:
+def test_invalid_tagger_options_are_refused(params: TagParams) -> None:
     with pytest.raises(UsageError):
         load_tagger(params)
 
