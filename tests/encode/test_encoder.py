@@ -17,7 +17,7 @@ from retrodb.encode.identity import EncoderIdentity
 from retrodb.encode.model_folder import MINILM
 from retrodb.encode.resolve import resolve_encoder
 from retrodb.encode.transformer_encoder import TransformerEncoder
-from retrodb.errors import InputError, MismatchError, RetroDBError, UsageError
+from retrodb.errors import DamagedFileError, InputError, MismatchError, RetroDBError, UsageError
 
 TEXTS = ["the cat sat", "", "a mat.", "the " * 100, "sitting", "中 é [SEP]"] + [f"cat {'a ' * n}" for n in range(12)]
 TRANSFORMER = {"path": "", "type": "sentence_transformers.models.Transformer"}
@@ -124,6 +124,12 @@ def test_identity_survives_json_and_names_what_differs(make_model):
     assert "pooling: 'mean', 'cls'" in identity.difference(other)
     with pytest.raises(MismatchError, match="unheard_of"):
         EncoderIdentity.from_json({**identity.to_json(), "unheard_of": 1})
+    with pytest.raises(MismatchError, match="unheard_of"):
+        EncoderIdentity.from_json({**identity.to_json(), "query_model": {**identity.to_json(), "unheard_of": 1}})
+    for values, field in (({"dimension": "384"}, "dimension"), ({"metric": "manhattan"}, "metric"), ({}, "weights")):
+        stored = {name: value for name, value in identity.to_json().items() if name != field}
+        with pytest.raises(DamagedFileError, match=field):
+            EncoderIdentity.from_json({**stored, **values})
 
 
 def test_identity_is_of_contents_not_of_places_or_cosmetics(make_model):

@@ -146,3 +146,10 @@ def test_invalid_tagger_options_are_refused(params: TagParams) -> None:
 
 def test_scores_of_no_text_are_none() -> None:
     assert np.array_equal(RegexTagger("a", "share").score(pa.array([], pa.large_string())), [])
+
+
+def test_definition_is_stored_with_its_kind_and_settings() -> None:
+    assert RegexTagger("a+", "count").definition().to_json() == {"kind": "regex", "pattern": "a+", "measure": "count"}
+    stored = WordList(("a", "b"), "share").definition().to_json()
+    assert list(stored) == ["kind", "entries", "digest", "measure"]
+    assert (stored["kind"], stored["entries"]) == ("wordlist", 2)
