@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodb.corpus.readers.jsonl import BOM, read_json_objects
-from retrodb.corpus.streams import open_decompressed
+from retrodb.corpus.readers.jsonl import read_json_objects
+from retrodb.corpus.streams import BYTE_ORDER_MARK, open_decompressed
 from retrodb.dedup.testset_items import read_test_items
 from retrodb.errors import InputError, UsageError
 from retrodb.stages.search.command import Searcher
@@ -121,7 +121,7 @@ def read_qrels(path: Path) -> Judgements:
     """
     with open_decompressed(path) as stream:
         content = stream.read()
-    is_json = content.removeprefix(BOM).lstrip().startswith(b"{")
+    is_json = content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"{")
     rows = _json_judgements(content, path) if is_json else _column_judgements(content, path)
     judgements: dict[str, dict[str, int]] = {}
     for number, row in rows:

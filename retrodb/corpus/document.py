@@ -84,10 +84,9 @@ class Limits:
 
 def content_id(text: str, value: str | None = None) -> str:
     """Hexadecimal xxh3-128 of the text, or of key, NUL and value: the id of a document without an id of its own."""
-    import xxhash
+    from retrodb.format.ids import content_hash
 
-    content = text if value is None else f"{text}\0{value}"
-    return xxhash.xxh3_128_hexdigest(content.encode())
+    return content_hash(text, value).hex()
 
 
 def excerpt_of(record: object) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from retrodb.corpus.readers import HEAD_BYTES, READERS, is_hidden
+from retrodb.corpus.readers import READERS, is_hidden
 from retrodb.corpus.readers.arrow import parquet_row_groups
 from retrodb.corpus.readers.formats import detect_format, is_tar
 from retrodb.corpus.split import InputFile, Split
-from retrodb.corpus.streams import compression_of, open_decompressed, open_input, record_start
+from retrodb.corpus.streams import compression_of, open_decompressed, open_input, read_head, record_start
 from retrodb.errors import InputError, UsageError
 
 # Files without records in the folder of a dataset that `datasets` saved.
@@ -153,11 +153,8 @@ def _describe(path: str, name: str, format: str) -> InputFile:
 
 
 def _head(path: str, compression: str) -> bytes:
-    head = b""
     with open_input(path, compression) as stream:
-        while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):
-            head += block
-    return head
+        return read_head(stream)
 
 
 def _ranges(file: InputFile, target_bytes: int, marker: str | None) -> list[tuple[int, int | None]]:

@@ -16,6 +16,8 @@ from typing import IO, Protocol
 from retrodb.errors import InputError
 
 BLOCK_BYTES = 1 << 20
+HEAD_BYTES = 64 << 10  # of a file, from which its format is detected
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8; some programs write it at the start of a file
 
 _MAGIC_BYTES = 8  # more than the longest below
 _MAGIC = {
@@ -113,6 +115,14 @@ def open_decompressed(path: str | Path) -> InputStream:
     except OSError as error:
         raise _cannot_open(path, error) from error
     return InputStream(source, compression_of(head), str(path))
+
+
+def read_head(stream: ByteSource) -> bytes:
+    """The first bytes of a stream: `HEAD_BYTES`, fewer only if it is shorter."""
+    head = b""
+    while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):
+        head += block
+    return head
 
 
 def _cannot_open(path: str | Path, error: OSError) -> InputError:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import orjson
 
-from retrodb.corpus.streams import COMPRESSION_SUFFIXES
+from retrodb.corpus.streams import BYTE_ORDER_MARK, COMPRESSION_SUFFIXES
 
 BINARY_MAGIC = {
     b"PAR1": "parquet",
@@ -58,7 +58,7 @@ def detect_format(head: bytes, name: str) -> str:
     by_suffix = _format_of_suffix(name)
     if by_suffix == "jsonl":
         return "dolma" if _is_dolma(head) else "jsonl"
-    return by_suffix or _format_of_content(head.removeprefix(b"\xef\xbb\xbf").lstrip())
+    return by_suffix or _format_of_content(head.removeprefix(BYTE_ORDER_MARK).lstrip())
 
 
 def _format_of_suffix(name: str) -> str | None:

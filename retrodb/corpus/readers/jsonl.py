@@ -13,10 +13,8 @@ import orjson
 
 from retrodb.corpus.document import MAX_RECORD_BYTES, Document, Fields, Limits, Reject, documents_of, excerpt_of
 from retrodb.corpus.readers.open_file import OpenFile, read_whole
-from retrodb.corpus.streams import ByteSource, delimited_records
+from retrodb.corpus.streams import BYTE_ORDER_MARK, ByteSource, delimited_records
 from retrodb.errors import InputError
-
-BOM = b"\xef\xbb\xbf"
 
 
 class LineTooLong(ValueError):
@@ -46,7 +44,7 @@ def json_lines(stream: ByteSource, max_bytes: int, *, start: int = 0, end: int |
             yield JsonLine(number, offset, content, None, LineTooLong(f"longer than {max_bytes:,} bytes"))
             continue
         if offset == 0:
-            content = content.removeprefix(BOM)
+            content = content.removeprefix(BYTE_ORDER_MARK)
         try:
             yield JsonLine(number, offset, content, orjson.loads(content), None)
         except orjson.JSONDecodeError as error:
@@ -93,7 +91,7 @@ def read_json_array(source: OpenFile, fields: Fields, limits: Limits) -> Iterato
     if isinstance(content, Reject):
         yield content
         return
-    content = content.removeprefix(BOM)
+    content = content.removeprefix(BYTE_ORDER_MARK)
     try:
         value = orjson.loads(content)
     except orjson.JSONDecodeError as error:

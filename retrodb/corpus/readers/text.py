@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
 from retrodb.corpus.readers.front_matter import split_front_matter
-from retrodb.corpus.readers.jsonl import BOM
 from retrodb.corpus.readers.open_file import OpenFile, read_whole
-from retrodb.corpus.streams import delimited_records
+from retrodb.corpus.streams import BYTE_ORDER_MARK, delimited_records
 
 _BODY, _NO_FIELD = "\0body", "\0none"  # names that no field of a header has
 
@@ -28,7 +27,7 @@ def read_text(source: OpenFile, fields: Fields, limits: Limits) -> Iterator[Docu
     if isinstance(content, Reject):
         yield content
         return
-    yield from _document(content.removeprefix(BOM), source, fields, limits, 0, source.name)
+    yield from _document(content.removeprefix(BYTE_ORDER_MARK), source, fields, limits, 0, source.name)
 
 
 def _between_markers(source: OpenFile, marker: bytes, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodb.corpus.readers.jsonl import BOM, read_json_objects
+from retrodb.corpus.readers.jsonl import read_json_objects
+from retrodb.corpus.streams import BYTE_ORDER_MARK
 from retrodb.errors import InputError
 from retrodb.format.arrays import Float32Array
 
@@ -21,7 +22,7 @@ def read_texts(path: Path) -> list[str]:
         InputError: a line is not a query, with its number; or there is no query.
     """
     content = path.read_bytes()
-    if content.removeprefix(BOM).lstrip().startswith(b"{"):
+    if content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"{"):
         return [_text(record, f"{path}:{number}") for number, record in read_json_objects(BytesIO(content), str(path))]
     try:
         lines = content.decode("utf-8-sig").splitlines()
