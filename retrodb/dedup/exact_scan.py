@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import codepoint_tables
 from retrodb.dedup.normalise import normalised_batches
 from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingle_table import ShingleTable, find_key
-from retrodb.dedup.shingles import ngram_keys, split_words, whole_text_key, word_buffers, words_of
+from retrodb.dedup.shingles import WordBuffers, ngram_keys, split_words, whole_text_key, word_buffers, words_of
 from retrodb.format.arrays import BoolArray, ByteArray, Float64Array, Int32Array, Int64Array, UInt64Array
 
 TINY_SET = 3  # shingles; up to here one collision of 64-bit keys could decide, so the words are compared
@@ -141,7 +140,7 @@ def _find_occurrences(texts: pa.Array, table: ShingleTable) -> _Occurrences:
     for batch in normalised_batches(texts):
         rows, *counts = _look_up(
             batch.data, batch.begins, batch.ends, folded, table.ngram,
-            table.keys, table.slots, table.filter_bits, *word_buffers(batch.begins, batch.ends),
+            table.keys, table.slots, table.filter_bits, word_buffers(batch.begins, batch.ends),
         )  # fmt: skip
         for document in batch.offset_maps.keys() & set(rows[:, 0].tolist()):
             is_of_document, offset_map = rows[:, 0] == document, batch.offset_maps[document]
@@ -242,9 +241,9 @@ def _differs(values: Int64Array) -> BoolArray:
 
 @kernel
 def _look_up(
-    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32], ngram: int,
+    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: Int32Array, ngram: int,
     table_keys: UInt64Array, slots: Int32Array, filter_bits: ByteArray,
-    words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
+    words: WordBuffers,
 ) -> tuple[Int64Array, Int64Array, Int64Array, UInt64Array]:  # fmt: skip
     """Occurrences (O, 4) as (document, key, start, end); words, sizes and whole-text keys of the documents."""
     num_words, sizes = np.zeros(len(begins), np.int64), np.zeros(len(begins), np.int64)
@@ -253,13 +252,13 @@ def _look_up(
     bits = len(filter_bits) * 8
     while bits > 1:
         bits, shift = bits >> 1, shift - np.uint64(1)
-    keys = np.empty_like(words)
+    keys = np.empty_like(words.hashes)
     for document in range(len(begins)):
-        count = split_words(data, begins[document], ends[document], folded, words, starts, stops)
+        count = split_words(data, begins[document], ends[document], folded, words)
         num_words[document] = count
         if 0 < count < ngram:
-            whole_keys[document] = whole_text_key(words[:count])
-        length, before = ngram_keys(words[:count], ngram, keys), used
+            whole_keys[document] = whole_text_key(words.hashes[:count])
+        length, before = ngram_keys(words.hashes[:count], ngram, keys), used
         for i in range(length):
             bit = keys[i] >> shift
             if not filter_bits[bit >> np.uint64(3)] >> (bit & np.uint64(7)) & np.uint64(1):
@@ -270,7 +269,7 @@ def _look_up(
             if used == len(rows):
                 rows = np.concatenate((rows, np.empty_like(rows)))
             rows[used, 0], rows[used, 1] = document, position
-            rows[used, 2], rows[used, 3] = starts[i], stops[i + ngram - 1]
+            rows[used, 2], rows[used, 3] = words.starts[i], words.ends[i + ngram - 1]
             used += 1
         if used > before:
             sizes[document] = _count_distinct(keys[:length])

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import codepoint_tables
 from retrodb.dedup.normalise import normalised_batches
 from retrodb.dedup.numba_kernel import kernel
-from retrodb.dedup.shingles import NGRAM, check_ngram, ngram_keys, split_words, word_buffers
-from retrodb.format.arrays import ByteArray, Int64Array, UInt32Array, UInt64Array
+from retrodb.dedup.shingles import NGRAM, WordBuffers, check_ngram, ngram_keys, split_words, word_buffers
+from retrodb.format.arrays import ByteArray, Int32Array, Int64Array, UInt32Array, UInt64Array
 
 NO_SHINGLES = np.uint32(0xFFFFFFFF)  # all values of the signature of a document without shingles
 
@@ -32,7 +31,7 @@ def signatures(texts: pa.Array, num_permutations: int = 128, seed: int = 1, ngra
     parts = [
         _sketch(
             batch.data, batch.begins, batch.ends, folded, ngram, multipliers, addends,
-            *word_buffers(batch.begins, batch.ends),
+            word_buffers(batch.begins, batch.ends),
         )
         for batch in normalised_batches(texts)
     ]  # fmt: skip
@@ -48,14 +47,14 @@ def _permutations(count: int, seed: int) -> tuple[UInt32Array, UInt32Array]:
 
 @kernel
 def _sketch(
-    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32], ngram: int,
-    multipliers: UInt32Array, addends: UInt32Array, words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
+    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: Int32Array, ngram: int,
+    multipliers: UInt32Array, addends: UInt32Array, words: WordBuffers,
 ) -> UInt32Array:  # fmt: skip
     rows = np.full((len(begins), len(multipliers)), NO_SHINGLES, np.uint32)
-    keys = np.empty_like(words)
+    keys = np.empty_like(words.hashes)
     for document in range(len(begins)):
-        count = split_words(data, begins[document], ends[document], folded, words, starts, stops)
-        update_signature(rows[document], keys[: ngram_keys(words[:count], ngram, keys)], multipliers, addends)
+        count = split_words(data, begins[document], ends[document], folded, words)
+        update_signature(rows[document], keys[: ngram_keys(words.hashes[:count], ngram, keys)], multipliers, addends)
     return rows
 
 

@@ -25,16 +25,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from retrodb.dedup.codepoints import LETTER, MARK, SINGLE, UNASSIGNED, codepoint_tables
 from retrodb.dedup.normalise import decode_codepoint, normalised_batches
 from retrodb.dedup.numba_kernel import kernel
 from retrodb.errors import UsageError
-from retrodb.format.arrays import ByteArray, Int64Array, UInt64Array
+from retrodb.format.arrays import ByteArray, Int32Array, Int64Array, UInt64Array
 
 SHINGLE_VERSION = 1
 NGRAM = 13  # words of a shingle in Borgeaud et al. 2022, section 2.6
@@ -73,7 +73,7 @@ def shingle_sets(texts: pa.Array, ngram: int = NGRAM) -> ShingleSets:
     check_ngram(ngram)
     folded = codepoint_tables().folded
     parts = [
-        _shingle_sets(batch.data, batch.begins, batch.ends, folded, ngram, *word_buffers(batch.begins, batch.ends))
+        _shingle_sets(batch.data, batch.begins, batch.ends, folded, ngram, word_buffers(batch.begins, batch.ends))
         for batch in normalised_batches(texts)
     ] or [(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64))]
     keys, sizes, whole_keys, num_words = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -92,11 +92,19 @@ def words_of(text: str) -> list[str]:
     ]
 
 
-def word_buffers(begins: Int64Array, ends: Int64Array) -> tuple[UInt64Array, NDArray[np.int32], NDArray[np.int32]]:
-    """Buffers for the hashes, starts and ends of the words of the longest document. Documents use them in turn."""
+class WordBuffers(NamedTuple):
+    """Room for the words of one document: entry i is word i. numba reads it like three arrays."""
+
+    hashes: UInt64Array
+    starts: Int32Array  # first byte, from the start of the document
+    ends: Int32Array  # end, from the start of the document
+
+
+def word_buffers(begins: Int64Array, ends: Int64Array) -> WordBuffers:
+    """Room for the words of the longest document, used for one document after the other."""
     # Words are at least one byte apart, or have three bytes.
     capacity = int((ends - begins).max(initial=0)) // 2 + 1
-    return np.empty(capacity, np.uint64), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
+    return WordBuffers(np.empty(capacity, np.uint64), np.empty(capacity, np.int32), np.empty(capacity, np.int32))
 
 
 @kernel
@@ -125,11 +133,8 @@ def _hash_codepoint(value: np.uint64, codepoint: int) -> np.uint64:
 
 
 @kernel
-def split_words(
-    data: ByteArray, begin: int, end: int, folded: NDArray[np.int32],
-    hashes: UInt64Array, starts: NDArray[np.int32], ends: NDArray[np.int32],
-) -> int:  # fmt: skip
-    """Write hash, start and end (bytes from `begin`) of every word of data[begin:end]. Returns their number W."""
+def split_words(data: ByteArray, begin: int, end: int, folded: Int32Array, words: WordBuffers) -> int:
+    """Write hash, start and end of every word of data[begin:end] to `words`. Returns their number W."""
     count, i = 0, begin
     while i < end:
         start, codepoint, i = i, np.int64(data[np.uint64(i)]), i + 1
@@ -150,7 +155,7 @@ def split_words(
                 value, stop = _hash_codepoint(value, entry >> 3), i
         if kind == SINGLE:
             i = stop  # the codepoint after the word is a word, too
-        hashes[count], starts[count], ends[count] = fmix64(value), start - begin, stop - begin
+        words.hashes[count], words.starts[count], words.ends[count] = fmix64(value), start - begin, stop - begin
         count += 1
     return count
 
@@ -181,8 +186,8 @@ def whole_text_key(words: UInt64Array) -> np.uint64:
 
 @kernel
 def _shingle_sets(
-    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32], ngram: int,
-    words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
+    data: ByteArray, begins: Int64Array, ends: Int64Array, folded: Int32Array, ngram: int,
+    words: WordBuffers,
 ) -> tuple[UInt64Array, Int64Array, UInt64Array, Int64Array]:  # fmt: skip
     total = np.int64(0)
     for document in range(len(begins)):
@@ -191,11 +196,11 @@ def _shingle_sets(
     whole_keys, num_words = np.zeros(len(begins), np.uint64), np.zeros(len(begins), np.int64)
     used = 0
     for document in range(len(begins)):
-        count = split_words(data, begins[document], ends[document], folded, words, starts, stops)
+        count = split_words(data, begins[document], ends[document], folded, words)
         num_words[document] = count
         if 0 < count < ngram:
-            whole_keys[document] = whole_text_key(words[:count])
-        length = ngram_keys(words[:count], ngram, keys[used:])
+            whole_keys[document] = whole_text_key(words.hashes[:count])
+        length = ngram_keys(words.hashes[:count], ngram, keys[used:])
         if length > 0:
             sizes[document] = sort_distinct(keys[used : used + length])
             used += sizes[document]

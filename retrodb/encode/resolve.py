@@ -5,6 +5,7 @@ The digest of the weights identifies a model. The folder that they were read fro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,7 @@ from retrodb.encode.model_folder import (
 from retrodb.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
+    from retrodb.encode.chunk_tokenizer import TokenizerSpec
     from retrodb.encode.device import Compute
     from retrodb.encode.transformer_encoder import HiddenStates, TransformerEncoder
 
@@ -106,20 +108,7 @@ def _transformer(name: str, compute: Compute, overrides: Overrides, tokenize_wor
             where=str(folder),
             remedy="Use the tokenizer that the model was trained with.",
         )
-    identity = EncoderIdentity(
-        kind="bert",
-        dimension=dimension,
-        weights=digest_weights(files),
-        config=digest_config(config),
-        tokenizer=spec.digest,
-        pooling=conventions.pooling,
-        pooling_span=conventions.pooling_span,
-        normalise=conventions.normalise,
-        query_prefix=conventions.query_prefix,
-        passage_prefix=conventions.passage_prefix,
-        max_length=spec.max_length,
-        metric=conventions.metric,
-    )
+    identity = _identity(config, digest_weights(files), conventions, spec, dimension)
     libraries = ("torch", "tokenizers") if implementation == "lean" else ("torch", "tokenizers", "transformers")
     provenance = Provenance(
         name=name,
@@ -133,6 +122,25 @@ def _transformer(name: str, compute: Compute, overrides: Overrides, tokenize_wor
     )
     return TransformerEncoder(
         identity, provenance, model, spec, tokenizer.num_special, compute, tokenize_workers=tokenize_workers
+    )
+
+
+def _identity(
+    config: Mapping[str, object], weights: str, conventions: Conventions, spec: TokenizerSpec, dimension: int
+) -> EncoderIdentity:
+    return EncoderIdentity(
+        kind="bert",
+        dimension=dimension,
+        weights=weights,
+        config=digest_config(config),
+        tokenizer=spec.digest,
+        pooling=conventions.pooling,
+        pooling_span=conventions.pooling_span,
+        normalise=conventions.normalise,
+        query_prefix=conventions.query_prefix,
+        passage_prefix=conventions.passage_prefix,
+        max_length=spec.max_length,
+        metric=conventions.metric,
     )
 
 

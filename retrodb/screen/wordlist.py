@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from retrodb.dedup.codepoints import codepoint_tables
 from retrodb.dedup.normalise import normalised_batches
 from retrodb.dedup.numba_kernel import kernel
-from retrodb.dedup.shingles import split_words, whole_text_key, word_buffers, words_of
+from retrodb.dedup.shingles import WordBuffers, split_words, whole_text_key, word_buffers, words_of
 from retrodb.errors import InputError
 from retrodb.format.arrays import ByteArray, Int64Array, UInt64Array
 from retrodb.screen.definition import TaggerDefinition
@@ -142,7 +142,7 @@ def count_words(texts: pa.LargeStringArray, table: PhraseTable) -> tuple[Int64Ar
     counts = np.zeros((3, len(texts)), np.int64)
     for batch in normalised_batches(texts):
         _count(
-            *(batch.data, batch.begins, batch.ends, codepoint_tables().folded, *word_buffers(batch.begins, batch.ends)),
+            *(batch.data, batch.begins, batch.ends, codepoint_tables().folded, word_buffers(batch.begins, batch.ends)),
             *(table.first_words, table.may_begin, table.keys, table.lengths),
             counts[:, batch.first_document : batch.first_document + len(batch.begins)],
         )
@@ -171,26 +171,26 @@ def _special_letters() -> str:
 
 def _word_hashes(text: pa.LargeStringArray) -> UInt64Array:
     [batch] = normalised_batches(text)
-    words, starts, stops = word_buffers(batch.begins, batch.ends)
-    count = split_words(batch.data, batch.begins[0], batch.ends[0], codepoint_tables().folded, words, starts, stops)
-    return words[:count]
+    words = word_buffers(batch.begins, batch.ends)
+    count = split_words(batch.data, batch.begins[0], batch.ends[0], codepoint_tables().folded, words)
+    return words.hashes[:count]
 
 
 @kernel
 def _count(
     data: ByteArray, begins: Int64Array, ends: Int64Array, folded: NDArray[np.int32],
-    words: UInt64Array, starts: NDArray[np.int32], stops: NDArray[np.int32],
+    words: WordBuffers,
     first_words: UInt64Array, may_begin: BoolArray, keys: UInt64Array, lengths: Int64Array, counts: Int64Array,
 ) -> None:  # fmt: skip
     for document in range(len(begins)):
-        num_words = split_words(data, begins[document], ends[document], folded, words, starts, stops)
+        num_words = split_words(data, begins[document], ends[document], folded, words)
         counts[2, document] = num_words
         i = 0
         while i < num_words:
             taken = 0
-            if may_begin[words[i] & _LOWEST_BITS] and _is_in(words[i], first_words):
+            if may_begin[words.hashes[i] & _LOWEST_BITS] and _is_in(words.hashes[i], first_words):
                 for length in lengths:
-                    if i + length <= num_words and _is_in(whole_text_key(words[i : i + length]), keys):
+                    if i + length <= num_words and _is_in(whole_text_key(words.hashes[i : i + length]), keys):
                         taken = length
                         break
             if taken > 0:
