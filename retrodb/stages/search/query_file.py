@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from retrodb.corpus.readers.jsonl import read_json_objects
-from retrodb.corpus.streams import BYTE_ORDER_MARK
+from retrodb.corpus.streams import BYTE_ORDER_MARK, open_decompressed
 from retrodb.errors import InputError
 from retrodb.format.arrays import Float32Array
 
@@ -21,7 +21,8 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         InputError: a line is not a query, with its number; or there is no query.
     """
-    content = path.read_bytes()
+    with open_decompressed(path) as stream:
+        content = stream.read()
     if content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"{"):
         return [_text(record, f"{path}:{number}") for number, record in read_json_objects(BytesIO(content), str(path))]
     try:

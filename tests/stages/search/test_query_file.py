@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,8 @@ def test_unreadable_query_is_refused_with_its_line(tmp_path: Path, content: byte
     (tmp_path / "queries").write_bytes(content)
     with pytest.raises(InputError, match=fault):
         read_texts(tmp_path / "queries")
+
+
+def test_compression_follows_from_the_content(tmp_path: Path) -> None:
+    (tmp_path / "queries").write_bytes(gzip.compress(b'{"query": "one"}\n'))
+    assert read_texts(tmp_path / "queries") == ["one"]
