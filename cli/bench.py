@@ -50,7 +50,7 @@ def command() -> None:
     "--report",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Also write a report to this .json, .html or .png file.",
+    help="Also write a report to this .json, .html or .png file. HTML and PNG need the extra 'plots'.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed for the sample of queries."

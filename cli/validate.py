@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     help="Training time of both models together, in minutes.",
 )
 @click.option("--steps", type=int, metavar="N", help="Number of training steps of each model. Replaces --minutes.")
-@click.option("--report", metavar="FILE", help="Write an HTML page with curves and examples.")
+@click.option("--report", metavar="FILE", help="Write an HTML page with curves and examples. Needs the extra 'plots'.")
 @click.option(
     "--batch-chunks",
     type=int,

@@ -31,7 +31,7 @@ ROOMS = {
 # fmt: on
 CLI_MAY_IMPORT = {"errors", "config", "options", "database"}
 PARQUET_MODULES = {"pyarrow.parquet", "pyarrow.dataset"}
-HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb")
+HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb", "matplotlib")
 MAX_LINES = 400
 MAX_HELP_CPU_S = 0.3
 

@@ -14,14 +14,14 @@ from retrodb.format.arrays import Int64Array
 from retrodb.retro.data import RetroData
 from retrodb.retro.experiment import Experiment
 from retrodb.retro.leakage import SharedRuns, leakage_curve, shared_runs
-from retrodb.retro.page import Example, Passage, Report
+from retrodb.retro.page import ChunkExample, MarkedText, ValidationPage
 from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.view.view import View
 
 _SHOWN = 3  # examples of each kind
 
 
-def report_of(experiment: Experiment, view: View) -> Report:
+def report_of(experiment: Experiment, view: View) -> ValidationPage:
     """The page's content."""
     result, evaluation, data = experiment.result, experiment.evaluation, experiment.heldout
     report = result.report
@@ -31,7 +31,7 @@ def report_of(experiment: Experiment, view: View) -> Report:
     order = np.argsort(-saved, kind="stable")
     order = order[(shown.neighbours[order] >= 0).any(axis=1)]
     runs = shared_runs(shown)
-    return Report(
+    return ValidationPage(
         title="Do the neighbours help a language model?",
         verdict=report.verdict,
         setting=[
@@ -66,16 +66,16 @@ def read_with(data: RetroData) -> RetroData:
 
 def _examples(
     experiment: Experiment, view: View, shown: RetroData, runs: SharedRuns, rows: Int64Array
-) -> Sequence[Example]:
+) -> Sequence[ChunkExample]:
     bits, tokenizer = experiment.evaluation.bits, load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
     ids, _ = experiment.table.read(experiment.rows)
     queries = view.query_set(experiment.table.query_set)
 
-    def passage(tokens: Int64Array, start: int, length: int) -> Passage:
+    def passage(tokens: Int64Array, start: int, length: int) -> MarkedText:
         tokens = tokens[tokens != shown.pad_token] if length == 0 else tokens
         pieces = tokens[:start], tokens[start : start + length], tokens[start + length :]
         # A border may cut a character in two: each half is then shown as the replacement character.
-        return Passage(
+        return MarkedText(
             *(tokenizer.decode_bytes(piece[piece != shown.pad_token]).decode(errors="replace") for piece in pieces)
         )
 
@@ -87,7 +87,7 @@ def _examples(
         document = view.chunks.documents(ids[row - 1, nearest : nearest + 1])[0]
         own = queries.documents(experiment.rows[row : row + 1])[0]
         examples.append(
-            Example(
+            ChunkExample(
                 doc_id=own["doc_id"] if own else "",
                 chunk=passage(chunk, int(runs.start[row]), length),
                 neighbour_doc_id=document["doc_id"] if document else "",

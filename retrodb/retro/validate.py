@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retrodb.bench.charts import require_matplotlib
 from retrodb.config import ValidateParams
 from retrodb.encode.device import choose_compute
 from retrodb.engine.progress import Progress
@@ -60,8 +61,11 @@ def run_validate(
     Raises:
         MissingStep: when one of the tables is missing.
         MismatchError: when they are of different spaces.
-        UsageError: for a held-out table of the database's own chunks, or a time that cannot be meant.
+        UsageError: for a held-out table of the database's own chunks, or an invalid time.
+        MissingDependency: for a page without matplotlib.
     """
+    if report is not None:
+        require_matplotlib()  # now, and not after minutes of training
     experiment = _experiment(view, progress, params, table, heldout, choose_compute(device).device)
     if report is None:
         return experiment.result

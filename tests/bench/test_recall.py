@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_measured_is_refused(make_database: Make, database: Datab
         ("k of 0", {"k": 0}),
         ("recall of 0", {"target_recall": 0.0}),
         ("no query set", {"queries": "none"}),
-        ("names no kind of report", {"report": tmp_path / "report.pdf"}),
+        ("is no kind of report", {"report": tmp_path / "report.pdf"}),
     ]:
         with pytest.raises(UsageError, match=match):
             database.bench_recall(**options)
@@ -137,16 +137,23 @@ def test_a_target_that_not_even_all_lists_reach_is_not_stored(
     assert database.view().snapshot.number == number
 
 
-def test_the_page_needs_nothing_and_the_picture_says_what_it_needs(database: Database, tmp_path: Path) -> None:
+def test_the_page_loads_nothing_and_shows_two_charts(database: Database, tmp_path: Path) -> None:
     database.bench_recall(report=tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2
     assert "http" not in page
     assert "src=" not in page
-    report = database.bench_recall()
-    if find_spec("matplotlib"):
-        writer_of(tmp_path / "report.png")(report, tmp_path / "report.png")
-        assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
-    else:
+    assert "IVF8,SQ8" in page
+    writer_of(tmp_path / "report.png")(database.bench_recall(), tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reports_with_charts_are_refused_without_matplotlib_before_anything_is_measured(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("retrodb.bench.recall.held_out_queries", None)
+    for name in ("report.html", "report.png"):
         with pytest.raises(MissingDependency, match=r"retrodb\[plots\]"):
-            writer_of(tmp_path / "report.png")(report, tmp_path / "report.png")
+            database.bench_recall(report=tmp_path / name)
+    assert not list(tmp_path.glob("report.*"))

@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 
 from retrodb.retro.evaluate import Estimate
-from retrodb.retro.page import Example, Passage, Report, render_page
+from retrodb.retro.page import ChunkExample, MarkedText, ValidationPage, render_page
 
 EVIL = "<script>alert(1)</script> & \"quotes\" 'too' <img src=x onerror=y>"
 ESTIMATE = Estimate(1.0, 0.9, 1.1)
 
 
-def report(**changes: object) -> Report:
-    example = Example(EVIL, Passage(EVIL, EVIL, EVIL), EVIL, Passage("", EVIL, ""), 7, 12.0, 34.5)
+def report(**changes: object) -> ValidationPage:
+    example = ChunkExample(EVIL, MarkedText(EVIL, EVIL, EVIL), EVIL, MarkedText("", EVIL, ""), 7, 12.0, 34.5)
     fields: dict[str, object] = {
         "title": EVIL,
         "verdict": EVIL,
@@ -28,7 +28,7 @@ def report(**changes: object) -> Report:
         "helped": [example],
         "hindered": [example],
     }
-    return Report(**fields | changes)  # type: ignore[arg-type]
+    return ValidationPage(**fields | changes)  # type: ignore[arg-type]
 
 
 class Tags(HTMLParser):
@@ -62,7 +62,9 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 
 def test_the_shared_run_is_marked_in_both_texts() -> None:
     page = render_page(
-        report(helped=[], hindered=[Example("d", Passage("a", "b", "c"), "e", Passage("f", "b", "g"), 1, 1, 2)])
+        report(
+            helped=[], hindered=[ChunkExample("d", MarkedText("a", "b", "c"), "e", MarkedText("f", "b", "g"), 1, 1, 2)]
+        )
     )
     assert "a<mark>b</mark>c" in page
     assert "f<mark>b</mark>g" in page
@@ -78,13 +80,27 @@ def test_an_experiment_without_anything_to_show_is_a_page_too() -> None:
     )
     page = render_page(nothing)
     assert page.count("There is nothing to draw.") == 2
-    assert "<polyline" not in page
+    assert "<svg" not in page
 
 
 def test_curves_are_drawn_inside_of_their_frame() -> None:
-    points = re.findall(r'points="([^"]+)"', render_page(report()))
-    assert len(points) == 4
-    for each in " ".join(points).split():
-        x, y = map(float, each.split(","))
-        assert 0 <= x <= 640
-        assert 0 <= y <= 260
+    page = render_page(report())
+    charts = re.findall(r'<svg [^>]*viewBox="0 0 ([\d.]+) ([\d.]+)".*?</svg>', page, re.DOTALL)
+    assert len(charts) == 2
+    curves = re.findall(r'<g id="(\w+-curve-\d)">\s*<path d="([^"]+)"', page)
+    assert [name for name, _ in curves] == [
+        "training-curve-0",
+        "training-curve-1",
+        "leakage-curve-0",
+        "leakage-curve-1",
+    ]
+    width, height = map(float, charts[0])
+    for _, path in curves:
+        for x, y in re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path):
+            assert 0 <= float(x) <= width
+            assert 0 <= float(y) <= height
+
+
+def test_charts_of_a_page_share_no_element_id() -> None:
+    ids = [attributes["id"] for _, attributes in Tags(render_page(report())).tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from made_documents import made_text, write_documents
 
 from retrodb.database import Database
-from retrodb.errors import MissingStep, UsageError
+from retrodb.errors import MissingDependency, MissingStep, UsageError
 from retrodb.retro.collect import collect
 from retrodb.retro.examples import read_with
 from retrodb_cli.main import main
@@ -98,6 +99,15 @@ def test_the_page_shows_what_documents_say_and_runs_none_of_it(
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "<mark>" in text
     assert result.report.verdict.split(":")[0] in text
+
+
+def test_a_page_without_matplotlib_is_refused_before_training(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("retrodb.retro.validate.train", None)
+    with pytest.raises(MissingDependency, match=r"retrodb\[plots\]"):
+        database.validate(steps=1, report=tmp_path / "page.html")
 
 
 def test_it_says_whether_the_leak_scan_was_passed(database: Database, tmp_path: Path) -> None:
