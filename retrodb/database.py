@@ -76,9 +76,9 @@ def database_of_export(out: str | Path) -> str:
     Raises:
         UsageError: there is no export at this path.
     """
-    from retrodb.export.refresh import read_card
+    from retrodb.export.card import read_card
 
-    return str(read_card(Path(out))["database"])
+    return read_card(Path(out)).database
 
 
 def train_tokenizer(

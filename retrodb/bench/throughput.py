@@ -173,7 +173,7 @@ class _Pipeline:
         joined, elapsed_s = timed(lambda: run_neighbours(context, NeighboursParams(), table=name))
         rate("neighbours", joined.rows, elapsed_s)
         exported, elapsed_s = timed(lambda: run_export(context, self._place / f"{name}-out", table=name))
-        rate("export", exported.rows, elapsed_s)
+        rate("export", exported.num_rows, elapsed_s)
         return rates
 
     def _write(self, name: str, records: Iterator[dict[str, str]]) -> Path:

@@ -1,61 +1,119 @@
-"""The card of an export, `retrodb.json`: enough to tell whether it fits a model, and to find its origin."""
+"""The card of an export, `retrodb.json`: it tells whether the export fits a model, and where the export comes from."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
-from retrodb.export.source import ExportSource
-from retrodb.format.entries import QueriesEntry, SpaceEntry, TestsetEntry
-from retrodb.format.json_values import to_plain, to_plain_object
+from retrodb.errors import UsageError
+from retrodb.export.export_source import ExportSource
+from retrodb.export.folder import write_whole
+from retrodb.format.entries import Entry, QueriesEntry, SpaceEntry, TestsetEntry, dump_entry
+from retrodb.format.json_values import JsonObject, JsonValue, from_json, to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
 from retrodb.view.view import View
 
+CARD = "retrodb.json"
 _LICENCE_FIELDS = ("license", "licence", "license_url", "licence_url")
-_MAX_LICENCES = 20  # of a source: more are no licence field but text
+_MAX_LICENCES = 20  # of a source: a field with more values is text, not a licence
 
 
-def card_of(source: ExportSource, to: str, out: Path) -> dict[str, Any]:
-    """Plain values; the only time in them is the snapshot's."""
+@dataclass(frozen=True)
+class TokenizerCard:
+    """The tokenizer of the exported tokens."""
+
+    name: str
+    sha256: str
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class ExportCard:
+    """What a card says. Its only time is the snapshot's."""
+
+    format: str
+    id: str  # of the registration in the database
+    path: str  # of the export, absolute
+    database: str  # path of the database, absolute
+    snapshot: int
+    clock: str  # time of the snapshot
+    rows: int  # live rows of the table
+    chunk_tokens: int
+    tokenizer: TokenizerCard
+    space: JsonObject  # name, fingerprint and parameters of the space
+    table: JsonObject  # name of the table, and its entry in the snapshot
+    queries: JsonObject | None  # entry of the query set; None for the database's own chunks
+    sources: dict[str, list[str]]  # source -> licences that the metadata of its documents name
+    testsets: list[str]
+
+    @property
+    def table_name(self) -> str:
+        """The name of the exported table."""
+        return str(self.table["name"])
+
+
+def make_card(source: ExportSource, to: str, out: Path) -> ExportCard:
+    """The card of an export in the format `to` to the folder `out`."""
     table, view = source.table, source.view
     space = view.snapshot.existing(SpaceEntry, table.entry.space)
     path = str(out.absolute())
-    return {
-        "format": to,
-        "id": identity("export", path)[:16],
-        "path": path,
-        "database": str(Path(view.storage.url).absolute()),
-        "snapshot": view.snapshot.number,
-        "clock": view.snapshot.clock,
-        "rows": len(table.rows()),
-        "chunk_tokens": source.chunk_tokens,
-        "tokenizer": {
-            "name": source.settings.tokenizer_name,
-            "sha256": source.settings.tokenizer_sha256,
-            "vocab_size": source.settings.vocab_size,
-        },
-        "space": {"name": table.entry.space, "fingerprint": space.fingerprint, **to_plain_object(space.params)},
-        "table": {"name": table.name, **to_plain_object(table.entry)},
-        "queries": to_plain(view.snapshot.entry(QueriesEntry, table.query_set)),
-        "sources": licences(view),
-        "testsets": view.snapshot.names(TestsetEntry),
-    }
+    settings, queries = source.settings, view.snapshot.entry(QueriesEntry, table.query_set)
+    return ExportCard(
+        format=to,
+        id=identity("export", path)[:16],
+        path=path,
+        database=str(Path(view.storage.url).absolute()),
+        snapshot=view.snapshot.number,
+        clock=view.snapshot.clock,
+        rows=len(table.rows()),
+        chunk_tokens=source.chunk_tokens,
+        tokenizer=TokenizerCard(settings.tokenizer_name, settings.tokenizer_sha256, settings.vocab_size),
+        space={"name": table.entry.space, "fingerprint": space.fingerprint, **to_plain_object(space.params)},
+        table={"name": table.name, **_entry_fields(table.entry)},
+        queries=None if queries is None else _entry_fields(queries),
+        sources=source_licences(view),
+        testsets=view.snapshot.names(TestsetEntry),
+    )
 
 
-def licences(view: View) -> dict[str, list[str]]:
+def _entry_fields(entry: Entry) -> dict[str, JsonValue]:
+    """The fields of an entry under their names in the snapshot."""
+    value = dump_entry(entry)
+    assert isinstance(value, dict)
+    return value
+
+
+def read_card(out: Path) -> ExportCard:
+    """The card of an export.
+
+    Raises:
+        UsageError: when the folder is no export.
+        DamagedFileError: when its card cannot be read.
+    """
+    if not (out / CARD).is_file():
+        raise UsageError("is no export of retrodb", where=str(out), remedy="Name the folder of an export.")
+    return from_json(ExportCard, (out / CARD).read_bytes(), where=str(out / CARD), remedy="Export again.")
+
+
+def write_card(folder: Path, card: ExportCard) -> None:
+    """Write the card of an export."""
+    write_whole(folder / CARD, orjson.dumps(card, option=orjson.OPT_INDENT_2))
+
+
+def source_licences(view: View) -> dict[str, list[str]]:
     """Every source with the licences that the metadata of its documents name."""
     import pyarrow.compute as pc
 
-    found: dict[str, set[str]] = {name: set() for name in sorted(set(view.shards.source))}
+    licences: dict[str, set[str]] = {name: set() for name in sorted(set(view.shards.source))}
     for record in view.chunks.ranges:
         table = read_table(view.files.open(record), ["source", "metadata"])
         named = table.filter(pc.match_substring_regex(table.column("metadata"), "licen[sc]e", ignore_case=True))
         for source, metadata in zip(*(named.column(name).to_pylist() for name in ("source", "metadata")), strict=True):
             fields = orjson.loads(metadata)
-            own = found.setdefault(source, set())
-            if len(own) < _MAX_LICENCES:
-                own |= {str(value) for name, value in fields.items() if name.lower() in _LICENCE_FIELDS and value}
-    return {source: sorted(names) for source, names in found.items()}
+            of_source = licences.setdefault(source, set())
+            if len(of_source) < _MAX_LICENCES:
+                of_source |= {str(value) for name, value in fields.items() if name.lower() in _LICENCE_FIELDS and value}
+    return {source: sorted(names) for source, names in licences.items()}

@@ -1,7 +1,7 @@
-"""Exporting: the formats by name, and the card that every export carries.
+"""Exporting: the formats by name, writing an export, and registering it in the database.
 
-A new export is written to a temporary folder beside its target and renamed when it is whole, so that a reader never sees half
-of one. What an interrupted run has finished is kept: the same command goes on from there.
+A new export is written to a temporary folder next to its target and renamed when it is complete, so that a reader never sees
+half of one. What an interrupted run has finished is kept: the same command continues from there.
 """
 
 from __future__ import annotations
@@ -11,26 +11,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from retrodb.engine.run import open_run
 from retrodb.errors import UsageError
-from retrodb.export.arrays import pieces_of_arrays
-from retrodb.export.atlas import pieces_of_atlas
-from retrodb.export.card import card_of
-from retrodb.export.dpr import pieces_of_dpr
-from retrodb.export.huggingface import pieces_of_huggingface
-from retrodb.export.layout import ExportPositions
-from retrodb.export.lucidrains import pieces_of_lucidrains
-from retrodb.export.megatron import pieces_of_megatron
-from retrodb.export.nemo import pieces_of_nemo
-from retrodb.export.norlund import pieces_of_norlund
-from retrodb.export.parquet import pieces_of_parquet
-from retrodb.export.pieces import ExportFolder, Piece, write_whole
-from retrodb.export.source import ExportSource, Layouts
-from retrodb.format.entries import ExportEntry
+from retrodb.export.arrays import arrays_files
+from retrodb.export.atlas import atlas_files
+from retrodb.export.card import CARD, ExportCard, make_card, write_card
+from retrodb.export.dpr import dpr_files
+from retrodb.export.export_source import ExportSource, TablePositions
+from retrodb.export.folder import ExportFile, ExportFolder, ExportRecord
+from retrodb.export.huggingface import huggingface_files
+from retrodb.export.lucidrains import lucidrains_files
+from retrodb.export.megatron import megatron_files
+from retrodb.export.nemo import nemo_files
+from retrodb.export.norlund import norlund_files
+from retrodb.export.parquet import parquet_files
+from retrodb.format.entries import ExportEntry, entry_key
 from retrodb.format.json_values import to_plain_object
 from retrodb.stages.context import Context
 from retrodb.store import conflict_keys
@@ -41,27 +37,25 @@ from retrodb.store.storage import translate_os_error
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
-CARD = "retrodb.json"
-
 
 @dataclass(frozen=True)
-class Format:
-    """One trainer's format."""
+class ExportFormat:
+    """The format of one trainer."""
 
-    pieces: Callable[[ExportSource], list[Piece]]
-    has_places: bool = True  # whether its reader finds chunks by position, so that their places have to stay
+    files: Callable[[ExportSource], list[ExportFile]]
+    has_positions: bool = True  # whether its reader finds chunks by position, so that positions must never change
 
 
-FORMATS: dict[str, Format] = {
-    "parquet": Format(pieces_of_parquet, has_places=False),
-    "huggingface": Format(pieces_of_huggingface, has_places=False),
-    "arrays": Format(pieces_of_arrays),
-    "megatron": Format(pieces_of_megatron),
-    "lucidrains": Format(pieces_of_lucidrains),
-    "norlund": Format(pieces_of_norlund),
-    "nemo": Format(pieces_of_nemo),
-    "dpr": Format(pieces_of_dpr, has_places=False),
-    "atlas": Format(pieces_of_atlas),
+FORMATS: dict[str, ExportFormat] = {
+    "parquet": ExportFormat(parquet_files, has_positions=False),
+    "huggingface": ExportFormat(huggingface_files, has_positions=False),
+    "arrays": ExportFormat(arrays_files),
+    "megatron": ExportFormat(megatron_files),
+    "lucidrains": ExportFormat(lucidrains_files),
+    "norlund": ExportFormat(norlund_files),
+    "nemo": ExportFormat(nemo_files),
+    "dpr": ExportFormat(dpr_files, has_positions=False),
+    "atlas": ExportFormat(atlas_files),
 }
 
 
@@ -73,8 +67,8 @@ class ExportResult:
     format: str
     table: str
     snapshot: int
-    rows: int
-    files: int
+    num_rows: int
+    num_files: int
     size_bytes: int  # written, or estimated by a dry run
     dry_run: bool = False
 
@@ -99,39 +93,32 @@ def run_export(
         raise UsageError(f"unknown format '{to}'", remedy=f"Known are: {', '.join(FORMATS)}.")
     if out.exists() and not (out / CARD).is_file():
         raise UsageError("exists and is no export of retrodb", where=str(out), remedy="Choose another folder.")
-    neighbours = NeighbourTable(shown_view(context, as_of), table)
-    layouts = Layouts.of(neighbours) if FORMATS[to].has_places else Layouts(ExportPositions([]), ExportPositions([]))
-    source = ExportSource(neighbours, layouts)
-    pieces = FORMATS[to].pieces(source)
-    snapshot = neighbours.view.snapshot
-    num_rows = len(neighbours.rows())
+    neighbours = NeighbourTable(exported_view(context, as_of), table)
+    positions = TablePositions.of_live(neighbours) if FORMATS[to].has_positions else TablePositions.empty()
+    source = ExportSource(neighbours, positions)
+    files = FORMATS[to].files(source)
+
+    def result(num_files: int, size_bytes: int) -> ExportResult:
+        number, num_rows = neighbours.view.snapshot.number, len(neighbours.rows())
+        return ExportResult(str(out), to, neighbours.name, number, num_rows, num_files, size_bytes, dry_run)
+
     if dry_run:
-        size = sum(piece.size_bytes for piece in pieces)
-        return ExportResult(str(out), to, neighbours.name, snapshot.number, num_rows, len(pieces), size, True)
-    card = card_of(source, to, out)
-    plan = identity(card, snapshot.transaction)
+        return result(len(files), sum(file.size_bytes for file in files))
+    card = make_card(source, to, out)
     try:
-        folder = _partial_folder(out, plan, layouts)
-        brought = folder.bring_up_to_date(pieces, context.progress)
+        folder = _partial_folder(out, identity(card, neighbours.view.snapshot.transaction), positions)
+        update = folder.update(files, context.progress)
         write_card(folder.path, card)
         _replace(folder.path, out)
     except OSError as error:
         raise translate_os_error(error, str(out)) from error
     if is_registered:
-        register(context, card)
-    return ExportResult(
-        str(out),
-        to,
-        neighbours.name,
-        snapshot.number,
-        num_rows,
-        len(brought.written) + brought.kept,
-        brought.size_bytes,
-    )
+        register_export(context, card)
+    return result(len(update.written) + update.num_unchanged, update.size_bytes)
 
 
-def shown_view(context: Context, as_of: int | None = None) -> View:
-    """The snapshot that an export shows: the one before registrations, which change nothing that is exported."""
+def exported_view(context: Context, as_of: int | None = None) -> View:
+    """The snapshot that an export shows: the last one before registrations, which change nothing that is exported."""
     view = context.view(as_of)
     while view.snapshot.command == "export":
         parent = read_snapshot(context.storage, view.snapshot.parent)
@@ -141,40 +128,35 @@ def shown_view(context: Context, as_of: int | None = None) -> View:
     return view
 
 
-def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write the card of an export."""
-    write_whole(folder / CARD, orjson.dumps(card, option=orjson.OPT_INDENT_2))
-
-
-def register(context: Context, card: dict[str, Any]) -> None:
-    """Make an export known to its database; nothing is committed when it is known as it is."""
-    entry = ExportEntry(card["path"], card["format"], card["snapshot"], card["table"]["name"])
+def register_export(context: Context, card: ExportCard) -> None:
+    """Record an export in its database. Nothing is committed when the same record is there already."""
+    entry = ExportEntry(card.path, card.format, card.snapshot, card.table_name)
     view = context.view()
-    key = f"export/{card['id']}"
-    if view.snapshot.entry(ExportEntry, card["id"]) == entry:
+    previous = view.snapshot.entry(ExportEntry, card.id)
+    if previous == entry:
         return
-    plan = {"key": key, "previous": view.snapshot.entry(ExportEntry, card["id"]), "entry": entry}
-    run = open_run(context.storage, "export", plan, context.clock)
+    key = entry_key(ExportEntry, card.id)
+    run = open_run(context.storage, "export", {"key": key, "previous": previous, "entry": entry}, context.clock)
     change = Change(
         transaction=run.id,
         command="export",
         arguments=to_plain_object(entry),
         clock=run.clock,
-        conflict_keys=conflict_keys.export(card["id"]),
+        conflict_keys=conflict_keys.export(card.id),
         entries={key: entry},
     )
     commit(context.storage, view.snapshot, change)
 
 
-def _partial_folder(out: Path, plan: str, layouts: Layouts) -> ExportFolder:
+def _partial_folder(out: Path, plan: str, positions: TablePositions) -> ExportFolder:
     """The folder that an export is written to: that of an interrupted run of the same plan, or a new one."""
     temporary = out.with_name(f".{out.name}.partial")
-    if temporary.exists() and ExportFolder.read(temporary).record.get("plan") == plan:
-        return ExportFolder.read(temporary)
+    if temporary.exists() and (folder := ExportFolder.read(temporary)).record.plan == plan:
+        return folder
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    folder = ExportFolder(temporary)
-    folder.record |= {"plan": plan, "chunks": layouts.chunks.to_json(), "rows": layouts.rows.to_json()}
+    record = ExportRecord(plan=plan, chunks=positions.chunks.to_records(), rows=positions.rows.to_records())
+    folder = ExportFolder(temporary, record)
     folder.save()
     return folder
 

@@ -1,10 +1,10 @@
 """Export for NeMo's RETRO: `KNNIndex` and `MMapRetrievalIndexedDataset`.
 
-    retrieval.{bin,idx}   the database; a document is a run of chunks and the chunk of padding behind it
+    retrieval.{bin,idx}   the database; a document is a run of chunks and a chunk of padding
     train.{bin,idx}       the rows of the query set, without that padding
     knn.idx               for every training chunk its neighbours' chunk ids in `retrieval`, -1 for none
 
-The reader takes what follows a chunk as its continuation, and -1 as the last chunk: so a document of padding alone comes last.
+The reader takes the chunk after a neighbour as its continuation, and -1 as the last chunk. So the last document is only padding.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from retrodb.corpus.special_tokens import special_ids
-from retrodb.export.layout import ExportPositions
-from retrodb.export.padding import padded_tokens, token_dtype
-from retrodb.export.pieces import Piece
-from retrodb.export.source import ExportSource
+from retrodb.export.export_source import ExportSource
+from retrodb.export.folder import ExportFile
+from retrodb.export.padding import padded_chunk_tokens, token_dtype
+from retrodb.export.positions import ExportPositions
 from retrodb.format.arrays import AnyArray
 from retrodb.view.chunk_set import ChunkSet
 
@@ -29,13 +28,13 @@ _KNN_MAGIC, _IDX_MAGIC = b"KNNRETM\x00\x00", b"MMIDRET\x00\x00"
 _DTYPE_CODES = {"int32": 4, "uint16": 8}
 
 
-def pieces_of_nemo(source: ExportSource) -> list[Piece]:
+def nemo_files(source: ExportSource) -> list[ExportFile]:
     """The files of the export."""
     knn_size = len(_KNN_MAGIC) + 32 + 8 * source.k * len(source.rows)
     return [
-        *_dataset(source, "retrieval", source.database, source.chunks, source.state_of_chunks, is_retrieval=True),
-        *_dataset(source, "train", source.queries, source.rows, source.state_of_rows, is_retrieval=False),
-        Piece("knn.idx", knn_size, source.state_of_neighbours, partial(_write_knn, source)),
+        *_dataset(source, "retrieval", source.database, source.chunks, source.chunks_digest, is_retrieval=True),
+        *_dataset(source, "train", source.queries, source.rows, source.rows_digest, is_retrieval=False),
+        ExportFile("knn.idx", knn_size, source.neighbours_digest, partial(_write_knn, source)),
     ]
 
 
@@ -50,34 +49,36 @@ def _dataset(
     source: ExportSource,
     name: str,
     chunks: ChunkSet,
-    layout: ExportPositions,
-    state: Callable[[], str],
+    positions: ExportPositions,
+    inputs_digest: Callable[[], str],
     *,
     is_retrieval: bool,
-) -> Iterator[Piece]:
+) -> Iterator[ExportFile]:
     pad = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size).pad
     m, dtype = source.chunk_tokens, token_dtype(max(pad, source.settings.vocab_size - 1))
     padding = np.full(m, pad, dtype=dtype)
 
     def write_tokens(path: Path) -> None:
         with path.open("wb") as file:
-            for span in layout.spans:
+            for span in positions.spans:
                 for ids, ends in span.blocks_with_ends():
-                    tokens = padded_tokens(chunks, ids, pad, dtype)
+                    tokens = padded_chunk_tokens(chunks, ids, pad, dtype)
                     file.write((np.insert(tokens, ends, padding, axis=0) if is_retrieval else tokens).data)
             file.write(np.tile(padding, 2 if is_retrieval else 0).data)
 
     def write_index(path: Path) -> None:
-        sizes = np.concatenate([*(span.run_sizes for span in layout.spans), np.ones(int(is_retrieval), dtype=np.int64)])
+        sizes = np.concatenate(
+            [*(span.run_sizes for span in positions.spans), np.ones(int(is_retrieval), dtype=np.int64)]
+        )
         path.write_bytes(_index(sizes, m, dtype, is_retrieval))
 
-    num_chunks = len(layout) + (layout.num_runs + 2 if is_retrieval else 0)
-    yield Piece(f"{name}.bin", num_chunks * m * dtype.itemsize, state, write_tokens)
-    index_size = len(_IDX_MAGIC) + 34 + 20 * (layout.num_runs + is_retrieval) + 8 * (len(layout) + is_retrieval)
-    yield Piece(f"{name}.idx", index_size, lambda: layout.digest, write_index)
+    num_chunks = len(positions) + (positions.num_runs + 2 if is_retrieval else 0)
+    yield ExportFile(f"{name}.bin", num_chunks * m * dtype.itemsize, inputs_digest, write_tokens)
+    index_size = len(_IDX_MAGIC) + 34 + 20 * (positions.num_runs + is_retrieval) + 8 * (len(positions) + is_retrieval)
+    yield ExportFile(f"{name}.idx", index_size, lambda: positions.digest, write_index)
 
 
-def _index(sizes: AnyArray, m: int, dtype: np.dtype[Any], is_retrieval: bool) -> bytes:
+def _index(sizes: AnyArray, m: int, dtype: np.dtype[np.generic], is_retrieval: bool) -> bytes:
     """Documents of `sizes` chunks: their tokens, where they begin, their first chunk ids, and where every chunk begins."""
     stored = sizes + is_retrieval  # chunks of each with its padding
     chunk_bytes = m * dtype.itemsize

@@ -1,4 +1,4 @@
-"""Tokens at a fixed stride with padding that is no text, as trainers' formats store them."""
+"""Tokens of equally long chunks with padding that is no text, as trainers' formats store them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.view.chunk_set import ChunkSet
 
 
-def padded_tokens(chunks: ChunkSet, ids: Int64Array, pad: int, dtype: np.dtype[np.generic]) -> AnyArray:
-    """(Q, m) tokens of chunks, `pad` behind the end of each; a missing or deleted chunk is nothing else."""
+def padded_chunk_tokens(chunks: ChunkSet, ids: Int64Array, pad: int, dtype: np.dtype[np.generic]) -> AnyArray:
+    """(Q, m) tokens of chunks, with `pad` after the end of each. A missing or deleted chunk is all `pad`."""
     batch = chunks.gather_tokens(ids)
-    inside = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
-    return np.where(inside, batch.tokens.astype(dtype), np.asarray(pad, dtype=dtype))
+    is_token = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    return np.where(is_token, batch.tokens.astype(dtype), np.asarray(pad, dtype=dtype))
 
 
 def token_dtype(largest: int) -> np.dtype[np.generic]:
-    """What trainers store tokens as: uint16 where the largest id fits, int32 elsewhere."""
+    """The dtype in which trainers store tokens: uint16 where the largest id fits, int32 elsewhere."""
     return np.dtype(np.uint16) if largest < 1 << 16 else np.dtype(np.int32)

@@ -1,22 +1,22 @@
-"""Export to Parquet: the two tables of `tables.py`, in `rows/` and `chunks/`, a file for every range of ids."""
+"""Export to Parquet: the two tables of `tables.py` in `rows/` and `chunks/`, with one file for every range of ids."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from retrodb.export.pieces import Piece
-from retrodb.export.source import ExportSource
+from retrodb.export.export_source import ExportSource
+from retrodb.export.folder import ExportFile
 from retrodb.export.tables import TablePart, table_parts
 from retrodb.format.parquet import write_table
 
 
-def pieces_of_parquet(source: ExportSource) -> list[Piece]:
+def parquet_files(source: ExportSource) -> list[ExportFile]:
     """The files of the export."""
-    return [_piece(part) for part in table_parts(source)]
+    return [_file(part) for part in table_parts(source)]
 
 
-def _piece(part: TablePart) -> Piece:
+def _file(part: TablePart) -> ExportFile:
     def write(path: Path) -> None:
         write_table(path, part.content())
 
-    return Piece(f"{part.table}/{part.number:08d}.parquet", part.size_bytes, part.state, write)
+    return ExportFile(f"{part.table}/{part.number:08d}.parquet", part.size_bytes, part.inputs_digest, write)

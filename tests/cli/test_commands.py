@@ -181,7 +181,7 @@ def test_export_writes_a_folder_and_dry_run_none(built: Path, tmp_path: Path) ->
     planned = ok("export", built, tmp_path / "out", "--dry-run", "--json").row
     assert not (tmp_path / "out").exists()
     written = ok("export", built, tmp_path / "out", "--json").row
-    assert written["rows"] == planned["rows"] > 0
+    assert written["num_rows"] == planned["num_rows"] > 0
     assert any((tmp_path / "out").rglob("*.parquet"))
     assert run("export", built, tmp_path / "other", "--to", "nothing").code == errors.EXIT_USAGE
 

@@ -16,7 +16,7 @@ def test_an_export_is_written_listed_and_refreshed(
     planned = ok("export", database, out, "--to", "arrays", "--dry-run", "--json").row
     assert not out.exists()
     written = ok("export", database, out, "--to", "arrays", "--json").row
-    assert (planned["files"], planned["rows"]) == (written["files"], written["rows"])
+    assert (planned["num_files"], planned["num_rows"]) == (written["num_files"], written["num_rows"])
     [listed] = [each for each in ok("export", database, "--list", "--json").rows if each not in before]
     assert (listed["path"], listed["format"], listed["table"]) == (str(out), "arrays", "self")
 

@@ -13,10 +13,11 @@ from made_documents import made_text, write_documents
 
 from retrodb.config import EXPORT_FORMATS
 from retrodb.database import Database
-from retrodb.errors import MismatchError, MissingStep, UsageError
-from retrodb.export import layout, pieces
+from retrodb.errors import DamagedFileError, MismatchError, MissingStep, UsageError
+from retrodb.export import folder, positions
+from retrodb.export.card import CARD
 from retrodb.export.export import FORMATS
-from retrodb.export.pieces import ExportFolder, Piece
+from retrodb.export.folder import RECORD, ExportFile, ExportFolder
 from retrodb.format.entries import SpaceEntry
 
 from .conftest import remove
@@ -43,14 +44,14 @@ def test_an_interrupted_export_goes_on_and_ends_in_the_same_bytes(
     (tmp_path / "out").rename(tmp_path / "before")
     written: list[str] = []
 
-    def failing(self: ExportFolder, piece: Piece) -> None:
+    def failing(self: ExportFolder, file: ExportFile) -> None:
         if len(written) == allowed:
             raise KeyboardInterrupt
-        written.append(piece.path)
-        real(self, piece)
+        written.append(file.path)
+        real(self, file)
 
-    real = ExportFolder._bring
-    monkeypatch.setattr(ExportFolder, "_bring", failing)
+    real = ExportFolder._write
+    monkeypatch.setattr(ExportFolder, "_write", failing)
     allowed = 0
     while not (tmp_path / "out").exists():
         allowed += 1
@@ -71,8 +72,8 @@ def test_a_dry_run_tells_the_sizes_and_writes_nothing(name: str, exportable: Dat
     assert not (tmp_path / "out").exists()
     assert exportable.view().snapshot.number == before
     written = exportable.export(tmp_path / "out", to=name)
-    assert planned.files == written.files
-    assert planned.rows == written.rows
+    assert planned.num_files == written.num_files
+    assert planned.num_rows == written.num_rows
     assert planned.size_bytes > 0
     if name in ("arrays", "lucidrains", "norlund", "nemo"):
         assert planned.size_bytes == written.size_bytes
@@ -105,7 +106,7 @@ def test_memory_does_not_grow_with_the_database(
     make_database: Callable[..., Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In blocks of 64 chunks, four times the chunks take hardly more."""
-    monkeypatch.setattr(layout, "BLOCK_CHUNKS", 64)
+    monkeypatch.setattr(positions, "BLOCK_CHUNKS", 64)
     peaks = []
     for number, size in enumerate((20, 80)):
         database = make_database({str(i): made_text(i, 1500) for i in range(size)}, name=f"db{number}")
@@ -149,7 +150,7 @@ def test_a_refresh_says_what_it_cannot_take_in(make_exportable: Callable[[], Dat
     result = database.refresh_export(out)
     rows = database.neighbour_table().rows()
     sources = [document["source"] for document in database.view().chunks.documents(rows)]
-    assert result.without_place == sources.count("more") > 0
+    assert result.num_rows_without_position == sources.count("more") > 0
     neighbours = np.load(out / "neighbours.npy")
     assert neighbours.max() < len(np.load(out / "tokens.npy"))
     assert "neighbours.npy" in result.changed
@@ -177,14 +178,14 @@ def test_an_interrupted_refresh_goes_on(
     remove(database, tmp_path, {"second": source_texts["65-0"]}, "document")
     planned = database.refresh_export(out, dry_run=True)
     before = content(out)
-    real = pieces._publish
+    real = folder._publish
 
     def failing(temporary: Path, path: Path) -> None:
         if path.suffix == ".hdf5":
             raise KeyboardInterrupt
         real(temporary, path)
 
-    monkeypatch.setattr(pieces, "_publish", failing)
+    monkeypatch.setattr(folder, "_publish", failing)
     with pytest.raises(KeyboardInterrupt):
         database.refresh_export(out)
     monkeypatch.undo()
@@ -193,3 +194,12 @@ def test_an_interrupted_refresh_goes_on(
     changed = {path for path, data in content(out).items() if before.get(path) != data}
     assert changed - {"retrodb.json", "retrodb-state.json"} == set(planned.changed)
     assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"format": 1}'])
+@pytest.mark.parametrize("name", [CARD, RECORD])
+def test_a_refresh_names_a_damaged_file(name: str, content: bytes, exportable: Database, tmp_path: Path) -> None:
+    exportable.export(tmp_path / "out", to="atlas", is_registered=False)
+    (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(DamagedFileError, match=name):
+        exportable.refresh_export(tmp_path / "out")

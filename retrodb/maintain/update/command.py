@@ -144,7 +144,9 @@ def _attempt(context: Context, stage: str, name: str, command: Callable[[], obje
             counts.update(snapshot.counts)
         if isinstance(result, RefreshResult):
             counts.update(
-                changed_files=len(result.changed), kept_files=result.kept, rows_without_place=result.without_place
+                changed_files=len(result.changed),
+                kept_files=result.num_unchanged_files,
+                rows_without_place=result.num_rows_without_position,
             )
     except (RetroDBError, OSError) as error:
         refusal = error if isinstance(error, RetroDBError) else translate_os_error(error, str(error.filename or name))

@@ -215,7 +215,7 @@ def _neighbours(demo: _Demo) -> dict[str, Any]:
 
 def _export(demo: _Demo) -> dict[str, Any]:
     result = run_export(demo.context, demo.folder / "export", to="parquet")
-    return {"rows": result.rows, "size_bytes": result.size_bytes}
+    return {"rows": result.num_rows, "size_bytes": result.size_bytes}
 
 
 _STAGES: dict[str, Callable[[_Demo], dict[str, Any]]] = {

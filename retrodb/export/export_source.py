@@ -1,0 +1,93 @@
+"""What every format is written from: a neighbour table as of a snapshot, and the positions of its chunks in the export.
+
+Legend: Q rows of a block, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import xxhash
+
+from retrodb.export.positions import ExportPositions
+from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.neighbour_table import NeighbourTable
+from retrodb.view.view import SELF
+
+
+@dataclass(frozen=True)
+class TablePositions:
+    """The positions of an export: those of the chunks that are neighbours, and those of the table's rows."""
+
+    chunks: ExportPositions  # of the database's chunks
+    rows: ExportPositions  # of the query set's chunks; the same object when the query set is the database
+
+    @classmethod
+    def of_live(cls, table: NeighbourTable) -> TablePositions:
+        """Positions for everything that is live now."""
+        chunks = ExportPositions.of_live(table.view.chunks)
+        if table.query_set == SELF:
+            return cls(chunks, chunks)
+        return cls(chunks, ExportPositions.of_live(table.view.query_set(table.query_set)))
+
+    @classmethod
+    def empty(cls) -> TablePositions:
+        """No positions, for formats whose readers find chunks by id."""
+        return cls(ExportPositions([]), ExportPositions([]))
+
+
+class ExportSource:
+    """A neighbour table with the chunks of its query set and of the database, each at its position."""
+
+    def __init__(self, table: NeighbourTable, positions: TablePositions) -> None:
+        self.table, self.view, self.settings = table, table.view, table.view.settings
+        self.chunks, self.rows = positions.chunks, positions.rows
+        self.database: ChunkSet = self.view.chunks
+        self.queries: ChunkSet = self.view.query_set(table.query_set)
+        self.k: int = table.k
+        self.chunk_tokens: int = self.settings.chunk_tokens
+        self.chunks_digest = lru_cache(maxsize=None)(lambda: live_chunks_digest(self.database, self.chunks))
+        self.rows_digest = lru_cache(maxsize=None)(lambda: live_chunks_digest(self.queries, self.rows))
+        self.neighbours_digest = lru_cache(maxsize=None)(self._digest_neighbours)
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether the rows are the database's own chunks."""
+        return self.table.query_set == SELF
+
+    def neighbours(self, rows: Int64Array) -> Int64Array:
+        """(Q, K) positions of the live neighbours of query rows, -1 where there is none and for deleted rows."""
+        positions = missing_last(self.chunks.positions(self.table.read(rows)[0]))
+        return np.where(self.queries.is_live(rows)[:, None], positions, -1)
+
+    def continuations(self, ids: Int64Array) -> Int64Array:
+        """(Q,) positions of the live continuations of the database's chunks, -1 where there is none."""
+        return self.chunks.positions(self.database.continuation(ids))
+
+    def _digest_neighbours(self) -> str:
+        return arrays_digest(self.neighbours(rows) for rows in self.rows.blocks())
+
+
+def live_chunks_digest(chunks: ChunkSet, positions: ExportPositions) -> str:
+    """A digest of which chunks with a position are live. As an id always means the same chunk, it covers their tokens."""
+    is_live = map(chunks.is_live, positions.blocks())
+    return arrays_digest([np.frombuffer(positions.digest.encode(), np.uint8), *is_live])
+
+
+def arrays_digest(arrays: Iterable[AnyArray]) -> str:
+    """A digest of arrays, one after the other."""
+    digest = xxhash.xxh3_128()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def missing_last(positions: Int64Array) -> Int64Array:
+    """Every row of (Q, K) with its -1 moved to the end; the others keep their order."""
+    order = np.argsort(positions < 0, axis=1, kind="stable")
+    sorted_QK: Int64Array = np.take_along_axis(positions, order, axis=1)
+    return sorted_QK
