@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +72,13 @@ def make_card(source: ExportSource, to: str, out: Path) -> ExportCard:
         rows=len(table.rows()),
         chunk_tokens=source.chunk_tokens,
         tokenizer=TokenizerCard(settings.tokenizer_name, settings.tokenizer_sha256, settings.vocab_size),
-        space={"name": table.entry.space, "fingerprint": space.fingerprint, **to_plain_object(space.params)},
+        space={
+            "name": table.entry.space,
+            "fingerprint": space.fingerprint,
+            **_without_nulls(to_plain_object(space.params)),
+        },
         table={"name": table.name, **_entry_fields(table.entry)},
-        queries=None if queries is None else _entry_fields(queries),
+        queries=None if queries is None else _without_nulls(_entry_fields(queries)),
         sources=source_licences(view),
         testsets=view.snapshot.names(TestsetEntry),
     )
@@ -84,6 +89,10 @@ def _entry_fields(entry: Entry) -> dict[str, JsonValue]:
     value = dump_entry(entry)
     assert isinstance(value, dict)
     return value
+
+
+def _without_nulls(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def read_card(out: Path) -> ExportCard:
