@@ -13,6 +13,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from torch.nn import functional as F
 
 from retrodb.bench.machine import environment
 from retrodb.encode.device import choose_compute
-from retrodb.retro.config import sized
 from retrodb.retro.data import RetroData
 from retrodb.retro.model import RetroModel, SoftmaxLoss
-from retrodb.retro.train import by_steps, train
+from retrodb.retro.model_config import config_of_size
+from retrodb.retro.training import schedule_by_steps, train_model
 
 SEED = 0
 
@@ -48,12 +49,12 @@ def random_data(chunks: int, vocab_size: int, m: int = 64, k: int = 2) -> RetroD
 
 def training_rate(size: str, data: RetroData, batch_chunks: int, steps: int, device: str) -> float:
     """Tokens a second, the first step left out."""
-    model = RetroModel(sized(size, data.vocab_size, chunk_tokens=data.chunk_tokens, k=2, seed=SEED))
+    model = RetroModel(replace(config_of_size(size, data.vocab_size), chunk_tokens=data.chunk_tokens, k=2, seed=SEED))
     ends: list[float] = []
-    train(
+    train_model(
         model,
         data,
-        by_steps(steps + 1),
+        schedule_by_steps(steps + 1),
         batch_chunks=batch_chunks,
         device=device,
         on_step=lambda *_: ends.append(time.perf_counter()),

@@ -11,7 +11,7 @@ from .output import format_count, render_table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from retrodb.retro.evaluate import Estimate
+    from retrodb.retro.evaluate import BitsPerByte
     from retrodb.retro.experiment import ValidateResult
     from retrodb.retro.run_leakage import LeakageResult
     from retrodb.retro.run_model import Fingerprints, RetroEvalResult, RetroGenerateResult
@@ -29,19 +29,24 @@ def leakage_result(result: LeakageResult) -> str:
             count = sum(counts[start:stop])
             shown = f"{start}" if stop == start + 1 else f"{start} to {stop - 1}"
             rows.append(
-                {"shared tokens": shown, "r(C)": f"{start / m:.1%}", "chunks": count, "fraction": count / result.chunks}
+                {
+                    "shared tokens": shown,
+                    "r(C)": f"{start / m:.1%}",
+                    "chunks": count,
+                    "fraction": count / result.num_chunks,
+                }
             )
     return "\n".join(
         [
-            f"{result.against} against space '{result.space}': {format_count(result.documents)} documents,"
-            f" {format_count(result.chunks)} chunks of {m} tokens, {result.neighbours} neighbours each",
+            f"{result.against} against space '{result.space}': {format_count(result.num_documents)} documents,"
+            f" {format_count(result.num_chunks)} chunks of {m} tokens, {result.num_neighbours} neighbours each",
             render_table(rows),
-            f"{result.share_at_eighth:.2%} of the chunks share {borders[1]} tokens or more with a neighbour",
+            f"{result.fraction_at_eighth:.2%} of the chunks share {borders[1]} tokens or more with a neighbour",
         ]
     )
 
 
-def estimates(column: str, values: Mapping[str, Estimate]) -> str:
+def estimates(column: str, values: Mapping[str, BitsPerByte]) -> str:
     """A table of numbers with their intervals."""
     return render_table(
         [{column: name, "bits per byte": it.value, "95% from": it.low, "to": it.high} for name, it in values.items()]
@@ -52,8 +57,8 @@ def retro_eval_result(result: RetroEvalResult) -> str:
     """Bits per byte under every condition, and the gain of retrieval."""
     return "\n".join(
         [
-            f"{result.checkpoint} on {result.data}: {format_count(result.documents)} documents,"
-            f" {format_count(result.chunks)} chunks",
+            f"{result.checkpoint} on {result.data}: {format_count(result.num_documents)} documents,"
+            f" {format_count(result.num_chunks)} chunks",
             _fingerprints(result.fingerprints),
             estimates("condition", result.bits_per_byte),
             estimates("gain over", result.gain),
@@ -64,9 +69,9 @@ def retro_eval_result(result: RetroEvalResult) -> str:
 def retro_generate_result(result: RetroGenerateResult) -> str:
     """The text, and below it the retrieved chunks."""
     lines = [_fingerprints(result.fingerprints), "", click.style(result.prompt, dim=True) + result.text, ""]
-    for shown in result.shown:
-        place = click.style(f"{shown.doc_id}, chunk {shown.chunk_id}", bold=True)
-        lines += [f"after token {shown.after_token}: {place}", f"  {' '.join(shown.text.split())}"]
+    for chunk in result.retrieved:
+        name = click.style(f"{chunk.doc_id}, chunk {chunk.chunk_id}", bold=True)
+        lines += [f"after token {chunk.after_token}: {name}", f"  {' '.join(chunk.text.split())}"]
     return "\n".join(lines)
 
 
@@ -82,14 +87,20 @@ def validate_result(result: ValidateResult) -> str:
     """Bits per byte under every condition, the verdict, and the data behind it."""
     report = result.report
     setting = (
-        f"{result.size} model, {format_count(result.steps)} steps, {format_count(result.train_chunks)} chunks to train on;"
-        f" held out: {format_count(report.documents)} documents, {format_count(report.chunks)} chunks"
+        f"{result.size} model, {format_count(result.num_steps)} steps,"
+        f" {format_count(result.num_train_chunks)} chunks to train on;"
+        f" held out: {format_count(report.num_documents)} documents, {format_count(report.num_chunks)} chunks"
     )
     lines = [setting, estimates("condition", report.bits_per_byte), report.verdict]
     points = [
-        {"r(C) up to": f"{it.alpha:.1%}", "chunks": it.chunks, "on": it.on, "without": it.without}
-        for it in result.leakage
-        if it.on is not None and it.without is not None
+        {
+            "r(C) up to": f"{point.alpha:.1%}",
+            "chunks": point.num_chunks,
+            "on": point.bits_per_byte_on,
+            "without": point.bits_per_byte_without,
+        }
+        for point in result.leakage
+        if point.bits_per_byte_on is not None and point.bits_per_byte_without is not None
     ]
     lines += [render_table(points)]
     if not result.is_screened:

@@ -1,7 +1,7 @@
-"""From a neighbour table of a database to the arrays that the model reads.
+"""The arrays that the model reads, from a neighbour table of a database.
 
-Only the chunks that some query's neighbours need are gathered, under new, dense rows: the arrays of a sample are small,
-however large the database.
+Only chunks that a query needs are gathered, and get new row numbers without gaps: the arrays of a sample are small, however
+large the database is.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
 
-def collect(table: NeighbourTable, *, max_chunks: int, seed: int) -> RetroData:
+def collect_data(table: NeighbourTable, *, max_chunks: int, seed: int) -> RetroData:
     """The chunks of a random sample of a query set's live documents, with their neighbours.
 
     Args:
-        max_chunks: whole documents are drawn until they have so many chunks; at least one is.
+        max_chunks: whole documents are drawn until they have this many chunks; at least one is drawn.
     """
     rows = sample_rows(table.view.query_set(table.query_set), max_chunks, seed)
-    return with_neighbours(table.view, table.query_set, rows, table.read(rows)[0], space=table.entry.space)
+    return data_with_neighbours(table.view, table.query_set, rows, table.read(rows)[0], space=table.entry.space)
 
 
-def with_neighbours(view: View, query_set: str, rows: Int64Array, ids: Int64Array, *, space: str) -> RetroData:
+def data_with_neighbours(view: View, query_set: str, rows: Int64Array, ids: Int64Array, *, space: str) -> RetroData:
     """Rows of a query set (Q,) with the chunks (Q, K) that are their neighbours, -1 where there is none."""
     queries = view.query_set(query_set)
-    own = queries.gather_tokens(rows)
+    batch = queries.gather_tokens(rows)
     texts = queries.texts(rows)
-    return with_chunks(view, own.tokens, own.lengths, texts, queries.document_ids(rows), ids, space=space)
+    return data_of_chunks(view, batch.tokens, batch.lengths, texts, queries.document_ids(rows), ids, space=space)
 
 
-def with_chunks(
+def data_of_chunks(
     view: View,
     tokens: AnyArray,
     lengths: Int64Array,
@@ -46,7 +46,16 @@ def with_chunks(
     *,
     space: str,
 ) -> RetroData:
-    """Chunks from anywhere: tokens (Q, m), lengths, texts, document of each, and the ids of their neighbours (Q, K)."""
+    """Chunks from any source with their neighbours.
+
+    Args:
+        tokens: (Q, m) of the chunks.
+        lengths: (Q,) tokens in each.
+        texts: (Q,) of the chunks.
+        documents: (Q,) document of each.
+        ids: (Q, K) chunks that are their neighbours, -1 where there is none.
+        space: the space in which the neighbours were found.
+    """
     chunks = view.chunks
     nearest = np.unique(ids[ids >= 0])
     following = chunks.continuation(nearest)
@@ -55,12 +64,12 @@ def with_chunks(
     return RetroData(
         tokens=batch.tokens,
         lengths=batch.lengths,
-        continuations=_place(needed, chunks.continuation(needed)),
+        continuations=_positions_in(needed, chunks.continuation(needed)),
         query_tokens=tokens,
         query_lengths=lengths,
         query_bytes=np.array([len(text.encode()) for text in texts], dtype=np.int64),
         query_documents=documents,
-        neighbours=_place(needed, ids),
+        neighbours=_positions_in(needed, ids),
         vocab_size=view.settings.vocab_size,
         tokenizer=view.settings.tokenizer_sha256,
         encoder=view.snapshot.existing(SpaceEntry, space).fingerprint,
@@ -77,9 +86,9 @@ def sample_rows(queries: ChunkSet, max_chunks: int, seed: int) -> Int64Array:
     return rows[sample_documents(queries.document_ids(rows), max_chunks, seed)]
 
 
-def _place(ids: Int64Array, wanted: Int64Array) -> Int64Array:
-    """Where each wanted id stands in the ascending `ids`; -1 for those that do not, and for -1 itself."""
-    if not len(ids):
-        return np.full(wanted.shape, -1, dtype=np.int64)
-    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    return np.where(ids[place] == wanted, place, -1)
+def _positions_in(sorted_ids: Int64Array, ids: Int64Array) -> Int64Array:
+    """The position of each id in the ascending `sorted_ids`; -1 for an id that is not there, and for -1."""
+    if not len(sorted_ids):
+        return np.full(ids.shape, -1, dtype=np.int64)
+    positions = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
+    return np.where(sorted_ids[positions] == ids, positions, -1)

@@ -1,4 +1,4 @@
-"""Two spaces side by side: what they find, how well, how fast, for how many bytes, and whether it helps a language model."""
+"""Two spaces compared: their neighbours, recall, speed and size, and whether they help a language model."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from retrodb.stages.embed.spaces import list_spaces
 from retrodb.stages.index.live_parts import database_keys, live_parts, open_codebook
 from retrodb.view.view import SELF, View
 
-_SAMPLE_CHUNKS = 256  # whose nearest chunks are compared: agreement within about 0.02
+_SAMPLE_CHUNKS = 256  # whose nearest chunks are compared: gives the agreement to about 0.02
 
 
 @dataclass(frozen=True)
 class SpaceMeasures:
-    """One of the two spaces."""
+    """The measures of one of the two spaces."""
 
     space: str
     encoder: str
     dimension: int
-    chunks: int
+    num_chunks: int
     size_bytes: int  # vectors, codebook and parts
     bytes_per_chunk: float
-    recall: float  # of the index at the number of lists that was timed
-    lists_probed: int
-    p50_latency_s: float  # of single warm queries there
-    queries_per_s: float  # in one warm batch
+    recall: float  # of the index at the timed number of lists
+    nprobe: int  # this number of lists
+    p50_latency_s: float  # of single warm queries at this number
+    queries_per_s: float  # in one warm batch at this number
     ndcg_at_10: float | None = None  # with judged queries
     recall_at_k: float | None = None
     mrr: float | None = None
     bits_per_byte: float | None = None  # of the model with retrieval, after equal training time; with `minutes`
-    without_retrieval: float | None = None  # of the equal-token model that never had neighbours
+    bits_per_byte_without: float | None = None  # of the model trained on equally many tokens without retrieval
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CompareResult:
 
     snapshot: int
     k: int
-    agreement: float  # share of the exact k nearest chunks, of other documents, that both spaces name
+    agreement: float  # fraction of the exact k nearest chunks, of other documents, that both spaces have
     spaces: list[SpaceMeasures]
 
 
@@ -70,41 +70,43 @@ def run_compare(
     """Measure two spaces with the same queries.
 
     Args:
-        queries, qrels: judged queries, as `eval-retrieval` takes them; without them retrieval quality is left out.
-        minutes: of training a small RETRO model on each space's neighbour tables; None leaves that out.
+        queries, qrels: judged queries, as for `eval-retrieval`; without them retrieval quality is not measured.
+        minutes: to train a small RETRO model on the neighbour tables of each space; None trains none.
 
     Raises:
-        UsageError: for a space that is not there, or queries without judgements.
+        UsageError: for a space that does not exist, or queries without judgements.
         MissingStep: when a space is not indexed, or its tables are missing.
     """
     if (queries is None) != (qrels is None):
-        raise UsageError("judged queries are a file of queries and one of judgements", remedy="Give both or neither.")
+        raise UsageError("judged queries need a file of queries and one of judgements", remedy="Give both or neither.")
     if first == second:
         raise UsageError(f"space '{first}' twice", remedy="Name two spaces.")
     view = context.view()
     for space in (first, second):
         open_codebook(view, space)
     measured = [_measure(context, view, space, k, queries, qrels, minutes, seed) for space in (first, second)]
-    return CompareResult(view.snapshot.number, k, round(agreement(view, (first, second), k, seed), 4), measured)
+    return CompareResult(
+        view.snapshot.number, k, round(neighbour_agreement(view, (first, second), k, seed), 4), measured
+    )
 
 
-def agreement(view: View, spaces: Sequence[str], k: int, seed: int) -> float:
-    """The share of a sample's exact k nearest chunks, own document excluded, that two spaces have in common."""
+def neighbour_agreement(view: View, spaces: Sequence[str], k: int, seed: int) -> float:
+    """The fraction of a sample's exact k nearest chunks, own document excluded, that two spaces have in common."""
     parts = {space: live_parts(view, space, kinds=("document",)) for space in spaces}
     ids = [np.concatenate([part.ids_N for part in parts[space]]) for space in spaces]
     common = np.intersect1d(ids[0], ids[1])
     common = common[view.chunks.is_live(common)]
     sample = np.sort(np.random.default_rng(seed).permutation(common)[:_SAMPLE_CHUNKS])
     exclusion = Exclusion.of(len(sample), document=database_keys(view, "document", sample))
-    found: list[Int64Array] = []
+    nearest: list[Int64Array] = []  # (sample, k) of each space
     for space in spaces:
         vectors = view.vectors(space, sample)
         metric = view.snapshot.existing(SpaceEntry, space).metric
         blocks = (block for part in parts[space] for block in part.blocks())
-        found.append(exact_topk(vectors, blocks, k, metric, exclusion)[0])
-    is_there = found[0] >= 0
-    is_common = (found[0][:, :, None] == found[1][:, None, :]).any(axis=2)
-    return float(is_common[is_there].mean()) if is_there.any() else 1.0
+        nearest.append(exact_topk(vectors, blocks, k, metric, exclusion)[0])
+    is_chunk = nearest[0] >= 0
+    is_common = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(axis=2)
+    return float(is_common[is_chunk].mean()) if is_chunk.any() else 1.0
 
 
 def _measure(
@@ -127,25 +129,25 @@ def _measure(
         space=space,
         encoder=info.encoder,
         dimension=info.dimension,
-        chunks=info.chunks,
+        num_chunks=info.chunks,
         size_bytes=info.size_bytes,
         bytes_per_chunk=info.size_bytes / max(1, info.chunks),
         recall=point.recall.mean,
-        lists_probed=point.nprobe,
+        nprobe=point.nprobe,
         p50_latency_s=point.warm_latency.p50_s,
         queries_per_s=point.warm_queries_per_s,
         ndcg_at_10=judged.ndcg_at_10 if judged else None,
         recall_at_k=judged.recall_at_k if judged else None,
         mrr=judged.mrr if judged else None,
         bits_per_byte=on,
-        without_retrieval=plain,
+        bits_per_byte_without=plain,
     )
 
 
 def _point(report: RecallReport) -> TimedPoint:
-    """The cheapest of the timed points with a recall of 0.95, or the best one where none has it."""
-    enough = [point for point in report.points if point.recall.mean >= 0.95]
-    return enough[0] if enough else report.points[-1]
+    """The fastest of the timed points with a recall of 0.95, or the best one when none reaches it."""
+    good_points = [point for point in report.points if point.recall.mean >= 0.95]
+    return good_points[0] if good_points else report.points[-1]
 
 
 def _validated(context: Context, view: View, space: str, minutes: float, seed: int) -> tuple[float, float]:
@@ -154,13 +156,13 @@ def _validated(context: Context, view: View, space: str, minutes: float, seed: i
         for name in view.snapshot.names(TableEntry)
         if view.snapshot.existing(TableEntry, name).space == space
     }
-    foreign = [queries for queries in tables if queries != SELF]
-    if SELF not in tables or not foreign:
+    held_out = [queries for queries in tables if queries != SELF]
+    if SELF not in tables or not held_out:
         raise MissingStep(
             f"space '{space}' has no neighbour tables of its own chunks and of held-out ones",
             remedy=f"Run 'retrodb neighbours DB --space {space}', and again with --queries.",
         )
     params = ValidateParams(minutes=minutes, seed=seed)
-    result = run_validate(view, context.progress, params, table=tables[SELF], heldout=tables[foreign[0]])
+    result = run_validate(view, context.progress, params, table=tables[SELF], heldout=tables[held_out[0]])
     bits = result.report.bits_per_byte
     return bits["on"].value, bits["without"].value

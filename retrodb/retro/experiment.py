@@ -1,4 +1,4 @@
-"""What a validation is: its result, and all that a page about it can be made of.
+"""The result of a validation, and everything that a page about it needs.
 
 Shapes: Q held-out chunks.
 """
@@ -9,48 +9,48 @@ from dataclasses import dataclass
 
 from retrodb.format.arrays import Int64Array
 from retrodb.retro.data import RetroData
-from retrodb.retro.evaluate import Evaluation, Report
+from retrodb.retro.evaluate import Evaluation, EvaluationReport
 from retrodb.retro.leakage import SharedRuns
-from retrodb.retro.train import TrainedModel
+from retrodb.retro.training import TrainedModel
 from retrodb.view.neighbour_table import NeighbourTable
 
 
 @dataclass(frozen=True)
 class LeakagePoint:
-    """Bits per byte of the chunks that share little with their nearest neighbours."""
+    """Bits per byte of the chunks that share at most a fraction of their tokens with a nearest neighbour."""
 
-    alpha: float  # the chunks with r(C) up to this share
-    chunks: int
-    on: float | None  # bits per byte with retrieval; None without such chunks
-    without: float | None  # of the model trained without
+    alpha: float  # the chunks with r(C) <= alpha
+    num_chunks: int
+    bits_per_byte_on: float | None  # with retrieval; None when there are no such chunks
+    bits_per_byte_without: float | None  # of the model trained without retrieval
 
 
 @dataclass(frozen=True)
 class ValidateResult:
-    """The experiment and what came out."""
+    """The experiment and its result."""
 
     snapshot: int
     space: str
     train_table: str
     heldout_table: str
-    is_screened: bool  # whether the whole database was held against the held-out documents by a leak scan
+    is_screened: bool  # whether a leak scan compared the whole database with the held-out documents
     size: str
-    steps: int  # of each model
-    train_chunks: int
-    report: Report
+    num_steps: int  # of each model
+    num_train_chunks: int
+    report: EvaluationReport
     leakage: tuple[LeakagePoint, ...]  # for alpha of 0, 1/8, ... 1
-    page: str | None = None  # the HTML report, when one was asked for
+    page: str | None = None  # path of the HTML report, when one was asked for
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that a page can be made of."""
+    """Everything that a page about a validation needs."""
 
     result: ValidateResult
     table: NeighbourTable  # of the held-out documents
-    rows: Int64Array  # (Q,) of the query set, that were evaluated
+    rows: Int64Array  # (Q,) evaluated rows of the query set
     heldout: RetroData
     evaluation: Evaluation
-    retrieving: TrainedModel
-    plain: TrainedModel
+    retrieving: TrainedModel  # trained with neighbours
+    plain: TrainedModel  # trained without
     runs: SharedRuns  # of the held-out chunks with their ten nearest

@@ -1,50 +1,62 @@
 """RETROfit (Borgeaud et al. 2022, section 4.3): retrieval for a language model that was trained without.
 
-The base, any causal language model of Hugging Face transformers, stays frozen; only the neighbour encoder and the chunked
-cross-attention after some of its layers are trained, by `train` like a model of our own.
+The base is any causal language model of Hugging Face transformers. It stays frozen: only the neighbour encoder and the chunked
+cross-attention after some of its layers are trained, by `train_model` like our own model.
 
 Shapes: as in `model`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retrodb.errors import InputError
-from retrodb.retro.config import RetroConfig
-from retrodb.retro.model import ChunkedCrossAttention, Encoder, LanguageModel, initialise
+from retrodb.retro.model import ChunkedCrossAttention, LanguageModel, NeighbourEncoder, initialise_weights
+from retrodb.retro.model_config import RetroConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def fit_config(base: Any, *, chunk_tokens: int, k: int, **changes: Any) -> RetroConfig:
-    """The shape of what is added to `base`: an encoder as wide, and cross-attention in every third layer from the middle.
+def fit_config(base: PreTrainedModel, *, chunk_tokens: int, k: int, seed: int = 0) -> RetroConfig:
+    """The shape of what is added to `base`: an equally wide encoder, and cross-attention in every third layer from the middle.
 
     Args:
         base: a causal language model of transformers.
         chunk_tokens: m, of the neighbour table.
         k: neighbours per chunk.
-        changes: other fields of `RetroConfig`.
+        seed: of the added weights, the order of the batches and dropout.
     """
     shape = base.config
     width, layers, heads = shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads
-    fields = {"vocab_size": shape.vocab_size, "layers": layers, "heads": heads, "head_width": width // heads}
-    fields |= {"width": width, "encoder_width": width, "cross_layers": tuple(range((layers + 1) // 2, layers + 1, 3))}
-    fields |= {"num_chunks": max(1, shape.max_position_embeddings // chunk_tokens)}
-    return RetroConfig(**{**fields, "chunk_tokens": chunk_tokens, "k": k, **changes})
+    return RetroConfig(
+        vocab_size=shape.vocab_size,
+        width=width,
+        layers=layers,
+        heads=heads,
+        head_width=width // heads,
+        cross_layers=tuple(range((layers + 1) // 2, layers + 1, 3)),
+        encoder_width=width,
+        chunk_tokens=chunk_tokens,
+        num_chunks=max(1, shape.max_position_embeddings // chunk_tokens),
+        k=k,
+        seed=seed,
+    )
 
 
 class RetroFit(LanguageModel):
     """A frozen causal language model with chunked cross-attention after some of its layers.
 
-    The cross-attentions start at 0, so that an untrained one is exactly the base. Deviation: the paper puts them between
-    attention and feed-forward; after the layer is where every architecture can be reached from outside.
+    The output weights of the cross-attentions start at 0, so an untrained model gives exactly the logits of the base. Deviation:
+    the paper puts them between attention and feed-forward. After the layer they can be added to any architecture from outside.
     """
 
-    def __init__(self, base: Any, config: RetroConfig) -> None:
-        """`base` is a loaded causal language model of transformers; `fit_config` makes the configuration.
+    def __init__(self, base: PreTrainedModel, config: RetroConfig) -> None:
+        """`base` is a loaded causal language model of transformers. `fit_config` gives the configuration.
 
         Raises:
             InputError: for a base whose layers cannot be found.
@@ -54,9 +66,9 @@ class RetroFit(LanguageModel):
         self.base = base.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.encoder = Encoder(config)
+            self.encoder = NeighbourEncoder(config)
             self.cross = nn.ModuleList(ChunkedCrossAttention(config) for _ in config.cross_layers)
-            initialise(self, config.layers)
+            initialise_weights(self, config.layers)
         for name, weight in self.cross.named_parameters():
             if name.endswith("out.weight"):
                 nn.init.zeros_(weight)
@@ -64,7 +76,7 @@ class RetroFit(LanguageModel):
         for number, cross in zip(config.cross_layers, self.cross, strict=True):
             layers[number - 1].register_forward_hook(lambda _, __, output, cross=cross: self._retrieve(cross, output))
         self._neighbours: Tensor | None = None  # (B, l, k, r), during a forward pass
-        self._encoded: Tensor | None = None  # (B l, k r, E), made at the first cross-attention for all of them
+        self._encoded: Tensor | None = None  # (B l, k r, E), computed at the first cross-attention for all of them
 
     def forward(self, tokens: Tensor, neighbours: Tensor | None = None) -> Tensor:
         """As `RetroModel.forward`."""
@@ -77,12 +89,12 @@ class RetroFit(LanguageModel):
         return output.logits  # type: ignore[no-any-return]
 
     def train(self, mode: bool = True) -> RetroFit:
-        """The base never trains, so it never drops anything out either."""
+        """The base never trains, so it has no dropout either."""
         super().train(mode)
-        self.base.eval()
+        self.base.eval()  # type: ignore[no-untyped-call]
         return self
 
-    def _retrieve(self, cross: nn.Module, output: Any) -> Any:
+    def _retrieve(self, cross: nn.Module, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         if self._neighbours is None:
             return output
         h = output[0] if isinstance(output, tuple) else output

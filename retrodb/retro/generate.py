@@ -1,4 +1,4 @@
-"""Writes text with a trained model, retrieving after every finished chunk.
+"""Generates text with a trained model that retrieves after every finished chunk.
 
 Shapes: m tokens a chunk, k neighbours of r = 2 m tokens.
 """
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
-from retrodb.retro.config import RetroConfig
-from retrodb.retro.train import TrainedModel
+from retrodb.retro.model_config import RetroConfig
+from retrodb.retro.training import TrainedModel
 
 # A finished chunk (m,) -> its neighbours [N, F] (k, r), the model's pad token where there is nothing (`RetroData.values`).
 Retrieve = Callable[[Int64Array], Int64Array]
 
 
-def generate(
+def generate_tokens(
     trained: TrainedModel,
     prompt: Sequence[int],
     max_tokens: int,
@@ -36,8 +36,8 @@ def generate(
     Args:
         prompt: token ids, at least one.
         retrieve: gives the neighbours of each finished chunk; None turns retrieval off.
-        temperature: 0 takes the likeliest token.
-        top_k: only so many of the likeliest tokens are drawn from.
+        temperature: 0 always takes the likeliest token.
+        top_k: tokens are drawn from this many of the likeliest.
         seed: of the draws.
 
     Raises:
@@ -50,9 +50,9 @@ def generate(
     tokens, neighbours = list(prompt), list[Int64Array]()  # neighbours: (k, r) of each finished chunk
     for _ in range(max_tokens):
         if retrieve is not None:
-            for at in range(len(neighbours) * m, len(tokens) - m + 1, m):
-                neighbours.append(retrieve(np.array(tokens[at : at + m], dtype=np.int64)))
-        # The oldest chunks leave when the sequence is full.
+            for start in range(len(neighbours) * m, len(tokens) - m + 1, m):
+                neighbours.append(retrieve(np.array(tokens[start : start + m], dtype=np.int64)))
+        # The oldest chunks are dropped when the sequence is full.
         first = max(0, -(-len(tokens) // m) - model.config.num_chunks)
         with torch.inference_mode():
             logits = model(*_inputs(model.config, tokens[first * m :], neighbours[first:]))

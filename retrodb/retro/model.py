@@ -5,31 +5,31 @@
                     └── activations of chunk u ── encoder ── neighbours of chunk u, encoded
 
 Shapes: B sequences; L = l m tokens in l chunks of m; k neighbours of r = 2 m tokens; W width, E width of the encoder;
-V vocabulary. Deviations from the paper: rotary positions for learned relative ones, GELU, tied output embedding. And, because
-this model is trained for minutes, cross-attention begins as what it would take long to become: it finds the token just read
-in the neighbours and proposes what follows there (`ChunkedCrossAttention.init_as_copy`).
+V vocabulary. Deviations from the paper: rotary positions in place of learned relative ones, GELU, and an output embedding that is
+tied to the input's. Because this model is trained for minutes only, cross-attention starts with weights that would take long to
+learn: it finds the token just read in the neighbours and proposes the token after it (`ChunkedCrossAttention.init_as_copy`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retrodb.retro.config import RetroConfig
+from retrodb.retro.model_config import RetroConfig
 
 
 def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
-    """`x` (..., T, head width) turned by its positions (T,), so that products depend on distances only (RoFormer)."""
+    """`x` (..., T, head width) rotated by its positions (T,), so that products depend on distances only (RoFormer)."""
     half = x.shape[-1] // 2
     frequencies = base ** (-torch.arange(half, device=x.device) / half)
     angles = positions[:, None] * frequencies  # (T, head width / 2)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
 class Attention(nn.Module):
@@ -48,21 +48,21 @@ class Attention(nn.Module):
         x: Tensor,  # (B, T, width)
         context: Tensor,  # (B, S, context width)
         positions: tuple[Tensor, Tensor],  # (T,) of x and (S,) of the context
-        is_present: Tensor | None = None,  # (B, S) bool: what of the context may be seen
+        is_present: Tensor | None = None,  # (B, S) bool: which context tokens may be seen
         causal: bool = False,
-        stretch: int = 0,  # when given, a key comes with the value of the next position, within stretches of so many
+        shift_within: int = 0,  # when above 0, a key comes with the value of the next position, in groups of this size
     ) -> Tensor:  # (B, T, width)
         query = self._split(self.query(x))
         key, value = (self._split(part) for part in self.key_value(context).chunk(2, dim=-1))
-        if stretch:
+        if shift_within:
             value = value.view(
-                *value.shape[:2], -1, stretch, value.shape[-1]
-            )  # (B, heads, S / stretch, stretch, head width)
+                *value.shape[:2], -1, shift_within, value.shape[-1]
+            )  # (B, heads, groups, shift_within, head width)
             value = torch.cat((value[..., 1:, :], value[..., -1:, :]), dim=-2).flatten(2, 3)
         query, key = rotate(query, positions[0], self.base), rotate(key, positions[1], self.base)
         mask = None
         if is_present is not None:
-            # A row that may see nothing would be 0/0; it sees everything instead, and its caller drops the result.
+            # A row that may see nothing would give 0/0. It sees everything instead, and the caller drops the result.
             mask = (is_present | ~is_present.any(dim=-1, keepdim=True))[:, None, None, :]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -71,14 +71,14 @@ class Attention(nn.Module):
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (B, heads, T, head width)
 
 
-def feed_forward(width: int) -> nn.Sequential:
-    """Normalises, widens four times, and comes back: (..., width) -> (..., width)."""
+def feed_forward_layers(width: int) -> nn.Sequential:
+    """A layer that normalises, one that is four times as wide, and one back to the width: (..., width) -> (..., width)."""
     return nn.Sequential(
         nn.RMSNorm(width), nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
     )
 
 
-class Encoder(nn.Module):
+class NeighbourEncoder(nn.Module):
     """Reads neighbours in both directions, conditioned on the chunk that retrieved them."""
 
     def __init__(self, config: RetroConfig) -> None:
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         self.project = nn.Identity() if width == config.width else nn.Linear(config.width, width, bias=False)
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(config.encoder_layers))
         self.attentions = nn.ModuleList(Attention(config, width, width) for _ in range(config.encoder_layers))
-        self.feeds = nn.ModuleList(feed_forward(width) for _ in range(config.encoder_layers))
+        self.feeds = nn.ModuleList(feed_forward_layers(width) for _ in range(config.encoder_layers))
         # The paper conditions in the first layer only (P_enc = 1).
         self.chunk_norm, self.query_norm = nn.RMSNorm(config.width), nn.RMSNorm(width)
         self.condition = Attention(config, width, config.width)
@@ -115,8 +115,8 @@ class Encoder(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-MATCH = 12.0  # logit of an equal token at the start; rotary positions take some of it away, the more the farther it is
-COPY = 2.0  # scale of what is passed on, against token embeddings of 1
+MATCH = 12.0  # initial logit of an equal token; rotary positions reduce it with the distance
+COPY = 2.0  # initial scale of a copied value; token embeddings have scale 1
 
 
 class ChunkedCrossAttention(nn.Module):
@@ -133,9 +133,9 @@ class ChunkedCrossAttention(nn.Module):
         self.attention = Attention(config, config.width, config.encoder_width)
 
     def init_as_copy(self) -> None:
-        """Sets the weights to multiples of the identity: equal tokens attend to each other, and values pass as they are.
+        """Sets the weights to multiples of the identity: equal tokens attend to each other, and values pass unchanged.
 
-        With the output embedding tied to the input's, a value that passes raises the odds of its token.
+        Because the output embedding is tied to the input's, a value that passes raises the probability of its token.
         """
         attention = self.attention
         key, value = attention.key_value.weight.chunk(2)
@@ -157,10 +157,10 @@ class ChunkedCrossAttention(nn.Module):
         m, k, r = self.chunk_tokens, *is_present.shape[2:]
         is_present = is_present.view(-1, k * r)  # (B l, k r)
         attending = F.pad(self.norm(h)[:, m - 1 :], (0, 0, 0, m - 1)).view(-1, m, W)  # (B l, m, W)
-        # A neighbour's chunk lies at 0..m-1 and its continuation from m on, so a query goes on where its chunk ended: in a
-        # near-copy the next token is always one to the right.
+        # A neighbour's chunk is at 0..m-1 and its continuation at m and later. A query continues where its chunk ended, so
+        # in a near-copy the next token is always one to the right.
         positions = torch.arange(m - 1, 2 * m - 1, device=h.device), torch.arange(r, device=h.device).repeat(k)
-        out = self.attention(attending, encoded, positions, is_present, stretch=r)
+        out = self.attention(attending, encoded, positions, is_present, shift_within=r)
         out = out * is_present.any(dim=-1)[:, None, None]  # a chunk without neighbours adds an exact 0
         return F.pad(out.view(B, L, W), (0, 0, m - 1, 0))[:, :L]
 
@@ -174,7 +174,7 @@ class DecoderLayer(nn.Module):
         self.norm = nn.RMSNorm(config.width)
         self.attention = Attention(config, config.width, config.width)
         self.cross = ChunkedCrossAttention(config) if number in config.cross_layers else None
-        self.feed = feed_forward(config.width)
+        self.feed = feed_forward_layers(config.width)
 
     def attend(self, h: Tensor) -> Tensor:
         x, positions = self.norm(h), torch.arange(h.shape[1], device=h.device)
@@ -189,17 +189,17 @@ class DecoderLayer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """What `train`, `evaluate` and `generate` work with: logits (B, L, V) of tokens (B, L) and neighbours (B, l, k, r)."""
+    """A model that can be trained, evaluated and generate text: logits (B, L, V) of tokens (B, L) and neighbours (B, l, k, r)."""
 
     config: RetroConfig
 
     def loss(self, tokens: Tensor, neighbours: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The sum of a batch's losses in nats, to be differentiated, and the loss of every token (B, L), which cannot be."""
+        """The sum of a batch's losses in nats, which has gradients, and the loss of every token (B, L), which has none."""
         losses = token_losses(self(tokens, neighbours), tokens, self.config.pad_token)
         return losses.sum(), losses.detach()
 
-    def start_from(self, counts: Tensor) -> None:
-        """Told, before training, how often each token occurs (V,); a model that knows its language already needs it not."""
+    def start_from_frequencies(self, counts: Tensor) -> None:
+        """Takes the count of each token (V,) before training. A model that knows its language already ignores it."""
 
 
 class RetroModel(LanguageModel):
@@ -213,13 +213,15 @@ class RetroModel(LanguageModel):
             self.embedding = nn.Embedding(config.vocab_size + 1, config.width)
             layers = (DecoderLayer(config, number + 1) for number in range(config.layers))
             self.layers: Iterable[DecoderLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
-            self.encoder = Encoder(config)
+            self.encoder = NeighbourEncoder(config)
             self.final_norm = nn.RMSNorm(config.width)
-            initialise(self, config.layers)
+            initialise_weights(self, config.layers)
         for layer in self.layers:
             if layer.cross is not None:
                 layer.cross.init_as_copy()
-        self.frequency = nn.Parameter(torch.zeros(config.vocab_size))  # log odds of each token, whatever was read
+        self.frequency = nn.Parameter(
+            torch.zeros(config.vocab_size)
+        )  # output bias: log odds of each token in any context
 
     def forward(self, tokens: Tensor, neighbours: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) of each next token.
@@ -230,13 +232,13 @@ class RetroModel(LanguageModel):
         """
         return F.linear(self._read(tokens, neighbours), self._unembedding, self.frequency)
 
-    def start_from(self, counts: Tensor) -> None:
-        """Begins at the frequencies, so that no weight is bent to learn them first."""
+    def start_from_frequencies(self, counts: Tensor) -> None:
+        """Sets the output bias to the frequencies, so that training does not spend steps on them."""
         with torch.no_grad():
             self.frequency.copy_(((counts + 0.1) / (counts + 0.1).sum()).log())
 
     def loss(self, tokens: Tensor, neighbours: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same as of any language model, without ever holding the logits of a whole batch."""
+        """As `LanguageModel.loss`, without the logits of a whole batch in memory."""
         targets = tokens[:, 1:]
         is_target = targets != self.config.pad_token
         h = self._read(tokens, neighbours)[:, :-1][is_target]  # (T, W)
@@ -249,7 +251,7 @@ class RetroModel(LanguageModel):
         return total + first.sum(), losses
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        """(...,) -> (..., W), of the size 1 that normalised activations have."""
+        """(...,) -> (..., W), scaled to size 1 as normalised activations are."""
         return self.embedding(tokens) * self.config.width**0.5  # type: ignore[no-any-return]
 
     @property
@@ -271,8 +273,8 @@ class RetroModel(LanguageModel):
         return self.final_norm(h)  # type: ignore[no-any-return]
 
 
-def initialise(module: nn.Module, layers: int) -> None:
-    """Gives what will be trained normal weights that keep the size of activations, smaller at the ends of residual branches."""
+def initialise_weights(module: nn.Module, layers: int) -> None:
+    """Draws normal weights that keep the size of activations, and smaller ones at the ends of residual branches."""
     for name, weight in module.named_parameters():
         if weight.requires_grad and weight.dim() == 2:
             is_end = name.endswith(("out.weight", "feed.3.weight"))
@@ -283,10 +285,10 @@ def initialise(module: nn.Module, layers: int) -> None:
 def token_losses(logits: Tensor, tokens: Tensor, pad_token: int) -> Tensor:
     """Cross-entropy in nats of every token given those before it: (B, L) float32, 0 where there is no token.
 
-    The first token of a sequence has nothing before it and is charged as one of V equally likely.
+    The first token of a sequence has no context, so its loss is that of one of V equally likely tokens.
     """
     V = logits.shape[-1]
-    # The last position predicts nothing. Cutting it off the logits, by far the largest array, would copy them.
+    # The last position predicts nothing. Slicing it off the logits would copy them, and they are by far the largest array.
     targets = F.pad(tokens[:, 1:], (0, 1), value=pad_token)
     losses = F.cross_entropy(
         logits.reshape(-1, V).float(), targets.reshape(-1), ignore_index=pad_token, reduction="none"
@@ -299,26 +301,37 @@ def _first_losses(tokens: Tensor, vocab_size: int, pad_token: int) -> Tensor:
     return (tokens[:, :1] != pad_token) * torch.tensor(float(vocab_size), device=tokens.device).log()
 
 
+class _Context(Protocol):
+    """What `torch.autograd` passes between the two passes of a function; its own class does not declare all of it."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+
 class SoftmaxLoss(torch.autograd.Function):
     """Cross-entropy of T activations with an output embedding, a block of them at a time.
 
-    Forward works out the gradients too, while a block's logits are there: with a vocabulary of 50,000 that more than
-    halves the time on a CPU, where logits of a whole batch would go to memory and back five times.
+    The forward pass computes the gradients too, while the logits of a block are in cache. With a vocabulary of 50,000 that
+    more than halves the time on a CPU, where the logits of a whole batch would go to memory and back five times.
     """
 
     BLOCK = 512  # activations: with 50,257 tokens 100 MB of logits
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _Context, h: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`h` (T, W), `embedding` (V, W), `bias` (V,), `targets` (T,) -> the sum of the losses in nats, and each of them (T,)."""
         losses = torch.empty(len(h), device=h.device)
         of_h, of_embedding, of_bias = torch.empty_like(h), torch.zeros_like(embedding), torch.zeros_like(bias)
         for start in range(0, len(h), SoftmaxLoss.BLOCK):
             block = slice(start, start + SoftmaxLoss.BLOCK)
-            log_shares = F.log_softmax(F.linear(h[block], embedding, bias).float(), dim=1)  # (block, V)
-            losses[block] = -log_shares.gather(1, targets[block, None])[:, 0]
+            log_probabilities = F.log_softmax(F.linear(h[block], embedding, bias).float(), dim=1)  # (block, V)
+            losses[block] = -log_probabilities.gather(1, targets[block, None])[:, 0]
             if any(ctx.needs_input_grad):
-                slope = log_shares.exp_()
+                slope = log_probabilities.exp_()
                 slope[torch.arange(len(slope), device=h.device), targets[block]] -= 1
                 of_h[block] = (slope @ embedding).to(h.dtype)
                 of_embedding += slope.T @ h[block]
@@ -328,7 +341,7 @@ class SoftmaxLoss(torch.autograd.Function):
         return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Gradients, given that of the sum."""
+    def backward(ctx: _Context, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The gradients of the arguments, from the gradient of the sum."""
         of_h, of_embedding, of_bias = ctx.saved_tensors
         return slope * of_h, slope * of_embedding, slope * of_bias, None

@@ -13,7 +13,7 @@ import numpy as np
 from retrodb.bench.charts import Curve, LineChart
 from retrodb.bench.html_page import render_template
 from retrodb.format.arrays import Float64Array
-from retrodb.retro.evaluate import CONDITIONS, Estimate
+from retrodb.retro.evaluate import CONDITIONS, BitsPerByte
 
 _LOSS_POINTS = 100  # of a training curve: more than this is noise
 
@@ -47,8 +47,8 @@ class ValidationPage:
     title: str
     verdict: str
     setting: Sequence[tuple[str, str]]  # name and value
-    bits_per_byte: Mapping[str, Estimate]  # by condition
-    gain: Mapping[str, Estimate]  # by condition other than on
+    bits_per_byte: Mapping[str, BitsPerByte]  # by condition
+    gain: Mapping[str, BitsPerByte]  # by condition other than on
     losses: Mapping[str, Sequence[float]]  # model -> nats per token of each step
     leakage: Mapping[str, Float64Array]  # condition -> (m + 1,) bits per byte with r(C) <= 0, 1/m, ... 1; nan for none
     chunks_by_run: Sequence[int]  # (m + 1,) chunks whose longest shared run has 0, 1, ... m tokens

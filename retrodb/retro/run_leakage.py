@@ -1,4 +1,4 @@
-"""Leakage without a model: how much of some chunks their nearest neighbours in a database give away word for word.
+"""Leakage without a model: how much of some chunks their nearest neighbours in a database contain word for word.
 
 Shapes: Q query chunks of m tokens, K nearest neighbours.
 """
@@ -14,9 +14,9 @@ from retrodb.corpus.chunking import chunk_documents
 from retrodb.dedup.testset_items import read_test_items
 from retrodb.errors import InputError, MissingStep, UsageError
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
-from retrodb.retro.collect import sample_rows, with_chunks, with_neighbours
+from retrodb.retro.collect import data_of_chunks, data_with_neighbours, sample_rows
 from retrodb.retro.data import RetroData
-from retrodb.retro.leakage import NEIGHBOURS, shared_runs
+from retrodb.retro.leakage import NUM_NEAREST, longest_shared_runs
 from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.stages.search.command import Searcher
 from retrodb.view.view import SELF, View
@@ -24,16 +24,16 @@ from retrodb.view.view import SELF, View
 
 @dataclass(frozen=True)
 class LeakageResult:
-    """The histogram of r(C), the longest run of tokens that a chunk shares with one of its nearest neighbours, over m."""
+    """The histogram of r(C): the longest run of tokens that a chunk shares with one of its nearest neighbours, divided by m."""
 
     space: str
     against: str  # the file or query set
-    documents: int
-    chunks: int
+    num_documents: int
+    num_chunks: int
     chunk_tokens: int  # m
-    neighbours: int  # looked at for each chunk, nearest first, each with its continuation
+    num_neighbours: int  # compared with each chunk, nearest first, each with its continuation
     chunks_by_run: tuple[int, ...]  # (m + 1,) chunks whose longest run has 0, 1, ... m tokens
-    share_at_eighth: float  # of the chunks that share m / 8 tokens or more: r(C) >= 12.5%, the paper's mark
+    fraction_at_eighth: float  # of the chunks that share m / 8 tokens or more: r(C) >= 12.5%, the limit of the paper
 
 
 def run_leakage(
@@ -42,7 +42,7 @@ def run_leakage(
     against: Path | None = None,
     queries: str | None = None,
     space: str | None = None,
-    k: int = NEIGHBOURS,
+    k: int = NUM_NEAREST,
     text_template: str | None = None,
     max_chunks: int = 100_000,
     seed: int = 0,
@@ -51,11 +51,11 @@ def run_leakage(
     """The histogram of r(C) of a file's documents, or of a query set's.
 
     Args:
-        against: a test-set file; its texts are cut and encoded as the database's own.
-        queries: a query set that is embedded, instead.
-        k: nearest neighbours to look at.
-        text_template: fields of a record of the file that make its text.
-        max_chunks: whole documents of the query set are drawn until they have so many chunks.
+        against: a test-set file; its texts are chunked and encoded as the database's own.
+        queries: an embedded query set, in place of a file.
+        k: nearest neighbours to compare with.
+        text_template: how the fields of a record of the file form its text.
+        max_chunks: whole documents of the query set are drawn until they have this many chunks.
 
     Raises:
         UsageError: unless exactly one of file and query set is given, or for the database's own chunks.
@@ -65,29 +65,29 @@ def run_leakage(
     if (against is None) == (queries is None):
         raise UsageError("a file or a query set is needed", remedy="Give either --against FILE or --queries NAME.")
     if k < 1:
-        raise UsageError(f"k of {k}", remedy="Look at one neighbour at least.")
+        raise UsageError(f"k of {k}", remedy="Give at least 1.")
     searcher = Searcher.open(view, space=space)
     if against is not None:
         data = _of_file(searcher, against, text_template, k, device)
     else:
         assert queries is not None
-        data = nearest_data(searcher, queries, sample_rows(view.query_set(queries), max_chunks, seed), k)
-    runs = shared_runs(data, k)
+        data = data_with_nearest(searcher, queries, sample_rows(view.query_set(queries), max_chunks, seed), k)
+    runs = longest_shared_runs(data, k)
     histogram = runs.histogram()
     return LeakageResult(
         space=searcher.space,
         against=str(against or queries),
-        documents=len(np.unique(data.query_documents)),
-        chunks=len(runs.length),
+        num_documents=len(np.unique(data.query_documents)),
+        num_chunks=len(runs.length),
         chunk_tokens=runs.chunk_tokens,
-        neighbours=k,
+        num_neighbours=k,
         chunks_by_run=tuple(histogram.tolist()),
-        share_at_eighth=float((runs.ratio >= 1 / 8).mean()),
+        fraction_at_eighth=float((runs.ratio >= 1 / 8).mean()),
     )
 
 
-def nearest_data(searcher: Searcher, queries: str, rows: Int64Array, k: int) -> RetroData:
-    """Rows of a query set (Q,), ascending, with their k nearest chunks of the database, found now.
+def data_with_nearest(searcher: Searcher, queries: str, rows: Int64Array, k: int) -> RetroData:
+    """Ascending rows of a query set (Q,) with their k nearest chunks of the database, from a search.
 
     Raises:
         UsageError: for the database's own chunks, each of which would find itself.
@@ -96,7 +96,7 @@ def nearest_data(searcher: Searcher, queries: str, rows: Int64Array, k: int) -> 
     view, space = searcher.view, searcher.space
     if queries == SELF:
         remedy = "Hold documents out, or name some with 'retrodb queries add'."
-        raise UsageError("the database's own chunks are in the database, every one would find itself", remedy=remedy)
+        raise UsageError("the database's own chunks would each find itself", remedy=remedy)
     if not len(rows):
         raise InputError(f"query set '{queries}' has no live chunks", remedy="Name another query set.")
     is_covered = _covered(view, queries, space, rows)
@@ -106,11 +106,11 @@ def nearest_data(searcher: Searcher, queries: str, rows: Int64Array, k: int) -> 
     ids = np.full((len(rows), k), -1, dtype=np.int64)
     vectors: Float32Array = view.vectors(space, rows[is_covered], queries).astype(np.float32)
     ids[is_covered] = searcher.arrays(vectors, k)[0]
-    return with_neighbours(view, queries, rows, ids, space=space)
+    return data_with_neighbours(view, queries, rows, ids, space=space)
 
 
 def _covered(view: View, queries: str, space: str, rows: Int64Array) -> BoolArray:
-    """(Q,) which ascending rows have a vector: short tails have none."""
+    """(Q,) which of the ascending rows have a vector. Short chunks at the end of a document have none."""
     first = int(rows[0])
     return view.query_vectors(queries, space).covered_mask(first, int(rows[-1]) + 1 - first)[rows - first]
 
@@ -127,4 +127,4 @@ def _of_file(searcher: Searcher, path: Path, text_template: str | None, k: int, 
     tokens[np.arange(m) < lengths[:, None]] = chunks.tokens
     texts = chunks.text.to_pylist()
     ids, _ = searcher.arrays(searcher.encode(texts, device), k)
-    return with_chunks(view, tokens, lengths, texts, chunks.document.astype(np.int64), ids, space=searcher.space)
+    return data_of_chunks(view, tokens, lengths, texts, chunks.document.astype(np.int64), ids, space=searcher.space)

@@ -1,6 +1,6 @@
 """Trains a model on an `arrays` export, for `retrodb retro train` and `retrodb retro fit`.
 
-A killed training continues with the same command: its state is in the folder of the checkpoint, see `checkpoint`.
+A killed training continues with the same command: its state is in the folder of the checkpoint, see `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,14 +18,32 @@ from retrodb.config import RetroTrainParams
 from retrodb.encode.device import choose_compute
 from retrodb.engine.progress import Progress
 from retrodb.errors import InputError, MismatchError, MissingFileError, UsageError
-from retrodb.retro.checkpoint import CARD, Build, load_checkpoint, load_unfinished, save_checkpoint, save_unfinished
-from retrodb.retro.config import RetroConfig, sized
+from retrodb.retro.checkpoint import (
+    CARD,
+    ModelBuilder,
+    load_checkpoint,
+    load_unfinished,
+    save_checkpoint,
+    save_unfinished,
+)
 from retrodb.retro.data import RetroData, load_arrays
 from retrodb.retro.fit import RetroFit, fit_config
 from retrodb.retro.model import RetroModel
-from retrodb.retro.train import TrainedModel, Unfinished, by_clock, by_steps, check_fit, train, trained_weights
+from retrodb.retro.model_config import RetroConfig, config_of_size
+from retrodb.retro.training import (
+    TrainedModel,
+    UnfinishedTraining,
+    check_compatible,
+    schedule_by_clock,
+    schedule_by_steps,
+    train_model,
+    trained_weights,
+)
 
-_BAR = 1000  # a progress bar in thousandths: with a clock the number of steps is not known beforehand
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BAR = 1000  # length of the progress bar: the number of steps is not known in advance when a clock ends the training
 OnStep = Callable[[int, float, float], None]
 
 
@@ -34,48 +52,49 @@ class RetroTrainResult:
     """A finished training."""
 
     checkpoint: str
-    parameters: int  # that were trained, embeddings counted
-    steps: int
-    continued_at: int  # the step at which it went on; 0 when it began here
-    tokens_seen: int
+    num_parameters: int  # trained ones, with embeddings
+    num_steps: int
+    continued_at_step: int  # 0 when it started here
+    num_tokens_seen: int
     loss: float  # mean over the last tenth of the steps, nats per token
-    tokens_per_s: float  # of the steps done now
+    tokens_per_s: float  # of the steps of this run
     device: str
-    tokenizer: str  # fingerprints of what it was trained with
-    encoder: str
+    tokenizer: str  # fingerprint
+    encoder: str  # fingerprint
 
 
 def run_retro_train(data: Path, out: Path, params: RetroTrainParams, progress: Progress) -> RetroTrainResult:
-    """Train a model of our own from nothing.
+    """Train a RETRO model from random weights.
 
     Raises:
-        MissingFileError, InputError: for a folder that holds no `arrays` export.
-        UsageError: when `out` holds another training or a finished model.
+        MissingFileError, InputError: for a folder without an `arrays` export.
+        UsageError: when `out` has another training or a finished model.
     """
-    arrays = _prepared(load_arrays(data), params)
-    config = sized(
-        params.size,
-        arrays.vocab_size,
+    arrays = _training_data(load_arrays(data), params)
+    config = replace(
+        config_of_size(params.size, arrays.vocab_size),
         chunk_tokens=arrays.chunk_tokens,
         k=params.k or arrays.neighbours.shape[1],
         seed=params.seed,
-        **_given(learning_rate=params.learning_rate),
     )
+    if params.learning_rate is not None:
+        config = replace(config, learning_rate=params.learning_rate)
     return _run(arrays, out, config, params, progress, RetroModel)
 
 
 def run_retro_fit(base: Path, data: Path, out: Path, params: RetroTrainParams, progress: Progress) -> RetroTrainResult:
-    """RETROfit a causal language model of Hugging Face transformers: it stays frozen, what retrieves is trained.
+    """RETROfit a causal language model of Hugging Face transformers: it stays frozen, and only the retrieving parts are trained.
 
     Raises:
         InputError: for a folder without such a model.
-        MismatchError: for a base with another vocabulary than the data's.
+        MismatchError: for a base with a smaller vocabulary than the data.
     """
-    arrays = _prepared(load_arrays(data), params)
+    arrays = _training_data(load_arrays(data), params)
     model = load_base(base)
-    rate = _given(learning_rate=params.learning_rate)
     k = params.k or arrays.neighbours.shape[1]
-    config = fit_config(model, chunk_tokens=arrays.chunk_tokens, k=k, seed=params.seed, **rate)
+    config = fit_config(model, chunk_tokens=arrays.chunk_tokens, k=k, seed=params.seed)
+    if params.learning_rate is not None:
+        config = replace(config, learning_rate=params.learning_rate)
     if config.vocab_size < arrays.vocab_size:
         what = f"the base knows {config.vocab_size} tokens, the data has {arrays.vocab_size}"
         raise MismatchError(what, remedy="The database must be made with the base's own tokenizer.")
@@ -84,7 +103,7 @@ def run_retro_fit(base: Path, data: Path, out: Path, params: RetroTrainParams, p
     return _run(arrays, out, config, params, progress, lambda shape: RetroFit(load_base(base), shape))
 
 
-def load_base(base: Path) -> Any:
+def load_base(base: Path) -> PreTrainedModel:
     """A causal language model of transformers, from a folder with safetensors."""
     from transformers import AutoModelForCausalLM
 
@@ -98,35 +117,31 @@ def load_base(base: Path) -> Any:
         raise InputError(f"no causal language model ({error})", where=str(base), remedy=remedy) from error
 
 
-def _prepared(data: RetroData, params: RetroTrainParams) -> RetroData:
+def _training_data(data: RetroData, params: RetroTrainParams) -> RetroData:
     return replace(data.without(), encoder="") if params.without else data
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _run(
-    data: RetroData, out: Path, config: RetroConfig, params: RetroTrainParams, progress: Progress, build: Build
+    data: RetroData, out: Path, config: RetroConfig, params: RetroTrainParams, progress: Progress, build: ModelBuilder
 ) -> RetroTrainResult:
     device = choose_compute(params.device).device
     out.mkdir(parents=True, exist_ok=True)
     if (out / CARD).exists():
-        what = f"a trained model of {len(load_checkpoint(out, build).progress):,} steps is there already"
+        what = f"a trained model of {len(load_checkpoint(out, build).progress):,} steps already exists"
         raise UsageError(what, where=str(out), remedy="Give another --out, or delete the folder.")
     unfinished = load_unfinished(out, build)
     if unfinished is not None:
         _check_same(out, unfinished, config, data, params)
-    done = unfinished.so_far.progress if unfinished else ()
-    model = unfinished.so_far.model if unfinished else build(config)
+    done = unfinished.trained.progress if unfinished else ()
+    model = unfinished.trained.model if unfinished else build(config)
     schedule = (
-        by_steps(params.steps, len(done))
+        schedule_by_steps(params.steps, len(done))
         if params.minutes is None
-        else by_clock(60 * params.minutes, time.monotonic, done[-1] if done else 0.0)
+        else schedule_by_clock(60 * params.minutes, time.monotonic, done[-1] if done else 0.0)
     )
-    start, tokens_before = time.monotonic(), unfinished.so_far.tokens_seen if unfinished else 0
-    with shown_steps(progress, "train", done[-1] if done else 0.0) as on_step:
-        trained = train(
+    start, tokens_before = time.monotonic(), unfinished.trained.tokens_seen if unfinished else 0
+    with training_bar(progress, "train", done[-1] if done else 0.0) as on_step:
+        trained = train_model(
             model,
             data,
             schedule,
@@ -143,42 +158,44 @@ def _run(
 
 
 def _check_same(
-    out: Path, unfinished: Unfinished, config: RetroConfig, data: RetroData, params: RetroTrainParams
+    out: Path, unfinished: UnfinishedTraining, config: RetroConfig, data: RetroData, params: RetroTrainParams
 ) -> None:
-    so_far = unfinished.so_far
-    began = so_far.model.config, so_far.tokenizer, so_far.encoder, so_far.batch_chunks
-    last = len(so_far.progress) - 1
-    is_on_schedule = params.minutes is not None or so_far.progress[last] == last / params.steps
-    if began != (config, data.tokenizer, data.encoder, params.batch_chunks) or not is_on_schedule:
-        what = f"another training stopped here after {len(so_far.progress):,} steps"
-        remedy = "Give the options and the data that it began with, or another --out."
+    trained = unfinished.trained
+    before = trained.model.config, trained.tokenizer, trained.encoder, trained.batch_chunks
+    last = len(trained.progress) - 1
+    is_on_schedule = params.minutes is not None or trained.progress[last] == last / params.steps
+    if before != (config, data.tokenizer, data.encoder, params.batch_chunks) or not is_on_schedule:
+        what = f"another training stopped here after {len(trained.progress):,} steps"
+        remedy = "Give the options and the data that it started with, or another --out."
         raise UsageError(what, where=str(out), remedy=remedy)
-    check_fit(config, data)
+    check_compatible(config, data)
 
 
 @contextmanager
-def shown_steps(progress: Progress, name: str, done: float = 0.0) -> Iterator[OnStep]:
-    """A progress bar for `train`, in thousandths of the schedule, with the loss and the tokens behind it."""
+def training_bar(progress: Progress, name: str, done: float = 0.0) -> Iterator[OnStep]:
+    """A progress bar for `train_model`, in thousandths of the schedule, with the step and the loss."""
     reached = int(done * _BAR)
     with progress.stage(name, _BAR - reached) as bar:
 
-        def on_step(step: int, loss: float, share: float) -> None:
+        def on_step(step: int, loss: float, progress: float) -> None:
             nonlocal reached
-            bar.advance(int(share * _BAR) - reached)
-            reached = int(share * _BAR)
+            bar.advance(int(progress * _BAR) - reached)
+            reached = int(progress * _BAR)
             bar.show(f"step {step + 1:,}, loss {loss:.3f}")
 
         yield on_step
 
 
-def _result(trained: TrainedModel, out: Path, continued_at: int, tokens_per_s: float, device: str) -> RetroTrainResult:
+def _result(
+    trained: TrainedModel, out: Path, continued_at_step: int, tokens_per_s: float, device: str
+) -> RetroTrainResult:
     last = trained.losses[-max(1, len(trained.losses) // 10) :]
     return RetroTrainResult(
         checkpoint=str(out),
-        parameters=sum(weight.numel() for weight in trained_weights(trained.model).values()),
-        steps=len(trained.progress),
-        continued_at=continued_at,
-        tokens_seen=trained.tokens_seen,
+        num_parameters=sum(weight.numel() for weight in trained_weights(trained.model).values()),
+        num_steps=len(trained.progress),
+        continued_at_step=continued_at_step,
+        num_tokens_seen=trained.tokens_seen,
         loss=float(np.mean(last)) if last else float("nan"),
         tokens_per_s=tokens_per_s,
         device=device,

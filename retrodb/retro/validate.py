@@ -1,8 +1,8 @@
-"""Validate: the bounded experiment that tells whether a database helps a language model.
+"""Validate: a bounded experiment that measures whether a database helps a language model.
 
-Two models of one size and seed see the same tokens in the same order, one with the neighbours of the table and one without.
-Held-out documents then tell: the retrieving model against the other (the honest baseline), against itself with shuffled and
-random neighbours, and with retrieval switched off.
+Two models of one size and seed are trained on the same tokens in the same order, one with the neighbours of the table and one
+without. On held-out documents the retrieving model is compared with the other (the fair baseline), and with itself: with shuffled
+neighbours, with random ones, and with retrieval turned off.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from retrodb.encode.device import choose_compute
 from retrodb.engine.progress import Progress
 from retrodb.errors import MismatchError, MissingStep, UsageError
 from retrodb.format.entries import TableEntry, TestsetEntry
-from retrodb.retro.collect import collect, sample_rows, with_neighbours
-from retrodb.retro.config import sized
+from retrodb.retro.collect import collect_data, data_with_neighbours, sample_rows
 from retrodb.retro.data import RetroData
-from retrodb.retro.evaluate import Evaluation, evaluate
-from retrodb.retro.examples import report_of
+from retrodb.retro.evaluate import Evaluation, evaluate_conditions
+from retrodb.retro.examples import validation_page
 from retrodb.retro.experiment import Experiment, LeakagePoint, ValidateResult
-from retrodb.retro.leakage import NEIGHBOURS, SharedRuns, leakage_curve, shared_runs
+from retrodb.retro.leakage import NUM_NEAREST, SharedRuns, leakage_curve, longest_shared_runs
 from retrodb.retro.model import RetroModel
+from retrodb.retro.model_config import config_of_size
 from retrodb.retro.page import render_page
-from retrodb.retro.run_leakage import nearest_data
-from retrodb.retro.run_training import shown_steps
-from retrodb.retro.train import TrainedModel, by_clock, by_steps, train
+from retrodb.retro.run_leakage import data_with_nearest
+from retrodb.retro.run_training import training_bar
+from retrodb.retro.training import TrainedModel, schedule_by_clock, schedule_by_steps, train_model
 from retrodb.stages.search.command import Searcher
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import SELF, View
 
-FIRST_SHARE = (
-    0.6  # of the minutes go to the retrieving model: a step of it takes half as long again as one without, or more
-)
+# Of the training time, for the retrieving model: a step of it takes 1.5 times as long as one without retrieval, or longer.
+RETRIEVING_FRACTION = 0.6
 
 
 def run_validate(
@@ -55,7 +54,7 @@ def run_validate(
 
     Args:
         table: the neighbour table of the training documents; None takes that of the database's own chunks.
-        heldout: the neighbour table of the held-out documents; None takes the first of a foreign query set.
+        heldout: the neighbour table of the held-out documents; None takes the first of another query set.
         report: where to write the experiment as an HTML page.
 
     Raises:
@@ -70,7 +69,7 @@ def run_validate(
     if report is None:
         return experiment.result
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(render_page(report_of(experiment, view)), encoding="utf-8")
+    report.write_text(render_page(validation_page(experiment, view)), encoding="utf-8")
     return replace(experiment.result, page=str(report))
 
 
@@ -80,32 +79,35 @@ def _experiment(
     if params.minutes <= 0 or (params.steps is not None and params.steps < 1):
         raise UsageError("no time to train", remedy="Give --minutes above 0, or --steps of 1 or more.")
     trained_on = NeighbourTable(view, table or SELF)
-    held_out = NeighbourTable(view, heldout or _foreign_table(view))
+    held_out = NeighbourTable(view, heldout or _heldout_table(view))
     _check_tables(trained_on, held_out)
-    data = collect(trained_on, max_chunks=params.max_train_chunks, seed=params.seed)
+    data = collect_data(trained_on, max_chunks=params.max_train_chunks, seed=params.seed)
     space = trained_on.entry.space
     rows = sample_rows(view.query_set(held_out.query_set), params.max_heldout_chunks, params.seed)
-    unseen = with_neighbours(view, held_out.query_set, rows, held_out.read(rows)[0], space=space)
-    config = sized(
-        params.size,
-        view.settings.vocab_size,
+    unseen = data_with_neighbours(view, held_out.query_set, rows, held_out.read(rows)[0], space=space)
+    config = replace(
+        config_of_size(params.size, view.settings.vocab_size),
         chunk_tokens=view.settings.chunk_tokens,
         k=min(trained_on.k, held_out.k),
         seed=params.seed,
     )
-    seconds = 60 * params.minutes * FIRST_SHARE
-    schedule = by_clock(seconds, time.monotonic) if params.steps is None else by_steps(params.steps)
+    seconds = 60 * params.minutes * RETRIEVING_FRACTION
+    schedule = schedule_by_clock(seconds, time.monotonic) if params.steps is None else schedule_by_steps(params.steps)
 
     def trained(name: str, on: RetroData, steps: Iterable[float]) -> TrainedModel:
-        with shown_steps(progress, name) as on_step:
-            return train(
+        with training_bar(progress, name) as on_step:
+            return train_model(
                 RetroModel(config), on, steps, batch_chunks=params.batch_chunks, device=device, on_step=on_step
             )
 
     retrieving = trained("train with neighbours", data, schedule)
     plain = trained("train without", data.without(), retrieving.progress)
-    evaluation = evaluate(retrieving, plain, unseen, seed=params.seed, batch_chunks=params.batch_chunks, device=device)
-    runs = shared_runs(nearest_data(Searcher.open(view, space=space), held_out.query_set, rows, NEIGHBOURS))
+    evaluation = evaluate_conditions(
+        retrieving, plain, unseen, seed=params.seed, batch_chunks=params.batch_chunks, device=device
+    )
+    runs = longest_shared_runs(
+        data_with_nearest(Searcher.open(view, space=space), held_out.query_set, rows, NUM_NEAREST)
+    )
     result = ValidateResult(
         snapshot=view.snapshot.number,
         space=space,
@@ -113,8 +115,8 @@ def _experiment(
         heldout_table=held_out.name,
         is_screened=is_screened(view, held_out.query_set),
         size=params.size,
-        steps=len(retrieving.progress),
-        train_chunks=len(data.query_documents),
+        num_steps=len(retrieving.progress),
+        num_train_chunks=len(data.query_documents),
         report=evaluation.report,
         leakage=tuple(_leakage_points(runs, evaluation, unseen)),
     )
@@ -122,7 +124,7 @@ def _experiment(
 
 
 def is_screened(view: View, query_set: str) -> bool:
-    """Whether the documents of a query set are a test set that all of the database was held against."""
+    """Whether the documents of a query set are a test set that all of the database was compared with."""
     return query_set in view.snapshot.names(TestsetEntry) and not view.unscreened_shards(query_set)
 
 
@@ -130,29 +132,29 @@ def _leakage_points(runs: SharedRuns, evaluation: Evaluation, data: RetroData) -
     curves = {name: leakage_curve(runs, evaluation.bits[name], data.query_bytes) for name in ("on", "without")}
     chunks = np.cumsum(runs.histogram())
     for eighth in range(9):
-        at = runs.chunk_tokens * eighth // 8
-        values = {name: None if np.isnan(curve[at]) else float(curve[at]) for name, curve in curves.items()}
-        yield LeakagePoint(eighth / 8, int(chunks[at]), **values)
+        run = runs.chunk_tokens * eighth // 8
+        on, without = (None if np.isnan(curves[name][run]) else float(curves[name][run]) for name in ("on", "without"))
+        yield LeakagePoint(eighth / 8, int(chunks[run]), bits_per_byte_on=on, bits_per_byte_without=without)
 
 
 def _check_tables(trained_on: NeighbourTable, held_out: NeighbourTable) -> None:
     if held_out.query_set == SELF:
-        what = f"table '{held_out.name}' is of the database's own chunks, which are trained on"
-        raise UsageError(what, remedy="Name the table of a foreign query set with --heldout.")
+        what = f"table '{held_out.name}' is of the database's own chunks, which the models are trained on"
+        raise UsageError(what, remedy="Name the table of another query set with --heldout.")
     spaces = trained_on.entry.space, held_out.entry.space
     if spaces[0] != spaces[1]:
         what = f"table '{trained_on.name}' is of space '{spaces[0]}', '{held_out.name}' of '{spaces[1]}'"
         raise MismatchError(what, remedy="Name two tables of one space with --table and --heldout.")
 
 
-def _foreign_table(view: View) -> str:
+def _heldout_table(view: View) -> str:
     tables = [
         name for name in view.snapshot.names(TableEntry) if view.snapshot.existing(TableEntry, name).queries != SELF
     ]
     if not tables:
         raise MissingStep(
             "no neighbour table of held-out documents",
-            remedy="Hold some out with 'retrodb ingest --holdout 1%', or name some with 'retrodb queries add'; "
-            "then run 'retrodb embed' and 'retrodb neighbours --queries NAME'.",
+            remedy="Hold some out with 'retrodb ingest --holdout 1%', or name some with 'retrodb queries add'. "
+            "Then run 'retrodb embed' and 'retrodb neighbours --queries NAME'.",
         )
     return tables[0]

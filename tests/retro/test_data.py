@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrodb.errors import FormatVersionError, InputError, MissingFileError
-from retrodb.retro.data import FILES, RetroData, load_arrays
+from retrodb.export.arrays_format import DIMENSIONS
+from retrodb.retro.data import RetroData, load_arrays
 
 from .synthetic import near_copies, random_table
 
@@ -22,8 +23,8 @@ def written(data: RetroData, folder: Path, **changes: Any) -> Path:
     meta = {"format": "retrodb-arrays", "version": 1, "chunk_tokens": data.chunk_tokens, "k": data.neighbours.shape[1]}
     meta |= {"vocab_size": data.vocab_size, "pad_token": data.vocab_size, "tokenizer": data.tokenizer} | changes
     (folder / "meta.json").write_text(json.dumps(meta))
-    for field, (name, _) in FILES.items():
-        np.save(folder / name, getattr(data, field))
+    for name in DIMENSIONS:
+        np.save(folder / f"{name}.npy", getattr(data, name))
     return folder
 
 
@@ -99,7 +100,7 @@ def test_a_sample_keeps_whole_documents_in_order() -> None:
 def test_arrays_come_back_as_they_were_written(tmp_path: Path, sizes: list[int]) -> None:
     data = random_table(np.random.default_rng(0), sizes)
     loaded = load_arrays(written(data, tmp_path))
-    for field in FILES:
+    for field in DIMENSIONS:
         assert np.array_equal(getattr(loaded, field), getattr(data, field))
     assert isinstance(loaded.tokens, np.memmap) == (len(sizes) > 3)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from retrodb.errors import InputError
 from retrodb.retro.checkpoint import load_checkpoint, save_checkpoint
 from retrodb.retro.evaluate import chunk_bits
 from retrodb.retro.fit import RetroFit, fit_config
-from retrodb.retro.train import by_steps, train
+from retrodb.retro.training import schedule_by_steps, train_model
 
 from .synthetic import near_copies
 
@@ -36,7 +37,7 @@ def llama() -> nn.Module:
 
 
 def fitted(base: nn.Module) -> RetroFit:
-    return RetroFit(base, fit_config(base, chunk_tokens=M, k=1, learning_rate=3e-3))
+    return RetroFit(base, replace(fit_config(base, chunk_tokens=M, k=1), learning_rate=3e-3))
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -55,7 +56,7 @@ def test_only_the_added_weights_are_trained_and_they_learn_from_neighbours(
 ) -> None:
     base, data = make(), near_copies(60, m=M, vocab=64)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    trained = train(fitted(base), data, by_steps(80), batch_chunks=16)
+    trained = train_model(fitted(base), data, schedule_by_steps(80), batch_chunks=16)
     assert all(torch.equal(before[name], weight) for name, weight in base.state_dict().items())
     on, off = chunk_bits(trained, data), chunk_bits(trained, data.without())
     assert on.sum() < off.sum()
@@ -78,6 +79,6 @@ def test_an_added_neighbour_is_seen_causally() -> None:
 
 def test_a_base_without_layers_is_refused() -> None:
     base = gpt2()
-    config = fit_config(base, chunk_tokens=M, k=1, layers=9)
+    config = replace(fit_config(base, chunk_tokens=M, k=1), layers=9)
     with pytest.raises(InputError, match="no list of 9 layers"):
         RetroFit(base, config)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from retrodb.errors import UsageError
-from retrodb.retro.config import sized
-from retrodb.retro.generate import generate
+from retrodb.retro.generate import generate_tokens
 from retrodb.retro.model import RetroModel
-from retrodb.retro.train import TrainedModel
+from retrodb.retro.model_config import config_of_size
+from retrodb.retro.training import TrainedModel
 
-CONFIG = sized("tiny", 50, chunk_tokens=4, num_chunks=3, k=1)
+CONFIG = replace(config_of_size("tiny", 50), chunk_tokens=4, num_chunks=3, k=1)
 MODEL = TrainedModel(RetroModel(CONFIG).eval(), "", (), (), 0)
 
 
@@ -21,7 +23,7 @@ def test_every_chunk_is_retrieved_for_once_when_it_is_finished() -> None:
         return np.full((1, 8), CONFIG.pad_token)
 
     prompt = [1, 2, 3, 4, 5, 6]
-    tokens = prompt + list(generate(MODEL, prompt, 15, retrieve))
+    tokens = prompt + list(generate_tokens(MODEL, prompt, 15, retrieve))
     assert len(tokens) == 21
     assert asked == [tokens[at : at + 4] for at in range(0, 20, 4)]
 
@@ -29,17 +31,17 @@ def test_every_chunk_is_retrieved_for_once_when_it_is_finished() -> None:
 def test_the_seed_gives_the_text_and_missing_neighbours_change_nothing() -> None:
     nothing = np.full((1, 8), CONFIG.pad_token)
     hot = 20.0  # an untrained model repeats what it read, unless it is made to draw
-    first, again, other = (list(generate(MODEL, [7], 20, temperature=hot, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (list(generate_tokens(MODEL, [7], 20, temperature=hot, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
-    assert list(generate(MODEL, [7], 20, lambda chunk: nothing, temperature=hot, seed=1)) == first
-    assert list(generate(MODEL, [7], 9, temperature=0)) == list(generate(MODEL, [7], 9, top_k=1))
+    assert list(generate_tokens(MODEL, [7], 20, lambda chunk: nothing, temperature=hot, seed=1)) == first
+    assert list(generate_tokens(MODEL, [7], 9, temperature=0)) == list(generate_tokens(MODEL, [7], 9, top_k=1))
 
 
 def test_neighbours_reach_the_text() -> None:
-    plain = list(generate(MODEL, [7], 40, seed=1))
-    assert list(generate(MODEL, [7], 40, lambda chunk: np.arange(8)[None] + chunk[0] % 9, seed=1)) != plain
+    plain = list(generate_tokens(MODEL, [7], 40, seed=1))
+    assert list(generate_tokens(MODEL, [7], 40, lambda chunk: np.arange(8)[None] + chunk[0] % 9, seed=1)) != plain
 
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(UsageError, match="empty prompt"):
-        next(generate(MODEL, [], 1))
+        next(generate_tokens(MODEL, [], 1))

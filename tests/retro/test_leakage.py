@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.retro.leakage import leakage_curve, shared_runs
+from retrodb.retro.leakage import leakage_curve, longest_shared_runs
 
 from .synthetic import near_copies, random_table
 
@@ -15,7 +15,7 @@ from .synthetic import near_copies, random_table
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(2, 5), st.integers(1, 3), st.integers(0, 99))
 def test_the_longest_run_is_that_of_every_pair_of_slices(sizes: list[int], vocab: int, k: int, seed: int) -> None:
     data = random_table(np.random.default_rng(seed), sizes, k=3, vocab=vocab)
-    runs = shared_runs(data, k)
+    runs = longest_shared_runs(data, k)
     for row in range(len(data.query_tokens)):
         query = data.query_tokens[row][: data.query_lengths[row]].tolist()
         values = data.neighbour_values(np.array([row]), k)[0].tolist()
@@ -31,13 +31,13 @@ def test_the_longest_run_is_that_of_every_pair_of_slices(sizes: list[int], vocab
 
 def test_a_copy_leaks_everything_and_no_neighbour_nothing() -> None:
     data = near_copies(20, noise=0.0)
-    assert (shared_runs(data).ratio == 1.0).all()
-    assert shared_runs(data.without()).histogram().tolist() == [80] + [0] * 16
+    assert (longest_shared_runs(data).ratio == 1.0).all()
+    assert longest_shared_runs(data.without()).histogram().tolist() == [80] + [0] * 16
 
 
 def test_the_curve_is_total_loss_over_total_bytes_up_to_alpha() -> None:
     data = near_copies(50, noise=0.3)
-    runs, rng = shared_runs(data), np.random.default_rng(0)
+    runs, rng = longest_shared_runs(data), np.random.default_rng(0)
     bits = rng.random(len(data.query_tokens))
     num_bytes = rng.integers(1, 9, len(bits))
     curve = leakage_curve(runs, bits, num_bytes)

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from retrodb.retro.evaluate import Estimate
+from retrodb.retro.evaluate import BitsPerByte
 from retrodb.retro.page import ChunkExample, MarkedText, ValidationPage, render_page
 
 EVIL = "<script>alert(1)</script> & \"quotes\" 'too' <img src=x onerror=y>"
-ESTIMATE = Estimate(1.0, 0.9, 1.1)
+ESTIMATE = BitsPerByte(1.0, 0.9, 1.1)
 
 
 def report(**changes: object) -> ValidationPage:
@@ -21,7 +21,7 @@ def report(**changes: object) -> ValidationPage:
         "verdict": EVIL,
         "setting": [("database", EVIL)],
         "bits_per_byte": {"on": ESTIMATE, "without": ESTIMATE},
-        "gain": {"without": Estimate(0.1, -float("inf"), float("inf"))},
+        "gain": {"without": BitsPerByte(0.1, -float("inf"), float("inf"))},
         "losses": {"with neighbours": [3.0, 2.0, 1.0], "without": [3.0]},
         "leakage": {"with retrieval": np.array([np.nan, 1.0, 1.1]), "trained without": np.array([np.nan, 1.0, 1.3])},
         "chunks_by_run": [0, 5, 2],

@@ -51,7 +51,7 @@ def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save_and_die(unfinished: Any, folder: Path) -> None:
         save(unfinished, folder)
-        if len(unfinished.so_far.progress) >= steps:
+        if len(unfinished.trained.progress) >= steps:
             raise Killed
 
     monkeypatch.setattr(run_training, "save_unfinished", save_and_die)
@@ -67,8 +67,8 @@ def test_a_killed_training_continues_to_the_same_weights(
         with pytest.raises(Killed):
             retro_train(data=arrays, out=tmp_path / "killed", **OPTIONS)
     again = retro_train(data=arrays, out=tmp_path / "killed", **OPTIONS)
-    assert again.continued_at == steps
-    assert replace(again, checkpoint="", continued_at=0, tokens_per_s=0) == replace(
+    assert again.continued_at_step == steps
+    assert replace(again, checkpoint="", continued_at_step=0, tokens_per_s=0) == replace(
         whole, checkpoint="", tokens_per_s=0
     )
     first, second = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
@@ -118,7 +118,7 @@ def test_a_model_is_refused_on_another_tokenizer_or_encoder_with_both_fingerprin
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(card | {name: "another"}))
         (tmp_path / name / "model.safetensors").write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
-        with pytest.raises(MismatchError, match=f"learned with {name} another, the data has {card[name]}"):
+        with pytest.raises(MismatchError, match=f"trained with {name} another, the data has {card[name]}"):
             database.retro_eval(checkpoint=tmp_path / name)
 
 
@@ -128,16 +128,18 @@ def test_another_database_shows_the_same_model_other_facts(database: Database, a
     fact = made_text(2, 150)
     options: dict[str, Any] = {"checkpoint": tmp_path / "model", "max_tokens": 70, "temperature": 0, "device": "cpu"}
     before = database.retro_generate(fact, **options)
-    assert {shown.doc_id for shown in before.shown} >= {"2"}
+    assert {chunk.doc_id for chunk in before.retrieved} >= {"2"}
     changed = write_documents(tmp_path / "changed.jsonl", {"2": "Something else is true now. " * 40})
     database.ingest([changed], source="made")
     database.embed()
     database.index()
     after = database.retro_generate(fact, **options)
-    assert [shown.text for shown in after.shown] != [shown.text for shown in before.shown]
-    assert not {shown.text for shown in after.shown if shown.doc_id == "2"} & {shown.text for shown in before.shown}
+    assert [chunk.text for chunk in after.retrieved] != [chunk.text for chunk in before.retrieved]
+    assert not {chunk.text for chunk in after.retrieved if chunk.doc_id == "2"} & {
+        chunk.text for chunk in before.retrieved
+    }
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
-    assert not database.retro_generate(fact, **options | {"without": True}).shown
+    assert not database.retro_generate(fact, **options | {"without": True}).retrieved
 
 
 def test_a_retrofit_is_trained_killed_and_used_with_its_base(
@@ -154,7 +156,7 @@ def test_a_retrofit_is_trained_killed_and_used_with_its_base(
         kill_after(2, patched)
         with pytest.raises(Killed):
             retro_fit(data=arrays, out=tmp_path / "fit", **options)
-    assert retro_fit(data=arrays, out=tmp_path / "fit", **options).continued_at == 2
+    assert retro_fit(data=arrays, out=tmp_path / "fit", **options).continued_at_step == 2
     found = database.retro_eval(checkpoint=tmp_path / "fit", base=tmp_path / "base", device="cpu")
     assert np.isfinite(found.gain["off"].value)
     written = database.retro_generate(
@@ -169,7 +171,7 @@ def test_the_baseline_never_sees_a_neighbour(arrays: Path, tmp_path: Path) -> No
     params = RetroTrainParams(**OPTIONS | {"without": True})
     run_retro_train(arrays, tmp_path / "without", params, Progress())
     found = retro_eval(checkpoint=tmp_path / "without", data=arrays, device="cpu")
-    assert found.documents == 6
+    assert found.num_documents == 6
 
 
 def test_the_commands_train_evaluate_and_write(
@@ -189,7 +191,7 @@ def test_the_commands_train_evaluate_and_write(
         "3",
     ]
     assert main([*train, "--batch-chunks", "8", "--device", "cpu", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 3
+    assert json.loads(capsys.readouterr().out)["num_steps"] == 3
     assert main(["retro", "eval", *model, "--db", database.path]) == 0
     assert "gain over" in capsys.readouterr().out
     assert main(["retro", "eval", *model]) == 2

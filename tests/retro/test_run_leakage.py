@@ -31,10 +31,10 @@ def test_a_copy_of_a_document_leaks_every_chunk_and_new_text_next_to_nothing(
     m = database.view().settings.chunk_tokens
     copy = database.leakage(against=write_documents(tmp_path / "copy.jsonl", {"a": made_text(3, 160)}))
     assert sum(copy.chunks_by_run[:-2]) <= 1, "all but a short last chunk are there whole"
-    assert copy.share_at_eighth == 1.0
+    assert copy.fraction_at_eighth == 1.0
     new = database.leakage(against=write_documents(tmp_path / "new.jsonl", {"a": "Zyx wvu 987 qpo. " * 60}))
     assert new.chunks_by_run[m] == 0
-    assert sum(new.chunks_by_run) == new.chunks
+    assert sum(new.chunks_by_run) == new.num_chunks
 
 
 def test_a_query_set_gives_what_its_file_gives(database: Database, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_deleted_text_leaks_no_more(database: Database, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_meant_is_refused(database: Database, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="every one would find itself"):
+    with pytest.raises(UsageError, match="would each find itself"):
         database.leakage(queries="self")
     with pytest.raises(UsageError, match="--against FILE or --queries NAME"):
         database.leakage()
@@ -88,6 +88,6 @@ def test_near_duplicates_of_books_leak_until_they_are_removed(
     made.index()
     before = made.leakage(queries="editions")
     made.dedup([tmp_path / "editions.jsonl"])
-    assert before.share_at_eighth > 0.9
+    assert before.fraction_at_eighth > 0.9
     after = made.leakage(queries="editions")
-    assert after.share_at_eighth < before.share_at_eighth - 0.5
+    assert after.fraction_at_eighth < before.fraction_at_eighth - 0.5

@@ -12,8 +12,8 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.errors import MissingDependency, MissingStep, UsageError
-from retrodb.retro.collect import collect
-from retrodb.retro.examples import read_with
+from retrodb.retro.collect import collect_data
+from retrodb.retro.examples import data_as_read
 from retrodb_cli.main import main
 
 from .synthetic import near_copies
@@ -34,7 +34,7 @@ def database(make_database: Callable[..., Database], tmp_path: Path) -> Database
 
 def test_the_arrays_hold_the_tokens_that_the_database_gives(database: Database) -> None:
     table = database.neighbour_table("test")
-    data = collect(table, max_chunks=10_000, seed=0)
+    data = collect_data(table, max_chunks=10_000, seed=0)
     chunks, queries = database.view().chunks, database.view().query_set("test")
     rows = np.flatnonzero(queries.live_mask(0, queries.end))
     assert data.query_bytes.tolist() == [len(text.encode()) for text in queries.texts(rows)]
@@ -53,7 +53,7 @@ def test_the_arrays_hold_the_tokens_that_the_database_gives(database: Database) 
 
 
 def test_whole_documents_are_sampled(database: Database) -> None:
-    data = collect(database.neighbour_table(), max_chunks=12, seed=1)
+    data = collect_data(database.neighbour_table(), max_chunks=12, seed=1)
     chunks = database.view().chunks
     everything = chunks.document_ids(np.arange(chunks.end))
     for document in np.unique(data.query_documents):
@@ -63,8 +63,8 @@ def test_whole_documents_are_sampled(database: Database) -> None:
 
 def test_validate_trains_both_models_on_equal_tokens_and_reports(database: Database) -> None:
     result = database.validate(steps=3, batch_chunks=16)
-    assert result.steps == 3
-    assert result.report.documents == 3
+    assert result.num_steps == 3
+    assert result.report.num_documents == 3
     assert set(result.report.bits_per_byte) == {"on", "shuffled", "random", "off", "without"}
     assert result.report.verdict
     again = database.validate(steps=3, batch_chunks=16)
@@ -105,7 +105,7 @@ def test_a_page_without_matplotlib_is_refused_before_training(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr("retrodb.retro.validate.train", None)
+    monkeypatch.setattr("retrodb.retro.validate.train_model", None)
     with pytest.raises(MissingDependency, match=r"retrodb\[plots\]"):
         database.validate(steps=1, report=tmp_path / "page.html")
 
@@ -121,13 +121,13 @@ def test_the_leakage_curve_goes_over_all_held_out_chunks(database: Database) -> 
     result = database.validate(steps=1, batch_chunks=16)
     assert [point.alpha for point in result.leakage] == [eighth / 8 for eighth in range(9)]
     last = result.leakage[-1]
-    assert last.chunks == result.report.chunks
-    assert last.on == pytest.approx(result.report.bits_per_byte["on"].value)
-    assert last.without == pytest.approx(result.report.bits_per_byte["without"].value)
+    assert last.num_chunks == result.report.num_chunks
+    assert last.bits_per_byte_on == pytest.approx(result.report.bits_per_byte["on"].value)
+    assert last.bits_per_byte_without == pytest.approx(result.report.bits_per_byte["without"].value)
 
 
 def test_what_cannot_be_meant_is_refused(database: Database) -> None:
-    with pytest.raises(UsageError, match="which are trained on"):
+    with pytest.raises(UsageError, match="which the models are trained on"):
         database.validate(steps=1, heldout="self")
     for options in ({"minutes": 0.0}, {"steps": 0}):
         with pytest.raises(UsageError, match="no time to train"):
@@ -136,7 +136,7 @@ def test_what_cannot_be_meant_is_refused(database: Database) -> None:
 
 def test_an_example_shows_the_neighbours_that_were_read_with_the_chunk() -> None:
     data = near_copies(3, chunks=4)
-    shown = read_with(data)
+    shown = data_as_read(data)
     for row in range(12):
         assert (shown.neighbours[row] == (data.neighbours[row - 1] if row % 4 else -1)).all()
 

@@ -10,19 +10,19 @@ import torch
 
 from retrodb.errors import InputError, MismatchError, MissingFileError
 from retrodb.retro.checkpoint import load_checkpoint, save_checkpoint
-from retrodb.retro.config import sized
 from retrodb.retro.evaluate import chunk_bits
 from retrodb.retro.model import RetroModel
-from retrodb.retro.train import TrainedModel, by_clock, by_steps, train
+from retrodb.retro.model_config import config_of_size
+from retrodb.retro.training import TrainedModel, schedule_by_clock, schedule_by_steps, train_model
 
 from .synthetic import near_copies
 
-CONFIG = sized("tiny", 128, width=32, layers=1, cross_layers=(1,), encoder_width=32, k=1)
+CONFIG = replace(config_of_size("tiny", 128), width=32, layers=1, cross_layers=(1,), encoder_width=32, k=1)
 DATA = near_copies(20)
 
 
 def trained(steps: int = 6, **changes: float) -> TrainedModel:
-    return train(RetroModel(replace(CONFIG, **changes)), DATA, by_steps(steps), batch_chunks=16)  # type: ignore[arg-type]
+    return train_model(RetroModel(replace(CONFIG, **changes)), DATA, schedule_by_steps(steps), batch_chunks=16)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -41,19 +41,19 @@ def test_a_training_leaves_the_random_state_alone() -> None:
 
 def test_progress_by_the_clock_ends_in_time_and_can_be_replayed() -> None:
     ticks = iter(np.arange(0, 100, 0.7))
-    bounded = train(RetroModel(CONFIG), DATA, by_clock(5, lambda: float(next(ticks))), batch_chunks=16)
+    bounded = train_model(RetroModel(CONFIG), DATA, schedule_by_clock(5, lambda: float(next(ticks))), batch_chunks=16)
     assert len(bounded.progress) == 7
-    replayed = train(RetroModel(CONFIG), DATA.without(), bounded.progress, batch_chunks=16)
+    replayed = train_model(RetroModel(CONFIG), DATA.without(), bounded.progress, batch_chunks=16)
     assert replayed.progress == bounded.progress
     assert replayed.tokens_seen == bounded.tokens_seen
 
 
 def test_every_step_is_reported() -> None:
     seen: list[tuple[int, float, float]] = []
-    result = train(
+    result = train_model(
         RetroModel(CONFIG),
         DATA,
-        by_steps(4),
+        schedule_by_steps(4),
         batch_chunks=16,
         on_step=lambda step, loss, share: seen.append((step, loss, share)),
     )
@@ -92,8 +92,8 @@ def test_data_that_does_not_fit_the_model_is_refused() -> None:
         (replace(DATA, neighbours=DATA.neighbours[:, :0]), "reads 1 neighbours, the table has 0"),
     ]:
         with pytest.raises(MismatchError, match=message):
-            train(RetroModel(CONFIG), other, by_steps(1))
+            train_model(RetroModel(CONFIG), other, schedule_by_steps(1))
     with pytest.raises(MismatchError, match="tokenizer"):
         chunk_bits(trained(1), replace(DATA, tokenizer="another"))
     with pytest.raises(InputError, match="no query chunks"):
-        train(RetroModel(CONFIG), DATA.sample(0, 0), by_steps(1))
+        train_model(RetroModel(CONFIG), DATA.sample(0, 0), schedule_by_steps(1))

@@ -1,7 +1,8 @@
-"""Trains a model on a neighbour table, and keeps what was trained.
+"""Trains a model on a neighbour table.
 
-How long is an iterable of progress, from 0 to 1, one number a step: `by_steps` and `by_clock` make one, and the progress of an
-earlier training replays its very schedule, which is how two models come to see equal tokens.
+The length of a training is a schedule: an iterable with the progress from 0 to 1 before each step. `schedule_by_steps` and
+`schedule_by_clock` make one. The recorded progress of an earlier training repeats its schedule exactly, so that two models see
+the same number of tokens.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from retrodb.errors import InputError, MismatchError
-from retrodb.retro.config import RetroConfig
-from retrodb.retro.data import Batch, RetroData
+from retrodb.retro.data import RetroData, SequenceBatch
 from retrodb.retro.model import LanguageModel
+from retrodb.retro.model_config import RetroConfig
 
-WARMUP = 0.05  # share of the training in which the learning rate rises
-FINAL = 0.1  # share of the peak learning rate that is left at the end
+WARMUP_FRACTION = 0.05  # of the training, in which the learning rate rises
+FINAL_FRACTION = 0.1  # of the peak learning rate, at the end
 WEIGHT_DECAY = 0.1  # of matrices only
-EMBEDDING_RATE = 4.0  # learning rate of the embedding against that of other weights
-BATCH_CHUNKS = 64  # 4,096 tokens a step
-SAVE_EVERY = 200  # steps between two states that a killed training can continue from
+EMBEDDING_RATE = 4.0  # learning rate of the embedding divided by that of other weights
+BATCH_CHUNKS = 64  # 4,096 tokens per step
+SAVE_EVERY = 200  # steps between two saved states, from which a killed training can continue
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -35,109 +36,113 @@ class TrainedModel:
     """A model with the record of its training."""
 
     model: LanguageModel
-    tokenizer: str  # digest of the tokenizer whose tokens it learned
-    progress: tuple[float, ...]  # the schedule that was followed, one number a step
+    tokenizer: str  # digest of the tokenizer of the training data
+    progress: tuple[float, ...]  # the schedule that was followed, one number per step
     losses: tuple[float, ...]  # of each step, nats per token
     tokens_seen: int  # without padding
-    encoder: str = ""  # fingerprint of the encoder that found its neighbours; "" when none did, or it is not known
-    batch_chunks: int = 0  # chunks a step, about
+    encoder: str = ""  # fingerprint of the encoder that found the neighbours; "" for none, or when it is not known
+    batch_chunks: int = 0  # approximate chunks per step
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """A training that stopped between two steps, with all that the next one needs."""
+class UnfinishedTraining:
+    """A training that stopped between two steps, with everything that the next step needs."""
 
-    so_far: TrainedModel
-    optimiser: dict[str, Tensor]  # "<moment>/<weight>" -> AdamW's running averages
+    trained: TrainedModel  # so far
+    optimiser: dict[str, Tensor]  # "<moment>/<weight>" -> running average of AdamW
 
 
-def by_steps(steps: int, done: int = 0) -> Iterator[float]:
-    """Progress for so many steps, of which some are done."""
+def schedule_by_steps(steps: int, done: int = 0) -> Iterator[float]:
+    """Progress for a number of steps, of which some are done."""
     return (step / steps for step in range(done, steps))
 
 
-def by_clock(seconds: float, clock: Callable[[], float], done: float = 0.0) -> Iterator[float]:
-    """Progress by the time that `clock` tells (`time.monotonic`), ending after about so many seconds.
+def schedule_by_clock(seconds: float, clock: Callable[[], float], done: float = 0.0) -> Iterator[float]:
+    """Progress by a clock such as `time.monotonic`, for about this many seconds.
 
     Args:
         done: the progress of an earlier training that this one continues.
     """
     start = clock() - done * seconds
-    while (share := (clock() - start) / seconds) < 1.0:
-        yield share
+    while (progress := (clock() - start) / seconds) < 1.0:
+        yield progress
 
 
-def train(
+def train_model(
     model: LanguageModel,
     data: RetroData,
-    progress: Iterable[float],
+    schedule: Iterable[float],
     *,
     batch_chunks: int = BATCH_CHUNKS,
     device: str = "cpu",
     on_step: Callable[[int, float, float], None] = lambda step, loss, progress: None,
-    resume: Unfinished | None = None,
-    save: Callable[[Unfinished], None] | None = None,
+    resume: UnfinishedTraining | None = None,
+    save: Callable[[UnfinishedTraining], None] | None = None,
     save_every: int = SAVE_EVERY,
 ) -> TrainedModel:
     """Trains the weights of `model` that require gradients, in place, by AdamW with warm-up and cosine decay.
 
-    The result is a function of the model, the data, the progress and the batch size (on one kind of machine): the order of the
+    The result depends only on the model, the data, the schedule and the batch size, on one kind of machine: the order of the
     batches comes from the configuration's seed. Queries without any neighbour train as without retrieval.
 
     Args:
-        progress: share of the training done before each step; see the module. When resuming, of the steps that are left.
-        batch_chunks: chunks a step, about.
-        device: any of PyTorch's; on CUDA the arithmetic is bfloat16.
+        schedule: progress before each step, see the module. When resuming, of the remaining steps.
+        batch_chunks: approximate chunks per step.
+        device: any of PyTorch. On CUDA the arithmetic is bfloat16.
         on_step: called after each step with its number, its loss in nats per token, and the progress before it.
         resume: a training of the same model, data and batch size to continue, as if it had never stopped.
-        save: called every `save_every` steps with what `resume` takes.
+        save: called every `save_every` steps with a value for `resume`.
 
     Raises:
-        InputError: when there is nothing to train on.
-        MismatchError: when the data's chunks, vocabulary or neighbours do not fit the model.
+        InputError: when the data has no query chunks.
+        MismatchError: when the chunks, vocabulary or neighbours of the data do not fit the model.
     """
     _keep_freed_memory()
-    check_fit(model.config, data)
+    check_compatible(model.config, data)
     if not len(data.query_tokens):
         raise InputError("no query chunks to train on", remedy="Ingest documents first.")
     if resume is None:
-        model.start_from(torch.from_numpy(data.token_counts(model.config.vocab_size)))
+        model.start_from_frequencies(torch.from_numpy(data.token_counts(model.config.vocab_size)))
     model.to(device).train()
     optimiser = _optimiser(model)
-    before = resume.so_far if resume else TrainedModel(model, data.tokenizer, (), (), 0, data.encoder, batch_chunks)
+    before = resume.trained if resume else TrainedModel(model, data.tokenizer, (), (), 0, data.encoder, batch_chunks)
     if resume is not None:
         _restore(optimiser, model, resume.optimiser)
     steps, losses, tokens_seen = [*before.progress], [*before.losses], before.tokens_seen
 
-    def now() -> TrainedModel:
+    def trained_so_far() -> TrainedModel:
         return replace(before, progress=tuple(steps), losses=tuple(losses), tokens_seen=tokens_seen)
 
     with torch.random.fork_rng():
-        for share, batch in zip(progress, _endless(data, model.config, batch_chunks, skip=len(steps)), strict=False):
-            torch.manual_seed(model.config.seed + (len(steps) << 32))  # of dropout, so that any step can be the first
+        for progress, batch in zip(
+            schedule, _endless_batches(data, model.config, batch_chunks, skip=len(steps)), strict=False
+        ):
+            torch.manual_seed(
+                model.config.seed + (len(steps) << 32)
+            )  # for dropout, so that a training can continue at any step
             for group in optimiser.param_groups:
-                group["lr"] = group["rate"] * model.config.learning_rate * learning_rate(share)
+                group["lr"] = group["rate"] * model.config.learning_rate * learning_rate_fraction(progress)
             num_tokens = int((batch.tokens != model.config.pad_token).sum())
             loss = batch_loss(model, batch, device)[0] / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            steps.append(share)
+            steps.append(progress)
             losses.append(loss.item())
             tokens_seen += num_tokens
-            on_step(len(steps) - 1, losses[-1], share)
+            on_step(len(steps) - 1, losses[-1], progress)
             if save is not None and len(steps) % save_every == 0:
-                save(Unfinished(now(), _moments(optimiser, model)))
+                save(UnfinishedTraining(trained_so_far(), _moments(optimiser, model)))
     model.eval()
-    return now()
+    return trained_so_far()
 
 
 def _keep_freed_memory() -> None:
-    """Lets glibc keep large blocks that were freed instead of giving them back to the system.
+    """Makes glibc keep large freed blocks instead of returning them to the system.
 
-    Every step takes and frees the same logits (tokens x vocabulary); fetching their pages anew each time took two fifths of the
-    training's CPU time at a vocabulary of 16,000.
+    Every step allocates and frees the same logits (tokens x vocabulary). To get their pages from the system each time took two
+    fifths of the training's CPU time at a vocabulary of 16,000.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # musl has none
@@ -145,29 +150,30 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def learning_rate(progress: float) -> float:
-    """Share of the peak learning rate: a straight rise, then half a cosine down to `FINAL`."""
-    if progress < WARMUP:
-        return (progress + 0.01) / (WARMUP + 0.01)  # not 0, so that the first step counts
-    return FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
+def learning_rate_fraction(progress: float) -> float:
+    """Fraction of the peak learning rate: a linear rise, then half a cosine down to `FINAL_FRACTION`."""
+    if progress < WARMUP_FRACTION:
+        return (progress + 0.01) / (WARMUP_FRACTION + 0.01)  # not 0, so that the first step counts
+    decay = (progress - WARMUP_FRACTION) / (1 - WARMUP_FRACTION)
+    return FINAL_FRACTION + (1 - FINAL_FRACTION) * 0.5 * (1 + math.cos(math.pi * decay))
 
 
-def batch_loss(model: LanguageModel, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
-    """As `LanguageModel.loss`, of a batch on the host."""
+def batch_loss(model: LanguageModel, batch: SequenceBatch, device: str) -> tuple[Tensor, Tensor]:
+    """As `LanguageModel.loss`, for a batch in the memory of the host."""
     tokens = torch.from_numpy(batch.tokens).to(device)
     neighbours = None if batch.neighbours is None else torch.from_numpy(batch.neighbours).to(device)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=device.startswith("cuda")):
         return model.loss(tokens, neighbours)
 
 
-def check_fit(config: RetroConfig, data: RetroData, tokenizer: str | None = None) -> None:
-    """Refuses data that the model cannot read, or whose tokens it never learned (`tokenizer`, when given).
+def check_compatible(config: RetroConfig, data: RetroData, tokenizer: str | None = None) -> None:
+    """Refuses data that the model cannot read, or that has another tokenizer than the given one.
 
     Raises:
-        MismatchError: naming both sides.
+        MismatchError: names both values.
     """
-    wanted = {"chunk_tokens": config.chunk_tokens, "vocab_size": config.vocab_size, "tokenizer": tokenizer}
-    for name, value in wanted.items():
+    expected = {"chunk_tokens": config.chunk_tokens, "vocab_size": config.vocab_size, "tokenizer": tokenizer}
+    for name, value in expected.items():
         if value is not None and value != getattr(data, name):
             what = f"the model has {name} {value}, the data {getattr(data, name)}"
             raise MismatchError(
@@ -178,7 +184,7 @@ def check_fit(config: RetroConfig, data: RetroData, tokenizer: str | None = None
         raise MismatchError(what, remedy=f"Run 'retrodb neighbours DB --k {config.k}'.")
 
 
-def _endless(data: RetroData, config: RetroConfig, batch_chunks: int, skip: int) -> Iterator[Batch]:
+def _endless_batches(data: RetroData, config: RetroConfig, batch_chunks: int, skip: int) -> Iterator[SequenceBatch]:
     windows = data.windows(config.num_chunks, stride=config.num_chunks)
     for epoch in count():
         order = data.order(windows, batch_chunks, (config.seed, epoch))
@@ -187,7 +193,7 @@ def _endless(data: RetroData, config: RetroConfig, batch_chunks: int, skip: int)
 
 
 def _optimiser(model: nn.Module) -> torch.optim.AdamW:
-    """Rare tokens have few steps in which to learn, so their embeddings take larger ones."""
+    """Embeddings get a higher learning rate, because a rare token occurs in few steps."""
     weights = trained_weights(model)
     embedding = [weight for name, weight in weights.items() if name == "embedding.weight"]
     others = [weight for name, weight in weights.items() if name != "embedding.weight"]
@@ -205,7 +211,7 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _moments(optimiser: torch.optim.AdamW, model: LanguageModel) -> dict[str, Tensor]:
-    """The optimiser's state of every weight that was moved yet."""
+    """The optimiser's state of every weight that has one."""
     return {
         f"{moment}/{name}": tensor
         for name, weight in trained_weights(model).items()
