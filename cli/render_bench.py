@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def recall_report(report: RecallReport) -> str:
     """What was measured, recall by number of lists, and the timed points."""
     head = (
-        f"{report.factory}, lists {format_count(report.lists)}, vectors {format_count(report.vectors)}"
+        f"{report.factory}, lists {format_count(report.num_lists)}, vectors {format_count(report.num_vectors)}"
         f" of {report.index_bytes_per_vector:.0f} + {report.stored_bytes_per_vector:.0f} bytes;"
         f" {format_count(report.num_queries)} queries: {report.queries}"
     )

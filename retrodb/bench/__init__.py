@@ -1,1 +1,1 @@
-"""Recall against latency, throughput, and what follows for planning."""
+"""Measurements on this machine: recall and latency of search, quality of retrieval, and the rate of every stage."""

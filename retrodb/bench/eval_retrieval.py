@@ -1,6 +1,6 @@
-"""Retrieval quality on judged queries: nDCG@10, recall@k and MRR, for whoever compares encoders.
+"""Retrieval quality on judged queries: nDCG@10, recall@k and MRR, to compare encoders.
 
-Documents are ranked by their best chunk. A document is named by the id it has in its source, as the judgements name it.
+Documents are ranked by their best chunk. The judgements name a document by its id in its source.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from retrodb.stages.search.command import Searcher
 from retrodb.view.view import View
 
 NDCG_DEPTH = 10
-_CHUNKS_A_DOCUMENT = 4  # asked for at first; more where documents have many chunks near a query
+_CHUNKS_PER_DOCUMENT = 4  # of the first search; later ones take more where a document has many chunks near a query
 
 Judgements = Mapping[str, Mapping[str, int]]
 """Query id -> document id -> relevance: 0 is not relevant, more is better."""
@@ -29,16 +29,16 @@ Judgements = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """How good a space's ranking of documents is, averaged over the queries that have a relevant document."""
+    """The quality of a space's ranking of documents, averaged over the queries that have a relevant document."""
 
     space: str
-    queries: int  # averaged over
-    skipped_queries: int  # without a judgement of relevance above 0
-    judged_documents: int
-    missing_documents: int  # judged, but not among the live documents: they count as not found
+    num_queries: int  # that are averaged
+    num_skipped_queries: int  # without a judgement of relevance above 0
+    num_judged_documents: int
+    num_missing_documents: int  # judged but not live: they count as not found
     k: int  # of the recall
     ndcg_at_10: float
-    recall_at_k: float  # share of a query's relevant documents among the first k
+    recall_at_k: float  # fraction of a query's relevant documents among the first k
     mrr: float  # 1 over the rank of the first relevant document, 0 when it is not among the first max(k, 10)
 
 
@@ -52,20 +52,20 @@ def run_eval_retrieval(
     nprobe: int | None = None,
     device: str = "auto",
 ) -> RetrievalResult:
-    """Search every judged query and compare the documents found with the judgements.
+    """Search every judged query and compare its documents with the judgements.
 
     Args:
         queries: JSON Lines or Parquet, with an id and a text.
         qrels: judgements, see `read_qrels`.
         k: depth of the recall.
-        nprobe: lists to look through; None takes the space's own operating point.
+        nprobe: lists to read; None takes the operating point of the space.
 
     Raises:
-        InputError: for a file that cannot be read, or without a query that is judged.
-        UsageError: for a k that cannot be meant.
+        InputError: for a file that cannot be read, or when no query is judged.
+        UsageError: for an invalid k.
     """
     if k < 1:
-        raise UsageError(f"k of {k}", remedy="Ask for at least one document.")
+        raise UsageError(f"k of {k}", remedy="Give at least 1.")
     judgements = read_qrels(qrels)
     items = read_test_items([queries])
     texts = dict(zip(items.ids, items.texts.to_pylist(), strict=True))
@@ -79,13 +79,13 @@ def run_eval_retrieval(
     documents = set().union(*judgements.values())
     return RetrievalResult(
         space=searcher.space,
-        queries=len(judged),
-        skipped_queries=len(texts) - len(judged),
-        judged_documents=len(documents),
-        missing_documents=len(documents - _live_documents(view)),
+        num_queries=len(judged),
+        num_skipped_queries=len(texts) - len(judged),
+        num_judged_documents=len(documents),
+        num_missing_documents=len(documents - _live_documents(view)),
         k=k,
         ndcg_at_10=_mean(ndcg(*pair) for pair in zip(rankings, grades, strict=True)),
-        recall_at_k=_mean(recall(ranking, grade, k) for ranking, grade in zip(rankings, grades, strict=True)),
+        recall_at_k=_mean(document_recall(ranking, grade, k) for ranking, grade in zip(rankings, grades, strict=True)),
         mrr=_mean(reciprocal_rank(*pair) for pair in zip(rankings, grades, strict=True)),
     )
 
@@ -94,13 +94,13 @@ def ndcg(ranking: Sequence[str], grades: Mapping[str, int], depth: int = NDCG_DE
     """Normalised discounted cumulative gain, with the grade as gain as in trec_eval (Järvelin and Kekäläinen 2002)."""
 
     def gain(values: Sequence[int]) -> float:
-        return sum(max(value, 0) / math.log2(place + 2) for place, value in enumerate(values[:depth]))
+        return sum(max(value, 0) / math.log2(rank + 2) for rank, value in enumerate(values[:depth]))
 
     return gain([grades.get(name, 0) for name in ranking]) / gain(sorted(grades.values(), reverse=True))
 
 
-def recall(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> float:
-    """The share of the relevant documents that are among the first k."""
+def document_recall(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> float:
+    """The fraction of the relevant documents that are among the first k."""
     relevant = {name for name, grade in grades.items() if grade > 0}
     return len(relevant & set(ranking[:k])) / len(relevant)
 
@@ -111,13 +111,13 @@ def reciprocal_rank(ranking: Sequence[str], grades: Mapping[str, int]) -> float:
 
 
 def read_qrels(path: Path) -> Judgements:
-    """The judgements of a file: JSON Lines, or lines of columns.
+    """The judgements in a file.
 
-    JSON Lines have `query-id`, `corpus-id` and `score` (BEIR). Columns are query, document and relevance, with or without
-    the unused second column of TREC; a header is skipped.
+    The content decides the format: JSON Lines with `query-id`, `corpus-id` and `score` (BEIR), or lines with the columns query,
+    document and relevance, with or without the unused second column of TREC. A header is skipped.
 
     Raises:
-        InputError: with file and line.
+        InputError: names file and line.
     """
     with open_decompressed(path) as stream:
         content = stream.read()
@@ -156,14 +156,14 @@ def _column_judgements(content: bytes, path: Path) -> Iterator[tuple[int, list[s
 
 
 def _rankings(searcher: Searcher, texts: Sequence[str], depth: int, nprobe: int | None, device: str) -> list[list[str]]:
-    """The first `depth` documents of every query, by their nearest chunk; fewer where the space has no more."""
+    """The first `depth` documents of every query by their nearest chunk; fewer when the space has no more."""
     vectors = searcher.encode(texts, device)
     rankings: list[list[str]] = [[] for _ in texts]
-    open_rows, width = np.arange(len(texts)), min(_CHUNKS_A_DOCUMENT * depth, max(1, searcher.num_chunks))
+    open_rows, width = np.arange(len(texts)), min(_CHUNKS_PER_DOCUMENT * depth, max(1, searcher.num_chunks))
     while len(open_rows):
         ids, _ = searcher.arrays(vectors[open_rows], width, nprobe=nprobe)
-        for row, found in zip(open_rows.tolist(), ids, strict=True):
-            documents = searcher.view.chunks.documents(found[found >= 0])
+        for row, nearest in zip(open_rows.tolist(), ids, strict=True):
+            documents = searcher.view.chunks.documents(nearest[nearest >= 0])
             names = dict.fromkeys(document["doc_id"] for document in documents if document)  # keeps the order
             rankings[row] = list(names)[:depth]
         open_rows = open_rows[[len(rankings[row]) < depth for row in open_rows.tolist()]]
@@ -174,7 +174,7 @@ def _rankings(searcher: Searcher, texts: Sequence[str], depth: int, nprobe: int 
 
 
 def _live_documents(view: View) -> set[str]:
-    """Ids of the documents with a live chunk."""
+    """The ids of all documents with a live chunk."""
     names: set[str] = set()
     for record in view.chunks.ranges:
         rows = np.flatnonzero(view.chunks.live_mask(record.first_chunk, record.num_chunks))

@@ -1,4 +1,4 @@
-"""Queries that the database cannot answer with themselves: what recall is measured on."""
+"""The queries that recall is measured with: none of them can find itself in the database."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from retrodb.stages.embed.task import Hardware, load_encoder
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.view.view import SELF, View
 
-NUM_QUERIES = 2_000  # intervals of about a point either way at recall 0.95
-_CHUNKS_OF_DOCUMENT = 4  # drawn from one document, where the database's own are taken out
-_MASKED_SHARE = 0.1  # of the chunks that such documents may hold
+NUM_QUERIES = 2_000  # gives an interval of about 0.01 to either side at recall 0.95
+_CHUNKS_PER_DOCUMENT = 4  # drawn from one of the database's own documents
+_MAX_MASKED_FRACTION = 0.1  # of the chunks, in own documents that are hidden
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Queries (Q, D) and what they are."""
+class HeldOutQueries:
+    """Queries (Q, D) and where they come from."""
 
-    name: str  # where they come from, for the report
+    name: str  # where they come from, as the report shows it
     vectors: AnyArray  # (Q, D)
-    groups: Int64Array  # (Q,) equal for queries of one document: they are not independent
-    masked: Int64Array  # first chunks of documents, ascending, that are hidden while recall is measured
+    groups: Int64Array  # (Q,) equal for queries of one document, which are not independent
+    masked: Int64Array  # ascending first chunks of the documents that are hidden while recall is measured
 
 
-def held_out_queries(view: View, space: str, queries: str | None, seed: int, limit: int = NUM_QUERIES) -> HeldOut:
+def held_out_queries(
+    view: View, space: str, queries: str | None, seed: int, limit: int = NUM_QUERIES
+) -> HeldOutQueries:
     """A seeded sample of a query set, of a file of texts or vectors, or of the database's own documents.
 
-    Own documents that are drawn are hidden whole, so that neither they nor their other chunks are found.
+    The database's own documents that are drawn are hidden completely, so that none of their chunks is found.
 
     Args:
-        queries: a file or the name of a query set; None takes the held-out documents, or else own ones.
+        queries: a file or the name of a query set; None takes the held-out documents, or own ones when there are none.
 
     Raises:
-        MissingStep: when the query set has no vectors in the space, or there is nothing to draw.
-        InputError, UsageError, MismatchError: for a file or name that cannot be meant.
+        MissingStep: when the query set has no vectors in the space, or there is no document to draw.
+        InputError, UsageError, MismatchError: for an invalid file or name.
     """
     random = np.random.default_rng(seed)
     if queries is None:
@@ -61,7 +63,7 @@ def held_out_queries(view: View, space: str, queries: str | None, seed: int, lim
         )
     rows = np.sort(random.permutation(rows)[:limit])
     vectors = view.vectors(space, rows, queries)
-    return HeldOut(f"query set {queries}", vectors, documents.document_ids(rows), np.empty(0, np.int64))
+    return HeldOutQueries(f"query set {queries}", vectors, documents.document_ids(rows), np.empty(0, np.int64))
 
 
 def _rows(view: View, queries: str, space: str) -> Int64Array:
@@ -73,28 +75,28 @@ def _rows(view: View, queries: str, space: str) -> Int64Array:
     return np.concatenate([np.empty(0, np.int64), *rows])
 
 
-def _own_documents(view: View, space: str, random: np.random.Generator, limit: int) -> HeldOut:
+def _own_documents(view: View, space: str, random: np.random.Generator, limit: int) -> HeldOutQueries:
     rows = _rows(view, SELF, space)
-    documents, places, sizes = np.unique(view.chunks.document_ids(rows), return_inverse=True, return_counts=True)
+    documents, inverse, sizes = np.unique(view.chunks.document_ids(rows), return_inverse=True, return_counts=True)
     if len(documents) < 2:
         raise MissingStep(
-            f"space '{space}' has fewer than two live documents, so there is nothing to hold out",
+            f"space '{space}' has fewer than two live documents, so none can be held out",
             remedy="Ingest and embed more, or name queries with --queries.",
         )
     order = random.permutation(len(documents))
-    masked = np.cumsum(sizes[order]) <= _MASKED_SHARE * len(rows)
-    drawn = np.cumsum(np.minimum(sizes[order], _CHUNKS_OF_DOCUMENT)) <= limit
+    masked = np.cumsum(sizes[order]) <= _MAX_MASKED_FRACTION * len(rows)
+    drawn = np.cumsum(np.minimum(sizes[order], _CHUNKS_PER_DOCUMENT)) <= limit
     chosen = order[: max(1, int((masked & drawn).sum()))]
     shuffled = random.permutation(len(rows))
-    by_document = shuffled[np.argsort(places[shuffled], kind="stable")]
+    by_document = shuffled[np.argsort(inverse[shuffled], kind="stable")]
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    own = [by_document[starts[d] : starts[d] + min(sizes[d], _CHUNKS_OF_DOCUMENT)] for d in chosen]
-    ids = np.sort(rows[np.concatenate(own)])[:limit]
+    drawn_rows = [by_document[starts[d] : starts[d] + min(sizes[d], _CHUNKS_PER_DOCUMENT)] for d in chosen]
+    ids = np.sort(rows[np.concatenate(drawn_rows)])[:limit]
     name = f"{len(chosen)} own documents, hidden"
-    return HeldOut(name, view.vectors(space, ids), view.chunks.document_ids(ids), np.sort(documents[chosen]))
+    return HeldOutQueries(name, view.vectors(space, ids), view.chunks.document_ids(ids), np.sort(documents[chosen]))
 
 
-def _of_file(view: View, space: str, path: Path, random: np.random.Generator, limit: int) -> HeldOut:
+def _of_file(view: View, space: str, path: Path, random: np.random.Generator, limit: int) -> HeldOutQueries:
     if path.suffix == ".npy":
         try:
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -105,15 +107,15 @@ def _of_file(view: View, space: str, path: Path, random: np.random.Generator, li
                 f"an array of shape {vectors.shape}", where=str(path), remedy="Give (queries, dimensions)."
             )
         chosen = np.sort(random.permutation(len(vectors))[:limit])
-        return HeldOut(
+        return HeldOutQueries(
             f"vectors of {path.name}", np.asarray(vectors[chosen], np.float32), chosen, np.empty(0, np.int64)
         )
     texts = read_test_items([path]).texts.to_pylist()
     if not texts:
-        raise InputError("the file holds no texts", where=str(path))
+        raise InputError("the file has no texts", where=str(path))
     chosen = np.sort(random.permutation(len(texts))[:limit])
     entry = view.snapshot.existing(SpaceEntry, space)
     encoder = load_encoder(entry.params, Hardware())
     check_identity(space, entry, encoder.identity)
     vectors = encoder.encode_queries([texts[i] for i in chosen.tolist()])
-    return HeldOut(f"texts of {path.name}", vectors, chosen, np.empty(0, np.int64))
+    return HeldOutQueries(f"texts of {path.name}", vectors, chosen, np.empty(0, np.int64))

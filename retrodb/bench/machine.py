@@ -1,4 +1,4 @@
-"""What a measurement was made on, and how to make it cold."""
+"""The machine and library versions of a measurement, its timing, and cold caches."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import TypeVar
 
 from retrodb.encode.threads import available_cpus
 
-R = TypeVar("R")
+Result = TypeVar("Result")
 _LIBRARIES = ("retrodb", "faiss-cpu", "faiss-gpu", "torch", "numpy", "numba", "transformers", "tokenizers", "pyarrow")
 
 
 def environment(threads: int) -> dict[str, str]:
     """Machine, threads and library versions."""
-    found = {"python": platform.python_version(), "cpu": cpu_name()}
-    found |= {
+    values = {"python": platform.python_version(), "cpu": cpu_name()}
+    values |= {
         "cores": str(available_cpus()),
         "threads": str(threads),
         "system": f"{platform.system()} {platform.machine()}",
     }
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            values[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return values
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells."""
+    """The model name of the processor, or the best name that the system gives."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -43,22 +43,22 @@ def cpu_name() -> str:
 
 
 def gemm_gflops(size: int = 512) -> float:
-    """Rate of a float32 product now, best of five, in 1e9 operations per second: a noisy machine shows here."""
+    """Current rate of a float32 matrix product in 1e9 operations per second, best of five. A busy machine shows a low rate."""
     import torch
 
     left, right = torch.rand(size, size), torch.rand(size, size)
     return max(2e-9 * size**3 / timed(lambda: left @ right)[1] for _ in range(5))
 
 
-def timed(work: Callable[[], R]) -> tuple[R, float]:
-    """A result and its time in seconds."""
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """The result of a function and its time in seconds."""
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start
 
 
-def forget(paths: Iterable[Path]) -> bool:
-    """Ask the system to drop files from its page cache; False where it cannot be asked."""
+def drop_from_page_cache(paths: Iterable[Path]) -> bool:
+    """Ask the system to drop files from its page cache. False when the system has no such call."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in paths:

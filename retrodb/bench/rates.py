@@ -1,16 +1,19 @@
-"""The rates of the stages that this machine has shown, kept for planning."""
+"""The measured rates of the stages on this machine, stored for planning."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
+import msgspec
 import orjson
 
 from retrodb.bench.machine import cpu_name
 from retrodb.encode.threads import available_cpus
 from retrodb.store.verify import cache_folder
+
+_Rates: TypeAlias = dict[str, dict[str, dict[str, float]]]  # machine -> encoder -> stage -> rate
 
 UNITS = {
     "ingest": "text bytes",
@@ -24,13 +27,13 @@ UNITS = {
 
 
 def read_rates(encoder: str | None = None) -> dict[str, float]:
-    """Rates per core by stage, in `UNITS` per second; empty where none were measured.
+    """Rates per core by stage, in `UNITS` per second; empty when none were measured.
 
     Args:
-        encoder: fingerprint of a space's encoder. Where it was not measured, what was measured last with another one
-            is given, without the rate of `embed`.
+        encoder: fingerprint of a space's encoder. When there is no measurement with it, the last one with another
+            encoder is given, without the rate of `embed`.
     """
-    measured: dict[str, dict[str, float]] = _read().get(_machine(), {})
+    measured = _read().get(_machine(), {})
     if encoder in measured:
         return measured[encoder]
     latest = next(reversed(measured.values()), {})
@@ -38,22 +41,21 @@ def read_rates(encoder: str | None = None) -> dict[str, float]:
 
 
 def keep_rates(encoder: str, rates: Mapping[str, float]) -> Path:
-    """Keep what was measured with an encoder, and give the file."""
-    kept = _read()
-    own = {key: value for key, value in kept.get(_machine(), {}).items() if key != encoder}
-    kept[_machine()] = {**own, encoder: dict(rates)}
+    """Store the rates measured with an encoder, and return the file."""
+    stored = _read()
+    others = {key: value for key, value in stored.get(_machine(), {}).items() if key != encoder}
+    stored[_machine()] = {**others, encoder: dict(rates)}  # the last key is the last measurement
     path = cache_folder() / "rates.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
+    path.write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
     return path
 
 
-def _read() -> dict[str, Any]:
+def _read() -> _Rates:
     try:
-        kept = orjson.loads((cache_folder() / "rates.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):  # never measured, or cut off: measuring again is cheap
+        return msgspec.json.decode((cache_folder() / "rates.json").read_bytes(), type=_Rates)
+    except (OSError, msgspec.DecodeError):  # not measured, or incomplete: measuring again is cheap
         return {}
-    return kept if isinstance(kept, dict) else {}
 
 
 def _machine() -> str:

@@ -1,8 +1,8 @@
-"""Recall against what it costs: lists and vectors scanned without timing, then a few points timed.
+"""Recall of a search and its cost: first lists and vectors scanned, without timing, then a few timed points.
 
-Conventions: held-out queries, seeded; exact neighbours by one streamed product, of which each as near as the k-th counts; an
-interval with every share; throughput of a batch and latency of single queries apart, each cold (files dropped from
-the page cache) and warm; the rate of a matrix product before and after, which shows a machine that was busy otherwise.
+How it is measured: held-out queries from a seed; exact neighbours by one streamed product, where all that are as near as the k-th
+count; an interval for every recall; throughput of one batch and latency of single queries, each cold (files dropped from the page
+cache) and warm; the rate of a matrix product before and after, which shows whether the machine was busy.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from retrodb.ann.recall_curve import CurvePoint, RecallEstimate, recall_at_k, re
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.search import search
 from retrodb.ann.topk import TopK
-from retrodb.bench.heldout import HeldOut, held_out_queries
-from retrodb.bench.machine import environment, forget, gemm_gflops, timed
+from retrodb.bench.heldout import HeldOutQueries, held_out_queries
+from retrodb.bench.machine import drop_from_page_cache, environment, gemm_gflops, timed
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import IndexEntry
@@ -29,14 +29,14 @@ from retrodb.stages.index.operating_point import MAX_LISTS, OperatingPoint, list
 from retrodb.stages.search.command import Searcher
 from retrodb.view.view import View
 
-TRUE_DEPTH = 30  # exact neighbours of a query: k and what ties with it
+TRUE_DEPTH = 30  # exact neighbours of a query: k, and those at the same distance as the k-th
 TIMED_RECALLS = (0.9, 0.95, 0.99)
-_LATENCY_QUERIES = 200  # timed one by one, each pass
+_LATENCY_QUERIES = 200  # timed one by one in each pass
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds for one query, over single queries."""
+    """Seconds per query: quantiles over single queries."""
 
     p50_s: float
     p95_s: float
@@ -44,6 +44,7 @@ class Latency:
 
     @staticmethod
     def of(seconds: Sequence[float]) -> Latency:
+        """The quantiles of measured times."""
         return Latency(*(float(x) for x in np.quantile(seconds, [0.5, 0.95, 0.99])))
 
 
@@ -53,7 +54,7 @@ class TimedPoint:
 
     nprobe: int
     recall: RecallEstimate  # of the whole search: lists, codes and exact rerank
-    scanned: float  # mean vectors scanned per query
+    vectors_scanned: float  # mean per query
     cold_queries_per_s: float  # one batch of all queries
     warm_queries_per_s: float
     cold_latency: Latency
@@ -62,16 +63,16 @@ class TimedPoint:
 
 @dataclass(frozen=True)
 class RecallReport:
-    """Everything that was measured, and on what."""
+    """Everything that was measured, and the setting."""
 
     database: str
     snapshot: int  # that was measured
     space: str
     factory: str
     metric: str
-    lists: int
-    parts: int
-    vectors: int  # that may be found
+    num_lists: int
+    num_parts: int
+    num_vectors: int  # that can be found
     queries: str  # where they come from
     num_queries: int
     k: int
@@ -81,7 +82,7 @@ class RecallReport:
     stored_bytes_per_vector: float  # the vectors themselves
     curve: tuple[CurvePoint, ...]  # recall of the scan alone
     points: tuple[TimedPoint, ...]
-    drops_page_cache: bool  # whether cold passes could ask the system to forget the files
+    drops_page_cache: bool  # whether the system can drop files before a cold pass
     stored_target: float | None  # recall whose operating point was stored
     stored_nprobe: int | None
     gemm_before_gflops: float
@@ -98,27 +99,28 @@ def run_bench_recall(
     target_recall: float | None = None,
     seed: int = 0,
 ) -> RecallReport:
-    """Measure search in a space; with a target, store the fewest lists that reach it.
+    """Measure search in a space. With a target, store the smallest number of lists that reaches it.
 
     Args:
-        queries: a file of texts or vectors, or the name of a query set; None: held-out documents, or own ones, hidden.
+        queries: a file of texts or vectors, or the name of a query set; None takes the held-out documents, or own ones that
+            are hidden meanwhile.
 
     Raises:
-        MissingStep: when the space is not embedded or not indexed, or there is nothing to ask.
-        UsageError: for a k, a recall or queries that cannot be meant.
+        MissingStep: when the space is not embedded or not indexed, or there are no queries.
+        UsageError: for an invalid k, recall or query set.
         ConfigError: when not even all lists reach the target.
     """
     if k < 1:
-        raise UsageError(f"k of {k}", remedy="Ask for at least one neighbour.")
+        raise UsageError(f"k of {k}", remedy="Give at least 1.")
     if target_recall is not None and not 0 < target_recall <= 1:
-        raise UsageError(f"recall of {target_recall}", remedy="Give a share above 0 and up to 1.")
+        raise UsageError(f"recall of {target_recall}", remedy="Give a fraction above 0 and up to 1.")
     view, threads = context.view(), context.num_workers
     searcher = Searcher.open(view, space=space)
     before = gemm_gflops()
     with context.progress.stage("bench recall", 2 + len(TIMED_RECALLS), "") as bar:
         trial = _Trial.of(searcher, held_out_queries(view, searcher.space, queries, seed), k, threads)
         bar.advance(1)
-        stored = None if target_recall is None else trial.reaching(target_recall)
+        stored = None if target_recall is None else trial.point_reaching(target_recall)
         bar.advance(1)
         points = []
         for nprobe in trial.probes_to_time(stored):
@@ -133,9 +135,9 @@ def run_bench_recall(
         space=searcher.space,
         factory=view.snapshot.existing(IndexEntry, searcher.space).factory,
         metric=searcher.codebook.metric,
-        lists=searcher.codebook.num_lists,
-        parts=len(searcher.parts),
-        vectors=searcher.num_chunks,
+        num_lists=searcher.codebook.num_lists,
+        num_parts=len(searcher.parts),
+        num_vectors=searcher.num_chunks,
         queries=trial.held_out.name,
         num_queries=len(trial.held_out.vectors),
         k=k,
@@ -145,7 +147,7 @@ def run_bench_recall(
         stored_bytes_per_vector=stored_bytes / rows,
         curve=tuple(trial.curve),
         points=tuple(points),
-        drops_page_cache=forget(()),
+        drops_page_cache=drop_from_page_cache(()),
         stored_target=target_recall,
         stored_nprobe=stored.nprobe if stored else None,
         gemm_before_gflops=before,
@@ -156,25 +158,25 @@ def run_bench_recall(
 
 @dataclass(frozen=True)
 class _Trial:
-    """Queries with their true neighbours, and the index that looks for them."""
+    """Queries with their true neighbours, and the index that is measured."""
 
     searcher: Searcher
-    held_out: HeldOut
-    parts: list[LivePart]  # without the documents that queries were drawn from
+    held_out: HeldOutQueries
+    parts: list[LivePart]  # without the hidden documents
     k: int
-    truth: TopK  # (Q, T): k, and what ties with the last
+    truth: TopK  # (Q, T): k, and those at the same distance as the k-th
     curve: list[CurvePoint]
     threads: int
 
     @staticmethod
-    def of(searcher: Searcher, held_out: HeldOut, k: int, threads: int) -> _Trial:
+    def of(searcher: Searcher, held_out: HeldOutQueries, k: int, threads: int) -> _Trial:
         codebook = searcher.codebook
         parts = [_without(part, held_out.masked, searcher.view) for part in searcher.parts]
         blocks = (block for part in parts for block in part.blocks())
         ids, distances = exact_topk(held_out.vectors, blocks, max(k, TRUE_DEPTH), codebook.metric, threads=threads)
         if not (ids >= 0).any():
             raise MissingStep(
-                "no chunk may be found, so there is no recall", remedy="Ingest more, or name queries with --queries."
+                "no chunk can be found, so there is no recall", remedy="Ingest more, or name queries with --queries."
             )
         num_true = np.maximum((ids[:, :k] >= 0).sum(axis=1), 1)
         kth = distances[np.arange(len(ids)), num_true - 1]
@@ -186,24 +188,25 @@ class _Trial:
 
     def recall(self, nprobe: int) -> RecallEstimate:
         """Recall of the search itself."""
-        found = search(self.held_out.vectors, self.parts, self.searcher.codebook, self.k, nprobe, threads=self.threads)
-        return recall_at_k(*found, *self.truth, self.held_out.groups)
+        codebook, threads = self.searcher.codebook, self.threads
+        ids, distances = search(self.held_out.vectors, self.parts, codebook, self.k, nprobe, threads=threads)
+        return recall_at_k(ids, distances, *self.truth, self.held_out.groups)
 
-    def reaching(self, target: float) -> OperatingPoint:
-        """The first number of lists, going up from what the curve says, with which the search reaches a recall."""
+    def point_reaching(self, target: float) -> OperatingPoint:
+        """The smallest number of lists, starting from that of the curve, with which the search reaches a recall."""
         num_lists = self.searcher.codebook.num_lists
         nprobe = self._on_curve(target)
-        while (found := self.recall(nprobe).mean) < target and nprobe < num_lists:
+        while (reached := self.recall(nprobe).mean) < target and nprobe < num_lists:
             nprobe = min(num_lists, nprobe + max(1, nprobe // 8))
-        if found < target:
+        if reached < target:
             raise ConfigError(
-                f"recall {target} is not reached: all {num_lists} lists give {found:.4f}",
-                remedy="Ask for less, or index again with more bytes per vector: 'retrodb index --retrain'.",
+                f"recall {target} is not reached: all {num_lists} lists give {reached:.4f}",
+                remedy="Give a lower target, or index again with more bytes per vector: 'retrodb index --retrain'.",
             )
-        return OperatingPoint(nprobe, round(found, 4))
+        return OperatingPoint(nprobe, round(reached, 4))
 
     def probes_to_time(self, stored: OperatingPoint | None) -> list[int]:
-        """Numbers of lists of the recalls that reports show; the stored one takes the place of the nearest."""
+        """The numbers of lists for the recalls that reports show. The stored one replaces the nearest of them."""
         probes = sorted({self._on_curve(recall) for recall in TIMED_RECALLS})
         if stored is not None and stored.nprobe not in probes:
             nearest = min(range(len(probes)), key=lambda i: abs(probes[i] - stored.nprobe))
@@ -215,7 +218,7 @@ class _Trial:
 
 
 def _without(part: LivePart, documents: Int64Array, view: View) -> LivePart:
-    """A part of which some documents may not be found."""
+    """A part without some documents."""
     if not len(documents):
         return part
     allowed = ~np.isin(view.chunks.document_ids(part.ids_N), documents)
@@ -223,22 +226,22 @@ def _without(part: LivePart, documents: Int64Array, view: View) -> LivePart:
 
 
 def _time(trial: _Trial, nprobe: int, threads: int) -> TimedPoint:
-    """Throughput and latency with the index as it is, nothing hidden."""
+    """Throughput and latency with the whole index, without hidden documents."""
     queries = np.asarray(trial.held_out.vectors, dtype=np.float32)
     singles = [queries[i : i + 1] for i in range(min(len(queries), _LATENCY_QUERIES))]
 
-    def ask(searcher: Searcher, vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
+    def search_time(searcher: Searcher, vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
         return timed(partial(searcher.arrays, vectors, trial.k, nprobe=nprobe, threads=threads))[1]
 
     searcher = _cold(trial.searcher)
-    cold_singles = [ask(searcher, query) for query in singles]
-    warm_singles = [ask(searcher, query) for query in singles]
+    cold_singles = [search_time(searcher, query) for query in singles]
+    warm_singles = [search_time(searcher, query) for query in singles]
     searcher = _cold(trial.searcher)
-    cold, warm = ask(searcher, queries), min(ask(searcher, queries), ask(searcher, queries))
+    cold, warm = search_time(searcher, queries), min(search_time(searcher, queries), search_time(searcher, queries))
     return TimedPoint(
         nprobe=nprobe,
         recall=trial.recall(nprobe),
-        scanned=trial.curve[min(nprobe, len(trial.curve)) - 1].scanned,
+        vectors_scanned=trial.curve[min(nprobe, len(trial.curve)) - 1].scanned,
         cold_queries_per_s=len(queries) / cold,
         warm_queries_per_s=len(queries) / warm,
         cold_latency=Latency.of(cold_singles),
@@ -247,10 +250,10 @@ def _time(trial: _Trial, nprobe: int, threads: int) -> TimedPoint:
 
 
 def _cold(warm: Searcher) -> Searcher:
-    """The same index, opened anew after its files were dropped from the page cache."""
+    """The same index, opened again after its files were dropped from the page cache."""
     view, space = warm.view, warm.space
     records = [record for part in parts_of(view, space) for record in part.records]
-    forget(view.files.open(record) for record in [*records, *view.manifest.files("vectors", space)])
+    drop_from_page_cache(view.files.open(record) for record in [*records, *view.manifest.files("vectors", space)])
     return Searcher.open(View(view.storage, view.settings, view.snapshot), space=space)
 
 

@@ -92,4 +92,4 @@ def _facts(report: RecallReport) -> Iterator[tuple[str, str]]:
 
 
 def _title(report: RecallReport) -> str:
-    return f"recall@{report.k} of {report.factory} over {report.vectors:,} vectors (space {report.space})"
+    return f"recall@{report.k} of {report.factory} over {report.num_vectors:,} vectors (space {report.space})"

@@ -1,4 +1,4 @@
-"""How fast each stage is on this machine: a small database is built from a sample, and timed."""
+"""The rate of every stage on this machine, from building a small database of a sample."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ from retrodb.view.document_blocks import document_texts
 from retrodb.view.view import View
 
 CHUNKS = 4_000  # of the sample
-_LISTS_OF_CHUNKS = 64  # vectors of an inverted list of the sample's index
+_VECTORS_PER_LIST = 64  # of the sample's index
 _TEST_ITEMS = 200
-_CHARS_OF_CHUNK = 256  # of English, about
+_CHARS_PER_CHUNK = 256  # of English text, about
 
 
 @dataclass(frozen=True)
 class StageRate:
-    """One stage on one core."""
+    """The rate of one stage on one core."""
 
     stage: str
     rate: float  # units per second
     unit: str
-    amount: int  # of the sample
+    amount: int  # units in the sample
     elapsed_s: float
 
 
 @dataclass(frozen=True)
 class ThroughputResult:
-    """What was measured, and where it is kept."""
+    """The measured rates, and where they are stored."""
 
     database: str
-    text: str  # where the sample comes from
+    sample_source: str  # where the texts come from
     encoder: str
-    chunks: int  # of the sample
+    num_chunks: int  # of the sample
     stages: tuple[StageRate, ...]
-    kept: str  # file
+    rates_file: str  # where the rates are stored
     gemm_before_gflops: float
     gemm_after_gflops: float
     environment: dict[str, str]
@@ -72,35 +72,35 @@ class ThroughputResult:
 def run_bench_throughput(
     context: Context, *, folder: Path | None = None, chunks: int = CHUNKS, device: str = "auto"
 ) -> ThroughputResult:
-    """Measure every stage with the tokenizer and default encoder of a database, and keep the rates for planning.
+    """Measure every stage with the tokenizer and default encoder of a database, and store the rates for planning.
 
-    Half of the sample goes in first, untimed: what is compiled, loaded or trained once counts in no rate.
+    Half of the sample is built first without timing, so that no rate includes what is compiled, loaded or trained only once.
 
     Args:
-        folder: where the temporary database lies; None is the system's folder for such.
-        chunks: of the sample, about.
+        folder: where the temporary database is created; None takes the system's folder for temporary files.
+        chunks: approximate size of the sample.
     """
-    if chunks < 2 * _LISTS_OF_CHUNKS:
-        raise UsageError(f"a sample of {chunks} chunks", remedy=f"Take at least {2 * _LISTS_OF_CHUNKS}.")
+    if chunks < 2 * _VECTORS_PER_LIST:
+        raise UsageError(f"a sample of {chunks} chunks", remedy=f"Give at least {2 * _VECTORS_PER_LIST}.")
     view = context.view()
     params = _encoder(view)
     before = gemm_gflops()
-    text, documents = _sample(view, 2 * chunks)
-    with TemporaryDirectory(dir=folder, prefix="retrodb-bench-") as place:
-        pipeline = _Pipeline(Path(place), context, view, params, device)
+    sample_source, documents = _sample(view, 2 * chunks)
+    with TemporaryDirectory(dir=folder, prefix="retrodb-bench-") as temporary:
+        pipeline = _Pipeline(Path(temporary), context, view, params, device)
         half = len(documents) // 2
         pipeline.run("first", documents[:half])
         with context.progress.stage("bench throughput", len(UNITS), "") as bar:
             stages = tuple(pipeline.run("second", documents[half:], lambda: bar.advance(1)))
         fingerprint = pipeline.context.view().snapshot.existing(SpaceEntry, "default").fingerprint
-    kept = keep_rates(fingerprint, {each.stage: each.rate for each in stages})
+    rates_file = keep_rates(fingerprint, {stage.stage: stage.rate for stage in stages})
     return ThroughputResult(
         database=view.storage.url,
-        text=text,
+        sample_source=sample_source,
         encoder=params.encoder,
-        chunks=next(each.amount for each in stages if each.stage == "embed"),
+        num_chunks=next(stage.amount for stage in stages if stage.stage == "embed"),
         stages=stages,
-        kept=str(kept),
+        rates_file=str(rates_file),
         gemm_before_gflops=before,
         gemm_after_gflops=gemm_gflops(),
         environment=environment(1),
@@ -108,7 +108,7 @@ def run_bench_throughput(
 
 
 def _encoder(view: View) -> EmbedParams:
-    """The encoder of the default space, or the one that it will get."""
+    """The parameters of the default space's encoder, or of the one that it will get."""
     params = view.snapshot.embed_params(view.snapshot.default_space)
     if params is None:
         raise MissingStep("the database has no encoder", remedy="Run 'retrodb embed --encoder NAME' first.")
@@ -116,7 +116,7 @@ def _encoder(view: View) -> EmbedParams:
 
 
 def _sample(view: View, chunks: int) -> tuple[str, list[str]]:
-    """Texts of about so many chunks: of random live documents, or from the standard library's documentation."""
+    """Name and texts of a sample of about this many chunks: random live documents, or the standard library's documentation."""
     random = np.random.default_rng(0)
     firsts = [view.chunks.document_ids(np.flatnonzero(view.chunks.live_mask(r.first_chunk, r.num_chunks)) + r.first_chunk)
               for r in view.chunks.ranges]  # fmt: skip
@@ -124,7 +124,7 @@ def _sample(view: View, chunks: int) -> tuple[str, list[str]]:
     if sizes.sum() < chunks:
         texts = [text for _, text in stdlib_documents()]
         chars = np.cumsum([len(text) for text in texts])
-        return "documentation of the standard library", texts[: int((chars < chunks * _CHARS_OF_CHUNK).sum()) + 1]
+        return "documentation of the standard library", texts[: int((chars < chunks * _CHARS_PER_CHUNK).sum()) + 1]
     order = random.permutation(len(ids))
     chosen = order[: int((np.cumsum(sizes[order]) < chunks).sum()) + 1]
     return "the database's own documents", document_texts(view.chunks, np.sort(ids[chosen])).to_pylist()
@@ -133,9 +133,9 @@ def _sample(view: View, chunks: int) -> tuple[str, list[str]]:
 class _Pipeline:
     """The stages, run one after the other on a temporary database."""
 
-    def __init__(self, place: Path, outer: Context, view: View, params: EmbedParams, device: str) -> None:
-        self._place, self._params, self._device = place, params, device
-        self.context = Context(open_storage(str(place / "db")))
+    def __init__(self, folder: Path, outer: Context, view: View, params: EmbedParams, device: str) -> None:
+        self._folder, self._params, self._device = folder, params, device
+        self.context = Context(open_storage(str(folder / "db")))
         tokenizer = str(outer.storage.local(path_of("tokenizer")))
         settings = view.settings
         run_init(
@@ -144,9 +144,9 @@ class _Pipeline:
         )
 
     def run(self, name: str, texts: list[str], advance: Callable[[], None] = lambda: None) -> list[StageRate]:
-        """Take texts through all stages and time each."""
+        """Build the texts through all stages, and time each."""
         source = self._write(f"{name}.jsonl", ({"id": f"{name}{i}", "text": text} for i, text in enumerate(texts)))
-        # Their words in another order: as long as documents are, and equal to none.
+        # The words in reverse order: texts as long as the documents, and equal to none.
         items = ({"id": str(i), "text": " ".join(reversed(text.split()))} for i, text in enumerate(texts[:_TEST_ITEMS]))
         testset = self._write(f"{name}-test.jsonl", items)
         size, context = sum(len(text.encode()) for text in texts), self.context
@@ -160,24 +160,24 @@ class _Pipeline:
         _, elapsed_s = timed(lambda: run_ingest(context, [str(source)], ingest))
         rate("ingest", size, elapsed_s)
         scanned, elapsed_s = timed(lambda: run_dedup(context, [testset], DedupParams(), name=name))
-        share = sum(each.documents for each in scanned) / max(1, len(texts))
-        rate("dedup", round(size * share), elapsed_s)
+        fraction = sum(result.documents for result in scanned) / max(1, len(texts))
+        rate("dedup", round(size * fraction), elapsed_s)
         run_dedup(context, [], DedupParams())  # against the earlier test set, too
         options = {} if context.view().snapshot.entry(SpaceEntry, "default") else _given(self._params)
         embedded, elapsed_s = timed(lambda: run_embed(context, options, Hardware(self._device)))
         rate("embed", embedded.chunks - embedded.reused, elapsed_s)
-        factory = IndexParams(factory=f"IVF{max(1, embedded.chunks // _LISTS_OF_CHUNKS)},SQ8")
+        factory = IndexParams(factory=f"IVF{max(1, embedded.chunks // _VECTORS_PER_LIST)},SQ8")
         is_new = context.view().snapshot.entry(IndexEntry, "default") is None
         indexed, elapsed_s = timed(lambda: run_index(context, factory if is_new else IndexParams()))
         rate("index", indexed.vectors, elapsed_s)
         joined, elapsed_s = timed(lambda: run_neighbours(context, NeighboursParams(), table=name))
         rate("neighbours", joined.rows, elapsed_s)
-        exported, elapsed_s = timed(lambda: run_export(context, self._place / f"{name}-out", table=name))
+        exported, elapsed_s = timed(lambda: run_export(context, self._folder / f"{name}-out", table=name))
         rate("export", exported.num_rows, elapsed_s)
         return rates
 
     def _write(self, name: str, records: Iterator[dict[str, str]]) -> Path:
-        path = self._place / name
+        path = self._folder / name
         path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
         return path
 

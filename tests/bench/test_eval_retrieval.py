@@ -14,7 +14,7 @@ from made_documents import made_text, write_documents
 from real_corpora import DATA
 
 import retrodb
-from retrodb.bench.eval_retrieval import ndcg, read_qrels, recall, reciprocal_rank
+from retrodb.bench.eval_retrieval import document_recall, ndcg, read_qrels, reciprocal_rank
 from retrodb.database import Database
 from retrodb.errors import InputError, UsageError
 from retrodb_cli.main import main
@@ -38,7 +38,7 @@ def test_the_measures_are_those_of_their_definitions(ranking: list[str], grades:
     relevant = [name for name in NAMES if grades.get(name, 0) > 0]
     ranks = [ranking.index(name) + 1 for name in relevant]
     assert ndcg(ranking, grades) == pytest.approx(gained / best)
-    assert recall(ranking, grades, k) == pytest.approx(sum(rank <= k for rank in ranks) / len(relevant))
+    assert document_recall(ranking, grades, k) == pytest.approx(sum(rank <= k for rank in ranks) / len(relevant))
     assert reciprocal_rank(ranking, grades) == pytest.approx(1 / min(ranks))
 
 
@@ -84,9 +84,9 @@ def test_a_document_is_ranked_by_its_best_chunk(database: Database, tmp_path: Pa
         for i in range(12)
     }
     queries, qrels = questions(tmp_path, first, [(f"q{i}", f"d{i}", 1) for i in range(12)] + [("q0", "d9", 0)])
-    found = database.eval_retrieval(queries=queries, qrels=qrels, k=12)
-    assert (found.queries, found.skipped_queries, found.missing_documents) == (12, 0, 0)
-    assert found.ndcg_at_10 == found.mrr == found.recall_at_k == 1.0
+    result = database.eval_retrieval(queries=queries, qrels=qrels, k=12)
+    assert (result.num_queries, result.num_skipped_queries, result.num_missing_documents) == (12, 0, 0)
+    assert result.ndcg_at_10 == result.mrr == result.recall_at_k == 1.0
 
 
 def test_every_document_is_found_however_many_chunks_the_others_have(database: Database, tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_every_document_is_found_however_many_chunks_the_others_have(database: D
 
 def test_deleted_documents_count_as_missing(database: Database, tmp_path: Path) -> None:
     queries, qrels = questions(tmp_path, {"q": made_text(3, 60), "r": "unjudged"}, [("q", "d3", 1), ("q", "gone", 1)])
-    found = database.eval_retrieval(queries=queries, qrels=qrels)
-    assert (found.queries, found.skipped_queries, found.missing_documents) == (1, 1, 1)
-    assert found.recall_at_k == 0.5
+    result = database.eval_retrieval(queries=queries, qrels=qrels)
+    assert (result.num_queries, result.num_skipped_queries, result.num_missing_documents) == (1, 1, 1)
+    assert result.recall_at_k == 0.5
 
 
 def test_what_cannot_be_meant_is_refused(database: Database, tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_limit_small_is_as_hard_for_minilm_as_its_authors_say(tmp_path: Path, ma
     database.ingest([EVAL / "limit-small-corpus.jsonl.zst"], source="limit")
     database.embed()
     database.index()
-    found = database.eval_retrieval(
+    result = database.eval_retrieval(
         queries=EVAL / "limit-small-queries.jsonl.zst", qrels=EVAL / "limit-small-qrels.jsonl.zst", k=20
     )
-    assert (found.queries, found.judged_documents, found.missing_documents) == (1000, 46, 0)
-    assert 0.2 < found.ndcg_at_10 < 0.95
-    assert found.recall_at_k > found.ndcg_at_10 / 2
+    assert (result.num_queries, result.num_judged_documents, result.num_missing_documents) == (1000, 46, 0)
+    assert 0.2 < result.ndcg_at_10 < 0.95
+    assert result.recall_at_k > result.ndcg_at_10 / 2

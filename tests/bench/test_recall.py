@@ -37,7 +37,7 @@ def test_the_curve_ends_where_all_is_found_and_points_follow_it(database: Databa
     assert recalls == sorted(recalls)
     assert report.curve[-1].recall.mean == 1
     assert report.curve[-1].recall.low < 1, "some queries cannot prove that all others are answered too"
-    assert report.curve[-1].scanned <= report.vectors
+    assert report.curve[-1].scanned <= report.num_vectors
     assert 1 <= len(report.points) <= 3
     for point in report.points:
         assert point.recall.mean == pytest.approx(report.curve[point.nprobe - 1].recall.mean, abs=0.05)
@@ -107,7 +107,7 @@ def test_what_cannot_be_measured_is_refused(make_database: Make, database: Datab
         other.bench_recall()
     other.embed()
     other.index()
-    with pytest.raises(MissingStep, match="hold out"):
+    with pytest.raises(MissingStep, match="held out"):
         other.bench_recall()
     for match, options in [
         ("k of 0", {"k": 0}),

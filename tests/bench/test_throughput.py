@@ -30,7 +30,7 @@ def test_every_stage_gets_a_rate_that_is_kept(
     result = database.bench_throughput(chunks=150, folder=folder)
     assert [each.stage for each in result.stages] == list(UNITS)
     assert all(each.rate > 0 and each.amount > 0 for each in result.stages)
-    assert result.text.startswith("the database's" if documents else "documentation")
+    assert result.sample_source.startswith("the database's" if documents else "documentation")
     assert read_rates() == {each.stage: each.rate for each in result.stages if each.stage != "embed"}
     assert not list(folder.iterdir())
     assert database.view().snapshot.number == number

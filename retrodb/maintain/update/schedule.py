@@ -1,4 +1,4 @@
-"""When to update: units for systemd, or a line for cron."""
+"""Files that run `retrodb update` regularly: units for systemd, or a line for cron."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from retrodb.errors import UsageError
 
 KINDS = ("systemd", "cron")
-_HOUR = 3  # of daily and weekly updates: when few people are at work
+_HOUR = 3  # of daily and weekly updates, when few people work
 _MINUTES, _HOURS = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30), (1, 2, 3, 4, 6, 8, 12)
 
 
@@ -26,7 +26,7 @@ class ScheduleFile:
 
 @dataclass(frozen=True)
 class _Calendar:
-    """The same points in time in both languages."""
+    """The same times in both notations."""
 
     systemd: str
     cron: str
@@ -35,19 +35,21 @@ class _Calendar:
 def plan_schedule(
     database: str, *, kind: str = "systemd", every: str = "1d", config: str | None = None
 ) -> list[ScheduleFile]:
-    """The files that run `retrodb update` regularly; nothing is installed.
+    """The files that run `retrodb update` regularly. Nothing is installed.
 
     Args:
-        every: `15m`, `6h`, `1d` or `1w`: what divides the hour or the day, or one of these.
+        kind: one of `KINDS`.
+        every: minutes that divide the hour (`15m`), hours that divide the day (`6h`), `1d` or `1w`.
+        config: path of a recipe; None takes the one in the database.
 
     Raises:
-        UsageError: for a rhythm that a calendar cannot keep.
+        UsageError: for an unknown scheduler, an interval that a calendar cannot express, or a path with a control character.
     """
     if kind not in KINDS:
         raise UsageError(f"unknown scheduler '{kind}'", remedy=f"Known are: {', '.join(KINDS)}.")
     calendar = _calendar(every)
     if re.search(r"[\x00-\x1f\x7f]", f"{database}{config}"):
-        raise UsageError("a path with a control character", where=repr(database), remedy="Give it another name.")
+        raise UsageError("the path has a control character", where=repr(database), remedy="Rename the folder or file.")
     path = database if "://" in database else str(Path(database).absolute())
     words = [*_program(), "update", path, "--no-progress"]
     words += ["--config", str(Path(config).absolute())] if config else []
@@ -71,13 +73,13 @@ def _calendar(every: str) -> _Calendar:
     if unit == "w" and number == 1:
         return _Calendar(f"Sun *-*-* {_HOUR:02}:00:00", f"0 {_HOUR} * * 0")
     raise UsageError(
-        f"no calendar says every '{every}'",
+        f"invalid interval '{every}'",
         remedy="Give minutes that divide the hour (15m), hours that divide the day (6h), 1d or 1w.",
     )
 
 
 def _program() -> list[str]:
-    """How this very installation is called: its script, or its interpreter."""
+    """The command of this installation: its script, or its interpreter."""
     script = Path(sys.executable).with_name("retrodb")
     if script.is_file():
         return [str(script)]
@@ -99,11 +101,11 @@ def _service(database: str, words: Sequence[str]) -> str:
 def _timer(database: str, calendar: str) -> str:
     return (
         "[Unit]\n"
-        f"Description=When to update the retrieval database {_specifiers(database)}\n"
+        f"Description=Timer that updates the retrieval database {_specifiers(database)}\n"
         "\n"
         "[Timer]\n"
         f"OnCalendar={calendar}\n"
-        "Persistent=true\n"  # an update that was missed while the machine was off is made up for
+        "Persistent=true\n"  # an update that was missed while the machine was off runs later
         "\n"
         "[Install]\n"
         "WantedBy=timers.target\n"
@@ -111,7 +113,7 @@ def _timer(database: str, calendar: str) -> str:
 
 
 def _systemd_word(word: str) -> str:
-    """A word of a command line in a unit, see systemd.service(5): quoted, no variable, no specifier."""
+    """A word of a command line in a unit, see systemd.service(5): quoted, without variables and specifiers."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
     return f'"{_specifiers(escaped)}"'
 
@@ -121,5 +123,5 @@ def _specifiers(text: str) -> str:
 
 
 def _cron_command(words: Sequence[str]) -> str:
-    """The command field of crontab(5): a shell's words, in which an unescaped % would end the line."""
+    """The command field of crontab(5): shell words, in which an unescaped % would end the line."""
     return shlex.join(words).replace("%", "\\%")
