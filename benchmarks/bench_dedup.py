@@ -2,8 +2,8 @@
 
     python benchmarks/bench_dedup.py [--data FOLDER] [--megabytes 80] [--table-shingles 10000000] [--out FILE]
 
-Text is `classic-books` and `wikipedia-en` of the corpora folder. Rates are per second of CPU time of one core, the best
-of three, because that is what a trillion tokens cost; only two workers are compared with one in elapsed time.
+The text is `classic-books` and `wikipedia-en` of the corpora folder. Rates are per second of CPU time of one core, the best of
+three, because CPU time is the cost of a trillion tokens. Only two workers are compared with one in elapsed time.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from retrodb.format.parquet import iterate_row_groups, write_table
 
 SEED = 0
 DEFAULT_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-PEER_BYTES = 4_000_000  # a sample is enough to time the slow ones
+PEER_BYTES = 4_000_000  # of the sample for the slow peers
 
 
 def corpus(data: Path, size: int) -> list[str]:
-    """Books and encyclopaedia articles in turn, shuffled, about `size` bytes."""
+    """Books and encyclopaedia articles, shuffled, about `size` bytes."""
     books = subprocess.run(
         ["zstd", "-dc", "--long=27", data / "classic-books.md.tar.zst"], check=True, capture_output=True
     )
@@ -63,7 +63,7 @@ def corpus(data: Path, size: int) -> list[str]:
 
 
 def made_table(texts: list[str], num_shingles: int) -> ShingleTable:
-    """A foreign test set of about that many shingles: words as frequent as in the text, in random order."""
+    """A test set of about this many shingles: words as frequent as in the text, in random order."""
     vocabulary = " ".join(texts[:200]).split()
     words = np.random.default_rng(SEED).choice(
         np.array(vocabulary, object), num_shingles + 1200 * num_shingles // 10_000
@@ -79,7 +79,7 @@ def cyrillic(text: str) -> str:
 
 
 def chinese(text: str) -> str:
-    """One or two ideographs a word, a full-width comma or an ideographic full stop where the text has its own."""
+    """One or two ideographs for each word, and full-width punctuation."""
     marks = {",": "，", ".": "。"}
     pieces = re.findall(r"\w+|[,.]", text)
     return "".join(
@@ -132,10 +132,10 @@ def rate(size: int, work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def time_of_workers(num_workers: int, parts: list[Path], folder: Path) -> tuple[float, float]:
-    """Elapsed and CPU seconds in which so many processes scan all parts, each mapping the same table, without start-up."""
+    """Elapsed and CPU seconds for some processes to scan all parts, each with the same mapped table, without start-up."""
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         tasks = [(part, folder) for part in parts]
-        pool.starmap(scan_task, tasks, chunksize=1)  # compiled code and pages come in
+        pool.starmap(scan_task, tasks, chunksize=1)  # loads compiled code and pages
         start = time.perf_counter()
         cpu = sum(pool.starmap(scan_task, tasks, chunksize=1))
         return time.perf_counter() - start, cpu
@@ -153,12 +153,12 @@ def write_parquet(texts: list[str], path: Path) -> int:
 
 
 def run(data: Path, megabytes: int, table_shingles: int) -> Iterator[str]:
-    """The lines of the report, as they are measured."""
+    """The lines of the report, one after each measurement."""
     yield f"## dedup, {datetime.date.today()}\n"
     versions = f"numpy {np.__version__}, numba {numba.__version__}, pyarrow {pa.__version__}"
     peers = f"datasketch {datasketch.__version__}, xxhash {xxhash.VERSION}"
     yield f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}, {peers}"
-    yield f"load average before: {', '.join(f'{load:.1f}' for load in os.getloadavg())} (other jobs ran beside)"
+    yield f"load average before: {', '.join(f'{load:.1f}' for load in os.getloadavg())} (other jobs ran at the same time)"
     texts = corpus(data, megabytes * 1_000_000)
     array, table = pa.array(texts, pa.large_string()), made_table(texts, table_shingles)
     num_words = int(scan_texts(array, table).num_words.sum())
@@ -173,12 +173,12 @@ def run(data: Path, megabytes: int, table_shingles: int) -> Iterator[str]:
         yield row("scan from Parquet", parquet := rate(size, lambda: scan_parquet(path, table)))
         yield row("scan from Parquet + MinHash 128", both := rate(size, lambda: scan_and_sketch_parquet(path, table)))
         yield row("MinHash 128, text in memory", rate(size, lambda: signatures(array, 128)))
-        shares = []
+        ratios = []
         for kind, change in (("Cyrillic", cyrillic), ("Chinese", chinese)):
             changed = folder / f"{kind}.parquet"
             changed_size = write_parquet([change(text) for text in texts[: len(texts) // 4]], changed)
             value = rate(changed_size, functools.partial(scan_parquet, changed, table))
-            shares.append(f"{kind} {value / parquet:.2f}")
+            ratios.append(f"{kind} {value / parquet:.2f}")
             yield row(f"scan from Parquet, {kind}", value)
         sample = [text[:20_000] for text in texts[: PEER_BYTES // 2_000]]
         sample_size = sum(len(text.encode()) for text in sample)
@@ -190,7 +190,7 @@ def run(data: Path, megabytes: int, table_shingles: int) -> Iterator[str]:
     yield f"\n- {alone * words:,.1f} million words/s in memory, {parquet * words:,.1f} from Parquet"
     yield f"- scan from Parquet / datasketch {parquet / peer:.1f}, with MinHash {both / peer:.1f}"
     yield f"- scan from Parquet / Python loop {parquet / loop:.1f}"
-    yield f"- non-ASCII / English: {', '.join(shares)}"
+    yield f"- non-ASCII / English: {', '.join(ratios)}"
     yield f"- two workers / one: {one[0] / two[0]:.2f} elapsed, {2 * one[1] / two[1]:.2f} by CPU time (a core for each)"
     hours = 4.4e6 / parquet / 3600
     yield f"- 10^12 tokens, about 4.4 TB of text: 4.4e6 MB / {parquet:,.0f} MB/s / 3600 = {hours:,.1f} core-hours"

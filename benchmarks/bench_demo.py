@@ -2,8 +2,8 @@
 
     python benchmarks/bench_demo.py [--documents N] [--encoder NAME] [--out benchmarks/results/DATE-demo.md]
 
-Each stage is a `retrodb` process, so its peak memory is its own (that of the largest process, workers included). Rates are
-per second of elapsed time, with the start of the process in it: what a user waits for.
+Each stage is a `retrodb` process of its own, and its peak memory is that of its largest process, workers included. Rates are per
+second of elapsed time, including the start of the process, as a user waits for it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from retrodb.config import InitParams
 from retrodb.corpus.stdlib_docs import is_held_out, stdlib_documents
 
 _MAIN = "from retrodb_cli.main import main; raise SystemExit(main())"
-WITHOUT_CORPUS = ("init", "queries add", "search")  # their time has nothing to do with the corpus
+WITHOUT_CORPUS = ("init", "queries add", "search")  # their time does not depend on the corpus
 LIBRARIES = ("numpy", "pyarrow", "tokenizers", "tiktoken", "torch", "faiss-cpu", "numba")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One stage."""
+class MeasuredStage:
+    """The cost of one stage."""
 
     stage: str
     elapsed_s: float
     cpu_s: float  # of the process and its workers
     peak_bytes: int  # resident, of the largest process
-    result: dict[str, Any]  # the command's own
+    result: dict[str, Any]  # JSON that the command printed
 
 
-def run(stage: str, *arguments: str) -> Measured:
+def run(stage: str, *arguments: str) -> MeasuredStage:
     """Run `retrodb STAGE ARGUMENTS --json` and wait for it."""
     command = [sys.executable, "-c", _MAIN, *stage.split(), *arguments, "--json"]
     with tempfile.TemporaryFile() as output:
@@ -56,10 +56,10 @@ def run(stage: str, *arguments: str) -> Measured:
         sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
     results = [json.loads(line) for line in lines if line]
     cpu = usage.ru_utime + usage.ru_stime
-    return Measured(stage, elapsed, cpu, usage.ru_maxrss * 1024, results[-1] if results else {})
+    return MeasuredStage(stage, elapsed, cpu, usage.ru_maxrss * 1024, results[-1] if results else {})
 
 
-def build(folder: Path, documents: list[tuple[str, str]], encoder: str) -> list[Measured]:
+def build(folder: Path, documents: list[tuple[str, str]], encoder: str) -> list[MeasuredStage]:
     """The stages of a build, in order."""
     database, corpus, test = folder / "bench.retrodb", folder / "corpus.jsonl", folder / "test.jsonl"
     for path, held_out in ((corpus, False), (test, True)):
@@ -82,7 +82,7 @@ def build(folder: Path, documents: list[tuple[str, str]], encoder: str) -> list[
 
 
 def environment() -> str:
-    """The machine and the versions that the figures belong to."""
+    """The machine and the library versions of the measurement."""
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
     )
@@ -96,47 +96,47 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def report(measured: list[Measured], num_documents: int, num_bytes: int, num_chunks: int) -> str:
+def report(measured: list[MeasuredStage], num_documents: int, num_bytes: int, num_chunks: int) -> str:
     """The table, in Markdown."""
     lines = [
         "| stage | elapsed s | CPU s | documents/s | chunks/s | MB/s of text | peak MB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for each in measured:
-        rates = (num_documents / each.elapsed_s, num_chunks / each.elapsed_s, num_bytes / 1e6 / each.elapsed_s)
+    for stage in measured:
+        rates = (num_documents / stage.elapsed_s, num_chunks / stage.elapsed_s, num_bytes / 1e6 / stage.elapsed_s)
         shown = " | ".join(f"{rate:,.2f}" if rate < 10 else f"{rate:,.0f}" for rate in rates)
-        shown = "- | - | -" if each.stage in WITHOUT_CORPUS else shown
-        peak = each.peak_bytes / 1e6
-        lines.append(f"| {each.stage} | {each.elapsed_s:.1f} | {each.cpu_s:.1f} | {shown} | {peak:,.0f} |")
+        shown = "- | - | -" if stage.stage in WITHOUT_CORPUS else shown
+        peak = stage.peak_bytes / 1e6
+        lines.append(f"| {stage.stage} | {stage.elapsed_s:.1f} | {stage.cpu_s:.1f} | {shown} | {peak:,.0f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, print, and write the report if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, help="at most so many documents")
+    parser.add_argument("--documents", type=int, help="maximum number of documents")
     parser.add_argument("--encoder", default=InitParams.encoder)
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args()
-    where = environment()
+    machine = environment()
     limit = f" --documents {options.documents}" if options.documents else ""
     documents = list(stdlib_documents())[: options.documents]
-    kept = [text for doc_id, text in documents if not is_held_out(doc_id)]
+    corpus = [text for doc_id, text in documents if not is_held_out(doc_id)]
     with tempfile.TemporaryDirectory() as folder:
         measured = build(Path(folder), documents, options.encoder)
-    num_bytes = sum(len(text.encode()) for text in kept)
-    num_chunks = next(each.result["chunks"] for each in measured if each.stage == "ingest")
+    num_bytes = sum(len(text.encode()) for text in corpus)
+    num_chunks = next(stage.result["chunks"] for stage in measured if stage.stage == "ingest")
     text = "\n".join(
         [
             f"# Every stage on the standard library's documentation, {datetime.date.today().isoformat()}",
             "",
             f"`python benchmarks/bench_demo.py{limit} --encoder {options.encoder}`",
             "",
-            f"{where}.",
+            f"{machine}.",
             "",
-            f"{len(kept):,} documents, {num_bytes / 1e6:.1f} MB, {num_chunks:,} chunks of 64 tokens.",
+            f"{len(corpus):,} documents, {num_bytes / 1e6:.1f} MB, {num_chunks:,} chunks of 64 tokens.",
             "",
-            report(measured, len(kept), num_bytes, num_chunks),
+            report(measured, len(corpus), num_bytes, num_chunks),
             "",
         ]
     )

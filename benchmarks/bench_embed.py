@@ -1,12 +1,12 @@
-"""Embedding on a CPU: ours against sentence-transformers and transformers, the same chunks in the same run.
+"""Embedding on a CPU: retrodb, sentence-transformers and transformers on the same chunks in the same run.
 
     python benchmarks/bench_embed.py --corpus wikipedia-en.jsonl.zst --chunks 512 --threads 1
 
-Measures chunks a second (the best of several interleaved rounds, since other jobs slow all of them down; with one thread of
-CPU time, with more of wall time), the share of the
-matrix rate measured in between, agreement of vectors and of nearest neighbours, and tokenization alone. Figures are written as
-one JSON object. Without --corpus the texts are the docstrings of the standard library. With --runtimes the same model is also run
-by OpenVINO and ONNX Runtime (pip install openvino onnxruntime onnx onnxscript), in our own batches of exact lengths.
+Measures chunks per second (the best of several interleaved rounds, because other jobs slow all of them down; of CPU time with one
+thread, of elapsed time with more), the fraction of the matrix rate measured in the same rounds, agreement of vectors and of
+nearest neighbours, and tokenization alone. The figures are one JSON object. Without --corpus the texts are the docstrings of the
+standard library. With --runtimes OpenVINO and ONNX Runtime also run the same model in the same batches of equal lengths
+(pip install openvino onnxruntime onnx onnxscript).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from retrodb.encode.device import choose_compute, measure_matrix_rate
 from retrodb.encode.model_folder import MINILM, find_model, read_tokenizer
 from retrodb.encode.resolve import resolve_encoder
 
-CHUNK_CHARS = 300  # of English, what 64 tokens of a byte-level BPE come to
+CHUNK_CHARS = 300  # of English text in 64 tokens of a byte-level BPE, about
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runtimes", action="store_true", help="also OpenVINO and ONNX Runtime, in float32")
-    parser.add_argument("--out", type=Path, help="write the JSON there, too")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     texts = read_chunks(options.corpus, max(options.chunks, 2 * options.tokenize_chunks))
@@ -111,7 +111,7 @@ def documents(corpus: Path | None) -> Iterator[str]:
 
 
 def spread(texts: list[str], count: int) -> list[str]:
-    """`count` of the texts, evenly spread: neighbours in a document are of one kind."""
+    """`count` of the texts, evenly spread, because adjacent texts of a document are similar."""
     return texts[:: max(1, len(texts) // count)][:count]
 
 
@@ -147,7 +147,7 @@ def bench_embedding(folder: Path, texts: list[str], options: argparse.Namespace)
         "ratio": {f"retrodb / {name}": round(seconds[name] / seconds[first], 2) for name in peers},
         "gflops": round(flops / seconds[first] / 1e9, 1),
         "matrix_gflops": round(rate / 1e9, 1),
-        "share_of_matrix_rate": round(flops / seconds[first] / rate, 2),
+        "fraction_of_matrix_rate": round(flops / seconds[first] / rate, 2),
         "cosine_min": {name: round(float(cosines(v_ND, reference_ND).min()), 6) for name, v_ND in vectors.items()},
         "neighbour_agreement_at_10": {name: agreement(v_ND, reference_ND) for name, v_ND in vectors.items()},
     }
@@ -182,7 +182,7 @@ def transformers_sorted(folder: Path) -> Callable[[list[str]], Any]:
 
 
 def exact_lengths(folder: Path, model: Callable[[Any], Any]) -> Callable[[list[str]], Any]:
-    """Batches of one length each, as our own encoder cuts them, through a model that gives hidden states for ids."""
+    """Batches of one length each, as our encoder plans them, through a model that gives hidden states for ids."""
     tokenizer = ChunkTokenizer(TokenizerSpec(read_tokenizer(folder), 512))
 
     def encode(texts: list[str]) -> Any:
@@ -228,8 +228,8 @@ def onnx_model(folder: Path, threads: int) -> Callable[[Any], Any]:
     import onnxruntime
 
     shapes = {"ids_BL": {0: torch.export.Dim("B", min=1, max=4096), 1: torch.export.Dim("L", min=2, max=512)}}
-    with tempfile.TemporaryDirectory() as place:
-        path = str(Path(place) / "model.onnx")
+    with tempfile.TemporaryDirectory() as temporary:
+        path = str(Path(temporary) / "model.onnx")
         example = (torch.ones(2, 16, dtype=torch.int64),)
         torch.onnx.export(plain_model(folder), example, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
         settings = onnxruntime.SessionOptions()
@@ -244,20 +244,20 @@ def cosines(left_ND: Any, right_ND: Any) -> Any:
     return dots_N / np.linalg.norm(left_ND, axis=1) / np.linalg.norm(right_ND, axis=1)
 
 
-def agreement(found_ND: Any, reference_ND: Any, k: int = 10) -> float:
-    """The mean share of the k nearest, the row itself excluded, that two sets of vectors have in common."""
+def agreement(vectors_ND: Any, reference_ND: Any, k: int = 10) -> float:
+    """The mean fraction of the k nearest rows, the row itself excluded, that two sets of vectors have in common."""
 
-    def nearest(vectors_ND: Any) -> Any:
-        scores_NN = vectors_ND @ vectors_ND.T
+    def nearest(rows_ND: Any) -> Any:
+        scores_NN = rows_ND @ rows_ND.T
         np.fill_diagonal(scores_NN, -np.inf)
         return np.argsort(-scores_NN, axis=1, kind="stable")[:, :k]
 
-    pairs = zip(nearest(found_ND), nearest(reference_ND), strict=True)
+    pairs = zip(nearest(vectors_ND), nearest(reference_ND), strict=True)
     return round(float(np.mean([len(np.intersect1d(ours_K, theirs_K)) / k for ours_K, theirs_K in pairs])), 4)
 
 
 def bench_tokenization(folder: Path, texts: list[str], count: int) -> dict[str, Any]:
-    """MB of text a second of CPU time: two halves cold, the first again warm, and the tokenizer by itself."""
+    """MB of text per second of CPU time: two halves with a cold cache, one again with a warm one, and the tokenizer alone."""
     ours = ChunkTokenizer(TokenizerSpec(read_tokenizer(folder), 512))
     first, second = texts[:count], texts[count : 2 * count]
     expected = ours.tokenizer.encode_batch_fast(second)
@@ -267,17 +267,17 @@ def bench_tokenization(folder: Path, texts: list[str], count: int) -> dict[str, 
         "warm": max(cpu_rate(second, ours.encode) for _ in range(3)),
         "encode_batch_fast": max(cpu_rate(second, ours.tokenizer.encode_batch_fast) for _ in range(3)),
     }
-    found = ours.encode(second)
+    encoded = ours.encode(second)
     whole = [e.ids for e in expected if len(e.ids) <= 512]
-    kept = found.lengths_N < 512
-    ids = [found.ids[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)]
+    is_whole = encoded.lengths_N < 512
+    ids = [encoded.ids[a:b].tolist() for a, b in zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)]
     return {
         "mb_per_cpu_s": {name: round(rate, 2) for name, rate in rates.items()},
         "ratio_warm": round(rates["warm"] / rates["encode_batch_fast"], 2),
         "ratio_next_window": round(rates["next window of the corpus"] / rates["encode_batch_fast"], 2),
         "chunks": len(second),
         "cached_runs": len(ours.cache),
-        "identical": [row for row, keep in zip(ids, kept, strict=True) if keep]
+        "identical": [row for row, whole_row in zip(ids, is_whole, strict=True) if whole_row]
         == [row for row in whole if len(row) < 512],
     }
 

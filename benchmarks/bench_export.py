@@ -1,7 +1,7 @@
-"""Exports: MB/s of every format, and how fast a trainer reads: the `arrays` export beside Megatron's own HDF5 reader.
+"""Exports: the MB/s of every format, and how fast a trainer reads the `arrays` export and Megatron's own HDF5 files.
 
-Both readers give the same thing from the same table, in the same random order: the tokens of a sequence, and for each of its
-chunks k neighbours with their continuations. A round is timed of one, then of the other, and the ratio is the median over rounds.
+Both readers give the same samples from the same table in the same random order: the tokens of a sequence, and for each of its
+chunks k neighbours with their continuations. In each round both are timed in turn, and the ratio is the median over rounds.
 
     python benchmarks/bench_export.py                                   # made-up documents, about two minutes
     python benchmarks/bench_export.py --database wiki.retrodb --out 2026-11-21-export.md
@@ -34,7 +34,7 @@ from retrodb.database import Database
 from retrodb.retro.data import load_arrays
 
 Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
-"""From the number of a sequence to its tokens (l, m), and those of its neighbours (l, K, 2 m)."""
+"""The number of a sequence -> its tokens (l, m), and those of its neighbours (l, K, 2 m)."""
 
 
 def made_database(folder: Path, documents: int, seed: int) -> Database:
@@ -42,7 +42,7 @@ def made_database(folder: Path, documents: int, seed: int) -> Database:
     words = [
         f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "io", "u") for c in ("ban", "dor", "fel", "gim", "n")
     ]
-    weights = [1 / (place + 2) for place in range(len(words))]
+    weights = [1 / (rank + 2) for rank in range(len(words))]
     rng = random.Random(seed)
     texts = [" ".join(rng.choices(words, weights, k=rng.randint(1, 2000))) for _ in range(documents)]
     (folder / "made.jsonl").write_bytes(
@@ -68,7 +68,7 @@ def arrays_reader(out: Path, length: int, k: int) -> Reader:
 
 
 def megatron_reader(out: Path, rows: np.ndarray, length: int, k: int) -> Reader:
-    """megatron-core's RetroDataset; its samples' own tokens come from a mapped array, which is the least they can cost."""
+    """The RetroDataset of megatron-core. The tokens of its samples come from a mapped array, the fastest possible source."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     from megatron.core.datasets.retro.db.utils import get_merged_train_dataset
@@ -104,25 +104,25 @@ def samples_per_s(read: Reader, order: Sequence[int]) -> float:
     return len(order) / (time.perf_counter() - start)
 
 
-def refuse_unlike(ours: Reader, theirs: Reader, folder: Path, order: Sequence[int]) -> None:
-    """The two readers have to agree, padding aside: a benchmark of different work says nothing."""
+def check_readers_agree(ours: Reader, theirs: Reader, folder: Path, order: Sequence[int]) -> None:
+    """The two readers have to agree except for padding, or the benchmark compares different work."""
     pad = orjson.loads((folder / "arrays" / "meta.json").read_bytes())["pad_token"]
     their_pad = orjson.loads((folder / "megatron" / "config.json").read_bytes())["retro_gpt_eod_token"]
     for sequence in order:
-        (own, values), (their_own, their_values) = ours(sequence), theirs(sequence)
+        (tokens, values), (their_tokens, their_values) = ours(sequence), theirs(sequence)
         expected = np.where(values == pad, their_pad, values)
-        if own.shape != their_own.shape or not np.array_equal(expected, their_values):
+        if tokens.shape != their_tokens.shape or not np.array_equal(expected, their_values):
             raise SystemExit(f"sequence {sequence}: the readers disagree")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--database", help="one with a neighbour table of its own chunks; else made-up documents")
-    parser.add_argument("--documents", type=int, default=1500, help="made-up ones")
+    parser.add_argument("--database", help="with a neighbour table of its own chunks; made-up documents without it")
+    parser.add_argument("--documents", type=int, default=1500, help="number of made-up documents")
     parser.add_argument("--formats", nargs="+", default=EXPORT_FORMATS, choices=EXPORT_FORMATS)
     parser.add_argument("--seq-length", type=int, default=2048)
-    parser.add_argument("--k", type=int, default=2, help="neighbours that are read")
-    parser.add_argument("--samples", type=int, default=60, help="of a round")
+    parser.add_argument("--k", type=int, default=2, help="neighbours to read per chunk")
+    parser.add_argument("--samples", type=int, default=60, help="samples per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="append the result to this file")
@@ -175,20 +175,20 @@ def reading(folder: Path, options: argparse.Namespace) -> list[str]:
     length = options.seq_length // rows.shape[1]
     ours = arrays_reader(folder / "arrays", length, options.k)
     if installed("megatron-core") == "-":
-        return ["megatron-core is not installed: nothing to compare the reading with"]
+        return ["megatron-core is not installed, so reading is not compared"]
     theirs = megatron_reader(folder / "megatron", np.asarray(rows), length, options.k)
     rng = np.random.default_rng(options.seed)
     count = len(rows) // length
-    refuse_unlike(ours, theirs, folder, rng.integers(count, size=10).tolist())
+    check_readers_agree(ours, theirs, folder, rng.integers(count, size=10).tolist())
     rates = []
     for _ in range(options.rounds):
         order = rng.integers(count, size=options.samples).tolist()
         rates.append((samples_per_s(ours, order), samples_per_s(theirs, order)))
-    own, their = np.median(np.array(rates), axis=0)
+    our_rate, their_rate = np.median(np.array(rates), axis=0)
     ratio = float(np.median([a / b for a, b in rates]))
     return [
-        f"random sequences of {options.seq_length} tokens, {options.k} neighbours a chunk, one process:",
-        f"arrays {own:,.0f} samples/s, Megatron's HDF5 reader {their:,.1f} samples/s, ratio {ratio:,.1f}"
+        f"random sequences of {options.seq_length} tokens, {options.k} neighbours per chunk, one process:",
+        f"arrays {our_rate:,.0f} samples/s, Megatron's HDF5 reader {their_rate:,.1f} samples/s, ratio {ratio:,.1f}"
         f" (of rounds: {min(a / b for a, b in rates):,.1f} to {max(a / b for a, b in rates):,.1f})",
     ]
 

@@ -1,7 +1,7 @@
-"""Growth: what building, adding a shard, joining and memory cost as a corpus grows, and what that makes of 15.6 billion chunks.
+"""Growth: the time and memory to build, to add a shard and to join as a corpus grows, and an estimate for 15.6 billion chunks.
 
-Every size runs in a process of its own, so that its peak memory is its own. The same shard is added to each; the exponents are
-least-squares fits of log(cost) against log(size).
+Every size runs in a process of its own, so that its peak memory is measured alone. The same shard is added to each size. The
+exponents are least-squares fits of log(cost) against log(size).
 
     python benchmarks/bench_index.py [--rows 31250 62500 125000 250000] [--out FILE]
     python benchmarks/bench_index.py --rows 62500 125000 250000 500000 1000000 --threads 2
@@ -38,7 +38,7 @@ K = 10
 
 @dataclass(frozen=True)
 class Cost:
-    """What one size costs; times in seconds."""
+    """The cost of one size."""
 
     rows: int
     factory: str
@@ -47,8 +47,8 @@ class Cost:
     merge_s: float  # of eight equal parts into one
     add_s: float  # one more shard of fixed size
     nprobe: int  # for recall 0.95
-    scanned: float  # vectors a query meets there
-    join_s: float  # of all rows, by the time of a sample of neighbouring ones
+    scanned: float  # vectors per query at this number
+    join_s: float  # of all rows, estimated from a sample of adjacent ones
     imbalance: float
     index_gib: float
     peak_gib: float
@@ -72,21 +72,21 @@ def measure(rows: int, options: argparse.Namespace) -> Cost:
 
     paths, build_s = timed(lambda: [build(str(n), *bounds[n : n + 2]) for n in range(8)])
     (folder / "merged").mkdir()
-    places = [np.arange(*bounds[n : n + 2]) for n in range(8)]
-    _, merge_s = timed(lambda: merge_parts([open_part(path) for path in paths], places, folder / "merged"))
+    positions = [np.arange(*bounds[n : n + 2]) for n in range(8)]
+    _, merge_s = timed(lambda: merge_parts([open_part(path) for path in paths], positions, folder / "merged"))
     _, add_s = timed(lambda: build("shard", rows, rows + options.shard))
     part = open_part(folder / "merged")
     live = LivePart(part, np.arange(rows), vectors[:rows].__getitem__, None, {"document": documents[:rows]})
-    asked = part.order_N[: min(rows, options.queries)]
-    exclusion = Exclusion.of(len(asked), document=documents[asked])
-    some = np.sort(random.permutation(len(asked))[: options.truth])
-    truth, _ = exact_topk(vectors[asked[some]], live.blocks(), K, METRIC, exclusion.rows(some), options.threads)
-    nearest = codebook.nearest_lists(vectors[asked[some]], min(codebook.num_lists, 512), options.threads)
+    queried = part.order_N[: min(rows, options.queries)]
+    exclusion = Exclusion.of(len(queried), document=documents[queried])
+    sampled = np.sort(random.permutation(len(queried))[: options.truth])
+    truth, _ = exact_topk(vectors[queried[sampled]], live.blocks(), K, METRIC, exclusion.rows(sampled), options.threads)
+    nearest = codebook.nearest_lists(vectors[queried[sampled]], min(codebook.num_lists, 512), options.threads)
     sizes = np.diff(part.offsets_L1)
     curve = recall_curve(nearest, np.where(truth >= 0, part.lists_NA[truth, 0], -1), sizes)
     point = next(point for point in curve if point.recall.mean >= 0.95)  # StopIteration: 512 lists are too few
-    own = part.lists_NA[asked] if point.nprobe <= part.lists_NA.shape[1] else None
-    args = (vectors[asked], own, [live], codebook, K, point.nprobe, exclusion)
+    stored_lists = part.lists_NA[queried] if point.nprobe <= part.lists_NA.shape[1] else None
+    args = (vectors[queried], stored_lists, [live], codebook, K, point.nprobe, exclusion)
     join_block(*args, threads=options.threads)  # compiled and in memory
     _, join_s = timed(lambda: join_block(*args, threads=options.threads))
     return Cost(
@@ -98,7 +98,7 @@ def measure(rows: int, options: argparse.Namespace) -> Cost:
         add_s,
         point.nprobe,
         point.scanned,
-        join_s * rows / len(asked),
+        join_s * rows / len(queried),
         imbalance(sizes),
         sum(file.stat().st_size for file in (folder / "merged").iterdir()) / 2**30,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -112,7 +112,7 @@ def exponent(rows: list[int], costs: list[float]) -> tuple[float, float]:
 
 
 def report(options: argparse.Namespace) -> Iterator[str]:
-    """The lines of the report, as they are measured."""
+    """The lines of the report, one after each measurement."""
     gemm = gemm_gflops()
     yield "## index\n"
     yield ", ".join(f"{name} {value}" for name, value in environment(options.threads).items())
@@ -133,15 +133,15 @@ def report(options: argparse.Namespace) -> Iterator[str]:
     sizes = [cost.rows for cost in costs]
     for name in ("train_s", "build_s", "merge_s", "add_s", "join_s", "scanned", "index_gib"):
         factor, power = exponent(sizes, [getattr(cost, name) for cost in costs])
-        there = f"{factor:.3g} x 15.6e9^{power:.2f} = {factor * TARGET_ROWS**power:.3g}"
-        yield f"| {name.replace('_', ' ')} | {power:.2f} | {there} |"
+        estimate = f"{factor:.3g} x 15.6e9^{power:.2f} = {factor * TARGET_ROWS**power:.3g}"
+        yield f"| {name.replace('_', ' ')} | {power:.2f} | {estimate} |"
     factor, power = exponent(sizes, [cost.join_s for cost in costs])
     lists = num_lists_of(choose_factory(int(TARGET_ROWS), options.dim, 8 << 30, metric=METRIC))
     row_bytes = costs[-1].index_gib * 2**30 / costs[-1].rows
     yield f"\n- joining 15.6e9 rows with {options.threads} threads: {factor * TARGET_ROWS**power / 3600:.3g} hours"
-    yield f"- index parts: {row_bytes:.0f} bytes a row x 15.6e9 = {row_bytes * TARGET_ROWS / 2**40:.1f} TiB"
-    yield f"- codebook there: {lists:,} lists x {options.dim} x 4 bytes = {lists * options.dim * 4 / 2**30:.1f} GiB"
-    yield "- there a list has more rows than here, and a graph finds a vector's lists: a fit over small sizes is no promise"
+    yield f"- index parts: {row_bytes:.0f} bytes per row x 15.6e9 = {row_bytes * TARGET_ROWS / 2**40:.1f} TiB"
+    yield f"- codebook at that size: {lists:,} lists x {options.dim} x 4 bytes = {lists * options.dim * 4 / 2**30:.1f} GiB"
+    yield "- at that size a list has more rows and a graph finds the lists, so a fit over small sizes is only an estimate"
     yield f"- float32 product {gemm:.0f} GFLOP/s before, {gemm_gflops():.0f} after\n"
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_ingest.py [--data FOLDER] [--megabytes 24] [--peers PYTHON] [--parts PART...] [--out FILE]
 
-Every measurement is a process of its own, its start included. Rates are MB of text per second of CPU time, of it and all its
-children: two rates of one run compare even when the machine has other work; elapsed time is beside. "Bare" is the tokenizer's
-own batch call on texts that lie in memory, and nothing else; it is the measure of the targets. `--peers` is a Python with
-`datasets` and `datatrove`, which want versions of their own; without it they are skipped, by name.
+Every measurement is a process of its own, including its start. Rates are MB of text per second of CPU time of the process and its
+children, so that two rates of one run can be compared even when the machine has other work. Elapsed time is shown too. "Bare" is
+only the tokenizer's own batch call on texts in memory; the targets refer to it. `--peers` is a Python with `datasets` and
+`datatrove`, which need their own versions of packages; without it they are reported as skipped.
 """
 
 from __future__ import annotations
@@ -100,22 +100,22 @@ if __name__ == "__main__":
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One process and its children."""
+class MeasuredProcess:
+    """The cost of one process and its children."""
 
     elapsed_s: float
     cpu_s: float
     output: str
-    peak_bytes: int  # proportional set sizes added up; 0 when it was not watched
+    peak_bytes: int  # sum of the proportional set sizes; 0 when not watched
 
 
 def measure(
     script: str, *arguments: object, python: str = sys.executable, threads: int = 1, watch: bool = False
-) -> Measured:
+) -> MeasuredProcess:
     """Run a script in a new process.
 
     Raises:
-        subprocess.CalledProcessError: it failed.
+        subprocess.CalledProcessError: when it fails.
     """
     environment = {
         **os.environ,
@@ -145,7 +145,7 @@ def measure(
             watcher.join()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command[:2], output, errors)
-    return Measured(elapsed_s, usage.ru_utime + usage.ru_stime, output, peak[0])
+    return MeasuredProcess(elapsed_s, usage.ru_utime + usage.ru_stime, output, peak[0])
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
@@ -196,7 +196,7 @@ def texts_of(source: Path) -> Iterator[str]:
 
 
 def write_input(texts: Iterable[str], target: Path) -> int:
-    """JSON Lines, zstd, of texts under ids of their own; gives the bytes of text."""
+    """Write texts as JSON Lines with ids, compressed by zstd, and return the bytes of text."""
     import orjson
     import pyarrow as pa
 
@@ -217,7 +217,7 @@ def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 class Report:
-    """Lines that are printed and kept."""
+    """Lines that are printed and collected."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -248,18 +248,18 @@ def compare(report: Report, name: str, tokenizer: Path, bare: str, source: Path,
 
 @dataclass(frozen=True)
 class Row:
-    """What the rows of one table share."""
+    """What the rows of one table have in common."""
 
     report: Report
     size: int  # bytes of text
     tokens: int
     workers: int
-    own_cpu_s: float  # of the whole stage
-    own_elapsed_s: float
+    stage_cpu_s: float  # of the whole ingest stage
+    stage_elapsed_s: float
 
     def say(self, name: str, cpu_s: float, elapsed_s: float) -> None:
         rates = f"{self.size / cpu_s / 1e6:.2f} | {self.size / elapsed_s / 1e6:.2f} | {self.tokens / cpu_s / 1e6:.2f}"
-        ratios = f"{cpu_s / self.own_cpu_s:.2f} | {elapsed_s / self.own_elapsed_s:.2f}"
+        ratios = f"{cpu_s / self.stage_cpu_s:.2f} | {elapsed_s / self.stage_elapsed_s:.2f}"
         self.report.say(f"| {name} | {self.workers} | {rates} | {ratios} |")
 
     def peer(self, name: str, script: str, python: str | None, tokenizer: Path, source: Path) -> None:
@@ -267,20 +267,20 @@ class Row:
             self.report.say(f"| {name} | {self.workers} | skipped: no `--peers` | | | | |")
             return
         if name == "datatrove" and self.workers > 1:
-            self.report.say(f"| {name} | {self.workers} | one file is one task there | | | | |")
+            self.report.say(f"| {name} | {self.workers} | one file is one task in datatrove | | | | |")
             return
         with tempfile.TemporaryDirectory() as folder:
             try:
-                done = measure(script, folder, tokenizer, source, self.workers, python=python, threads=1)
+                measured = measure(script, folder, tokenizer, source, self.workers, python=python, threads=1)
             except subprocess.CalledProcessError as error:
                 reason = (error.stderr.strip().splitlines() or ["no message"])[-1][:120]
                 self.report.say(f"| {name} | {self.workers} | failed: {reason} | | | | |")
                 return
-        self.say(name, done.cpu_s, done.elapsed_s)
+        self.say(name, measured.cpu_s, measured.elapsed_s)
 
 
 def memory_and_again(report: Report, tokenizer: Path, source: Path) -> None:
-    """Peak memory of a small and of a ten times larger input, and an ingest of the same again."""
+    """Peak memory of a small and of a ten times larger input, and a second ingest of the same input."""
     report.say("\n## Peak memory with two workers, and the same input again\n")
     report.say("| text MB | first ingest, s | peak, GiB | again, s | first / again |")
     report.say("|---|---|---|---|---|")

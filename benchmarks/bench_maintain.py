@@ -1,12 +1,12 @@
-"""Maintaining a built database: filter to search, an update of 1% beside a rebuild, a table's repair beside a rebuild, check.
+"""Maintaining a built database: filter to search, an update of 1% and a table's repair compared with a rebuild, check.
 
     python benchmarks/bench_maintain.py --documents wikipedia.jsonl.zst --tokenizer gpt2 [--encoder hashing:128]
         [--limit N] [--database DIR] [--workers N] [--folder DIR] [--out benchmarks/results/DATE-maintain.md]
 
-The documents (JSON Lines with id and text) are shuffled by a seed. 98% are built into a database, a quarter of these into a
-second one, so that what depends on the size shows. Then 1% come by an update; 1% of the documents are filtered out, the last
-1% come, and the table is repaired and made anew. With `--database` a built one is copied by hard links instead (its files are
-never changed), and nothing is compared with a rebuild of it. Rebuild and update are single runs; filter is the median of five.
+The documents (JSON Lines with id and text) are shuffled by a seed. 98% are built into a database, and a quarter of these into a
+second one, to show what depends on the size. An update adds 1%. Then 1% of the documents are filtered out, the last 1% is added,
+and the table is repaired and rebuilt. With `--database` a built one is copied by hard links (its files are never changed), and
+nothing is compared with building it. Build and update are single runs; filter is the median of five.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ import resource
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import retrodb
-from retrodb.bench.machine import environment, gemm_gflops
+from retrodb.bench.machine import environment, gemm_gflops, timed
 from retrodb.config import dump_toml
 from retrodb.corpus.streams import open_input
 from retrodb.database import Database
@@ -37,14 +35,8 @@ TRIALS = 5
 WHERE = "num_chars % 1009 = 0 and metadata->>'title' like '%q%'"
 
 
-def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    started = time.perf_counter()
-    result = run()
-    return result, time.perf_counter() - started
-
-
 class Corpus:
-    """The documents in slices, each a file that a recipe may name."""
+    """The documents in slices, each a file that a recipe can name."""
 
     def __init__(self, path: Path, limit: int | None, seed: int, folder: Path) -> None:
         compression = {".zst": "zstd", ".gz": "gzip"}.get(path.suffix, "none")
@@ -80,7 +72,7 @@ def update(db: Database, recipe: Path) -> dict[str, float]:
 
 
 def filter_to_search(path: Path, seed: int) -> Iterator[tuple[str, str]]:
-    """From the decision (a document's name) to the first search that does not find it, and the scan of a condition."""
+    """Time from a filter by document name to the first search that does not find it, and the scan of a condition."""
     db = retrodb.open(path)
     rows = db.sql("select source, doc_id, first_chunk from documents order by doc_id").rows
     commits, searches = [], []
@@ -104,21 +96,23 @@ def filter_to_search(path: Path, seed: int) -> Iterator[tuple[str, str]]:
     yield f"scan of a condition over metadata, {chunks:,} chunks", f"{len(rows) / scan_s:,.0f} documents/s"
 
 
-def update_beside_rebuild(
-    db: Database, corpus: Corpus, built: Sequence[str], rebuild: dict[str, float] | None
+def compare_update_with_build(
+    db: Database, corpus: Corpus, built: Sequence[str], build: dict[str, float] | None
 ) -> Iterator[tuple[str, str]]:
     added = update(db, corpus.recipe(*built, "first"))
     nothing = update(db, corpus.recipe(*built, "first"))
     shown = ", ".join(f"{stage} {s:.1f}" for stage, s in added.items() if stage != "all")
     yield "update of +1%", f"{added['all']:.1f} s ({shown})"
     yield "update with nothing new", f"{nothing['all']:.2f} s"
-    if rebuild:
-        shown = ", ".join(f"{stage} {s:.1f}" for stage, s in rebuild.items() if stage != "all")
-        yield "build", f"{rebuild['all']:.1f} s ({shown})"
-        yield "build / update of +1%", f"{rebuild['all'] / added['all']:.1f}"
+    if build:
+        shown = ", ".join(f"{stage} {s:.1f}" for stage, s in build.items() if stage != "all")
+        yield "build", f"{build['all']:.1f} s ({shown})"
+        yield "build / update of +1%", f"{build['all'] / added['all']:.1f}"
 
 
-def repair_beside_rebuild(db: Database, corpus: Corpus, built: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+def compare_repair_with_rebuild(
+    db: Database, corpus: Corpus, built: Sequence[str], seed: int
+) -> Iterator[tuple[str, str]]:
     names = [
         f"{source}/{doc_id}" for source, doc_id in db.sql("select source, doc_id from documents order by doc_id").rows
     ]
@@ -127,28 +121,32 @@ def repair_beside_rebuild(db: Database, corpus: Corpus, built: Sequence[str], se
     db.embed()
     db.index()
     [repaired], repair_s = timed(lambda: db.repair_neighbours(table="self"))
-    made, rebuild_s = timed(lambda: db.neighbours(table="anew", k=2))
+    rebuilt, rebuild_s = timed(lambda: db.neighbours(table="rebuilt", k=2))
     yield (
         "repair of a table, 1% deleted and 1% added",
         (
             f"{repair_s:.1f} s ({repaired.computed:,} rows computed, {repaired.improved:,} improved of {repaired.rows:,})"
         ),
     )
-    yield "the table made anew", f"{rebuild_s:.1f} s ({made.lists_probed} lists a row, recall {made.recall:.3f})"
-    yield "made anew / repair", f"{rebuild_s / repair_s:.1f}"
+    yield (
+        "rebuild of the table",
+        f"{rebuild_s:.1f} s ({rebuilt.lists_probed} lists per row, recall {rebuilt.recall:.3f})",
+    )
+    yield "rebuild / repair", f"{rebuild_s / repair_s:.1f}"
 
 
 def check(db: Database) -> Iterator[tuple[str, str]]:
-    found, elapsed_s = timed(lambda: db.check(read_data=True))
-    assert not found.damaged
-    yield "check --read-data", f"{found.size_bytes / 1e6 / elapsed_s:,.0f} MB/s ({found.size_bytes / 1e6:,.0f} MB)"
+    result, elapsed_s = timed(lambda: db.check(read_data=True))
+    assert not result.damaged
+    size_mb = result.size_bytes / 1e6
+    yield "check --read-data", f"{size_mb / elapsed_s:,.0f} MB/s ({size_mb:,.0f} MB)"
     yield "check", f"{timed(db.check)[1]:.2f} s"
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str]]:
     corpus = Corpus(options.documents, options.limit, options.seed, folder)
     made = {"tokenizer": options.tokenizer, "encoder": options.encoder}
-    rebuild, built = None, ("quarter", "bulk")
+    build, built = None, ("quarter", "bulk")
     if options.database:
         shutil.copytree(options.database, folder / "db", copy_function=os.link)
         built = ()
@@ -157,23 +155,23 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, st
         update(retrodb.open(folder / "small", workers=options.workers), corpus.recipe("quarter"))
         yield from filter_to_search(folder / "small", options.seed)
         retrodb.create(folder / "db", **made)
-        rebuild = update(retrodb.open(folder / "db", workers=options.workers), corpus.recipe(*built))
+        build = update(retrodb.open(folder / "db", workers=options.workers), corpus.recipe(*built))
     yield from filter_to_search(folder / "db", options.seed)
     db = retrodb.open(folder / "db", workers=options.workers)
-    yield from update_beside_rebuild(db, corpus, built, rebuild)
-    yield from repair_beside_rebuild(db, corpus, built, options.seed)
+    yield from compare_update_with_build(db, corpus, built, build)
+    yield from compare_repair_with_rebuild(db, corpus, built, options.seed)
     yield from check(db)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=Path, required=True, help="JSON Lines with id and text; plain, .gz or .zst")
-    parser.add_argument("--tokenizer", help="of a new database")
-    parser.add_argument("--encoder", default="hashing:128", help="of a new database")
+    parser.add_argument("--tokenizer", help="for a new database")
+    parser.add_argument("--encoder", default="hashing:128", help="for a new database")
     parser.add_argument("--database", type=Path, help="a built database to copy")
-    parser.add_argument("--limit", type=int, help="at most so many documents")
+    parser.add_argument("--limit", type=int, help="maximum number of documents")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where to work; must be on the file system of --database")
+    parser.add_argument("--folder", type=Path, help="working folder, on the same file system as --database")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args()
@@ -192,7 +190,7 @@ def main() -> None:
     lines += [
         f"{machine}; load {os.getloadavg()[0]:.1f}; float32 product {gemm_gflops():.0f} GFLOP/s before.",
         "",
-        "| what | result |",
+        "| measurement | result |",
         "|---|---|",
     ]
     print("\n".join(lines), flush=True)

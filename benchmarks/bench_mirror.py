@@ -1,9 +1,9 @@
-"""A collection published again: bringing its database up to date by mirroring, beside building the new version.
+"""A collection that is published again: the update of its database by mirroring, compared with building the new version.
 
     python benchmarks/bench_mirror.py --old DIR --new DIR --tokenizer gpt2 [--encoder NAME] [--front-matter metadata]
         [--k 2] [--workers N] [--out benchmarks/results/DATE-mirror.md]
 
-Both folders are copied to one place in turn, since a document's id is its path. Every stage is timed; each run is single.
+Both versions are copied to the same folder in turn, because the id of a document is its path. Every stage is timed once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from retrodb.maintain.update.command import UpdateResult
 
 
 def publish(version: Path, site: Path) -> None:
-    """Put a version where the recipe looks for it."""
+    """Copy a version to the folder that the recipe names."""
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(version, site)
 
@@ -65,7 +65,7 @@ def main() -> None:
         "",
         f"{machine}; load {os.getloadavg()[0]:.1f}; float32 product {gemm_gflops():.0f} GFLOP/s before.",
         "",
-        "| what | chunks with a vector | reused | encoded | ingest s | embed s | index s | neighbours s | all s |",
+        "| run | chunks with a vector | reused | encoded | ingest s | embed s | index s | neighbours s | all s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)

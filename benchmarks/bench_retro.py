@@ -1,7 +1,7 @@
-"""Training speed of the bundled RETRO model: tokens a second with and without neighbours, by size, on every device here.
+"""Training speed of the bundled RETRO model: tokens per second with and without neighbours, by size.
 
-Random tokens of an 8,000 and a 50,257 token vocabulary; what they say does not change what a step costs. The fused softmax
-loss stands beside PyTorch's own cross-entropy in the same run, which is what it is there to beat on a CPU.
+The tokens are random, from vocabularies of 8,000 and 50,257 tokens, because the content does not change the cost of a step. The
+fused softmax loss is compared with PyTorch's own cross-entropy in the same run: it exists to be faster on a CPU.
 
     python benchmarks/bench_retro.py                      # about three minutes on two cores
     python benchmarks/bench_retro.py --sizes 20m,170m --device cuda
@@ -48,7 +48,7 @@ def random_data(chunks: int, vocab_size: int, m: int = 64, k: int = 2) -> RetroD
 
 
 def training_rate(size: str, data: RetroData, batch_chunks: int, steps: int, device: str) -> float:
-    """Tokens a second, the first step left out."""
+    """Tokens per second, without the first step."""
     model = RetroModel(replace(config_of_size(size, data.vocab_size), chunk_tokens=data.chunk_tokens, k=2, seed=SEED))
     ends: list[float] = []
     train_model(
@@ -63,7 +63,7 @@ def training_rate(size: str, data: RetroData, batch_chunks: int, steps: int, dev
 
 
 def loss_rates(vocab_size: int, width: int, tokens: int, device: str) -> tuple[float, float]:
-    """Tokens a second of the fused loss and of PyTorch's, forward and backward; the better of two."""
+    """Tokens per second of the fused loss and of PyTorch's, forward and backward, the better of two runs."""
     h = torch.randn(tokens, width, device=device, requires_grad=True)
     embedding = torch.randn(vocab_size, width, device=device).mul_(width**-0.5).requires_grad_()
     bias = torch.zeros(vocab_size, device=device, requires_grad=True)
@@ -99,15 +99,15 @@ def main() -> None:
     device = choose_compute(arguments.device).device
     for name, value in environment(torch.get_num_threads()).items():
         print(f"{name}: {value}")
-    print(f"device: {device}; seed: {SEED}; chunks a step: {arguments.batch_chunks}; steps: {arguments.steps}\n")
+    print(f"device: {device}; seed: {SEED}; chunks per step: {arguments.batch_chunks}; steps: {arguments.steps}\n")
     print("| size | vocabulary | tokens/s with neighbours | without | with / without |")
     print("|---|---|---|---|---|")
     for vocab_size in map(int, arguments.vocabularies.split(",")):
         data = random_data(512, vocab_size)
         for size in arguments.sizes.split(","):
             rates = [
-                training_rate(size, each, arguments.batch_chunks, arguments.steps, device)
-                for each in (data, data.without())
+                training_rate(size, variant, arguments.batch_chunks, arguments.steps, device)
+                for variant in (data, data.without())
             ]
             print(
                 f"| {size} | {vocab_size:,} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[0] / rates[1]:.2f} |",

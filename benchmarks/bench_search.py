@@ -1,12 +1,13 @@
-"""Search of single queries and of batches beside plain FAISS with the same factory, usearch and hnswlib, at equal recall.
+"""Search of single queries and of batches by retrodb, plain FAISS with the same factory, usearch and hnswlib, at equal recall.
 
-Queries are held out: documents that are not in the index. Every method's effort is raised until it reaches the recall
-(measured against the exact product), then latency (one query a call) and throughput (all in one call) are taken, on one thread.
+Queries are held out: their documents are not in the index. The effort of every method is raised until it reaches the recall
+(measured against the exact product). Then latency (one query per call) and throughput (all in one call) are measured on one
+thread.
 
     python benchmarks/bench_search.py [--rows 60000] [--factory IVF512,SQ8] [--recall 0.95] [--out FILE]
     python benchmarks/bench_search.py --rows 1000000 --factory IVF8192,RaBitQfs
 
-usearch and hnswlib are skipped, by name, where they are not installed.
+usearch and hnswlib are reported as skipped when they are not installed.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ METRIC = "inner_product"
 
 @dataclass(frozen=True)
 class Method:
-    """One way to search, with the effort that is raised until the recall is reached."""
+    """One way to search, with the efforts to try until the recall is reached."""
 
     name: str
     search: Search
     efforts: list[int]
     build_s: float
-    size_bytes: int  # of the index in memory or mapped, without the float16 vectors that the rerank reads
+    size_bytes: int  # of the index, in memory or mapped, without the float16 vectors that the rerank reads
 
 
 class Bench:
-    """One data set with its truth, and every method over it."""
+    """One data set with its exact neighbours, and every method over it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.k = options, options.k
@@ -69,7 +70,7 @@ class Bench:
         self.index_bytes = (part / "index.faiss").stat().st_size
 
     def methods(self) -> Iterator[Method]:
-        """Ours first, then its peers."""
+        """retrodb first, then its peers."""
         probes = list(_steps(1, self.codebook.num_lists))
         build_s = self.train_s + self.build_s
         yield Method("retrodb", self._ours, probes, build_s, self.index_bytes)
@@ -84,7 +85,7 @@ class Bench:
         return search(queries, [self.live], self.codebook, self.k, nprobe)[0]
 
     def _faiss(self, queries: np.ndarray, nprobe: int) -> np.ndarray:
-        """FAISS as it is; coarse codes with an exact refine of as many candidates as ours."""
+        """Plain FAISS. Coarse codes get an exact rerank of as many candidates as in retrodb."""
         index = self.live.part.index
         if self.codebook.ivf is not None:
             faiss.extract_index_ivf(index).nprobe = nprobe
@@ -101,8 +102,8 @@ class Bench:
 
         def run(queries: np.ndarray, effort: int) -> np.ndarray:
             index.expansion_search = effort
-            found = index.search(queries, self.k, threads=1)
-            return np.asarray(found.keys, dtype=np.int64).reshape(len(queries), -1)
+            matches = index.search(queries, self.k, threads=1)
+            return np.asarray(matches.keys, dtype=np.int64).reshape(len(queries), -1)
 
         return Method("usearch HNSW, f16", run, list(_steps(16, 4096)), build_s, int(index.memory_usage))
 
@@ -144,7 +145,7 @@ def _latencies_ms(run: Search, queries: np.ndarray, effort: int) -> np.ndarray:
 
 
 def report(options: argparse.Namespace) -> Iterator[str]:
-    """The lines of the report, as they are measured."""
+    """The lines of the report, one after each measurement."""
     gemm = gemm_gflops()
     yield "## search\n"
     yield ", ".join(f"{name} {value}" for name, value in environment(1).items())
@@ -167,7 +168,7 @@ def report(options: argparse.Namespace) -> Iterator[str]:
             f" | {p50 / ours[0]:.2f} | {ours[1] / rate:.2f} | {method.build_s:.1f} | {method.size_bytes / 1e6:.0f} |"
         )
     vectors_mb, margin = bench.vectors.nbytes / 1e6, bench.codebook.rerank_margin
-    yield f"\n- ours also maps {vectors_mb:.0f} MB of float16 vectors, and reads k + {margin} of them a query"
+    yield f"\n- ours also maps {vectors_mb:.0f} MB of float16 vectors, and reads k + {margin} of them per query"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield f"- float32 product {gemm:.0f} GFLOP/s before, {gemm_gflops():.0f} after; peak memory {peak:.2f} GiB with all methods\n"
 
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--factory", help="FAISS factory string; else by size")
+    parser.add_argument("--factory", help="FAISS factory string; chosen by size without it")
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
