@@ -1,1 +1,4 @@
-"""The thin RETRO model that tells whether a database helps; every module is imported by its own name, torch only there."""
+"""The thin RETRO model that measures whether a database helps a language model.
+
+Import the modules by name: only they import torch.
+"""

@@ -27,7 +27,7 @@ NAMES = [f"d{number}" for number in range(12)]
 @given(
     st.permutations(NAMES), st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3), min_size=1), st.integers(1, 12)
 )
-def test_the_measures_are_those_of_their_definitions(ranking: list[str], grades: dict[str, int], k: int) -> None:
+def test_the_measures_follow_their_definitions(ranking: list[str], grades: dict[str, int], k: int) -> None:
     if not any(grades.values()):
         return
     gained, best = 0.0, 0.0
@@ -50,12 +50,12 @@ def test_the_measures_are_those_of_their_definitions(ranking: list[str], grades:
         "q1\t0\td 1\t1\r\nq2\t0\td2\t2\r\n",
     ],
 )
-def test_judgements_are_read_in_every_form(text: str, tmp_path: Path) -> None:
+def test_judgements_are_read_in_every_format(text: str, tmp_path: Path) -> None:
     (tmp_path / "qrels").write_text(text)
     assert read_qrels(tmp_path / "qrels") == {"q1": {"d 1": 1}, "q2": {"d2": 2}}
 
 
-def test_treccolumns_may_be_separated_by_spaces(tmp_path: Path) -> None:
+def test_trec_columns_may_be_separated_by_spaces(tmp_path: Path) -> None:
     (tmp_path / "qrels").write_text("q1 0 d1 1\nq1   0   d2   0\n")
     assert read_qrels(tmp_path / "qrels") == {"q1": {"d1": 1, "d2": 0}}
     (tmp_path / "qrels").write_text("q1 0 d1 1\nq1 0 d2 many\n")
@@ -101,7 +101,7 @@ def test_deleted_documents_count_as_missing(database: Database, tmp_path: Path) 
     assert result.recall_at_k == 0.5
 
 
-def test_what_cannot_be_meant_is_refused(database: Database, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(database: Database, tmp_path: Path) -> None:
     queries, qrels = questions(tmp_path, {"q": "text"}, [("other", "d3", 1)])
     with pytest.raises(InputError, match="no query has a relevant document"):
         database.eval_retrieval(queries=queries, qrels=qrels)
@@ -122,7 +122,7 @@ def test_the_command_prints_the_measures(
 
 @pytest.mark.corpora
 @pytest.mark.skipif(not EVAL.exists(), reason="the real corpora are not here")
-def test_limit_small_is_as_hard_for_minilm_as_its_authors_say(tmp_path: Path, made_tokenizer: Path) -> None:
+def test_minilm_ranks_limit_small_only_partly(tmp_path: Path, made_tokenizer: Path) -> None:
     """46 documents that list what people like; one vector a chunk does not tell them apart well, so recall is partial."""
     database = retrodb.create(tmp_path / "limit", tokenizer=str(made_tokenizer))
     database.ingest([EVAL / "limit-small-corpus.jsonl.zst"], source="limit")

@@ -30,7 +30,7 @@ def database(make_database: Make) -> Database:
     return database
 
 
-def test_the_curve_ends_where_all_is_found_and_points_follow_it(database: Database, tmp_path: Path) -> None:
+def test_the_curve_ends_at_recall_1_and_the_points_follow_it(database: Database, tmp_path: Path) -> None:
     report = database.bench_recall(k=3, report=tmp_path / "report.json")
     assert [point.nprobe for point in report.curve] == list(range(1, 9))
     recalls = [point.recall.mean for point in report.curve]
@@ -50,7 +50,7 @@ def test_the_curve_ends_where_all_is_found_and_points_follow_it(database: Databa
     assert kept["environment"]["torch"]
 
 
-def test_own_documents_that_ask_are_hidden_whole(database: Database) -> None:
+def test_own_documents_used_as_queries_are_hidden_completely(database: Database) -> None:
     view = database.view()
     queries = held_out_queries(view, "default", None, seed=1)
     assert 1 <= len(queries.masked) <= 6
@@ -92,7 +92,7 @@ def test_queries_come_from_files_and_query_sets(database: Database, tmp_path: Pa
     assert report.queries == "query set mine"
 
 
-def test_an_exact_index_finds_all(make_database: Make) -> None:
+def test_an_exact_index_has_recall_1(make_database: Make) -> None:
     database = make_database({str(i): made_text(i, 200) for i in range(10)})
     database.embed()
     database.index()
@@ -101,7 +101,7 @@ def test_an_exact_index_finds_all(make_database: Make) -> None:
     assert report.stored_nprobe == 1
 
 
-def test_what_cannot_be_measured_is_refused(make_database: Make, database: Database, tmp_path: Path) -> None:
+def test_invalid_measurements_are_refused(make_database: Make, database: Database, tmp_path: Path) -> None:
     other = make_database({"a": made_text(1, 200)}, "other")
     with pytest.raises(MissingStep, match="retrodb embed"):
         other.bench_recall()

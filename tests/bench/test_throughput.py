@@ -17,7 +17,7 @@ Make = Callable[..., Database]
 
 
 @pytest.mark.parametrize("documents", [0, 60])
-def test_every_stage_gets_a_rate_that_is_kept(
+def test_every_stage_gets_a_rate_that_is_stored(
     make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: int
 ) -> None:
     pages = [(str(i), made_text(i, 500)) for i in range(60)]  # the true ones take seconds to render
@@ -36,7 +36,7 @@ def test_every_stage_gets_a_rate_that_is_kept(
     assert database.view().snapshot.number == number
 
 
-def test_rates_are_those_of_the_encoder_and_else_of_what_was_measured_last() -> None:
+def test_rates_are_those_of_the_encoder_or_of_the_last_measurement() -> None:
     keep_rates("one", {"embed": 1.0, "index": 2.0})
     keep_rates("two", {"embed": 3.0, "index": 4.0})
     assert read_rates("one") == {"embed": 1.0, "index": 2.0}

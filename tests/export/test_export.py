@@ -35,7 +35,7 @@ def test_the_formats_are_those_of_the_command_line() -> None:
 
 
 @every_format
-def test_an_interrupted_export_goes_on_and_ends_in_the_same_bytes(
+def test_an_interrupted_export_continues_and_ends_in_the_same_bytes(
     name: str, exportable: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exportable.export(tmp_path / "out", to=name)
@@ -66,7 +66,7 @@ def test_an_interrupted_export_goes_on_and_ends_in_the_same_bytes(
 
 
 @every_format
-def test_a_dry_run_tells_the_sizes_and_writes_nothing(name: str, exportable: Database, tmp_path: Path) -> None:
+def test_a_dry_run_reports_the_sizes_and_writes_nothing(name: str, exportable: Database, tmp_path: Path) -> None:
     before = exportable.view().snapshot.number
     planned = exportable.export(tmp_path / "out", to=name, dry_run=True)
     assert not (tmp_path / "out").exists()
@@ -121,7 +121,7 @@ def test_memory_does_not_grow_with_the_database(
     assert peaks[1] < 1.6 * peaks[0]
 
 
-def test_an_export_is_replaced_whole_and_nothing_else_is_overwritten(exportable: Database, tmp_path: Path) -> None:
+def test_an_export_is_replaced_completely_and_nothing_else_is_overwritten(exportable: Database, tmp_path: Path) -> None:
     exportable.export(tmp_path / "out", to="arrays")
     exportable.export(tmp_path / "out", to="atlas")
     assert not (tmp_path / "out" / "tokens.npy").exists()
@@ -140,7 +140,7 @@ def test_unknown_formats_tables_and_folders_are_refused(exportable: Database, tm
         exportable.refresh_export(tmp_path / "out")
 
 
-def test_a_refresh_says_what_it_cannot_take_in(make_exportable: Callable[[], Database], tmp_path: Path) -> None:
+def test_a_refresh_counts_rows_without_a_position(make_exportable: Callable[[], Database], tmp_path: Path) -> None:
     database, out = make_exportable(), tmp_path / "out"
     database.export(out, to="arrays")
     database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(999, 200)})], source="more")
@@ -167,7 +167,7 @@ def test_a_refresh_of_a_table_of_another_shape_is_refused(
         database.refresh_export(out)
 
 
-def test_an_interrupted_refresh_goes_on(
+def test_an_interrupted_refresh_continues(
     make_exportable: Callable[[], Database],
     source_texts: dict[str, str],
     tmp_path: Path,

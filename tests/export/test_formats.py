@@ -54,14 +54,14 @@ def test_no_token_is_lost_and_nothing_missing_becomes_text(name: str, exportable
 
 
 @every_format
-def test_a_foreign_query_set_finds_the_same(name: str, exportable: Database, tmp_path: Path) -> None:
+def test_another_query_set_has_the_same_neighbours(name: str, exportable: Database, tmp_path: Path) -> None:
     exportable.export(tmp_path / "out", to=name, table="exam")
     truth = Truth(exportable.neighbour_table("exam"))
     check(name, tmp_path / "out", truth, rows_of(truth, name))
 
 
 @every_format
-def test_a_refresh_takes_out_what_was_deleted_and_moves_nothing(
+def test_a_refresh_removes_deleted_chunks_and_moves_none(
     name: str, make_exportable: Callable[[], Database], source_texts: dict[str, str], tmp_path: Path
 ) -> None:
     database, out = make_exportable(), tmp_path / "out"

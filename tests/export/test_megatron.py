@@ -34,7 +34,7 @@ def check(reader: Reader, database: Database, rows: list[int], end: int) -> set[
 
 
 @needs_megatron
-def test_a_running_reader_reads_what_the_database_says_before_and_after_a_refresh(
+def test_a_running_reader_agrees_with_the_database_before_and_after_a_refresh(
     make_exportable: Callable[[], Database], source_texts: dict[str, str], tmp_path: Path
 ) -> None:
     database, out = make_exportable(), tmp_path / "out"
@@ -65,7 +65,7 @@ def test_a_running_reader_reads_what_the_database_says_before_and_after_a_refres
     assert result.num_unchanged_files >= 5
 
 
-def test_an_export_with_other_places_has_other_file_names_for_neighbours(
+def test_an_export_with_other_positions_has_other_file_names_for_neighbours(
     make_exportable: Callable[[], Database], source_texts: dict[str, str], tmp_path: Path
 ) -> None:
     """A reader that runs on finds no file, rather than rows that mean something else by now."""

@@ -36,7 +36,7 @@ def test_equal_spaces_agree_and_a_poor_one_does_not(database: Database) -> None:
     assert first.p50_latency_s > 0
 
 
-def test_judged_queries_tell_the_better_encoder(database: Database, tmp_path: Path) -> None:
+def test_judged_queries_show_which_encoder_is_better(database: Database, tmp_path: Path) -> None:
     queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.jsonl"
     texts = {str(i): made_text(i, 300)[40:160] for i in range(12)}
     queries.write_text("".join(json.dumps({"id": f"q{i}", "text": text}) + "\n" for i, text in texts.items()))
@@ -47,7 +47,7 @@ def test_judged_queries_tell_the_better_encoder(database: Database, tmp_path: Pa
     assert good.ndcg_at_10 > poor.ndcg_at_10
 
 
-def test_what_cannot_be_compared_is_refused(database: Database, tmp_path: Path) -> None:
+def test_invalid_comparisons_are_refused(database: Database, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="twice"):
         database.compare("default", "default")
     with pytest.raises(UsageError, match="both or neither"):

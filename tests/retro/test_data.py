@@ -30,7 +30,7 @@ def written(data: RetroData, folder: Path, **changes: Any) -> Path:
 
 @settings(max_examples=40, deadline=None)
 @given(SIZES, st.integers(0, 99))
-def test_a_value_is_chunk_and_continuation_and_nothing_where_they_are_missing(sizes: list[int], seed: int) -> None:
+def test_a_value_is_chunk_and_continuation_with_padding_where_they_are_missing(sizes: list[int], seed: int) -> None:
     data = random_table(np.random.default_rng(seed), sizes)
     rows = np.arange(-1, len(data.tokens))
     for row, value in zip(rows, data.values(rows), strict=True):
@@ -76,7 +76,7 @@ def test_the_seed_gives_the_batches() -> None:
     assert first == again != other
 
 
-def test_shuffled_random_and_without_keep_what_they_promise() -> None:
+def test_shuffled_random_and_without_change_only_the_neighbours() -> None:
     data = random_table(np.random.default_rng(3), [30, 20, 7, 1])
     assert sorted(map(tuple, data.shuffled(1).neighbours)) == sorted(map(tuple, data.neighbours))
     assert (data.shuffled(1).neighbours != data.neighbours).any()
@@ -97,7 +97,7 @@ def test_a_sample_keeps_whole_documents_in_order() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[30, 1, 5], [9] * 3000])
-def test_arrays_come_back_as_they_were_written(tmp_path: Path, sizes: list[int]) -> None:
+def test_arrays_are_read_as_they_were_written(tmp_path: Path, sizes: list[int]) -> None:
     data = random_table(np.random.default_rng(0), sizes)
     loaded = load_arrays(written(data, tmp_path))
     for field in DIMENSIONS:
@@ -105,7 +105,7 @@ def test_arrays_come_back_as_they_were_written(tmp_path: Path, sizes: list[int])
     assert isinstance(loaded.tokens, np.memmap) == (len(sizes) > 3)
 
 
-def test_a_folder_that_is_no_arrays_export_is_refused_by_file(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_arrays_export_is_refused_with_the_file_name(tmp_path: Path) -> None:
     data = random_table(np.random.default_rng(0), [30, 1, 5])
     with pytest.raises(MissingFileError, match=r"meta\.json"):
         load_arrays(tmp_path)

@@ -52,7 +52,7 @@ def test_a_long_document_is_scored_once_in_overlapping_windows() -> None:
     assert bits == pytest.approx(np.full(33, 16 * 7.0), rel=0.1)  # log2(128) each, for a model that knows nothing
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_contains_the_true_value_in_about_95_percent_of_cases() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(400):

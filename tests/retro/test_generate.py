@@ -15,7 +15,7 @@ CONFIG = replace(config_of_size("tiny", 50), chunk_tokens=4, num_chunks=3, k=1)
 MODEL = TrainedModel(RetroModel(CONFIG).eval(), "", (), (), 0)
 
 
-def test_every_chunk_is_retrieved_for_once_when_it_is_finished() -> None:
+def test_every_finished_chunk_is_looked_up_once() -> None:
     asked: list[list[int]] = []
 
     def retrieve(chunk: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_the_seed_gives_the_text_and_missing_neighbours_change_nothing() -> None
     assert list(generate_tokens(MODEL, [7], 9, temperature=0)) == list(generate_tokens(MODEL, [7], 9, top_k=1))
 
 
-def test_neighbours_reach_the_text() -> None:
+def test_neighbours_change_the_text() -> None:
     plain = list(generate_tokens(MODEL, [7], 40, seed=1))
     assert list(generate_tokens(MODEL, [7], 40, lambda chunk: np.arange(8)[None] + chunk[0] % 9, seed=1)) != plain
 

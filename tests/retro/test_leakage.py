@@ -29,7 +29,7 @@ def test_the_longest_run_is_that_of_every_pair_of_slices(sizes: list[int], vocab
         assert query[start : start + best] == value[there : there + best]
 
 
-def test_a_copy_leaks_everything_and_no_neighbour_nothing() -> None:
+def test_a_copy_leaks_everything_and_a_missing_neighbour_nothing() -> None:
     data = near_copies(20, noise=0.0)
     assert (longest_shared_runs(data).ratio == 1.0).all()
     assert longest_shared_runs(data.without()).histogram().tolist() == [80] + [0] * 16

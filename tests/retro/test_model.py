@@ -38,7 +38,7 @@ def changed_positions(a: Tensor, b: Tensor) -> set[int]:
     return set(torch.nonzero((a - b).abs().amax(dim=(0, 2)) > 1e-4).flatten().tolist())
 
 
-def test_every_token_changes_only_what_follows_it() -> None:
+def test_every_token_changes_only_later_logits() -> None:
     model, (tokens, neighbours) = made(), inputs()
     with torch.inference_mode():
         before = model(tokens, neighbours)
@@ -94,7 +94,7 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     return model_rotate(heads, positions, CONFIG.rotary_base).transpose(0, 1).flatten(1)
 
 
-def test_the_encoder_reads_both_ways_and_knows_the_chunk_that_retrieved() -> None:
+def test_the_encoder_reads_in_both_directions_and_depends_on_the_chunk_that_retrieved() -> None:
     encoder, generator = made().encoder, torch.Generator().manual_seed(2)
     embedded = torch.randn(2, CHUNKS, 2, R, CONFIG.width, generator=generator)
     is_present = torch.ones(2, CHUNKS, 2, R, dtype=torch.bool)
@@ -115,7 +115,7 @@ def test_the_encoder_reads_both_ways_and_knows_the_chunk_that_retrieved() -> Non
             assert changed.sum() == 2 * R, "and those of no other chunk"
 
 
-def test_the_loss_is_that_of_the_logits_and_so_are_its_gradients() -> None:
+def test_the_fused_loss_and_its_gradients_equal_those_of_the_logits() -> None:
     model, (tokens, neighbours) = made(), inputs()
     tokens[0, 9:] = CONFIG.pad_token
     expected = token_losses(model(tokens, neighbours), tokens, CONFIG.pad_token)
@@ -147,7 +147,7 @@ def test_a_row_without_neighbours_is_exactly_the_plain_decoder(has: list[bool], 
         assert torch.equal(on[row], off[row]) != has_any
 
 
-def test_a_missing_neighbour_beside_a_present_one_changes_nothing() -> None:
+def test_a_missing_neighbour_next_to_a_present_one_changes_nothing() -> None:
     model, (tokens, neighbours) = made(), inputs()
     neighbours[:, :, 1] = CONFIG.pad_token
     with torch.inference_mode():
@@ -178,14 +178,14 @@ def test_the_loss_covers_every_token_and_no_padding() -> None:
 
 
 @pytest.mark.parametrize(("size", "millions"), [("2m", 2.2), ("20m", 20), ("170m", 156)])
-def test_the_sizes_hold_what_their_names_say(size: str, millions: float) -> None:
+def test_the_sizes_have_as_many_parameters_as_their_names_say(size: str, millions: float) -> None:
     with torch.device("meta"):
         model = RetroModel(config_of_size(size, 10))
     counted = sum(weight.numel() for name, weight in model.named_parameters() if not name.startswith("embedding"))
     assert counted == pytest.approx(millions * 1e6, rel=0.05)
 
 
-def test_an_impossible_model_is_refused_by_field() -> None:
+def test_an_invalid_model_is_refused_with_the_field_name() -> None:
     assert set(SIZES) == {"tiny", "2m", "20m", "170m"}
     with pytest.raises(ConfigError, match="no model size 'huge'"):
         config_of_size("huge", 10)

@@ -70,7 +70,7 @@ def test_the_shared_run_is_marked_in_both_texts() -> None:
     assert "f<mark>b</mark>g" in page
 
 
-def test_an_experiment_without_anything_to_show_is_a_page_too() -> None:
+def test_an_experiment_without_curves_and_examples_gives_a_page() -> None:
     nothing = report(
         helped=[],
         hindered=[],
@@ -101,6 +101,6 @@ def test_curves_are_drawn_inside_of_their_frame() -> None:
             assert 0 <= float(y) <= height
 
 
-def test_charts_of_a_page_share_no_element_id() -> None:
+def test_element_ids_are_unique_in_a_page() -> None:
     ids = [attributes["id"] for _, attributes in Tags(render_page(report())).tags if "id" in attributes]
     assert len(ids) == len(set(ids)) > 0

@@ -78,7 +78,7 @@ def test_a_killed_training_continues_to_the_same_weights(
     assert not (tmp_path / "killed" / TRAINING).exists()
 
 
-def test_what_is_in_the_folder_is_never_overwritten(
+def test_an_existing_training_is_never_overwritten(
     arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -96,9 +96,7 @@ def test_what_is_in_the_folder_is_never_overwritten(
         load_unfinished(tmp_path / "torn")
 
 
-def test_a_model_carries_the_fingerprints_of_what_it_learned_from(
-    database: Database, arrays: Path, tmp_path: Path
-) -> None:
+def test_a_model_stores_the_fingerprints_of_its_training_data(database: Database, arrays: Path, tmp_path: Path) -> None:
     result = retro_train(data=arrays, out=tmp_path / "model", **OPTIONS)
     view = database.view()
     assert result.tokenizer == view.settings.tokenizer_sha256
@@ -109,7 +107,7 @@ def test_a_model_carries_the_fingerprints_of_what_it_learned_from(
     assert set(on_export.bits_per_byte) == {"on", "shuffled", "off"}
 
 
-def test_a_model_is_refused_on_another_tokenizer_or_encoder_with_both_fingerprints(
+def test_another_tokenizer_or_encoder_is_refused_with_both_fingerprints(
     database: Database, arrays: Path, tmp_path: Path
 ) -> None:
     retro_train(data=arrays, out=tmp_path / "model", **OPTIONS)
@@ -122,7 +120,9 @@ def test_a_model_is_refused_on_another_tokenizer_or_encoder_with_both_fingerprin
             database.retro_eval(checkpoint=tmp_path / name)
 
 
-def test_another_database_shows_the_same_model_other_facts(database: Database, arrays: Path, tmp_path: Path) -> None:
+def test_the_same_model_reads_other_facts_from_another_database(
+    database: Database, arrays: Path, tmp_path: Path
+) -> None:
     retro_train(data=arrays, out=tmp_path / "model", **OPTIONS)
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
     fact = made_text(2, 150)
@@ -174,7 +174,7 @@ def test_the_baseline_never_sees_a_neighbour(arrays: Path, tmp_path: Path) -> No
     assert found.num_documents == 6
 
 
-def test_the_commands_train_evaluate_and_write(
+def test_the_commands_train_evaluate_and_generate(
     database: Database, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = ["--checkpoint", str(tmp_path / "model")]

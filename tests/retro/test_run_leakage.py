@@ -37,20 +37,20 @@ def test_a_copy_of_a_document_leaks_every_chunk_and_new_text_next_to_nothing(
     assert sum(new.chunks_by_run) == new.num_chunks
 
 
-def test_a_query_set_gives_what_its_file_gives(database: Database, tmp_path: Path) -> None:
+def test_a_query_set_gives_the_same_result_as_its_file(database: Database, tmp_path: Path) -> None:
     of_set = database.leakage(queries="copies")
     of_file = database.leakage(against=tmp_path / "copies.jsonl")
     assert of_set.chunks_by_run[-1] == of_file.chunks_by_run[-1] > 0
 
 
-def test_deleted_text_leaks_no_more(database: Database, tmp_path: Path) -> None:
+def test_deleted_text_no_longer_leaks(database: Database, tmp_path: Path) -> None:
     database.ingest([write_documents(tmp_path / "less.jsonl", {"3": "Other words now stand here."})], source="made")
     database.embed()
     database.index()
     assert database.leakage(queries="copies").chunks_by_run[-1] == 0
 
 
-def test_what_cannot_be_meant_is_refused(database: Database, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(database: Database, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="would each find itself"):
         database.leakage(queries="self")
     with pytest.raises(UsageError, match="--against FILE or --queries NAME"):

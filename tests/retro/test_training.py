@@ -61,7 +61,7 @@ def test_every_step_is_reported() -> None:
     assert tuple(loss for _, loss, _ in seen) == result.losses
 
 
-def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_the_model(tmp_path: Path) -> None:
     first = trained()
     save_checkpoint(first, tmp_path)
     loaded = load_checkpoint(tmp_path)
@@ -70,7 +70,7 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     assert np.array_equal(chunk_bits(loaded, DATA), chunk_bits(first, DATA))
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"config\.json"):
         load_checkpoint(tmp_path)
     save_checkpoint(trained(1), tmp_path)

@@ -71,7 +71,7 @@ def test_validate_trains_both_models_on_equal_tokens_and_reports(database: Datab
     assert again.report == result.report, "the same seed gives the same figures"
 
 
-def test_without_held_out_documents_it_says_what_to_do(make_database: Callable[..., Database]) -> None:
+def test_missing_held_out_documents_are_reported_with_a_remedy(make_database: Callable[..., Database]) -> None:
     made = make_database({"a": made_text(1, 100), "b": made_text(2, 100)})
     made.embed()
     made.index()
@@ -80,9 +80,7 @@ def test_without_held_out_documents_it_says_what_to_do(make_database: Callable[.
         made.validate(steps=1)
 
 
-def test_the_page_shows_what_documents_say_and_runs_none_of_it(
-    make_database: Callable[..., Database], tmp_path: Path
-) -> None:
+def test_the_page_shows_markup_of_documents_as_text(make_database: Callable[..., Database], tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> & more "
     made = make_database({str(i): evil + made_text(i, 150) + evil * 5 for i in range(6)})
     heldout = {f"t{i}": evil + made_text(i, 150) for i in range(3)}
@@ -110,7 +108,7 @@ def test_a_page_without_matplotlib_is_refused_before_training(
         database.validate(steps=1, report=tmp_path / "page.html")
 
 
-def test_it_says_whether_the_leak_scan_was_passed(database: Database, tmp_path: Path) -> None:
+def test_the_result_says_whether_a_leak_scan_was_run(database: Database, tmp_path: Path) -> None:
     assert not database.validate(steps=1, batch_chunks=16).is_screened
     database.dedup([tmp_path / "test.jsonl"], name="test")
     database.neighbours(k=2, spare_neighbours=0)
@@ -126,7 +124,7 @@ def test_the_leakage_curve_goes_over_all_held_out_chunks(database: Database) -> 
     assert last.bits_per_byte_without == pytest.approx(result.report.bits_per_byte["without"].value)
 
 
-def test_what_cannot_be_meant_is_refused(database: Database) -> None:
+def test_invalid_arguments_are_refused(database: Database) -> None:
     with pytest.raises(UsageError, match="which the models are trained on"):
         database.validate(steps=1, heldout="self")
     for options in ({"minutes": 0.0}, {"steps": 0}):

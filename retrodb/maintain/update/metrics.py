@@ -94,17 +94,17 @@ class _DatabaseCollector(Collector):
     def _database_metrics(self) -> Iterator[GaugeMetricFamily]:
         stats: Stats = self._stats
         yield self._gauge("retrodb_snapshot", "Number of the newest snapshot.", [float(stats.snapshot)])
-        documents = ((each.source, each.live_documents) for each in stats.sources)
+        documents = ((source.source, source.live_documents) for source in stats.sources)
         yield self._gauge_by("source", "retrodb_documents_live", "Live documents.", documents)
-        chunks = ((each.source, each.live_chunks) for each in stats.sources)
+        chunks = ((source.source, source.live_chunks) for source in stats.sources)
         yield self._gauge_by("source", "retrodb_chunks_live", "Live chunks.", chunks)
         help_text = "Chunks deleted for each reason; a chunk with two reasons counts in both."
         deleted = stats.deleted_chunks_by_reason.items()
         yield self._gauge_by("reason", "retrodb_chunks_deleted", help_text, deleted)
-        sizes = ((each.kind, each.size_bytes) for each in stats.files)
+        sizes = ((files.kind, files.size_bytes) for files in stats.files)
         yield self._gauge_by("kind", "retrodb_size_bytes", "Size of the live files.", sizes)
         help_text = "Fraction of the chunks to be embedded that have a vector."
-        coverage = ((each.space, each.coverage) for each in stats.spaces)
+        coverage = ((space.space, space.coverage) for space in stats.spaces)
         yield self._gauge_by("space", "retrodb_vector_coverage", help_text, coverage)
         yield self._gauge_by(
             "space", "retrodb_index_recall", "Recall at the stored operating point.", self._stored_recalls()
@@ -119,7 +119,7 @@ class _DatabaseCollector(Collector):
     def _drift_metrics(self) -> Iterator[GaugeMetricFamily]:
         """The drift of every space's index since its codebook was trained."""
         for name, help_text, read in _DRIFT_METRICS:
-            values = ((each.space, read(each)) for each in self._stats.drift)
+            values = ((drift.space, read(drift)) for drift in self._stats.drift)
             known = ((space, float(value)) for space, value in values if value is not None)
             yield self._gauge_by("space", f"retrodb_drift_{name}", help_text, known)
 
