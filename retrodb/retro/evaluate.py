@@ -168,7 +168,7 @@ def ratio_estimate(amounts_D: Float64Array, bytes_D: Float64Array) -> BitsPerByt
 def _verdict(gain: dict[str, BitsPerByte]) -> str:
     def against(name: str) -> str:
         bits = gain[name]
-        word = "better than" if bits.low > 0 else "worse than" if bits.high < 0 else "no different from"
+        word = "better than" if bits.low > 0 else "worse than" if bits.high < 0 else "not distinguishable from"
         return f"{word} that of {CONDITIONS[name]} ({bits.value:+.4f} bits per byte, 95% {bits.low:+.4f} to {bits.high:+.4f})"
 
     without, shuffled = gain["without"].low > 0, gain["shuffled"].low > 0
