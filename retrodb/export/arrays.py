@@ -21,12 +21,12 @@ import numpy as np
 from retrodb.export.arrays_format import FORMAT, META_FILE, VERSION, ArraysMeta
 from retrodb.export.export_source import ExportSource
 from retrodb.export.folder import ExportFile, json_file
+from retrodb.export.padding import IntegerDtype
 from retrodb.export.positions import ExportPositions
 from retrodb.format.arrays import AnyArray, Int64Array, growing_array
 from retrodb.format.entries import SpaceEntry
 from retrodb.view.chunk_set import ChunkSet
 
-AnyDtype: TypeAlias = np.dtype[np.generic]
 Gather: TypeAlias = Callable[[Int64Array], AnyArray]
 """A block of ids (Q,) -> their rows of an array (Q, ...)."""
 
@@ -39,10 +39,10 @@ def arrays_files(source: ExportSource) -> list[ExportFile]:
     m, token = source.chunk_tokens, np.dtype(source.settings.token_dtype)
     database, queries = source.database, source.queries
 
-    def of_chunks(name: str, dtype: AnyDtype, gather: Gather, *shape: int) -> ExportFile:
+    def of_chunks(name: str, dtype: IntegerDtype, gather: Gather, *shape: int) -> ExportFile:
         return array_file(f"{name}.npy", source.chunks, dtype, shape, source.chunks_digest, gather)
 
-    def of_rows(name: str, dtype: AnyDtype, gather: Gather, *shape: int) -> ExportFile:
+    def of_rows(name: str, dtype: IntegerDtype, gather: Gather, *shape: int) -> ExportFile:
         return array_file(f"{name}.npy", source.rows, dtype, shape, source.rows_digest, gather)
 
     return [
@@ -61,7 +61,7 @@ def arrays_files(source: ExportSource) -> list[ExportFile]:
 def array_file(
     name: str,
     positions: ExportPositions,
-    dtype: AnyDtype,
+    dtype: IntegerDtype,
     shape: tuple[int, ...],
     inputs_digest: Callable[[], str],
     gather: Gather,

@@ -32,7 +32,7 @@ from retrodb.corpus.special_tokens import SpecialIds, special_ids
 from retrodb.errors import MissingDependency, UsageError
 from retrodb.export.export_source import ExportSource, arrays_digest
 from retrodb.export.folder import ExportFile, fixed_file, json_file
-from retrodb.export.padding import padded_chunk_tokens, token_dtype
+from retrodb.export.padding import IntegerDtype, padded_chunk_tokens, token_dtype
 from retrodb.export.positions import BLOCK_CHUNKS, PositionSpan
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.entries import QueriesEntry
@@ -97,7 +97,7 @@ def _patch(span: PositionSpan, tokens: Callable[[Int64Array], AnyArray], path: P
         os.fsync(file.fileno())
 
 
-def _idx(lengths: Int64Array, dtype: np.dtype[np.generic]) -> bytes:
+def _idx(lengths: Int64Array, dtype: IntegerDtype) -> bytes:
     """The index of a data file: for each sequence its length in tokens, its start in bytes, and a document of its own."""
     pointers = (np.cumsum(lengths) - lengths) * dtype.itemsize
     documents = np.arange(len(lengths) + 1, dtype=np.int64)

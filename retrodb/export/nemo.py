@@ -19,7 +19,7 @@ import numpy as np
 from retrodb.corpus.special_tokens import special_ids
 from retrodb.export.export_source import ExportSource
 from retrodb.export.folder import ExportFile
-from retrodb.export.padding import padded_chunk_tokens, token_dtype
+from retrodb.export.padding import IntegerDtype, padded_chunk_tokens, token_dtype
 from retrodb.export.positions import ExportPositions
 from retrodb.format.arrays import AnyArray
 from retrodb.view.chunk_set import ChunkSet
@@ -78,7 +78,7 @@ def _dataset(
     yield ExportFile(f"{name}.idx", index_size, lambda: positions.digest, write_index)
 
 
-def _index(sizes: AnyArray, m: int, dtype: np.dtype[np.generic], is_retrieval: bool) -> bytes:
+def _index(sizes: AnyArray, m: int, dtype: IntegerDtype, is_retrieval: bool) -> bytes:
     """Documents of `sizes` chunks: their tokens, where they begin, their first chunk ids, and where every chunk begins."""
     stored = sizes + is_retrieval  # chunks of each with its padding
     chunk_bytes = m * dtype.itemsize

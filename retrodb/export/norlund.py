@@ -21,7 +21,7 @@ from retrodb.corpus.special_tokens import special_ids
 from retrodb.export.arrays import array_file
 from retrodb.export.export_source import ExportSource
 from retrodb.export.folder import ExportFile, json_file
-from retrodb.export.padding import padded_chunk_tokens
+from retrodb.export.padding import IntegerDtype, padded_chunk_tokens
 from retrodb.export.positions import ExportPositions
 from retrodb.format.arrays import growing_array
 from retrodb.view.chunk_set import ChunkSet
@@ -30,7 +30,8 @@ from retrodb.view.chunk_set import ChunkSet
 def norlund_files(source: ExportSource) -> list[ExportFile]:
     """The files of the export."""
     pad = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size).pad
-    dtype = np.dtype(np.uint16 if max(pad, source.settings.vocab_size - 1) < 1 << 16 else np.uint32)
+    is_short = max(pad, source.settings.vocab_size - 1) < 1 << 16
+    dtype: IntegerDtype = np.dtype(np.uint16) if is_short else np.dtype(np.uint32)
     tokens = partial(_part, m=source.chunk_tokens, pad=pad, dtype=dtype)
     files = tokens("database", source.database, source.chunks, source.chunks_digest)
     if not source.has_own_rows:
@@ -52,7 +53,7 @@ def _part(
     *,
     m: int,
     pad: int,
-    dtype: np.dtype[np.generic],
+    dtype: IntegerDtype,
 ) -> list[ExportFile]:
     """The files of one chunk set; only the tokens ever change."""
     names = _names(folder)
