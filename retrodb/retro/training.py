@@ -113,29 +113,35 @@ def train_model(
     def trained_so_far() -> TrainedModel:
         return replace(before, progress=tuple(steps), losses=tuple(losses), tokens_seen=tokens_seen)
 
+    batches = _endless_batches(data, model.config, batch_chunks, skip=len(steps))
     with torch.random.fork_rng():
-        for progress, batch in zip(
-            schedule, _endless_batches(data, model.config, batch_chunks, skip=len(steps)), strict=False
-        ):
-            torch.manual_seed(
-                model.config.seed + (len(steps) << 32)
-            )  # for dropout, so that a training can continue at any step
-            for group in optimiser.param_groups:
-                group["lr"] = group["rate"] * model.config.learning_rate * learning_rate_fraction(progress)
-            num_tokens = int((batch.tokens != model.config.pad_token).sum())
-            loss = batch_loss(model, batch, device)[0] / num_tokens
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        for progress, batch in zip(schedule, batches, strict=False):
+            # Of dropout: a seed for every step, so that a training can continue at any of them.
+            torch.manual_seed(model.config.seed + (len(steps) << 32))
+            loss, num_tokens = _train_step(model, batch, optimiser, progress, device)
             steps.append(progress)
-            losses.append(loss.item())
+            losses.append(loss)
             tokens_seen += num_tokens
-            on_step(len(steps) - 1, losses[-1], progress)
+            on_step(len(steps) - 1, loss, progress)
             if save is not None and len(steps) % save_every == 0:
                 save(UnfinishedTraining(trained_so_far(), _moments(optimiser, model)))
     model.eval()
     return trained_so_far()
+
+
+def _train_step(
+    model: LanguageModel, batch: SequenceBatch, optimiser: torch.optim.AdamW, progress: float, device: str
+) -> tuple[float, int]:
+    """Changes the weights by one step. Returns the loss in nats per token, and the number of tokens."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["rate"] * model.config.learning_rate * learning_rate_fraction(progress)
+    num_tokens = int((batch.tokens != model.config.pad_token).sum())
+    loss = batch_loss(model, batch, device)[0] / num_tokens
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return loss.item(), num_tokens
 
 
 def _keep_freed_memory() -> None:
