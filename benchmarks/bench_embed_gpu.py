@@ -1,14 +1,14 @@
-"""Embedding on an NVIDIA GPU, in one call on a bare machine: PyTorch 2.11 or newer, numpy, and this repository's own modules.
+"""Embedding on an NVIDIA GPU. It needs only PyTorch 2.11 or newer, NumPy, and the modules of this repository.
 
     PYTHONPATH=. python benchmarks/bench_embed_gpu.py [--minilm FOLDER] [--windows 8] [--peer 1024 4096]
 
-Measures what the device can do at most (copy bandwidth, bfloat16 matrix product), then BERT-base and MiniLM from token ids on the
-host to float16 vectors on the host: chunks, tokens and TFLOP a second, and their share of the matrix rate, eager and compiled.
-Weights are random unless a MiniLM folder is given (needs safetensors): the speed of a shape does not depend on them. Lengths are
-drawn from the distribution of real 64-token chunks in WordPiece tokens. Vectors are checked against float32, and a
-second run for equal bytes. With --device cpu the same script runs small, to check itself.
+Measures the limits of the device (copy bandwidth, bfloat16 matrix product), then BERT-base and MiniLM from token ids on the
+host to float16 vectors on the host: chunks, tokens and TFLOP per second, and the fraction of the matrix rate, eager and
+compiled. Weights are random unless a MiniLM folder is given (needs safetensors), because the speed of a shape does not depend
+on them. Lengths are drawn from the distribution of real 64-token chunks in WordPiece tokens. Vectors are compared with
+float32, and those of a second run must have equal bytes. With --device cpu a small run checks the script itself.
 
---peer measures sentence-transformers beside it: its model from padded ids that are on the device already, rows sorted by length,
+--peer also measures sentence-transformers: its model from padded ids that are on the device already, with rows sorted by length,
 after one pass over all of them, with and without cuDNN's attention.
 """
 
@@ -84,18 +84,18 @@ def bench_shape(shape: str, compute: Compute, rate: float, options: argparse.Nam
     model = LeanBert(config, weights, device=compute.device, dtype=DTYPES[compute.dtype])
     embed = embedder(model)
     windows = [make_window(options.window_rows, seed) for seed in range(options.windows)]
-    found: dict[str, Any] = {"check": check(embed, weights, config, compute, windows[0], options.batch_tokens[0])}
+    measured: dict[str, Any] = {"check": check(embed, weights, config, compute, windows[0], options.batch_tokens[0])}
     if options.peer:
-        found |= bench_peer(shape, compute, windows[: options.peer_windows], options)
+        measured |= bench_peer(shape, compute, windows[: options.peer_windows], options)
     modes = {"eager": embed}
     if not options.no_compile:
         modes["compiled"] = torch.compile(embed, dynamic=True)
     for mode, run in modes.items():
         for budget in options.batch_tokens:
-            name = f"{mode}, {budget} tokens a batch"
-            found[name] = measure(run, config, windows, compute, budget, rate)
-            print(shape, name, found[name], file=sys.stderr, flush=True)
-    return found
+            name = f"{mode}, {budget} tokens per batch"
+            measured[name] = measure(run, config, windows, compute, budget, rate)
+            print(shape, name, measured[name], file=sys.stderr, flush=True)
+    return measured
 
 
 def embedder(model: LeanBert) -> Callable[[Tensor], Tensor]:
@@ -103,7 +103,7 @@ def embedder(model: LeanBert) -> Callable[[Tensor], Tensor]:
 
 
 def make_window(num_rows: int, seed: int) -> tuple[Any, Any]:
-    """Token ids (uint16, flat) and offsets of as many chunks."""
+    """Token ids (uint16, flat) and offsets of this many chunks."""
     rng = np.random.default_rng(seed)
     lengths_N = np.interp(rng.random(num_rows), list(QUANTILES), list(QUANTILES.values())).round().astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths_N)])
@@ -118,7 +118,7 @@ def measure(
     budget: int,
     rate: float,
 ) -> dict[str, float]:
-    """All windows through the pipeline, after one that warms it up; planning the batches is part of it."""
+    """The rates for all windows through the pipeline, after one to warm up. Planning the batches is included."""
     pipeline = Pipeline(embed, config.hidden, compute)
     run(pipeline, windows[:1], budget)
     if compute.is_cuda:
@@ -134,13 +134,13 @@ def measure(
         "chunks_per_s": round(len(lengths_N) / elapsed_s, 1),
         "tokens_per_s": round(int(lengths_N.sum()) / elapsed_s),
         "tflops": round(flops / elapsed_s / 1e12, 3),
-        "share_of_matrix_rate": round(flops / elapsed_s / rate, 3),
+        "fraction_of_matrix_rate": round(flops / elapsed_s / rate, 3),
         "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if compute.is_cuda else 0.0,
     }
 
 
 def run(pipeline: Pipeline, windows: list[tuple[Any, Any]], budget: int) -> list[Any]:
-    """The vectors of all windows, one window always in work while another is brought and fetched."""
+    """The vectors of all windows. One window is computed while the next one is copied."""
     vectors, before = [], None
     for ids_T, offsets in windows:
         started = pipeline.start(ids_T, offsets, plan_batches(np.diff(offsets), batch_tokens=budget))
@@ -202,7 +202,7 @@ def bench_peer(
         arguments = {"dtype": DTYPES[compute.dtype], "attn_implementation": "sdpa"}
         model = sentence_transformers.SentenceTransformer(folder, device=compute.device, model_kwargs=arguments)
     model.max_seq_length = POSITIONS
-    found = {}
+    measured = {}
 
     def note(name: str, work: Callable[[], Any], num_rows: int) -> None:
         if compute.is_cuda:
@@ -210,11 +210,11 @@ def bench_peer(
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         work()
-        found[name] = {
+        measured[name] = {
             "chunks_per_s": round(num_rows / (time.perf_counter() - start), 1),
             "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if compute.is_cuda else 0.0,
         }
-        print(shape, name, found[name], file=sys.stderr, flush=True)
+        print(shape, name, measured[name], file=sys.stderr, flush=True)
 
     version = sentence_transformers.__version__
     for size in options.peer:
@@ -236,20 +236,20 @@ def bench_peer(
             torch.backends.cuda.enable_cudnn_sdp(with_cudnn)
             forward()
             attention = "cuDNN's attention allowed" if with_cudnn else "without cuDNN's attention"
-            note(f"sentence-transformers {version}, {size} rows a batch, {attention}", forward, len(order_N))
+            note(f"sentence-transformers {version}, {size} rows per batch, {attention}", forward, len(order_N))
         torch.backends.cuda.enable_cudnn_sdp(True)
     if not options.peer_texts:
-        return found
+        return measured
     few = range(min(len(lengths_N), 131_072))
     texts = [" ".join(words[i] for i in ids_T[starts_N[row] + 1 : starts_N[row] + lengths_N[row] - 1]) for row in few]
     size = options.peer[-1]
     model.encode(texts[: 2 * size], batch_size=size)
     note(
-        f"sentence-transformers {version}, {size} rows a batch, encode of texts",
+        f"sentence-transformers {version}, {size} rows per batch, encode of texts",
         lambda: model.encode(texts, batch_size=size, normalize_embeddings=True),
         len(texts),
     )
-    return found
+    return measured
 
 
 def copy_rates(compute: Compute, size: int = 1 << 28) -> dict[str, float]:

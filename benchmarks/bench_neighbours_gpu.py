@@ -1,8 +1,9 @@
-"""The neighbour join on a GPU, on a bare machine: PyTorch 2.11 or newer and NumPy, no FAISS.
+"""The neighbour join on a GPU. It needs only PyTorch 2.11 or newer and NumPy, no FAISS.
 
-Synthetic unit vectors in topics; lists by k-means on a sample; every vector's k nearest by the join's own scan (`gpu_scan`),
-then exact distances. Beside it, on the same device: a brute-force float16 product of a sample (also the truth), and a
-query-major search of the same lists. Prints vectors per second, the share of the measured int8 matrix rate, and the recall.
+The vectors are synthetic unit vectors in topics, and the lists come from k-means on a sample. The k nearest of every vector are
+found by the join's own scan (`gpu_scan`) and ordered by exact distances. It is compared on the same device with a brute-force
+float16 product of a sample, which also gives the true neighbours, and with a query-major search of the same lists. Prints vectors
+per second, the fraction of the measured int8 matrix rate, and the recall.
 
     PYTHONPATH=. python benchmarks/bench_neighbours_gpu.py                       # 10 M vectors, takes 14 GiB of GPU memory
     PYTHONPATH=. python benchmarks/bench_neighbours_gpu.py --rows 20000 --lists 64 --queries 5000 --truth 200 --device cpu
@@ -30,10 +31,10 @@ def mixture(rows: int, dim: int, noise: float, seed: int, device: str) -> torch.
     topics = torch.randn(max(16, rows // 250), dim, generator=random, device=device)
     vectors = torch.empty(rows, dim, dtype=torch.float16, device=device)
     for start in range(0, rows, _BLOCK):
-        own = vectors[start : start + _BLOCK]
-        which = torch.randint(len(topics), (len(own),), generator=random, device=device)
-        steps = torch.randn(len(own), dim, generator=random, device=device)
-        own.copy_(torch.nn.functional.normalize(topics[which] + noise * steps, dim=1))
+        block = vectors[start : start + _BLOCK]
+        topic = torch.randint(len(topics), (len(block),), generator=random, device=device)
+        steps = torch.randn(len(block), dim, generator=random, device=device)
+        block.copy_(torch.nn.functional.normalize(topics[topic] + noise * steps, dim=1))
     return vectors
 
 
@@ -57,13 +58,13 @@ def int8_rate(device: str, size: int) -> float:
 
 
 def trained(vectors: torch.Tensor, num_lists: int, iterations: int, random: torch.Generator) -> torch.Tensor:
-    """Unit float16 centroids: k-means on 64 vectors a list. A list that gets none keeps its centroid."""
+    """Unit float16 centroids: k-means on 64 vectors per list. A list that gets no vector keeps its centroid."""
     rows = torch.randperm(len(vectors), generator=random)[: 64 * num_lists].to(vectors.device)
     sample, centroids = vectors[rows], vectors[rows[:num_lists]]
     for _ in range(iterations):
-        own = torch.cat([(piece @ centroids.T).argmax(dim=1) for piece in sample.split(1 << 14)])
-        sums = torch.zeros(centroids.shape, device=vectors.device).index_add_(0, own, sample.float())
-        is_filled = torch.bincount(own, minlength=num_lists) > 0
+        nearest = torch.cat([(piece @ centroids.T).argmax(dim=1) for piece in sample.split(1 << 14)])
+        sums = torch.zeros(centroids.shape, device=vectors.device).index_add_(0, nearest, sample.float())
+        is_filled = torch.bincount(nearest, minlength=num_lists) > 0
         centroids = torch.where(is_filled[:, None], torch.nn.functional.normalize(sums, dim=1).half(), centroids)
     return centroids
 
@@ -77,9 +78,9 @@ def nearest_lists(vectors: torch.Tensor, centroids: torch.Tensor, count: int) ->
 class Lists:
     """Vectors as int8 codes sorted by list, in host memory as the memory-mapped store is."""
 
-    def __init__(self, vectors: torch.Tensor, own: torch.Tensor, num_lists: int) -> None:
-        self.order = torch.argsort(own, stable=True).cpu()
-        sizes = torch.bincount(own.long(), minlength=num_lists).cpu()
+    def __init__(self, vectors: torch.Tensor, list_of_vector: torch.Tensor, num_lists: int) -> None:
+        self.order = torch.argsort(list_of_vector, stable=True).cpu()
+        sizes = torch.bincount(list_of_vector.long(), minlength=num_lists).cpu()
         self.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).tolist()
         scales = (vectors.float().abs().amax(1) / 127) if len(vectors) < _BLOCK else torch.cat(
             [piece.float().abs().amax(1) / 127 for piece in vectors.split(_BLOCK)]
@@ -94,19 +95,19 @@ class Lists:
 
     def columns(self, list_: int) -> ListColumns:
         """A list; without exclusion keys."""
-        own = slice(self.offsets[list_], self.offsets[list_ + 1])
-        ranks = self.order[own].numpy()
-        return ListColumns(self.codes[own], self.scales[own], ranks, np.empty((0, len(ranks)), np.int64))
+        rows = slice(self.offsets[list_], self.offsets[list_ + 1])
+        ranks = self.order[rows].numpy()
+        return ListColumns(self.codes[rows], self.scales[rows], ranks, np.empty((0, len(ranks)), np.int64))
 
 
 def reranked(vectors: torch.Tensor, queries: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tensor:
     """The k nearest of candidates (Q, W) by float32 inner products."""
-    found = []
-    for some, own in zip(queries.split(4096), ids.split(4096), strict=True):
-        scores = torch.einsum("qd,qwd->qw", some.float(), vectors[own.clamp(min=0)].float())
-        best = scores.masked_fill(own < 0, -torch.inf).topk(k, dim=1).indices
-        found.append(own.gather(1, best))
-    return torch.cat(found)
+    nearest = []
+    for block, candidates in zip(queries.split(4096), ids.split(4096), strict=True):
+        scores = torch.einsum("qd,qwd->qw", block.float(), vectors[candidates.clamp(min=0)].float())
+        best = scores.masked_fill(candidates < 0, -torch.inf).topk(k, dim=1).indices
+        nearest.append(candidates.gather(1, best))
+    return torch.cat(nearest)
 
 
 def brute_force(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> torch.Tensor:
@@ -114,37 +115,39 @@ def brute_force(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> torch.T
     best = torch.full((len(queries), k), -torch.inf, device=vectors.device)
     ids = torch.full((len(queries), k), -1, dtype=torch.int64, device=vectors.device)
     for start in range(0, len(vectors), _BLOCK):
-        scores, where = (queries @ vectors[start : start + _BLOCK].T).float().topk(k, dim=1)
-        best, place = torch.cat([best, scores], 1).topk(k, dim=1)
-        ids = torch.cat([ids, where + start], 1).gather(1, place)
+        scores, rows = (queries @ vectors[start : start + _BLOCK].T).float().topk(k, dim=1)
+        best, columns = torch.cat([best, scores], 1).topk(k, dim=1)
+        ids = torch.cat([ids, rows + start], 1).gather(1, columns)
     return ids
 
 
 def query_major(
     vectors: torch.Tensor, queries: torch.Tensor, lists: torch.Tensor, store: Lists, k: int
 ) -> torch.Tensor:
-    """One query after the other reads its lists, as an inverted file does."""
-    order, found = store.order.to(vectors.device), []
-    for query, own in zip(queries, lists.tolist(), strict=True):
-        rows = torch.cat([order[store.offsets[list_] : store.offsets[list_ + 1]] for list_ in own])
+    """The k nearest where one query after the other reads its lists, as in an inverted file."""
+    order, nearest = store.order.to(vectors.device), []
+    for query, probed in zip(queries, lists.tolist(), strict=True):
+        rows = torch.cat([order[store.offsets[list_] : store.offsets[list_ + 1]] for list_ in probed])
         best = (vectors[rows] @ query).topk(min(k, len(rows))).indices
-        found.append(torch.nn.functional.pad(rows[best], (0, k - len(best)), value=-1))
-    return torch.stack(found)
+        nearest.append(torch.nn.functional.pad(rows[best], (0, k - len(best)), value=-1))
+    return torch.stack(nearest)
 
 
-def recall(found: torch.Tensor, truth: torch.Tensor) -> float:
-    """Share of the true neighbours that was found."""
-    return float((found[:, :, None] == truth[:, None, :]).any(1).float().mean())
+def recall(ids: torch.Tensor, truth: torch.Tensor) -> float:
+    """The fraction of the true neighbours that are among the ids (Q, k)."""
+    return float((ids[:, :, None] == truth[:, None, :]).any(1).float().mean())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--queries", type=int, default=1 << 20, help="of a block; the rates are of one block")
+    parser.add_argument("--queries", type=int, default=1 << 20, help="queries of the block that is timed")
     parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--noise", type=float, default=1.5, help="its share of a vector, beside the topic's 1")
+    parser.add_argument(
+        "--noise", type=float, default=1.5, help="length of the noise in a vector, where the topic has length 1"
+    )
     parser.add_argument("--lists", type=int, default=16_384)
-    parser.add_argument("--iterations", type=int, default=10, help="of k-means")
+    parser.add_argument("--iterations", type=int, default=10, help="iterations of k-means")
     parser.add_argument("--nprobe", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--rerank-margin", type=int, default=8)
@@ -160,7 +163,7 @@ def main() -> None:
     centroids, train_s = timed(lambda: trained(vectors, options.lists, options.iterations, random), device)
     lists, assign_s = timed(lambda: nearest_lists(vectors, centroids, max(options.nprobe)), device)
     store = Lists(vectors, lists[:, 0], options.lists)
-    rows = store.order[: options.queries].to(device)  # a run in the order of lists, as the blocks of a whole join are
+    rows = store.order[: options.queries].to(device)  # a run in the order of lists, like the blocks of a whole join
     queries, own_lists = vectors[rows], lists[rows].cpu().numpy()
     sample = torch.randperm(len(rows), generator=random)[: options.truth].to(device)
     near, exact_s = timed(lambda: brute_force(vectors, queries[sample], k + options.rerank_margin), device)
@@ -194,15 +197,15 @@ def main() -> None:
             )
             return reranked(vectors, queries, torch.from_numpy(ids).to(device), k)
 
-        found, join_s = timed(join, device)
+        joined, join_s = timed(join, device)
         few = sample[:100]
         _, major_s = timed(
             lambda n=nprobe, f=few: query_major(vectors, queries[f], lists[rows[f], :n], store, k), device
         )
         speed = len(rows) / join_s
-        share = 2 * sizes[probed].sum() * options.dim / join_s / rate
+        fraction = 2 * sizes[probed].sum() * options.dim / join_s / rate
         beside = f"{speed / (len(sample) / exact_s):8.1f} {speed / (len(few) / major_s):14.1f}"
-        print(f"{nprobe:6} {recall(found[sample], truth):7.3f} {speed:12,.0f} {share:8.3%} {beside}", flush=True)
+        print(f"{nprobe:6} {recall(joined[sample], truth):7.3f} {speed:12,.0f} {fraction:8.3%} {beside}", flush=True)
     if device.startswith("cuda"):
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
