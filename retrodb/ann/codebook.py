@@ -13,9 +13,10 @@ from retrodb.ann.codegen.distances import fixed_affine
 from retrodb.ann.exact import FixedRows, run_rows
 from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
 from retrodb.ann.kmeans import FLAT_LISTS, kmeans
-from retrodb.ann.metric import Metric, check_metric, check_vectors
+from retrodb.ann.metric import check_metric, check_vectors
 from retrodb.errors import ConfigError
 from retrodb.format.arrays import Float32Array, Int32Array, VectorArray
+from retrodb.format.entries import Metric
 
 FLAT = "Flat"
 MIN_POINTS_PER_LIST = 39  # FAISS warns when there are fewer

@@ -16,9 +16,10 @@ import numpy as np
 
 from retrodb.ann.codegen.exact_insertion import Columns, EstimatedDistances, insert_exact
 from retrodb.ann.exclusion import Exclusion, ExclusionKeys
-from retrodb.ann.metric import Metric, check_metric, check_vectors
+from retrodb.ann.metric import check_metric, check_vectors
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
+from retrodb.format.entries import Metric
 
 # Rows of one product. The estimates take 16,384 * 1,024 * 4 bytes (float32) = 64 MiB.
 BLOCK_ROWS = 16_384  # of the database

@@ -10,8 +10,8 @@ import numpy as np
 
 from retrodb.ann.codegen.grouping import sum_by_list
 from retrodb.ann.exact import exact_topk
-from retrodb.ann.metric import Metric
 from retrodb.format.arrays import Float32Array, Float64Array, Int64Array
+from retrodb.format.entries import Metric
 
 ITERATIONS = 10
 # With more lists an exact assignment takes longer than a graph search, and the time of exact training grows as lists squared.

@@ -15,9 +15,10 @@ from numpy.lib.format import open_memmap
 from retrodb.ann import inverted_lists
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.faiss_library import FaissIndex, faiss_module
-from retrodb.ann.part import INDEX_FILE, Part, PartMeta, create_store, finish_part, read_index, sort_by_list
+from retrodb.ann.part import Part, PartMeta, create_store, finish_part, read_index, sort_by_list
 from retrodb.errors import MismatchError
 from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.format.part_files import INDEX_FILE
 
 BLOCK_ROWS = 65_536  # copied at once: 65,536 * 384 dimensions * 1 byte = 25 MB of codes
 

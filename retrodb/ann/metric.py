@@ -10,14 +10,13 @@ rerank, L lists, A nearest lists kept per vector, J kinds of exclusion keys, C c
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from retrodb.errors import ConfigError, InputError, MismatchError
 from retrodb.format.arrays import Float32Array, VectorArray
-
-Metric = Literal["inner_product", "squared_l2"]
+from retrodb.format.entries import Metric
 
 NO_NEIGHBOUR = -1
 

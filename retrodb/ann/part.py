@@ -28,14 +28,22 @@ from numpy.typing import NDArray
 from retrodb.ann import inverted_lists
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
-from retrodb.ann.metric import Metric, check_vectors
+from retrodb.ann.metric import check_vectors
 from retrodb.errors import DamagedFileError, MissingFileError
 from retrodb.format.arrays import AnyArray, ByteArray, Float32Array, Int32Array, Int64Array, VectorArray
+from retrodb.format.entries import Metric
+from retrodb.format.part_files import (
+    ARRAY_FILES,
+    CODES_FILE,
+    INDEX_FILE,
+    LISTS_FILE,
+    META_FILE,
+    OFFSETS_FILE,
+    ORDER_FILE,
+    PART_FILES,
+    SCALES_FILE,
+)
 
-INDEX_FILE = "index.faiss"
-META_FILE = "part.json"
-ARRAY_FILES = ("lists", "order", "offsets", "codes", "scales")
-PART_FILES = (INDEX_FILE, META_FILE, *(f"{name}.npy" for name in ARRAY_FILES))
 # Nearest lists stored per vector: 32 * 4 bytes (int32) = 128 bytes, and enough for recall 0.95 by the measured curve.
 LISTS_KEPT = 32
 BLOCK_ROWS = 16_384  # vectors in float32 at once: 16,384 * 384 dimensions * 4 bytes = 25 MB
@@ -84,7 +92,7 @@ def build_part(
     """
     num_rows, kept = len(vectors_ND), min(lists_kept, codebook.num_lists)
     meta = PartMeta(num_rows, codebook.dim, codebook.metric, codebook.num_lists, codebook.digest)
-    lists_NA = open_memmap(folder / "lists.npy", mode="w+", dtype=np.int32, shape=(num_rows, kept))
+    lists_NA = open_memmap(folder / LISTS_FILE, mode="w+", dtype=np.int32, shape=(num_rows, kept))
     index = faiss_module().clone_index(codebook.index)
     codes: list[ByteArray] = []
     with one_faiss_thread():
@@ -128,8 +136,8 @@ def sort_by_list(list_N: Int32Array, num_lists: int) -> tuple[Int64Array, Int64A
 
 def create_store(folder: Path, meta: PartMeta) -> tuple[NDArray[np.int8], Float32Array]:
     """New `codes` and `scales` files, mapped for writing."""
-    codes = open_memmap(folder / "codes.npy", mode="w+", dtype=np.int8, shape=(meta.rows, meta.dim))
-    return codes, open_memmap(folder / "scales.npy", mode="w+", dtype=np.float32, shape=(meta.rows, 2))
+    codes = open_memmap(folder / CODES_FILE, mode="w+", dtype=np.int8, shape=(meta.rows, meta.dim))
+    return codes, open_memmap(folder / SCALES_FILE, mode="w+", dtype=np.float32, shape=(meta.rows, 2))
 
 
 def finish_part(
@@ -139,8 +147,8 @@ def finish_part(
     for array in mapped:
         assert isinstance(array, np.memmap)
         array.flush()
-    np.save(folder / "order.npy", order_N)
-    np.save(folder / "offsets.npy", offsets_L1)
+    np.save(folder / ORDER_FILE, order_N)
+    np.save(folder / OFFSETS_FILE, offsets_L1)
     (folder / META_FILE).write_text(json.dumps(asdict(meta), sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -156,7 +164,7 @@ def open_part(folder: Path) -> Part:
             raise MissingFileError("file of an index part is missing", where=str(folder / name), remedy=_REBUILD)
     try:
         meta = PartMeta(**json.loads((folder / META_FILE).read_text(encoding="utf-8")))
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAY_FILES]
+        arrays = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ARRAY_FILES]
     except (ValueError, TypeError) as error:
         raise DamagedFileError(f"not an index part ({error})", where=str(folder), remedy=_REBUILD) from error
     part = Part(folder, meta, *arrays)

@@ -13,11 +13,12 @@ from retrodb.ann.codegen.insertion import insert_candidates
 from retrodb.ann.codegen.lookup import find_sorted, number_distinct
 from retrodb.ann.exact import Block, run_rows
 from retrodb.ann.exclusion import ExclusionKeys
-from retrodb.ann.metric import Metric, check_vectors
+from retrodb.ann.metric import check_vectors
 from retrodb.ann.part import Part
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.errors import MismatchError
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
+from retrodb.format.entries import Metric
 
 # Candidates that a thread measures at once. Their vectors take at most 32,768 * 384 dimensions * 4 bytes = 50 MB.
 PAIRS = 32_768

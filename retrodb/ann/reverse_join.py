@@ -14,9 +14,10 @@ from retrodb.ann.codegen.exact_insertion import Columns, insert_by_list
 from retrodb.ann.codegen.grouping import ListGroups, group_by_list
 from retrodb.ann.exact import Block, run_rows
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.metric import Metric, check_vectors
+from retrodb.ann.metric import check_vectors
 from retrodb.ann.topk import TopK
 from retrodb.format.arrays import Float32Array, Int32Array, VectorArray
+from retrodb.format.entries import Metric
 
 BLOCK_QUERIES = 16_384  # in float32 at once: 16,384 * 384 dimensions * 4 bytes = 25 MB
 

@@ -13,7 +13,7 @@ from retrodb.corpus.readers import READERS, is_hidden
 from retrodb.corpus.readers.arrow import parquet_row_groups
 from retrodb.corpus.readers.formats import detect_format, is_tar
 from retrodb.corpus.split import InputFile, Split
-from retrodb.corpus.streams import compression_of, open_decompressed, open_input, read_head, record_start
+from retrodb.corpus.streams import compression_of, open_decompressed, open_input, read_first_bytes, record_start
 from retrodb.errors import InputError, UsageError
 
 # Files without records in the folder of a dataset that `datasets` saved.
@@ -154,7 +154,7 @@ def _describe(path: str, name: str, format: str) -> InputFile:
 
 def _head(path: str, compression: str) -> bytes:
     with open_input(path, compression) as stream:
-        return read_head(stream)
+        return read_first_bytes(stream)
 
 
 def _ranges(file: InputFile, target_bytes: int, marker: str | None) -> list[tuple[int, int | None]]:

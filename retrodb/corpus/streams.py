@@ -117,7 +117,7 @@ def open_decompressed(path: str | Path) -> InputStream:
     return InputStream(source, compression_of(head), str(path))
 
 
-def read_head(stream: ByteSource) -> bytes:
+def read_first_bytes(stream: ByteSource) -> bytes:
     """The first bytes of a stream: `HEAD_BYTES`, fewer only if it is shorter."""
     head = b""
     while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):

@@ -10,11 +10,11 @@ import orjson
 
 from retrodb.errors import UsageError
 from retrodb.export.export_source import ExportSource
-from retrodb.export.folder import write_whole
 from retrodb.format.entries import Entry, QueriesEntry, SpaceEntry, TestsetEntry, dump_entry
 from retrodb.format.json_values import JsonObject, JsonValue, from_json, to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
+from retrodb.store.whole_file import write_whole
 from retrodb.view.view import View
 
 CARD = "retrodb.json"

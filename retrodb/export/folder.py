@@ -8,7 +8,6 @@ the next one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from retrodb.engine.progress import Progress
 from retrodb.export.positions import SpanRecord
 from retrodb.format.json_values import from_json, to_json
 from retrodb.store.digest import digest_bytes, xxh3_file
+from retrodb.store.whole_file import publish_whole, write_whole
 
 RECORD = "retrodb-state.json"
 
@@ -127,7 +127,7 @@ class ExportFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.partial")
             file.write(temporary)
-            _publish(temporary, path)
+            publish_whole(temporary, path)
         self.record.files[file.path] = WrittenFile(path.stat().st_size, digest, xxh3_file(path).hex())
         self.save()
 
@@ -144,16 +144,3 @@ def fixed_file(path: str, content: bytes) -> ExportFile:
 def json_file(path: str, value: object) -> ExportFile:
     """A JSON file of plain values or dataclasses."""
     return fixed_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file by a rename, so that a reader finds all of the old content or all of the new."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(data)
-    _publish(temporary, path)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -8,7 +8,6 @@ training.safetensors   during a training: the weights, the optimiser's state, an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from retrodb.errors import InputError, MissingFileError
 from retrodb.retro.model import LanguageModel, RetroModel
 from retrodb.retro.model_config import RetroConfig
 from retrodb.retro.training import TrainedModel, UnfinishedTraining, trained_weights
+from retrodb.store.whole_file import write_whole_with
 
 WEIGHTS, CARD, TRAINING = "model.safetensors", "config.json", "training.safetensors"
 ModelBuilder = Callable[[RetroConfig], LanguageModel]
@@ -71,8 +71,8 @@ class TrainingCard:
 
 def save_checkpoint(trained: TrainedModel, folder: Path) -> None:
     """Write a finished model into an existing folder. The card is written last and completes the checkpoint."""
-    _write(folder / WEIGHTS, lambda path: save_file(_weights(trained.model), path))
-    _write(folder / CARD, lambda path: path.write_text(TrainingCard.of(trained).dump(indent=1)))
+    write_whole_with(folder / WEIGHTS, lambda path: save_file(_weights(trained.model), path))
+    write_whole_with(folder / CARD, lambda path: path.write_text(TrainingCard.of(trained).dump(indent=1)))
     (folder / TRAINING).unlink(missing_ok=True)
 
 
@@ -99,7 +99,7 @@ def save_unfinished(unfinished: UnfinishedTraining, folder: Path) -> None:
     tensors = {f"weight/{name}": weight for name, weight in _weights(unfinished.trained.model).items()}
     tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in unfinished.optimiser.items()}
     metadata = {"card": TrainingCard.of(unfinished.trained).dump()}
-    _write(folder / TRAINING, lambda path: save_file(tensors, path, metadata=metadata))
+    write_whole_with(folder / TRAINING, lambda path: save_file(tensors, path, metadata=metadata))
 
 
 def load_unfinished(folder: Path, build: ModelBuilder = RetroModel) -> UnfinishedTraining | None:
@@ -140,12 +140,3 @@ def _restore_model(card: TrainingCard, weights: dict[str, Tensor], build: ModelB
         encoder=card.encoder,
         batch_chunks=card.batch_chunks,
     )
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name and rename, so that the file is complete or does not exist."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

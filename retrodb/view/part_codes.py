@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from retrodb.format.arrays import Float32Array, Int64Array, map_array
-
-CODES_FILE = "codes.npy"
-NEEDED_FILES = (CODES_FILE, "order.npy", "scales.npy")
+from retrodb.format.part_files import CODE_FILES
 
 
 class PartCodes:
@@ -21,7 +19,7 @@ class PartCodes:
 
     def __init__(self, folder: Path) -> None:
         """The files in the folder have been verified."""
-        codes, order, scales = (map_array(folder / name) for name in NEEDED_FILES)
+        codes, order, scales = (map_array(folder / name) for name in CODE_FILES)
         self._codes_ND, self._scales_N2 = codes, scales
         self._position_N = np.empty(len(order), dtype=np.int64)  # of each row in the order of the lists
         self._position_N[order] = np.arange(len(order))

@@ -10,6 +10,7 @@ import numpy as np
 from retrodb.errors import UsageError
 from retrodb.format.entries import QueriesEntry, SpaceEntry, TestsetEntry
 from retrodb.format.parquet import read_table
+from retrodb.format.part_files import CODE_FILES, CODES_FILE
 from retrodb.format.records import FileRecord, covered, screening_key
 from retrodb.format.settings import Settings
 from retrodb.format.snapshot import Snapshot
@@ -18,7 +19,7 @@ from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.coverage import Coverage
-from retrodb.view.part_codes import CODES_FILE, NEEDED_FILES, PartCodes
+from retrodb.view.part_codes import PartCodes
 from retrodb.view.tombstones import TombstoneSet
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class View:
         """The codes of a part, every file of it that is read verified."""
         folder = codes.path.rpartition("/")[0]
         if folder not in self._parts:
-            wanted = {f"{folder}/{name}" for name in NEEDED_FILES}
+            wanted = {f"{folder}/{name}" for name in CODE_FILES}
             records = self.manifest.files("parts", codes.name)
             paths = [self.files.open(record) for record in records if record.path in wanted]
             self._parts[folder] = PartCodes(paths[0].parent)

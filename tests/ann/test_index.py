@@ -11,9 +11,10 @@ from retrodb.ann.exact import exact_topk
 from retrodb.ann.kmeans import nearest_by_torch
 from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
-from retrodb.ann.part import PART_FILES, build_part, open_part
+from retrodb.ann.part import build_part, open_part
 from retrodb.ann.rerank import LivePart
 from retrodb.errors import ConfigError, DamagedFileError, InputError, MismatchError, MissingFileError
+from retrodb.format.part_files import PART_FILES
 
 from .conftest import Spread, mixture
 

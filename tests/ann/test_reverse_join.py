@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from retrodb.ann.exact import Block
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.metric import Metric
 from retrodb.ann.reverse_join import NewRows, reverse_join
 from retrodb.ann.topk import empty_topk
 from retrodb.errors import InputError, MismatchError
+from retrodb.format.entries import Metric
 
 LISTS = 5
 

@@ -18,7 +18,7 @@ from retrodb.corpus.readers.open_file import OpenFile, Reader
 from retrodb.corpus.readers.text import read_text
 from retrodb.corpus.readers.warc import read_arc, read_warc
 from retrodb.corpus.split import InputFile, Split
-from retrodb.corpus.streams import HEAD_BYTES, ByteSource, InputStream, compression_of, open_input, read_head
+from retrodb.corpus.streams import HEAD_BYTES, ByteSource, InputStream, compression_of, open_input, read_first_bytes
 from retrodb.errors import InputError
 
 READERS: dict[str, Reader] = {
@@ -112,7 +112,7 @@ def is_hidden(name: str) -> bool:
 
 def _peek(stream: ByteSource) -> tuple[bytes, IO[bytes]]:
     """The first bytes of a stream that cannot seek, and a stream of all its bytes."""
-    head = read_head(stream)
+    head = read_first_bytes(stream)
     return head, io.BufferedReader(_PeekedStream(head, stream))
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from retrodb.ann.part import INDEX_FILE
 from retrodb.dedup.shingles import shingle_sets
 from retrodb.engine.progress import Progress
 from retrodb.errors import DamagedFileError, MissingFileError
 from retrodb.format.arrays import AnyArray, UInt64Array, map_array
 from retrodb.format.parquet import iterate_row_groups
+from retrodb.format.part_files import INDEX_FILE
 from retrodb.maintain.purge.live_rows import UNOWNED, LiveRows, RowOwnership
 from retrodb.maintain.purge.traces import (
     Traces,

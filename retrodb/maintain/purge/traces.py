@@ -27,10 +27,11 @@ import numpy as np
 import xxhash
 
 from retrodb.ann.inverted_lists import stored_rows
-from retrodb.ann.part import INDEX_FILE, read_index
+from retrodb.ann.part import read_index
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, UInt64Array
 from retrodb.format.entries import SpaceEntry
+from retrodb.format.part_files import INDEX_FILE
 from retrodb.stages.index.live_parts import parts_of
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.document_blocks import document_texts

@@ -8,7 +8,6 @@ are among them and `posixpath` stays, so that the leak scan has something true t
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from retrodb.stages.neighbours.command import run_neighbours
 from retrodb.stages.queries.command import run_add_queries
 from retrodb.store.digest import digest_bytes
 from retrodb.store.snapshots import snapshot_numbers
+from retrodb.store.whole_file import write_whole
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import SELF, View
 
@@ -154,7 +154,7 @@ def _documents(demo: _Demo) -> dict[str, Any]:
     kept = [each for each in documents if _is_in_slice(each[0]) and not is_held_out(each[0])][: demo.limit]
     for path, chosen in ((demo.corpus, kept), (demo.test, held_out)):
         lines = (orjson.dumps({"id": doc_id, "text": text}) + b"\n" for doc_id, text in chosen)
-        _write(path, b"".join(lines))
+        write_whole(path, b"".join(lines))
     return {"documents": len(kept), "held_out": len(held_out)}
 
 
@@ -162,7 +162,7 @@ def _tokenizer(demo: _Demo) -> dict[str, Any]:
     with open_input(demo.corpus) as stream:
         texts = [str(record["text"]) for _, record in read_json_objects(stream, str(demo.corpus))]
     tokenizer = train_byte_bpe(texts, VOCAB_SIZE)
-    _write(demo.tokenizer, tokenizer.to_bytes())
+    write_whole(demo.tokenizer, tokenizer.to_bytes())
     return {"vocabulary": tokenizer.vocab_size, "characters": sum(map(len, texts))}
 
 
@@ -237,13 +237,6 @@ def _is_in_slice(doc_id: str) -> bool:
     """One module or topic in four, by a hash of its name."""
     top = doc_id if doc_id.startswith("topics.") else doc_id.partition(".")[0]
     return top == _ALWAYS or hashlib.sha256(top.encode()).digest()[1] % 4 == 0
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write whole or not at all: an interrupted demo is continued."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def _result(view: View, stages: tuple[DemoStage, ...]) -> DemoResult:

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from retrodb.ann.codebook import Codebook, choose_factory, least_sample, load_codebook, sample_size, train
-from retrodb.ann.metric import Metric
 from retrodb.config import IndexParams, to_mapping
 from retrodb.engine.run import open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import AnyArray, Int64Array, map_array
-from retrodb.format.entries import Entry, IndexEntry, SpaceEntry
+from retrodb.format.entries import Entry, IndexEntry, Metric, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
 from retrodb.format.rows import RowSet

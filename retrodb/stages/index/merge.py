@@ -21,10 +21,11 @@ import numpy as np
 
 from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
-from retrodb.ann.part import INDEX_FILE, open_part
+from retrodb.ann.part import open_part
 from retrodb.engine.run import open_run
 from retrodb.engine.task import Task, TaskRecord, make_task
 from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context

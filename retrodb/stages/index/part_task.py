@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from retrodb.ann.codebook import Codebook
-from retrodb.ann.part import PART_FILES, build_part
+from retrodb.ann.part import build_part
 from retrodb.format.kinds import path_of
+from retrodb.format.part_files import PART_FILES
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.store.publish import publish

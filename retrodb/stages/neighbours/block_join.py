@@ -14,11 +14,11 @@ from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import RERANK_MARGIN, join_block
-from retrodb.ann.metric import Metric
 from retrodb.ann.rerank import LivePart
 from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
+from retrodb.format.entries import Metric
 from retrodb.view.view import SELF, View
 
 LEAST_MEMORY = 64 << 20
