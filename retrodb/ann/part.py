@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -79,8 +80,16 @@ class Part:
         return read_index(self.folder, memory_map=True)
 
 
+class VectorRows(Protocol):
+    """Vectors (N, D) that are read in blocks of rows, such as a mapped array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice[int, int, None] | Int64Array, /) -> VectorArray: ...
+
+
 def build_part(
-    vectors_ND: VectorArray, codebook: Codebook, folder: Path, lists_kept: int = LISTS_KEPT, threads: int = 1
+    vectors_ND: VectorRows, codebook: Codebook, folder: Path, lists_kept: int = LISTS_KEPT, threads: int = 1
 ) -> PartMeta:
     """Writes a part for these vectors into an existing, empty folder.
 

@@ -11,8 +11,7 @@ from retrodb.dedup.testset_items import read_test_items
 from retrodb.errors import InputError, MissingStep
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.entries import QueriesEntry, SpaceEntry
-from retrodb.stages.embed.command import check_identity
-from retrodb.stages.embed.task import Hardware, load_encoder
+from retrodb.stages.embed.space_encoder import EncoderHardware, check_identity, load_encoder
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.view.view import SELF, View
 
@@ -115,7 +114,7 @@ def _of_file(view: View, space: str, path: Path, random: np.random.Generator, li
         raise InputError("the file has no texts", where=str(path))
     chosen = np.sort(random.permutation(len(texts))[:limit])
     entry = view.snapshot.existing(SpaceEntry, space)
-    encoder = load_encoder(entry.params, Hardware())
+    encoder = load_encoder(entry.params, EncoderHardware())
     check_identity(space, entry, encoder.identity)
     vectors = encoder.encode_queries([texts[i] for i in chosen.tolist()])
     return HeldOutQueries(f"texts of {path.name}", vectors, chosen, np.empty(0, np.int64))

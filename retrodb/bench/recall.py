@@ -22,7 +22,7 @@ from retrodb.bench.heldout import HeldOutQueries, held_out_queries
 from retrodb.bench.machine import drop_from_page_cache, environment, gemm_gflops, timed
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
-from retrodb.format.entries import IndexEntry
+from retrodb.format.entries import IndexEntry, StoredPoint
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import parts_of
 from retrodb.stages.index.operating_point import MAX_LISTS, OperatingPoint, list_sizes, lists_of, store_point
@@ -127,7 +127,7 @@ def run_bench_recall(
             points.append(_time(trial, nprobe, threads))
             bar.advance(1)
     if stored is not None and target_recall is not None:
-        store_point(context, searcher.space, target_recall, stored, k)
+        store_point(context, searcher.space, StoredPoint(target_recall, stored.nprobe, stored.recall, k))
     rows, index_bytes, stored_bytes = _sizes(view, searcher.space)
     return RecallReport(
         database=view.storage.url,
@@ -262,4 +262,4 @@ def _sizes(view: View, space: str) -> tuple[int, int, int]:
     parts = parts_of(view, space)
     index_bytes = sum(record.digest.size_bytes for part in parts for record in part.records)
     stored_bytes = sum(record.digest.size_bytes for record in view.manifest.files("vectors", space))
-    return max(1, sum(part.span.num_rows for part in parts)), index_bytes, stored_bytes
+    return max(1, sum(part.num_rows for part in parts)), index_bytes, stored_bytes

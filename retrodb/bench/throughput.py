@@ -28,7 +28,7 @@ from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.command import run_dedup
 from retrodb.stages.embed.command import run_embed
-from retrodb.stages.embed.task import Hardware
+from retrodb.stages.embed.space_encoder import EncoderHardware
 from retrodb.stages.index.command import run_index
 from retrodb.stages.ingest.command import run_ingest
 from retrodb.stages.init import run_init
@@ -164,12 +164,12 @@ class _Pipeline:
         rate("dedup", round(size * fraction), elapsed_s)
         run_dedup(context, [], DedupParams())  # against the earlier test set, too
         options = {} if context.view().snapshot.entry(SpaceEntry, "default") else _given(self._params)
-        embedded, elapsed_s = timed(lambda: run_embed(context, options, Hardware(self._device)))
-        rate("embed", embedded.chunks - embedded.reused, elapsed_s)
-        factory = IndexParams(factory=f"IVF{max(1, embedded.chunks // _VECTORS_PER_LIST)},SQ8")
+        embedded, elapsed_s = timed(lambda: run_embed(context, options, EncoderHardware(self._device)))
+        rate("embed", embedded.num_chunks - embedded.num_reused, elapsed_s)
+        factory = IndexParams(factory=f"IVF{max(1, embedded.num_chunks // _VECTORS_PER_LIST)},SQ8")
         is_new = context.view().snapshot.entry(IndexEntry, "default") is None
         indexed, elapsed_s = timed(lambda: run_index(context, factory if is_new else IndexParams()))
-        rate("index", indexed.vectors, elapsed_s)
+        rate("index", indexed.num_vectors, elapsed_s)
         joined, elapsed_s = timed(lambda: run_neighbours(context, NeighboursParams(), table=name))
         rate("neighbours", joined.rows, elapsed_s)
         exported, elapsed_s = timed(lambda: run_export(context, self._folder / f"{name}-out", table=name))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from retrodb.stages.dedup.command import DedupResult
     from retrodb.stages.dedup.near_duplicates import NearDuplicatesResult
-    from retrodb.stages.embed.command import EmbedResult
+    from retrodb.stages.embed.embed_plan import EmbedResult
     from retrodb.stages.embed.spaces import SpaceChange
     from retrodb.stages.index.command import IndexResult
     from retrodb.stages.ingest.command import IngestResult
@@ -128,11 +128,11 @@ class StageCommands(DatabaseBase):
             device, dtype, batch_tokens: hardware settings of the encoder.
         """
         from retrodb.stages.embed.command import run_embed
-        from retrodb.stages.embed.task import Hardware
+        from retrodb.stages.embed.space_encoder import EncoderHardware
 
         with self._lock(conflict_keys.embed(space or "default"), "embed"):
             return run_embed(
-                self._context, options, Hardware(device, dtype, batch_tokens), space=space, dry_run=dry_run
+                self._context, options, EncoderHardware(device, dtype, batch_tokens), space=space, dry_run=dry_run
             )
 
     def drop_space(self, space: str, *, with_tables: bool = False, dry_run: bool = False) -> SpaceChange:

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from retrodb import errors, open
-from retrodb.stages.embed.task import load_encoder
+from retrodb.stages.embed.space_encoder import load_encoder
 from retrodb.store import conflict_keys, storage
 from retrodb.store.lock import advisory_lock
 
@@ -111,7 +111,7 @@ def test_unknown_tokenizer_is_refused_and_nothing_is_made(tmp_path: Path) -> Non
 def test_another_encoder_is_refused_with_both_fingerprints(built: Path) -> None:
     done = run("embed", built, "--encoder", "hashing:64")
     assert done.code == errors.EXIT_ERROR
-    assert "was made by another encoder" in done.err
+    assert "was embedded with another encoder" in done.err
     assert "--space NAME" in done.err
 
 
@@ -130,7 +130,7 @@ def test_changed_weights_of_an_encoder_are_refused(built: Path, fresh: Fresh, tm
     transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     database = fresh(built)
     assert ok("embed", database, "--space", "own", "--encoder", folder, "--workers", 1, "--json").row["dimension"] == 16
-    assert ok("embed", database, "--space", "own", "--json").row["chunks"] == 0
+    assert ok("embed", database, "--space", "own", "--json").row["num_chunks"] == 0
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
     model.save_pretrained(folder)

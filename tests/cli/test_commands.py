@@ -92,9 +92,9 @@ def test_testsets_lists_what_was_removed(built: Path) -> None:
 
 
 def test_embed_and_index_have_nothing_left_to_do(built: Path) -> None:
-    assert ok("embed", built, "--json").row["chunks"] == 0
+    assert ok("embed", built, "--json").row["num_chunks"] == 0
     row = ok("index", built, "--dry-run", "--json").row
-    assert (row["vectors"], row["factory"], row["dry_run"]) == (0, "Flat", True)
+    assert (row["num_vectors"], row["factory"], row["dry_run"]) == (0, "Flat", True)
 
 
 def test_search_shows_place_text_and_continuation(built: Path) -> None:

@@ -26,7 +26,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.dedup.command import run_dedup
 from retrodb.stages.deletion.filter import run_filter
 from retrodb.stages.embed.command import run_embed
-from retrodb.stages.embed.task import Hardware
+from retrodb.stages.embed.space_encoder import EncoderHardware
 from retrodb.stages.index.command import run_index
 from retrodb.stages.ingest.command import run_ingest
 from retrodb.stages.init import run_init
@@ -91,7 +91,7 @@ def commands(folder: Path) -> dict[str, Command]:
         "init": lambda c: run_init(c, init),
         "ingest": lambda c: run_ingest(c, [str(folder / "input.jsonl")], ingest),
         "dedup": lambda c: run_dedup(c, [folder / "test.jsonl"], DedupParams()),
-        "embed": lambda c: run_embed(c, {}, Hardware(threads=1)),
+        "embed": lambda c: run_embed(c, {}, EncoderHardware(threads=1)),
         "index": lambda c: run_index(c, IndexParams()),
         "neighbours": lambda c: run_neighbours(c, NeighboursParams(k=2, spare_neighbours=1)),
         "edit": lambda c: run_edit_neighbours(c, 0, ban=neighbour_of(c, 0)),

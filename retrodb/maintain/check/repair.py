@@ -30,7 +30,7 @@ from retrodb.maintain.check.rebuild import REBUILT, content_of, rebuild
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.near_duplicates import run_near_duplicates
 from retrodb.stages.embed.command import run_embed
-from retrodb.stages.embed.task import Hardware
+from retrodb.stages.embed.space_encoder import EncoderHardware
 from retrodb.stages.index.command import run_index
 from retrodb.stages.neighbours.block_join import JoinHardware
 from retrodb.stages.neighbours.command import run_neighbours
@@ -301,7 +301,7 @@ def _make_again(context: Context, work: Remake, hardware: JoinHardware) -> tuple
     ran = []
     for space in snapshot.names(SpaceEntry):
         if space in of["vectors"] | of["parts"] or "queries" in work.kinds:
-            run_embed(context, {}, Hardware(hardware.device), space=space)
+            run_embed(context, {}, EncoderHardware(hardware.device), space=space)
             ran.append(f"embed --space {space}")
         if snapshot.entry(IndexEntry, space) and space in of["vectors"] | of["parts"] | of["codebooks"]:
             index = snapshot.existing(IndexEntry, space).params

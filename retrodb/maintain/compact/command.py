@@ -22,7 +22,7 @@ from retrodb.maintain.compact.plan import Rewrite, RowsToDrop, plan_rewrites, to
 from retrodb.maintain.compact.rewrite import repack_payload, run_repack
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import PartFiles, parts_of
-from retrodb.stages.index.merge import drops_of, merge_task, plan_merges, run_merge_task, span_of
+from retrodb.stages.index.merge import files_of, merge_task, plan_merge, run_merge_task, span_of
 from retrodb.stages.neighbours.fold import plan_fold, run_fold_task
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, NewShard, commit
@@ -208,9 +208,9 @@ def _entries_read(records: Sequence[TaskRecord[Any]]) -> list[str]:
 def _compact_parts(context: Context, space: str, min_deleted: float, must_go: RowsToDrop | None, dry_run: bool) -> int:
     """Filter the index parts of a space, and merge those that the index stage would; gives how many were written anew."""
     view = context.view()
-    merges = [] if must_go is not None else plan_merges(view, space, _memory_bytes(view, space))
+    merges = [] if must_go is not None else plan_merge(view, space, _memory_bytes(view, space)).groups
     merging = {part.folder for parts in merges for part in parts}
-    alone = [[part] for part in parts_of(view, space) if part.folder not in merging]
+    alone = [(part,) for part in parts_of(view, space) if part.folder not in merging]
     chosen = [*merges, *(parts for parts in alone if _is_worn(view, parts[0], min_deleted, must_go))]
     count = sum(map(len, chosen))
     if dry_run or not chosen:
@@ -229,7 +229,7 @@ def _compact_parts(context: Context, space: str, min_deleted: float, must_go: Ro
         clock=run.clock,
         conflict_keys=replace(own, reads=own.reads | {conflict_keys.REVIVALS}),
         files=[file for record in records for file in record.files],
-        drops=[drop for parts in chosen for drop in drops_of(parts)],
+        drops=[DropRecord(OP_DROP_FILE, record.path) for parts in chosen for record in files_of(parts)],
         counts={"parts": count},
     )
     commit(context.storage, view.snapshot, change)
@@ -241,7 +241,7 @@ def _memory_bytes(view: View, space: str) -> int:
 
 
 def _is_worn(view: View, part: PartFiles, min_deleted: float, must_go: RowsToDrop | None) -> bool:
-    span, held = (part.span.first_chunk, part.span.num_chunks), part.span.row_set.mask
+    span, held = part.span, part.row_set.mask
     if must_go is not None:  # also what the shards have lost already
         return bool(((must_go.mask("", *span) | ~view.chunks.present_mask(*span)) & held).any())
     num_deleted = int((held & ~view.chunks.live_mask(*span)).sum())

@@ -115,7 +115,7 @@ def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[UInt64Arra
         for part in parts_of(view, space) if query_set == SELF else ():
             files = {record.path.rpartition("/")[2]: record for record in part.records}
             order = view.chunks.map(files["order.npy"])
-            held = np.isin(part.span.first_chunk + part.span.row_set.present, ids)[order]
+            held = np.isin(part.span.first_chunk + part.row_set.present, ids)[order]
             yield row_values(np.asarray(view.chunks.map(files["codes.npy"])[held]))
             yield index_values(view.files.open(files[INDEX_FILE]))[held]
 

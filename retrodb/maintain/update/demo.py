@@ -29,7 +29,7 @@ from retrodb.format.entries import SpaceEntry
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.command import run_dedup
 from retrodb.stages.embed.command import run_embed
-from retrodb.stages.embed.task import Hardware
+from retrodb.stages.embed.space_encoder import EncoderHardware
 from retrodb.stages.index.command import run_index
 from retrodb.stages.ingest.command import run_ingest
 from retrodb.stages.init import run_init
@@ -199,13 +199,13 @@ def _queries(demo: _Demo) -> dict[str, Any]:
 
 
 def _embed(demo: _Demo) -> dict[str, Any]:
-    result = run_embed(demo.context, {}, Hardware())
-    return {"chunks": result.chunks, "query_rows": result.query_rows, "encoder": result.encoder}
+    result = run_embed(demo.context, {}, EncoderHardware())
+    return {"chunks": result.num_chunks, "query_rows": result.num_query_rows, "encoder": result.encoder}
 
 
 def _index(demo: _Demo) -> dict[str, Any]:
     result = run_index(demo.context, IndexParams())
-    return {"vectors": result.vectors, "factory": result.factory}
+    return {"vectors": result.num_vectors, "factory": result.factory}
 
 
 def _neighbours(demo: _Demo) -> dict[str, Any]:

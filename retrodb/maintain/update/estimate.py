@@ -22,7 +22,7 @@ from retrodb.format.entries import DuplicatesEntry, QueriesEntry, SpaceEntry, Ta
 from retrodb.maintain.update.command import DONE, UpdateStep, pending_vectors, spaces_of
 from retrodb.maintain.update.recipe import Recipe, SourceRecipe, TableRecipe
 from retrodb.maintain.update.sample import InputSample, sample_inputs
-from retrodb.stages.embed.task import Hardware, load_encoder
+from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder
 from retrodb.stages.ingest.command import IngestResult
 from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.view.view import SELF, View
@@ -194,7 +194,7 @@ def _space(
     name: str, params: EmbedParams, recipe: Recipe, work: Work, chunks: int, workers: int
 ) -> Iterator[StageEstimate]:
     """Embedding, at the encoder's rate or that of chunks of the sample, and indexing."""
-    encoder = load_encoder(params, Hardware(recipe.embed.device, recipe.embed.dtype, recipe.embed.batch_tokens))
+    encoder = load_encoder(params, EncoderHardware(recipe.embed.device, recipe.embed.dtype, recipe.embed.batch_tokens))
     rates, dim = read_rates(encoder.identity.fingerprint()), encoder.identity.dimension
     embed_s, index_s = (chunks / (rates[stage] * workers) if stage in rates else None for stage in ("embed", "index"))
     texts = list(work.texts[:: max(1, len(work.texts) // _ENCODED)])[:_ENCODED]

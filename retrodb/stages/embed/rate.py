@@ -1,4 +1,4 @@
-"""How fast an embed run was, beside what its device can do at most, and how long the rest would take."""
+"""How fast an embed run was, compared with the peak rate of its device, and how long the remaining chunks would take."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from retrodb.encode.encoder import Encoder
 from retrodb.format.arrays import Int64Array
-from retrodb.stages.embed.task import Meter
+from retrodb.stages.embed.task import EncodingTotals
 from retrodb.view.view import View
 
-_SAMPLE_CHUNKS = 256  # that a projection encodes: seconds of a core with MiniLM
+_SAMPLE_CHUNKS = 256  # that an estimate encodes: seconds on one core with MiniLM
 
 
 @dataclass(frozen=True)
@@ -22,30 +22,30 @@ class Rates:
 
     chunks_per_s: float
     tokens_per_s: float
-    tflops_per_s: float  # of the model's products; 0 for an encoder without
-    matrix_tflops_per_s: float  # of a large product on the same device, measured beside
-    share_of_matrix_rate: float
-    remaining_s: float = 0.0  # for the chunks that are left, at this rate
+    tflops_per_s: float  # of the model's matrix products; 0 for an encoder without
+    matrix_tflops_per_s: float  # of one large matrix product on the same device, measured in the same run
+    fraction_of_matrix_rate: float
+    remaining_s: float = 0.0  # for the remaining chunks, at this rate
 
 
 def measure_rates(
-    encoder: Encoder, meter: Meter, counts: Mapping[str, int], processes: int, elapsed_s: float
+    encoder: Encoder, totals: EncodingTotals, counts: Mapping[str, int], num_processes: int, elapsed_s: float
 ) -> Rates | None:
     """The rates of a run; None when nothing was computed.
 
     Args:
-        meter: what this process did; where several processes did the work, the counts of all tasks stand for it.
+        totals: what this process computed. Where several processes worked, the counts of all tasks are used instead.
     """
-    if processes > 1:
-        chunks = counts.get("chunks", 0) + counts.get("query_rows", 0) - counts["reused"] - counts["repeated"]
-        mean_length = np.array([counts["tokens"] // max(1, chunks)], dtype=np.int32)
-        meter = Meter(chunks, counts["tokens"], chunks * encoder.num_flops(mean_length), elapsed_s)
-    if meter.chunks == 0 or meter.elapsed_s == 0:
+    if num_processes > 1:
+        num_rows = counts.get("chunks", 0) + counts.get("query_rows", 0) - counts["reused"] - counts["repeated"]
+        mean_length = np.array([counts["tokens"] // max(1, num_rows)], dtype=np.int32)
+        totals = EncodingTotals(num_rows, counts["tokens"], num_rows * encoder.num_flops(mean_length), elapsed_s)
+    if totals.num_rows == 0 or totals.elapsed_s == 0:
         return None
-    return _rates(encoder, meter, processes, 0)
+    return _rates(encoder, totals, num_processes, 0)
 
 
-def project(view: View, encoder: Encoder, chunk_ids: Int64Array) -> Rates | None:
+def estimate_rates(view: View, encoder: Encoder, chunk_ids: Int64Array) -> Rates | None:
     """The rates on a small sample of these chunks, and the time that all of them would take."""
     if not len(chunk_ids):
         return None
@@ -55,18 +55,18 @@ def project(view: View, encoder: Encoder, chunk_ids: Int64Array) -> Rates | None
     start = time.perf_counter()
     batch = encoder.encode_passages(texts)
     elapsed_s = time.perf_counter() - start
-    meter = Meter(len(texts), batch.num_tokens, encoder.num_flops(batch.num_tokens_N), elapsed_s)
-    return _rates(encoder, meter, 1, len(chunk_ids))
+    totals = EncodingTotals(len(texts), batch.num_tokens, encoder.num_flops(batch.num_tokens_N), elapsed_s)
+    return _rates(encoder, totals, 1, len(chunk_ids))
 
 
-def _rates(encoder: Encoder, meter: Meter, processes: int, remaining_chunks: int) -> Rates:
-    per_s = 1 / meter.elapsed_s
-    peak = encoder.matrix_rate() * processes
+def _rates(encoder: Encoder, totals: EncodingTotals, num_processes: int, num_remaining: int) -> Rates:
+    per_s = 1 / totals.elapsed_s
+    peak = encoder.matrix_rate() * num_processes
     return Rates(
-        chunks_per_s=meter.chunks * per_s,
-        tokens_per_s=meter.tokens * per_s,
-        tflops_per_s=meter.flops * per_s / 1e12,
+        chunks_per_s=totals.num_rows * per_s,
+        tokens_per_s=totals.num_tokens * per_s,
+        tflops_per_s=totals.num_flops * per_s / 1e12,
         matrix_tflops_per_s=peak / 1e12,
-        share_of_matrix_rate=meter.flops * per_s / peak if peak else 0.0,
-        remaining_s=remaining_chunks / (meter.chunks * per_s),
+        fraction_of_matrix_rate=totals.num_flops * per_s / peak if peak else 0.0,
+        remaining_s=num_remaining / (totals.num_rows * per_s),
     )

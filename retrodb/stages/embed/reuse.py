@@ -1,6 +1,6 @@
-"""Vectors that need no computation: a chunk text that the space has seen has its vector already.
+"""Vectors that need no computation, because a chunk with the same text has one in the space already.
 
-Equal texts are known by the xxh3-128 in the `hashes` files. The old ones are streamed past the new, file by file.
+Equal texts have equal xxh3-128 hashes in the `hashes` files. The hashes of existing vectors are read one file at a time.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from retrodb.view.chunk_set import ChunkSet
 
 @dataclass(frozen=True)
 class VectorFile:
-    """A file of vectors that may be used again."""
+    """A file of vectors that can be reused."""
 
     path: str
-    chunk_ids: Int64Array  # (n,) of the database's chunks that its rows belong to, in their order
+    chunk_ids: Int64Array  # (n,) the database's chunks that its rows belong to, in the order of the rows
 
 
 @dataclass(frozen=True)
 class ReusableVectors:
-    """Where vectors are to be had."""
+    """For some rows the place of an existing vector."""
 
     paths: list[str]  # files of vectors
-    origins: Int64Array  # (R, 3): row that wants a vector, index of the file, position in it
+    origins: Int64Array  # (R, 3): row without a vector, index of the file in `paths`, position in the file
 
 
-def find_reusable(chunks: ChunkSet, sources: Iterable[VectorFile], wanted: NDArray[np.bytes_]) -> ReusableVectors:
-    """Which of the texts with these hashes (N,) S16 have a vector in which file; the first file counts."""
-    waiting = np.ones(len(wanted), dtype=bool)
+def find_reusable(chunks: ChunkSet, files: Iterable[VectorFile], hashes: NDArray[np.bytes_]) -> ReusableVectors:
+    """Find existing vectors of the texts with these hashes (N,) S16. The first file that has a text is used."""
+    is_missing = np.ones(len(hashes), dtype=bool)
     paths: list[str] = []
     origins = [np.empty((0, 3), dtype=np.int64)]
-    for source in sources:
-        if not waiting.any():
+    for file in files:
+        if not is_missing.any():
             break
-        position = _first_equal(wanted, chunks.text_hashes(source.chunk_ids))
-        hit = np.flatnonzero(waiting & (position >= 0))
-        if len(hit):
-            waiting[hit] = False
-            origins.append(np.stack([hit, np.full(len(hit), len(paths)), position[hit]], axis=1))
-            paths.append(source.path)
+        positions = _first_equal(hashes, chunks.text_hashes(file.chunk_ids))
+        rows = np.flatnonzero(is_missing & (positions >= 0))
+        if len(rows):
+            is_missing[rows] = False
+            origins.append(np.stack([rows, np.full(len(rows), len(paths)), positions[rows]], axis=1))
+            paths.append(file.path)
     return ReusableVectors(paths, np.concatenate(origins))
 
 
 def _first_equal(new: NDArray[np.bytes_], old: NDArray[np.bytes_]) -> Int64Array:
-    """For every new hash the first position of an equal old one, -1 without."""
+    """For every new hash the first position of an equal old one; -1 where there is none."""
     if not len(old):
         return np.full(len(new), -1, dtype=np.int64)
     by_hash = np.argsort(old, kind="stable")
-    at = np.minimum(np.searchsorted(old[by_hash], new), len(old) - 1)
-    return np.where(old[by_hash[at]] == new, by_hash[at], -1)
+    ranks = np.minimum(np.searchsorted(old[by_hash], new), len(old) - 1)
+    return np.where(old[by_hash[ranks]] == new, by_hash[ranks], -1)

@@ -1,16 +1,15 @@
-"""Spaces as a whole: listing them, making another one the default, dropping one with all that is its own."""
+"""Commands on whole spaces: list them, choose the default, drop one with everything that belongs to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from retrodb.engine.run import open_run
 from retrodb.errors import MissingStep, UsageError
-from retrodb.format.entries import DEFAULT_SPACE_KEY, DefaultSpace, IndexEntry, QueriesEntry, SpaceEntry, TableEntry
-from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
+from retrodb.format.entries import DefaultSpace, DriftEntry, IndexEntry, QueriesEntry, SpaceEntry, TableEntry
+from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, commit
 from retrodb.view.view import SELF, View
 
 
@@ -23,12 +22,12 @@ class SpaceInfo:
     encoder: str
     dimension: int
     metric: str
-    chunks: int  # embedded in it
-    keeps_vectors: bool  # or only the codes of its index
-    factory: str | None  # of its index; None: not indexed
+    num_chunks: int  # embedded in it
+    keeps_vectors: bool  # else only the codes of its index are stored
+    factory: str | None  # FAISS factory string of its index; None: not indexed
     tables: list[str]  # neighbour tables that were computed in it
     size_bytes: int  # of its vectors, codebook and index parts
-    fingerprint: str
+    fingerprint: str  # first digits
 
 
 @dataclass(frozen=True)
@@ -37,47 +36,72 @@ class SpaceChange:
 
     snapshot: int
     space: str
-    default_space: str  # from now on
-    dropped_files: int
-    dropped_bytes: int  # that collection will free
+    default_space: str  # after the change
+    num_dropped_files: int
+    dropped_bytes: int  # that garbage collection will free
     dropped_tables: list[str]
     dry_run: bool = False
 
 
+@dataclass(frozen=True)
+class DropSpacePlan:
+    """What dropping a space removes."""
+
+    view: View
+    space: str
+    tables: list[str]
+    files: list[FileRecord]
+    result: SpaceChange  # that a dry run prints
+
+
+@dataclass(frozen=True)
+class DefaultSpacePlan:
+    """A space that becomes the default."""
+
+    view: View
+    space: str
+    is_default: bool  # already
+    result: SpaceChange  # that a dry run prints
+
+
 def list_spaces(view: View) -> list[SpaceInfo]:
     """Every space of a snapshot, by name."""
+    return [_space_info(view, name) for name in view.snapshot.names(SpaceEntry)]
+
+
+def _space_info(view: View, name: str) -> SpaceInfo:
     snapshot = view.snapshot
-    spaces = []
-    for name in snapshot.names(SpaceEntry):
-        entry, index = snapshot.existing(SpaceEntry, name), snapshot.entry(IndexEntry, name)
-        files = _own_files(view, name)
-        masks = [view.query_vectors(SELF, name).covered_mask(r.first_chunk, r.num_chunks) for r in view.chunks.ranges]
-        spaces.append(
-            SpaceInfo(
-                space=name,
-                is_default=name == snapshot.default_space,
-                encoder=entry.params.encoder,
-                dimension=entry.dimension,
-                metric=entry.metric,
-                chunks=sum(int(mask.sum()) for mask in masks),
-                keeps_vectors=view.keeps_vectors(name),
-                factory=index.factory if index else None,
-                tables=_tables(view, name),
-                size_bytes=sum(record.digest.size_bytes for record in files),
-                fingerprint=entry.fingerprint[:16],
-            )
-        )
-    return spaces
+    entry, index = snapshot.existing(SpaceEntry, name), snapshot.entry(IndexEntry, name)
+    covered = view.query_vectors(SELF, name)
+    return SpaceInfo(
+        space=name,
+        is_default=name == snapshot.default_space,
+        encoder=entry.params.encoder,
+        dimension=entry.dimension,
+        metric=entry.metric,
+        num_chunks=sum(int(covered.covered_mask(*record.span).sum()) for record in view.chunks.ranges),
+        keeps_vectors=view.keeps_vectors(name),
+        factory=index.factory if index else None,
+        tables=_tables(view, name),
+        size_bytes=sum(record.digest.size_bytes for record in _own_files(view, name)),
+        fingerprint=entry.fingerprint[:16],
+    )
 
 
 def run_drop_space(context: Context, space: str, *, with_tables: bool = False, dry_run: bool = False) -> SpaceChange:
-    """Take a space out of the database; the files of all others stay as they are, byte for byte.
+    """Drop a space from the database. The files of all other spaces stay the same, byte for byte.
 
     Raises:
-        UsageError: it is the default, or neighbour tables rest on it.
+        UsageError: when it does not exist, is the default, or has neighbour tables and `with_tables` is false.
+        ConflictError: when the space or its tables changed since the plan.
     """
-    view = context.view()
-    _existing(view, space)
+    plan = plan_drop_space(context.view(), space, with_tables=with_tables)
+    return plan.result if dry_run else execute_drop_space(context, plan)
+
+
+def plan_drop_space(view: View, space: str, *, with_tables: bool = False) -> DropSpacePlan:
+    """Find what dropping a space removes. Raises UsageError as `run_drop_space`."""
+    _refuse_unknown(view, space)
     if space == view.snapshot.default_space:
         raise UsageError(
             f"'{space}' is the default space", remedy="Make another one the default first: 'space default'."
@@ -85,78 +109,94 @@ def run_drop_space(context: Context, space: str, *, with_tables: bool = False, d
     tables = _tables(view, space)
     if tables and not with_tables:
         raise UsageError(
-            f"neighbour tables rest on space '{space}': {', '.join(tables)}",
+            f"neighbour tables depend on space '{space}': {', '.join(tables)}",
             remedy="Add --with-tables to drop them too.",
         )
+    kinds = ("neighbours", "joined", "edits")
     files = _own_files(view, space)
-    for table in tables:
-        for kind in ("neighbours", "joined", "edits"):
-            files += view.manifest.files(kind, table)
+    files += [record for table in tables for kind in kinds for record in view.manifest.files(kind, table)]
     result = SpaceChange(
         snapshot=view.snapshot.number,
         space=space,
         default_space=view.snapshot.default_space,
-        dropped_files=len(files),
+        num_dropped_files=len(files),
         dropped_bytes=sum(record.digest.size_bytes for record in files),
         dropped_tables=tables,
-        dry_run=dry_run,
+        dry_run=True,
     )
-    if dry_run:
-        return result
-    gone = [f"space/{space}", f"index/{space}", f"drift/{space}", *(f"table/{table}" for table in tables)]
-    plan = {"drop": space, "files": sorted(record.path for record in files)}
-    run = open_run(context.storage, "space", plan, context.clock)
-    change = Change(
-        transaction=run.id,
-        command="space drop",
-        arguments={"space": space, "tables": tables},
-        clock=run.clock,
-        conflict_keys=conflict_keys.drop_space(space, tables),
-        drops=[DropRecord(OP_DROP_FILE, record.path) for record in files],
-        entries=dict.fromkeys(key for key in gone if key in view.snapshot.entries),
-        counts={"files": len(files)},
+    return DropSpacePlan(view, space, tables, files, result)
+
+
+def execute_drop_space(context: Context, plan: DropSpacePlan) -> SpaceChange:
+    """Commit the removal of a space. Raises ConflictError when the space or its tables changed since the plan."""
+    transaction = Transaction.open(
+        context,
+        plan.view,
+        "space drop",
+        conflict_keys.drop_space(plan.space, plan.tables),
+        plan={"drop": plan.space, "files": sorted(record.path for record in plan.files)},
+        arguments={"space": plan.space, "tables": plan.tables},
+        run_command="space",
     )
-    snapshot = commit(context.storage, view.snapshot, change)
-    return SpaceChange(**{**vars(result), "snapshot": snapshot.number})
+    transaction.drop_files(plan.files)
+    for kind in (SpaceEntry, IndexEntry, DriftEntry):
+        if plan.view.snapshot.entry(kind, plan.space) is not None:
+            transaction.remove_entry(kind, plan.space)
+    for table in plan.tables:
+        transaction.remove_entry(TableEntry, table)
+    transaction.counts = {"files": len(plan.files)}
+    return replace(plan.result, snapshot=transaction.commit().number, dry_run=False)
 
 
 def run_default_space(context: Context, space: str, *, dry_run: bool = False) -> SpaceChange:
-    """Make a space the one that commands use when none is named: searches change over in this one commit.
+    """Make a space the default: from this commit on, commands use it when none is named.
 
     Raises:
-        MissingStep: it is not indexed, or has chunks still to be embedded, so searches would miss some.
+        UsageError: when it does not exist.
+        MissingStep: when it is not indexed or not fully embedded, so searches would miss chunks.
+        ConflictError: when it was dropped, or another default was set, since the plan.
     """
-    view = context.view()
-    _existing(view, space)
+    plan = plan_default_space(context.view(), space)
+    return plan.result if dry_run else execute_default_space(context, plan)
+
+
+def plan_default_space(view: View, space: str) -> DefaultSpacePlan:
+    """Check that a space can be the default. Raises UsageError and MissingStep as `run_default_space`."""
+    _refuse_unknown(view, space)
     if view.snapshot.entry(IndexEntry, space) is None:
         raise MissingStep(f"space '{space}' is not indexed", remedy=f"Run 'retrodb index --space {space}' first.")
     covered = view.query_vectors(SELF, space)
     for record in view.chunks.ranges:
-        span = record.first_chunk, record.num_chunks
-        if (view.embeddable_mask(*span) & ~covered.covered_mask(*span)).any():
+        if (view.embeddable_mask(*record.span) & ~covered.covered_mask(*record.span)).any():
             raise MissingStep(
                 f"space '{space}' does not have all chunks yet", remedy=f"Run 'retrodb embed --space {space}' first."
             )
-    result = SpaceChange(view.snapshot.number, space, space, 0, 0, [], dry_run)
-    if dry_run or space == view.snapshot.default_space:
-        return result
-    plan = {"default": space, "base": view.snapshot.transaction}
-    run = open_run(context.storage, "space", plan, context.clock)
-    change = Change(
-        transaction=run.id,
-        command="space default",
-        arguments={"space": space},
-        clock=run.clock,
-        conflict_keys=conflict_keys.default_space(space),
-        entries={DEFAULT_SPACE_KEY: DefaultSpace(space)},
+    is_default = space == view.snapshot.default_space
+    result = SpaceChange(view.snapshot.number, space, space, 0, 0, [], dry_run=True)
+    return DefaultSpacePlan(view, space, is_default, result)
+
+
+def execute_default_space(context: Context, plan: DefaultSpacePlan) -> SpaceChange:
+    """Commit the new default, unless it is the default already."""
+    if plan.is_default:
+        return replace(plan.result, dry_run=False)
+    transaction = Transaction.open(
+        context,
+        plan.view,
+        "space default",
+        conflict_keys.default_space(plan.space),
+        plan={"default": plan.space, "base": plan.view.snapshot.transaction},
+        arguments={"space": plan.space},
+        run_command="space",
     )
-    return SpaceChange(**{**vars(result), "snapshot": commit(context.storage, view.snapshot, change).number})
+    transaction.set_entry("space", DefaultSpace(plan.space))
+    return replace(plan.result, snapshot=transaction.commit().number, dry_run=False)
 
 
-def _existing(view: View, space: str) -> None:
+def _refuse_unknown(view: View, space: str) -> None:
     if view.snapshot.entry(SpaceEntry, space) is None:
-        have = ", ".join(view.snapshot.names(SpaceEntry)) or "none yet"
-        raise UsageError(f"no space '{space}'", remedy=f"There are: {have}.")
+        names = ", ".join(view.snapshot.names(SpaceEntry)) or "none yet"
+        raise UsageError(f"no space '{space}'", remedy=f"There are: {names}.")
 
 
 def _tables(view: View, space: str) -> list[str]:

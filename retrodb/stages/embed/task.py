@@ -1,134 +1,126 @@
-"""The task of stage embed: the wanted rows of one shard get their vectors, or their place in the index.
+"""The task of stage embed: pending rows of one file of chunks get their vectors, or their codes in an index part.
 
-A row's vector comes from a file that has it already (an equal text was embedded before) or from a window that the encoder has
-just finished. Either way it is looked up when the output is written, so that no more than a block is ever in memory.
+The vector of a row comes from a file that has it (an equal text was embedded before) or from a window that the encoder just
+finished. Vectors are gathered when the output is written, so only one block of them is in memory.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import current_process
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrodb.ann.codebook import load_codebook
-from retrodb.config import EmbedParams, from_mapping
-from retrodb.encode.conventions import Overrides
-from retrodb.encode.encoder import Encoder
-from retrodb.encode.resolve import resolve_encoder
-from retrodb.engine.task import Task, TaskRecord
+from retrodb.config import EmbedParams
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.errors import MismatchError
 from retrodb.format.arrays import Float16Array, Int64Array, growing_array, map_array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
-from retrodb.stages.embed.windows import TextFile, Windows, encode_windows, forget_windows, windows_folder
-from retrodb.stages.index.part_task import publish_part
+from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder, on_own_gpu
+from retrodb.stages.embed.windows import EncodedWindows, TextFile, encode_windows, forget_windows, windows_folder
+from retrodb.stages.index.publish_part import publish_part
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.view.view import SELF
 
-_BLOCK_ROWS = 16_384  # rows of the output written at once
+STAGE_VERSION = 2
+_BLOCK_ROWS = 16_384  # vectors that are gathered at once: 16,384 * 384 dimensions * 2 bytes (float16) = 13 MB
 
 
 @dataclass(frozen=True)
-class Hardware:
-    """What an encoder runs on: provenance, never identity."""
+class EmbedPayload:
+    """The pending rows of one file of chunks, and where their vectors come from."""
 
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
-    dtype: str = "auto"  # compute dtype
-    batch_tokens: int | None = None  # token budget of a batch; None goes by the device
-    threads: int | None = None  # CPU threads of this process; None is one per core
-    gpus: int = 1  # that share the tasks, one process each
+    run: str  # id of the run, whose folder has the windows
+    space: str
+    fingerprint: str  # of the space's encoder
+    codebook: str | None  # path; None keeps the vectors themselves
+    query_set: str  # SELF for the database's own chunks
+    chunks: FileRecord
+    hashes: str  # path of the hashes of the texts
+    rows: RowSet  # rows to embed
+    window_rows: int  # rows per window
+    origins: str | None  # path of `ReusableVectors.origins`; None where no vector is reused
+    reuse: tuple[str, ...]  # paths of the files with reused vectors
 
 
-_CONVENTION = ("pooling", "pooling_span", "normalise", "metric", "query_prefix", "passage_prefix", "max_length")
-
-
-@lru_cache(maxsize=4)
-def load_encoder(params: EmbedParams, hardware: Hardware) -> Encoder:
-    """The encoder of a space, loaded once a process."""
-    convention = {name: getattr(params, name) for name in _CONVENTION}
-    overrides = Overrides(**{name: value for name, value in convention.items() if value is not None})
-    return resolve_encoder(
-        params.encoder,
-        device=hardware.device,
-        dtype=hardware.dtype,
-        batch_tokens=hardware.batch_tokens,
-        threads=hardware.threads,
-        overrides=None if overrides == Overrides() else overrides,
-        query_model=params.query_model,
-    )
+KIND = TaskKind[EmbedPayload, NoResult]("embed", STAGE_VERSION, NoResult)
 
 
 @dataclass
-class Meter:
-    """What the encoder has done in this process; not what earlier attempts left."""
+class EncodingTotals:
+    """What the encoder computed in this process, without windows of earlier attempts."""
 
-    chunks: int = 0
-    tokens: int = 0
-    flops: float = 0.0
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_flops: float = 0.0
     elapsed_s: float = 0.0
 
-    def add(self, windows: Windows, elapsed_s: float) -> None:
-        """Count the windows of a task that were computed now."""
-        self.chunks, self.tokens = self.chunks + windows.computed, self.tokens + windows.computed_tokens
-        self.flops, self.elapsed_s = self.flops + windows.flops, self.elapsed_s + elapsed_s
+    def add(self, windows: EncodedWindows, elapsed_s: float) -> None:
+        """Add the windows of a task that were computed now."""
+        self.num_rows += windows.num_computed_rows
+        self.num_tokens += windows.num_computed_tokens
+        self.num_flops += windows.num_flops
+        self.elapsed_s += elapsed_s
 
 
 def run_embed_task(
-    storage: Storage, task: Task[Any, Any], clock: str, *, params: Mapping[str, Any], hardware: Hardware, meter: Meter
-) -> TaskRecord[Any]:
-    """Embed the wanted rows of one file of chunks."""
-    del clock  # vectors know no time
-    payload = task.payload
-    encoder = load_encoder(
-        from_mapping(EmbedParams, params, where="space"), on_own_gpu(hardware, current_process().name)
-    )
-    if encoder.identity.fingerprint() != payload["fingerprint"]:
-        raise MismatchError("the encoder of this worker is not the space's", where=f"space '{payload['space']}'")
-    rows = _row_set(payload["num_chunks"], payload["rows"])
-    positions = _row_set(payload["num_chunks"], payload["stored"]).rank(rows.present)  # in the files of the shard
-    known = map_array(storage.local(payload["origins"])) if payload["origins"] else np.empty((0, 3), np.int64)
-    fresh = np.delete(np.arange(len(rows)), known[:, 0])
-    hashes = np.ascontiguousarray(map_array(storage.local(payload["hashes"]))[positions[fresh]]).view("S16")
+    storage: Storage,
+    task: Task[EmbedPayload, NoResult],
+    clock: str,
+    *,
+    params: EmbedParams,
+    hardware: EncoderHardware,
+    totals: EncodingTotals,
+) -> TaskRecord[NoResult]:
+    """Embed the pending rows of one file of chunks.
+
+    Raises:
+        MismatchError: when the encoder of this process is not the space's.
+        InputError: for a vector with NaN or infinity; names the chunk.
+    """
+    del clock  # no time enters the vectors
+    payload, rows = task.payload, task.payload.rows
+    encoder = load_encoder(params, on_own_gpu(hardware, current_process().name))
+    if encoder.identity.fingerprint() != payload.fingerprint:
+        raise MismatchError("the encoder of this worker is not that of the space", where=f"space '{payload.space}'")
+    positions = payload.chunks.row_set.rank(rows.present)  # in the files of chunks and hashes
+    origins = map_array(storage.local(payload.origins)) if payload.origins else np.empty((0, 3), np.int64)
+    fresh = np.delete(np.arange(len(rows)), origins[:, 0])  # rows whose vectors are computed
+    hashes = np.ascontiguousarray(map_array(storage.local(payload.hashes))[positions[fresh]]).view("S16")
     first, ordinal = _distinct(hashes)
-    chosen = fresh[first]
-    texts = TextFile(payload["chunks"], positions[chosen], payload["first_chunk"] + rows.present[chosen])
-    folder = windows_folder(payload["run"], task.id)
+    computed = fresh[first]  # one row of each distinct text
+    texts = TextFile(payload.chunks.path, positions[computed], payload.chunks.first_chunk + rows.present[computed])
+    folder = windows_folder(payload.run, task.id)
     start = time.perf_counter()
-    windows = encode_windows(storage, folder, encoder, texts, payload["window_rows"])
-    meter.add(windows, time.perf_counter() - start)
-    arrays = [*(map_array(storage.local(path)) for path in payload["reuse"]), *windows.arrays]
+    windows = encode_windows(storage, folder, encoder, texts, payload.window_rows)
+    totals.add(windows, time.perf_counter() - start)
+    arrays = [*(map_array(storage.local(path)) for path in payload.reuse), *windows.arrays]
     vectors = GatheredVectors(arrays, len(rows), encoder.identity.dimension)
-    vectors.assign(known[:, 0], known[:, 1], known[:, 2])
-    vectors.assign(fresh, len(payload["reuse"]) + ordinal // payload["window_rows"], ordinal % payload["window_rows"])
-    files = _publish(storage, task, rows, vectors)
+    vectors.assign(origins[:, 0], origins[:, 1], origins[:, 2])
+    vectors.assign(fresh, len(payload.reuse) + ordinal // payload.window_rows, ordinal % payload.window_rows)
+    file = _publish(storage, task.id, payload, vectors)
     forget_windows(storage, folder)
     counts = {
-        "query_rows" if payload["query_set"] else "chunks": len(rows),
-        "reused": len(known),
+        "chunks" if payload.query_set == SELF else "query_rows": len(rows),
+        "reused": len(origins),
         "repeated": len(fresh) - len(first),
-        "tokens": windows.tokens,
-        "truncated": windows.truncated,
+        "tokens": windows.num_tokens,
+        "truncated": windows.num_truncated,
     }
-    return TaskRecord(task.id, files, {}, counts)
-
-
-def on_own_gpu(hardware: Hardware, process: str) -> Hardware:
-    """The hardware of a process: of several GPUs, workers that were started one after the other take one each."""
-    if hardware.gpus == 1:
-        return hardware
-    number = re.search(r"\d+$", process)
-    return replace(hardware, device=f"cuda:{(int(number[0]) - 1 if number else 0) % hardware.gpus}")
+    return TaskRecord(task.id, file, counts=counts)
 
 
 class GatheredVectors:
-    """Vectors (N, D) float16 of a task's rows, wherever they lie: a block is put together when it is asked for."""
+    """Vectors (N, D) float16 of the rows of a task, which lie in several arrays. A block is gathered when it is read."""
 
     def __init__(self, arrays: Sequence[Float16Array], num_rows: int, dimension: int) -> None:
         self.arrays, self.shape = arrays, (num_rows, dimension)
@@ -136,23 +128,23 @@ class GatheredVectors:
         self._position_N = np.zeros(num_rows, dtype=np.int64)
 
     def assign(self, rows: Int64Array, arrays: Int64Array, positions: Int64Array) -> None:
-        """Say where the vectors of some rows are: in which array, and at which position."""
+        """Set where the vectors of rows are: the index of the array, and the position in it."""
         self._array_N[rows], self._position_N[rows] = arrays, positions
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | Int64Array) -> Float16Array:
+    def __getitem__(self, rows: slice[int, int, None] | Int64Array) -> Float16Array:
         array_B, position_B = self._array_N[rows], self._position_N[rows]
         block = np.empty((len(array_B), self.shape[1]), dtype=np.float16)
         for index in np.unique(array_B):
-            here = np.flatnonzero(array_B == index)
-            block[here] = self.arrays[index][position_B[here]]
+            in_array = np.flatnonzero(array_B == index)
+            block[in_array] = self.arrays[index][position_B[in_array]]
         return block
 
 
-def _distinct(hashes: np.ndarray[Any, np.dtype[np.bytes_]]) -> tuple[Int64Array, Int64Array]:
-    """The first place of every distinct hash, ascending, and for every hash the number of its own among these."""
+def _distinct(hashes: NDArray[np.bytes_]) -> tuple[Int64Array, Int64Array]:
+    """The first position of every distinct hash, ascending, and for every hash the number of its own among these."""
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     in_order = np.argsort(first)
     number = np.empty(len(first), dtype=np.int64)
@@ -160,25 +152,21 @@ def _distinct(hashes: np.ndarray[Any, np.dtype[np.bytes_]]) -> tuple[Int64Array,
     return first[in_order], number[which]
 
 
-def _row_set(num_rows_total: int, bitmap: str | None) -> RowSet:
-    return RowSet(num_rows_total, None if bitmap is None else bytes.fromhex(bitmap))
-
-
-def _publish(storage: Storage, task: Task[Any, Any], rows: RowSet, vectors: GatheredVectors) -> tuple[FileRecord, ...]:
-    payload = task.payload
-    space, query_set, first = payload["space"], payload["query_set"], payload["first_chunk"]
-    if payload["codebook"] and not query_set:
-        codebook = load_codebook(storage.read(payload["codebook"]))
-        return publish_part(storage, space, task.id, vectors, codebook, first, rows)
-    if query_set:
-        kind, name = "queries", query_set
-        path = path_of("queries", name=query_set, task=task.id, file=f"vectors.{space}.npy")
+def _publish(storage: Storage, task: str, payload: EmbedPayload, vectors: GatheredVectors) -> tuple[FileRecord, ...]:
+    space, query_set, first = payload.space, payload.query_set, payload.chunks.first_chunk
+    if payload.codebook and query_set == SELF:
+        codebook = load_codebook(storage.read(payload.codebook))
+        return publish_part(storage, space, task, vectors, codebook, first, payload.rows)
+    if query_set == SELF:
+        kind, name, path = "vectors", space, path_of("vectors", name=space, task=task)
     else:
-        kind, name, path = "vectors", space, path_of("vectors", name=space, task=task.id)
+        kind, name = "queries", query_set
+        path = path_of("queries", name=query_set, task=task, file=f"vectors.{space}.npy")
+    write = partial(_write, vectors=vectors)
+    return (publish(storage, kind, path, write, name=name, first_chunk=first, rows=payload.rows),)
 
-    def write(local: Any) -> None:
-        with growing_array(local, np.dtype(np.float16), (vectors.shape[1],)) as append:
-            for start in range(0, len(vectors), _BLOCK_ROWS):
-                append(vectors[start : start + _BLOCK_ROWS])
 
-    return (publish(storage, kind, path, write, name=name, first_chunk=first, rows=rows),)
+def _write(local: Path, vectors: GatheredVectors) -> None:
+    with growing_array(local, np.dtype(np.float16), (vectors.shape[1],)) as append:
+        for start in range(0, len(vectors), _BLOCK_ROWS):
+            append(vectors[start : start + _BLOCK_ROWS])

@@ -1,8 +1,8 @@
-"""Windows: the texts of a task through the encoder, a fixed number of rows at a time, each kept as soon as it is finished.
+"""Windows: a fixed number of texts of a task that are encoded together and stored as soon as they are finished.
 
-A finished window is a file of the run, so that a killed task continues behind its last one. What a window holds follows from
-the rows and the plan alone, so the same bytes come out however often the task was interrupted. Nothing here grows with the
-shard but a few bytes a row: texts are read a row group at a time, vectors lie in the windows' files.
+A finished window is a file of the run, so a killed task continues after its last one. The rows and the plan alone decide what
+a window contains, so the same bytes result however often the task was interrupted. Memory grows by a few bytes per row
+only: texts are read one row group at a time, and vectors stay in the files of the windows.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import orjson
 
 from retrodb.encode.batching import row_windows
 from retrodb.encode.encoder import EncodedBatch, Encoder, NotFiniteError
-from retrodb.errors import InputError
+from retrodb.errors import DamagedFileError, InputError
 from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_array
+from retrodb.format.json_values import from_json, to_json
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_row_groups
 from retrodb.store.digest import xxh3_file
@@ -39,44 +39,62 @@ class TextFile:
 
 
 @dataclass(frozen=True)
-class Windows:
+class EncodedWindows:
     """The vectors of N texts, in windows on disk."""
 
-    arrays: list[Float16Array]  # memory-mapped, window_rows rows each but the last
-    tokens: int  # of the encoder, special ones included
-    truncated: int  # texts of which only the beginning was read
-    flops: float  # of the windows that were computed now, not read from an earlier attempt
-    computed: int  # texts of these
-    computed_tokens: int  # and their tokens
+    arrays: list[Float16Array]  # memory-mapped; all but the last have `window_rows` rows
+    num_tokens: int  # of the encoder, special tokens included
+    num_truncated: int  # texts of which only the beginning was read
+    num_flops: float  # of the windows that were computed now, not read from an earlier attempt
+    num_computed_rows: int  # texts of these windows
+    num_computed_tokens: int  # tokens of these windows
 
 
-def encode_windows(storage: Storage, folder: str, encoder: Encoder, texts: TextFile, window_rows: int) -> Windows:
-    """Encode texts window by window; windows that an earlier attempt finished are verified and kept.
+@dataclass(frozen=True)
+class _WindowRecord:
+    """What is stored next to the vectors of a finished window. It is written last."""
+
+    tokens: int
+    truncated: int
+    xxh3: bytes  # of the file of vectors
+
+
+def encode_windows(
+    storage: Storage, folder: str, encoder: Encoder, texts: TextFile, window_rows: int
+) -> EncodedWindows:
+    """Encode texts window by window. Windows that an earlier attempt finished are verified and reused.
 
     Args:
-        folder: place of the windows, below the run's own files.
+        folder: where the windows are stored, inside the run's folder.
 
     Raises:
-        InputError: the encoder gave a vector that is not finite; the chunk is named.
+        InputError: when the encoder gave a vector with NaN or infinity; names the chunk.
     """
     spans = list(row_windows(len(texts.positions), window_rows=window_rows))
-    kept = [_read_window(storage, folder, number) for number in range(len(spans))]
-    missing = [span for span, window in zip(spans, kept, strict=True) if window is None]
+    finished = [_read_window(storage, folder, number) for number in range(len(spans))]
+    missing = [span for span, window in zip(spans, finished, strict=True) if window is None]
     batches = _encode(storage, encoder, texts, missing)
-    found, flops, computed, computed_tokens = [], 0.0, 0, 0
-    for number, window in enumerate(kept):
+    num_flops, num_rows, num_tokens = 0.0, 0, 0
+    stored = []
+    for number, window in enumerate(finished):
         if window is None:
             batch = next(batches)
-            flops += encoder.num_flops(batch.num_tokens_N)
-            computed, computed_tokens = computed + len(batch.num_tokens_N), computed_tokens + batch.num_tokens
-            window = _keep_window(storage, folder, number, batch)
-        found.append(window)
-    tokens, truncated = (sum(counts[name] for _, counts in found) for name in ("tokens", "truncated"))
-    return Windows([vectors for vectors, _ in found], tokens, truncated, flops, computed, computed_tokens)
+            num_flops += encoder.num_flops(batch.num_tokens_N)
+            num_rows, num_tokens = num_rows + len(batch.num_tokens_N), num_tokens + batch.num_tokens
+            window = _store_window(storage, folder, number, batch)
+        stored.append(window)
+    return EncodedWindows(
+        arrays=[vectors for vectors, _ in stored],
+        num_tokens=sum(record.tokens for _, record in stored),
+        num_truncated=sum(record.truncated for _, record in stored),
+        num_flops=num_flops,
+        num_computed_rows=num_rows,
+        num_computed_tokens=num_tokens,
+    )
 
 
 def forget_windows(storage: Storage, folder: str) -> None:
-    """Delete the windows of a task whose output is published: they hold every vector a second time."""
+    """Delete the windows of a task whose output is published: every vector is in it."""
     for path in storage.list(folder):
         storage.delete(path)
 
@@ -95,7 +113,7 @@ def _encode(
 
 
 def _read_texts(storage: Storage, path: str, positions: Int64Array) -> pa.Array:
-    """The texts at some positions, of which only their row groups are read."""
+    """The texts at some positions. Only their row groups are read."""
     group_of = positions // ROW_GROUP_ROWS
     groups = np.unique(group_of)
     column = read_row_groups(storage.local(path), groups.tolist(), ["text"]).column("text")
@@ -103,28 +121,30 @@ def _read_texts(storage: Storage, path: str, positions: Int64Array) -> pa.Array:
     return column.combine_chunks().take(rows)
 
 
-def _keep_window(
+def _store_window(
     storage: Storage, folder: str, number: int, batch: EncodedBatch
-) -> tuple[Float16Array, dict[str, int]]:
-    """Publish a window, its digest and counts last: without them it does not count as finished."""
-    counts = {"tokens": batch.num_tokens, "truncated": batch.num_truncated}
+) -> tuple[Float16Array, _WindowRecord]:
+    """Publish a window and then its record: without the record the window does not count as finished."""
     path = f"{folder}/{number:05d}.npy"
-    record = publish(storage, "runs", path, lambda local: save_array(local, batch.vectors_ND))
-    storage.write(f"{folder}/{number:05d}.json", orjson.dumps({**counts, "xxh3": record.digest.xxh3.hex()}))
-    return map_array(storage.local(path)), counts
+    file = publish(storage, "runs", path, lambda local: save_array(local, batch.vectors_ND))
+    record = _WindowRecord(batch.num_tokens, batch.num_truncated, file.digest.xxh3)
+    storage.write(f"{folder}/{number:05d}.json", to_json(record))
+    return map_array(storage.local(path)), record
 
 
-def _read_window(storage: Storage, folder: str, number: int) -> tuple[Float16Array, dict[str, int]] | None:
-    """A window that an earlier attempt finished, verified; None when it has to be computed."""
-    paths = [f"{folder}/{number:05d}.{ending}" for ending in ("json", "npy")]
-    if not all(map(storage.exists, paths)):
+def _read_window(storage: Storage, folder: str, number: int) -> tuple[Float16Array, _WindowRecord] | None:
+    """A verified window of an earlier attempt; None when it has to be computed."""
+    record_path, vectors_path = (f"{folder}/{number:05d}.{ending}" for ending in ("json", "npy"))
+    if not (storage.exists(record_path) and storage.exists(vectors_path)):
         return None
-    counts, path = orjson.loads(storage.read(paths[0])), storage.local(paths[1])
-    if xxh3_file(path).hex() != counts.pop("xxh3"):
+    try:
+        record = from_json(_WindowRecord, storage.read(record_path), where=record_path)
+    except DamagedFileError:
         return None
-    return map_array(path), counts
+    path = storage.local(vectors_path)
+    return (map_array(path), record) if xxh3_file(path) == record.xxh3 else None
 
 
 def windows_folder(run: str, task: str) -> str:
-    """Where a task keeps its windows."""
+    """The folder of the windows of a task."""
     return path_of("runs", run=run, file=f"windows/{task}")

@@ -1,7 +1,8 @@
-"""A codebook as a file of the database, and what its space's index entry says of it."""
+"""The file of a codebook, and the entry that describes it."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from retrodb.ann.codebook import Codebook, num_lists_of
@@ -9,21 +10,25 @@ from retrodb.config import IndexParams
 from retrodb.format.entries import IndexEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
-from retrodb.store.publish import publish
-from retrodb.store.storage import Storage
+from retrodb.stages.transaction import Transaction
 
 
-def publish_codebook(storage: Storage, space: str, codebook: Codebook) -> FileRecord:
-    """Publish a codebook under its digest."""
+def publish_codebook(transaction: Transaction, space: str, codebook: Codebook) -> FileRecord:
+    """Publish a codebook under its digest, and add it to the change."""
     data = codebook.serialize()
+    path = path_of("codebooks", name=space, digest=codebook.digest)
+    return transaction.publish("codebooks", path, partial(_write, data=data), name=space)
 
-    def write(local: Path) -> None:
-        local.write_bytes(data)
 
-    return publish(storage, "codebooks", path_of("codebooks", name=space, digest=codebook.digest), write, name=space)
+def _write(local: Path, data: bytes) -> None:
+    local.write_bytes(data)
 
 
 def index_entry(codebook: Codebook, params: IndexParams, factory: str) -> IndexEntry:
-    """The entry `index/<space>` of a codebook that was asked for as `factory`."""
+    """The entry `index/<space>` of a codebook.
+
+    Args:
+        factory: the factory string that was asked for. The codebook is Flat where its sample was too small for it.
+    """
     used = "Flat" if codebook.num_lists == 1 and num_lists_of(factory) > 1 else factory
     return IndexEntry(codebook.digest, used, codebook.num_lists, codebook.note, params)

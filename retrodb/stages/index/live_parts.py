@@ -1,4 +1,4 @@
-"""The index parts of a space as a snapshot sees them: what `search` and `neighbours` look through."""
+"""The live index parts of a space as of a snapshot: what `search` and `neighbours` read."""
 
 from __future__ import annotations
 
@@ -16,27 +16,37 @@ from retrodb.errors import DamagedFileError, MismatchError, MissingStep
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
-from retrodb.format.records import FileRecord
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.dedup.clusters import cluster_keys
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
 EXCLUSIONS = ("document", "sequence", "content", "cluster")
-"""Kinds of exclusion keys that database rows carry; a query's training sequence is a set of `document` keys."""
+"""Kinds of exclusion keys of database rows. The training sequence of a query is a set of `document` keys."""
 
 
 @dataclass(frozen=True)
 class PartFiles:
-    """The files of one index part; all cover the same rows."""
+    """The files of one index part. All cover the same rows."""
 
     folder: str
     records: tuple[FileRecord, ...]
 
     @property
-    def span(self) -> FileRecord:
-        """Any of the records: they share range and bitmap."""
-        return self.records[0]
+    def span(self) -> ChunkRange:
+        """The range of ids that its rows are numbered in."""
+        return self.records[0].span
+
+    @property
+    def row_set(self) -> RowSet:
+        """The rows of the range that it holds."""
+        return self.records[0].row_set
+
+    @property
+    def num_rows(self) -> int:
+        """Number of vectors."""
+        return self.records[0].num_rows
 
 
 def parts_of(view: View, space: str) -> list[PartFiles]:
@@ -53,17 +63,17 @@ def open_codebook(view: View, space: str) -> Codebook:
 
     Raises:
         MissingStep: when the space has no index, or is not embedded.
-        MismatchError: when the space was embedded anew since.
+        MismatchError: when the space was embedded again since.
     """
-    own = view.snapshot.entry(SpaceEntry, space)
-    if own is None:
+    space_entry = view.snapshot.entry(SpaceEntry, space)
+    if space_entry is None:
         raise MissingStep(f"space '{space}' has no vectors", remedy="Run 'retrodb embed' first.")
     entry = view.snapshot.entry(IndexEntry, space)
     if entry is None:
         raise MissingStep(f"space '{space}' has no index", remedy="Run 'retrodb index' first.")
-    if (entry.fingerprint or own.fingerprint) != own.fingerprint:
+    if (entry.fingerprint or space_entry.fingerprint) != space_entry.fingerprint:
         raise MismatchError(
-            f"the index of space '{space}' is of other vectors than the space has now",
+            f"the index of space '{space}' was built on other vectors than the space has now",
             remedy="Run 'retrodb index --retrain'.",
         )
     path = path_of("codebooks", name=space, digest=entry.codebook)
@@ -72,15 +82,14 @@ def open_codebook(view: View, space: str) -> Codebook:
 
 
 def missing_rows(view: View, space: str, parts: Sequence[PartFiles]) -> list[tuple[FileRecord, RowSet]]:
-    """The files of vectors with wanted rows that no part holds, each with these rows of its range."""
-    covered = Coverage([part.span for part in parts])
+    """The files of vectors with embeddable rows that no part holds, each with these rows of its range."""
+    covered = Coverage([part.records[0] for part in parts])
     missing = []
     for record in view.manifest.files("vectors", space):
-        span = record.first_chunk, record.num_chunks
-        if any((p.first_chunk, p.num_chunks, p.rows) == (*span, record.rows) for p in covered.overlapping(*span)):
-            continue  # as it was added: no need to look at rows
-        mask = record.row_set.mask & ~covered.covered_mask(*span)
-        if mask.any() and (mask := mask & view.embeddable_mask(*span)).any():
+        if any((part.span, part.rows) == (record.span, record.rows) for part in covered.overlapping(*record.span)):
+            continue  # one part has all its rows: no need to look at them
+        mask = record.row_set.mask & ~covered.covered_mask(*record.span)
+        if mask.any() and (mask := mask & view.embeddable_mask(*record.span)).any():
             missing.append((record, RowSet.from_mask(mask)))
     return missing
 
@@ -100,21 +109,21 @@ def live_parts(
         documents: restricts it to the documents that begin at these ids (ascending), as `documents_where` gives them.
     """
     parts = []
-    held = 0  # one past the ids of the parts before
+    covered_end = 0  # one past the ids of the parts before
     for number, files in enumerate(all_files := parts_of(view, space)):
         folder = _verified_folder(view, files)
-        ids = files.span.first_chunk + files.span.row_set.present
+        first, _ = files.span
+        ids = first + files.row_set.present
         allowed = _allowed(view, ids, source, documents)
-        if files.span.first_chunk < held:  # a row that several parts hold is found in the first of them
-            before = Coverage([part.span for part in all_files[:number]])
-            allowed &= ~before.covered_mask(files.span.first_chunk, files.span.num_chunks)[ids - files.span.first_chunk]
-        held = max(held, files.span.first_chunk + files.span.num_chunks)
-        part = open_part(folder)
+        if first < covered_end:  # a row that several parts hold is found in the first of them
+            before = Coverage([part.records[0] for part in all_files[:number]])
+            allowed &= ~before.covered_mask(*files.span)[ids - first]
+        covered_end = max(covered_end, files.span.end)
         parts.append(
             LivePart(
-                part=part,
+                part=open_part(folder),
                 ids_N=ids,
-                fetch=_Fetch(view, space, ids),
+                fetch=_VectorReader(view, space, ids),
                 allowed_N=None if allowed.all() else allowed,
                 keys={kind: database_keys(view, kind, ids) for kind in kinds},
             )
@@ -123,8 +132,8 @@ def live_parts(
 
 
 @dataclass(frozen=True)
-class _Fetch:
-    """Vectors by part-local rows."""
+class _VectorReader:
+    """Reads the vectors of a part by the rows of the part."""
 
     view: View
     space: str
@@ -135,7 +144,7 @@ class _Fetch:
 
 
 def database_keys(view: View, kind: str, ids: Int64Array) -> ExclusionKeys:
-    """(Q,) exclusion keys of database chunks: of their document, of its text, or of its cluster of near-duplicates."""
+    """(Q,) exclusion keys of database chunks: their document, its text, or its cluster of near-duplicates."""
     if kind == "cluster":
         return cluster_keys(view, ids)
     return view.chunks.content_keys(ids) if kind == "content" else view.chunks.document_ids(ids)
@@ -155,10 +164,10 @@ def _allowed(view: View, ids: Int64Array, source: str | None, documents: Int64Ar
 
 
 def _verified_folder(view: View, files: PartFiles) -> Path:
-    """The local folder of a part after every file in it was verified."""
+    """The local folder of a part whose files were all verified."""
     try:
         paths = [view.files.open(record) for record in files.records]
     except DamagedFileError as error:
-        remedy = "Run 'retrodb check --repair', or 'retrodb index --retrain', which makes the index anew."
+        remedy = "Run 'retrodb check --repair', or 'retrodb index --retrain', which rebuilds the index."
         raise type(error)(error.what, where=error.where, remedy=remedy) from error
     return paths[0].parent

@@ -1,159 +1,189 @@
-"""Stage merge: index parts of a space become one, list by list, under the codebook that they share.
+"""Stage merge: neighbouring index parts of a space become one, list by list, under the codebook that they share.
 
-A database that grows by small shards would gather parts, and a search reads a list in every one of them. `retrodb index`
-merges them by a size-tiered policy: a row is written again at most once a tier, and parts of the highest tier stay as they
-are, so adding a shard costs the same on a large database as on a small one. Ids never move: a merged part covers the range
-from its first to its last row, with a bitmap of the rows that it has. Compaction drops rows on the way:
+A database that grows by small shards collects parts, and a search reads a list in every one of them. `retrodb index` merges
+them by a size-tiered policy: a row is rewritten at most once per tier, and parts of the highest tier never change, so adding
+a shard costs the same on a large database as on a small one. Ids never change: a merged part covers the range from its
+first to its last row, with a bitmap of the rows that it has. Compaction uses the same task to drop deleted rows:
 
-    task = merge_task(space, parts, keep)      # parts of `live_parts.parts_of`; keep: (count,) bool over `span_of(parts)`
-    record = run_merge_task(storage, task, clock)   # a task function: its files are the new part's, none when no row is left
-    drops = drops_of(parts)                    # DropRecords of the files that it replaces
+    task = merge_task(space, parts, keep)  # keep: (num_chunks,) bool over `span_of(parts)`
+    [record] = transaction.run_tasks([task], run_merge_task)  # its files are the new part's; none when no row is kept
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.ann.part import open_part
-from retrodb.engine.run import open_run
-from retrodb.engine.task import Task, TaskRecord, make_task
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.part_files import INDEX_FILE
-from retrodb.format.records import OP_DROP_FILE, DropRecord
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import PartFiles, parts_of
-from retrodb.stages.index.part_task import publish_part_files
+from retrodb.stages.index.publish_part import publish_part_files
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, commit
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
+MAX_RANGE = 1 << 32
+"""Longest id range of one file: the rows of its bitmap are 32-bit numbers."""
+
+
+@dataclass(frozen=True)
+class PartRows:
+    """An index part and the rows that it holds."""
+
+    folder: str
+    span: ChunkRange
+    rows: RowSet
+
+
+@dataclass(frozen=True)
+class MergePayload:
+    """The parts of one merge."""
+
+    space: str
+    parts: tuple[PartRows, ...]  # a row that several parts hold is taken from the first of them
+    span: ChunkRange  # of all parts together
+    keep: RowSet | None  # rows of the span to keep; None keeps all
+
+
+KIND = TaskKind[MergePayload, NoResult]("merge", STAGE_VERSION, NoResult)
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a round of merging did."""
+    """What a merge of index parts did."""
 
     snapshot: int
-    merged: int  # parts that became fewer
-    parts: int  # of the space now
+    num_merged_parts: int  # parts that were replaced by fewer
+    num_parts: int  # parts of the space after the merge
+    dry_run: bool = False
 
 
-def run_merges(context: Context, space: str, memory_bytes: int, *, dry_run: bool = False) -> MergeResult:
-    """Merge what the policy chooses, in one commit; nothing to merge is no commit."""
-    view = context.view()
-    chosen = plan_merges(view, space, memory_bytes)
-    merged = sum(map(len, chosen))
-    left = len(parts_of(view, space)) - merged + len(chosen)
-    if dry_run or not chosen:
-        return MergeResult(view.snapshot.number, merged, left)
-    tasks = [merge_task(space, parts) for parts in chosen]
-    for parts in chosen:
-        for record in (record for part in parts for record in part.records):
-            view.files.open(record)
-    plan = {"version": STAGE_VERSION, "space": space, "tasks": [task.id for task in tasks]}
-    run = open_run(context.storage, "merge", plan, context.clock)
-    records = context.engine.run(run, tasks, run_merge_task, context.progress)
-    change = Change(
-        transaction=run.id,
-        command="merge",
-        arguments={"space": space},
-        clock=run.clock,
-        conflict_keys=conflict_keys.merge(space),
-        files=[file for record in records for file in record.files],
-        drops=[drop for parts in chosen for drop in drops_of(parts)],
-        counts={"merged": merged},
-    )
-    return MergeResult(commit(context.storage, view.snapshot, change).number, merged, left)
+@dataclass(frozen=True)
+class MergePlan:
+    """Which parts of a space are merged."""
+
+    view: View
+    space: str
+    groups: tuple[tuple[PartFiles, ...], ...]  # each becomes one part; parts by ascending first chunk
+    result: MergeResult  # that a dry run prints
 
 
-def plan_merges(view: View, space: str, memory_bytes: int) -> list[list[PartFiles]]:
-    """The runs of neighbouring parts to merge, each by ascending first chunk.
+def run_merge(context: Context, space: str, memory_bytes: int, *, dry_run: bool = False) -> MergeResult:
+    """Merge the parts that the policy chooses, in one commit. Commits nothing when there is nothing to merge."""
+    plan = plan_merge(context.view(), space, memory_bytes)
+    return plan.result if dry_run else execute_merge(context, plan)
+
+
+def plan_merge(view: View, space: str, memory_bytes: int) -> MergePlan:
+    """Choose the groups of neighbouring parts to merge.
 
     Args:
-        memory_bytes: a merge holds the search codes of its parts at once; runs that have more are left alone.
+        memory_bytes: memory limit of a merge, which loads the FAISS files of all its parts. Larger groups are not merged.
     """
     parts = parts_of(view, space)
-    runs = [[parts[place] for place in places] for places in choose_merges([part.span.num_rows for part in parts])]
-    return [run for run in runs if _codes_bytes(run) <= memory_bytes and span_of(run)[1] <= MAX_RANGE]
+    chosen = [[parts[position] for position in group] for group in choose_merges([part.num_rows for part in parts])]
+    groups = [
+        group for group in chosen if _faiss_bytes(group) <= memory_bytes and span_of(group).num_chunks <= MAX_RANGE
+    ]
+    num_merged = sum(map(len, groups))
+    result = MergeResult(view.snapshot.number, num_merged, len(parts) - num_merged + len(groups), dry_run=True)
+    return MergePlan(view, space, tuple(map(tuple, groups)), result)
 
 
-MAX_RANGE = 1 << 32
-"""Ids that one file's range may span: its row bitmap has 32-bit rows."""
+def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
+    """Merge each group of a plan and commit the new parts in place of the old ones.
+
+    Raises:
+        ConflictError: when the index of the space changed since the plan.
+    """
+    if not plan.groups:
+        return replace(plan.result, dry_run=False)
+    replaced = files_of([part for group in plan.groups for part in group])
+    for record in replaced:
+        plan.view.files.open(record)
+    tasks = [merge_task(plan.space, group) for group in plan.groups]
+    transaction = Transaction.open(
+        context,
+        plan.view,
+        "merge",
+        conflict_keys.merge(plan.space),
+        plan={"version": STAGE_VERSION, "space": plan.space, "tasks": [task.id for task in tasks]},
+        arguments={"space": plan.space},
+    )
+    transaction.add_files(transaction.run_tasks(tasks, run_merge_task))
+    transaction.drop_files(replaced)
+    transaction.counts = {"merged": plan.result.num_merged_parts}
+    return replace(plan.result, snapshot=transaction.commit().number, dry_run=False)
 
 
-def _codes_bytes(parts: Sequence[PartFiles]) -> int:
-    files = [record for part in parts for record in part.records if record.path.endswith(f"/{INDEX_FILE}")]
-    return sum(record.digest.size_bytes for record in files)
+def _faiss_bytes(parts: Sequence[PartFiles]) -> int:
+    """The size of the FAISS files of parts: a merge loads them all, its other arrays are mapped."""
+    return sum(record.digest.size_bytes for record in files_of(parts) if record.path.endswith(f"/{INDEX_FILE}"))
 
 
-def span_of(parts: Sequence[PartFiles]) -> tuple[int, int]:
-    """First id and length of the range that parts cover together."""
+def span_of(parts: Sequence[PartFiles]) -> ChunkRange:
+    """The range of ids that parts cover together."""
     first = min(part.span.first_chunk for part in parts)
-    return first, max(part.span.first_chunk + part.span.num_chunks for part in parts) - first
+    return ChunkRange(first, max(part.span.end for part in parts) - first)
 
 
-def merge_task(space: str, parts: Sequence[PartFiles], keep: BoolArray | None = None) -> Task[Any, Any]:
+def files_of(parts: Sequence[PartFiles]) -> list[FileRecord]:
+    """The files of parts."""
+    return [record for part in parts for record in part.records]
+
+
+def merge_task(space: str, parts: Sequence[PartFiles], keep: BoolArray | None = None) -> Task[MergePayload, NoResult]:
     """The task that merges parts of one codebook.
 
     Args:
-        parts: whose files were verified; a row that several hold is taken from the first of them.
-        keep: (count,) bool over the range that `span_of` gives: rows to keep; None keeps all.
+        parts: whose files were verified. A row that several parts hold is taken from the first of them.
+        keep: (num_chunks,) bool over the range that `span_of` gives: rows to keep; None keeps all.
     """
-    first, count = span_of(parts)
-    kept = None if keep is None else RowSet.from_mask(keep).bitmap
-    payload = {
-        "space": space,
-        "parts": [[part.folder, *_rows_payload(part)] for part in parts],
-        "first_chunk": first,
-        "num_chunks": count,
-        "keep": None if kept is None else kept.hex(),
-    }
-    inputs = [record.digest.sha256.hex() for part in parts for record in part.records]
-    return make_task("merge", STAGE_VERSION, payload, inputs, sum(part.span.num_rows for part in parts))
+    payload = MergePayload(
+        space=space,
+        parts=tuple(PartRows(part.folder, part.span, part.row_set) for part in parts),
+        span=span_of(parts),
+        keep=None if keep is None else RowSet.from_mask(keep),
+    )
+    digests = [record.digest.sha256.hex() for record in files_of(parts)]
+    return KIND.task(payload, digests, sum(part.num_rows for part in parts))
 
 
-def _rows_payload(part: PartFiles) -> tuple[int, int, str | None]:
-    rows = part.span.rows
-    return part.span.first_chunk, part.span.num_chunks, None if rows is None else rows.hex()
-
-
-def drops_of(parts: Sequence[PartFiles]) -> list[DropRecord]:
-    """What takes the parts out of the manifest."""
-    return [DropRecord(OP_DROP_FILE, record.path) for part in parts for record in part.records]
-
-
-def run_merge_task(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
-    """Write the merged part; no files when no row is kept."""
+def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Write the merged part. Publishes no file when no row is kept."""
     del clock
     payload = task.payload
-    first, count = payload["first_chunk"], payload["num_chunks"]
-    kept = np.ones(count, dtype=bool) if payload["keep"] is None else _row_set(count, payload["keep"]).mask
-    held = np.zeros(count, dtype=bool)
-    rows_of = []  # of each part: which row of the range each of its rows is, -1 for those that go
-    for _, start, length, bitmap in payload["parts"]:
-        rows = start - first + _row_set(length, bitmap).present
-        rows = np.where(kept[rows] & ~held[rows], rows, -1)
-        held[rows[rows >= 0]] = True
-        rows_of.append(rows)
-    if not held.any():
-        return TaskRecord(task.id, (), {}, {"vectors": 0})
-    merged = RowSet.from_mask(held)
-    places: list[Int64Array] = [np.where(rows >= 0, merged.rank(rows), -1) for rows in rows_of]
-    parts = [open_part(storage.local(f"{folder}/{INDEX_FILE}").parent) for folder, *_ in payload["parts"]]
-    build = partial(merge_parts, parts, places)
-    files = publish_part_files(storage, payload["space"], task.id, build, first, merged)
-    return TaskRecord(task.id, files, {}, {"vectors": len(merged)})
+    rows_of_parts, merged = _merged_rows(payload)
+    if not len(merged):
+        return TaskRecord(task.id, counts={"vectors": 0})
+    positions: list[Int64Array] = [np.where(rows >= 0, merged.rank(rows), -1) for rows in rows_of_parts]
+    parts = [open_part(storage.local(f"{part.folder}/{INDEX_FILE}").parent) for part in payload.parts]
+    build = partial(merge_parts, parts, positions)
+    files = publish_part_files(storage, payload.space, task.id, build, payload.span.first_chunk, merged)
+    return TaskRecord(task.id, files, counts={"vectors": len(merged)})
 
 
-def _row_set(num_rows: int, bitmap: str | None) -> RowSet:
-    return RowSet(num_rows, None if bitmap is None else bytes.fromhex(bitmap))
+def _merged_rows(payload: MergePayload) -> tuple[list[Int64Array], RowSet]:
+    """For each part the row of the whole range that each of its rows becomes, -1 for dropped rows; and all kept rows."""
+    first, num_chunks = payload.span
+    is_kept = np.ones(num_chunks, dtype=bool) if payload.keep is None else payload.keep.mask
+    is_taken = np.zeros(num_chunks, dtype=bool)
+    rows_of_parts = []
+    for part in payload.parts:
+        rows = part.span.first_chunk - first + part.rows.present
+        rows = np.where(is_kept[rows] & ~is_taken[rows], rows, -1)
+        is_taken[rows[rows >= 0]] = True
+        rows_of_parts.append(rows)
+    return rows_of_parts, RowSet.from_mask(is_taken)

@@ -1,8 +1,8 @@
-"""How many lists a join or a search looks through.
+"""How many lists a join or a search reads.
 
-`bench recall --target-recall` measures it on held-out queries and stores it with the index; a join for whose recall none is
-stored measures it on a sample of its own rows: their exact neighbours say how many lists have to be read. Nothing is
-timed, and the samples are seeded, so equal work chooses equally.
+`bench recall --target-recall` measures it on held-out queries and stores it with the index. A join for whose recall no point
+is stored measures it on a sample of its own rows: their exact neighbours show how many lists have to be read. Nothing is
+timed and the samples are seeded, so equal inputs give equal points.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.recall_curve import recall_curve
 from retrodb.ann.rerank import LivePart
-from retrodb.engine.run import open_run
 from retrodb.format.arrays import AnyArray, Int32Array, Int64Array
 from retrodb.format.entries import IndexEntry, StoredPoint
-from retrodb.format.json_values import to_plain_object
 from retrodb.stages.context import Context
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, commit
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
-SAMPLE_ROWS = 256  # gives recall within about 0.02 at 95%
-MAX_LISTS = 2048
+SAMPLE_ROWS = 256  # recall 0.95 at k = 2 is known within 2 * sqrt(0.95 * 0.05 / 512) = 0.02
+MAX_LISTS = 2048  # lists that are ranked per sample row: 256 rows * 2,048 lists are 4 MB of distances
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,19 @@ class OperatingPoint:
     """Lists to read for each row, and the recall that they give."""
 
     nprobe: int  # 0: compare with every vector
-    recall: float  # share of the true k neighbours that lie in these lists, on the sample
+    recall: float  # fraction of the true k neighbours of the sample that lie in these lists
 
 
 EXACT = OperatingPoint(0, 1.0)
 
 
 def stored_point(view: View, space: str, recall: float | None) -> OperatingPoint | None:
-    """The stored point of a space for a recall: of those that were asked for as much or more the fewest lists.
+    """The stored point of a space that reads the fewest lists and was measured for this recall or a higher one.
 
-    Points are at least one list, also where one list is all; a retrain takes them away with the codebook.
+    Points have at least one list. A new codebook removes them.
 
     Args:
-        recall: what is wanted; None takes the point that was stored last.
+        recall: wanted recall; None takes the point that was stored last.
 
     Returns:
         None where no such point is stored.
@@ -61,37 +59,55 @@ def stored_point(view: View, space: str, recall: float | None) -> OperatingPoint
     return OperatingPoint(fitting[0].nprobe, fitting[0].recall) if fitting else None
 
 
-def store_point(context: Context, space: str, target: float, point: OperatingPoint, k: int) -> int:
-    """Store a point with the index of a space, in the place of an older one for the same recall, and give the snapshot.
+@dataclass(frozen=True)
+class StorePointPlan:
+    """An operating point to store."""
 
-    Args:
-        target: the recall that was asked for.
-        k: neighbours that it was measured with.
+    view: View
+    space: str
+    point: StoredPoint
+    entry: IndexEntry  # of the index, with the point
+    is_stored: bool  # already
+
+
+def store_point(context: Context, space: str, point: StoredPoint) -> int:
+    """Store a point with the index of a space, in place of an older one for the same target, and return the snapshot.
 
     Raises:
-        ConflictError: when the space was indexed anew meanwhile.
+        ConflictError: when the codebook of the space was replaced since the plan.
     """
-    view = context.view()
+    return execute_store_point(context, plan_store_point(context.view(), space, point))
+
+
+def plan_store_point(view: View, space: str, point: StoredPoint) -> StorePointPlan:
+    """The entry of an index with one more operating point."""
     entry = view.snapshot.existing(IndexEntry, space)
-    own = StoredPoint(target, point.nprobe, point.recall, k)
-    points = (*(old for old in entry.operating_points if old.target != target), own)
-    if points == entry.operating_points:
-        return view.snapshot.number
-    plan = {"version": STAGE_VERSION, "space": space, "snapshot": view.snapshot.number, "point": own}
-    run = open_run(context.storage, "operating-point", plan, context.clock)
-    change = Change(
-        transaction=run.id,
-        command="bench recall",
-        arguments=to_plain_object(own),
-        clock=run.clock,
-        conflict_keys=conflict_keys.operating_point(space),
-        entries={f"index/{space}": replace(entry, operating_points=points)},
+    points = (*(old for old in entry.operating_points if old.target != point.target), point)
+    return StorePointPlan(
+        view, space, point, replace(entry, operating_points=points), is_stored=points == entry.operating_points
     )
-    return commit(context.storage, view.snapshot, change).number
+
+
+def execute_store_point(context: Context, plan: StorePointPlan) -> int:
+    """Commit the point unless it is stored, and return the snapshot."""
+    number = plan.view.snapshot.number
+    if plan.is_stored:
+        return number
+    transaction = Transaction.open(
+        context,
+        plan.view,
+        "bench recall",
+        conflict_keys.operating_point(plan.space),
+        plan={"version": STAGE_VERSION, "space": plan.space, "snapshot": number, "point": plan.point},
+        arguments=plan.point,
+        run_command="operating-point",
+    )
+    transaction.set_entry(plan.space, plan.entry)
+    return transaction.commit().number
 
 
 def default_nprobe(num_lists: int) -> int:
-    """Lists that a search of single queries reads: an eighth of all, at least 8."""
+    """Lists that a search reads by default: an eighth of all, at least 8."""
     return min(num_lists, max(8, num_lists // 8))
 
 
@@ -104,10 +120,11 @@ def measure(
     target: float,
     true_ids: Int64Array | None = None,
 ) -> OperatingPoint:
-    """The fewest lists that reach a recall on a sample of queries (Q, D); all that were measured where none does.
+    """The fewest lists that reach a recall on a sample of queries (Q, D); the most that were measured where none does.
 
     Args:
-        true_ids: the queries' exact neighbours (Q, k), where they are known.
+        target: wanted recall.
+        true_ids: exact neighbours of the queries (Q, k); computed here when None.
     """
     if codebook.num_lists == 1:
         return EXACT
@@ -127,8 +144,8 @@ def lists_of(parts: list[LivePart], ids: Int64Array) -> Int32Array:
     lists = np.full(ids.shape, -1, dtype=np.int32)
     for part in parts:
         if len(part.ids_N):
-            place = np.minimum(np.searchsorted(part.ids_N, ids), len(part.ids_N) - 1)
-            lists = np.where(part.ids_N[place] == ids, part.part.lists_NA[:, 0][place], lists)
+            rows = np.minimum(np.searchsorted(part.ids_N, ids), len(part.ids_N) - 1)
+            lists = np.where(part.ids_N[rows] == ids, part.part.lists_NA[:, 0][rows], lists)
     return lists
 
 

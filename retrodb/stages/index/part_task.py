@@ -1,66 +1,76 @@
-"""Build an index part and publish its files: what index, embed without kept vectors, and merging end with."""
+"""The task of stage index: some vectors of one file become an index part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
 
-from retrodb.ann.codebook import Codebook
-from retrodb.ann.part import build_part
+from retrodb.ann.codebook import Codebook, load_codebook
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.arrays import AnyArray, Int64Array, map_array
 from retrodb.format.kinds import path_of
-from retrodb.format.part_files import PART_FILES
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
-from retrodb.store.publish import publish
-from retrodb.store.storage import TEMPORARY, Storage
+from retrodb.stages.index.publish_part import publish_part
+from retrodb.store.storage import Storage, open_storage
+from retrodb.view.view import View
+
+STAGE_VERSION = 2
 
 
-def publish_part(
-    storage: Storage,
-    space: str,
-    task: str,
-    vectors_ND: Any,
-    codebook: Codebook,
-    first_chunk: int,
-    rows: RowSet,
-    *,
-    threads: int = 1,
-) -> tuple[FileRecord, ...]:
-    """Build the part of these vectors and publish it.
+@dataclass(frozen=True)
+class IndexPayload:
+    """Vectors of one file, and the codebook that they are indexed under."""
 
-    Args:
-        task: id of the task, which names the part's folder.
-        vectors_ND: anything that gives blocks (n, D) for slices and for arrays of rows, such as a mapped array.
-        rows: the rows of the id range from `first_chunk` on that the vectors are of.
-    """
-    build = partial(build_part, vectors_ND, codebook, threads=threads)
-    return publish_part_files(storage, space, task, build, first_chunk, rows)
+    space: str
+    codebook: str  # digest
+    vectors: str  # path of the file of vectors
+    first_chunk: int
+    stored: RowSet  # rows that the file holds
+    rows: RowSet  # rows to index
 
 
-def publish_part_files(
-    storage: Storage, space: str, task: str, build: Callable[[Path], object], first_chunk: int, rows: RowSet
-) -> tuple[FileRecord, ...]:
-    """Publish the files that `build` writes into an empty folder."""
-    temporary = storage.local("retrodb.toml").parent / TEMPORARY
-    temporary.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=temporary) as folder:
-        build(Path(folder))
-        return tuple(
-            publish(
-                storage,
-                "parts",
-                path_of("parts", name=space, task=task, file=file),
-                partial(_move, Path(folder) / file),
-                name=space,
-                first_chunk=first_chunk,
-                rows=rows,
-            )
-            for file in PART_FILES
-        )
+KIND = TaskKind[IndexPayload, NoResult]("index", STAGE_VERSION, NoResult)
 
 
-def _move(source: Path, target: Path) -> None:
-    source.replace(target)
+def index_task(
+    view: View, space: str, codebook: str, vectors: FileRecord, rows: RowSet
+) -> Task[IndexPayload, NoResult]:
+    """The task for some rows of a file of vectors, which is verified here."""
+    view.files.open(vectors)
+    payload = IndexPayload(space, codebook, vectors.path, vectors.first_chunk, vectors.row_set, rows)
+    return KIND.task(payload, [vectors.digest.sha256.hex()], len(rows))
+
+
+def run_index_task(
+    storage: Storage, task: Task[IndexPayload, NoResult], clock: str, *, threads: int = 1
+) -> TaskRecord[NoResult]:
+    """Build the part of some rows of one file of vectors. The number of threads does not change its bytes."""
+    del clock
+    payload, rows = task.payload, task.payload.rows
+    codebook = _load_codebook(storage.url, path_of("codebooks", name=payload.space, digest=payload.codebook))
+    vectors = map_array(storage.local(payload.vectors))
+    selected = vectors if rows == payload.stored else _SelectedRows(vectors, payload.stored.rank(rows.present))
+    files = publish_part(
+        storage, payload.space, task.id, selected, codebook, payload.first_chunk, rows, threads=threads
+    )
+    return TaskRecord(task.id, files, counts={"vectors": len(rows)})
+
+
+class _SelectedRows:
+    """Some rows of a mapped array, read block by block."""
+
+    def __init__(self, array: AnyArray, positions: Int64Array) -> None:
+        self._array, self._positions = array, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, rows: slice[int, int, None] | Int64Array) -> AnyArray:
+        block: AnyArray = self._array[self._positions[rows]]
+        return block
+
+
+@lru_cache(maxsize=2)
+def _load_codebook(url: str, path: str) -> Codebook:
+    return load_codebook(open_storage(url).read(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import orjson
@@ -16,6 +15,7 @@ from retrodb.ann.search import search
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Float32Array, Int64Array
 from retrodb.format.entries import SpaceEntry
+from retrodb.format.json_values import JsonValue
 from retrodb.stages.index.live_parts import live_parts, missing_rows, open_codebook, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.view.chunk_set import DocumentRow
@@ -27,16 +27,16 @@ from retrodb.view.where import documents_where
 class SearchHit:
     """One chunk near a query."""
 
-    score: float  # inner product, larger is nearer; or squared distance, smaller is nearer: as the space's metric says
+    score: float  # inner product (larger is nearer) or squared distance (smaller is nearer), by the metric of the space
     chunk_id: int
     doc_id: str
     source: str
     position: int  # of the chunk in its document, from 0
     text: str
-    continuation: str  # the next chunk of the document; the whole value of a key-value document; "" without
-    metadata: dict[str, Any]
-    query: int = 0  # which query, from 0
-    rank: int = 0  # among the query's hits, from 0
+    continuation: str  # next chunk of the document, or the whole value of a key-value document; "" where there is none
+    metadata: dict[str, JsonValue]
+    query: int = 0  # number of the query, from 0
+    rank: int = 0  # among the hits of the query, from 0
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,24 @@ class Searcher:
     view: View
     space: str
     codebook: Codebook
-    parts: list[LivePart]  # only with rows that may be found
+    parts: list[LivePart]  # with the rows that may be found
 
     @staticmethod
     def open(view: View, *, space: str | None = None, source: str | None = None, where: str | None = None) -> Searcher:
-        """Open the index of a space; source and condition act inside every search.
+        """Open the index of a space. Source and condition are applied inside every search.
 
         Args:
             source: only chunks of this source.
-            where: only chunks of documents that this SQL condition chooses, see `documents_where`.
+            where: only chunks of documents that match this SQL condition, see `documents_where`.
 
         Raises:
             MissingStep: when the space is not embedded or not indexed.
-            UsageError: for a source or a condition that cannot be meant.
+            UsageError: for an unknown source or an invalid condition.
             DamagedFileError: for a file of the index that is missing or damaged.
         """
         if source is not None and source not in view.shards.source:
-            have = ", ".join(sorted(set(view.shards.source)))
-            raise UsageError(f"no source '{source}'", remedy=f"There are: {have}.")
+            sources = ", ".join(sorted(set(view.shards.source)))
+            raise UsageError(f"no source '{source}'", remedy=f"There are: {sources}.")
         name = space or view.snapshot.default_space
         codebook = open_codebook(view, name)
         documents = None if where is None else documents_where(view, where)
@@ -75,10 +75,10 @@ class Searcher:
         return sum(part.num_allowed for part in self.parts)
 
     def notes(self, k: int) -> list[str]:
-        """What a user who asks for k hits should know."""
+        """Warnings for a user who asks for k hits."""
         notes = []
         if self.num_chunks < k:
-            notes.append(f"{self.num_chunks:,} live chunks may be found, so there are fewer than {k:,} hits")
+            notes.append(f"only {self.num_chunks:,} live chunks can be found, so there are fewer than {k:,} hits")
         missing = missing_rows(self.view, self.space, parts_of(self.view, self.space))
         if missing:
             count = sum(len(rows) for _, rows in missing)
@@ -97,18 +97,20 @@ class Searcher:
         device: str = "auto",
         threads: int = 1,
     ) -> tuple[Int64Array, Float32Array]:
-        """Ids (Q, k) int64 and scores (Q, k) float32 of the nearest chunks, nearest first; -1 and an infinite score where
-        there are no more.
+        """Ids (Q, k) int64 and scores (Q, k) float32 of the nearest chunks, nearest first.
+
+        Where there are fewer than k, ids are -1 and scores infinite.
 
         Args:
-            queries: texts, which the space's own encoder encodes, or vectors (Q, D).
-            nprobe: lists to look through.
-            recall: takes the lists that were measured for this recall instead; without both, the point stored last.
+            queries: texts, which the encoder of the space encodes, or vectors (Q, D).
+            nprobe: number of lists to read.
+            recall: read as many lists as were measured for this recall. Without `nprobe` and `recall` the last stored
+                operating point is used.
 
         Raises:
-            MismatchError: for vectors of another dimension, or an encoder that is not the space's.
+            MismatchError: for vectors of another dimension, or an encoder that is not that of the space.
             InputError: for NaN in a vector; names the row.
-            UsageError: for a k, a number of lists or a recall that cannot be meant.
+            UsageError: for an invalid k, number of lists or recall.
             MissingStep: when no operating point is stored for the recall.
         """
         if k < 1:
@@ -119,13 +121,22 @@ class Searcher:
         ids = np.full((len(vectors), k), -1, dtype=np.int64)
         distances = np.full((len(vectors), k), np.inf, dtype=np.float32)
         if width:
-            found = search(vectors, self.parts, self.codebook, width, probes, threads=threads)
-            ids[:, :width], distances[:, :width] = found
+            nearest = search(vectors, self.parts, self.codebook, width, probes, threads=threads)
+            ids[:, :width], distances[:, :width] = nearest
         return ids, scores(distances, self.codebook.metric)
 
-    def hits(self, queries: Sequence[str] | Float32Array, k: int, **options: Any) -> list[list[SearchHit]]:
-        """At most k hits for each query, with their texts. Options are those of `arrays`."""
-        ids, values = self.arrays(queries, k, **options)
+    def hits(
+        self,
+        queries: Sequence[str] | Float32Array,
+        k: int,
+        *,
+        nprobe: int | None = None,
+        recall: float | None = None,
+        device: str = "auto",
+        threads: int = 1,
+    ) -> list[list[SearchHit]]:
+        """At most k hits for each query, with their texts. Arguments and errors are those of `arrays`."""
+        ids, values = self.arrays(queries, k, nprobe=nprobe, recall=recall, device=device, threads=threads)
         return [_hits(self.view, number, *pair) for number, pair in enumerate(zip(ids, values, strict=True))]
 
     def _nprobe(self, nprobe: int | None, recall: float | None) -> int:
@@ -139,7 +150,7 @@ class Searcher:
                 )
             return nprobe
         if recall is not None and not 0 < recall <= 1:
-            raise UsageError(f"recall of {recall}", remedy="Give a share above 0 and up to 1.")
+            raise UsageError(f"recall of {recall}", remedy="Give a fraction above 0 and up to 1.")
         point = stored_point(self.view, self.space, recall)
         if point is None and recall is not None and recall < 1 and num_lists > 1:
             raise MissingStep(
@@ -151,19 +162,17 @@ class Searcher:
         return min(point.nprobe or num_lists, num_lists) if point else default_nprobe(num_lists)
 
     def encode(self, texts: Sequence[str], device: str = "auto") -> Float32Array:
-        """The vectors (Q, D) of texts, by the space's own encoder.
+        """The vectors (Q, D) of texts from the encoder of the space.
 
         Raises:
-            MismatchError: when the encoder is not the space's any more.
+            MismatchError: when the encoder changed since the space was embedded.
         """
-        from retrodb.stages.embed.command import check_identity
-        from retrodb.stages.embed.task import Hardware, load_encoder
+        from retrodb.stages.embed.space_encoder import EncoderHardware, check_identity, load_encoder
 
         entry = self.view.snapshot.existing(SpaceEntry, self.space)
         if not texts:
             return np.empty((0, entry.dimension), dtype=np.float32)
-        params = entry.params
-        encoder = load_encoder(params, Hardware(device=device))
+        encoder = load_encoder(entry.params, EncoderHardware(device=device))
         check_identity(self.space, entry, encoder.identity)
         return encoder.encode_queries([texts] if isinstance(texts, str) else list(texts))
 
@@ -193,8 +202,8 @@ def _hits(view: View, query: int, ids: Int64Array, values: Float32Array) -> list
 
 
 def _continuation(view: View, chunk: int, document: DocumentRow) -> str:
-    """What follows a chunk: for a key the whole value, so that an answer is never cut off."""
-    first, keys, count = document["first_chunk"], document["num_key_chunks"], document["num_chunks"]
-    if not keys:
+    """The next chunk of the document. For a key it is the whole value, so that an answer is never truncated."""
+    first, num_keys, num_chunks = document["first_chunk"], document["num_key_chunks"], document["num_chunks"]
+    if not num_keys:
         return view.chunks.texts(view.chunks.continuation(np.array([chunk])))[0]
-    return "".join(view.chunks.texts(np.arange(first + keys, first + count)))
+    return "".join(view.chunks.texts(np.arange(first + num_keys, first + num_chunks)))

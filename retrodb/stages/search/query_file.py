@@ -47,12 +47,12 @@ def read_vectors(path: Path) -> Float32Array:
     """The vectors (Q, D) of an `.npy` file; one vector may be (D,).
 
     Raises:
-        InputError: for what is no array of numbers.
+        InputError: for a file that is not an array of numbers.
     """
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise InputError(f"not a readable .npy file ({error})", where=str(path)) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
-        raise InputError("no array of vectors", where=str(path), remedy="Save (Q, D) numbers with numpy.save.")
+        raise InputError("not an array of vectors", where=str(path), remedy="Save (Q, D) numbers with numpy.save.")
     return np.atleast_2d(array).astype(np.float32)

@@ -95,8 +95,8 @@ def test_every_stage_goes_on_after_a_compaction(make_database: Make, tmp_path: P
     delete(database, ["0-1", "1-0", "1-1", "1-2"], "toxic")
     database.compact()
     before = answers(database)
-    assert database.embed().chunks == 0
-    assert database.index().vectors == 0
+    assert database.embed().num_chunks == 0
+    assert database.index().num_vectors == 0
     assert answers(database) == before
     ids = database.view().snapshot.next_chunk
     again = {f"1-{n}": made_text(100 + n, 60 + 70 * (n % 3)) for n in range(6)} | {"new": made_text(999, 100)}
@@ -106,7 +106,7 @@ def test_every_stage_goes_on_after_a_compaction(make_database: Make, tmp_path: P
     changed = {"1-0": made_text(2000, 90), "1-3": made_text(2001, 90)}
     result = database.ingest([write_documents(tmp_path / "changed.jsonl", changed)], source="made")
     assert result.superseded == 2
-    assert database.embed().chunks > 0
+    assert database.embed().num_chunks > 0
     database.index()
     database.neighbours(k=2, spare_neighbours=1, exact=True, table="again")
     database.dedup([write_documents(tmp_path / "test.jsonl", {"x": made_text(103, 60), "y": made_text(101, 130)})])
@@ -168,7 +168,7 @@ def test_held_out_documents_are_compacted_with_their_rows_in_place(make_database
     assert np.flatnonzero(held.is_live(np.arange(held.end))).tolist() == live.tolist()
     assert (live >= rows).all()
     assert held.texts(live) == texts
-    assert database.embed().query_rows > 0
+    assert database.embed().num_query_rows > 0
     assert database.check(read_data=True).damaged == ()
 
 
@@ -179,7 +179,7 @@ def test_everything_deleted_leaves_an_empty_database_that_goes_on(make_database:
     stats = database.stats()
     assert (stats.chunks, stats.documents, stats.deleted_chunks_by_reason.get("toxic")) == (0, 0, 3)
     assert database.sql("select count(*) from documents").rows == [(0,)]
-    assert database.embed().chunks == 0
+    assert database.embed().num_chunks == 0
     database.near_duplicates()
     database.dedup([write_documents(tmp_path / "test.jsonl", {"x": made_text(103, 60)})])
     result = database.ingest([write_documents(tmp_path / "more.jsonl", {"n": made_text(77, 100)})], source="made")

@@ -45,7 +45,7 @@ def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: 
     assert database.view().shards.first_chunk[-1] == given, "ids once given are never given again"
     assert database.check(read_data=True).damaged == ()
     assert database.restore(4).snapshot == 8
-    assert database.embed().chunks == 0
+    assert database.embed().num_chunks == 0
 
 
 def test_what_collection_took_cannot_be_restored(make_database: Make, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A space that keeps no vectors: its codes serve search, tables and everything else that asks for vectors."""
+"""A space that keeps no vectors: search, tables and other commands use its codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def database(make_database: Make) -> Database:
     return made
 
 
-def test_no_vector_is_stored_and_the_codes_are_near_them(database: Database) -> None:
+def test_only_codes_are_stored_and_they_are_near_the_vectors(database: Database) -> None:
     view = database.view()
     assert view.manifest.files("vectors", "codes") == []
     assert not view.storage.list("vectors/codes")
@@ -54,27 +54,27 @@ def test_search_tables_and_listings_work_from_codes(database: Database) -> None:
     assert (codes.space, codes.keeps_vectors) == ("codes", False)
 
 
-def test_what_is_added_later_goes_under_the_same_codebook(database: Database, tmp_path: Path) -> None:
+def test_later_chunks_are_indexed_with_the_same_codebook(database: Database, tmp_path: Path) -> None:
     before = database.view().snapshot.existing(IndexEntry, "codes").codebook
     database.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(99, 300)})], source="other")
     result = database.embed(space="codes")
-    assert result.chunks > 0
+    assert result.num_chunks > 0
     assert database.view().snapshot.existing(IndexEntry, "codes").codebook == before
     [[hit]] = database.search([made_text(99, 300)[:150]], k=1, space="codes")
     assert hit.doc_id == "new"
-    assert database.embed(space="codes").chunks == 0
-    assert database.index(space="codes").vectors == 0, "there is nothing left to add"
+    assert database.embed(space="codes").num_chunks == 0
+    assert database.index(space="codes").num_vectors == 0, "there is nothing left to add"
     assert database.check(read_data=True).damaged == ()
 
 
-def test_what_needs_vectors_is_refused_with_the_way_out(database: Database) -> None:
+def test_commands_that_need_vectors_are_refused_with_a_remedy(database: Database) -> None:
     with pytest.raises(UsageError, match="without keeping vectors"):
         database.index(space="codes", retrain=True)
     with pytest.raises(UsageError, match="does not keep its vectors"):
         database.embed(space="codes", keep_vectors=True)
     with pytest.raises(UsageError, match="keeps its vectors"):
         database.embed(keep_vectors=False)
-    with pytest.raises(UsageError, match="a factory is for codes without vectors"):
+    with pytest.raises(UsageError, match="a factory needs '--no-keep-vectors'"):
         database.embed(space="more", encoder="hashing:8", factory="Flat")
 
 

@@ -1,4 +1,4 @@
-"""Embedding with a model: what the device cannot do, what the weights spoil, and queries with a model of their own."""
+"""Embedding with a model: too little memory, damaged weights, and a separate model for queries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retrodb.encode.resolve import resolve_encoder
 from retrodb.encode.transformer_encoder import TransformerEncoder
 from retrodb.errors import InputError, MismatchError, RetroDBError, UsageError
 from retrodb.format.entries import SpaceEntry
-from retrodb.stages.embed.task import Hardware, load_encoder
+from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder
 
 Make = Callable[..., Database]
 
@@ -47,7 +47,7 @@ def all_vectors(database: Database, space: str) -> bytes:
     return view.vectors(space, np.arange(view.chunks.end)).tobytes()
 
 
-def test_short_memory_halves_the_budget_for_the_whole_run_and_says_so(
+def test_too_little_memory_halves_the_budget_of_the_whole_run_with_a_note(
     make_database: Make, model: Path, scarce: Callable[[int], None]
 ) -> None:
     texts = {str(i): made_text(i, 300) for i in range(4)}
@@ -78,7 +78,7 @@ def test_a_run_that_was_halved_stays_halved_when_it_is_continued(
     assert "an earlier attempt ran out of memory" in result.note
 
 
-def test_memory_for_not_even_half_a_batch_is_an_error_with_a_remedy(
+def test_too_little_memory_for_half_a_batch_is_an_error_with_a_remedy(
     make_database: Make, model: Path, scarce: Callable[[int], None]
 ) -> None:
     database = make_database({"a": made_text(1, 300)})
@@ -88,7 +88,7 @@ def test_memory_for_not_even_half_a_batch_is_an_error_with_a_remedy(
     assert database.view().snapshot.names(SpaceEntry) == []
 
 
-def test_nan_names_the_chunk_and_commits_nothing(make_database: Make, model: Path) -> None:
+def test_a_vector_with_nan_is_refused_with_its_chunk(make_database: Make, model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][:] = float("nan")
     save_file(weights, model / "model.safetensors")
@@ -99,7 +99,7 @@ def test_nan_names_the_chunk_and_commits_nothing(make_database: Make, model: Pat
     assert database.view().snapshot.number == before
 
 
-def test_queries_may_have_a_model_of_their_own(make_database: Make, model: Path, tmp_path: Path) -> None:
+def test_queries_can_have_a_separate_model(make_database: Make, model: Path, tmp_path: Path) -> None:
     queries = write_model(tmp_path / "queries", "bert-masked-lm")
     database = make_database({"a": made_text(1, 300)})
     database.embed(space="two", encoder=str(model), query_model=str(queries))
@@ -115,12 +115,12 @@ def test_queries_may_have_a_model_of_their_own(make_database: Make, model: Path,
         database.embed(space="two", query_model=str(model))
 
 
-def test_conventions_reach_the_encoder(make_database: Make, model: Path) -> None:
+def test_conventions_are_passed_to_the_encoder(make_database: Make, model: Path) -> None:
     database = make_database({"a": made_text(1, 300)})
     database.embed(space="content", encoder=str(model), pooling_span="content", pooling="max")
     identity = database.view().snapshot.existing(SpaceEntry, "content").identity
     assert (identity["pooling_span"], identity["pooling"]) == ("content", "max")
-    encoder = load_encoder(EmbedParams(str(model), pooling_span="content", pooling="max"), Hardware(threads=1))
+    encoder = load_encoder(EmbedParams(str(model), pooling_span="content", pooling="max"), EncoderHardware(threads=1))
     expected = encoder.encode_passages(database.view().chunks.texts(np.array([0]))).vectors_ND
     np.testing.assert_array_equal(database.view().vectors("content", np.array([0])), expected)
     with pytest.raises(UsageError, match="unknown pooling_span"):

@@ -1,4 +1,4 @@
-"""The index stage: a codebook once, a part for what is new, nothing for what is there."""
+"""The index stage: one codebook, a part for new vectors, and no work for old ones."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def embedded(make_database: Make) -> Database:
     return made
 
 
-def test_a_tiny_corpus_gets_flat_and_a_second_run_does_nothing(embedded: Database) -> None:
+def test_a_tiny_corpus_gets_a_flat_index_and_a_second_run_does_nothing(embedded: Database) -> None:
     first = embedded.index()
-    assert (first.factory, first.trained, first.parts) == ("Flat", True, 1)
+    assert (first.factory, first.is_trained, first.num_parts) == ("Flat", True, 1)
     again = embedded.index()
-    assert (again.snapshot, again.vectors, again.trained) == (first.snapshot, 0, False)
+    assert (again.snapshot, again.num_vectors, again.is_trained) == (first.snapshot, 0, False)
 
 
 def test_a_new_shard_adds_a_part_under_the_same_codebook(embedded: Database, tmp_path: Path) -> None:
@@ -39,15 +39,15 @@ def test_a_new_shard_adds_a_part_under_the_same_codebook(embedded: Database, tmp
     embedded.embed()
     second = embedded.index()
     after = {record.path: record.digest for record in embedded.view().manifest.files("parts")}
-    assert (first.parts, second.parts, second.trained) == (1, 2, False)
+    assert (first.num_parts, second.num_parts, second.is_trained) == (1, 2, False)
     assert before.items() < after.items()
     assert embedded.view().snapshot.existing(IndexEntry, "default").codebook == codebook
 
 
-def test_the_faiss_file_is_an_ordinary_one(embedded: Database) -> None:
+def test_faiss_can_read_the_file_of_a_part(embedded: Database) -> None:
     result = embedded.index(factory="IVF2,SQ8")
     [path] = [r.path for r in embedded.view().manifest.files("parts") if r.path.endswith("index.faiss")]
-    assert faiss.read_index(str(Path(embedded.path) / path)).ntotal == result.vectors
+    assert faiss.read_index(str(Path(embedded.path) / path)).ntotal == result.num_vectors
 
 
 def test_retraining_replaces_codebook_and_parts_in_one_commit(embedded: Database) -> None:
@@ -55,14 +55,14 @@ def test_retraining_replaces_codebook_and_parts_in_one_commit(embedded: Database
     old = {record.path for kind in ("parts", "codebooks") for record in embedded.view().manifest.files(kind)}
     result = embedded.index(retrain=True, factory="IVF2,Flat")
     new = {record.path for kind in ("parts", "codebooks") for record in embedded.view().manifest.files(kind)}
-    assert result.trained
+    assert result.is_trained
     assert not old & new
     assert result.factory == "IVF2,Flat"
     [text] = embedded.view().chunks.texts(np.array([5]))
     assert embedded.search([text], k=1)[0][0].chunk_id == 5
 
 
-def test_more_lists_than_the_sample_bears_falls_to_flat_and_says_so(embedded: Database) -> None:
+def test_too_many_lists_for_the_sample_give_a_flat_index_and_a_note(embedded: Database) -> None:
     result = embedded.index(factory="IVF4096,SQ8")
     assert result.factory == "Flat"
     assert "training vectors" in result.note
@@ -80,14 +80,14 @@ def test_a_database_with_everything_deleted_cannot_train(embedded: Database, tmp
         embedded.index()
 
 
-def test_options_that_ask_for_another_codebook_want_retrain(embedded: Database) -> None:
+def test_options_of_another_codebook_need_retrain(embedded: Database) -> None:
     embedded.index(factory="IVF2,SQ8")
     embedded.index(factory="IVF2,SQ8")
     with pytest.raises(UsageError, match="--retrain"):
         embedded.index(factory="IVF2,Flat")
 
 
-def test_retraining_on_the_same_vectors_gives_the_same_files_and_stays_whole(embedded: Database) -> None:
+def test_retraining_on_the_same_vectors_gives_the_same_files(embedded: Database) -> None:
     embedded.index(factory="IVF2,SQ8")
     before = sorted((record.path, record.digest) for record in embedded.view().manifest.files("parts"))
     for _ in range(2):
@@ -97,26 +97,24 @@ def test_retraining_on_the_same_vectors_gives_the_same_files_and_stays_whole(emb
     assert embedded.search([text], k=1)[0][0].chunk_id == 5
 
 
-def test_a_sample_that_the_user_made_too_small_is_an_error_and_not_another_factory(embedded: Database) -> None:
+def test_a_training_sample_that_is_too_small_is_refused(embedded: Database) -> None:
     with pytest.raises(ConfigError, match="--train-sample allows 10"):
         embedded.index(factory="IVF2,SQ8", train_sample=10)
 
 
-def test_deleted_chunks_are_not_indexed_and_come_back_when_they_are_undeleted(
-    embedded: Database, tmp_path: Path
-) -> None:
+def test_deleted_chunks_are_indexed_only_after_they_are_undeleted(embedded: Database, tmp_path: Path) -> None:
     tests = {"x": made_text(3, 1000)}
     embedded.dedup([write_documents(tmp_path / "t.jsonl", tests)], name="t")
     result = embedded.index(factory="IVF2,SQ8")
     view = embedded.view()
-    assert result.vectors == sum(
+    assert result.num_vectors == sum(
         int(view.embeddable_mask(r.first_chunk, r.num_chunks).sum()) for r in view.chunks.ranges
     )
     embedded.undelete("leak:t")
     again = embedded.index()
-    assert again.vectors > 0
-    assert again.parts == 2
-    found = {hit.doc_id for hit in embedded.search([made_text(3, 60)], k=200)[0]}
-    assert "3" in found
+    assert again.num_vectors > 0
+    assert again.num_parts == 2
+    doc_ids = {hit.doc_id for hit in embedded.search([made_text(3, 60)], k=200)[0]}
+    assert "3" in doc_ids
     ids, _ = embedded.search_arrays(embedded.view().vectors("default", np.array([0])).astype(np.float32), 500)
     assert len(set(ids[ids >= 0].tolist())) == (ids >= 0).sum()

@@ -1,4 +1,4 @@
-"""Merging index parts: fewer files, the same answers, nothing lost on the way."""
+"""Merging index parts: fewer files and the same answers."""
 
 from __future__ import annotations
 
@@ -50,67 +50,67 @@ def same(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> bool:
     return all((a == b).all() for a, b in zip(first, second, strict=True))
 
 
-def test_index_merges_parts_in_a_commit_of_its_own_and_answers_stay(grown: Database) -> None:
+def test_index_merges_parts_in_a_second_commit_and_answers_stay_equal(grown: Database) -> None:
     result = grown.index()
-    assert (result.merged_parts, result.parts) == (SHARDS, 1)
+    assert (result.num_merged_parts, result.num_parts) == (SHARDS, 1)
     assert [info.command for info in grown.snapshots()][-2:] == ["index", "merge"]
     before = answers(grown, as_of=result.snapshot - 1)
     assert len(parts_of(grown.view(result.snapshot - 1), "default")) == SHARDS
     assert same(before, answers(grown))
     again = grown.index()
-    assert (again.snapshot, again.vectors, again.merged_parts) == (result.snapshot, 0, 0)
+    assert (again.snapshot, again.num_vectors, again.num_merged_parts) == (result.snapshot, 0, 0)
 
 
-def test_a_dry_run_says_what_would_be_merged(grown: Database) -> None:
+def test_a_dry_run_counts_the_parts_to_merge(grown: Database) -> None:
     grown.index()
     number = grown.view().snapshot.number
     database = retrodb.open(grown.path)
-    assert database.index(dry_run=True).merged_parts == 0
+    assert database.index(dry_run=True).num_merged_parts == 0
     assert database.view().snapshot.number == number
 
 
-def test_what_is_deleted_after_merging_never_comes_up(grown: Database, tmp_path: Path) -> None:
+def test_search_returns_no_chunk_that_was_deleted_after_a_merge(grown: Database, tmp_path: Path) -> None:
     grown.index()
-    gone = {f"{shard}-1" for shard in range(SHARDS)}
-    tests = {doc_id: made_text(10 * int(doc_id[0]) + 1, 2500) for doc_id in gone}
+    deleted = {f"{shard}-1" for shard in range(SHARDS)}
+    tests = {doc_id: made_text(10 * int(doc_id[0]) + 1, 2500) for doc_id in deleted}
     grown.dedup([write_documents(tmp_path / "t.jsonl", tests)], name="t")
     chunks = grown.view().chunks
-    found = answers(grown)[0]
-    assert (found >= 0).any()
-    assert chunks.is_live(found[found >= 0]).all()
+    ids = answers(grown)[0]
+    assert (ids >= 0).any()
+    assert chunks.is_live(ids[ids >= 0]).all()
     hits = grown.search([made_text(11, 60)], k=100)[0]
-    assert not gone & {hit.doc_id for hit in hits}
+    assert not deleted & {hit.doc_id for hit in hits}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 1.0])
-def test_rows_may_be_dropped_and_the_others_keep_ids_and_answers(grown: Database, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99, 1.0])
+def test_a_merge_can_drop_rows_and_keeps_the_ids_of_the_others(grown: Database, fraction: float) -> None:
     grown.index()
     view = grown.view()
     parts = parts_of(view, "default")
-    first, count = span_of(parts)
-    keep = np.random.default_rng(0).random(count) >= share
+    span = span_of(parts)
+    keep = np.random.default_rng(0).random(span.num_chunks) >= fraction
     storage = open_storage(grown.path)
     record = run_merge_task(storage, merge_task("default", parts, keep), "")
-    held = parts[0].span.row_set.mask & keep
-    if not held.any():
+    kept = parts[0].row_set.mask & keep
+    if not kept.any():
         assert record.files == ()
         return
-    assert {file.num_rows for file in record.files} == {int(held.sum())}
-    assert (record.files[0].row_set.mask == held).all()
-    assert (record.files[0].first_chunk, record.files[0].num_chunks) == (first, count)
+    assert {file.num_rows for file in record.files} == {int(kept.sum())}
+    assert (record.files[0].row_set.mask == kept).all()
+    assert record.files[0].span == span
 
 
-def test_a_row_that_two_parts_hold_is_found_once(grown: Database) -> None:
+def test_a_row_of_two_parts_is_merged_once(grown: Database) -> None:
     grown.index()
     view = grown.view()
     parts = parts_of(view, "default")
     twice = [*parts, parts[0]]
     storage = open_storage(grown.path)
     record = run_merge_task(storage, merge_task("default", twice), "")
-    assert record.counts["vectors"] == parts[0].span.num_rows
+    assert record.counts["vectors"] == parts[0].num_rows
 
 
-def test_only_rows_that_no_part_holds_are_missing(grown: Database) -> None:
+def test_missing_rows_are_those_that_no_part_has(grown: Database) -> None:
     view = grown.view()
     [(record, rows)] = missing_rows(view, "default", parts_of(view, "default"))
     assert record.first_chunk == view.shards.first_chunk[-1]
@@ -123,7 +123,7 @@ def test_only_rows_that_no_part_holds_are_missing(grown: Database) -> None:
     )
 
 
-def test_killed_anywhere_the_same_command_ends_in_the_same_files(grown: Database) -> None:
+def test_a_killed_index_run_is_continued_by_the_same_command(grown: Database) -> None:
     storage = FaultyStorage(open_storage(grown.path))
     counting = Database(storage, clock="2026-01-01T00:00:00.000000")
     start = len(storage.operations)

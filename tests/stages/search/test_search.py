@@ -1,4 +1,4 @@
-"""Search: texts and vectors in, live chunks with their documents and continuations out."""
+"""Search by texts and vectors: it returns live chunks with their documents and continuations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def first_chunk(database: Database, doc_id: str) -> list[str]:
     return database.view().chunks.texts(np.array([row["first_row"] for row in rows if row["doc_id"] == doc_id]))
 
 
-def test_a_chunks_own_text_finds_it_with_its_continuation(database: Database) -> None:
+def test_the_text_of_a_chunk_finds_it_with_its_continuation(database: Database) -> None:
     chunks = database.view().chunks
     [text] = chunks.texts(np.array([1]))
     [[hit]] = database.search([text], k=1)
@@ -42,22 +42,22 @@ def test_a_chunks_own_text_finds_it_with_its_continuation(database: Database) ->
     assert hit.continuation == chunks.texts(chunks.continuation(np.array([1])))[0] != ""
 
 
-def test_vectors_are_searched_as_they_are_and_another_dimension_is_refused(database: Database) -> None:
+def test_vectors_can_be_searched_and_another_dimension_is_refused(database: Database) -> None:
     vectors = database.view().vectors("default", np.array([0, 3])).astype(np.float32)
     hits = database.search(vectors, k=1)
-    assert [own[0].chunk_id for own in hits] == [0, 3]
+    assert [first.chunk_id for first, *_ in hits] == [0, 3]
     with pytest.raises(MismatchError, match="dimension"):
         database.search(vectors[:, :7])
 
 
-def test_deleted_chunks_never_come_up(database: Database, tmp_path: Path) -> None:
+def test_search_returns_no_deleted_chunk(database: Database, tmp_path: Path) -> None:
     [text] = first_chunk(database, "3")
     assert database.search([text], k=1)[0][0].doc_id == "3"
     database.dedup([write_documents(tmp_path / "t.jsonl", {"x": made_text(3, 200)})], name="t")
     assert all(hit.doc_id != "3" for hit in database.search([text], k=50)[0])
 
 
-def test_a_source_restricts_the_search_itself(database: Database, tmp_path: Path) -> None:
+def test_a_source_restricts_the_search(database: Database, tmp_path: Path) -> None:
     text = made_text(3, 200)
     database.ingest([write_documents(tmp_path / "b.jsonl", {"far": made_text(90, 40)})], source="b")
     database.embed()
@@ -82,7 +82,7 @@ def test_a_key_value_document_is_found_by_its_key_and_shown_with_its_whole_value
         assert (hit.text, hit.continuation) == (question, answer)
 
 
-def test_an_older_snapshot_is_searched_as_it_was(database: Database, tmp_path: Path) -> None:
+def test_an_older_snapshot_can_be_searched(database: Database, tmp_path: Path) -> None:
     number = database.view().snapshot.number
     [text] = first_chunk(database, "3")
     database.dedup([write_documents(tmp_path / "t.jsonl", {"x": made_text(3, 200)})], name="t")
@@ -94,12 +94,12 @@ def test_search_before_embed_names_the_missing_command(make_database: Make) -> N
         make_database({"a": "ka lo mi"}).search(["ka"])
 
 
-def test_no_results_are_no_question(database: Database) -> None:
+def test_a_k_of_zero_is_refused(database: Database) -> None:
     with pytest.raises(UsageError, match="at least one"):
         database.search(["ka"], k=0)
 
 
-def test_a_condition_restricts_the_search_itself(database: Database) -> None:
+def test_a_condition_restricts_the_search(database: Database) -> None:
     [hits] = database.search([made_text(3, 200)], k=50, where="doc_id = '5'")
     assert {hit.doc_id for hit in hits} == {"5"}
     assert database.search([made_text(3, 200)], where="doc_id = 'none'") == [[]]
@@ -107,7 +107,7 @@ def test_a_condition_restricts_the_search_itself(database: Database) -> None:
         database.search(["ka"], where="nonsense > 1")
 
 
-def test_arrays_come_in_batches_with_nothing_behind_the_last_chunk(database: Database) -> None:
+def test_arrays_are_padded_after_the_last_chunk(database: Database) -> None:
     vectors = database.view().vectors("default", np.array([0, 3, 5])).astype(np.float32)
     count = database.stats().spaces[0].vectors
     ids, values = database.search_arrays(vectors, count + 4)
@@ -117,11 +117,11 @@ def test_arrays_come_in_batches_with_nothing_behind_the_last_chunk(database: Dat
     assert (values[:, count:] == -np.inf).all()
     assert database.search_arrays(vectors[:0], 2)[0].shape == (0, 2)
     assert database.searcher().notes(count + 4) == [
-        f"{count:,} live chunks may be found, so there are fewer than {count + 4:,} hits"
+        f"only {count:,} live chunks can be found, so there are fewer than {count + 4:,} hits"
     ]
 
 
-def test_what_a_query_cannot_mean_is_refused(database: Database) -> None:
+def test_invalid_queries_are_refused(database: Database) -> None:
     vectors = database.view().vectors("default", np.array([0, 3])).astype(np.float32)
     vectors[1, 4] = np.nan
     with pytest.raises(InputError, match="row 1"):
@@ -134,7 +134,7 @@ def test_what_a_query_cannot_mean_is_refused(database: Database) -> None:
         database.search(["ka"], recall=0.9, nprobe=1)
 
 
-def test_a_recall_that_was_never_measured_names_the_command(make_database: Make) -> None:
+def test_a_recall_that_was_not_measured_is_refused_with_the_command(make_database: Make) -> None:
     made = make_database({str(i): made_text(i, 1500) for i in range(8)})
     made.embed()
     made.index(factory="IVF4,SQ8")
@@ -143,13 +143,13 @@ def test_a_recall_that_was_never_measured_names_the_command(make_database: Make)
     assert made.search(["ka"], recall=1)[0]
 
 
-def test_chunks_that_are_not_indexed_yet_are_told_of(database: Database, tmp_path: Path) -> None:
+def test_a_note_counts_chunks_that_are_not_indexed_yet(database: Database, tmp_path: Path) -> None:
     database.ingest([write_documents(tmp_path / "b.jsonl", {"far": made_text(90, 40)})], source="b")
     database.embed()
     assert "embedded and not yet indexed" in database.searcher().notes(1)[0]
 
 
-def test_an_index_of_other_vectors_is_refused(database: Database) -> None:
+def test_an_index_of_older_vectors_is_refused(database: Database) -> None:
     view = database.view()
     entry = view.snapshot.existing(IndexEntry, "default")
     change = Change(
@@ -166,7 +166,7 @@ def test_an_index_of_other_vectors_is_refused(database: Database) -> None:
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
-def test_a_part_that_is_missing_or_damaged_is_named_with_what_mends_it(database: Database, harm: str) -> None:
+def test_a_missing_or_damaged_part_is_refused_with_a_remedy(database: Database, harm: str) -> None:
     path = Path(database.path) / database.view().manifest.files("parts")[0].path
     data = path.read_bytes()
     path.unlink()
@@ -194,7 +194,7 @@ def test_queries_are_read_from_files(tmp_path: Path, content: bytes, texts: list
 @pytest.mark.parametrize(
     ("content", "match"), [(b"\n \n", "no queries"), (b'{"text": "a"}\n{"other": 1}\n', ":2"), (b"\xff\xfe", "UTF-8")]
 )
-def test_a_file_without_queries_is_refused_by_line(tmp_path: Path, content: bytes, match: str) -> None:
+def test_an_invalid_file_of_queries_is_refused_with_the_line(tmp_path: Path, content: bytes, match: str) -> None:
     (tmp_path / "q").write_bytes(content)
     with pytest.raises(InputError, match=match):
         read_queries(tmp_path / "q")
