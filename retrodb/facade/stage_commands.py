@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from retrodb.stages.neighbours.command import NeighboursResult
     from retrodb.stages.neighbours.edit import EditResult
     from retrodb.stages.neighbours.repair import TableRepairResult
-    from retrodb.stages.queries.command import QueriesResult
+    from retrodb.stages.queries.query_set import QueriesResult
 
 
 class StageCommands(DatabaseBase):

@@ -33,7 +33,7 @@ def test_own_documents_are_packed_as_queries(built: Path, fresh: Callable[[Path]
     database = fresh(built)
     planned = ok("queries", "add", database, "--name", "packed", "--sequences", 32, "--dry-run", "--json").row
     packed = ok("queries", "add", database, "--name", "packed", "--sequences", 32, "--json").row
-    assert planned["documents"] == packed["documents"] > 0
+    assert planned["num_documents"] == packed["num_documents"] > 0
     ok("embed", database, "--workers", 1)
     ok("neighbours", database, "--queries", "packed", "--exclude", "sequence", "--workers", 1)
 
@@ -47,8 +47,8 @@ def test_documents_are_given_as_arguments_or_options(
     )
     by_place = ok("queries", "add", database, file, "--name", "a", "--json").row
     by_option = ok("queries", "add", database, "--jsonl", file, "--name", "b", "--json").row
-    assert by_place["documents"] == by_option["documents"] == 1
-    assert by_place["rows"] == by_option["rows"] > 0
+    assert by_place["num_documents"] == by_option["num_documents"] == 1
+    assert by_place["num_rows"] == by_option["num_rows"] > 0
 
 
 def test_invalid_arguments_are_usage_errors(built: Path, corpus: Path, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def _dedup(demo: _Demo) -> dict[str, Any]:
 
 def _queries(demo: _Demo) -> dict[str, Any]:
     result = run_add_queries(demo.context, TEST_SET, [demo.test])
-    return {"documents": result.documents, "chunks": result.rows}
+    return {"documents": result.num_documents, "chunks": result.num_rows}
 
 
 def _embed(demo: _Demo) -> dict[str, Any]:

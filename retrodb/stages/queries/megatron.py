@@ -1,7 +1,7 @@
-"""A Megatron training set as packed sequences, in the order in which megatron-core itself gives its samples.
+"""A Megatron training set as packed sequences, in the order in which megatron-core reads its samples.
 
-The order depends on seed, split, number of samples, sequence length and blend, and on megatron-core's own code: documents are
-shuffled, repeated over epochs, concatenated, cut, and shuffled again. So it is built by megatron-core, never imitated.
+The order depends on seed, split, number of samples, sequence length and blend, and on the code of megatron-core: documents are
+shuffled, repeated over epochs, concatenated, cut, and shuffled again. So megatron-core itself builds it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from retrodb.errors import InputError, MissingDependency, UsageError
+from retrodb.format.arrays import AnyArray
+from retrodb.format.entries import QueriesEntry
+from retrodb.format.json_values import to_plain_object
 from retrodb.stages.queries.packing import PackedSequence
 from retrodb.store.digest import identity, xxh3_file
 from retrodb.view.view import View
@@ -26,7 +29,7 @@ SUBSETS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class MegatronPacking:
-    """What Megatron's sample order follows from; the names are those of its arguments."""
+    """Everything that determines Megatron's order of samples. The names are those of its arguments."""
 
     kind: ClassVar[str] = "megatron"
     prefixes: tuple[str, ...]  # of .bin and .idx files
@@ -36,29 +39,26 @@ class MegatronPacking:
     split: str = "969,30,1"  # of the documents, into train, valid and test
     seed: int = 1234
     subset: str = "train"
-    doc_ids: tuple[str, ...] = ()  # a file for every prefix: the name of each of its documents, one a line
+    doc_ids: tuple[str, ...] = ()  # for every prefix a file with the name of each of its documents, one per line
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, the arguments of this class."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> MegatronPacking:
-        """The packing that `to_json` described."""
-        lists: dict[str, Any] = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **lists})
+    def entry(self, tokenizer: str) -> QueriesEntry:
+        """The entry of a query set of these samples, without its content."""
+        packing = to_plain_object(self)
+        return QueriesEntry(self.kind, seq_length=self.seq_length, tokenizer=tokenizer, megatron=packing)
 
     def state(self, view: View) -> str:
-        """A digest of the files; of the tokens, which may be terabytes, their size.
+        """A digest of the files. Of the tokens, which can be terabytes, only their size enters it.
 
         Raises:
-            InputError: when one is not there.
+            InputError: when a file does not exist.
         """
         del view
         for path in [*(f"{prefix}.{end}" for prefix in self.prefixes for end in ("bin", "idx")), *self.doc_ids]:
             if not Path(path).is_file():
                 raise InputError(
-                    "no such file", where=path, remedy="--megatron names a .bin and .idx without their endings."
+                    "no such file",
+                    where=path,
+                    remedy="--megatron takes the path of a .bin and .idx file without its ending.",
                 )
         sizes = [Path(f"{prefix}.bin").stat().st_size for prefix in self.prefixes]
         small = [*(f"{prefix}.idx" for prefix in self.prefixes), *self.doc_ids]
@@ -69,7 +69,7 @@ def parse_blend(blend: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Prefixes and weights of "w1 p1 w2 p2 ...".
 
     Raises:
-        UsageError: for anything else.
+        UsageError: for another form.
     """
     words = blend.split()
     try:
@@ -77,16 +77,24 @@ def parse_blend(blend: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     except ValueError:
         weights = ()
     if not words or len(words) % 2 or not weights or min(weights) <= 0:
-        raise UsageError(f"'{blend}' is no blend", remedy="Write: --blend 'WEIGHT PREFIX WEIGHT PREFIX ...'.")
+        raise UsageError(f"'{blend}' is not a blend", remedy="Write: --blend 'WEIGHT PREFIX WEIGHT PREFIX ...'.")
     return tuple(words[1::2]), weights
+
+
+class MegatronDataset(Protocol):
+    """The dataset classes of megatron-core, as far as they are used here."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Mapping[str, AnyArray]: ...
 
 
 class MegatronSequences:
     """The samples of megatron-core's GPT dataset."""
 
-    def __init__(self, dataset: Any, packing: MegatronPacking) -> None:
+    def __init__(self, dataset: MegatronDataset, packing: MegatronPacking) -> None:
         self.dataset, self._packing = dataset, packing
-        self._names = [_names(Path(path)) for path in packing.doc_ids]
+        self._names = [Path(path).read_text(encoding="utf-8").splitlines() for path in packing.doc_ids]
         if self._names and len(self._names) != len(packing.prefixes):
             raise UsageError(
                 f"{len(self._names)} --doc-ids for {len(packing.prefixes)} prefixes", remedy="Give one for each."
@@ -94,10 +102,13 @@ class MegatronSequences:
 
     @classmethod
     def open(cls, packing: MegatronPacking, cache: Path) -> MegatronSequences:
-        """The samples of a packing; their order is kept in the folder `cache`.
+        """The samples of a packing.
+
+        Args:
+            cache: folder where megatron-core stores their order.
 
         Raises:
-            MissingDependency: without megatron-core.
+            MissingDependency: when megatron-core is not installed.
             UsageError: for a split without documents.
         """
         return cls(_build(packing, cache), packing)
@@ -106,7 +117,7 @@ class MegatronSequences:
         return min(len(self.dataset), self._packing.train_samples)
 
     def read(self, start: int, stop: int) -> Iterator[PackedSequence]:
-        """Samples number `start` up to `stop`; a sample's last token, which is only predicted, is of no chunk."""
+        """Samples number `start` up to `stop`, without the last token of each, which is only a target."""
         for number in range(start, stop):
             sample = self.dataset[number]
             documents = np.unique(sample["document_ids"])
@@ -124,21 +135,17 @@ class MegatronSequences:
         return [names[document] for document in documents]
 
 
-def _names(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
 class _NoTokenizer:
-    """Stands where megatron-core wants a tokenizer: it is asked for nothing but who it is."""
+    """Takes the place of a tokenizer: megatron-core only reads these attributes of it."""
 
     unique_identifiers: ClassVar[OrderedDict[str, str]] = OrderedDict({"class": "retrodb"})
     eod = pad = -1
 
 
-def _build(packing: MegatronPacking, cache: Path) -> Any:
+def _build(packing: MegatronPacking, cache: Path) -> MegatronDataset:
     """megatron-core's own dataset of one subset."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about Apex and Transformer Engine, which have nothing to do with data
+        warnings.simplefilter("ignore")  # about Apex and Transformer Engine, which do not affect the data
         try:
             from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
             from megatron.core.datasets.retro.query.multi_split_gpt_dataset import (
@@ -147,7 +154,7 @@ def _build(packing: MegatronPacking, cache: Path) -> Any:
             )
         except ImportError as error:
             raise MissingDependency(
-                f"the sample order is megatron-core's own ({error})",
+                f"megatron-core is needed to build the order of samples ({error})",
                 remedy="Run: pip install --no-deps megatron-core==0.15.3.",
             ) from error
     logging.getLogger("megatron").setLevel(logging.ERROR)
@@ -165,16 +172,18 @@ def _build(packing: MegatronPacking, cache: Path) -> Any:
         reset_attention_mask=False,
         eod_mask_loss=False,
     )
-    wanted = SUBSETS.index(packing.subset)
-    config.split_matrix = [own if place == wanted else None for place, own in enumerate(config.split_matrix)]
-    if config.split_matrix[wanted] is None:
+    subset = SUBSETS.index(packing.subset)
+    config.split_matrix = [bounds if index == subset else None for index, bounds in enumerate(config.split_matrix)]
+    if config.split_matrix[subset] is None:
         raise UsageError(f"split '{packing.split}' leaves nothing for {packing.subset}")
     sizes = [packing.train_samples] * len(SUBSETS)
-    return BlendedMegatronDatasetBuilder(MultiSplitGPTDataset, sizes, lambda: True, config).build()[wanted]
+    datasets = BlendedMegatronDatasetBuilder(MultiSplitGPTDataset, sizes, lambda: True, config).build()
+    dataset: MegatronDataset = datasets[subset]
+    return dataset
 
 
 def _single_process() -> None:
-    """megatron-core's blends ask who they are among the processes: the only one."""
+    """Initialise torch.distributed with one process, because megatron-core's blends ask for the rank."""
     import torch.distributed
 
     if not torch.distributed.is_initialized():

@@ -1,18 +1,21 @@
-"""The database's own documents, packed: one after the other by id, each followed by the end-of-document token if there is one.
+"""Packed sequences of the database's own documents.
 
-The live chunks count; the last sequence may be shorter.
+The live documents follow each other by id, each with the end-of-document token of the tokenizer if it has one. The last
+sequence may be shorter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from retrodb.corpus.special_tokens import special_ids
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import QueriesEntry
+from retrodb.format.json_values import to_plain_object
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import parse_settings
 from retrodb.stages.queries.packing import PackedSequence
@@ -29,12 +32,13 @@ class OwnPacking:
     kind: ClassVar[str] = "sequences"
     seq_length: int  # tokens of a sequence
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, the arguments of this class."""
-        return {"seq_length": self.seq_length}
+    def entry(self, tokenizer: str) -> QueriesEntry:
+        """The entry of a query set of these sequences, without its content."""
+        packing = to_plain_object(self)
+        return QueriesEntry(self.kind, seq_length=self.seq_length, tokenizer=tokenizer, sequences=packing)
 
     def state(self, view: View) -> str:
-        """A digest of all that the sequences follow from."""
+        """A digest of everything that the sequences follow from."""
         kinds = ("documents", "tokens", "tombstones")
         return identity([record.path for kind in kinds for record in view.manifest.files(kind)])
 
@@ -45,9 +49,9 @@ class OwnSequences:
     def __init__(self, view: View, packing: OwnPacking) -> None:
         self._view, self._length = view, packing.seq_length
         special = special_ids(view.storage.read("tokenizer.json"), view.settings.vocab_size)
-        self._end = special.end if special.end < view.settings.vocab_size else None
+        self._end = special.end if special.end < view.settings.vocab_size else None  # end-of-document token
         ranges = view.chunks.ranges
-        self._ends = np.cumsum([int(self._pieces(record)[1].sum()) for record in ranges], dtype=np.int64)
+        self._ends = np.cumsum([int(self._live_chunks(record)[1].sum()) for record in ranges], dtype=np.int64)
 
     @classmethod
     def open(cls, url: str, snapshot: int, packing: OwnPacking) -> OwnSequences:
@@ -67,31 +71,31 @@ class OwnSequences:
     def read(self, start: int, stop: int) -> Iterator[PackedSequence]:
         """Sequences number `start` up to `stop`."""
         first, last = start * self._length, min(stop * self._length, self.num_tokens)
-        tokens, document = self._stream(first, last)
-        for at in range(0, last - first, self._length):
-            ids = np.unique(document[at : at + self._length])
-            found = self._view.chunks.documents(ids)
-            names = [f"{each['source']}/{each['doc_id']}" for each in found if each]
-            yield PackedSequence(tokens[at : at + self._length], names)
+        tokens, document_ids = self._stream(first, last)
+        for begin in range(0, last - first, self._length):
+            sequence = slice(begin, begin + self._length)
+            documents = self._view.chunks.documents(np.unique(document_ids[sequence]))
+            names = [f"{document['source']}/{document['doc_id']}" for document in documents if document]
+            yield PackedSequence(tokens[sequence], names)
 
     def _stream(self, first: int, last: int) -> tuple[Int64Array, Int64Array]:
-        """The tokens from `first` up to `last` of all, and the document that each is of."""
+        """The tokens from `first` up to `last` of all, and the first chunk id of the document of each."""
         parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for record, end in zip(self._view.chunks.ranges, self._ends.tolist(), strict=True):
-            ids, sizes = self._pieces(record)
+            ids, sizes = self._live_chunks(record)
             bounds = end - int(sizes.sum()) + np.concatenate(([0], np.cumsum(sizes)))
             low = max(int(np.searchsorted(bounds, first, side="right")) - 1, 0)
             high = min(int(np.searchsorted(bounds, last)), len(ids))
             if low < high:
-                own = slice(max(first - int(bounds[low]), 0), max(last - int(bounds[low]), 0))
-                tokens, document = self._gather(ids[low:high], sizes[low:high])
-                parts.append((tokens[own], document[own]))
+                wanted = slice(max(first - int(bounds[low]), 0), max(last - int(bounds[low]), 0))
+                tokens, document_ids = self._gather(ids[low:high], sizes[low:high])
+                parts.append((tokens[wanted], document_ids[wanted]))
         return np.concatenate([t for t, _ in parts]), np.concatenate([d for _, d in parts])
 
-    def _pieces(self, record: FileRecord) -> tuple[Int64Array, Int64Array]:
-        """The live chunks of a range, and the tokens of each, the end of its document among them."""
+    def _live_chunks(self, record: FileRecord) -> tuple[Int64Array, Int64Array]:
+        """The live chunks of a range, and the number of tokens of each with an end-of-document token after the last."""
         chunks = self._view.chunks
-        ids = record.first_chunk + np.flatnonzero(chunks.live_mask(record.first_chunk, record.num_chunks))
+        ids = record.first_chunk + np.flatnonzero(chunks.live_mask(*record.span))
         documents = chunks.document_ids(ids)
         is_last = np.append(np.diff(documents) != 0, True)[: len(ids)]
         return ids, chunks.lengths(ids) + (is_last if self._end is not None else 0)

@@ -1,4 +1,4 @@
-"""Sequences that documents are packed in: what the packings of trainers have in common."""
+"""Packed sequences: what the packings of trainers have in common."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class PackedSequence:
     """One sequence of a trainer."""
 
     tokens: Int64Array  # at most the sequence length
-    documents: Sequence[str]  # `source/id` of what is packed in it, as far as the names are known
+    documents: Sequence[str]  # `source/id` of the documents in it, as far as their names are known
 
 
 class Sequences(Protocol):
-    """Sequences by number, in the trainer's order."""
+    """Sequences by number, in the order of the trainer."""
 
     def __len__(self) -> int: ...
 

@@ -1,11 +1,12 @@
-"""The documents of the database that are packed in the sequences of a foreign query set: none of them may be found by it.
+"""The documents that are packed in the sequences of a query set: none of them may become a neighbour of the sequence.
 
-The metadata of a sequence names them (see `packed_queries.py`); every version of a named document counts.
+The metadata of a sequence names them (see `packed.py`). Every version of a named document is excluded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import orjson
@@ -17,20 +18,23 @@ from retrodb.view.view import View
 
 
 def sequence_documents(view: View, query_set: str, rows: Int64Array) -> Ragged:
-    """The exclusion keys of kind `document` of query rows; none for those of documents that name no others."""
+    """The exclusion keys of kind `document` of query rows. Rows of sequences that name no documents have none."""
     queries = view.query_set(query_set)
-    sequences, which = np.unique(queries.document_ids(rows), return_inverse=True)
-    named = [
-        orjson.loads(each["metadata"]).get("documents", []) if each else [] for each in queries.documents(sequences)
-    ]
-    named = [names if _are_names(names) else [] for names in named]
-    firsts = first_chunks_of(view, sorted({name for names in named for name in names}))
-    keys = [np.array([i for name in names for i in firsts[name]], dtype=np.int64) for names in named]
-    sizes = np.array([len(own) for own in keys], dtype=np.int64)[which]
-    flat = np.concatenate([np.empty(0, np.int64), *(keys[place] for place in which.tolist())])
+    sequence_ids, sequence_of_row = np.unique(queries.document_ids(rows), return_inverse=True)
+    names_of = [_names(sequence["metadata"]) if sequence else [] for sequence in queries.documents(sequence_ids)]
+    first_chunks = first_chunks_of(view, sorted({name for names in names_of for name in names}))
+    keys_of = [np.array([key for name in names for key in first_chunks[name]], dtype=np.int64) for names in names_of]
+    sizes = np.array([len(keys) for keys in keys_of], dtype=np.int64)[sequence_of_row]
+    flat = np.concatenate([np.empty(0, np.int64), *(keys_of[sequence] for sequence in sequence_of_row.tolist())])
     return Ragged(flat, np.concatenate(([0], np.cumsum(sizes))))
 
 
-def _are_names(names: object) -> bool:
-    """Whether it is a list of names, and not some field of a user's own that is called `documents`."""
+def _names(metadata: str) -> Sequence[str]:
+    """The documents that the metadata of a sequence names."""
+    names = orjson.loads(metadata).get("documents", [])
+    return names if _are_names(names) else []
+
+
+def _are_names(names: object) -> TypeGuard[Sequence[str]]:
+    """Whether it is a list of names, and not a field of a user's document that happens to be called `documents`."""
     return isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(name, str) for name in names)

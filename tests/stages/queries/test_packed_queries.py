@@ -1,4 +1,4 @@
-"""Query sets of packed sequences: the rows are the chunks of a trainer's own samples, in its order."""
+"""Query sets of packed sequences: the rows are the chunks of the samples of a trainer, in its order."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rows_of(database: Database, name: str) -> tuple[list[list[int]], list[str], 
 
 
 @needs_megatron
-def test_rows_are_the_chunks_of_megatrons_own_blended_samples_over_two_epochs(
+def test_rows_equal_the_chunks_of_megatrons_blended_samples_over_two_epochs(
     make_database: Make, training: list[Path], tmp_path: Path
 ) -> None:
     database = make_database({})
@@ -69,22 +69,22 @@ def test_rows_are_the_chunks_of_megatrons_own_blended_samples_over_two_epochs(
     options = {"seq_length": SEQ, "split": "90,10,0", "seed": 7, "train_samples": 60}
     names = [str(prefix.with_suffix(".names")) for prefix in training]
     result = database.add_packed_queries("training", blend=blend, doc_ids=names, **options)
-    assert result.rows == 60 * SEQ // 64
+    assert result.num_rows == 60 * SEQ // 64
     from megatron.core.datasets.retro.query.gpt_chunk_dataset import GPTChunkDataset  # warns when it comes first
 
     packing = MegatronPacking(tuple(map(str, training)), (0.7, 0.3), **options)
     theirs = GPTChunkDataset(MegatronSequences.open(packing, tmp_path / "other-cache").dataset, SEQ, 64)
     tokens, texts, documents = rows_of(database, "training")
     seen = [0, 0]
-    for row in range(result.rows):
+    for row in range(result.num_rows):
         sample = theirs[row]
         assert tokens[row] == sample["text"].tolist()
         whole = theirs.sample_dataset[row // 2]
         prefix = int(whole["dataset_id"])
         seen[prefix] += 1
         assert documents[row] == [f"made/{prefix}-{d}" for d in sorted(set(sample["doc_ids"].tolist()))]
-    own = [prefix.with_suffix(".bin").stat().st_size // 2 for prefix in training]
-    assert seen[0] * 64 > 1.5 * 0.9 * own[0], "the first corpus was gone through more than once"
+    num_tokens = [prefix.with_suffix(".bin").stat().st_size // 2 for prefix in training]
+    assert seen[0] * 64 > 1.5 * 0.9 * num_tokens[0], "the first corpus is read more than once"
     assert any("\n" in text for text in texts), "documents end inside chunks"
 
 
@@ -105,14 +105,14 @@ def test_no_document_of_a_sequence_is_its_neighbour(make_database: Make, trainin
     table = database.neighbour_table("training")
     ids, _ = table.read(table.rows())
     _, _, documents = rows_of(database, "training")
-    for row, found in enumerate(ids.tolist()):
-        names = {f"made/{d['doc_id']}" for d in table.view.chunks.documents(np.array(found)) if d}
+    for row, neighbours in enumerate(ids.tolist()):
+        names = {f"made/{d['doc_id']}" for d in table.view.chunks.documents(np.array(neighbours)) if d}
         assert names, "there are others"
         assert not names & set(documents[row]), "no document of the sequence is its neighbour"
 
 
 @pytest.mark.parametrize("length", [64, 192])
-def test_own_documents_are_packed_without_losing_a_token(make_database: Make, length: int, tmp_path: Path) -> None:
+def test_packing_own_documents_loses_no_token(make_database: Make, length: int, tmp_path: Path) -> None:
     texts = {str(i): made_text(i, n) for i, n in enumerate([1, 30, 64, 150, 400, 2])}
     database = make_database(texts)
     result = database.add_packed_queries("packed", sequences=length)
@@ -123,7 +123,7 @@ def test_own_documents_are_packed_without_losing_a_token(make_database: Make, le
     stream = [t for text in texts.values() for t in [*tokenizer.encode_batch([text]).tokens.tolist(), end]]
     tokens, shown, documents = rows_of(database, "packed")
     assert [t for row in tokens for t in row] == stream
-    assert result.rows == len(tokens) == -(-len(stream) // 64)
+    assert result.num_rows == len(tokens) == -(-len(stream) // 64)
     assert "".join(shown) == "".join(text + "\n" for text in texts.values())
     assert {name for row in documents for name in row} == {f"made/{name}" for name in texts}
     position = np.cumsum([0, *(len(tokenizer.encode_batch([text]).tokens) + 1 for text in texts.values())])
@@ -133,7 +133,7 @@ def test_own_documents_are_packed_without_losing_a_token(make_database: Make, le
         assert named == [f"made/{i}" for i in inside]
 
 
-def test_the_same_rows_come_from_any_number_of_workers(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_tasks_changes_no_row(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     database = make_database({str(i): made_text(i, 90) for i in range(9)})
     database.add_packed_queries("whole", sequences=64)
     monkeypatch.setattr("retrodb.stages.queries.packed._TASK_CHUNKS", 3)
@@ -144,14 +144,14 @@ def test_the_same_rows_come_from_any_number_of_workers(make_database: Make, monk
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"sequences": 100}, "no whole chunks"),
+        ({"sequences": 100}, "do not divide into chunks"),
         ({"sequences": 64, "blend": "1 x"}, "takes none"),
-        ({}, "says what to read"),
-        ({"blend": "1 x 2", "seq_length": 64, "train_samples": 5}, "is no blend"),
+        ({}, "give exactly one"),
+        ({"blend": "1 x 2", "seq_length": 64, "train_samples": 5}, "is not a blend"),
         ({"megatron": "x", "seq_length": 64}, "--train-samples"),
         ({"megatron": "x", "seq_length": 64, "train_samples": 5, "subset": "all"}, "unknown subset"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(make_database: Make, options: dict[str, object], what: str) -> None:
+def test_invalid_options_are_refused(make_database: Make, options: dict[str, object], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         make_database({"a": made_text(1, 5)}).add_packed_queries("q", **options)

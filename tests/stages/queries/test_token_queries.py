@@ -1,4 +1,4 @@
-"""Query sets of token ids: their rows, their exclusion keys, and what is refused."""
+"""Query sets of token ids: their rows, their exclusion keys, and invalid files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows_of(database: Database) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     chunks = database.view().chunks
     ids = np.arange(chunks.end)
     ids = ids[chunks.lengths(ids) == database.view().settings.chunk_tokens]
-    names = np.array([f"{each['source']}/{each['doc_id']}" for each in chunks.documents(ids)])
+    names = np.array([f"{document['source']}/{document['doc_id']}" for document in chunks.documents(ids)])
     return ids, chunks.gather_tokens(ids).tokens, names
 
 
@@ -42,7 +42,9 @@ def add(database: Database, folder: Path, tokens: np.ndarray, names: np.ndarray 
     database.embed()
 
 
-def test_rows_are_the_arrays_rows_and_meet_no_document_that_they_name(database: Database, tmp_path: Path) -> None:
+def test_rows_equal_those_of_the_array_and_exclude_the_documents_that_they_name(
+    database: Database, tmp_path: Path
+) -> None:
     ids, tokens, names = rows_of(database)
     order = np.random.default_rng(0).permutation(len(ids))
     others = np.roll(names[order], 3)
@@ -51,31 +53,35 @@ def test_rows_are_the_arrays_rows_and_meet_no_document_that_they_name(database: 
     queries = view.query_set("mine")
     np.testing.assert_array_equal(queries.gather_tokens(np.arange(len(ids))).tokens, tokens[order])
     database.neighbours(queries="mine", k=3, spare_neighbours=0, exact=True, exclude=["sequence"])
-    found, _ = database.neighbour_table("mine").read(np.arange(len(ids)))
+    neighbours, _ = database.neighbour_table("mine").read(np.arange(len(ids)))
     everything = np.flatnonzero(view.embeddable_mask(0, view.chunks.end))
     vectors = view.vectors("default", everything).astype(np.float64)
-    own = view.vectors("default", np.arange(len(ids)), "mine").astype(np.float64)
-    documents = np.array([f"{each['source']}/{each['doc_id']}" for each in view.chunks.documents(everything)])
+    queries_QD = view.vectors("default", np.arange(len(ids)), "mine").astype(np.float64)
+    documents = np.array(
+        [f"{document['source']}/{document['doc_id']}" for document in view.chunks.documents(everything)]
+    )
     for row in range(len(ids)):
         allowed = ~np.isin(documents, [names[order][row], others[row]])
-        nearest = everything[allowed][np.lexsort((everything[allowed], -(vectors[allowed] @ own[row]).round(5)))][:3]
+        nearest = everything[allowed][
+            np.lexsort((everything[allowed], -(vectors[allowed] @ queries_QD[row]).round(5)))
+        ][:3]
         np.testing.assert_allclose(
-            np.sort(vectors[np.searchsorted(everything, found[row])] @ own[row]),
-            np.sort(vectors[np.searchsorted(everything, nearest)] @ own[row]),
+            np.sort(vectors[np.searchsorted(everything, neighbours[row])] @ queries_QD[row]),
+            np.sort(vectors[np.searchsorted(everything, nearest)] @ queries_QD[row]),
             atol=1e-5,
         )
-        assert not np.isin(documents[np.searchsorted(everything, found[row])], documents[~allowed]).any()
+        assert not np.isin(documents[np.searchsorted(everything, neighbours[row])], documents[~allowed]).any()
 
 
-def test_without_names_a_row_finds_its_own_text(database: Database, tmp_path: Path) -> None:
+def test_a_row_without_names_finds_its_own_text(database: Database, tmp_path: Path) -> None:
     ids, tokens, _ = rows_of(database)
     add(database, tmp_path, tokens[:5].astype(np.int64), None)
     database.neighbours(queries="mine", k=1, spare_neighbours=0)
-    found, _ = database.neighbour_table("mine").read(np.arange(5))
-    np.testing.assert_array_equal(found[:, 0], ids[:5])
+    neighbours, _ = database.neighbour_table("mine").read(np.arange(5))
+    np.testing.assert_array_equal(neighbours[:, 0], ids[:5])
 
 
-def test_a_short_row_ends_where_its_filling_begins_and_unknown_numbers_exclude_nothing(
+def test_a_short_row_ends_before_its_padding_and_unknown_documents_exclude_nothing(
     database: Database, tmp_path: Path
 ) -> None:
     _, tokens, _ = rows_of(database)
@@ -84,10 +90,10 @@ def test_a_short_row_ends_where_its_filling_begins_and_unknown_numbers_exclude_n
     add(database, tmp_path, tokens, np.array([10**12, -1]))
     queries = database.view().query_set("mine")
     np.testing.assert_array_equal(queries.lengths(np.arange(2)), [tokens.shape[1], 20])
-    assert database.neighbours(queries="mine").rows == 2
+    assert database.neighbours(queries="mine").num_rows == 2
 
 
-def test_what_is_no_set_of_chunks_is_refused(database: Database, tmp_path: Path) -> None:
+def test_invalid_arrays_are_refused(database: Database, tmp_path: Path) -> None:
     _, tokens, names = rows_of(database)
     tokens = tokens.astype(np.int64)
     wild, gap = tokens.copy(), tokens.copy()
