@@ -122,15 +122,11 @@ def compare_repair_with_rebuild(
     db.index()
     [repaired], repair_s = timed(lambda: db.repair_neighbours(table="self"))
     rebuilt, rebuild_s = timed(lambda: db.neighbours(table="rebuilt", k=2))
-    yield (
-        "repair of a table, 1% deleted and 1% added",
-        (
-            f"{repair_s:.1f} s ({repaired.computed:,} rows computed, {repaired.improved:,} improved of {repaired.rows:,})"
-        ),
-    )
+    changed = f"{repaired.num_recomputed:,} rows recomputed, {repaired.num_improved:,} improved"
+    yield "repair of a table, 1% deleted and 1% added", f"{repair_s:.1f} s ({changed} of {repaired.num_rows:,})"
     yield (
         "rebuild of the table",
-        f"{rebuild_s:.1f} s ({rebuilt.lists_probed} lists per row, recall {rebuilt.recall:.3f})",
+        f"{rebuild_s:.1f} s ({rebuilt.nprobe} lists per row, recall {rebuilt.recall_expected:.3f})",
     )
     yield "rebuild / repair", f"{rebuild_s / repair_s:.1f}"
 

@@ -141,9 +141,9 @@ def shown_row(shown: ShownRow) -> str:
         lines += ["", f"{number}. {neighbour.distance:.4f}{pinned}  {chunk}"]
     if shown.bans:
         lines += ["", f"banned: {', '.join(map(str, shown.bans))}"]
-    if shown.short:
-        rows = "row of the table has" if shown.short == 1 else "rows of the table have"
-        lines += ["", f"{format_count(shown.short)} {rows} fewer than {_count(shown.k, 'neighbour')}"]
+    if shown.num_short:
+        rows = "row of the table has" if shown.num_short == 1 else "rows of the table have"
+        lines += ["", f"{format_count(shown.num_short)} {rows} fewer than {_count(shown.k, 'neighbour')}"]
     return "\n".join(lines)
 
 

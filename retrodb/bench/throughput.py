@@ -171,7 +171,7 @@ class _Pipeline:
         indexed, elapsed_s = timed(lambda: run_index(context, factory if is_new else IndexParams()))
         rate("index", indexed.num_vectors, elapsed_s)
         joined, elapsed_s = timed(lambda: run_neighbours(context, NeighboursParams(), table=name))
-        rate("neighbours", joined.rows, elapsed_s)
+        rate("neighbours", joined.num_rows, elapsed_s)
         exported, elapsed_s = timed(lambda: run_export(context, self._folder / f"{name}-out", table=name))
         rate("export", exported.num_rows, elapsed_s)
         return rates

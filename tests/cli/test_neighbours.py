@@ -46,14 +46,14 @@ def test_repair_brings_all_tables_up_to_date(built: Path, fresh: Copy, tmp_path:
     ok("embed", database, "--workers", 1)
     ok("index", database, "--workers", 1)
     planned = ok("neighbours", database, "--repair", "--dry-run", "--json").rows
-    assert [(each["table"], each["dry_run"], each["new_chunks"] > 0) for each in planned] == [
+    assert [(each["table"], each["dry_run"], each["num_new_chunks"] > 0) for each in planned] == [
         ("exam", True, True),
         ("self", True, True),
     ]
     refused = run("neighbours", database, "--repair", "--device", "abacus")
     assert (refused.code, "abacus" in refused.err) == (2, True)
     [done] = ok("neighbours", database, "--repair", "--table", "self", "--workers", 1, "--json").rows
-    assert done["computed"] == done["new_rows"] > 0
+    assert done["num_recomputed"] == done["num_new_rows"] > 0
     refused = run("neighbours", database, "--repair", "--k", 5)
     assert refused.code == 2
     assert "Remove --k" in refused.err

@@ -24,6 +24,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import PartFiles, parts_of
 from retrodb.stages.index.merge import files_of, merge_task, plan_merge, run_merge_task, span_of
 from retrodb.stages.neighbours.fold import plan_fold, run_fold_task
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, NewShard, commit
 from retrodb.store.digest import identity
@@ -255,17 +256,8 @@ def _fold_table(context: Context, table: str, dry_run: bool) -> bool:
     if fold is None or dry_run:
         return fold is not None
     plan = {"version": STAGE_VERSION, "table": table, "tasks": [task.id for task in fold.tasks]}
-    run = open_run(context.storage, "compact", plan, context.clock)
-    records = context.engine.run(run, fold.tasks, run_fold_task, context.progress)
-    change = Change(
-        transaction=run.id,
-        command="compact",
-        arguments={"table": table},
-        clock=run.clock,
-        conflict_keys=conflict_keys.ConflictKeys(fold.reads | {conflict_keys.RESTORE}, frozenset()),
-        files=[file for record in records for file in record.files],
-        drops=fold.drops,
-        entries=fold.entries,
-    )
-    commit(context.storage, view.snapshot, change)
+    arguments = {"table": table}
+    transaction = Transaction.open(context, view, "compact", fold.conflict_keys, plan=plan, arguments=arguments)
+    fold.add_to(transaction, transaction.run_tasks(fold.tasks, run_fold_task))
+    transaction.commit()
     return True

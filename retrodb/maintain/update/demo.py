@@ -210,7 +210,7 @@ def _index(demo: _Demo) -> dict[str, Any]:
 
 def _neighbours(demo: _Demo) -> dict[str, Any]:
     tables = [run_neighbours(demo.context, NeighboursParams(), queries=name) for name in (SELF, TEST_SET)]
-    return {f"rows_of_{table.table}": table.rows for table in tables}
+    return {f"rows_of_{table.table}": table.num_rows for table in tables}
 
 
 def _export(demo: _Demo) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The join of some rows of a query set, in blocks of a size that memory allows and an order that reads few lists.
+"""The join of rows of a query set with the database, in blocks that fit into memory and read few lists.
 
-A row's neighbours do not depend on its block, so neither memory, threads nor block size change a byte of a table.
+The neighbours of a row do not depend on its block, so memory limit, threads and block size change no byte of a table.
 """
 
 from __future__ import annotations
@@ -17,24 +17,23 @@ from retrodb.ann.join import RERANK_MARGIN, join_block
 from retrodb.ann.rerank import LivePart
 from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.errors import UsageError
-from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
+from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
 from retrodb.view.view import SELF, View
 
+# Enough for 256 rows and one block of database vectors: 16,384 * 384 dimensions * 4 bytes (float32) = 25 MB.
 LEAST_MEMORY = 64 << 20
-_LEAST_ROWS = 256  # of a block, however little memory is left beside the database side
-_ROWS_OF_LISTS = 16_384  # assigned to lists at once
-_SUPERCLUSTERS = 64
+_LEAST_ROWS = 256  # of a block, however little memory the database side leaves
+_ASSIGNED_ROWS = 16_384  # whose nearest lists are computed at once: 25 MB of float32 at 384 dimensions
+_SUPERCLUSTERS = 64  # groups of lists: rows of one group probe mostly lists of this group, 1/64 of all
 
 
 @dataclass(frozen=True)
 class JoinHardware:
-    """What a join may use; none of it changes a byte."""
+    """What a join may use. It changes no byte of a table."""
 
     threads: int = 1
-    memory_bytes: int = (
-        DEFAULT_MEMORY_BYTES  # of the process; what the operating system maps and can drop is not counted
-    )
+    memory_bytes: int = DEFAULT_MEMORY_BYTES  # limit of the process without mapped files, which the system can drop
     device: str = "cpu"  # or a device of PyTorch, for the products
 
     def __post_init__(self) -> None:
@@ -43,6 +42,20 @@ class JoinHardware:
                 f"a memory limit of {self.memory_bytes:,} bytes is too small for a join",
                 remedy=f"Give a --memory of {LEAST_MEMORY >> 20}MiB or more.",
             )
+
+
+def chosen_device(device: str) -> str:
+    """The device of PyTorch that was asked for; "auto" is a CUDA GPU where there is one, else "cpu".
+
+    Raises:
+        UsageError: when the device does not exist or is unknown.
+    """
+    if device == "cpu":
+        return device
+    from retrodb.encode.device import choose_compute
+
+    chosen = choose_compute(device).device
+    return chosen if chosen.startswith("cuda") or device != "auto" else "cpu"
 
 
 def join_rows(
@@ -57,34 +70,39 @@ def join_rows(
     width: int,
     hardware: JoinHardware,
 ) -> tuple[Int64Array, Float32Array]:
-    """The `width` nearest of rows of a query set, (ids, distances); `nprobe` 0 compares with every vector."""
+    """The `width` nearest chunks of rows of a query set: ids (Q, width) int64 and distances (Q, width) float32.
+
+    Args:
+        nprobe: lists to read for each row; 0 compares with every vector.
+        exclusion: what each row must not have as a neighbour.
+    """
     ids, distances = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
     lists = lists_of_rows(view, space, queries, rows, parts, codebook, nprobe, hardware.threads)
     for block in _blocks(rows, lists, parts, codebook, width, hardware):
-        vectors, own = view.vectors(space, rows[block], queries), exclusion.rows(block)
+        vectors, excluded = view.vectors(space, rows[block], queries), exclusion.rows(block)
         if nprobe == 0:
-            found = exact_of(vectors, parts, codebook.metric, own, width, hardware.threads)
+            nearest = exact_neighbours(vectors, parts, codebook.metric, excluded, width, hardware.threads)
         else:
-            found = join_block(
+            nearest = join_block(
                 vectors,
                 lists[block],
                 parts,
                 codebook,
                 width,
                 nprobe,
-                own,
+                excluded,
                 RERANK_MARGIN,
                 hardware.threads,
                 hardware.device,
             )
-        ids[block], distances[block] = found
+        ids[block], distances[block] = nearest
     return ids, distances
 
 
-def exact_of(
-    vectors: np.ndarray, parts: list[LivePart], metric: Metric, exclusion: Exclusion, k: int, threads: int
+def exact_neighbours(
+    vectors: VectorArray, parts: list[LivePart], metric: Metric, exclusion: Exclusion, k: int, threads: int
 ) -> tuple[Int64Array, Float32Array]:
-    """The k nearest of query vectors among all rows of parts."""
+    """The exact k nearest rows of parts: ids (Q, k) int64 and distances (Q, k) float32."""
     return exact_topk(vectors, (block for part in parts for block in part.blocks()), k, metric, exclusion, threads)
 
 
@@ -98,19 +116,19 @@ def lists_of_rows(
     nprobe: int,
     threads: int,
 ) -> Int32Array:
-    """(Q, nprobe) each row's nearest lists: as they were kept when it was added, or computed where too few were."""
+    """(Q, nprobe) the nearest lists of each row: as stored when the row was indexed, or computed where too few are stored."""
     lists = np.full((len(rows), min(nprobe, codebook.num_lists)), -1, dtype=np.int32)
     if queries == SELF and nprobe:
         for part in parts:
-            kept = part.part.lists_NA
-            if kept.shape[1] >= lists.shape[1] and len(part.ids_N):
-                place = np.minimum(np.searchsorted(part.ids_N, rows), len(part.ids_N) - 1)
-                here = np.flatnonzero(part.ids_N[place] == rows)
-                lists[here] = kept[place[here], : lists.shape[1]]
+            stored = part.part.lists_NA
+            if stored.shape[1] >= lists.shape[1] and len(part.ids_N):
+                part_rows = np.minimum(np.searchsorted(part.ids_N, rows), len(part.ids_N) - 1)
+                in_part = np.flatnonzero(part.ids_N[part_rows] == rows)
+                lists[in_part] = stored[part_rows[in_part], : lists.shape[1]]
     missing = np.flatnonzero(lists[:, 0] < 0) if nprobe else rows[:0]
-    for start in range(0, len(missing), _ROWS_OF_LISTS):
-        some = missing[start : start + _ROWS_OF_LISTS]
-        lists[some] = codebook.nearest_lists(view.vectors(space, rows[some], queries), lists.shape[1], threads)
+    for start in range(0, len(missing), _ASSIGNED_ROWS):
+        block = missing[start : start + _ASSIGNED_ROWS]
+        lists[block] = codebook.nearest_lists(view.vectors(space, rows[block], queries), lists.shape[1], threads)
     return lists
 
 
@@ -122,11 +140,9 @@ def _blocks(
     width: int,
     hardware: JoinHardware,
 ) -> Iterator[Int64Array]:
-    """Places of rows that are joined together: of one supercluster of lists, or of neighbouring ones."""
-    dim = codebook.dim
-    of_database = sum(part.ids_N.nbytes + len(part.ids_N) * (1 + 8 * len(part.keys)) for part in parts)
-    of_row = (2 + 3 * 4 + 1) * dim + 2 * 12 * lists.shape[1] + 4 * 12 * (width + RERANK_MARGIN)
-    size = max(_LEAST_ROWS, (hardware.memory_bytes - of_database) // of_row)
+    """Positions of the rows that are joined together: those of one supercluster of lists, or of neighbouring ones."""
+    free_bytes = hardware.memory_bytes - sum(map(_part_bytes, parts))
+    size = max(_LEAST_ROWS, free_bytes // _query_bytes(codebook.dim, lists.shape[1], width + RERANK_MARGIN))
     if lists.shape[1] == 0 or size >= len(rows):
         order = np.arange(len(rows))
     else:
@@ -135,8 +151,27 @@ def _blocks(
         yield order[start : start + size]
 
 
+def _part_bytes(part: LivePart) -> int:
+    """Memory that a part needs besides its mapped files: per row an id, a byte of the mask, and its exclusion keys (int64)."""
+    return part.ids_N.nbytes + len(part.ids_N) * (1 + 8 * len(part.keys))
+
+
+def _query_bytes(dim: int, num_lists: int, num_candidates: int) -> int:
+    """Memory that a query row of a block needs in `join_block`.
+
+    Its vector: float16 as read, float32 three times (ordered by home list, for further lists, in the rerank), and a byte per
+    dimension of codes. Its lists: int32 three times (as given, ordered by home list, grouped by list), and again for
+    further lists. Its candidates: an id (int64) and a distance (float32), four times (scan, rerank, result by home list,
+    result).
+    """
+    vector_bytes = (2 + 3 * 4 + 1) * dim
+    list_bytes = 2 * (3 * 4) * num_lists
+    candidate_bytes = 4 * (8 + 4) * num_candidates
+    return vector_bytes + list_bytes + candidate_bytes
+
+
 def _superclusters(codebook: Codebook) -> Int32Array:
-    """(L,) lists whose centroids are near the same one of a few: queries of one probe few lists of others."""
+    """(L,) the group of each list: lists of one group have near centroids, so their queries probe few other lists."""
     centroids_LD = codebook.centroids_LD
     step = max(1, len(centroids_LD) // _SUPERCLUSTERS)
     return exact_topk(centroids_LD, centroids_LD[::step], 1, codebook.metric)[0][:, 0].astype(np.int32)

@@ -1,32 +1,39 @@
 """Folding a neighbour table: its base and patches become one new base that names no deleted chunk.
 
-What takes part in another command's run and commit, such as compaction's, gives tasks and says what their files replace::
+A fold is part of the run and the commit of another command, such as compaction:
 
     fold = plan_fold(view, "self")
-    records = engine.run(run, fold.tasks, run_fold_task, progress)
-    Change(files=[f for r in records for f in r.files], drops=fold.drops, entries=fold.entries, conflict_keys=... | fold.reads)
+    transaction = Transaction.open(context, view, "compact", fold.conflict_keys, plan=...)
+    fold.add_to(transaction, transaction.run_tasks(fold.tasks, run_fold_task))
 
-Answers stay what they are, and so does what a later repair has to do: a deleted neighbour leaves its bound behind
-(see `repair_neighbours`), and what comes back is compared again.
+The answers of the table do not change, and neither does the work of a later repair: a deleted neighbour leaves its bound
+(see `repair_task`), and a chunk that is undeleted is compared again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from retrodb.engine.task import Task, TaskRecord, make_task
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
-from retrodb.format.entries import Entry
+from retrodb.format.entries import TableEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
-from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
-from retrodb.stages.neighbours.repair import bounds
-from retrodb.stages.neighbours.table_rows import planned_view, publish_joined, publish_rows, spans_of
+from retrodb.format.records import ChunkRange, FileRecord
+from retrodb.stages.neighbours.repair_task import list_bounds
+from retrodb.stages.neighbours.table_rows import (
+    PlannedSnapshot,
+    planned_view,
+    publish_compared_sets,
+    publish_rows,
+    spans_of,
+)
+from retrodb.stages.transaction import Transaction
+from retrodb.store.conflict_keys import RESTORE, ConflictKeys
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
@@ -39,32 +46,59 @@ STAGE_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Fold:
+class FoldPayload:
+    """A range of rows of a table, or everything else that the table stores."""
+
+    snapshot: PlannedSnapshot
+    table: str
+    span: ChunkRange | None  # None: compared sets and edits
+
+
+KIND = TaskKind[FoldPayload, NoResult]("fold", STAGE_VERSION, NoResult)
+
+
+@dataclass(frozen=True)
+class FoldPlan:
     """The folding of one table, as a part of a run and of its commit."""
 
-    tasks: tuple[Task[Any, Any], ...]  # for `run_fold_task`
-    drops: tuple[DropRecord, ...]  # the files that theirs replace
-    entries: Mapping[str, Entry]  # to be set: a repair that was planned on the old files must not be laid over
-    reads: frozenset[str]  # marks: what must not change between plan and commit
+    table: str
+    tasks: tuple[Task[FoldPayload, NoResult], ...]  # for `run_fold_task`
+    replaced: tuple[FileRecord, ...]
+    entry: TableEntry  # of the folded table
+
+    @property
+    def conflict_keys(self) -> ConflictKeys:
+        """What must not change between plan and commit. The entry that is set conflicts with repairs of the old files."""
+        return ConflictKeys(frozenset({f"table/{self.table}", f"edits/{self.table}", RESTORE}), frozenset())
+
+    def add_to(self, transaction: Transaction, records: Sequence[TaskRecord[NoResult]]) -> None:
+        """Add the folded files and the entry to a change, in place of the old files."""
+        transaction.add_files(records)
+        transaction.drop_files(self.replaced)
+        transaction.set_entry(self.table, self.entry)
 
 
-def plan_fold(view: View, table: str) -> Fold | None:
-    """What folding a table takes; None when it has no patches and nothing in it is deleted. Reads the whole table."""
-    own = NeighbourTable(view, table)
-    spans = spans_of(view, own.query_set)
-    if len(own.files) <= len(spans) and not _names_deleted(view, own):
+def plan_fold(view: View, table: str) -> FoldPlan | None:
+    """The folding of a table; None when it has no patches and names nothing deleted. Reads the whole table.
+
+    Raises:
+        MissingStep: when there is no such table.
+    """
+    neighbour_table = NeighbourTable(view, table)
+    spans = spans_of(view, neighbour_table.query_set)
+    if len(neighbour_table.files) <= len(spans) and not _names_deleted(view, neighbour_table):
         return None
-    snapshot = view.snapshot
-    payload = {"snapshot": snapshot.number, "transaction": snapshot.transaction, "table": table}
-    tasks = [make_task("fold", STAGE_VERSION, {**payload, "span": list(span)}, [], span[1]) for span in spans]
-    known = ids_of(ComparedSets.read(view, table).database)
-    lost = own.entry.lost_chunks + len(known) - int(view.chunks.is_live(known).sum())
-    old = [record for kind in ("neighbours", "joined", "edits") for record in view.manifest.files(kind, table)]
-    return Fold(
-        tasks=(*tasks, make_task("fold", STAGE_VERSION, {**payload, "span": None}, [])),
-        drops=tuple(DropRecord(OP_DROP_FILE, record.path) for record in old),
-        entries={f"table/{table}": replace(own.entry, lost_chunks=lost)},
-        reads=frozenset({f"table/{table}", f"edits/{table}"}),
+    snapshot = PlannedSnapshot.of(view)
+    tasks = [KIND.task(FoldPayload(snapshot, table, span), weight=span.num_chunks) for span in spans]
+    compared_ids = ids_of(ComparedSets.read(view, table).database)
+    num_lost = len(compared_ids) - int(view.chunks.is_live(compared_ids).sum())
+    kinds = ("neighbours", "joined", "edits")
+    entry = neighbour_table.entry
+    return FoldPlan(
+        table=table,
+        tasks=(*tasks, KIND.task(FoldPayload(snapshot, table, None))),
+        replaced=tuple(record for kind in kinds for record in view.manifest.files(kind, table)),
+        entry=replace(entry, lost_chunks=entry.lost_chunks + num_lost),
     )
 
 
@@ -74,39 +108,40 @@ def _names_deleted(view: View, table: NeighbourTable) -> bool:
         return True
     edited = [edit.chunk for edit in table.edits.all]
     ids = np.concatenate([np.unique(table.stored(rows)[0]), np.array(edited, dtype=np.int64)])
-    joined = ComparedSets.read(view, table.name)
+    compared = ComparedSets.read(view, table.name)
     return not (
         view.chunks.is_live(ids[ids >= 0]).all()
-        and view.chunks.is_live(ids_of(joined.database)).all()
-        and queries.is_live(ids_of(joined.queries)).all()
+        and view.chunks.is_live(ids_of(compared.database)).all()
+        and queries.is_live(ids_of(compared.queries)).all()
     )
 
 
-def run_fold_task(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
-    """Fold one range of rows; or, with no range, what the table keeps beside its rows."""
+def run_fold_task(storage: Storage, task: Task[FoldPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Fold one range of rows, or the compared sets and edits of the table."""
     del clock
-    payload = task.payload
-    view = planned_view(storage, payload["snapshot"], payload["transaction"])
-    table = NeighbourTable(view, payload["table"])
-    if payload["span"] is None:
+    view, span = planned_view(storage, task.payload.snapshot), task.payload.span
+    table = NeighbourTable(view, task.payload.table)
+    if span is None:
         return TaskRecord(task.id, tuple(_fold_sets(storage, table, task.id)))
-    first, count = payload["span"]
     rows = table.rows()
-    rows = rows[(rows >= first) & (rows < first + count)]
+    rows = rows[(rows >= span.first_chunk) & (rows < span.end)]
     if not len(rows):
         return TaskRecord(task.id)
     ids, distances = table.stored(rows)
-    bound, _ = bounds(ids, distances)
+    bound, _ = list_bounds(ids, distances)
     ids, distances = live_first(view, ids, distances, table.width)
     distances = np.where(ids >= 0, distances, bound[:, None])
-    return TaskRecord(task.id, (publish_rows(storage, table.name, task.id, (first, count), rows, ids, distances),))
+    return TaskRecord(task.id, (publish_rows(storage, table.name, task.id, span, rows, ids, distances),))
 
 
 def _fold_sets(storage: Storage, table: NeighbourTable, task: str) -> list[FileRecord]:
+    """Publish the compared sets and the edits of a table, without what is deleted."""
     view, queries = table.view, table.view.query_set(table.query_set)
-    joined = ComparedSets.read(view, table.name)
-    live = ComparedSets.of([_live(view.chunks, ids_of(joined.database))], [_live(queries, ids_of(joined.queries))])
-    files = [publish_joined(storage, table.name, task, live)] if view.manifest.files("joined", table.name) else []
+    files = []
+    if view.manifest.files("joined", table.name):
+        compared = ComparedSets.read(view, table.name)
+        live_chunks, live_rows = _live(view.chunks, ids_of(compared.database)), _live(queries, ids_of(compared.queries))
+        files.append(publish_compared_sets(storage, table.name, task, ComparedSets.of([live_chunks], [live_rows])))
     edits = [edit for edit in table.edits.all if _is_about_live(edit, view.chunks, queries)]
     if edits:
         write = partial(write_table, table=Edits(edits).to_table())

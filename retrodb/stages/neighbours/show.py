@@ -1,4 +1,4 @@
-"""One row of a neighbour table, for a person to look at."""
+"""One row of a neighbour table with its texts, for people."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from retrodb.view.edits import BAN, PIN
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
-MIN_RUN = 6  # tokens in common that are worth showing
+MIN_RUN = 6  # shortest run of shared tokens that is shown
 
 
 @dataclass(frozen=True)
 class ShownChunk:
-    """A chunk with what follows it."""
+    """A chunk and its continuation."""
 
     chunk_id: int
     source: str
@@ -38,9 +38,7 @@ class ShownNeighbour:
     chunk: ShownChunk
     distance: float  # smaller is nearer
     is_pinned: bool
-    shared_runs: tuple[
-        str, ...
-    ]  # texts of the token runs that [chunk, continuation] has in common with those of the row
+    shared_runs: tuple[str, ...]  # texts of the token runs that [chunk, continuation] shares with those of the row
 
 
 @dataclass(frozen=True)
@@ -49,51 +47,64 @@ class ShownRow:
 
     table: str
     k: int
-    short: int  # rows of the table with fewer than k neighbours
+    num_short: int  # rows of the table with fewer than k neighbours
     row: ShownChunk
     neighbours: tuple[ShownNeighbour, ...]
     bans: tuple[int, ...]  # chunks that were banned from this row
 
 
 def show_row(view: View, row: int, table: str | None = None) -> ShownRow:
-    """A row of a table: its chunk, its neighbours, what follows each, and the token runs that they share.
+    """A row of a table: its chunk, its neighbours, their continuations, and the token runs that they share.
+
+    Args:
+        row: a chunk id, or a row of the query set.
+        table: None takes the table of the database's own chunks, or the first one.
 
     Raises:
         MissingStep: when there is no such table.
         UsageError: when it has no such live row.
     """
-    source, rows = NeighbourTable(view, table), np.array([row], dtype=np.int64)
-    queries = view.query_set(source.query_set)
-    if not np.isin(row, source.rows()):
-        raise UsageError(
-            f"table '{source.name}' has no live row {row}", remedy="Rows are chunk ids, or rows of the query set."
-        )
-    ids, distances = source.read(rows)
-    found = ids[0][ids[0] >= 0]
-    edits = source.edits.of_row(row)
+    neighbour_table, rows = NeighbourTable(view, table), np.array([row], dtype=np.int64)
+    refuse_dead_row(neighbour_table, row)
+    queries = view.query_set(neighbour_table.query_set)
+    ids, distances = neighbour_table.read(rows)
+    neighbour_ids = ids[0][ids[0] >= 0]
+    edits = neighbour_table.edits.of_row(row)
     pins = {edit.chunk for edit in edits if edit.action == PIN}
     tokenizer = load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
-    [own] = _tokens(queries, rows)
-    shown = [
-        ShownNeighbour(chunk, distance, chunk.chunk_id in pins, _texts(shared_runs(own, tokens), tokenizer))
+    [row_tokens] = _tokens(queries, rows)
+    neighbours = [
+        ShownNeighbour(chunk, distance, chunk.chunk_id in pins, _texts(shared_runs(row_tokens, tokens), tokenizer))
         for chunk, distance, tokens in zip(
-            _chunks(view.chunks, found), distances[0].tolist(), _tokens(view.chunks, found), strict=False
+            _chunks(view.chunks, neighbour_ids),
+            distances[0].tolist(),
+            _tokens(view.chunks, neighbour_ids),
+            strict=False,
         )
     ]
     bans = tuple(edit.chunk for edit in edits if edit.action == BAN)
     [chunk] = _chunks(queries, rows)
-    return ShownRow(source.name, source.k, source.num_short(), chunk, tuple(shown), bans)
+    num_short = neighbour_table.num_short()
+    return ShownRow(neighbour_table.name, neighbour_table.k, num_short, chunk, tuple(neighbours), bans)
+
+
+def refuse_dead_row(table: NeighbourTable, row: int) -> None:
+    """Raises UsageError when a table does not have a row, or the row is deleted."""
+    if not np.isin(row, table.rows()):
+        raise UsageError(
+            f"table '{table.name}' has no live row {row}", remedy="Rows are chunk ids, or rows of the query set."
+        )
 
 
 def shared_runs(first: list[int], second: list[int]) -> list[list[int]]:
-    """The longest runs of `second`, of `MIN_RUN` tokens or more, that stand in `first` too; none lies within another."""
+    """The longest runs of at least `MIN_RUN` tokens of `second` that `first` contains too; none is part of another."""
     starts: dict[tuple[int, ...], list[int]] = {}
     for start in range(len(first) - MIN_RUN + 1):
         starts.setdefault(tuple(first[start : start + MIN_RUN]), []).append(start)
     runs, end = [], 0
     for start in range(len(second) - MIN_RUN + 1):
-        places = starts.get(tuple(second[start : start + MIN_RUN]), [])
-        length = max((_common(first[place:], second[start:]) for place in places), default=0)
+        positions = starts.get(tuple(second[start : start + MIN_RUN]), [])
+        length = max((_common(first[position:], second[start:]) for position in positions), default=0)
         if length and start + length > end:
             runs.append(second[start : start + length])
             end = start + length
@@ -101,31 +112,31 @@ def shared_runs(first: list[int], second: list[int]) -> list[list[int]]:
 
 
 def _common(first: list[int], second: list[int]) -> int:
-    """How many tokens two lists have in common from their beginning on."""
+    """Length of the longest common prefix."""
     return next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
 
 
 def _texts(runs: list[list[int]], tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Texts of runs, without the pieces of characters that they may begin and end with."""
+    """Texts of runs, without incomplete characters at their ends."""
     return tuple(text for run in runs if (text := tokenizer.decode(run).strip("\ufffd").strip()))
 
 
 def _tokens(chunks: ChunkSet, ids: Int64Array) -> list[list[int]]:
     """The tokens of [chunk, continuation] of each chunk."""
-    both = [chunks.gather_tokens(each) for each in (ids, chunks.continuation(ids))]
+    both = [chunks.gather_tokens(ids), chunks.gather_tokens(chunks.continuation(ids))]
     return [
-        [token for each in both for token in each.tokens[place, : each.lengths[place]].tolist()]
-        for place in range(len(ids))
+        [token for batch in both for token in batch.tokens[number, : batch.lengths[number]].tolist()]
+        for number in range(len(ids))
     ]
 
 
 def _chunks(chunks: ChunkSet, ids: Int64Array) -> Iterator[ShownChunk]:
-    following = chunks.texts(chunks.continuation(ids))
-    for chunk, text, then, document in zip(
-        ids.tolist(), chunks.texts(ids), following, chunks.documents(ids), strict=True
+    continuations = chunks.texts(chunks.continuation(ids))
+    for chunk, text, continuation, document in zip(
+        ids.tolist(), chunks.texts(ids), continuations, chunks.documents(ids), strict=True
     ):
         assert document is not None, "a live chunk has a document"
         position = chunk - document["first_chunk"]
-        yield ShownChunk(chunk, document["source"], document["doc_id"], position, text, then)
+        yield ShownChunk(chunk, document["source"], document["doc_id"], position, text, continuation)

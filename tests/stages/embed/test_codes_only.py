@@ -44,7 +44,7 @@ def test_search_tables_and_listings_work_from_codes(database: Database) -> None:
     assert of_codes.chunk_id == of_vectors.chunk_id
     exact = database.neighbours(exact=True, table="exact")
     result = database.neighbours(space="codes", exact=True)
-    assert (result.rows, result.short) == (exact.rows, exact.short)
+    assert (result.num_rows, result.num_short) == (exact.num_rows, exact.num_short)
     assert result.codes_recall == database.view().snapshot.existing(IndexEntry, "codes").codes_recall
     assert exact.codes_recall is None
     rows = database.neighbour_table("exact").rows()

@@ -67,7 +67,7 @@ def test_a_table_of_a_space_that_was_dropped_meanwhile_is_not_committed(
         retrodb.open(two_spaces.path).drop_space("wide", with_tables=True)
         return commit(*arguments)
 
-    monkeypatch.setattr("retrodb.stages.neighbours.command.commit", drop_first)
+    monkeypatch.setattr("retrodb.stages.transaction.commit", drop_first)
     with pytest.raises(ConflictError):
         two_spaces.neighbours(space="wide", table="late")
     assert [table.table for table in two_spaces.stats().tables] == ["self"]

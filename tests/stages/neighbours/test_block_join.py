@@ -1,4 +1,4 @@
-"""The join of a table's rows keeps to its memory, whatever the number of rows."""
+"""The memory of a join does not depend on the number of rows."""
 
 from __future__ import annotations
 

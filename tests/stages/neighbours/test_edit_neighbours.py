@@ -1,4 +1,4 @@
-"""Edits of a table: honoured wherever it is read, kept through repair and rebuild, and taken back as they were made."""
+"""Edits of a table: every reader applies them, repair and rebuild keep them, and they can be undone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def neighbours(database: Database, row: int) -> list[int]:
     return ids[0].tolist()
 
 
-def test_a_banned_neighbour_gives_its_place_to_the_next(database: Database, tmp_path: Path) -> None:
+def test_the_next_neighbour_takes_the_position_of_a_banned_one(database: Database, tmp_path: Path) -> None:
     stored = database.neighbour_table().stored(np.array([3]))[0][0].tolist()
     result = database.edit_neighbours(3, ban=stored[0])
     assert (list(result.before), list(result.after)) == (stored[:2], stored[1:3])
@@ -55,7 +55,7 @@ def test_a_pinned_chunk_comes_first_with_its_own_distance(database: Database) ->
     vectors = database.view().vectors("default", np.array([0, far])).astype(np.float32)
     assert ids[0].tolist() == [far, before[0]]
     assert distances[0, 0] == pytest.approx(-(vectors[0] @ vectors[1]), abs=1e-6)
-    assert database.edit_neighbours(0, ban=far).pins == (), "a ban takes the pin's place"
+    assert database.edit_neighbours(0, ban=far).pins == (), "a ban replaces the pin"
     assert neighbours(database, 0) == before
 
 
@@ -68,12 +68,12 @@ def test_replacing_is_a_ban_and_a_pin_that_are_undone_together(database: Databas
     result = database.edit_neighbours(5, replace=(first, other))
     assert (result.after, result.bans, result.pins) == ((other, second), (first,), (other,))
     again = database.edit_neighbours(5, pin=other)
-    assert again.snapshot == result.snapshot, "what is done twice is done once"
+    assert again.snapshot == result.snapshot, "the same edit again changes nothing"
     database.edit_neighbours(5, replace=(first, other), undo=True)
     assert neighbours(database, 5) == [first, second]
 
 
-def test_edits_outlive_repair_and_rebuild_and_hide_what_is_deleted(database: Database, tmp_path: Path) -> None:
+def test_repair_and_rebuild_keep_edits_and_deleted_pins_are_hidden(database: Database, tmp_path: Path) -> None:
     first, second = neighbours(database, 5)
     view = database.view()
     pinned = next(
@@ -82,7 +82,7 @@ def test_edits_outlive_repair_and_rebuild_and_hide_what_is_deleted(database: Dat
     database.edit_neighbours(5, replace=(first, pinned))
     more = {"more": view.chunks.texts(np.array([5]))[0] + " " + made_text(90, 20)}
     database.ingest([write_documents(tmp_path / "more.jsonl", more)], source="more")
-    assert up_to_date(database).repair_neighbours()[0].improved > 0
+    assert up_to_date(database).repair_neighbours()[0].num_improved > 0
     after = neighbours(database, 5)
     assert after[0] == pinned
     assert after[1] not in (first, pinned)
@@ -93,7 +93,7 @@ def test_edits_outlive_repair_and_rebuild_and_hide_what_is_deleted(database: Dat
     assert neighbours(database, 5)[0] == after[1]
 
 
-def test_a_dry_run_shows_what_would_be_and_changes_nothing(database: Database) -> None:
+def test_a_dry_run_shows_the_effect_and_changes_nothing(database: Database) -> None:
     before, number = neighbours(database, 1), database.view().snapshot.number
     result = database.edit_neighbours(1, ban=before[0], dry_run=True)
     assert result.after[0] == before[1]
@@ -101,7 +101,7 @@ def test_a_dry_run_shows_what_would_be_and_changes_nothing(database: Database) -
     assert neighbours(database, 1) == before
 
 
-def test_what_cannot_be_meant_is_refused(database: Database) -> None:
+def test_invalid_edits_are_refused(database: Database) -> None:
     first, second = neighbours(database, 1)
     end = database.view().chunks.end
     for match, row, options in [
@@ -111,11 +111,11 @@ def test_what_cannot_be_meant_is_refused(database: Database) -> None:
         ("no live chunk", 1, {"pin": 2**33}),
         ("excluded", 1, {"pin": 0}),
         ("excluded", 1, {"pin": 1}),
-        ("is no neighbour", 1, {"replace": (end - 1, second)}),
+        ("is not a neighbour", 1, {"replace": (end - 1, second)}),
         ("cannot replace itself", 1, {"replace": (first, first)}),
         ("no ban of chunk", 1, {"ban": first, "undo": True}),
-        ("does one thing", 1, {}),
-        ("does one thing", 1, {"ban": first, "pin": second}),
+        ("give exactly one edit", 1, {}),
+        ("give exactly one edit", 1, {"ban": first, "pin": second}),
     ]:
         with pytest.raises(UsageError, match=match):
             database.edit_neighbours(row, **options)

@@ -1,4 +1,4 @@
-"""Neighbour tables: equal to brute force with the exclusions, honest about what is missing, and masked as things change."""
+"""Neighbour tables: equal to brute force with exclusions, with missing neighbours counted and deleted ones masked."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def brute_force(database: Database, rows: Int64Array, k: int) -> Int64Array:
     vectors = view.vectors("default", ids).astype(np.float32)
     documents = view.chunks.document_ids(ids)
     nearest = np.full((len(rows), k), -1)
-    for place, row in enumerate(rows.tolist()):
+    for number, row in enumerate(rows.tolist()):
         query = view.vectors("default", np.array([row])).astype(np.float32)[0]
         others = documents != view.chunks.document_ids(np.array([row]))[0]
         order = np.lexsort((ids[others], -(vectors[others] @ query)))[:k]
-        nearest[place, : len(order)] = ids[others][order]
+        nearest[number, : len(order)] = ids[others][order]
     return nearest
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_the_table_equals_brute_force_without_the_own_document(make_database: Make, exact: bool) -> None:
+def test_the_table_equals_brute_force_without_the_document_of_the_row(make_database: Make, exact: bool) -> None:
     database = built(make_database({str(i): made_text(i, 150) for i in range(12)}))
     result = database.neighbours(k=3, spare_neighbours=2, exact=exact)
     table = database.neighbour_table()
     rows = table.rows()
     ids, distances = table.read(rows)
-    assert result.rows == len(rows)
-    assert result.short == 0
-    found, expected = _scores(database, rows, ids), _scores(database, rows, brute_force(database, rows, 3))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert result.num_rows == len(rows)
+    assert result.num_short == 0
+    scores, expected = _scores(database, rows, ids), _scores(database, rows, brute_force(database, rows, 3))
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert (np.diff(distances, axis=1) >= 0).all()
 
 
@@ -63,22 +63,22 @@ def _scores(database: Database, rows: Int64Array, ids: Int64Array) -> np.ndarray
     return np.einsum("qd,qkd->qk", queries, near)
 
 
-def test_a_database_of_one_document_has_no_neighbours_and_says_so(make_database: Make) -> None:
+def test_rows_of_a_single_document_are_counted_as_short(make_database: Make) -> None:
     database = built(make_database({"only": made_text(1, 200)}))
     result = database.neighbours()
     ids, distances = database.neighbour_table().read(database.neighbour_table().rows())
-    assert result.short == result.rows > 0
+    assert result.num_short == result.num_rows > 0
     assert (ids == -1).all()
     assert np.isinf(distances).all()
 
 
-def test_k_beyond_the_database_gives_what_there_is(make_database: Make) -> None:
+def test_a_k_larger_than_the_database_gives_all_other_chunks(make_database: Make) -> None:
     database = built(make_database({"a": made_text(1, 30), "b": made_text(2, 30)}))
     database.neighbours(k=7, spare_neighbours=0)
     table = database.neighbour_table()
     ids, _ = table.read(table.rows())
-    own = database.view().chunks.document_ids(table.rows())
-    for row, document in zip(ids, own, strict=True):
+    documents = database.view().chunks.document_ids(table.rows())
+    for row, document in zip(ids, documents, strict=True):
         live = row[row >= 0]
         assert len(live) > 0
         assert (database.view().chunks.document_ids(live) != document).all()
@@ -103,7 +103,7 @@ def test_equal_pages_under_other_ids_are_excluded_on_request(make_database: Make
     assert not finds_the_copy("content")
 
 
-def test_deleted_neighbours_are_masked_and_slack_takes_their_place(make_database: Make, tmp_path: Path) -> None:
+def test_deleted_neighbours_are_masked_and_spare_ones_take_their_positions(make_database: Make, tmp_path: Path) -> None:
     documents = {str(i): made_text(i, 120) for i in range(8)}
     database = built(make_database(documents))
     database.neighbours(k=2, spare_neighbours=6)
@@ -125,7 +125,7 @@ def test_deleted_neighbours_are_masked_and_slack_takes_their_place(make_database
     )
 
 
-def test_a_foreign_query_set_gets_its_own_table(make_database: Make, tmp_path: Path) -> None:
+def test_a_query_set_gets_its_own_table(make_database: Make, tmp_path: Path) -> None:
     database = make_database({str(i): made_text(i, 100) for i in range(5)})
     database.add_queries("mine", [write_documents(tmp_path / "q.jsonl", {"x": made_text(2, 100)})])
     built(database)
@@ -139,7 +139,7 @@ def test_a_foreign_query_set_gets_its_own_table(make_database: Make, tmp_path: P
     )
 
 
-def test_what_is_missing_is_named(make_database: Make, tmp_path: Path) -> None:
+def test_a_missing_step_is_named(make_database: Make, tmp_path: Path) -> None:
     database = make_database({"a": made_text(1, 100)})
     with pytest.raises(MissingStep, match="retrodb embed"):
         database.neighbours()
@@ -175,34 +175,34 @@ def test_the_result_does_not_depend_on_shards_or_workers(make_database: Make, tm
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_recall_asked_for_decides_how_many_lists_are_read(make_database: Make) -> None:
+def test_a_higher_recall_reads_more_lists(make_database: Make) -> None:
     database = make_database({str(i): made_text(i, 1000) for i in range(30)})
     database.embed()
     database.index(factory="IVF8,SQ8")
     low, high = database.neighbours(recall=0.3), database.neighbours(recall=0.99, table="high")
-    assert 1 <= low.lists_probed < high.lists_probed <= 8
-    assert low.recall >= 0.3
-    assert high.recall >= 0.99
+    assert 1 <= low.nprobe < high.nprobe <= 8
+    assert low.recall_expected >= 0.3
+    assert high.recall_expected >= 0.99
     ids, _ = database.neighbour_table("high").read(database.neighbour_table("high").rows())
     expected = brute_force(database, database.neighbour_table("high").rows(), 2)
     assert (np.sort(ids, axis=1) == np.sort(expected, axis=1)).mean() > 0.95
 
 
-def test_documents_of_one_cluster_share_an_exclusion_key(make_database: Make) -> None:
+def test_documents_of_a_cluster_have_the_same_exclusion_key(make_database: Make) -> None:
     text = made_text(5, 300)
     database = make_database({"a": text, "b": f"{text} kaban", **{str(i): made_text(i + 20, 100) for i in range(4)}})
     database.near_duplicates()
     view = database.view()
     ids = np.arange(view.chunks.end)
-    own = database_keys(view, "cluster", ids)
+    keys = database_keys(view, "cluster", ids)
     documents = view.chunks.document_ids(ids)
     names = [document["doc_id"] if document else "" for document in view.chunks.documents(ids)]
     first, second = names.index("a"), names.index("b")
-    assert own[first] == own[second]
+    assert keys[first] == keys[second]
     assert documents[first] != documents[second]
     database.embed()
     database.index()
-    assert database.neighbours(exclude=["document", "cluster"]).short == 0
+    assert database.neighbours(exclude=["document", "cluster"]).num_short == 0
 
 
 def test_a_restricted_table_equals_that_of_a_database_of_these_documents(make_database: Make, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_restricted_table_equals_that_of_a_database_of_these_documents(make_da
     whole = built(make_database(documents))
     result = whole.neighbours(exact=True, where="doc_id != '3'", sample=0.5, seed=1, exclude=[], k=3)
     allowed = chosen_documents(whole.view(), "doc_id != '3'", 0.5, 1)
-    names = [each["doc_id"] for each in whole.view().chunks.documents(allowed) if each]
+    names = [document["doc_id"] for document in whole.view().chunks.documents(allowed) if document]
     assert 4 < len(names) < 20
     assert "3" not in names
     part = make_database({name: documents[name] for name in names}, "part")
@@ -224,14 +224,14 @@ def test_a_restricted_table_equals_that_of_a_database_of_these_documents(make_da
 
     order = np.argsort(whole.view().chunks.texts(whole.neighbour_table().rows()), kind="stable")
     other = np.argsort(part.view().query_set("all").texts(part.neighbour_table("all").rows()), kind="stable")
-    found, expected = texts(whole, "self"), texts(part, "all")
-    assert [found[row] for row in order] == [expected[row] for row in other]
+    neighbours, expected = texts(whole, "self"), texts(part, "all")
+    assert [neighbours[row] for row in order] == [expected[row] for row in other]
     entry = whole.view().snapshot.existing(TableEntry, "self")
     assert (entry.where, entry.sample, entry.seed) == ("doc_id != '3'", 0.5, 1)
     assert result.recall_reached == 1.0
 
 
-def test_a_sample_stays_what_it_was_while_the_database_grows(make_database: Make, tmp_path: Path) -> None:
+def test_a_sample_stays_the_same_while_the_database_grows(make_database: Make, tmp_path: Path) -> None:
     database = make_database({str(i): made_text(i, 40) for i in range(40)})
     before = chosen_documents(database.view(), None, 0.4, 7)
     database.ingest(
@@ -245,7 +245,7 @@ def test_a_sample_stays_what_it_was_while_the_database_grows(make_database: Make
     assert chosen_documents(view, None, 1.0, 7) is None
 
 
-def test_the_recall_reached_is_measured_and_kept(make_database: Make) -> None:
+def test_the_recall_reached_is_measured_and_stored(make_database: Make) -> None:
     database = make_database({str(i): made_text(i, 1000) for i in range(30)})
     database.embed()
     database.index(factory="IVF8,SQ8")
@@ -256,7 +256,7 @@ def test_the_recall_reached_is_measured_and_kept(make_database: Make) -> None:
     assert database.view().snapshot.existing(TableEntry, "self").recall_reached == first.recall_reached
 
 
-def test_memory_and_device_change_no_byte(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limit_and_device_change_no_byte(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = {str(i): made_text(i, 400) for i in range(30)}
     paths = []
     for name in ("plenty", "little", "torch"):
@@ -278,16 +278,16 @@ def test_memory_and_device_change_no_byte(make_database: Make, monkeypatch: pyte
     assert paths[0][1:] == paths[1][1:] == paths[2][1:]
 
 
-def test_a_join_without_memory_or_on_no_device_is_refused(make_database: Make) -> None:
+def test_too_little_memory_and_invalid_parameters_of_a_join_are_refused(make_database: Make) -> None:
     database = built(make_database({"a": made_text(1, 100)}))
-    with pytest.raises(UsageError, match="1,000 bytes"):
+    with pytest.raises(UsageError, match="limit of 1,000 bytes"):
         database.neighbours(memory_bytes=1000)
     with pytest.raises(UsageError, match="cuda:99"):
         database.neighbours(device="cuda:99")
     with pytest.raises(UsageError, match="unknown device"):
         database.neighbours(device="abacus")
-    for share in (0.0, 1.5):
+    for fraction in (0.0, 1.5):
         with pytest.raises(UsageError, match="sample"):
-            database.neighbours(sample=share)
+            database.neighbours(sample=fraction)
     with pytest.raises(UsageError, match="condition"):
         database.neighbours(where="no_such_column = 1")

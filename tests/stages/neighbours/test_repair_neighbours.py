@@ -1,4 +1,4 @@
-"""A repaired table equals a computed one, and only what must be is written."""
+"""A repaired table equals a rebuilt one, and only rows that change are written."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from made_documents import made_text, write_documents
 
 import retrodb
 from retrodb.database import Database
-from retrodb.engine.run import open_run
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import TableEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.stages.neighbours.fold import plan_fold, run_fold_task
-from retrodb.stages.neighbours.repair import bounds
+from retrodb.stages.neighbours.repair_task import list_bounds
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
 from retrodb.store.digest import identity
@@ -53,16 +53,10 @@ def fold(database: Database, table: str = "self") -> bool:
         return False
     before = database.neighbour_table(table)
     rows = before.rows()
-    run = open_run(context.storage, "fold", {"snapshot": view.snapshot.number}, CLOCK)
-    records = context.engine.run(run, folding.tasks, run_fold_task, context.progress)
-    files = [file for record in records for file in record.files]
-    own = conflict_keys.ConflictKeys(folding.reads, frozenset())
-    entries = dict(folding.entries)
-    commit(
-        context.storage,
-        view.snapshot,
-        Change(run.id, "fold", {}, CLOCK, own, files=files, drops=folding.drops, entries=entries),
-    )
+    plan = {"snapshot": view.snapshot.number}
+    transaction = Transaction.open(context, view, "fold", folding.conflict_keys, plan=plan)
+    folding.add_to(transaction, transaction.run_tasks(folding.tasks, run_fold_task))
+    transaction.commit()
     after = database.neighbour_table(table)
     np.testing.assert_array_equal(after.rows(), rows)
     for a, b in zip(after.read(rows), before.read(rows), strict=True):
@@ -104,7 +98,7 @@ STEPS = st.one_of(
     spare_neighbours=st.sampled_from([0, 1, 4]),
     exclude=st.sampled_from([[], ["document"], ["document", "content"]]),
 )
-def test_after_any_history_the_first_k_equal_a_rebuild(
+def test_after_any_history_the_first_k_neighbours_equal_a_rebuild(
     made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, spare_neighbours: int, exclude: list[str]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -131,14 +125,14 @@ def test_after_any_history_the_first_k_equal_a_rebuild(
         [result] = up_to_date(database).repair_neighbours()
         assert_equals_rebuild(database, **options)
         table = database.neighbour_table()
-        assert result.rows == len(table.rows())
-        assert result.short == table.num_short()
+        assert result.num_rows == len(table.rows())
+        assert result.num_short == table.num_short()
         [again] = database.repair_neighbours(table="self")
         assert again.snapshot == database.view().snapshot.number, "nothing to do is no commit"
-        assert again.computed == again.improved == 0
+        assert again.num_recomputed == again.num_improved == 0
 
 
-def test_only_rows_that_new_chunks_enter_or_deletions_starve_are_written(make_database: Make, tmp_path: Path) -> None:
+def test_only_rows_with_new_neighbours_or_too_few_are_written(make_database: Make, tmp_path: Path) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(60)}))
     database.neighbours(k=2, spare_neighbours=4, exact=True)
     rows = database.neighbour_table().rows()
@@ -146,26 +140,27 @@ def test_only_rows_that_new_chunks_enter_or_deletions_starve_are_written(make_da
     mark(up_to_date(database), [0])
     [planned] = database.repair_neighbours(dry_run=True)
     [result] = database.repair_neighbours()
-    assert (planned.new_chunks, planned.new_rows, planned.lost_chunks) == (result.new_chunks, result.new_rows, 1)
-    assert result.computed == result.new_rows > 0
-    assert 0 < result.improved < len(rows) / 2
+    assert (planned.num_new_chunks, planned.num_new_rows) == (result.num_new_chunks, result.num_new_rows)
+    assert planned.num_lost_chunks == 1
+    assert result.num_recomputed == result.num_new_rows > 0
+    assert 0 < result.num_improved < len(rows) / 2
     base, *patches = database.neighbour_table().files
     assert base.num_rows == len(rows)
-    assert sum(patch.num_rows for patch in patches) == result.computed + result.improved
+    assert sum(patch.num_rows for patch in patches) == result.num_recomputed + result.num_improved
     assert_equals_rebuild(database, k=2, spare_neighbours=4, exact=True)
 
 
-def test_slack_takes_the_place_of_the_deleted_before_anything_is_computed(make_database: Make) -> None:
+def test_spare_neighbours_replace_deleted_ones_before_a_row_is_recomputed(make_database: Make) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(30)}))
     database.neighbours(k=2, spare_neighbours=3, exact=True)
     ids, _ = database.neighbour_table().stored(np.array([0]))
     mark(database, ids[0, :3])
     [result] = database.repair_neighbours()
-    assert result.computed == 0
+    assert result.num_recomputed == 0
     assert len(database.neighbour_table().files) == 1
     mark(database, ids[0, 3:4])
     assert database.stats().tables[0].short == database.neighbour_table().num_short() > 0
-    assert database.repair_neighbours()[0].computed > 0
+    assert database.repair_neighbours()[0].num_recomputed > 0
     assert database.neighbour_table().num_short() == 0
     assert_equals_rebuild(database, k=2, spare_neighbours=3, exact=True)
 
@@ -188,41 +183,39 @@ def test_folding_keeps_answers_bounds_and_edits_and_leaves_no_deleted_id(make_da
     assert_equals_rebuild(database, k=2, spare_neighbours=3, exact=True)
 
 
-def test_a_list_that_lost_its_end_takes_nothing_from_beyond_its_bound() -> None:
+def test_the_bound_of_a_list_is_its_last_distance() -> None:
     ids = np.array([[1, 2, 3], [1, 2, -1], [1, 2, -1], [4, -1, -1]])
     distances = np.array([[1, 2, 2], [1, 2, np.inf], [1, 2, 2], [1, 2, 2]], np.float32)
-    bound, last = bounds(ids, distances)
+    bound, last = list_bounds(ids, distances)
     assert bound.tolist() == [2, np.inf, 2, 2]
     assert last.tolist() == [3, -1, 2, -1]
 
 
-def test_everything_may_go_and_come_back(make_database: Make) -> None:
+def test_all_chunks_can_be_deleted_and_undeleted(make_database: Make) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(12)}))
     database.neighbours(exact=True)
     everything = np.arange(database.view().chunks.end)
     mark(database, everything)
-    [gone] = database.repair_neighbours()
-    assert (gone.rows, gone.short) == (0, 0)
+    [deleted] = database.repair_neighbours()
+    assert (deleted.num_rows, deleted.num_short) == (0, 0)
     mark(database, everything, active=False)
-    [back] = database.repair_neighbours()
-    assert back.rows == back.computed > 0
+    [undeleted] = database.repair_neighbours()
+    assert undeleted.num_rows == undeleted.num_recomputed > 0
     assert_equals_rebuild(database, exact=True)
 
 
-def test_tables_of_other_query_sets_get_rows_and_neighbours_that_came_since(
-    make_database: Make, tmp_path: Path
-) -> None:
+def test_tables_of_query_sets_get_new_rows_and_neighbours(make_database: Make, tmp_path: Path) -> None:
     database = make_database({str(i): made_text(i, 100) for i in range(12)})
     database.add_queries("mine", [write_documents(tmp_path / "q.jsonl", {"x": made_text(50, 100)})])
     up_to_date(database).neighbours(queries="mine", exact=True)
     database.ingest([write_documents(tmp_path / "new.jsonl", {"near": made_text(50, 90)})], source="new")
     [result] = up_to_date(database).repair_neighbours(table="mine")
-    assert result.new_rows == 0
-    assert result.improved > 0
+    assert result.num_new_rows == 0
+    assert result.num_improved > 0
     assert_equals_rebuild(database, "mine", queries="mine", exact=True)
     database.add_queries("mine", [write_documents(tmp_path / "q.jsonl", {"y": made_text(51, 200)})])
     [result] = up_to_date(database).repair_neighbours(table="mine")
-    assert result.computed == result.rows, "the same row numbers, and other rows"
+    assert result.num_recomputed == result.num_rows, "the same row numbers, and other rows"
     assert_equals_rebuild(database, "mine", queries="mine", exact=True)
 
 
@@ -235,17 +228,15 @@ def test_with_inverted_lists_repair_keeps_the_recall(make_database: Make, tmp_pa
     database.ingest([write_documents(tmp_path / "more.jsonl", more)], source="more")
     mark(up_to_date(database), np.arange(0, database.view().chunks.end, 97))
     [result] = database.repair_neighbours()
-    assert result.improved > result.new_rows > 0
+    assert result.num_improved > result.num_new_rows > 0
     database.neighbours(table="truth", exact=True)
     ours, truth = database.neighbour_table(), database.neighbour_table("truth")
     rows = truth.rows()
-    found, true = ours.read(rows)[1], truth.read(rows)[1]
-    assert (found <= true[:, -1:]).mean() > 0.9
+    distances, true = ours.read(rows)[1], truth.read(rows)[1]
+    assert (distances <= true[:, -1:]).mean() > 0.9
 
 
-def test_where_little_can_be_kept_a_table_with_inverted_lists_is_computed_anew(
-    make_database: Make, tmp_path: Path
-) -> None:
+def test_a_table_with_inverted_lists_of_which_little_is_left_is_recomputed(make_database: Make, tmp_path: Path) -> None:
     database = make_database({str(i): made_text(i, 1000) for i in range(40)})
     database.embed()
     database.index(factory="IVF8,SQ8")
@@ -255,8 +246,8 @@ def test_where_little_can_be_kept_a_table_with_inverted_lists_is_computed_anew(
     more = {f"new{i}": made_text(i + 100, 1000) for i in range(10)}
     database.ingest([write_documents(tmp_path / "more.jsonl", more)], source="more")
     exact, listed = up_to_date(database).repair_neighbours()
-    assert exact.computed < exact.rows
-    assert listed.computed == listed.rows
+    assert exact.num_recomputed < exact.num_rows
+    assert listed.num_recomputed == listed.num_rows
     database.neighbours(table="again", recall=0.95)
     files = database.view().manifest.files("neighbours", "self")
     assert sum(file.num_chunks for file in files) == database.view().chunks.end, "a patch lies over a range"
@@ -265,7 +256,7 @@ def test_where_little_can_be_kept_a_table_with_inverted_lists_is_computed_anew(
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_table_that_never_kept_what_it_was_compared_with_is_computed_anew(make_database: Make) -> None:
+def test_a_table_with_unknown_dependencies_is_recomputed(make_database: Make) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(8)}))
     database.neighbours(exact=True)
     storage, head = database._context.storage, database.view().snapshot
@@ -276,11 +267,11 @@ def test_a_table_that_never_kept_what_it_was_compared_with_is_computed_anew(make
         Change("old", "neighbours", {}, CLOCK, conflict_keys.neighbours("self"), entries={"table/self": entry}),
     )
     [result] = database.repair_neighbours()
-    assert result.computed == result.rows
+    assert result.num_recomputed == result.num_rows
     assert_equals_rebuild(database, exact=True)
 
 
-def test_repair_names_what_has_to_run_first(make_database: Make, tmp_path: Path) -> None:
+def test_repair_names_the_missing_step(make_database: Make, tmp_path: Path) -> None:
     database = up_to_date(make_database({"a": made_text(1, 100)}))
     assert database.repair_neighbours() == []
     with pytest.raises(MissingStep, match="no neighbour table 'none'"):
@@ -292,7 +283,7 @@ def test_repair_names_what_has_to_run_first(make_database: Make, tmp_path: Path)
         database.repair_neighbours()
 
 
-def test_a_table_of_another_codebook_is_computed_anew(make_database: Make) -> None:
+def test_a_table_of_another_codebook_is_recomputed(make_database: Make) -> None:
     database = make_database({str(i): made_text(i, 300) for i in range(30)})
     database.embed()
     database.index(factory="IVF4,SQ8")
@@ -300,5 +291,5 @@ def test_a_table_of_another_codebook_is_computed_anew(make_database: Make) -> No
     database.neighbours(table="exact", exact=True)
     database.index(factory="IVF2,SQ8", retrain=True)
     exact, listed = database.repair_neighbours()
-    assert (exact.table, exact.computed) == ("exact", 0)
-    assert (listed.table, listed.computed) == ("self", listed.rows)
+    assert (exact.table, exact.num_recomputed) == ("exact", 0)
+    assert (listed.table, listed.num_recomputed) == ("self", listed.num_rows)

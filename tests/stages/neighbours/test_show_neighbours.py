@@ -1,4 +1,4 @@
-"""A row of a table as a person sees it."""
+"""A row of a table with its texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def contains(tokens: list[int], run: list[int]) -> bool:
 
 
 @given(TOKENS, TOKENS)
-def test_shared_runs_are_all_that_both_have(first: list[int], second: list[int]) -> None:
+def test_shared_runs_are_all_runs_that_both_have(first: list[int], second: list[int]) -> None:
     runs = shared_runs(first, second)
     assert all(len(run) >= MIN_RUN and contains(first, run) and contains(second, run) for run in runs)
     for start in range(len(second) - MIN_RUN + 1):
@@ -34,7 +34,7 @@ def test_shared_runs_are_all_that_both_have(first: list[int], second: list[int])
         assert contains(first, piece) == any(contains(run, piece) for run in runs)
 
 
-def test_a_row_is_shown_with_its_neighbours_and_what_they_share(make_database: Make, tmp_path: Path) -> None:
+def test_a_row_is_shown_with_its_neighbours_and_shared_runs(make_database: Make, tmp_path: Path) -> None:
     database = make_database({str(i): made_text(i, 100) for i in range(5)})
     copy = made_text(2, 100) + " " + made_text(50, 40)
     database.ingest([write_documents(tmp_path / "more.jsonl", {"copy": copy})], source="more")
@@ -47,10 +47,10 @@ def test_a_row_is_shown_with_its_neighbours_and_what_they_share(make_database: M
     assert nearest.distance == pytest.approx(-1, abs=1e-3)
     assert nearest.chunk.continuation.startswith(shown.row.continuation.strip()[:50], 1)
     assert shown.row.text.strip() in " ".join(nearest.shared_runs)
-    assert shown.short == 0
+    assert shown.num_short == 0
     mark(database, [nearest.chunk.chunk_id])
     again = database.show_neighbours(row)
-    assert [each.chunk.chunk_id for each in again.neighbours] == [shown.neighbours[1].chunk.chunk_id]
-    assert again.short >= 1
+    assert [neighbour.chunk.chunk_id for neighbour in again.neighbours] == [shown.neighbours[1].chunk.chunk_id]
+    assert again.num_short >= 1
     with pytest.raises(UsageError, match="no live row"):
         database.show_neighbours(nearest.chunk.chunk_id)

@@ -1,0 +1,160 @@
+"""The task of stage repair: a patch for one range of rows of a neighbour table.
+
+What a row stores is complete up to its *bound* (D, I): the list has every chunk that the row was compared with, that is not
+excluded, and whose (distance, id) is not above the bound. D is the last distance of the list. I is the last id with that
+distance, -1 where there is none. A list that ends in infinity is complete.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrodb.ann.exact import exact_topk
+from retrodb.ann.merge_topk import merge_topk
+from retrodb.ann.rerank import LivePart
+from retrodb.ann.reverse_join import BLOCK_QUERIES, reverse_join
+from retrodb.ann.topk import TopK
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
+from retrodb.format.entries import SpaceEntry
+from retrodb.format.records import ChunkRange
+from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
+from retrodb.stages.neighbours.repair_state import RepairState, planned_state
+from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
+from retrodb.stages.neighbours.table_rows import PlannedSnapshot, allowed_ids, publish_rows
+from retrodb.store.storage import Storage
+from retrodb.view.compared_sets import within
+
+STAGE_VERSION = 1
+_ONE_THREAD = JoinHardware()
+
+
+@dataclass(frozen=True)
+class RepairPayload:
+    """A range of rows of a table."""
+
+    snapshot: PlannedSnapshot
+    table: str
+    span: ChunkRange
+
+
+KIND = TaskKind[RepairPayload, NoResult]("repair", STAGE_VERSION, NoResult)
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """Lists (Q, w) of known rows, with new chunks in them and without deleted ones."""
+
+    ids: Int64Array
+    distances: Float32Array
+    is_improved: BoolArray  # (Q,) a new chunk entered the list
+    is_changed: BoolArray  # (Q,) the list had a live chunk that is not allowed any more
+
+
+def run_repair_task(
+    storage: Storage, task: Task[RepairPayload, NoResult], clock: str, *, hardware: JoinHardware = _ONE_THREAD
+) -> TaskRecord[NoResult]:
+    """Patch one range of query rows. Publishes no file when no row of the range changes."""
+    del clock
+    span = task.payload.span
+    state = planned_state(storage, task.payload.snapshot, task.payload.table)
+    rows = within(state.after.queries, *span)
+    is_known = np.isin(rows, within(state.before.queries, *span), assume_unique=True)
+    ids, distances = state.table.stored(rows)
+    is_changed, is_improved = np.zeros((2, len(rows)), dtype=bool)
+    known = np.flatnonzero(is_known)
+    if len(known):
+        patch = _patch(state, rows[known], ids[known], distances[known], hardware.threads)
+        ids[known], distances[known] = patch.ids, patch.distances
+        is_improved[known], is_changed[known] = patch.is_improved, patch.is_changed
+    is_starved = is_known & (_num_neighbours(ids) < state.table.k) & np.isfinite(distances[:, -1])
+    to_recompute = ~is_known | is_starved
+    if to_recompute.any():
+        ids[to_recompute], distances[to_recompute] = _recompute(state, rows[to_recompute], hardware)
+    to_write = to_recompute | is_improved | is_changed
+    files = []
+    if to_write.any():
+        written = rows[to_write], ids[to_write], distances[to_write]
+        files.append(publish_rows(storage, task.payload.table, task.id, span, *written))
+    counts = {
+        "rows": len(rows),
+        "computed": int(to_recompute.sum()),
+        "improved": int((is_improved & ~to_recompute).sum()),
+        "short": int((_num_neighbours(ids) < state.table.k).sum()),
+    }
+    return TaskRecord(task.id, tuple(files), counts=counts)
+
+
+def _recompute(state: RepairState, rows: Int64Array, hardware: JoinHardware) -> TopK:
+    entry = state.table.entry
+    return nearest_chunks(
+        state.view, entry.queries, entry.space, entry.nprobe, state.params, state.parts, rows, hardware
+    )
+
+
+def _num_neighbours(ids: Int64Array) -> Int64Array:
+    """(Q,) how many neighbours each list (Q, w) has."""
+    counts: Int64Array = np.count_nonzero(ids >= 0, axis=1)
+    return counts
+
+
+def _patch(state: RepairState, rows: Int64Array, ids: Int64Array, distances: Float32Array, threads: int) -> _Patch:
+    """Take deleted chunks out of the lists (Q, w) of known rows, and put new ones in up to their bounds."""
+    bound, last = list_bounds(ids, distances)
+    is_kept = _is_allowed(state.parts, ids)
+    is_live = state.view.chunks.is_live(ids.ravel()).reshape(ids.shape)
+    kept = np.where(is_kept, ids, -1), np.where(is_kept, distances, np.float32(np.inf))
+    new_ids, new_distances = _nearest_new_chunks(state, rows, bound, last, state.table.width, threads)
+    is_listed = (new_ids[:, :, None] == kept[0][:, None, :]).any(axis=2)  # undeleted, and still in the list
+    new_ids[is_listed] = -1
+    ids, distances = merge_topk([kept, (new_ids, new_distances)], state.table.width)
+    return _Patch(
+        ids,
+        np.where(ids >= 0, distances, bound[:, None]),
+        is_improved=np.any(new_ids >= 0, axis=1),
+        is_changed=np.any(is_live & ~is_kept, axis=1),
+    )
+
+
+def list_bounds(ids: Int64Array, distances: Float32Array) -> tuple[Float32Array, Int64Array]:
+    """(D, I), (Q,) each: the bound up to which each list (Q, w) is complete."""
+    bound = distances[:, -1].copy()
+    return bound, np.where(distances == bound[:, None], ids, -1).max(axis=1)
+
+
+def _is_allowed(parts: list[LivePart], ids: Int64Array) -> BoolArray:
+    """(Q, w) which of the ids can be neighbours now."""
+    is_allowed = np.zeros(ids.shape, dtype=bool)
+    for part_ids in allowed_ids(parts):
+        if len(part_ids):
+            rows = np.minimum(np.searchsorted(part_ids, ids), len(part_ids) - 1)
+            is_allowed |= part_ids[rows] == ids
+    return is_allowed
+
+
+def _nearest_new_chunks(
+    state: RepairState, rows: Int64Array, bound: Float32Array, last: Int64Array, width: int, threads: int
+) -> TopK:
+    """The nearest new chunks of each row that are below its bound, (Q, w) each; -1 and infinity where there are fewer."""
+    ids, distances = np.repeat(last[:, None], width, axis=1), np.repeat(bound[:, None], width, axis=1)
+    if len(state.new_chunks.ids_N):
+        view, queries, entry = state.view, state.table.query_set, state.table.entry
+        metric = view.snapshot.existing(SpaceEntry, entry.space).metric
+        exclusion = exclusion_of(view, queries, state.params, rows)
+        nprobe = min(entry.nprobe, 1)  # 0 for an exact table
+        homes = lists_of_rows(view, entry.space, queries, rows, state.parts, state.codebook, nprobe, threads)
+        order = np.argsort(homes[:, 0], kind="stable") if homes.size else np.arange(len(rows))
+        for start in range(0, len(rows), BLOCK_QUERIES):
+            block = order[start : start + BLOCK_QUERIES]
+            vectors, excluded = view.vectors(entry.space, rows[block], queries), exclusion.rows(block)
+            best = ids[block], distances[block]
+            if homes.size:
+                reverse_join(vectors, homes[block, 0], state.new_by_list, metric, excluded, best, threads)
+            else:
+                exact_topk(vectors, [state.new_chunks], width, metric, excluded, threads, best)
+            ids[block], distances[block] = best
+    is_bound = (ids == last[:, None]) & (distances == bound[:, None])
+    ids[is_bound], distances[is_bound] = -1, np.inf
+    return ids, distances

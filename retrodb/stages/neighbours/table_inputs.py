@@ -1,0 +1,73 @@
+"""What a neighbour table is computed from: the database side, the exclusions of its rows, and the checks before it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Ragged
+from retrodb.ann.rerank import LivePart
+from retrodb.ann.topk import TopK
+from retrodb.config import NeighboursParams
+from retrodb.errors import MissingStep
+from retrodb.format.arrays import Int64Array
+from retrodb.stages.index.live_parts import database_keys, live_parts, missing_rows, open_codebook, parts_of
+from retrodb.stages.neighbours.block_join import JoinHardware, join_rows
+from retrodb.stages.neighbours.restriction import chosen_documents
+from retrodb.stages.queries.sequence_keys import sequence_documents
+from retrodb.store.digest import identity
+from retrodb.view.view import SELF, View
+
+
+def refuse_missing(view: View, queries: str, space: str) -> None:
+    """Raises MissingStep when the query set has no vectors, or the space has vectors that are not indexed."""
+    if not view.query_vectors(queries, space).records:
+        raise MissingStep(
+            f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first."
+        )
+    if missing_rows(view, space, parts_of(view, space)):
+        raise MissingStep(f"space '{space}' has vectors that are not indexed", remedy="Run 'retrodb index' first.")
+
+
+def state_of(view: View) -> str:
+    """A digest of the live files that neighbours can depend on: equal digests give equal tables."""
+    tables, screening = ("neighbours/", "joined/", "edits/"), ("reports/", "rejects/", "inputs/", "testsets/")
+    other = (*tables, *screening, "bands/", "duplicates/")
+    return identity(sorted(path for path in view.manifest.paths() if not path.startswith(other)))
+
+
+def database_side(view: View, space: str, params: NeighboursParams) -> list[LivePart]:
+    """The chunks that can be neighbours in a table with these parameters, with the exclusion keys that it needs."""
+    documents = chosen_documents(view, params.where, params.sample, params.seed)
+    return live_parts(view, space, kinds=params.exclude, documents=documents)
+
+
+def exclusion_of(view: View, queries: str, params: NeighboursParams, rows: Int64Array) -> Exclusion:
+    """What each query row must not have as a neighbour.
+
+    Rows of another query set than the database's own exclude the documents that their sequences name, and no clusters.
+    """
+    keys: dict[str, ExclusionKeys | Ragged] = {}
+    for kind in params.exclude:
+        if kind == "content":
+            keys[kind] = view.query_set(queries).content_keys(rows)
+        elif queries == SELF:
+            keys[kind] = database_keys(view, kind, rows)
+        else:
+            keys[kind] = np.full(len(rows), NO_KEY) if kind == "cluster" else sequence_documents(view, queries, rows)
+    return Exclusion.of(len(rows), **keys)
+
+
+def nearest_chunks(
+    view: View,
+    queries: str,
+    space: str,
+    nprobe: int,
+    params: NeighboursParams,
+    parts: list[LivePart],
+    rows: Int64Array,
+    hardware: JoinHardware,
+) -> TopK:
+    """Neighbours and distances, (Q, k + spare_neighbours) each, of query rows among the rows of parts."""
+    exclusion = exclusion_of(view, queries, params, rows)
+    codebook, width = open_codebook(view, space), params.k + params.spare_neighbours
+    return join_rows(view, space, queries, rows, parts, codebook, nprobe, exclusion, width, hardware)
