@@ -8,21 +8,27 @@ identity follows from the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from retrodb.engine.run import Engine, Run, open_run
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.format.entries import Entry, entry_key
 from retrodb.format.json_values import JsonValue, to_plain_object
+from retrodb.format.kinds import path_of
+from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord, ScreenedRecord
 from retrodb.format.rows import RowSet
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
 from retrodb.store import publish
-from retrodb.store.commit import Change, NewShard, commit
+from retrodb.store.commit import Change, NewShard, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
-from retrodb.view.view import View
+from retrodb.store.digest import identity
+from retrodb.view.tombstones import Tombstone, tombstones_to_table
+from retrodb.view.view import SELF, View, tombstones_name
 
 
 @dataclass
@@ -117,6 +123,20 @@ class Transaction:
         """Add the files of finished tasks."""
         self.files.extend(file for record in records for file in record.files)
 
+    def add_tombstones(
+        self, tombstones: Sequence[Tombstone], *, query_set: str = SELF, task: str | None = None
+    ) -> None:
+        """Publish a tombstones file, unless there are no tombstones.
+
+        Args:
+            query_set: that the rows belong to.
+            task: id in the file's name, where the run's would not be unique.
+        """
+        if tombstones:
+            name = tombstones_name(query_set)
+            path = path_of("tombstones", task=task or identity(self.run.id, "tombstones", name))
+            self.publish("tombstones", path, partial(write_table, table=tombstones_to_table(tombstones)), name=name)
+
     def drop_files(self, records: Iterable[FileRecord]) -> None:
         """Take files out of the database; older snapshots still name them."""
         self.drops.extend(DropRecord(OP_DROP_FILE, record.path) for record in records)
@@ -133,13 +153,45 @@ class Transaction:
         """Take an entry out of the snapshot."""
         self.entries[entry_key(kind, name)] = None
 
-    def commit(self) -> Snapshot:
+    def commit(self, complete: CompleteTransaction | None = None) -> Snapshot:
         """Make the change visible, on top of whatever was committed meanwhile.
+
+        Args:
+            complete: adds what follows from the chunk ids of the new shards. Ids are known only for a given head, so it is
+                called for every head that the commit is tried on, with a copy of this transaction whose view shows
+                this head and the change.
 
         Raises:
             ConflictError: when another commit changed what the plan had read.
         """
-        change = Change(
+
+        def completed(head: Snapshot, change: Change) -> Change:
+            assert complete is not None
+            snapshot, records = preview(head, change)
+            staged = View(self.context.storage, self.view.settings, snapshot, records)
+            copy = self._of_change(change, staged)
+            complete(copy)
+            return copy._change()
+
+        return commit(
+            self.context.storage, self.view.snapshot, self._change(), completed if complete is not None else None
+        )
+
+    def _of_change(self, change: Change, view: View) -> Transaction:
+        """A copy of this transaction that holds a rebased change."""
+        return replace(
+            self,
+            view=view,
+            shards=list(change.shards),
+            files=list(change.files),
+            screened=list(change.screened),
+            drops=list(change.drops),
+            entries=dict(change.entries),
+            counts=dict(change.counts),
+        )
+
+    def _change(self) -> Change:
+        return Change(
             transaction=self.run.id,
             command=self.command,
             arguments=self.arguments,
@@ -153,4 +205,7 @@ class Transaction:
             counts=self.counts,
             manifest_of=self.manifest_of,
         )
-        return commit(self.context.storage, self.view.snapshot, change)
+
+
+CompleteTransaction: TypeAlias = Callable[[Transaction], None]
+"""Adds what follows from the chunk ids of new shards, see `Transaction.commit`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -95,11 +95,17 @@ def create(storage: Storage, change: Change) -> Snapshot:
     return first
 
 
-def commit(storage: Storage, base: Snapshot, change: Change) -> Snapshot:
+CompleteChange = Callable[[Snapshot, Change], Change]
+"""Adds to a change what follows from the chunk ids of its new shards. It is given the head that the change is put on."""
+
+
+def commit(storage: Storage, base: Snapshot, change: Change, complete: CompleteChange | None = None) -> Snapshot:
     """Make a change visible on top of the newest snapshot.
 
     Args:
         base: the snapshot that the change was planned on.
+        complete: called for every head that the commit is tried on. What it adds belongs to this head only, so it is
+            not compared with other commits.
 
     Returns:
         The snapshot that holds the change, also when an earlier attempt had already made it.
@@ -114,9 +120,21 @@ def commit(storage: Storage, base: Snapshot, change: Change) -> Snapshot:
             if snapshot.transaction == change.transaction:
                 return snapshot
             _refuse_conflict(change, snapshot)
-        successor = _successor(storage, head, _rebased(storage, head, change) if between else change)
+        attempt = _rebased(storage, head, change) if between else change
+        successor = _successor(storage, head, complete(head, attempt) if complete else attempt)
         if _publish(storage, successor):
             return successor
+
+
+def preview(head: Snapshot, change: Change) -> tuple[Snapshot, list[Record]]:
+    """What a change would make of a head: the snapshot, and the records that its manifest adds to the head's.
+
+    Nothing is stored. The snapshot names the segments of the head only.
+    """
+    records, next_chunk = _records(head.next_chunk, change)
+    entries = _entries(head, change)
+    snapshot = replace(head, number=head.number + 1, parent=head.number, next_chunk=next_chunk, entries=entries)
+    return snapshot, records
 
 
 def _refuse_conflict(change: Change, snapshot: Snapshot) -> None:
@@ -168,7 +186,6 @@ def _publish(storage: Storage, snapshot: Snapshot) -> bool:
 def _successor(storage: Storage, head: Snapshot, change: Change) -> Snapshot:
     """The snapshot that follows `head`, with its manifest segments already stored."""
     records, next_chunk = _records(head.next_chunk, change)
-    entries = {k: v for k, v in {**head.entries, **change.entries}.items() if v is not None}
     return Snapshot(
         number=head.number + 1,
         parent=head.number,
@@ -179,10 +196,14 @@ def _successor(storage: Storage, head: Snapshot, change: Change) -> Snapshot:
         next_chunk=next_chunk,
         writes=tuple(sorted(change.writes)),
         segments=_append(storage, (change.manifest_of or head).segments, records),
-        entries=entries,
+        entries=_entries(head, change),
         counts=dict(change.counts),
         totals=_totals(head.totals, change, records),
     )
+
+
+def _entries(head: Snapshot, change: Change) -> dict[str, Entry]:
+    return {key: entry for key, entry in {**head.entries, **change.entries}.items() if entry is not None}
 
 
 def _records(next_chunk: int, change: Change) -> tuple[list[Record], int]:

@@ -27,6 +27,10 @@ class ConflictKeys:
         """The name of the advisory lock: two commands that read the same keys do the same work."""
         return "-".join(sorted(self.reads)) or "any"
 
+    def __or__(self, other: ConflictKeys) -> ConflictKeys:
+        """What both read and write."""
+        return ConflictKeys(self.reads | other.reads, self.writes | other.writes)
+
 
 def _keys(reads: set[str], writes: set[str] | None = None) -> ConflictKeys:
     return ConflictKeys(frozenset(reads), frozenset(writes or set()))
@@ -113,8 +117,7 @@ def undelete(*sources: str) -> ConflictKeys:
 
 
 def _with_undelete(keys: ConflictKeys, revives: bool, *sources: str) -> ConflictKeys:
-    more = undelete(*sources) if revives else _keys(set())
-    return ConflictKeys(keys.reads | more.reads, keys.writes | more.writes)
+    return keys | undelete(*sources) if revives else keys
 
 
 def compact(*entries: str) -> ConflictKeys:

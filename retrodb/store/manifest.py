@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,8 +25,10 @@ from retrodb.format.records import (
     OP_SCREENED,
     OP_SHARD,
     FileRecord,
+    Record,
     ShardRecord,
     file_records,
+    records_to_table,
 )
 
 if TYPE_CHECKING:
@@ -161,8 +164,11 @@ _OPS = (OP_FILE, OP_SHARD, OP_SCREENED, OP_DROP_FILE, OP_DROP_SHARD)
 _NONE = np.empty(0, dtype=np.int64)
 
 
-def load_manifest(storage: Storage, snapshot: Snapshot) -> Manifest:
+def load_manifest(storage: Storage, snapshot: Snapshot, staged: Sequence[Record] = ()) -> Manifest:
     """Read a snapshot's manifest.
+
+    Args:
+        staged: records of a change that is not committed yet, applied after those of the snapshot.
 
     Raises:
         MissingFileError, DamagedFileError: naming the segment.
@@ -172,6 +178,8 @@ def load_manifest(storage: Storage, snapshot: Snapshot) -> Manifest:
     from retrodb.format.schemas import MANIFEST
 
     tables = [load_segment(storage, ref) for ref in snapshot.segments]
+    if staged:
+        tables.append(records_to_table(staged))
     return Manifest(pa.concat_tables(tables).combine_chunks() if tables else MANIFEST.empty_table())
 
 

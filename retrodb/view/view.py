@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from retrodb.errors import UsageError
 from retrodb.format.entries import QueriesEntry, SpaceEntry, TestsetEntry
 from retrodb.format.parquet import read_table
 from retrodb.format.part_files import CODE_FILES, CODES_FILE
-from retrodb.format.records import FileRecord, covered, screening_key
+from retrodb.format.records import FileRecord, Record, covered, screening_key
 from retrodb.format.settings import Settings
 from retrodb.format.snapshot import Snapshot
 from retrodb.store.manifest import Manifest, ShardTable, load_manifest
@@ -37,8 +38,13 @@ def tombstones_name(query_set: str) -> str:
 class View:
     """The database as of one snapshot."""
 
-    def __init__(self, storage: Storage, settings: Settings, snapshot: Snapshot) -> None:
+    def __init__(self, storage: Storage, settings: Settings, snapshot: Snapshot, staged: Sequence[Record] = ()) -> None:
+        """
+        Args:
+            staged: records of a change that is not committed yet. The view shows the database as if it were.
+        """
         self.storage, self.settings, self.snapshot = storage, settings, snapshot
+        self._staged = staged
         self.files = VerifiedFiles(storage)
         self._coverages: dict[tuple[str, str | None], Coverage] = {}
         self._query_sets: dict[str, ChunkSet] = {}
@@ -47,7 +53,7 @@ class View:
     @cached_property
     def manifest(self) -> Manifest:
         """The live files and shards. The settings and the tokenizer are compared with it once, when it is read."""
-        manifest = load_manifest(self.storage, self.snapshot)
+        manifest = load_manifest(self.storage, self.snapshot, self._staged)
         for kind in ("settings", "tokenizer"):
             for record in manifest.files(kind):
                 self.files.open(record)
