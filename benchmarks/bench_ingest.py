@@ -39,14 +39,14 @@ import retrodb
 if __name__ == "__main__":
     folder, source, workers = sys.argv[1:]
     result = retrodb.open(folder, workers=int(workers)).ingest([source], source="bench")
-    print(result.tokens)
+    print(result.num_tokens)
 """
 AGAIN = """
 import sys, time
 import retrodb
 database = retrodb.open(sys.argv[1])
 start = time.perf_counter()
-assert database.ingest([sys.argv[2]], source="bench").skipped_inputs == 1
+assert database.ingest([sys.argv[2]], source="bench").num_skipped_inputs == 1
 print(time.perf_counter() - start)
 """
 LOAD = """

@@ -80,7 +80,7 @@ def filter_to_search(path: Path, seed: int) -> Iterator[tuple[str, str]]:
         [text] = db.view().chunks.texts(np.array([first]))
         assert doc_id in {hit.doc_id for hit in db.search([text], k=5)[0]}
         result, commit_s = timed(lambda name=f"{source}/{doc_id}": db.filter(doc_ids=[name], reason="bench"))
-        assert result.documents == 1
+        assert result.num_documents == 1
         hits, search_s = timed(lambda text=text: retrodb.open(path).search([text], k=5)[0])
         assert doc_id not in {hit.doc_id for hit in hits}
         commits.append(commit_s)

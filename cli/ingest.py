@@ -115,8 +115,8 @@ def command(
     db = open_database(session, database, workers)
     result = db.ingest(inputs, files_from=files_from, dry_run=dry_run, **options)
     session.output.result(result)
-    if not result.rejected:
+    if not result.num_rejected:
         return None
     hint = f" See {database}/{result.rejects_path} for the place and reason of each." if result.rejects_path else ""
-    session.output.note(f"{result.rejected:,} of {result.read:,} records were rejected.{hint}")
+    session.output.note(f"{result.num_rejected:,} of {result.num_read:,} records were rejected.{hint}")
     return errors.EXIT_REJECTS

@@ -31,35 +31,35 @@ _MIN_WORD = 3  # shorter words occur in every text, so they are not highlighted
 
 def dedup_result(result: DedupResult) -> str:
     """What a rule deletes, and the test items that it keeps although documents contain them."""
-    if not result.documents:
+    if not result.num_documents:
         return f"{result.testset}: all documents were compared with it before. Use --report to show the matches."
     deletes = "would delete" if result.dry_run else "deletes"
     lines = [
-        f"{result.testset}: compared {_count(result.items, 'test item')} with {_count(result.documents, 'document')}",
-        f"  the rule {result.rule} {deletes} {_count(result.removed_documents, 'document')}"
-        f" ({_count(result.removed_chunks, 'chunk')});"
-        f" {_count(result.contained_items, 'test item')} {_are(result.contained_items)} contained in"
-        f" {_count(result.contained_documents, 'document')} with a containment of 0.5 or more",
+        f"{result.testset}: compared {_count(result.num_items, 'test item')} with {_count(result.num_documents, 'document')}",
+        f"  the rule {result.rule} {deletes} {_count(result.num_removed_documents, 'document')}"
+        f" ({_count(result.num_removed_chunks, 'chunk')});"
+        f" {_count(result.num_contained_items, 'test item')} {_are(result.num_contained_items)} contained in"
+        f" {_count(result.num_contained_documents, 'document')} with a containment of 0.5 or more",
     ]
     if result.expected_miss:
         lines.append(
             f"  MinHash compared only candidates: it misses about {result.expected_miss:.2%} of the pairs that match the rule"
         )
-    if result.short_matches:
-        count = format_count(result.short_matches)
+    if result.num_short_matches:
+        count = format_count(result.num_short_matches)
         lines.append(f"  exact matches of test texts that are too short for a shingle: {count}")
     return "\n".join(lines)
 
 
 def leak_hit(hit: LeakHit) -> str:
     """A test item and a document that share shingles, side by side."""
-    outcome = click.style("deleted", fg="red") if hit.removed else "kept"
-    shared = f"{_count(hit.intersection, 'shared shingle')} in {_count(len(hit.touched_chunks), 'chunk')}"
+    outcome = click.style("deleted", fg="red") if hit.is_removed else "kept"
+    shared = f"{_count(hit.num_shared_shingles, 'shared shingle')} in {_count(len(hit.touched_chunks), 'chunk')}"
     alike = f"jaccard {hit.jaccard:.3f}, containment {hit.containment:.3f}, {shared}"
     return "\n".join(
         [
             f"{hit.testset}/{hit.item}  and  {hit.source}/{hit.doc_id}: {outcome}",
-            f"  {alike if hit.intersection else 'exact match, too short for a shingle'}",
+            f"  {alike if hit.num_shared_shingles else 'exact match, too short for a shingle'}",
             f"  item      {_excerpt(hit.item_text, hit.document_excerpt)}",
             f"  document  {_excerpt(hit.document_excerpt, hit.item_text)}",
         ]
@@ -70,14 +70,14 @@ def near_duplicates_result(result: NearDuplicatesResult) -> str:
     """The clusters of near-duplicates, how many documents were compared, and how many pairs may be missed."""
     deletes = "would delete" if result.dry_run else "deletes"
     lines = [
-        f"{_count(result.documents, 'document')}, {_count(result.hashed_documents, 'document')} hashed now:"
-        f" {_count(result.clusters, 'cluster')}, {result.equal_documents:,} equal to an earlier document",
-        f"  keeping one document per cluster {deletes} {_count(result.removed_documents, 'document')}"
-        f" ({_count(result.removed_chunks, 'chunk')}); {_count(result.compared_pairs, 'new pair')} compared exactly,"
-        f" {result.found_pairs:,} similar; the bands miss about {result.expected_miss:.2%} of similar pairs",
+        f"{_count(result.num_documents, 'document')}, {_count(result.num_hashed_documents, 'document')} hashed now:"
+        f" {_count(result.num_clusters, 'cluster')}, {result.num_equal_documents:,} equal to an earlier document",
+        f"  keeping one document per cluster {deletes} {_count(result.num_removed_documents, 'document')}"
+        f" ({_count(result.num_removed_chunks, 'chunk')}); {_count(result.num_compared_pairs, 'new pair')} compared exactly,"
+        f" {result.num_similar_pairs:,} similar; the bands miss about {result.expected_miss:.2%} of similar pairs",
     ]
-    if result.hot_buckets:
-        buckets = _count(result.hot_buckets, "large bucket")
+    if result.num_hot_buckets:
+        buckets = _count(result.num_hot_buckets, "large bucket")
         lines.append(f"  {buckets}: documents were compared only with the first one in the bucket")
     return "\n".join(lines)
 
@@ -103,17 +103,17 @@ def exposure_result(result: ExposureResult) -> str:
             "document": row.doc_id,
             "seen": "yes" if row.is_seen else "no",
             "live": "yes" if row.is_live else "no",
-            "own text": ", ".join(row.own),
-            "neighbours": ", ".join(row.neighbours),
-            "continuations": ", ".join(row.continuations),
+            "own text": ", ".join(row.own_items),
+            "neighbours": ", ".join(row.neighbour_items),
+            "continuations": ", ".join(row.continuation_items),
         }
         for row in result.exposed
     ]
     summary = (
-        f"{result.table} against {result.testset}: {format_count(len(rows))} of {_count(result.rows, 'row')} exposed;"
-        f" {format_count(result.exposed_seen)} of the {format_count(result.consumed_samples)} seen rows,"
-        f" {format_count(result.exposed_unseen)} of the rows not yet seen"
-        f" ({format_count(result.exposed_unseen_live)} of them in the current table)"
+        f"{result.table} against {result.testset}: {format_count(len(rows))} of {_count(result.num_rows, 'row')} exposed;"
+        f" {format_count(result.num_exposed_seen)} of the {format_count(result.num_consumed_samples)} seen rows,"
+        f" {format_count(result.num_exposed_unseen)} of the rows not yet seen"
+        f" ({format_count(result.num_exposed_unseen_live)} of them in the current table)"
     )
     return "\n".join([render_table(rows), summary] if rows else [summary])
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def filter_result(result: FilterResult) -> str:
     """How much was deleted, and from which sources. A dry run also shows some documents with the words that match."""
     verb = "would delete" if result.dry_run else "deleted"
-    lines = [f"{result.reason}: {verb} {_documents(result.documents, result.chunks)}"]
-    lines += [f"  {source}: {format_count(count)}" for source, count in result.by_source.items()]
+    lines = [f"{result.reason}: {verb} {_documents(result.num_documents, result.num_chunks)}"]
+    lines += [f"  {source}: {format_count(count)}" for source, count in result.documents_by_source.items()]
     lines += _unknown(result.unknown)
     lines += [line for document in result.sample for line in ("", *_document(document))]
     return "\n".join(lines)
@@ -30,11 +30,11 @@ def filter_result(result: FilterResult) -> str:
 def undelete_result(result: UndeleteResult) -> str:
     """How much came back, and what did not."""
     verb = "would be revoked" if result.dry_run else "revoked"
-    lines = [f"{result.reason}: {verb} for {_documents(result.documents, result.chunks)}"]
-    num_held = result.documents - result.live_documents
+    lines = [f"{result.reason}: {verb} for {_documents(result.num_documents, result.num_chunks)}"]
+    num_held = result.num_documents - result.num_live_documents
     lines += [f"  {format_count(num_held)} of them stay deleted for another reason"] if num_held else []
-    if result.gone_documents:
-        count = format_count(result.gone_documents)
+    if result.num_compacted_documents:
+        count = format_count(result.num_compacted_documents)
         lines.append(f"  {count} documents were already removed by a compaction. Ingest their files again.")
     return "\n".join(lines + _unknown(result.unknown))
 

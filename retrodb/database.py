@@ -60,7 +60,7 @@ def plan_create(**options: Unpack[InitOptions]) -> Settings:
     """The permanent settings that `create` would write with these options. Nothing is written."""
     from retrodb.stages.init import plan_init
 
-    return plan_init(params_of(InitParams, options))[0]
+    return plan_init(params_of(InitParams, options)).settings
 
 
 def open(

@@ -160,7 +160,7 @@ class _Pipeline:
         _, elapsed_s = timed(lambda: run_ingest(context, [str(source)], ingest))
         rate("ingest", size, elapsed_s)
         scanned, elapsed_s = timed(lambda: run_dedup(context, [testset], DedupParams(), name=name))
-        fraction = sum(result.documents for result in scanned) / max(1, len(texts))
+        fraction = sum(result.num_documents for result in scanned) / max(1, len(texts))
         rate("dedup", round(size * fraction), elapsed_s)
         run_dedup(context, [], DedupParams())  # against the earlier test set, too
         options = {} if context.view().snapshot.entry(SpaceEntry, "default") else _given(self._params)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from retrodb.stages.embed.embed_plan import EmbedResult
     from retrodb.stages.embed.spaces import SpaceChange
     from retrodb.stages.index.command import IndexResult
-    from retrodb.stages.ingest.command import IngestResult
+    from retrodb.stages.ingest.plan import IngestResult
     from retrodb.stages.neighbours.command import NeighboursResult
     from retrodb.stages.neighbours.edit import EditResult
     from retrodb.stages.neighbours.repair import TableRepairResult

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from retrodb.maintain.update.estimate import UpdatePlan
     from retrodb.maintain.update.recipe import Recipe, SourceRecipe
     from retrodb.maintain.update.schedule import ScheduleFile
-    from retrodb.stages.ingest.command import IngestResult
+    from retrodb.stages.ingest.plan import IngestResult
 
 
 class UpdateCommands(StageCommands, ReadCommands, MaintenanceCommands):

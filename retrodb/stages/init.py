@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from retrodb.config import EmbedParams, InitParams, from_mapping, to_mapping
+from dataclasses import dataclass
+
+from retrodb.config import EmbedParams, InitParams
 from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.engine.run import open_run
 from retrodb.errors import ConflictError, UsageError
 from retrodb.format.entries import DEFAULT_ENCODER_KEY, DEFAULT_SPACE_KEY, DefaultEncoder, DefaultSpace
+from retrodb.format.json_values import to_plain, to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import Settings, dump_settings
@@ -18,52 +21,33 @@ from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import digest_bytes, identity
 from retrodb.store.snapshots import read_head, snapshot_numbers
 
-PRESETS = {
-    None: {},
-    "retro": {"encoder": "bert-base-uncased", "pooling": "mean", "normalise": False, "metric": "squared_l2"},
-}
-"""Defaults of the default space; `retro` is the paper's: mean over time, no normalisation, squared L2."""
+RETRO_ENCODER = EmbedParams("bert-base-uncased", pooling="mean", normalise=False, metric="squared_l2")
+"""The encoder of the preset `retro`, as in the paper: mean over the tokens, no normalisation, squared L2."""
+
+
+@dataclass(frozen=True)
+class InitPlan:
+    """What a new database is going to have."""
+
+    params: InitParams
+    settings: Settings  # that never change
+    tokenizer: bytes  # content of the tokenizer's file
+    encoder: EmbedParams  # of the default space
 
 
 def run_init(context: Context, params: InitParams) -> Snapshot:
     """Create a database.
 
     Raises:
-        ConflictError: when there is one already.
-        UsageError: for impossible settings.
-        InputError: for a tokenizer that cannot be had.
+        ConflictError: a database exists there already.
+        UsageError: for invalid settings.
+        InputError: for a tokenizer that cannot be loaded.
     """
-    storage = context.storage
-    settings, data = plan_init(params)
-    plan = {"settings": to_mapping(settings), "params": to_mapping(params)}
-    if snapshot_numbers(storage):
-        head = read_head(storage)
-        if head.number == 0 and head.transaction == identity("init", plan):
-            return head
-        raise ConflictError(
-            "a database exists here already", where=storage.url, remedy="Choose another path, or use it as it is."
-        )
-    run = open_run(storage, "init", plan, context.clock)
-    toml = dump_settings(settings).encode()
-    files = []
-    for kind, content in (("tokenizer", data), ("settings", toml)):
-        storage.write(path_of(kind), content)
-        files.append(FileRecord(kind, "", path_of(kind), digest_bytes(content)))
-    encoder = from_mapping(EmbedParams, {"encoder": params.encoder, **PRESETS[params.preset]}, where="preset")
-    change = Change(
-        transaction=run.id,
-        command="init",
-        arguments=to_mapping(params),
-        clock=run.clock,
-        conflict_keys=ConflictKeys(frozenset(), frozenset()),
-        files=files,
-        entries={DEFAULT_SPACE_KEY: DefaultSpace("default"), DEFAULT_ENCODER_KEY: DefaultEncoder(encoder)},
-    )
-    return create(storage, change)
+    return execute_init(context, plan_init(params))
 
 
-def plan_init(params: InitParams) -> tuple[Settings, bytes]:
-    """What a new database would be fixed to, and its tokenizer's file; nothing is written.
+def plan_init(params: InitParams) -> InitPlan:
+    """What a new database would have; nothing is written.
 
     Raises:
         UsageError, InputError: as `run_init`.
@@ -72,11 +56,44 @@ def plan_init(params: InitParams) -> tuple[Settings, bytes]:
         raise UsageError(
             f"chunks of {params.chunk_tokens} tokens", remedy="--chunk-tokens is from 1 to 4096; the paper's is 64."
         )
-    if params.preset not in PRESETS:
+    if params.preset not in (None, "retro"):
         raise UsageError(f"unknown preset '{params.preset}'", remedy="The only preset is 'retro'.")
     tokenizer = resolve_tokenizer(params.tokenizer)
     data = tokenizer.to_bytes()
-    return _settings(params, tokenizer, data), data
+    encoder = RETRO_ENCODER if params.preset == "retro" else EmbedParams(params.encoder)
+    return InitPlan(params, _settings(params, tokenizer, data), data, encoder)
+
+
+def execute_init(context: Context, plan: InitPlan) -> Snapshot:
+    """Write the settings and the tokenizer, and commit the first snapshot.
+
+    Raises:
+        ConflictError: a database exists there already.
+    """
+    storage = context.storage
+    values = {"settings": to_plain(plan.settings), "params": to_plain(plan.params)}
+    if snapshot_numbers(storage):
+        head = read_head(storage)
+        if head.number == 0 and head.transaction == identity("init", values):
+            return head
+        raise ConflictError(
+            "a database exists here already", where=storage.url, remedy="Choose another path, or use it as it is."
+        )
+    run = open_run(storage, "init", values, context.clock)
+    files = []
+    for kind, content in (("tokenizer", plan.tokenizer), ("settings", dump_settings(plan.settings).encode())):
+        storage.write(path_of(kind), content)
+        files.append(FileRecord(kind, "", path_of(kind), digest_bytes(content)))
+    change = Change(
+        transaction=run.id,
+        command="init",
+        arguments=to_plain_object(plan.params),
+        clock=run.clock,
+        conflict_keys=ConflictKeys(frozenset(), frozenset()),
+        files=files,
+        entries={DEFAULT_SPACE_KEY: DefaultSpace("default"), DEFAULT_ENCODER_KEY: DefaultEncoder(plan.encoder)},
+    )
+    return create(storage, change)
 
 
 def _settings(params: InitParams, tokenizer: Tokenizer, data: bytes) -> Settings:

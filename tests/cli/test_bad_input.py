@@ -37,7 +37,7 @@ def test_bad_records_are_rejected_by_reason(reason: str, empty: Path, fresh: Fre
     bad = BAD_RECORDS[reason]
     done = run("ingest", fresh(empty), json_lines(tmp_path / "in.jsonl", document(1), *bad), *LENIENT, "--json")
     assert done.code == errors.EXIT_REJECTS
-    assert (done.row["added"], done.row["rejects_by_reason"]) == (1, {reason: len(bad)})
+    assert (done.row["num_added"], done.row["rejects_by_reason"]) == (1, {reason: len(bad)})
 
 
 def test_too_many_rejects_commit_nothing(empty: Path, fresh: Fresh, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_text_of_50_mb_is_rejected_above_the_cap_and_split_on_request(
     assert done.row["rejects_by_reason"] == {"too-long": 1}
     short = json_lines(tmp_path / "short.jsonl", {"id": "long", "text": "word " * 1_000})
     row = ok("ingest", database, short, *LENIENT, "--max-document-chars", 2_000, "--oversize", "split", "--json").row
-    assert row["added"] == 3
+    assert row["num_added"] == 3
 
 
 def test_nul_is_text_like_any_other(empty: Path, fresh: Fresh, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_nul_is_text_like_any_other(empty: Path, fresh: Fresh, tmp_path: Path) -
 
 def test_blank_lines_do_not_end_the_file(empty: Path, fresh: Fresh, tmp_path: Path) -> None:
     lines = json_lines(tmp_path / "in.jsonl", document(1), b"", b"  ", document(2), b"", document(3))
-    assert ok("ingest", fresh(empty), lines, *LENIENT, "--json").row["added"] == 3
+    assert ok("ingest", fresh(empty), lines, *LENIENT, "--json").row["num_added"] == 3
 
 
 @pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("zst", zstandard.compress)])
@@ -90,7 +90,7 @@ def test_truncated_compressed_input_is_an_error_and_commits_nothing(
 def test_duplicate_ids_of_one_input_are_counted(empty: Path, fresh: Fresh, tmp_path: Path) -> None:
     twice = json_lines(tmp_path / "in.jsonl", document(1), document(1), {**document(1), "text": "something else"})
     row = ok("ingest", fresh(empty), twice, *LENIENT, "--json").row
-    assert (row["read"], row["added"], row["duplicate"]) == (3, 1, 2)
+    assert (row["num_read"], row["num_added"], row["num_duplicate"]) == (3, 1, 2)
 
 
 def test_files_that_are_not_there_are_named(empty: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_full_or_read_only_disk_keeps_the_old_snapshot_and_a_rerun_succeeds(
     assert done.code == code
     assert message in done.err
     assert len(ok("snapshots", database, "--json").rows) == 1
-    assert ok("ingest", database, corpus, *LENIENT, "--json").row["added"] == 40
+    assert ok("ingest", database, corpus, *LENIENT, "--json").row["num_added"] == 40
     ok("check", database, "--read-data")
 
 

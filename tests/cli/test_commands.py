@@ -17,15 +17,15 @@ Fresh = Callable[[Path], Path]
 def test_every_record_is_accounted_for(empty: Path, corpus: Path, fresh: Fresh, tmp_path: Path) -> None:
     database = fresh(empty)
     row = ok("ingest", database, corpus, "--source", "made", "--workers", 1, "--json").row
-    assert (row["message_type"], row["read"], row["added"]) == ("ingest_result", 40, 40)
+    assert (row["message_type"], row["num_read"], row["num_added"]) == ("ingest_result", 40, 40)
     changed = {**document(0), "text": "Another text altogether, and a longer one than nothing."}
     more = json_lines(tmp_path / "more.jsonl", changed, document(1), document(1), document(50), b"not json")
     done = run("ingest", database, more, "--source", "made", "--max-reject-rate", "50%", "--json")
     assert done.code == errors.EXIT_REJECTS
     counts = done.row
-    names = ("added", "unchanged", "superseded", "duplicate", "held_out", "rejected")
+    names = ("num_added", "num_unchanged", "num_superseded", "num_duplicate", "num_held_out", "num_rejected")
     assert {name: counts[name] for name in names} == dict(zip(names, (1, 1, 1, 1, 0, 1), strict=True))
-    assert counts["read"] == sum(counts[name] for name in names) == 5
+    assert counts["num_read"] == sum(counts[name] for name in names) == 5
     assert counts["rejects_by_reason"] == {"not-json": 1}
     assert (database / counts["rejects_path"]).is_file()
     assert counts["rejects_path"] in done.errors[0]["message"]
@@ -33,16 +33,16 @@ def test_every_record_is_accounted_for(empty: Path, corpus: Path, fresh: Fresh, 
 
 def test_ingest_says_what_it_skipped(built: Path, corpus: Path) -> None:
     row = ok("ingest", built, corpus, "--source", "made", "--dry-run", "--json").row
-    assert (row["read"], row["skipped_inputs"]) == (0, 1)
+    assert (row["num_read"], row["num_skipped_inputs"]) == (0, 1)
 
 
 def test_held_out_documents_are_kept_out(empty: Path, corpus: Path, fresh: Fresh) -> None:
     database = fresh(empty)
     row = ok("ingest", database, corpus, "--source", "made", "--holdout", "25%", "--workers", 1, "--json").row
-    assert row["held_out"] > 0
-    assert row["read"] == row["added"] + row["held_out"]
+    assert row["num_held_out"] > 0
+    assert row["num_read"] == row["num_added"] + row["num_held_out"]
     stats = ok("stats", database, "--json").row
-    assert stats["documents"] == row["added"]
+    assert stats["documents"] == row["num_added"]
     assert [each["queries"] for each in stats["query_sets"]] == ["heldout"]
 
 
@@ -74,7 +74,7 @@ def test_dedup_dry_run_changes_nothing(empty: Path, corpus: Path, testset: Path,
 
 def test_dedup_takes_several_files_after_against(built: Path, testset: Path) -> None:
     row = ok("dedup", built, "--against", testset, testset, "--name", "twice", "--dry-run", "--json").row
-    assert row["items"] == 6
+    assert row["num_items"] == 6
     assert run("dedup", built, testset).code == errors.EXIT_USAGE
 
 

@@ -19,7 +19,7 @@ def test_near_duplicates_are_counted_and_reported_side_by_side(empty: Path, fres
     copy = {"id": "copy", "text": str(document(1)["text"]) + " And more."}
     ok("ingest", database, json_lines(tmp_path / "c.jsonl", document(1), document(2), copy), "--source", "made")
     row = ok("dedup", database, "--near-duplicates", "--dry-run", "--json").row
-    assert (row["message_type"], row["clusters"], row["removed_documents"]) == ("near_duplicates_result", 1, 1)
+    assert (row["message_type"], row["num_clusters"], row["num_removed_documents"]) == ("near_duplicates_result", 1, 1)
     shown = ok("dedup", database, "--near-duplicates", "--keep", "longest", "--report").out
     assert "keeping one document per cluster deletes 1 document" in shown
     assert "made/d1: deleted as a duplicate of made/copy, jaccard 0." in shown
@@ -49,8 +49,10 @@ def test_options_that_would_not_be_used_are_refused(built: Path, options: list[s
 def test_exposure_lists_the_rows_and_a_summary(built: Path) -> None:
     row = ok("exposure", built, "--testset", "exam", "--table", "exam", "--consumed-samples", 2, "--json").row
     assert row["message_type"] == "exposure_result"
-    assert row["exposed_seen"] + row["exposed_unseen"] == len(row["exposed"]) > 0
-    assert {"row", "is_seen", "own", "neighbours", "continuations", "chunks"} <= row["exposed"][0].keys()
+    assert row["num_exposed_seen"] + row["num_exposed_unseen"] == len(row["exposed"]) > 0
+    assert {"row", "is_seen", "own_items", "neighbour_items", "continuation_items", "chunks"} <= row["exposed"][
+        0
+    ].keys()
     shown = ok("exposure", built, "--testset", "exam", "--table", "exam", "--consumed-samples", 2).out
-    assert f"exposed; {row['exposed_seen']} of the 2 seen rows" in shown
+    assert f"exposed; {row['num_exposed_seen']} of the 2 seen rows" in shown
     assert run("exposure", built, "--testset", "none").code == errors.EXIT_USAGE

@@ -20,17 +20,17 @@ def test_documents_are_tagged_filtered_and_undeleted(built: Path, fresh: Fresh, 
     database = fresh(built)
     (tmp_path / "words.txt").write_text("told\n7:2\n")
     options = ("--name", "told", "--wordlist", tmp_path / "words.txt", "--measure", "count", "--workers", 1)
-    assert ok("tag", database, *options, "--dry-run", "--json").row["documents"] == 39
+    assert ok("tag", database, *options, "--dry-run", "--json").row["num_documents"] == 39
     row = ok("tag", database, *options, "--json").row
-    assert (row["message_type"], row["documents"], row["kind"]) == ("tag_result", 39, "wordlist")
+    assert (row["message_type"], row["num_documents"], row["kind"]) == ("tag_result", 39, "wordlist")
     shown = ok("filter", database, "--where", "told > 6 and metadata->>'year' = '2007'", "--dry-run").out
     assert "would delete 1 document" in shown
     assert "made/d7" in shown
     assert "made: 1" in shown
     row = ok("filter", database, "--where", "told > 6", "--reason", "told", "--json").row
-    assert row["by_source"] == {"made": row["documents"]}
+    assert row["documents_by_source"] == {"made": row["num_documents"]}
     assert "deleted 0 documents" in ok("filter", database, "--where", "told > 6", "--reason", "told").out
-    assert f"revoked for {row['documents']} documents" in ok("undelete", database, "--reason", "told").out
+    assert f"revoked for {row['num_documents']} documents" in ok("undelete", database, "--reason", "told").out
 
 
 def test_document_ids_come_from_a_file_or_stdin(
@@ -51,8 +51,8 @@ def test_document_ids_come_from_a_file_or_stdin(
         (("filter",), "Give --where"),
         (("filter", "--where", "nothing = 1"), 'Referenced column "nothing" not found'),
         (("filter", "--where", "true", "--reason", "purged"), "belongs to another command"),
-        (("undelete", "--reason", "purged"), "for good"),
-        (("undelete", "--reason", "typo"), "nothing was ever deleted"),
+        (("undelete", "--reason", "purged"), "cannot be revoked"),
+        (("undelete", "--reason", "typo"), "nothing was deleted"),
         (("tag", "--name", "x"), "--wordlist"),
         (("tag", "--name", "X y", "--regex", "a"), "small letters"),
         (("check", "--accept-loss"), "need --repair"),

@@ -123,7 +123,7 @@ def test_a_lost_source_is_read_again(copy: Callable[[], Path], whole: Path) -> N
     harm(root, "chunks", 1)
     database.repair(accept_loss=True)
     result = database.ingest([whole.parent / "second.jsonl"], source="second")
-    assert result.added == 6
+    assert result.num_added == 6
     assert live(database) >= everything - {"second/b1"}
     database.embed()
     database.index()

@@ -181,15 +181,15 @@ def _init(demo: _Demo) -> dict[str, Any]:
 
 def _ingest(demo: _Demo) -> dict[str, Any]:
     result = run_ingest(demo.context, [str(demo.corpus)], IngestParams(source="python"))
-    return {"documents": result.added, "chunks": result.chunks, "tokens": result.tokens}
+    return {"documents": result.num_added, "chunks": result.num_chunks, "tokens": result.num_tokens}
 
 
 def _dedup(demo: _Demo) -> dict[str, Any]:
     [result] = run_dedup(demo.context, [demo.test], DedupParams(), name=TEST_SET)
     return {
-        "removed_documents": result.removed_documents,
-        "contained_test_items": result.contained_items,
-        "of_test_items": result.items,
+        "removed_documents": result.num_removed_documents,
+        "contained_test_items": result.num_contained_items,
+        "of_test_items": result.num_items,
     }
 
 

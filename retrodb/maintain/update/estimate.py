@@ -23,7 +23,7 @@ from retrodb.maintain.update.command import DONE, UpdateStep, pending_vectors, s
 from retrodb.maintain.update.recipe import Recipe, SourceRecipe, TableRecipe
 from retrodb.maintain.update.sample import InputSample, sample_inputs
 from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder
-from retrodb.stages.ingest.command import IngestResult
+from retrodb.stages.ingest.plan import IngestResult
 from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.view.view import SELF, View
 
@@ -91,9 +91,9 @@ def plan_update(
     for name, source in recipe.sources.items():
         try:
             planned = plan_ingest(source)
-            documents = planned.added + planned.superseded
-            removed += planned.removed + planned.superseded
-            if not documents and planned.removed:
+            documents = planned.num_added + planned.num_superseded
+            removed += planned.num_removed + planned.num_superseded
+            if not documents and planned.num_removed:
                 stages.append(StageEstimate("ingest", name, 0, 0, 0))
             elif documents:
                 sample = sample_source(source, tokenizer, view.settings.chunk_tokens).scaled(documents)

@@ -1,6 +1,6 @@
-"""Documents, the pairs of them that are alike, and the clusters that follow: the reading side of near-duplicates.
+"""Documents, pairs of similar documents, and the clusters of these: what near-duplicates reads.
 
-Shapes: `M` documents, `E` pairs, `C` documents that stand in a cluster.
+Shapes: `M` documents, `E` pairs, `C` documents that are in a cluster.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class Documents:
     ids: Int64Array  # (M,) of the first chunk
     num_chunks: Int64Array  # (M,)
     representative: Int64Array  # (M,) the first document (0 .. M-1) of the same content
-    is_present: BoolArray  # (M,) some chunk of it is live, but for the reason `near-duplicate`
+    is_present: BoolArray  # (M,) some chunk of it is live, or deleted as a near-duplicate only
     num_chars: Int64Array  # (M,)
     added_at: Int64Array  # (M,) microseconds
 
     def index(self, ids: Int64Array) -> Int64Array:
-        """Which document (0 .. M-1) each id of a document is."""
+        """The number (0 .. M-1) of each document, by id."""
         return np.searchsorted(self.ids, ids)
 
     def repeated(self) -> Int64Array:
-        """Ids of the documents whose content an earlier one has."""
+        """Ids of the documents with the same content as an earlier one."""
         return np.asarray(self.ids[self.representative != np.arange(len(self.ids))])
 
     def num_equal(self) -> int:
-        """How many present documents have the content of another, earlier present one."""
+        """How many present documents have the same content as an earlier present one."""
         present = self.representative[self.is_present]
         return len(present) - len(np.unique(present))
 
@@ -54,12 +54,11 @@ def read_documents(view: View, reason: str) -> Documents:
         table = view.chunks.documents_table(record)
         columns = [table.column(name).to_numpy().astype(np.int64) for name in ("first_row", "num_chunks", "num_chars")]
         first_row, num_chunks, num_chars = columns
-        masks = view.chunks.tombstones.deleted_by_reason(record.first_chunk, record.num_chunks)
-        dead = ~view.chunks.present_mask(record.first_chunk, record.num_chunks)
-        for name, mask in masks.items():
-            dead |= mask & (name != reason)
-        live = np.concatenate(([0], np.cumsum(~dead)))
-        is_present = live[first_row + num_chunks] > live[first_row]
+        is_deleted = ~view.chunks.present_mask(*record.span)
+        for name, mask in view.chunks.tombstones.deleted_by_reason(*record.span).items():
+            is_deleted |= mask & (name != reason)
+        num_live = np.concatenate(([0], np.cumsum(~is_deleted)))
+        is_present = num_live[first_row + num_chunks] > num_live[first_row]
         added_at = table.column("added_at").cast(pa.int64()).to_numpy()
         hashes = np.array(table.column("content_hash").to_pylist(), dtype="S16")
         parts.append((first_row + record.first_chunk, num_chunks, is_present, num_chars, added_at, hashes))
@@ -75,7 +74,7 @@ def read_documents(view: View, reason: str) -> Documents:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of documents, by id, that are as similar as was asked."""
+    """Pairs of documents, by id, whose similarity reaches the threshold."""
 
     first: Int64Array  # (E,)
     second: Int64Array  # (E,)
@@ -86,18 +85,18 @@ class Pairs:
         """No pairs."""
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))
 
-    def concat_keys(self, other: Pairs) -> Pairs:
-        """Both together."""
+    def concat(self, other: Pairs) -> Pairs:
+        """The pairs of both."""
         return Pairs(
             np.concatenate([self.first, other.first]),
             np.concatenate([self.second, other.second]),
             np.concatenate([self.jaccard, other.jaccard]),
         )
 
-    def among(self, ids: Int64Array) -> Pairs:
-        """Those of two documents that are there still; compaction drops documents, never pairs."""
-        held = np.isin(self.first, ids) & np.isin(self.second, ids)
-        return Pairs(self.first[held], self.second[held], self.jaccard[held])
+    def restrict_to(self, ids: Int64Array) -> Pairs:
+        """The pairs of two of these documents. Compaction drops documents, but never pairs."""
+        has_both = np.isin(self.first, ids) & np.isin(self.second, ids)
+        return Pairs(self.first[has_both], self.second[has_both], self.jaccard[has_both])
 
     def table(self) -> pa.Table:
         """As schema DUPLICATE_PAIRS."""
@@ -108,32 +107,32 @@ def read_pairs(view: View) -> Pairs:
     """All pairs that earlier runs found."""
     pairs = Pairs.none()
     for record in view.manifest.files("duplicates", PAIRS):
-        pairs = pairs.concat_keys(Pairs(*(c.to_numpy() for c in read_table(view.files.open(record)).columns)))
+        pairs = pairs.concat(Pairs(*(c.to_numpy() for c in read_table(view.files.open(record)).columns)))
     return pairs
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """The present documents that stand in a cluster of two or more, by ascending id."""
+    """The present documents that are in a cluster of two or more, by ascending id."""
 
     document: Int64Array  # (C,) id
     label: Int64Array  # (C,) smallest id of its cluster
-    keeper: Int64Array  # (C,) id of the document that is kept of its cluster
-    jaccard: Float64Array  # (C,) similarity to the keeper; 0 where others of the cluster connect the two
+    keeper: Int64Array  # (C,) id of the document of its cluster that is kept
+    jaccard: Float64Array  # (C,) similarity to the keeper; 0 where only other documents of the cluster connect the two
 
     @staticmethod
     def of(documents: Documents, pairs: Pairs, keep: str) -> Clusters:
-        """The connected components: equal content is one node, and present documents alone connect others."""
+        """The connected components. Documents of equal content are one node, and only present documents connect others."""
         node = documents.representative
         has_present = np.zeros(len(node), dtype=bool)
         has_present[node[documents.is_present]] = True
-        pairs = pairs.among(documents.ids)
+        pairs = pairs.restrict_to(documents.ids)
         first, second = node[documents.index(pairs.first)], node[documents.index(pairs.second)]
         connects = has_present[first] & has_present[second]
         labels = connected_components(len(node), np.stack([first, second], axis=1)[connects])[node]
         present = np.flatnonzero(documents.is_present)
-        _, own, sizes = np.unique(labels[present], return_inverse=True, return_counts=True)
-        chosen = present[sizes[own] > 1]
+        _, cluster_of, sizes = np.unique(labels[present], return_inverse=True, return_counts=True)
+        chosen = present[sizes[cluster_of] > 1]
         labels = labels[chosen]
         kept = choose_keepers(labels, cast(Keep, keep), documents.num_chars[chosen], documents.added_at[chosen])
         smallest = choose_keepers(labels, "first", documents.num_chars[chosen], documents.added_at[chosen])
@@ -147,7 +146,7 @@ class Clusters:
         return np.asarray(self.document[self.document != self.keeper])
 
     @cached_property
-    def count(self) -> int:
+    def num_clusters(self) -> int:
         """Number of clusters."""
         return len(np.unique(self.label))
 
@@ -165,17 +164,17 @@ def read_clusters(view: View) -> Clusters:
 
 
 def cluster_keys(view: View, ids: Int64Array) -> Int64Array:
-    """(Q,) int64: equal for chunks of documents of one cluster; of all others the document's own id; -1 for no document."""
+    """(Q,) int64: equal for chunks of documents of one cluster; the document's id outside of clusters; -1 for no document."""
     clusters, documents = read_clusters(view), view.chunks.document_ids(ids)
     if not len(clusters.document):
         return documents
-    place = np.minimum(np.searchsorted(clusters.document, documents), len(clusters.document) - 1)
-    return np.where(clusters.document[place] == documents, clusters.label[place], documents)
+    position = np.minimum(np.searchsorted(clusters.document, documents), len(clusters.document) - 1)
+    return np.where(clusters.document[position] == documents, clusters.label[position], documents)
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A document that went because another one is kept."""
+    """A document that is deleted because a similar one is kept."""
 
     source: str
     doc_id: str
@@ -184,18 +183,18 @@ class Duplicate:
     keeper_doc_id: str
     keeper_first_chunk: int
     cluster: int  # smallest first chunk of the cluster
-    jaccard: float  # to the keeper; 0 where others of the cluster connect the two
+    jaccard: float  # similarity to the keeper; 0 where only other documents of the cluster connect the two
     excerpt: str  # the document's first chunk
     keeper_excerpt: str
 
 
 def read_duplicates(view: View) -> list[Duplicate]:
-    """Every document that near-duplicate search removed, with its keeper."""
+    """Every document that is deleted as a near-duplicate, with its keeper."""
     clusters = read_clusters(view)
     rows = np.flatnonzero(clusters.document != clusters.keeper)
     ids, kept = clusters.document[rows], clusters.keeper[rows]
-    texts = [view.chunks.texts(each, deleted_too=True) for each in (ids, kept)]
-    found = zip(rows.tolist(), view.chunks.documents(ids), view.chunks.documents(kept), *texts, strict=True)
+    excerpts, keeper_excerpts = (view.chunks.texts(first, deleted_too=True) for first in (ids, kept))
+    documents, keepers_of = view.chunks.documents(ids), view.chunks.documents(kept)
     return [
         Duplicate(
             source=document["source"],
@@ -209,7 +208,9 @@ def read_duplicates(view: View) -> list[Duplicate]:
             excerpt=excerpt,
             keeper_excerpt=keeper_excerpt,
         )
-        for row, document, keeper, excerpt, keeper_excerpt in found
+        for row, document, keeper, excerpt, keeper_excerpt in zip(
+            rows.tolist(), documents, keepers_of, excerpts, keeper_excerpts, strict=True
+        )
         if document and keeper
     ]
 
@@ -217,10 +218,10 @@ def read_duplicates(view: View) -> list[Duplicate]:
 def _similarity(
     nodes: Int64Array, kept: Int64Array, first: Int64Array, second: Int64Array, jaccard: Float64Array
 ) -> Float64Array:
-    """(C,) the similarity of each node to the one that is kept: 1 to itself, 0 where no pair joins the two."""
-    known = dict(zip(zip(first.tolist(), second.tolist(), strict=True), jaccard.tolist(), strict=True))
-    found = [
-        1.0 if a == b else known.get((min(a, b), max(a, b)), 0.0)
+    """(C,) the similarity of each node to the one that is kept: 1 to itself, 0 where the two are no pair."""
+    jaccard_of = dict(zip(zip(first.tolist(), second.tolist(), strict=True), jaccard.tolist(), strict=True))
+    similarities = [
+        1.0 if a == b else jaccard_of.get((min(a, b), max(a, b)), 0.0)
         for a, b in zip(nodes.tolist(), kept.tolist(), strict=True)
     ]
-    return np.array(found, dtype=np.float64)
+    return np.array(similarities, dtype=np.float64)

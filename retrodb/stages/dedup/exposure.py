@@ -1,8 +1,9 @@
-"""Exposure: which rows of a training run met a test set, in their own text or through their neighbours.
+"""Exposure: the rows of a neighbour table that contain n-grams of a test set, in their own text or through neighbours.
 
-A row's *own* text matches where a shared n-gram touches its chunk, be it across the chunk's border. Its *neighbours* match
-where an n-gram lies in the neighbour's chunk, its *continuations* where one touches what follows that chunk. What counts is
-the table as it was written, because that is what a trainer was given; a match is *live* when today's table has it still.
+The *own text* of a row matches where a shared n-gram touches its chunk, also one that crosses the chunk's border. The
+*neighbours* match where an n-gram is in a neighbour's chunk, and the *continuations* where one touches the chunk after it.
+The table is compared as it was written, because this is what a trainer read. A match is *live* when today's table still
+has it.
 
 Legend: Q rows of the table, k neighbours of a row.
 """
@@ -21,50 +22,59 @@ from retrodb.dedup.shingle_table import ShingleTable
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.context import Context
-from retrodb.stages.dedup.testset import open_table, registered
+from retrodb.stages.dedup.testset import open_table, registered_testset
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.document_blocks import document_blocks
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
-_BLOCK = 1 << 12  # neighbours whose texts are held together
+_BLOCK = 1 << 12  # neighbours whose texts are in memory at once
 
 
 @dataclass(frozen=True)
 class ExposedRow:
-    """A row of a query set that met a test set."""
+    """A row of a query set that contains n-grams of a test set."""
 
     row: int  # of the query set
-    sample: int  # its place in the table, from 0
+    sample: int  # its position in the table, from 0
     doc_id: str  # of its document
-    is_seen: bool  # among the consumed samples
-    is_live: bool  # it would meet the test set in today's table too
-    own: tuple[str, ...]  # items that share an n-gram with its own text
-    neighbours: tuple[str, ...]  # items that share one with a neighbour
-    continuations: tuple[str, ...]  # items that share one with a neighbour's continuation
-    chunks: tuple[int, ...]  # ids of the neighbours of which, or of whose continuation, that is so
+    is_seen: bool  # it is among the consumed samples
+    is_live: bool  # today's table would expose it too
+    own_items: tuple[str, ...]  # items with an n-gram in its own text
+    neighbour_items: tuple[str, ...]  # items with an n-gram in a neighbour
+    continuation_items: tuple[str, ...]  # items with an n-gram in a neighbour's continuation
+    chunks: tuple[int, ...]  # ids of these neighbours
 
 
 @dataclass(frozen=True)
 class ExposureResult:
-    """How much of a table met a test set."""
+    """How much of a table contains n-grams of a test set."""
 
     table: str
     testset: str
-    rows: int  # of the table
-    consumed_samples: int  # the first rows of the table, in the order of their numbers
-    exposed_seen: int  # exposed rows among them
-    exposed_unseen: int  # exposed rows that come later
-    exposed_unseen_live: int  # of these, the ones that today's table would still expose
+    num_rows: int  # of the table
+    num_consumed_samples: int  # the first rows of the table, in the order of their numbers
+    num_exposed_seen: int  # exposed rows among them
+    num_exposed_unseen: int  # exposed rows after them
+    num_exposed_unseen_live: int  # of these, the ones that today's table would expose too
     exposed: tuple[ExposedRow, ...]  # by row
 
 
 @dataclass
-class _Items:
-    """Items of the test set that one neighbour brings, by where they are."""
+class _NeighbourItems:
+    """Items of the test set with an n-gram in a neighbour."""
 
     chunk: set[int] = field(default_factory=set)
     continuation: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """All rows and neighbours of a table that have n-grams of a test set."""
+
+    items: ShingleTable
+    own_items: dict[int, set[int]]  # row of the query set -> items
+    neighbour_items: dict[int, _NeighbourItems]  # chunk id -> items
 
 
 def run_exposure(
@@ -78,7 +88,7 @@ def run_exposure(
     """Find the exposed rows of a neighbour table.
 
     Args:
-        consumed_samples: the training run has consumed that many rows of the table, in the order of their numbers.
+        consumed_samples: number of rows that the training has consumed, in the order of their numbers.
 
     Raises:
         UsageError: when the test set is not registered.
@@ -87,87 +97,117 @@ def run_exposure(
     if consumed_samples < 0:
         raise UsageError(f"{consumed_samples} consumed samples", remedy="Give 0 or more.")
     view = context.view(as_of)
-    items = open_table(view, registered(view, testset))
+    items = open_table(view, registered_testset(view, testset))
     neighbours = NeighbourTable(view, table)
-    rows, written = neighbours.written()
-    now = neighbours.read(rows)[0]
+    rows, written = neighbours.written()  # (Q,), (Q, k)
+    today = neighbours.read(rows)[0]  # (Q, k)
     queries = view.query_set(neighbours.query_set)
-    brought = _brought(view, _then(context, neighbours), np.union1d(written, now), items)
-    own = _own(queries, items)
-    met = np.isin(rows, list(own)) | np.isin(np.hstack([written, now]), list(brought)).any(axis=1)
-    is_live = queries.is_live(rows[met]).tolist()
-    exposed = []
-    for sample, document, may_live in zip(
-        np.flatnonzero(met).tolist(), queries.documents(rows[met]), is_live, strict=True
-    ):
-        row, today = int(rows[sample]), set(now[sample].tolist())
-        chunks = sorted({*written[sample].tolist(), *today} & brought.keys())
-        live = [chunk for chunk in chunks if chunk in today and _is_live(view, chunk, brought[chunk])]
-        exposed.append(
-            ExposedRow(
-                row=row,
-                sample=sample,
-                doc_id=document["doc_id"] if document else "",
-                is_seen=sample < consumed_samples,
-                is_live=may_live and (bool(live) or row in own),
-                own=_names(items, own.get(row, set())),
-                neighbours=_names(items, set().union(*(brought[chunk].chunk for chunk in chunks))),
-                continuations=_names(items, set().union(*(brought[chunk].continuation for chunk in chunks))),
-                chunks=tuple(chunks),
-            )
+    chunks_then = _chunks_of_table(context, neighbours)
+    matches = _Matches(
+        items, _own_items(queries, items), _neighbour_items(view, chunks_then, np.union1d(written, today), items)
+    )
+    near = np.hstack([written, today])
+    is_exposed = np.isin(rows, list(matches.own_items)) | np.isin(near, list(matches.neighbour_items)).any(axis=1)
+    is_live = queries.is_live(rows[is_exposed]).tolist()
+    exposed = tuple(
+        _exposed_row(
+            view,
+            matches,
+            row=int(rows[sample]),
+            sample=sample,
+            doc_id=document["doc_id"] if document else "",
+            is_seen=sample < consumed_samples,
+            is_row_live=is_row_live,
+            written=set(written[sample].tolist()),
+            today=set(today[sample].tolist()),
         )
+        for sample, document, is_row_live in zip(
+            np.flatnonzero(is_exposed).tolist(), queries.documents(rows[is_exposed]), is_live, strict=True
+        )
+    )
     return ExposureResult(
         table=neighbours.name,
         testset=testset,
-        rows=len(rows),
-        consumed_samples=min(consumed_samples, len(rows)),
-        exposed_seen=sum(each.is_seen for each in exposed),
-        exposed_unseen=sum(not each.is_seen for each in exposed),
-        exposed_unseen_live=sum(each.is_live and not each.is_seen for each in exposed),
-        exposed=tuple(exposed),
+        num_rows=len(rows),
+        num_consumed_samples=min(consumed_samples, len(rows)),
+        num_exposed_seen=sum(row.is_seen for row in exposed),
+        num_exposed_unseen=sum(not row.is_seen for row in exposed),
+        num_exposed_unseen_live=sum(row.is_live and not row.is_seen for row in exposed),
+        exposed=exposed,
     )
 
 
-def _then(context: Context, table: NeighbourTable) -> ChunkSet | None:
-    """The chunks as they were when the table was made; None when that snapshot has expired."""
+def _exposed_row(
+    view: View,
+    matches: _Matches,
+    *,
+    row: int,
+    sample: int,
+    doc_id: str,
+    is_seen: bool,
+    is_row_live: bool,
+    written: set[int],
+    today: set[int],
+) -> ExposedRow:
+    """One row, with its neighbours as the table was written and as it is today."""
+    own_items, of_chunk = matches.own_items.get(row, set()), matches.neighbour_items
+    chunks = sorted((written | today) & of_chunk.keys())
+    has_live_chunk = any(chunk in today and _is_live(view, chunk, of_chunk[chunk]) for chunk in chunks)
+    return ExposedRow(
+        row=row,
+        sample=sample,
+        doc_id=doc_id,
+        is_seen=is_seen,
+        is_live=is_row_live and (has_live_chunk or bool(own_items)),
+        own_items=_ids(matches.items, own_items),
+        neighbour_items=_ids(matches.items, set().union(*(of_chunk[chunk].chunk for chunk in chunks))),
+        continuation_items=_ids(matches.items, set().union(*(of_chunk[chunk].continuation for chunk in chunks))),
+        chunks=tuple(chunks),
+    )
+
+
+def _chunks_of_table(context: Context, table: NeighbourTable) -> ChunkSet | None:
+    """The chunks as they were when the table was computed; None when that snapshot has expired."""
     try:
         return context.view(table.entry.snapshot).chunks
     except UsageError:
         return None
 
 
-def _own(chunks: ChunkSet, items: ShingleTable) -> dict[int, set[int]]:
-    """The items that each row of a query set shares an n-gram with, in its document's text."""
-    found: dict[int, set[int]] = defaultdict(set)
+def _own_items(chunks: ChunkSet, items: ShingleTable) -> dict[int, set[int]]:
+    """The items that have an n-gram in each row of a query set, in the text of the row's document."""
+    items_of: dict[int, set[int]] = defaultdict(set)
     for record in chunks.ranges:
-        file = chunks.file("chunks", record.first_chunk, record.num_chunks)
+        file = chunks.file("chunks", *record.span)
         for block in document_blocks(chunks.files.open(file), chunks.layout(record), file.row_set.present):
             hits = scan_texts(block.documents(), items).hits
             for hit, document in enumerate(hits.document.tolist()):
                 first, end = block.bounds[document], block.bounds[document + 1]
-                spans = slice(hits.range_offsets[hit], hits.range_offsets[hit + 1])
+                ranges = slice(hits.range_offsets[hit], hits.range_offsets[hit + 1])
                 offsets = block.offsets(int(first), int(end))
-                touched = touched_chunks(hits.range_start[spans], hits.range_end[spans], offsets)
+                touched = touched_chunks(hits.range_start[ranges], hits.range_end[ranges], offsets)
                 for row in (record.first_chunk + block.rows[first + touched]).tolist():
-                    found[row].add(int(hits.item[hit]))
-    return found
+                    items_of[row].add(int(hits.item[hit]))
+    return items_of
 
 
-def _brought(view: View, then: ChunkSet | None, ids: Int64Array, items: ShingleTable) -> dict[int, _Items]:
-    """What each neighbour that shares an n-gram with an item, or whose continuation does, brings."""
-    found: dict[int, _Items] = defaultdict(_Items)
+def _neighbour_items(
+    view: View, chunks_then: ChunkSet | None, ids: Int64Array, items: ShingleTable
+) -> dict[int, _NeighbourItems]:
+    """The items that have an n-gram in each neighbour, or in its continuation."""
+    items_of: dict[int, _NeighbourItems] = defaultdict(_NeighbourItems)
     ids = ids[ids >= 0]
     for start in range(0, len(ids), _BLOCK):
         block = ids[start : start + _BLOCK]
-        following = then.continuation(block) if then is not None else _next_chunk(view.chunks, block)
-        texts, more = (view.chunks.texts(each, deleted_too=True) for each in (block, following))
-        for place, item, _ in _matches(texts, items):
-            found[int(block[place])].chunk.add(item)
-        both = [text + continuation for text, continuation in zip(texts, more, strict=True)]
-        for place, item, end in _matches(both, items):
-            if end > len(texts[place].encode()):
-                found[int(block[place])].continuation.add(item)
-    return found
+        following = chunks_then.continuation(block) if chunks_then is not None else _next_chunk(view.chunks, block)
+        texts, continuations = (view.chunks.texts(chunks, deleted_too=True) for chunks in (block, following))
+        for index, item, _ in _common_ngrams(texts, items):
+            items_of[int(block[index])].chunk.add(item)
+        both = [text + continuation for text, continuation in zip(texts, continuations, strict=True)]
+        for index, item, end in _common_ngrams(both, items):
+            if end > len(texts[index].encode()):
+                items_of[int(block[index])].continuation.add(item)
+    return items_of
 
 
 def _next_chunk(chunks: ChunkSet, ids: Int64Array) -> Int64Array:
@@ -176,17 +216,17 @@ def _next_chunk(chunks: ChunkSet, ids: Int64Array) -> Int64Array:
     return np.where(is_same, ids + 1, -1)
 
 
-def _matches(texts: list[str], items: ShingleTable) -> Iterator[tuple[int, int, int]]:
-    """Every text and item that share an n-gram, and the last byte's end of what they share."""
+def _common_ngrams(texts: list[str], items: ShingleTable) -> Iterator[tuple[int, int, int]]:
+    """Every text and item with a shared n-gram, and the end in bytes of the last one in the text."""
     hits = scan_texts(pa.array(texts, pa.large_string()), items).hits
     ends = hits.range_end[hits.range_offsets[1:] - 1]
     yield from zip(hits.document.tolist(), hits.item.tolist(), ends.tolist(), strict=True)
 
 
-def _is_live(view: View, chunk: int, brought: _Items) -> bool:
-    """Whether a live neighbour still brings something."""
-    return bool(brought.chunk) or view.chunks.continuation(np.array([chunk]))[0] >= 0
+def _is_live(view: View, chunk: int, items: _NeighbourItems) -> bool:
+    """Whether a live neighbour still has an n-gram in it or in its continuation."""
+    return bool(items.chunk) or view.chunks.continuation(np.array([chunk]))[0] >= 0
 
 
-def _names(items: ShingleTable, found: set[int]) -> tuple[str, ...]:
-    return tuple(items.id(item) for item in sorted(found))
+def _ids(items: ShingleTable, numbers: set[int]) -> tuple[str, ...]:
+    return tuple(items.id(item) for item in sorted(numbers))

@@ -1,4 +1,4 @@
-"""Registering a test set: its items and shingle table become files of the database, so that every later document meets them."""
+"""Registering a test set: its items and shingle table become files of the database, for the screening of later documents."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from retrodb.config import DedupParams, to_mapping
+from retrodb.config import DedupParams
 from retrodb.dedup.leak_rule import parse_rule
 from retrodb.dedup.lsh import parse_bands
 from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table, load_shingle_table, save_shingle_table
 from retrodb.dedup.shingles import SHINGLE_VERSION, check_ngram
 from retrodb.errors import UsageError
 from retrodb.format.entries import TestsetEntry
+from retrodb.format.json_values import to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
@@ -36,41 +37,43 @@ class TestSet:
     __test__ = False  # pytest: no test class
 
     name: str
-    entry: TestsetEntry  # what the snapshot keeps: digest of items and rule, their number, the rule, the version
-    files: tuple[FileRecord, ...]  # published: items and table
-    is_new: bool  # the snapshot does not have it, or has another version of it
+    entry: TestsetEntry
+    files: tuple[FileRecord, ...]  # published: items and shingle table
+    is_new: bool  # the snapshot has no test set of this name, or another version of it
 
 
 def check_params(params: DedupParams) -> None:
-    """Raises UsageError for a rule, level or n-gram that cannot be meant."""
+    """Raises UsageError for an invalid rule, level, n-gram or method."""
     rule = parse_rule(params.rule)
     check_ngram(params.ngram)
     if params.level not in ("document", "chunk"):
-        raise UsageError(f"unknown level '{params.level}'", remedy="It is 'document' or 'chunk'.")
+        raise UsageError(f"unknown level '{params.level}'", remedy="Valid values: 'document', 'chunk'.")
     if params.short_texts not in ("report", "remove"):
         raise UsageError(
-            f"unknown treatment '{params.short_texts}' of short texts", remedy="It is 'report' or 'remove'."
+            f"unknown treatment '{params.short_texts}' of short texts", remedy="Valid values: 'report', 'remove'."
         )
     if params.method not in ("exact", "minhash"):
-        raise UsageError(f"unknown method '{params.method}'", remedy="It is 'exact' or 'minhash'.")
+        raise UsageError(f"unknown method '{params.method}'", remedy="Valid values: 'exact', 'minhash'.")
     parse_bands(params.bands, params.permutations)
     if params.method == "minhash" and rule.measure != "jaccard":
         raise UsageError(
-            "MinHash finds pairs by their Jaccard similarity and would miss most of what is contained",
-            remedy="Take --method exact for containment rules.",
+            "MinHash finds pairs by their Jaccard similarity and would miss most contained items",
+            remedy="Use --method exact for containment rules.",
         )
     if params.max_document_frequency is not None and rule.measure != "containment":
         raise UsageError(
-            "--max-document-frequency belongs to containment rules; the paper's rule counts every shingle",
+            "--max-document-frequency needs a containment rule; a Jaccard rule counts every shingle",
             remedy="Leave it out, or give --rule 'containment>=X'.",
         )
 
 
-def register(view: View, name: str, ids: Sequence[str], texts: pa.LargeStringArray, params: DedupParams) -> TestSet:
-    """Publish a test set's files, unless the snapshot has the same already.
+def register_testset(
+    view: View, name: str, ids: Sequence[str], texts: pa.LargeStringArray, params: DedupParams
+) -> TestSet:
+    """Publish a test set's files, unless the snapshot has the same test set.
 
     Args:
-        ids: of the items; where one comes again, its number is put behind it (`7`, `7#2`).
+        ids: of the items; a repeated id gets a number (`7`, `7#2`).
 
     Raises:
         UsageError: for a test set without items, or a name that cannot be a folder.
@@ -83,10 +86,10 @@ def register(view: View, name: str, ids: Sequence[str], texts: pa.LargeStringArr
         raise UsageError(f"test set '{name}' has no items", remedy="Look at the files given to --against.")
     ids = _unique(ids)
     content = digest_bytes("\0".join([*ids, *texts.to_pylist()]).encode()).sha256.hex()
-    digest = identity(content, to_mapping(params), SHINGLE_VERSION)
+    digest = identity(content, to_plain_object(params), SHINGLE_VERSION)
     former = view.snapshot.entry(TestsetEntry, name)
     if former and former.digest == digest:
-        return registered(view, name)
+        return registered_testset(view, name)
     items = pa.table({"id": pa.array(ids, pa.string()), "text": texts})
     path = partial(path_of, "testsets", name=name, task=digest)
     put = partial(publish, view.storage, "testsets", name=name)
@@ -101,7 +104,7 @@ def register(view: View, name: str, ids: Sequence[str], texts: pa.LargeStringArr
     return TestSet(name, entry, tuple(files), is_new=True)
 
 
-def registered(view: View, name: str) -> TestSet:
+def registered_testset(view: View, name: str) -> TestSet:
     """A test set of the snapshot.
 
     Raises:
@@ -122,11 +125,11 @@ def open_table(view: View, testset: TestSet) -> ShingleTable:
 
 
 def _unique(ids: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     unique = []
-    for each in ids:
-        seen[each] = seen.get(each, 0) + 1
-        unique.append(each if seen[each] == 1 else f"{each}#{seen[each]}")
+    for item in ids:
+        counts[item] = counts.get(item, 0) + 1
+        unique.append(item if counts[item] == 1 else f"{item}#{counts[item]}")
     return unique
 
 

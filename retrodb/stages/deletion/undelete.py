@@ -1,45 +1,58 @@
-"""Stage undelete: one reason's hold ends. What is deleted for another reason too stays out.
+"""Stage undelete: revoke one reason. What is deleted for another reason too stays deleted.
 
-The rows must still exist, so it conflicts with a concurrent compaction (`conflict_keys.undelete`). After a compaction,
-the files of the documents that it dropped are read again by the next ingest that is given them.
+The rows must still exist, so it conflicts with a concurrent compaction (`conflict_keys.undelete`). The files of documents
+that a compaction has dropped are read again by the next ingest of these files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.json_values import JsonValue
+from retrodb.format.records import FileRecord
 from retrodb.format.rows import deserialize_rows
 from retrodb.stages.context import Context
-from retrodb.stages.deletion.filter import by_source, choose, commit_tombstones
+from retrodb.stages.deletion.filter import Choice, choose, commit_tombstones, count_by_source, history_of
 from retrodb.store import conflict_keys
 from retrodb.view.tombstones import Tombstone, tombstone
 from retrodb.view.view import View
 
 _FINAL = {
-    "purged": "What was purged is gone for good.",
-    "superseded": "A newer version stands in the place of each; ingest the older text again to go back.",
+    "purged": "Purged documents cannot come back.",
+    "superseded": "Each has a newer version; ingest the older text again to go back.",
     "removed": "Their source no longer has them; ingest them again to bring them back.",
 }
-"""Reasons that cannot be taken back, and why."""
+"""Reasons that cannot be revoked, and why."""
 
 
 @dataclass(frozen=True)
 class UndeleteResult:
-    """What lost a reason to be deleted."""
+    """What a reason no longer deletes."""
 
     snapshot: int
     reason: str
-    documents: int  # that the reason no longer deletes
-    chunks: int
-    live_documents: int  # of these, that have a live chunk again or still
-    gone_documents: int  # that compaction has dropped: only ingesting them again brings them back
+    num_documents: int  # that the reason no longer deletes
+    num_chunks: int
+    num_live_documents: int  # of these, the ones with a live chunk now
+    num_compacted_documents: int  # that a compaction has dropped: ingest their files again to bring them back
     unknown: tuple[str, ...]  # names that no document has
     dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class UndeletePlan:
+    """What an undelete is going to bring back."""
+
+    view: View
+    arguments: Mapping[str, JsonValue]  # for the history
+    tombstones: tuple[Tombstone, ...]  # inactive ones
+    compacted: Int64Array  # ids of the documents that a compaction has dropped
+    result: UndeleteResult  # of a dry run
 
 
 def run_undelete(
@@ -51,86 +64,106 @@ def run_undelete(
     source: str | None = None,
     dry_run: bool = False,
 ) -> UndeleteResult:
-    """End a reason's hold, over all documents or over those that the arguments of `run_filter` choose among them.
+    """Revoke a reason for all documents, or for those that the arguments of `run_filter` choose among them.
 
     Raises:
-        UsageError: for a reason that never deleted anything, or that is final.
-        ConflictError: when a compaction came in between.
+        UsageError: nothing was deleted for this reason, or it is final.
+        ConflictError: a compaction was committed meanwhile.
     """
-    view = context.view()
+    plan = plan_undelete(context.view(), Choice(where, doc_ids, source), reason)
+    return plan.result if dry_run else execute_undelete(context, plan)
+
+
+def plan_undelete(view: View, choice: Choice, reason: str) -> UndeletePlan:
+    """Find the chunks that the reason should no longer delete.
+
+    Raises:
+        UsageError: nothing was deleted for this reason, or it is final.
+    """
     _check_reason(view, reason)
     ids, unknown = _deleted(view, reason), list[str]()
-    if where is not None or doc_ids is not None or source is not None:
-        chosen, unknown = choose(view, where, doc_ids, source, reason=reason)
+    if choice.is_given:
+        chosen, unknown = choose(view, choice, reason=reason)
         ids = ids[np.isin(view.chunks.document_ids(ids), chosen)]
-    # What compaction dropped cannot come back, but the reason no longer keeps it from being ingested again: neither its
-    # key does, which is left of it, nor that its file was read before.
-    dead = [tombstone(r.first_chunk, r.num_chunks, reason, rows, active=False) for r, rows in view.chunks.split(ids)]
-    gone = compacted_documents(view, dead)
-    ids = np.setdiff1d(ids, gone, assume_unique=True)
+    # Documents that compaction dropped cannot come back by this, but they may be ingested again: the reason no longer
+    # applies to their keys, and their files count as not read.
+    tombstones = [tombstone(*record.span, reason, rows, active=False) for record, rows in view.chunks.split(ids)]
+    compacted = compacted_documents(view, tombstones)
+    ids = np.setdiff1d(ids, compacted, assume_unique=True)
     documents = np.unique(view.chunks.document_ids(ids))
     result = UndeleteResult(
         snapshot=view.snapshot.number,
         reason=reason,
-        documents=len(documents),
-        chunks=len(ids),
-        live_documents=_num_live(view, ids, reason),
-        gone_documents=len(gone),
+        num_documents=len(documents),
+        num_chunks=len(ids),
+        num_live_documents=_num_live(view, ids, reason),
+        num_compacted_documents=len(compacted),
         unknown=tuple(unknown),
-        dry_run=dry_run,
+        dry_run=True,
     )
-    if dry_run or not dead:
+    return UndeletePlan(view, history_of(choice, reason, len(documents)), tuple(tombstones), compacted, result)
+
+
+def execute_undelete(context: Context, plan: UndeletePlan) -> UndeleteResult:
+    """Commit the inactive tombstones of a plan, unless there are none.
+
+    Raises:
+        ConflictError: a compaction was committed meanwhile.
+    """
+    result = replace(plan.result, dry_run=False)
+    if not plan.tombstones:
         return result
-    arguments = {"where": where, "source": source, "reason": reason, "documents": len(documents)}
-    sources, inputs = inputs_to_reread(view, gone)
-    own = conflict_keys.undelete(*sources)
-    return replace(result, snapshot=commit_tombstones(context, view, "undelete", own, arguments, dead, drops=inputs))
+    sources, inputs = inputs_to_reread(plan.view, plan.compacted)
+    keys = conflict_keys.undelete(*sources)
+    snapshot = commit_tombstones(context, plan.view, "undelete", keys, plan.arguments, plan.tombstones, dropped=inputs)
+    return replace(result, snapshot=snapshot)
 
 
 def compacted_documents(view: View, tombstones: Iterable[Tombstone]) -> Int64Array:
-    """The ids, ascending, over which tombstones end a reason's hold though compaction has dropped them: one of a document."""
-    gone = [np.empty(0, np.int64)]
-    for each in tombstones:
-        if not each.active:
-            rows = deserialize_rows(each.rows)
-            gone.append(each.first_chunk + rows[~view.chunks.present_mask(each.first_chunk, each.num_chunks)[rows]])
-    return np.unique(np.concatenate(gone))
+    """The ids, ascending, for which tombstones revoke a reason though compaction has dropped them: one id per document."""
+    compacted = [np.empty(0, np.int64)]
+    for change in tombstones:
+        if not change.active:
+            rows = deserialize_rows(change.rows)
+            is_dropped = ~view.chunks.present_mask(change.first_chunk, change.num_chunks)[rows]
+            compacted.append(change.first_chunk + rows[is_dropped])
+    return np.unique(np.concatenate(compacted))
 
 
-def inputs_to_reread(view: View, gone: Int64Array) -> tuple[list[str], list[str]]:
-    """The sources of documents that compaction dropped, and the lists of their files that were read.
+def inputs_to_reread(view: View, compacted: Int64Array) -> tuple[list[str], list[FileRecord]]:
+    """The sources of documents that compaction dropped, and the lists of input files that were read for them.
 
-    Without these lists an ingest that is given the files reads them again.
+    Without these lists an ingest of the same files reads them again.
     """
-    sources = sorted(by_source(view, gone))
-    return sources, [record.path for source in sources for record in view.manifest.files("inputs", source)]
+    sources = sorted(count_by_source(view, compacted))
+    return sources, [record for source in sources for record in view.manifest.files("inputs", source)]
 
 
 def _check_reason(view: View, reason: str) -> None:
     if reason in _FINAL:
-        raise UsageError(f"'{reason}' cannot be taken back", remedy=_FINAL[reason])
+        raise UsageError(f"the reason '{reason}' cannot be revoked", remedy=_FINAL[reason])
     if reason not in view.chunks.tombstones.reasons:
-        have = ", ".join(name for name in view.chunks.tombstones.reasons if name not in _FINAL)
-        remedy = f"There are: {have}." if have else "Nothing was deleted that could come back."
-        raise UsageError(f"nothing was ever deleted for the reason '{reason}'", remedy=remedy)
+        reasons = ", ".join(name for name in view.chunks.tombstones.reasons if name not in _FINAL)
+        remedy = f"There are: {reasons}." if reasons else "Nothing was deleted that could come back."
+        raise UsageError(f"nothing was deleted for the reason '{reason}'", remedy=remedy)
 
 
 def _deleted(view: View, reason: str) -> Int64Array:
     """The ids that a reason deletes, ascending."""
     ids = [np.empty(0, np.int64)]
     for record in view.chunks.ranges:
-        mask = view.chunks.tombstones.deleted_by_reason(record.first_chunk, record.num_chunks).get(reason)
+        mask = view.chunks.tombstones.deleted_by_reason(*record.span).get(reason)
         if mask is not None:
             ids.append(record.first_chunk + np.flatnonzero(mask))
     return np.concatenate(ids)
 
 
 def _num_live(view: View, ids: Int64Array, reason: str) -> int:
-    """Documents of chunks that no other reason deletes."""
+    """The number of documents with a chunk among `ids` that no other reason deletes."""
     live = [np.empty(0, np.int64)]
     for record, rows in view.chunks.split(ids):
-        masks = view.chunks.tombstones.deleted_by_reason(record.first_chunk, record.num_chunks)
+        masks = view.chunks.tombstones.deleted_by_reason(*record.span)
         others = [mask[rows] for name, mask in masks.items() if name != reason]
-        held = np.any(others, axis=0) if others else np.zeros(len(rows), dtype=bool)
-        live.append(record.first_chunk + rows[~held])
+        is_deleted = np.any(others, axis=0) if others else np.zeros(len(rows), dtype=bool)
+        live.append(record.first_chunk + rows[~is_deleted])
     return len(np.unique(view.chunks.document_ids(np.concatenate(live))))

@@ -1,7 +1,7 @@
-"""First pass of an ingest: read a split once and spool what was accepted.
+"""First pass of an ingest: read a split once and spool the accepted documents.
 
-The spool is what the second pass tokenizes. It makes the input immaterial once it was read: a file that changes between the
-passes, a pipe, or a slow HTML parser cost nothing more. It lies with the run and goes with the commit.
+The second pass tokenizes the spool and never reads the input again. So a file may change between the passes, a pipe is
+read only once, and slow HTML is parsed only once. The spool is stored with the run and deleted after the commit.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, content_id
 from retrodb.corpus.readers import read_split
 from retrodb.corpus.split import Split
-from retrodb.engine.task import Task, TaskRecord
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.format.arrays import save_array
 from retrodb.format.ids import IdArray, content_hash, id_entries, key_of, record_hash
@@ -34,65 +34,90 @@ if TYPE_CHECKING:
 
 _BATCH_CHARS = 1 << 20  # characters of one Arrow batch, text and metadata: bounds the memory of both passes
 _BATCH_DOCUMENTS = 1 << 14  # and its documents, when they are tiny
+STAGE_VERSION = 1
 CRASHED = "reader-crashed"
-"""Reason of a reject that stands for a whole file: the process that read it died."""
+"""Reason of a reject that stands for a whole file: the process that read the file died."""
 
 
-def run_scan(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
-    """Read one split into spool segments, their keys, and its rejects.
+@dataclass(frozen=True)
+class ReadPayload:
+    """Which records to read, and how."""
 
-    The result's `segments` names, for each segment, the indices of its two files and its number of records.
-    """
-    del clock  # nothing that is spooled knows the time
-    source, run = task.payload["source"], task.payload["run"]
+    run: str  # id of the run that stores the spool
+    source: str
+    fields: Fields
+    limits: Limits
+    segment_bytes: int  # characters of a segment, about
+    split: Split
+    limit: int | None  # records to read at most
+    crashed: tuple[str, ...] = ()  # paths of files that crash their reader: they become rejects, unread
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some accepted documents in reading order."""
+
+    spool: FileRecord  # Arrow file of `spool_schema`
+    keys: FileRecord  # (R,) keys and hashes, `format/ids.py`
+    num_records: int
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """What one split held."""
+
+    segments: tuple[Segment, ...]
+    rejects: FileRecord | None  # schema `REJECTS`
+
+
+READ = TaskKind[ReadPayload, ReadResult]("read", STAGE_VERSION, ReadResult)
+PROBE = TaskKind[ReadPayload, NoResult]("probe", STAGE_VERSION, NoResult)
+
+
+def run_read(storage: Storage, task: Task[ReadPayload, ReadResult], clock: str) -> TaskRecord[ReadResult]:
+    """Read one split into spool segments, their keys, and its rejects."""
+    del clock  # the spool does not depend on the time
+    payload = task.payload
     rejects: list[Reject] = []
-    documents = _sift(_records(task), rejects)
-    files: list[FileRecord] = []
-    segments: list[dict[str, int]] = []
-    first = next(documents, None)
-    while first is not None:
-        path = path_of("runs", run=run, file=f"spool/{task.id}-{len(segments):04d}")
-        spool, keys, records, first = _write_segment(
-            storage, path, source, first, documents, task.payload["segment_bytes"]
-        )
-        segments.append({"spool": len(files), "keys": len(files) + 1, "records": records})
-        files += [spool, keys]
+    documents = _accepted(_read_records(payload), rejects)
+    segments: list[Segment] = []
+    following = next(documents, None)
+    while following is not None:
+        path = path_of("runs", run=payload.run, file=f"spool/{task.id}-{len(segments):04d}")
+        segment, following = _write_segment(storage, path, payload, following, documents)
+        segments.append(segment)
+    files = [file for segment in segments for file in (segment.spool, segment.keys)]
+    rejects_file = None
     if rejects:
-        files.append(
-            _write_rejects(storage, path_of("runs", run=run, file=f"spool/{task.id}-rejects.parquet"), rejects)
-        )
-    records = sum(segment["records"] for segment in segments)
-    return TaskRecord(
-        task.id,
-        tuple(files),
-        {"segments": segments, "has_rejects": bool(rejects)},
-        {"rejected": len(rejects), "read": records},
-    )
+        path = path_of("runs", run=payload.run, file=f"spool/{task.id}-rejects.parquet")
+        rejects_file = _write_rejects(storage, path, rejects)
+        files.append(rejects_file)
+    counts = {"rejected": len(rejects), "read": sum(segment.num_records for segment in segments)}
+    return TaskRecord(task.id, tuple(files), ReadResult(tuple(segments), rejects_file), counts)
 
 
-def run_probe(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
-    """Read a split as `run_scan` does and keep nothing: the process lives to the end, or it does not."""
+def run_probe(storage: Storage, task: Task[ReadPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Read a split as `run_read` does and keep nothing, to see whether its reader crashes the process."""
     del storage, clock
-    deque(_records(task), maxlen=0)
+    deque(_read_records(task.payload), maxlen=0)
     return TaskRecord(task.id)
 
 
-def _records(task: Task[Any, Any]) -> Iterator[Document | Reject]:
-    """What the task's split holds, at most `limit` records; a file in `crashed` is a reject, unread."""
-    payload = task.payload
-    split, crashed = Split.from_json(payload["split"]), payload.get("crashed", [])
-    sound = replace(split, files=tuple(file for file in split.files if file.path not in crashed))
-    refused = (Reject(path, "byte 0", CRASHED, "") for path in crashed)
-    found = read_split(sound, Fields(**payload["fields"]), Limits(**payload["limits"])) if sound.files else iter(())
-    return islice(chain(refused, found), payload["limit"])
+def _read_records(payload: ReadPayload) -> Iterator[Document | Reject]:
+    split = payload.split
+    readable = replace(split, files=tuple(file for file in split.files if file.path not in payload.crashed))
+    refused = (Reject(path, "byte 0", CRASHED, "") for path in payload.crashed)
+    records = read_split(readable, payload.fields, payload.limits) if readable.files else iter(())
+    return islice(chain(refused, records), payload.limit)
 
 
-def _sift(reader: Iterator[Document | Reject], rejects: list[Reject]) -> Iterator[Document]:
-    for item in reader:
-        if isinstance(item, Reject):
-            rejects.append(item)
+def _accepted(records: Iterator[Document | Reject], rejects: list[Reject]) -> Iterator[Document]:
+    """The documents among some records; the others are appended to `rejects`."""
+    for record in records:
+        if isinstance(record, Reject):
+            rejects.append(record)
         else:
-            yield item
+            yield record
 
 
 def spool_schema() -> pa.Schema:
@@ -106,9 +131,9 @@ def spool_schema() -> pa.Schema:
 
 
 def _write_segment(
-    storage: Storage, path: str, source: str, first: Document, documents: Iterator[Document], segment_bytes: int
-) -> tuple[FileRecord, FileRecord, int, Document | None]:
-    """Write documents from `first` on until the segment is full; gives its files, its records, and the next document."""
+    storage: Storage, path: str, payload: ReadPayload, first: Document, documents: Iterator[Document]
+) -> tuple[Segment, Document | None]:
+    """Write `first` and the documents after it until the segment is full; gives the segment and the next document."""
     import pyarrow as pa
 
     entries: list[IdArray] = []
@@ -121,7 +146,7 @@ def _write_segment(
             sink = stack.enter_context(pa.OSFile(str(local), "wb"))
             options = pa.ipc.IpcWriteOptions(compression="lz4")
             writer = stack.enter_context(pa.ipc.new_file(sink, spool_schema(), options=options))
-            while following is not None and size < segment_bytes and sum(map(len, entries)) < MAX_SHARD_CHUNKS:
+            while following is not None and size < payload.segment_bytes and sum(map(len, entries)) < MAX_SHARD_CHUNKS:
                 batch = [following]
                 chars = _num_chars(following)
                 while (following := next(documents, None)) is not None and _has_room(batch, chars):
@@ -129,13 +154,13 @@ def _write_segment(
                     chars += _num_chars(following)
                 size += chars
                 ids = [d.doc_id if d.doc_id is not None else content_id(d.text, d.value) for d in batch]
-                entries.append(_entries(batch, ids, source))
+                entries.append(_entries(batch, ids, payload.source))
                 writer.write_batch(_to_batch(batch, ids))
 
     spool = publish(storage, "runs", f"{path}.arrow", write)
     all_entries = np.concatenate(entries)
     keys = publish(storage, "runs", f"{path}.keys.npy", lambda local: save_array(local, all_entries))
-    return spool, keys, len(all_entries), following
+    return Segment(spool, keys, len(all_entries)), following
 
 
 def _num_chars(document: Document) -> int:
@@ -147,7 +172,7 @@ def _has_room(batch: list[Document], chars: int) -> bool:
 
 
 def _entries(documents: list[Document], ids: list[str], source: str) -> IdArray:
-    """Keys and hashes; the stage numbers the rows when it has those of all segments."""
+    """Keys and hashes. The rows are numbered later, when all segments are known."""
     keys = [key_of(source, doc_id) for doc_id in ids]
     hashes = [record_hash(d.text, d.value, d.metadata) for d in documents]
     return id_entries(keys, hashes, [0] * len(ids))

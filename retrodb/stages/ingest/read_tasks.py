@@ -1,101 +1,96 @@
-"""The first pass of an ingest as tasks: which splits, in which processes, and what becomes of files that crash their reader."""
+"""The first pass of an ingest as tasks: the splits, the processes that read them, and files that crash their reader."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from retrodb.config import IngestParams
 from retrodb.corpus.document import Fields, Limits
 from retrodb.corpus.input_files import plan_splits
 from retrodb.corpus.split import InputFile, Split
 from retrodb.engine.run import Engine, Run
-from retrodb.engine.task import Task, TaskFunction, TaskRecord, make_task
+from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.errors import WorkerDied
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.inputs import Inputs
-from retrodb.stages.ingest.read_inputs import run_probe, run_scan
+from retrodb.stages.ingest.read_inputs import PROBE, READ, ReadPayload, ReadResult, run_probe, run_read
 
-STAGE_VERSION = 1
 NATIVE_FORMATS = ("parquet", "hf-arrow", "html", "warc", "arc")
 """Formats read by native code that a broken file may crash; the others are plain Python, or orjson line by line."""
 
-# Stored bytes, by stage, that one process is through with before others have started: reading is quick, cutting is not.
-_SMALL_BYTES = {"scan": 64 << 20, "cut": 4 << 20}
+# Stored bytes, by stage, that one process works through before others have started: reading is fast, tokenizing is not.
+_SMALL_BYTES = {"read": 64 << 20, "tokenize": 4 << 20}
 _MIN_SEGMENT, _MAX_SEGMENT = 8 << 20, 160 << 20  # characters; the upper one gives shards of nearly 2^20 chunks
 
+ReadTask = Task[ReadPayload, ReadResult]
+ReadRecord = TaskRecord[ReadResult]
 
-def scan(context: Context, run: Run, found: Inputs, params: IngestParams) -> list[TaskRecord[Any]]:
-    """Read every split once; with a limit, one after the other until it is reached."""
-    total = sum(f.size_bytes for f in found.files)
+
+def read_files(context: Context, run: Run, inputs: Inputs, params: IngestParams) -> list[ReadRecord]:
+    """Read every split once; with a limit, one split after the other until the limit is reached."""
+    total = sum(f.size_bytes for f in inputs.files)
     segment = min(max(total // 8, _MIN_SEGMENT), _MAX_SEGMENT)
-    shared, digests = _scan_payload(run, params, segment), list(found.digests)
 
-    def task_of(split: Split, limit: int | None) -> Task[Any, Any]:
-        payload = {**shared, "split": split.to_json(), "limit": limit}
-        return make_task("scan", STAGE_VERSION, payload, digests, split.size_bytes)
+    def task_of(split: Split, limit: int | None) -> ReadTask:
+        payload = ReadPayload(run.id, params.source, fields_of(params), limits_of(params), segment, split, limit)
+        return READ.task(payload, inputs.digests, split.size_bytes)
 
-    splits = plan_splits(found.files, segment, params.marker)
+    splits = plan_splits(inputs.files, segment, params.marker)
     if params.limit is None:
         return _read(context, run, [task_of(split, None) for split in splits])
-    records: list[TaskRecord[Any]] = []
-    left = params.limit
+    records: list[ReadRecord] = []
+    remaining = params.limit
     for split in splits:
-        if left > 0:
-            records += _read(context, run, [task_of(split, left)])
-            left -= records[-1].counts["read"] + records[-1].counts["rejected"]
+        if remaining > 0:
+            records += _read(context, run, [task_of(split, remaining)])
+            remaining -= records[-1].counts["read"] + records[-1].counts["rejected"]
     return records
 
 
-def _read(context: Context, run: Run, tasks: list[Task[Any, Any]]) -> list[TaskRecord[Any]]:
-    """Run scan tasks. A process that dies is out of memory, or a reader crashed: then every task gets one of its own."""
-    files = [file for task in tasks for file in Split.from_json(task.payload["split"]).files]
+def _read(context: Context, run: Run, tasks: list[ReadTask]) -> list[ReadRecord]:
+    """Run read tasks. When a process dies of too little memory or of a crash, every task gets a process of its own."""
+    files = [file for task in tasks for file in task.payload.split.files]
     is_native = any(file.format in NATIVE_FORMATS or (file.is_tar and file.format == "auto") for file in files)
     try:
-        return run_tasks(context, run, tasks, run_scan, isolated=is_native)
+        return _run(context, run, tasks, run_read, isolated=is_native)
     except WorkerDied:
         return [_read_alone(context, run, task) for task in tasks]
 
 
-def _read_alone(context: Context, run: Run, task: Task[Any, Any]) -> TaskRecord[Any]:
-    """Run one scan task in its own process; the files at which it dies, each read alone, become rejects."""
+def _read_alone(context: Context, run: Run, task: ReadTask) -> ReadRecord:
+    """Run one read task in its own process; the files that crash it, each tried alone, become rejects."""
     try:
-        return run_tasks(context, run, [task], run_scan, isolated=True)[0]
+        return _run(context, run, [task], run_read, isolated=True)[0]
     except WorkerDied:
-        split = Split.from_json(task.payload["split"])
-        crashed = [f.path for f in split.files if len(split.files) == 1 or _dies(context, run, task, f)]
+        files = task.payload.split.files
+        crashed = tuple(f.path for f in files if len(files) == 1 or _crashes(context, run, task, f))
         if not crashed:
             raise
-        marked = replace(task, payload={**task.payload, "crashed": crashed})
-        return run_tasks(context, run, [marked], run_scan, isolated=True)[0]
+        marked = replace(task, payload=replace(task.payload, crashed=crashed))
+        return _run(context, run, [marked], run_read, isolated=True)[0]
 
 
-def _dies(context: Context, run: Run, task: Task[Any, Any], file: InputFile) -> bool:
-    payload = {**task.payload, "split": Split((file,)).to_json()}
-    probe = make_task("probe", STAGE_VERSION, payload, [], file.size_bytes)
+def _crashes(context: Context, run: Run, task: ReadTask, file: InputFile) -> bool:
+    probe = PROBE.task(replace(task.payload, split=Split((file,))), weight=file.size_bytes)
     try:
-        run_tasks(context, run, [probe], run_probe, isolated=True)
+        _run(context, run, [probe], run_probe, isolated=True)
     except WorkerDied:
         return True
     return False
 
 
-def run_tasks(
-    context: Context,
-    run: Run,
-    tasks: Sequence[Task[Any, Any]],
-    function: TaskFunction[Any, Any],
-    *,
-    isolated: bool = False,
-    rate_of: str = "read",
-) -> list[TaskRecord[Any]]:
-    """Run tasks on the context's engine; little work does not pay for the start of processes."""
-    is_small = sum(task.weight for task in tasks) < max(
-        (_SMALL_BYTES.get(task.kind.stage, 0) for task in tasks), default=0
-    )
-    engine = Engine() if is_small and not isolated else context.engine
-    return engine.run(run, tasks, function, context.progress, isolated=isolated, unit="B", rate_of=rate_of)
+def _run(
+    context: Context, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool
+) -> list[TaskRecord[R]]:
+    engine = context.engine if isolated else engine_for(context, tasks)
+    return engine.run(run, tasks, function, context.progress, isolated=isolated, unit="B", rate_of="read")
+
+
+def engine_for(context: Context, tasks: Sequence[Task[P, R]]) -> Engine:
+    """The context's engine, or one without other processes where starting these takes longer than the work."""
+    small_bytes = max((_SMALL_BYTES.get(task.kind.stage, 0) for task in tasks), default=0)
+    return Engine() if sum(task.weight for task in tasks) < small_bytes else context.engine
 
 
 def fields_of(params: IngestParams) -> Fields:
@@ -113,15 +108,5 @@ def fields_of(params: IngestParams) -> Fields:
 
 
 def limits_of(params: IngestParams) -> Limits:
-    """What a record of an ingest may take."""
+    """How large a record of an ingest may be."""
     return Limits(params.max_document_chars, params.oversize, params.max_record_bytes)
-
-
-def _scan_payload(run: Run, params: IngestParams, segment_bytes: int) -> dict[str, Any]:
-    return {
-        "run": run.id,
-        "source": params.source,
-        "fields": asdict(fields_of(params)),
-        "limits": asdict(limits_of(params)),
-        "segment_bytes": segment_bytes,
-    }

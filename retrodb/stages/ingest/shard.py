@@ -1,7 +1,7 @@
 """Writing shards: documents, chunks, tokens, hashes and ids files, in bounded memory.
 
-A shard grows by batches of whole documents until the next batch would not fit; row groups are full ones, whatever the
-batches were, so that a row's group is `row // ROW_GROUP_ROWS`.
+A shard grows by batches of whole documents until the next batch would not fit. Row groups are always full, except the last one
+of a file, so the group of a row is `row // ROW_GROUP_ROWS`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,16 +35,16 @@ SHARD_KINDS = ("documents", "chunks", "tokens", "hashes", "ids")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some whole documents, cut into chunks (M documents, N chunks): what fits a shard, or one document alone."""
+    """Some whole documents and their chunks (M documents, N chunks): no more than a shard holds, or one document."""
 
-    documents: pa.Table  # (M,) columns of a spool segment
+    documents: pa.Table  # (M,) schema `spool_schema`
     ids: IdArray  # (M,) their keys and hashes
     chunks: Chunks
 
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """The files of one shard."""
+    """The files of one shard, before it has chunk ids."""
 
     files: tuple[FileRecord, ...]  # one of each of `SHARD_KINDS`
     num_chunks: int
@@ -59,7 +59,7 @@ PathOf = Callable[[str, int], str]
 def write_shards(
     storage: Storage, batches: Iterator[Batch], settings: Settings, *, source: str, clock: str, path: PathOf
 ) -> list[WrittenShard]:
-    """Write batches into as few shards as hold them.
+    """Write batches into as few shards as possible.
 
     Raises:
         InputError: for a document that is longer than a shard may be.
@@ -100,7 +100,7 @@ def _record(kind: str, path: str, local: Path, num_chunks: int) -> FileRecord:
 
 
 class _Rows:
-    """The rows of a shard so far; of their text only what does not fill a row group yet."""
+    """The rows of a shard so far. Of the chunks only those that do not fill a row group yet are in memory."""
 
     def __init__(self, settings: Settings, source: str, clock: str) -> None:
         self._settings, self._source = settings, source
@@ -111,7 +111,7 @@ class _Rows:
         self._waiting = chunks_schema(settings.token_dtype).empty_table()
 
     def have_room(self, batch: Batch) -> bool:
-        """Whether the batch still fits; an empty shard that it does not fit is an error of the input."""
+        """Whether the batch still fits. Raises InputError when it does not fit an empty shard."""
         if self.num_chunks + len(batch.chunks.document) <= MAX_SHARD_CHUNKS:
             return True
         if self.num_chunks == 0:
@@ -123,7 +123,7 @@ class _Rows:
         return False
 
     def add(self, batch: Batch) -> None:
-        """Take a batch that fits."""
+        """Add a batch that fits."""
         import pyarrow as pa
 
         self._documents.append(self._documents_table(batch))
@@ -136,9 +136,9 @@ class _Rows:
         self.num_tokens += int(batch.chunks.num_tokens.sum())
 
     def take_chunks(self, multiple: int) -> pa.Table:
-        """As many of the waiting chunks as are a multiple of `multiple`, in one piece."""
-        whole = self._waiting.num_rows // multiple * multiple
-        taken, self._waiting = self._waiting.slice(0, whole).combine_chunks(), self._waiting.slice(whole)
+        """The largest multiple of `multiple` of the waiting chunks, as one table."""
+        num_rows = self._waiting.num_rows // multiple * multiple
+        taken, self._waiting = self._waiting.slice(0, num_rows).combine_chunks(), self._waiting.slice(num_rows)
         return taken
 
     def documents(self) -> pa.Table:
@@ -154,12 +154,12 @@ class _Rows:
     def _documents_table(self, batch: Batch) -> pa.Table:
         import pyarrow as pa
 
-        chunks, given = batch.chunks, batch.documents
-        num_documents = given.num_rows
-        columns: dict[str, Any] = {
-            "doc_id": given.column("doc_id"),
+        chunks, documents = batch.chunks, batch.documents
+        num_documents = documents.num_rows
+        columns = {
+            "doc_id": documents.column("doc_id"),
             "source": pa.repeat(pa.scalar(self._source), num_documents),
-            "content_hash": given.column("content_hash"),
+            "content_hash": documents.column("content_hash"),
             "first_row": chunks.first_row + self.num_chunks,
             "num_chunks": chunks.num_chunks,
             "num_key_chunks": chunks.num_key_chunks,
@@ -167,10 +167,9 @@ class _Rows:
             "num_key_tokens": chunks.num_key_tokens,
             "num_chars": chunks.num_chars,
             "added_at": pa.repeat(pa.scalar(self._added_at, type=pa.timestamp("us", tz="UTC")), num_documents),
-            "metadata": given.column("metadata").cast(pa.string()),
+            "metadata": documents.column("metadata").cast(pa.string()),
         }
-        arrays = {n: c if isinstance(c, pa.Array | pa.ChunkedArray) else pa.array(c) for n, c in columns.items()}
-        return pa.table(arrays).cast(DOCUMENTS)
+        return pa.table(columns).cast(DOCUMENTS)
 
 
 def _chunks_table(chunks: Chunks, first_row: int, token_dtype: str) -> pa.Table:
@@ -191,7 +190,7 @@ def _chunks_table(chunks: Chunks, first_row: int, token_dtype: str) -> pa.Table:
 
 
 def _fixed_stride(chunks: Chunks, settings: Settings) -> AnyArray:
-    """(N, m) tokens, each row filled up with the pad token."""
+    """(N, m) tokens. Each row is filled up with the pad token."""
     lengths = np.diff(chunks.token_offsets)
     table = np.full((len(lengths), settings.chunk_tokens), settings.pad_token, dtype=settings.token_dtype)
     table[np.arange(settings.chunk_tokens) < lengths[:, None]] = chunks.tokens

@@ -1,55 +1,78 @@
-"""Second pass of an ingest: tokenize what is kept of one spool segment and write it as shards."""
+"""Second pass of an ingest: tokenize the records of one spool segment that become documents, and write them as shards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.corpus.chunking import chunk_documents
 from retrodb.corpus.lm_tokenizer import Tokenizer
-from retrodb.engine.task import Task, TaskRecord
+from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.format.arrays import BoolArray, map_array
 from retrodb.format.ids import IdArray
 from retrodb.format.kinds import path_of
 from retrodb.format.settings import Settings, parse_settings
-from retrodb.stages.ingest.shard import SHARD_KINDS, Batch, PathOf, write_shards
+from retrodb.stages.ingest.shard import SHARD_KINDS, Batch, PathOf, WrittenShard, write_shards
 from retrodb.store.storage import Storage
+from retrodb.view.view import SELF
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+STAGE_VERSION = 1
 
-def run_tokenize(storage: Storage, task: Task[Any, Any], clock: str) -> TaskRecord[Any]:
-    """Write the shards of one segment.
 
-    The payload names the spool file, its keys, a file with one outcome a record, and the outcomes to keep; with
-    `queries` set, the shards become files of that query set instead of the database's own.
-    """
+@dataclass(frozen=True)
+class TokenizePayload:
+    """Which records of a segment become documents of the database, or of a query set."""
+
+    spool: str  # path of the segment
+    keys: str  # path of its keys
+    outcomes: str  # path of the outcomes of all records of the run, (R,) codes of `upsert.OUTCOMES`
+    first_record: int  # number of the segment's first record among all records
+    num_records: int  # of the segment
+    keep: tuple[int, ...]  # codes of the outcomes whose records become documents
+    source: str
+    query_set: str  # that the documents belong to, or `SELF`
+
+
+@dataclass(frozen=True)
+class TokenizeResult:
+    """What became of one segment."""
+
+    shards: tuple[WrittenShard, ...]
+
+
+TOKENIZE = TaskKind[TokenizePayload, TokenizeResult]("tokenize", STAGE_VERSION, TokenizeResult)
+
+
+def run_tokenize(
+    storage: Storage, task: Task[TokenizePayload, TokenizeResult], clock: str
+) -> TaskRecord[TokenizeResult]:
+    """Write the shards of one segment, or the files of the held-out documents in it."""
     settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
     payload = task.payload
-    outcome = map_array(storage.local(payload["outcomes"]))[payload["first"] : payload["first"] + payload["records"]]
-    keep = np.isin(outcome, payload["keep"])
-    keys = map_array(storage.local(payload["keys"]))
-    batches = _batches(storage, payload["spool"], keys, keep, settings)
-    queries = payload.get("queries", "")
+    records = slice(payload.first_record, payload.first_record + payload.num_records)
+    keep = np.isin(map_array(storage.local(payload.outcomes))[records], payload.keep)
     shards = write_shards(
         storage,
-        batches,
+        _batches(storage, payload, keep, settings),
         settings,
-        source=payload["source"],
+        source=payload.source,
         clock=clock,
-        path=query_paths(task.id, queries) if queries else _shard_paths(task.id),
+        path=_shard_paths(task.id) if payload.query_set == SELF else query_paths(task.id, payload.query_set),
     )
-    result = [{"chunks": s.num_chunks, "documents": s.num_documents, "files": len(s.files)} for s in shards]
     counts = {
-        "chunks": sum(s.num_chunks for s in shards),
-        "tokens": sum(s.num_tokens for s in shards),
+        "chunks": sum(shard.num_chunks for shard in shards),
+        "tokens": sum(shard.num_tokens for shard in shards),
     }
-    return TaskRecord(task.id, tuple(f for s in shards for f in s.files), {"shards": result}, counts)
+    files = tuple(file for shard in shards for file in shard.files)
+    return TaskRecord(task.id, files, TokenizeResult(tuple(shards)), counts)
 
 
 def shard_task(task_id: str, number: int) -> str:
@@ -69,19 +92,20 @@ def query_paths(task_id: str, name: str) -> PathOf:
     )
 
 
-def _batches(storage: Storage, spool: str, keys: IdArray, keep: BoolArray, settings: Settings) -> Iterator[Batch]:
+def _batches(storage: Storage, payload: TokenizePayload, keep: BoolArray, settings: Settings) -> Iterator[Batch]:
+    """The kept documents of a segment in chunks; `keep` is (num_records,) bool."""
     tokenizer = load_tokenizer(storage.url, settings.tokenizer_sha256)
+    keys = map_array(storage.local(payload.keys))
     first = 0
-    for table in _spooled(storage, spool):
-        own = keep[first : first + table.num_rows]
-        ids = keys[first : first + table.num_rows][own]
+    for table in _spooled_tables(storage, payload.spool):
+        rows = slice(first, first + table.num_rows)
         first += table.num_rows
-        if own.any():
-            yield from _cut_whole(table.filter(own), ids, tokenizer, settings)
+        if keep[rows].any():
+            yield from _chunked(table.filter(keep[rows]), keys[rows][keep[rows]], tokenizer, settings)
 
 
-def _cut_whole(documents: pa.Table, ids: IdArray, tokenizer: Tokenizer, settings: Settings) -> Iterator[Batch]:
-    """One batch of the documents, or several when all together have more chunks than a shard."""
+def _chunked(documents: pa.Table, ids: IdArray, tokenizer: Tokenizer, settings: Settings) -> Iterator[Batch]:
+    """One batch of the documents, or several when they have more chunks together than a shard may have."""
     values = documents.column("value")
     chunks = chunk_documents(
         documents.column("text").combine_chunks(),
@@ -94,22 +118,26 @@ def _cut_whole(documents: pa.Table, ids: IdArray, tokenizer: Tokenizer, settings
     if len(chunks.document) <= MAX_SHARD_CHUNKS or not half:
         yield Batch(documents, ids, chunks)
         return
-    yield from _cut_whole(documents.slice(0, half), ids[:half], tokenizer, settings)
-    yield from _cut_whole(documents.slice(half), ids[half:], tokenizer, settings)
+    yield from _chunked(documents.slice(0, half), ids[:half], tokenizer, settings)
+    yield from _chunked(documents.slice(half), ids[half:], tokenizer, settings)
 
 
-def _spooled(storage: Storage, spool: str) -> Iterator[pa.Table]:
+def _spooled_tables(storage: Storage, spool: str) -> Iterator[pa.Table]:
     import pyarrow as pa
 
-    with pa.OSFile(str(storage.local(spool))) as source:  # mapped, its pages would count as memory
-        reader = pa.ipc.open_file(source)
+    with pa.OSFile(str(storage.local(spool))) as file:  # mapped, its pages would count as memory
+        reader = pa.ipc.open_file(file)
         for index in range(reader.num_record_batches):
             yield pa.Table.from_batches([reader.get_batch(index)])
 
 
 @lru_cache(maxsize=4)
 def load_tokenizer(url: str, digest: str) -> Tokenizer:
-    """The database's tokenizer, loaded once a process; the digest tells databases apart that followed each other at a URL."""
+    """The database's tokenizer, loaded once per process.
+
+    Args:
+        digest: of the tokenizer. It distinguishes a database that was re-created at the same path.
+    """
     from retrodb.store.storage import open_storage
 
     del digest

@@ -1,6 +1,7 @@
-"""What happens to each record of an input, given what the source already has. Pure, on sorted keys.
+"""What happens to each record of an input, given the documents that the source already has. Pure, on sorted keys.
 
-Legend: R records of the input in reading order, D documents known from earlier, entries as in `format/ids.py`.
+Legend: R records of the input in reading order, D existing documents, C candidates (one record of each id). Entries are as in
+`format/ids.py`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.arrays import BoolArray, Int64Array, UInt64Array
 from retrodb.format.ids import IdArray, sort_ids
 
 ADDED, SUPERSEDES, UNCHANGED, DUPLICATE, HELD_OUT = 0, 1, 2, 3, 4
 OUTCOMES = ("added", "superseded", "unchanged", "duplicate", "held_out")
-"""Counts of a run by outcome; `superseded` counts new versions of documents that changed."""
+"""Names of the outcomes of records, by code; `superseded` counts new versions of documents that changed."""
+
+OutcomeArray: TypeAlias = NDArray[np.uint8]
 
 _PARTITION_ENTRIES = 1 << 24  # entries compared at once: bounds memory at about 2 GiB, whatever the source's size
 
@@ -27,17 +32,17 @@ class ExistingDocuments:
     """Documents of the source from one ids file."""
 
     entries: IdArray  # (D,) sorted by key
-    first_chunk: int  # added to an entry's row it gives the id of the document's first chunk
+    first_chunk: int  # of the ids file: with an entry's row added it is the id of the document's first chunk
     is_current: BoolArray  # (D,) false for documents that were superseded or removed
     is_held_out: bool = False  # of the held-out query set: changed versions stay held out
 
 
 @dataclass(frozen=True)
-class Stale:
-    """Old documents, by the ids of their first chunks, ascending."""
+class StaleDocuments:
+    """Existing documents to delete, by the ids of their first chunks, ascending."""
 
     superseded: Int64Array  # the input has another version
-    missing: Int64Array  # the input does not have them, and mirrors the source
+    missing: Int64Array  # the source mirrors the input, which does not have them
 
     def __len__(self) -> int:
         return len(self.superseded) + len(self.missing)
@@ -45,53 +50,53 @@ class Stale:
 
 @dataclass(frozen=True)
 class Decisions:
-    """The fate of every record, and of what was there."""
+    """What happens to every record, and to the existing documents."""
 
-    outcome: np.ndarray[tuple[int], np.dtype[np.uint8]]  # (R,) one of the constants above
-    stale: Stale  # chunk ids of the database
-    stale_held_out: Stale  # rows of the held-out query set
+    outcomes: OutcomeArray  # (R,) codes of `OUTCOMES`
+    stale: StaleDocuments  # chunk ids of the database
+    stale_held_out: StaleDocuments  # rows of the held-out query set
 
 
 def decide(
     new: IdArray,
-    known: Sequence[ExistingDocuments],
+    existing: Sequence[ExistingDocuments],
     holdout: float,
     *,
     mirror: bool = False,
-    never: IdArray | None = None,
+    purged_keys: IdArray | None = None,
 ) -> Decisions:
-    """Compare an input with what is known.
+    """Compare an input with the existing documents.
 
     Args:
         new: (R,) entries of the input in reading order; `row` is the record's number 0 .. R-1.
-        holdout: share of unknown documents to keep out, by their key.
-        mirror: whether documents that the input does not have are missing.
-        never: keys of documents that are not added whatever they say: to the database they are unchanged.
+        holdout: fraction of the new documents to hold out, chosen by their keys.
+        mirror: whether existing documents that the input does not have are missing.
+        purged_keys: keys of documents that are never added. Their records count as unchanged.
 
-    Of several records with one id the first counts; the others are duplicates.
+    Of several records with one id the first counts. The others are duplicates.
     """
-    outcome = np.full(len(new), DUPLICATE, dtype=np.uint8)
+    outcomes = np.full(len(new), DUPLICATE, dtype=np.uint8)
     stale: dict[tuple[bool, str], list[Int64Array]] = defaultdict(list)
-    for low, high in _partitions(len(new) + sum(len(k.entries) for k in known)):
+    for low, high in _partitions(len(new) + sum(len(documents.entries) for documents in existing)):
         candidates = _first_of_each_id(new[(new["key_hi"] >= low) & (new["key_hi"] <= high)])
-        fate = np.full(len(candidates), ADDED, dtype=np.uint8)
-        fate[candidates["key_hi"] < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))] = HELD_OUT
-        for whole in known:
-            old = _slice(whole, low, high)
-            superseded, missing = _settle(candidates, old, fate)
+        outcomes_C = np.full(len(candidates), ADDED, dtype=np.uint8)
+        outcomes_C[candidates["key_hi"] < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))] = HELD_OUT
+        for documents in existing:
+            old = _restrict_to_keys(documents, low, high)
+            superseded, missing = _compare(candidates, old, outcomes_C)
             stale[old.is_held_out, "superseded"].append(superseded)
             if mirror:
                 stale[old.is_held_out, "missing"].append(missing)
-        if never is not None:
-            place = _find(candidates, never)
-            fate[place[place >= 0]] = UNCHANGED
-        outcome[candidates["row"]] = fate
+        if purged_keys is not None:
+            positions = _positions_of(purged_keys, candidates)
+            outcomes_C[positions[positions >= 0]] = UNCHANGED
+        outcomes[candidates["row"]] = outcomes_C
 
-    def collected(is_held_out: bool) -> Stale:
+    def stale_documents(is_held_out: bool) -> StaleDocuments:
         ids = (np.sort(np.concatenate([_NO_IDS, *stale[is_held_out, which]])) for which in ("superseded", "missing"))
-        return Stale(*ids)
+        return StaleDocuments(*ids)
 
-    return Decisions(outcome, collected(False), collected(True))
+    return Decisions(outcomes, stale_documents(False), stale_documents(True))
 
 
 def _partitions(num_entries: int) -> Iterator[tuple[np.uint64, np.uint64]]:
@@ -102,10 +107,11 @@ def _partitions(num_entries: int) -> Iterator[tuple[np.uint64, np.uint64]]:
         yield np.uint64(low), np.uint64(high - 1)
 
 
-def _slice(known: ExistingDocuments, low: np.uint64, high: np.uint64) -> ExistingDocuments:
-    keys = known.entries["key_hi"]
-    own = slice(np.searchsorted(keys, low), np.searchsorted(keys, high, side="right"))
-    return replace(known, entries=known.entries[own], is_current=known.is_current[own])
+def _restrict_to_keys(documents: ExistingDocuments, low: np.uint64, high: np.uint64) -> ExistingDocuments:
+    """The documents whose keys' upper halves are in an inclusive range."""
+    keys = documents.entries["key_hi"]
+    inside = slice(np.searchsorted(keys, low), np.searchsorted(keys, high, side="right"))
+    return replace(documents, entries=documents.entries[inside], is_current=documents.is_current[inside])
 
 
 def _first_of_each_id(new: IdArray) -> IdArray:
@@ -116,39 +122,39 @@ def _first_of_each_id(new: IdArray) -> IdArray:
     return ordered[first]
 
 
-def _settle(
-    candidates: IdArray, old: ExistingDocuments, fate: np.ndarray[tuple[int], np.dtype[np.uint8]]
-) -> tuple[Int64Array, Int64Array]:
-    """Write the fate of the candidates that are known into `fate`; gives the old documents superseded and missing."""
-    place = _find(candidates, old.entries)  # where each old entry's id stands in the input, -1 for nowhere
-    found = (place >= 0) & old.is_current
-    same = found.copy()
+def _compare(candidates: IdArray, old: ExistingDocuments, outcomes_C: OutcomeArray) -> tuple[Int64Array, Int64Array]:
+    """Set the outcomes of the candidates that exist already; gives the ids of superseded and of missing documents."""
+    positions = _positions_of(old.entries, candidates)
+    is_in_input = (positions >= 0) & old.is_current
+    is_same = is_in_input.copy()
     for half in ("hash_hi", "hash_lo"):
-        same[found] &= candidates[half][place[found]] == old.entries[half][found]
-    changed = found & ~same
-    fate[place[same]] = UNCHANGED
-    fate[place[changed]] = HELD_OUT if old.is_held_out else SUPERSEDES
+        is_same[is_in_input] &= candidates[half][positions[is_in_input]] == old.entries[half][is_in_input]
+    is_changed = is_in_input & ~is_same
+    outcomes_C[positions[is_same]] = UNCHANGED
+    outcomes_C[positions[is_changed]] = HELD_OUT if old.is_held_out else SUPERSEDES
     ids = old.entries["row"] + old.first_chunk
-    return ids[changed], ids[(place < 0) & old.is_current]
+    return ids[is_changed], ids[(positions < 0) & old.is_current]
 
 
 _NO_IDS = np.empty(0, dtype=np.int64)
 
 
-def _find(candidates: IdArray, entries: IdArray) -> Int64Array:
-    """Index among key-sorted, distinct `candidates` of each entry's key, -1 where it is not there."""
-    place = np.full(len(entries), -1, dtype=np.int64)
+def _positions_of(entries: IdArray, candidates: IdArray) -> Int64Array:
+    """(len(entries),) position of each entry's key among key-sorted, distinct `candidates`; -1 for none."""
+    positions = np.full(len(entries), -1, dtype=np.int64)
     if not len(candidates):
-        return place
+        return positions
     start = np.searchsorted(candidates["key_hi"], entries["key_hi"])
     for _ in range(_longest_run(candidates["key_hi"])):  # one step, unless two ids share 64 bits of their keys
-        at = np.minimum(start, len(candidates) - 1)
-        hit = (candidates["key_hi"][at] == entries["key_hi"]) & (candidates["key_lo"][at] == entries["key_lo"])
-        place[hit] = at[hit]
+        index = np.minimum(start, len(candidates) - 1)
+        is_equal = (candidates["key_hi"][index] == entries["key_hi"]) & (
+            candidates["key_lo"][index] == entries["key_lo"]
+        )
+        positions[is_equal] = index[is_equal]
         start = start + 1
-    return place
+    return positions
 
 
-def _longest_run(values: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> int:
+def _longest_run(values: UInt64Array) -> int:
     edges = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1], [True])))
     return int(np.diff(edges).max())

@@ -101,19 +101,21 @@ def test_every_stage_goes_on_after_a_compaction(make_database: Make, tmp_path: P
     ids = database.view().snapshot.next_chunk
     again = {f"1-{n}": made_text(100 + n, 60 + 70 * (n % 3)) for n in range(6)} | {"new": made_text(999, 100)}
     result = database.ingest([write_documents(tmp_path / "again.jsonl", again)], source="made")
-    assert (result.added, result.unchanged, result.superseded) == (1, 6, 0), "what a filter took out stays out"
+    assert (result.num_added, result.num_unchanged, result.num_superseded) == (1, 6, 0), (
+        "what a filter took out stays out"
+    )
     assert database.view().shards.first_chunk[-1] == ids, "ids go on behind the last one ever given"
     changed = {"1-0": made_text(2000, 90), "1-3": made_text(2001, 90)}
     result = database.ingest([write_documents(tmp_path / "changed.jsonl", changed)], source="made")
-    assert result.superseded == 2
+    assert result.num_superseded == 2
     assert database.embed().num_chunks > 0
     database.index()
     database.neighbours(k=2, spare_neighbours=1, exact=True, table="again")
     database.dedup([write_documents(tmp_path / "test.jsonl", {"x": made_text(103, 60), "y": made_text(101, 130)})])
     assert database.stats().deleted_chunks_by_reason["leak:test"] > 0
-    assert database.near_duplicates().hashed_documents > 0
+    assert database.near_duplicates().num_hashed_documents > 0
     assert database.leaks("test")
-    assert database.exposure("test").rows > 0
+    assert database.exposure("test").num_rows > 0
     database.compact(min_deleted=0)
     assert database.check(read_data=True).damaged == ()
     stats = database.stats()
@@ -138,7 +140,7 @@ def test_document_of_which_some_chunks_are_deleted_keeps_the_others(make_databas
     assert (result.dropped_chunks, result.dropped_documents) == (1, 0)
     assert answers(database) == before
     again = database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[])
-    assert (again.added, again.unchanged) == (0, 6), "it is there still"
+    assert (again.num_added, again.num_unchanged) == (0, 6), "it is there still"
 
 
 def test_a_removed_document_may_come_back_after_a_compaction(make_database: Make, tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_a_removed_document_may_come_back_after_a_compaction(make_database: Make
     database.ingest([write_documents(tmp_path / "1.jsonl", {"a": made_text(1, 100)})], source="made", mirror=True)
     database.compact()
     result = database.ingest([write_documents(tmp_path / "2.jsonl", {"b": made_text(2, 100)})], source="made")
-    assert (result.added, result.unchanged) == (1, 0)
+    assert (result.num_added, result.num_unchanged) == (1, 0)
 
 
 def test_held_out_documents_are_compacted_with_their_rows_in_place(make_database: Make, tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_everything_deleted_leaves_an_empty_database_that_goes_on(make_database:
     database.near_duplicates()
     database.dedup([write_documents(tmp_path / "test.jsonl", {"x": made_text(103, 60)})])
     result = database.ingest([write_documents(tmp_path / "more.jsonl", {"n": made_text(77, 100)})], source="made")
-    assert result.added == 1
+    assert result.num_added == 1
     database.embed()
     database.index()
     database.neighbours()

@@ -65,9 +65,9 @@ def test_nothing_is_left_of_a_purged_document(make_database: Make, tmp_path: Pat
     assert database.check(read_data=True).damaged == ()
     assert GONE not in [hit.doc_id for hit in database.search([TEXT], k=5)[0]]
     again = database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[])
-    assert (again.added, again.unchanged) == (0, 5), "what was purged never comes back"
+    assert (again.num_added, again.num_unchanged) == (0, 5), "what was purged never comes back"
     changed = write_documents(tmp_path / "changed.jsonl", {GONE: TEXT + " more"})
-    assert database.ingest([changed], source="made").added == 0
+    assert database.ingest([changed], source="made").num_added == 0
 
 
 def test_a_copy_planted_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_what_deleted_documents_share_with_it_goes_as_well(make_database: Make, 
     assert (result.proof.left, result.proof.shared_documents) == ((), 0)
     assert {name for [name] in database.sql("select doc_id from documents").rows} == {"x", *rest}
     again = database.ingest([tmp_path / "more.jsonl"], source="more", metadata_fields=[])
-    assert again.added == 0, "what a filter keeps out stays out"
+    assert again.num_added == 0, "what a filter keeps out stays out"
     assert database.check(read_data=True).damaged == ()
 
 
@@ -258,7 +258,7 @@ def test_documents_that_were_dropped_or_never_there(make_database: Make, tmp_pat
     database.compact(min_deleted=0)
     result = database.purge([GONE, "nobody"])
     assert (result.documents, result.unknown, result.is_clean) == (1, ("nobody",), True)
-    assert database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[]).added == 0
+    assert database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[]).num_added == 0
     with pytest.raises(UsageError, match="no documents to purge"):
         database.purge([])
     with pytest.raises(UsageError, match="no document has any of these names"):
@@ -274,7 +274,7 @@ def test_a_snapshot_with_purged_documents_is_not_restored(make_database: Make, t
     head = database.view().snapshot.number
     restored = database.restore(0)
     assert restored.snapshot == head + 1
-    assert database.ingest([tmp_path / "0.jsonl"], source="made").added == 4, "and it stays out"
+    assert database.ingest([tmp_path / "0.jsonl"], source="made").num_added == 4, "and it stays out"
 
 
 SHARES = [0.3, 0.75, 0.9, *(pytest.param(at / 40, marks=pytest.mark.soak) for at in range(40))]
@@ -311,7 +311,7 @@ def test_only_the_document_that_was_meant_is_kept_out(make_database: Make, tmp_p
     assert database.purge(["made/7", "9"]).unknown == ("9",)
     assert database.sql("select source, doc_id from documents order by 1").rows == [("made", "8"), ("other", "7")]
     more = write_documents(tmp_path / "m.jsonl", {"7": made_text(4, 60), "9": made_text(5, 60)})
-    assert database.ingest([more], source="made").added == 1, "9 was no document then"
-    assert database.ingest([more], source="new").added == 2
+    assert database.ingest([more], source="made").num_added == 1, "9 was no document then"
+    assert database.ingest([more], source="new").num_added == 2
     again = database.purge(["made/7"])
     assert (again.documents, again.unknown, again.is_clean) == (0, (), True)

@@ -34,4 +34,4 @@ def test_ten_articles_are_taken_down(tmp_path: Path) -> None:
     stats = database.stats()
     assert (stats.documents, stats.live_chunks) == (before.documents - 10, before.live_chunks - result.chunks)
     assert database.check(read_data=True).damaged == ()
-    assert database.ingest([articles], source="wikipedia", limit=ARTICLES + 1).added == 1
+    assert database.ingest([articles], source="wikipedia", limit=ARTICLES + 1).num_added == 1

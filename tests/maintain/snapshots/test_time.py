@@ -41,7 +41,7 @@ def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: 
     snapshot = database.view().snapshot
     assert (snapshot.next_chunk, snapshot.names(PinEntry), snapshot.names(SpaceEntry)) == (given, ["run"], [])
     assert database.restore(2).snapshot == 6, "nothing to do the second time"
-    assert database.ingest([tmp_path / "a.jsonl"], source="made").superseded == 1
+    assert database.ingest([tmp_path / "a.jsonl"], source="made").num_superseded == 1
     assert database.view().shards.first_chunk[-1] == given, "ids once given are never given again"
     assert database.check(read_data=True).damaged == ()
     assert database.restore(4).snapshot == 8
@@ -128,23 +128,23 @@ def test_undelete_of_a_compacted_document_lets_it_be_ingested_again(make_databas
     database.filter(doc_ids=["b"], reason="toxic")
     database.compact(min_deleted=0)
     again = write_documents(tmp_path / "b.jsonl", {"b": made_text(2, 150)})
-    assert database.ingest([again], source="made").unchanged == 1
+    assert database.ingest([again], source="made").num_unchanged == 1
     result = database.undelete("toxic")
-    assert (result.documents, result.gone_documents) == (0, 1)
-    assert database.ingest([again], source="made").added == 1, "a file that was read before"
-    assert database.ingest([again], source="made").skipped_inputs == 1
+    assert (result.num_documents, result.num_compacted_documents) == (0, 1)
+    assert database.ingest([again], source="made").num_added == 1, "a file that was read before"
+    assert database.ingest([again], source="made").num_skipped_inputs == 1
 
 
 def test_a_milder_rule_lets_what_was_compacted_be_ingested_again(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     exam = write_documents(tmp_path / "exam.jsonl", {"x": made_text(2, 150)})
-    assert database.dedup([exam], rule="containment>=0.5")[0].removed_documents == 1
+    assert database.dedup([exam], rule="containment>=0.5")[0].num_removed_documents == 1
     database.compact(min_deleted=0)
     again = write_documents(tmp_path / "b.jsonl", {"b": made_text(2, 150)})
-    assert database.ingest([again], source="made").unchanged == 1
+    assert database.ingest([again], source="made").num_unchanged == 1
     other = write_documents(tmp_path / "exam.jsonl", {"x": made_text(77, 150)})
     database.dedup([other], rule="containment>=0.5")
-    assert database.ingest([again], source="made").added == 1
+    assert database.ingest([again], source="made").num_added == 1
 
 
 def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: Make, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: M
     much_later = Database(tmp_path / "db", clock="2031-02-01T00:00:00.000000+00:00")
     assert much_later.gc(abandon_runs=timedelta(days=30)).deleted >= run.files
     assert much_later.gc().open_runs == ()
-    assert database.ingest([file], source="made").added == 1
+    assert database.ingest([file], source="made").num_added == 1
 
 
 def test_nothing_is_deleted_before_the_grace(make_database: Make, tmp_path: Path) -> None:

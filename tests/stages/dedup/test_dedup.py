@@ -81,9 +81,9 @@ def test_exactly_the_documents_over_the_threshold_go(
     assert min(jaccard.values()) < Fraction(6, 10)
     [result] = database.dedup([write_documents(tmp_path / "exam.jsonl", items)], method=method, bands="32x4")
     assert live_documents(database) == {*copies, "other"} - expected
-    assert (result.documents, result.removed_documents) == (num_items + 1, len(expected))
+    assert (result.num_documents, result.num_removed_documents) == (num_items + 1, len(expected))
     reported = {hit.doc_id: hit for hit in database.leaks("exam")}
-    assert {doc_id for doc_id, hit in reported.items() if hit.removed} == expected
+    assert {doc_id for doc_id, hit in reported.items() if hit.is_removed} == expected
     assert all(hit.jaccard == pytest.approx(float(jaccard[doc_id])) for doc_id, hit in reported.items())
     assert (result.expected_miss > 0) == (method == "minhash")
 
@@ -96,9 +96,9 @@ def test_a_dry_run_commits_nothing_and_tells_the_same(make_database: Make, tmp_p
     assert database.snapshots() == before
     assert live_documents(database) == set(copies)
     [done] = database.dedup([file])
-    names = ("documents", "hits", "removed_documents", "removed_chunks", "contained_items")
+    names = ("num_documents", "num_hits", "num_removed_documents", "num_removed_chunks", "num_contained_items")
     assert [getattr(tried, name) for name in names] == [getattr(done, name) for name in names]
-    assert done.removed_documents > 0
+    assert done.num_removed_documents > 0
 
 
 def test_later_documents_are_held_against_what_is_registered_before_embed_sees_them(
@@ -142,18 +142,18 @@ def test_another_rule_screens_again_and_gives_back_what_only_the_former_removed(
         make_database({"page": page, "copy": question}),
         write_documents(tmp_path / "exam.jsonl", {"t": question}),
     )
-    assert [database.dedup([file], rule="containment>=0.5")[0].removed_documents, live_documents(database)] == [
+    assert [database.dedup([file], rule="containment>=0.5")[0].num_removed_documents, live_documents(database)] == [
         2,
         set(),
     ]
     [result] = database.dedup([file])
-    assert (result.documents, result.removed_documents, result.contained_documents) == (2, 1, 2)
+    assert (result.num_documents, result.num_removed_documents, result.num_contained_documents) == (2, 1, 2)
     assert live_documents(database) == {"page"}
-    assert sorted((hit.doc_id, hit.removed) for hit in database.leaks()) == [("copy", True), ("page", False)]
+    assert sorted((hit.doc_id, hit.is_removed) for hit in database.leaks()) == [("copy", True), ("page", False)]
     database.dedup([file], rule="containment>=0.5")
     assert live_documents(database) == set()
     assert len(database.leaks()) == 2
-    assert database.dedup([file], rule="containment>=0.5")[0].documents == 0  # nothing is left to screen
+    assert database.dedup([file], rule="containment>=0.5")[0].num_documents == 0  # nothing is left to screen
     assert database.check(read_data=True).damaged == ()
 
 
@@ -165,7 +165,7 @@ def test_documents_under_another_tombstone_are_held_against_the_test_set_too(
     changed = write_documents(tmp_path / "changed.jsonl", {"a": made_text(5, 150), "b": made_text(2, 150)})
     database.ingest([changed], source="made")
     [result] = database.dedup([write_documents(tmp_path / "exam.jsonl", {"t": text})])
-    assert (result.documents, result.removed_documents) == (3, 1)
+    assert (result.num_documents, result.num_removed_documents) == (3, 1)
     masks = database.view().chunks.tombstones.deleted_by_reason(0, database.view().chunks.end)
     assert (masks["leak:exam"] == masks["superseded"]).all()
 
@@ -174,13 +174,13 @@ def test_short_texts_are_reported_and_removed_only_when_asked(make_database: Mak
     database = make_database({"same": "Who wrote, Candide", "longer": "Who wrote Candide and when"})
     file = write_documents(tmp_path / "exam.jsonl", {"t": "who wrote candide?"})
     [result] = database.dedup([file])
-    assert (result.short_matches, result.removed_documents, result.hits) == (1, 0, 0)
+    assert (result.num_short_matches, result.num_removed_documents, result.num_hits) == (1, 0, 0)
     [hit] = database.leaks()
-    assert (hit.doc_id, hit.intersection, hit.jaccard, hit.removed) == ("same", 0, 1.0, False)
+    assert (hit.doc_id, hit.num_shared_shingles, hit.jaccard, hit.is_removed) == ("same", 0, 1.0, False)
     assert (hit.item_text, hit.document_excerpt) == ("who wrote candide?", "Who wrote, Candide")
     database.dedup([file], short_texts="remove")
     assert live_documents(database) == {"longer"}
-    assert [hit.removed for hit in database.leaks()] == [True]
+    assert [hit.is_removed for hit in database.leaks()] == [True]
 
 
 def test_boilerplate_is_measured_over_all_that_was_ever_scanned(make_database: Make, tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_boilerplate_is_measured_over_all_that_was_ever_scanned(make_database: M
     database = make_database({**documents, "own": made_text(77, 60)})
     file = write_documents(tmp_path / "exam.jsonl", {"t": f"{licence} {made_text(77, 60)}"})
     options = {"rule": "containment>=0.25", "max_document_frequency": 0.5}
-    assert database.dedup([file], rule="containment>=0.25", dry_run=True)[0].removed_documents == 10
-    assert database.dedup([file], **options)[0].removed_documents == 1
+    assert database.dedup([file], rule="containment>=0.25", dry_run=True)[0].num_removed_documents == 10
+    assert database.dedup([file], **options)[0].num_removed_documents == 1
     # Of this ingest alone every shingle is in half of the documents or more; of the whole only the licence is.
     later = {"leak": made_text(77, 60), "more": f"{licence} {made_text(50, 60)}"}
     database.ingest([write_documents(tmp_path / "later.jsonl", later)], source="later")
@@ -205,7 +205,7 @@ def test_key_and_value_meet_as_two_words(made_tokenizer: Path, tmp_path: Path) -
     database.ingest([tmp_path / "qa.jsonl"], source="qa", key_field="q", value_field="a")
     [result] = database.dedup([write_documents(tmp_path / "exam.jsonl", {"t": f"{question} {answer}"})])
     assert [hit.jaccard for hit in database.leaks()] == [1.0]
-    assert result.removed_documents == 1
+    assert result.num_removed_documents == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -233,10 +233,10 @@ def test_at_chunk_level_no_ngram_of_a_leaked_item_is_in_anything_returned(
     dead = {document["doc_id"] for document in database.view().chunks.documents(deleted(database)) if document}
     assert any(name.startswith(("tail", "head")) and not grams(pages[name], 5) & forbidden for name in dead)
     assert not any(grams(text, 5) & forbidden for text in windows(database))
-    assert all(hit.removed == (hit.item in leaked) for hit in database.leaks())
+    assert all(hit.is_removed == (hit.item in leaked) for hit in database.leaks())
     total = database.view().chunks.end
-    assert 0 < result.removed_chunks < total
-    assert len(windows(database)) == total - result.removed_chunks
+    assert 0 < result.num_removed_chunks < total
+    assert len(windows(database)) == total - result.num_removed_chunks
 
 
 def planted(rng: random.Random, number: int, items: list[str]) -> str:
@@ -257,12 +257,12 @@ def test_an_item_that_leaks_in_a_later_document_is_taken_out_of_earlier_ones_too
     part = " ".join(item.split()[:20])
     database = make_database({"part": f"{made_text(2, 200)} {part} {made_text(3, 200)}"})
     options = {"rule": "containment>=0.9", "level": "chunk"}
-    assert database.dedup([write_documents(tmp_path / "exam.jsonl", {"t": item})], **options)[0].removed_chunks == 0
+    assert database.dedup([write_documents(tmp_path / "exam.jsonl", {"t": item})], **options)[0].num_removed_chunks == 0
     assert any(grams(text) & grams(item) for text in windows(database))
     database.ingest([write_documents(tmp_path / "later.jsonl", {"whole": item})], source="later")
     assert not any(grams(text) & grams(item) for text in windows(database))
     assert live_documents(database) == {"part"}
-    assert sorted((hit.doc_id, hit.removed) for hit in database.leaks()) == [("part", True), ("whole", True)]
+    assert sorted((hit.doc_id, hit.is_removed) for hit in database.leaks()) == [("part", True), ("whole", True)]
 
 
 def test_items_with_one_id_are_told_apart(make_database: Make, tmp_path: Path) -> None:

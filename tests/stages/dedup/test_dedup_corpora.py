@@ -34,19 +34,19 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Database:
 
 def test_known_mmlu_rows_are_reported_and_those_over_the_rule_removed(books: Database) -> None:
     [tried] = books.dedup([DATA / "eval" / "mmlu-test.jsonl.zst"], dry_run=True)
-    assert (tried.matched_items, tried.contained_items, tried.removed_documents) == (31, 20, 0)
+    assert (tried.num_matched_items, tried.num_contained_items, tried.num_removed_documents) == (31, 20, 0)
     [result] = books.dedup([DATA / "eval" / "mmlu-test.jsonl.zst"], rule="containment>=0.5", level="chunk")
     hits = books.leaks("mmlu-test")
     assert len({hit.item for hit in hits}) == 31
     leaked = {hit.item for hit in hits if hit.containment >= CONTAINED}
     assert len(leaked) == 20
-    assert {hit.item for hit in hits if hit.removed} == leaked
+    assert {hit.item for hit in hits if hit.is_removed} == leaked
     view = books.view()
-    assert 0 < result.removed_chunks < view.chunks.end / 100
+    assert 0 < result.num_removed_chunks < view.chunks.end / 100
     texts = {hit.item: hit.item_text for hit in hits if hit.item in leaked}
     forbidden = set().union(*map(grams, texts.values()))
     near = np.unique(
-        [chunk + step for hit in hits if hit.removed for chunk in hit.touched_chunks for step in (-2, -1, 0, 1)]
+        [chunk + step for hit in hits if hit.is_removed for chunk in hit.touched_chunks for step in (-2, -1, 0, 1)]
     )
     near = near[view.chunks.is_live(near)]
     both = zip(view.chunks.texts(near), view.chunks.texts(view.chunks.continuation(near)), strict=True)
@@ -56,7 +56,12 @@ def test_known_mmlu_rows_are_reported_and_those_over_the_rule_removed(books: Dat
 @pytest.mark.parametrize("name", ["gsm8k-test", "xquad-paragraphs", "pubmedqa", "wikitext2-test"])
 def test_clean_test_sets_have_no_hit(books: Database, name: str) -> None:
     [result] = books.dedup([DATA / "eval" / f"{name}.jsonl.zst"])
-    assert (result.documents, result.hits, result.short_matches, result.removed_documents) == (171, 0, 0, 0)
+    assert (result.num_documents, result.num_hits, result.num_short_matches, result.num_removed_documents) == (
+        171,
+        0,
+        0,
+        0,
+    )
     assert books.leaks(name) == []
 
 

@@ -77,16 +77,21 @@ def is_in_own_text(queries: object, row: int) -> bool:
 @pytest.mark.parametrize("name", ["self", "training"])
 def test_planted_leaks_are_found_exactly_by_row(trained: Database, name: str) -> None:
     result = trained.exposure("exam", table=name, consumed_samples=3)
-    found = {row.row: (bool(row.own), bool(row.neighbours), bool(row.continuations)) for row in result.exposed}
+    found = {
+        row.row: (bool(row.own_items), bool(row.neighbour_items), bool(row.continuation_items))
+        for row in result.exposed
+    }
     assert found == expected(trained, name)
     assert any(own for own, _, _ in found.values())
     assert any(near or after for _, near, after in found.values())
     rows = trained.neighbour_table(name).rows()
     assert [rows[each.sample] for each in result.exposed] == [each.row for each in result.exposed]
     assert [each.is_seen for each in result.exposed] == [each.sample < 3 for each in result.exposed]
-    assert result.exposed_seen + result.exposed_unseen == len(result.exposed)
+    assert result.num_exposed_seen + result.num_exposed_unseen == len(result.exposed)
     assert all(each.is_live for each in result.exposed)
-    assert {item for each in result.exposed for item in (*each.own, *each.neighbours, *each.continuations)} == {"q"}
+    assert {
+        item for each in result.exposed for item in (*each.own_items, *each.neighbour_items, *each.continuation_items)
+    } == {"q"}
 
 
 def test_what_was_removed_since_is_reported_but_not_live(trained: Database, tmp_path: Path) -> None:
@@ -94,13 +99,17 @@ def test_what_was_removed_since_is_reported_but_not_live(trained: Database, tmp_
     trained.dedup([tmp_path / "exam.jsonl"], rule="containment>=0.1", level="chunk")
     after = trained.exposure("exam", table="training", consumed_samples=10**9)
     assert [
-        (e.row, e.own, e.neighbours, e.continuations) for e in after.exposed if e.row in {b.row for b in before.exposed}
-    ] == [(e.row, e.own, e.neighbours, e.continuations) for e in before.exposed]
-    assert {each.row for each in after.exposed if each.is_live} == {each.row for each in after.exposed if each.own}
-    assert (after.exposed_unseen, after.consumed_samples) == (0, after.rows)
+        (e.row, e.own_items, e.neighbour_items, e.continuation_items)
+        for e in after.exposed
+        if e.row in {b.row for b in before.exposed}
+    ] == [(e.row, e.own_items, e.neighbour_items, e.continuation_items) for e in before.exposed]
+    assert {each.row for each in after.exposed if each.is_live} == {
+        each.row for each in after.exposed if each.own_items
+    }
+    assert (after.num_exposed_unseen, after.num_consumed_samples) == (0, after.num_rows)
     trained.neighbours(k=3, queries="training", table="fresh")
     fresh = trained.exposure("exam", table="fresh")
-    assert all(each.own and not each.chunks for each in fresh.exposed)
+    assert all(each.own_items and not each.chunks for each in fresh.exposed)
 
 
 def test_unknown_test_sets_and_tables_are_refused(trained: Database) -> None:

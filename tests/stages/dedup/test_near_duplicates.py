@@ -60,8 +60,8 @@ def test_clusters_are_those_of_brute_force_and_one_of_each_is_kept(make_database
     assert found_clusters(database) == expected
     kept = {min(group) for group in expected}  # ids are given in the order of the file
     assert live_documents(database) == set(documents) - set().union(*expected) | kept
-    assert result.removed_documents == sum(len(group) - 1 for group in expected) > 3
-    assert result.clusters == len(expected)
+    assert result.num_removed_documents == sum(len(group) - 1 for group in expected) > 3
+    assert result.num_clusters == len(expected)
 
 
 @pytest.mark.parametrize("keep", ["first", "longest", "newest"])
@@ -95,16 +95,16 @@ def test_shard_by_shard_gives_what_all_at_once_gives_and_hashes_nothing_twice(
         for database in (slowly, at_once):
             database.ingest([file], source=f"s{number}")
         result = slowly.near_duplicates()
-        assert result.hashed_documents == len(part)
-    assert at_once.near_duplicates().hashed_documents == len(documents)
+        assert result.num_hashed_documents == len(part)
+    assert at_once.near_duplicates().num_hashed_documents == len(documents)
     ours, theirs = read_clusters(slowly.view()), read_clusters(at_once.view())
     for name in ("document", "label", "keeper", "jaccard"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     assert live_documents(slowly) == live_documents(at_once)
     number = len(slowly.snapshots())
     again = slowly.near_duplicates()
-    assert (again.hashed_documents, again.compared_pairs) == (0, 0)
-    assert again.removed_documents == result.removed_documents
+    assert (again.num_hashed_documents, again.num_compared_pairs) == (0, 0)
+    assert again.num_removed_documents == result.num_removed_documents
     assert len(slowly.snapshots()) == number
     assert slowly.check(read_data=True).damaged == ()
 
@@ -112,7 +112,7 @@ def test_shard_by_shard_gives_what_all_at_once_gives_and_hashes_nothing_twice(
 def test_equal_documents_are_found_however_short_they_are(make_database: Make) -> None:
     database = make_database({"a": "Hello there", "b": "Hello there", "c": "Hello here", "d": "Hello there"})
     result = database.near_duplicates()
-    assert (result.equal_documents, result.compared_pairs, result.clusters) == (2, 0, 1)
+    assert (result.num_equal_documents, result.num_compared_pairs, result.num_clusters) == (2, 0, 1)
     assert live_documents(database) == {"a", "c"}
     assert [row.jaccard for row in database.duplicates()] == [1.0, 1.0]
 
@@ -132,20 +132,20 @@ def test_when_the_keeper_goes_away_another_of_its_cluster_comes_back(make_databa
     assert live_documents(other) == {"d"}  # until it is asked again
     result = other.near_duplicates()
     assert live_documents(other) == {"b", "d"}
-    assert result.hashed_documents == 0
+    assert result.num_hashed_documents == 0
 
 
 def test_other_parameters_start_afresh_with_the_bands_that_are_there(make_database: Make) -> None:
     text = made_text(1, 100)
     database = make_database({"a": text, "b": corrupted(random.Random(0), text, 1), "c": made_text(2, 100)})
-    assert database.near_duplicates(jaccard=0.95).removed_documents == 0
+    assert database.near_duplicates(jaccard=0.95).num_removed_documents == 0
     found = database.near_duplicates(jaccard=0.5)
-    assert (found.hashed_documents, found.removed_documents) == (0, 1)
+    assert (found.num_hashed_documents, found.num_removed_documents) == (0, 1)
     assert live_documents(database) == {"a", "c"}
-    assert database.near_duplicates(jaccard=0.95).removed_documents == 0
+    assert database.near_duplicates(jaccard=0.95).num_removed_documents == 0
     assert live_documents(database) == {"a", "b", "c"}
     longest = database.near_duplicates(jaccard=0.5, keep="longest", permutations=128, bands="32x4")
-    assert (longest.hashed_documents, longest.removed_documents) == (3, 1)
+    assert (longest.num_hashed_documents, longest.num_removed_documents) == (3, 1)
 
 
 def test_cluster_keys_are_equal_within_a_cluster_and_tell_all_others_apart(make_database: Make) -> None:
@@ -166,10 +166,10 @@ def test_cluster_keys_are_equal_within_a_cluster_and_tell_all_others_apart(make_
 def test_a_dry_run_commits_nothing(make_database: Make) -> None:
     database = make_database(family(1, [3]))
     before = database.snapshots()
-    assert database.near_duplicates(dry_run=True).removed_documents > 0
+    assert database.near_duplicates(dry_run=True).num_removed_documents > 0
     assert database.snapshots() == before
     assert database.duplicates() == []
-    assert make_database({}, "empty").near_duplicates().documents == 0
+    assert make_database({}, "empty").near_duplicates().num_documents == 0
 
 
 @pytest.mark.parametrize("options", [{"jaccard": 0.0}, {"jaccard": 1.5}, {"keep": "best"}, {"bands": "64x8"}])

@@ -47,26 +47,26 @@ def names(database: Database, where: str = "true") -> set[str]:
 
 def test_scores_stay_and_only_new_documents_are_scored(database: Database, words: Path, tmp_path: Path) -> None:
     first = database.tag("bad", wordlist=str(words), measure="count")
-    assert (first.documents, first.tagged_before, first.positive, first.max_score) == (14, 0, 4, 2.0)
+    assert (first.num_documents, first.num_tagged_before, first.num_positive, first.max_score) == (14, 0, 4, 2.0)
     assert names(database, "bad > 0") == {"d0", "d3", "d6", "d9"}
     assert names(database, "bad > 1") == {"d3", "d9"}
     head = database.view().snapshot.number
     again = database.tag("bad", wordlist=str(words), measure="count")
-    assert (again.snapshot, again.documents, again.tagged_before) == (head, 0, 14)
+    assert (again.snapshot, again.num_documents, again.num_tagged_before) == (head, 0, 14)
     database.ingest([write_documents(tmp_path / "new.jsonl", {"new": "xbadx " * 70})], source="more")
     assert names(database, "bad is null") == {"new"}
     new = database.tag("bad", wordlist=str(words), measure="count")
-    assert (new.documents, new.tagged_before, new.max_score) == (1, 14, 70.0)
+    assert (new.num_documents, new.num_tagged_before, new.max_score) == (1, 14, 70.0)
     assert len(database.view().manifest.files("attributes", "bad")) == 3
     assert names(database.__class__(database.path), "bad > 60") == {"new"}
 
 
 def test_documents_that_come_back_are_scored_then(database: Database, words: Path) -> None:
     database.filter(doc_ids=["d3"])
-    assert database.tag("bad", wordlist=str(words)).documents == 13
+    assert database.tag("bad", wordlist=str(words)).num_documents == 13
     database.undelete("filter")
     assert names(database, "bad is null") == {"d3"}
-    assert database.tag("bad", wordlist=str(words)).documents == 1
+    assert database.tag("bad", wordlist=str(words)).num_documents == 1
     assert names(database, "bad > 0") == {"d0", "d3", "d6", "d9"}
 
 
@@ -75,10 +75,10 @@ def test_another_tagger_of_the_name_is_refused_unless_all_is_scored_anew(databas
     words.write_text("xbadx\n")
     with pytest.raises(MismatchError, match=r"entries 2.*entries 1.*--retag"):
         database.tag("bad", wordlist=str(words))
-    assert database.tag("bad", wordlist=str(words), retag=True, dry_run=True).documents == 14
+    assert database.tag("bad", wordlist=str(words), retag=True, dry_run=True).num_documents == 14
     result = database.tag("bad", regex="xbadx$", retag=True)
-    assert (result.documents, result.kind) == (14, "regex")
-    assert database.tag("bad", regex="xbadx$").documents == 0
+    assert (result.num_documents, result.kind) == (14, "regex")
+    assert database.tag("bad", regex="xbadx$").num_documents == 0
     assert names(database, "bad > 0") == {"d0", "d3", "d6", "d9"}
     assert len(database.view().manifest.files("attributes", "bad")) == 2
 
@@ -104,12 +104,12 @@ def test_scores_have_the_same_bytes_whoever_made_them(
 
 def test_an_empty_database_is_tagged_and_filtered(make_database: Make, tmp_path: Path) -> None:
     database = make_database({})
-    assert database.tag("bad", regex="xbadx").documents == 0
-    assert database.filter(where="bad > 0").documents == 0
+    assert database.tag("bad", regex="xbadx").num_documents == 0
+    assert database.filter(where="bad > 0").num_documents == 0
     with pytest.raises(UsageError, match="no source"):
         database.filter(source="made")
     database.ingest([write_documents(tmp_path / "in.jsonl", texts(4))], source="made")
-    assert database.tag("bad", regex="xbadx").documents == 4
+    assert database.tag("bad", regex="xbadx").num_documents == 4
 
 
 def assert_gone_everywhere(database: Database, gone: set[str], before: dict[str, str], out: Path) -> None:
@@ -155,12 +155,12 @@ def test_a_filter_is_obeyed_at_once_everywhere_and_taken_back(database: Database
     hits = database.search([before["d3"]], k=3)
     result = database.filter(where="bad > 0", reason="toxic")
     gone = {"d0", "d3", "d6", "d9"}
-    assert (result.documents, result.by_source) == (4, {"made": 4})
-    assert result.chunks == database.view().chunks.tombstones.count_by_reason()["toxic"]
+    assert (result.num_documents, result.documents_by_source) == (4, {"made": 4})
+    assert result.num_chunks == database.view().chunks.tombstones.count_by_reason()["toxic"]
     assert_gone_everywhere(database, gone, before, tmp_path / "out")
     assert names(database) == {*before, "a/b", "m"} - gone
     back = database.undelete("toxic")
-    assert (back.documents, back.live_documents, back.chunks) == (4, 4, result.chunks)
+    assert (back.num_documents, back.num_live_documents, back.num_chunks) == (4, 4, result.num_chunks)
     assert names(database) == {*before, "a/b", "m"}
     assert database.search([before["d3"]], k=3) == hits
     for now, then in zip(database.neighbour_table().read(np.arange(database.view().chunks.end)), rows, strict=True):
@@ -170,17 +170,17 @@ def test_a_filter_is_obeyed_at_once_everywhere_and_taken_back(database: Database
 def test_the_same_rule_again_takes_what_came_since_and_else_commits_nothing(database: Database, tmp_path: Path) -> None:
     first = database.filter(where="text like '%xbadx%'", reason="toxic")
     again = database.filter(where="text like '%xbadx%'", reason="toxic")
-    assert (again.documents, again.snapshot) == (0, first.snapshot)
+    assert (again.num_documents, again.snapshot) == (0, first.snapshot)
     database.ingest([write_documents(tmp_path / "new.jsonl", {"new": "fine xbadx"})], source="more")
     new = database.filter(where="text like '%xbadx%'", reason="toxic")
-    assert (new.documents, new.by_source) == (1, {"more": 1})
+    assert (new.num_documents, new.documents_by_source) == (1, {"more": 1})
     assert len(database.view().manifest.files("tombstones")) == 2
 
 
 def test_a_dry_run_shows_what_matched_and_deletes_nothing(database: Database, words: Path) -> None:
     head = database.tag("bad", wordlist=str(words)).snapshot
     result = database.filter(where="bad > 0", dry_run=True)
-    assert (result.documents, result.snapshot, result.dry_run) == (4, head, True)
+    assert (result.num_documents, result.snapshot, result.dry_run) == (4, head, True)
     assert [each.doc_id for each in result.sample] == ["d0", "d3", "d6", "d9"]
     assert all(each.matched == ("xbadx",) and "xbadx" in each.excerpt for each in result.sample)
     by_text = database.filter(where="text like '%xbadx%'", dry_run=True)
@@ -196,20 +196,20 @@ def test_documents_go_by_name(database: Database) -> None:
     result = database.filter(
         doc_ids=["d1", "made/d2", "a/b", "more/a/b", "nothing", "none/d3", "more/d1"], dry_run=True
     )
-    assert (result.documents, result.unknown) == (3, ("nothing", "none/d3", "more/d1"))
+    assert (result.num_documents, result.unknown) == (3, ("nothing", "none/d3", "more/d1"))
     database.filter(doc_ids=["d1", "made/d2", "a/b", "d1"])
     assert names(database) == {*texts(12), "m"} - {"d1", "d2"}
-    assert database.filter(doc_ids=[]).documents == 0
+    assert database.filter(doc_ids=[]).num_documents == 0
 
 
 def test_choices_together_mean_both(database: Database) -> None:
-    assert database.filter(where="num_tokens > 0", source="more", doc_ids=["m", "d1"], dry_run=True).by_source == {
-        "more": 1
-    }
-    assert database.filter(source="more").documents == 2
+    assert database.filter(
+        where="num_tokens > 0", source="more", doc_ids=["m", "d1"], dry_run=True
+    ).documents_by_source == {"more": 1}
+    assert database.filter(source="more").num_documents == 2
     with pytest.raises(UsageError, match=r"no source 'none'.*made, more"):
         database.filter(source="none")
-    with pytest.raises(UsageError, match="nothing says which"):
+    with pytest.raises(UsageError, match="no documents are chosen"):
         database.filter()
 
 
@@ -223,25 +223,25 @@ def test_reasons_of_other_commands_are_refused(database: Database, reason: str) 
 
 def test_undelete_ends_one_reason_only(database: Database, tmp_path: Path) -> None:
     leak = write_documents(tmp_path / "exam.jsonl", {"q": texts(12)["d4"]})
-    assert database.dedup([leak])[0].removed_documents == 1
+    assert database.dedup([leak])[0].num_removed_documents == 1
     database.filter(where="doc_id in ('d1', 'd3')", reason="toxic")
     database.filter(doc_ids=["d3", "d4"], reason="withdrawn")
     result = database.undelete("withdrawn")
-    assert (result.documents, result.live_documents) == (2, 0)
+    assert (result.num_documents, result.num_live_documents) == (2, 0)
     assert not names(database) & {"d1", "d3", "d4"}
-    assert database.undelete("withdrawn").documents == 0
-    assert database.undelete("toxic", where="doc_id = 'd3'").live_documents == 1
+    assert database.undelete("withdrawn").num_documents == 0
+    assert database.undelete("toxic", where="doc_id = 'd3'").num_live_documents == 1
     assert names(database) & {"d1", "d3", "d4"} == {"d3"}
     assert database.undelete("toxic", doc_ids=["d1", "zz"], dry_run=True).unknown == ("zz",)
-    assert database.undelete("toxic", source="more").documents == 0
-    assert database.undelete("leak:exam").live_documents == 1
+    assert database.undelete("toxic", source="more").num_documents == 0
+    assert database.undelete("leak:exam").num_live_documents == 1
 
 
 def test_what_cannot_come_back_is_refused_with_the_reason(database: Database, tmp_path: Path) -> None:
     database.ingest([write_documents(tmp_path / "new.jsonl", {"d1": "another text"})], source="made")
     for reason, why in (
         ("superseded", "newer version"),
-        ("purged", "for good"),
+        ("purged", "cannot be revoked"),
         ("removed", "source"),
     ):
         with pytest.raises(UsageError, match=f"{reason}.*{why}"):

@@ -67,10 +67,10 @@ def assert_none_left(database: Database, gone: np.ndarray, out: Path) -> None:
 def test_posts_of_a_word_list_go_and_come_back(database: Database, tmp_path: Path) -> None:
     tagged = database.tag("toxic", wordlist=str(POSTS / "ldnoobw-en.txt"))
     gone = documents_where(database.view(), "toxic > 0.02")
-    assert tagged.positive > len(gone) > 20
-    assert database.filter(where="toxic > 0.02", reason="toxic").documents == len(gone)
+    assert tagged.num_positive > len(gone) > 20
+    assert database.filter(where="toxic > 0.02", reason="toxic").num_documents == len(gone)
     assert_none_left(database, gone, tmp_path / "out")
-    assert database.undelete("toxic").live_documents == len(gone)
+    assert database.undelete("toxic").num_live_documents == len(gone)
     hits = database.search(database.view().chunks.texts(gone[:60]), k=1)
     assert {own[0].chunk_id for own in hits} & set(gone.tolist())
 
@@ -89,6 +89,6 @@ def test_posts_of_a_trained_classifier_go_and_come_back(
     names = {document["doc_id"] for document in database.view().chunks.documents(ids) if document}
     flagged = [labels[name] for name in names]
     assert sum(flagged) / len(flagged) > 1.5 * sum(labels.values()) / len(labels)
-    assert database.filter(where="hate > 0.5", reason="hate").documents == len(ids)
+    assert database.filter(where="hate > 0.5", reason="hate").num_documents == len(ids)
     assert_none_left(database, ids, tmp_path / "out")
-    assert database.undelete("hate").live_documents == len(ids)
+    assert database.undelete("hate").num_live_documents == len(ids)

@@ -14,7 +14,8 @@ from retrodb.format.entries import QueriesEntry
 from retrodb.format.parquet import read_table
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET
-from retrodb.stages.ingest.command import IngestResult, run_ingest
+from retrodb.stages.ingest.command import run_ingest
+from retrodb.stages.ingest.plan import IngestResult
 from retrodb.stages.init import run_init
 from retrodb.store.storage import open_storage
 from retrodb.view.chunk_set import ChunkSet
@@ -47,16 +48,23 @@ def ingest(
     """Ingest and hold the result to its promise."""
     before = context.view()
     result = run_ingest(context, [str(i) for i in inputs], IngestParams(source, **params), dry_run=dry_run)
-    parts = result.added, result.unchanged, result.superseded, result.duplicate, result.held_out, result.rejected
-    assert result.read == sum(parts)
-    assert result.rejected == sum(result.rejects_by_reason.values())
+    parts = (
+        result.num_added,
+        result.num_unchanged,
+        result.num_superseded,
+        result.num_duplicate,
+        result.num_held_out,
+        result.num_rejected,
+    )
+    assert result.num_read == sum(parts)
+    assert result.num_rejected == sum(result.rejects_by_reason.values())
     view = context.view()
     new_shards = view.shards.num_documents[len(before.shards) :]
     held_out = len(held_out_documents(context, deleted_too=True)) - len(
         held_out_documents(context, before.snapshot.number, deleted_too=True)
     )
     if not dry_run:
-        assert int(new_shards.sum()) + held_out == result.added + result.superseded + result.held_out
+        assert int(new_shards.sum()) + held_out == result.num_added + result.num_superseded + result.num_held_out
     return result
 
 

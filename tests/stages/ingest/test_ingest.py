@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import retrodb.stages.ingest.command as stage
 from retrodb.config import IngestParams
 from retrodb.errors import ConflictError, InputError, TooManyRejects, UsageError
 from retrodb.format.parquet import read_table
+from retrodb.stages import transaction
 from retrodb.stages.context import Context
+from retrodb.stages.ingest import plan
 from retrodb.stages.ingest.command import run_ingest
 
 from .ingest_model import documents, held_out_documents, ingest, new_database, write_json_lines
@@ -58,11 +59,11 @@ def test_any_history_equals_a_dictionary(history: list[tuple[dict[str, str], str
             missing = old - new.keys() if how == "mirror" else set()
             file = write_json_lines(Path(folder) / "input.jsonl", version)
             result = ingest(context, file, source=source, mirror=how == "mirror")
-            if not result.skipped_inputs:
-                assert result.added == len(new.keys() - old)
-                assert result.unchanged == len(old & new.keys()) - len(changed)
-            assert result.superseded == len(changed)
-            assert result.removed == len(missing)
+            if not result.num_skipped_inputs:
+                assert result.num_added == len(new.keys() - old)
+                assert result.num_unchanged == len(old & new.keys()) - len(changed)
+            assert result.num_superseded == len(changed)
+            assert result.num_removed == len(missing)
             expected = {key: text for key, text in {**expected, **new}.items() if key not in missing}
             assert documents(context) == expected
         before = context.view().snapshot.number
@@ -74,16 +75,16 @@ def test_file_ingested_whole_is_skipped_unparsed(
 ) -> None:
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     first = ingest(context, file)
-    monkeypatch.setattr(stage, "scan", lambda *_: pytest.fail("parsed again"))
+    monkeypatch.setattr(plan, "read_files", lambda *_: pytest.fail("parsed again"))
     again = ingest(context, file)
-    assert (again.read, again.skipped_inputs, again.snapshot) == (0, 1, first.snapshot)
+    assert (again.num_read, again.num_skipped_inputs, again.snapshot) == (0, 1, first.snapshot)
 
 
 def test_file_under_another_mapping_is_another_input(context: Context, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"id": "1", "text": "a text", "title": "a title"}\n')
     ingest(context, file)
-    assert ingest(context, file, text_field="title").superseded == 1
+    assert ingest(context, file, text_field="title").num_superseded == 1
     assert documents(context) == {("s", "1"): "a title"}
 
 
@@ -94,9 +95,9 @@ def test_going_back_to_an_older_version_of_a_file_is_an_ingest(context: Context,
     )
     other = write_json_lines(tmp_path / "other.jsonl", {"b": "other"})
     ingest(context, old, other)
-    assert ingest(context, new, other).skipped_inputs == 1
-    assert ingest(context, new, other).skipped_inputs == 2
-    assert ingest(context, old).superseded == 1
+    assert ingest(context, new, other).num_skipped_inputs == 1
+    assert ingest(context, new, other).num_skipped_inputs == 2
+    assert ingest(context, old).num_superseded == 1
     assert documents(context) == {("s", "a"): "old", ("s", "b"): "other"}
 
 
@@ -104,7 +105,7 @@ def test_first_of_several_records_with_one_id_counts(context: Context, tmp_path:
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"id": "x", "text": text}) + "\n" for text in ("first", "second", "first")))
     result = ingest(context, file)
-    assert (result.added, result.duplicate) == (1, 2)
+    assert (result.num_added, result.num_duplicate) == (1, 2)
     assert documents(context) == {("s", "x"): "first"}
 
 
@@ -113,8 +114,8 @@ def test_documents_without_an_id_are_known_by_their_content(context: Context, tm
     one.write_text('{"text": "same"}\n{"text": "same"}\n{"text": "other"}\n')
     two.write_text('{"text": "other"}\n{"text": "third"}\n')
     first, second = ingest(context, one), ingest(context, two)
-    assert (first.added, first.duplicate) == (2, 1)
-    assert (second.added, second.unchanged) == (1, 1)
+    assert (first.num_added, first.num_duplicate) == (2, 1)
+    assert (second.num_added, second.num_unchanged) == (1, 1)
     assert sorted(documents(context).values()) == ["other", "same", "third"]
 
 
@@ -128,17 +129,17 @@ def test_value_of_a_key_follows_whole_as_its_continuation(context: Context, tmp_
     assert row is not None
     assert 0 < row["num_key_chunks"] < row["num_chunks"]
     file.write_text(json.dumps({"id": "q", "question": "What is it?", "answer": "Another."}) + "\n")
-    assert ingest(context, file, key_field="question", value_field="answer").superseded == 1
+    assert ingest(context, file, key_field="question", value_field="answer").num_superseded == 1
 
 
 def test_trial_then_full_equals_full(context: Context, tmp_path: Path) -> None:
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     trial = ingest(context, file, limit=7)
-    assert (trial.read, trial.added) == (7, 7)
+    assert (trial.num_read, trial.num_added) == (7, 7)
     again = ingest(context, file, limit=7)
-    assert (again.unchanged, again.snapshot) == (7, trial.snapshot)
+    assert (again.num_unchanged, again.snapshot) == (7, trial.snapshot)
     full = ingest(context, file)
-    assert (full.read, full.added, full.unchanged, full.skipped_inputs) == (40, 33, 7, 0)
+    assert (full.num_read, full.num_added, full.num_unchanged, full.num_skipped_inputs) == (40, 33, 7, 0)
     assert documents(context) == in_source(TEXTS)
 
 
@@ -146,20 +147,20 @@ def test_limit_counts_rejects_and_reaches_over_files(context: Context, tmp_path:
     for name in "abc":
         (tmp_path / f"{name}.jsonl").write_text(f'{{"id": "{name}", "text": "text"}}\nno json\n')
     result = ingest(context, *(tmp_path / f"{name}.jsonl" for name in "abc"), limit=5, max_reject_rate=1.0)
-    assert (result.read, result.added, result.rejected) == (5, 3, 2)
+    assert (result.num_read, result.num_added, result.num_rejected) == (5, 3, 2)
 
 
 def test_held_out_documents_stay_held_out(context: Context, tmp_path: Path) -> None:
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     result = ingest(context, file, holdout=0.3)
     held = dict(held_out_documents(context))
-    assert 0 < result.held_out == len(held) < 40
+    assert 0 < result.num_held_out == len(held) < 40
     assert held.keys() | documents(context).keys() == in_source(TEXTS).keys()
     assert not held.keys() & documents(context).keys()
     name = next(iter(held))[1]
     # Changed, and ingested without a holdout: still no part of the database.
     changed = ingest(context, write_json_lines(file, {**TEXTS, name: "new words"}))
-    assert (changed.held_out, changed.unchanged, changed.superseded) == (1, 39, 0)
+    assert (changed.num_held_out, changed.num_unchanged, changed.num_superseded) == (1, 39, 0)
     assert dict(held_out_documents(context)) == {**held, ("s", name): "new words"}
     assert ("s", name) not in documents(context)
 
@@ -170,7 +171,7 @@ def test_mirror_removes_held_out_documents_too(context: Context, tmp_path: Path)
     held = dict(held_out_documents(context))
     kept = {key: text for key, text in TEXTS.items() if ("s", key) != next(iter(held))}
     result = ingest(context, write_json_lines(file, kept), mirror=True, holdout=0.3)
-    assert (result.removed, result.unchanged) == (1, 39)
+    assert (result.num_removed, result.num_unchanged) == (1, 39)
     assert len(held_out_documents(context)) == len(held) - 1
 
 
@@ -205,7 +206,7 @@ def test_oversized_document_is_split(context: Context, tmp_path: Path) -> None:
     result = ingest(
         context, write_json_lines(tmp_path / "a.jsonl", {"x": text}), max_document_chars=1000, oversize="split"
     )
-    assert (result.read, result.added) == (3, 3)
+    assert (result.num_read, result.num_added) == (3, 3)
     assert "".join(documents(context).values()) == text
 
 
@@ -227,8 +228,8 @@ def test_too_many_rejects_commit_nothing(context: Context, tmp_path: Path) -> No
 def test_dry_run_commits_nothing_and_counts_everything(context: Context, tmp_path: Path) -> None:
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     dry = ingest(context, file, dry_run=True)
-    assert (dry.added, dry.dry_run, context.view().snapshot.number) == (40, True, 0)
-    assert ingest(context, file).added == 40
+    assert (dry.num_added, dry.dry_run, context.view().snapshot.number) == (40, True, 0)
+    assert ingest(context, file).num_added == 40
 
 
 def test_spool_is_gone_after_the_commit(context: Context, tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_ingest_that_another_one_overtook_plans_again(
     with pytest.raises(ConflictError, match="source/s"):
         ingest(context, first)
     assert documents(context) == {("s", "a"): "two"}
-    assert ingest(context, first).superseded == 1
+    assert ingest(context, first).num_superseded == 1
 
 
 def test_ingest_of_another_source_is_no_conflict(
@@ -261,14 +262,14 @@ def test_ingest_of_another_source_is_no_conflict(
 
 def overtake(monkeypatch: pytest.MonkeyPatch, other: Callable[[], object]) -> None:
     """Let another ingest commit just before the next one does."""
-    commit = stage.commit
+    commit = transaction.commit
 
     def late(*arguments: object) -> object:
-        monkeypatch.setattr(stage, "commit", commit)
+        monkeypatch.setattr(transaction, "commit", commit)
         other()
         return commit(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "commit", late)
+    monkeypatch.setattr(transaction, "commit", late)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_wikipedia_is_in_the_database_word_for_word(context: Context) -> None:
     lines = content(path.name).splitlines()
     expected = {str(row["id"]): row["text"] for row in map(json.loads, lines)}
     result = ingest(context, path)
-    assert (result.read, result.added) == (len(lines), len(expected))
+    assert (result.num_read, result.num_added) == (len(lines), len(expected))
     assert texts_of(context) == expected
 
 
@@ -50,7 +50,7 @@ def test_statutes_are_in_the_database_word_for_word(context: Context) -> None:
     path = corpus("dc-law.parquet")
     rows = pq.read_table(path).to_pylist()
     result = ingest(context, path)
-    assert result.read == len(rows)
+    assert result.num_read == len(rows)
     assert texts_of(context) == {row["id"]: row["text"] for row in rows}
 
 
@@ -58,7 +58,7 @@ def test_books_are_in_the_database_word_for_word(context: Context, tmp_path: Pat
     result = ingest(context, corpus("classic-books.md.tar.zst"))
     folder = unpack("classic-books.md.tar.zst", tmp_path)
     expected = {f.relative_to(folder).as_posix(): f.read_bytes().decode() for f in folder.rglob("*.md")}
-    assert (result.read, result.added) == (171, 171)
+    assert (result.num_read, result.num_added) == (171, 171)
     assert texts_of(context) == expected
 
 
@@ -69,7 +69,7 @@ def test_every_record_of_the_web_archives_is_counted(context: Context) -> None:
     records = list(read_split(split, Fields(), Limits()))
     found = [record for record in records if isinstance(record, Document)]
     result = ingest(context, path, max_reject_rate=1.0)
-    assert (result.read, result.rejected) == (len(records), len(records) - len(found))
+    assert (result.num_read, result.num_rejected) == (len(records), len(records) - len(found))
     assert set(texts_of(context).values()) <= {record.text for record in found}
     assert result.rejects_by_reason["truncated"] >= 1
     assert result.rejects_by_reason["malformed"] >= 2
@@ -99,16 +99,16 @@ def renew(context: Context, old_folder: Path, new_folder: Path, *, added: int, r
     old, new = contents(old_folder), contents(new_folder)
     same = sum(old[name] == new[name] for name in old.keys() & new.keys())
     first = ingest(context, old_folder, mirror=True, max_reject_rate=0.1)
-    assert (first.added, first.read - first.rejected) == (len(old), len(old))
+    assert (first.num_added, first.num_read - first.num_rejected) == (len(old), len(old))
     assert texts_of(context) == old
     second = ingest(context, new_folder, mirror=True, max_reject_rate=0.1)
-    assert second.added == len(new.keys() - old.keys())
-    assert second.removed == len(old.keys() - new.keys())
-    assert (second.unchanged, second.superseded) == (same, len(old.keys() & new.keys()) - same)
-    assert (second.added, second.removed) == (added, removed)
+    assert second.num_added == len(new.keys() - old.keys())
+    assert second.num_removed == len(old.keys() - new.keys())
+    assert (second.num_unchanged, second.num_superseded) == (same, len(old.keys() & new.keys()) - same)
+    assert (second.num_added, second.num_removed) == (added, removed)
     assert texts_of(context) == new
     third = ingest(context, new_folder, mirror=True, max_reject_rate=0.1)
-    assert (third.added, third.read, third.snapshot) == (0, 0, second.snapshot)
+    assert (third.num_added, third.num_read, third.snapshot) == (0, 0, second.snapshot)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -126,7 +126,7 @@ def test_paraphrased_question_finds_its_answer(tmp_path: Path, gpt2: Path) -> No
     path = corpus("eval/xquad-questions.jsonl.zst")
     database = create(tmp_path / "answers", tokenizer=str(gpt2))
     result = database.ingest([path], source="xquad", key_field="question", value_field="answer")
-    assert (result.read, result.added) == (1190, 1190)
+    assert (result.num_read, result.num_added) == (1190, 1190)
     database.embed()
     database.index()
     [hits] = database.search(["What number of career sacks had Jared Allen?"], k=3)

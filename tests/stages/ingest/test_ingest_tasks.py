@@ -123,8 +123,8 @@ def test_another_reject_rate_goes_on_with_the_work_done(
     file.write_text('{"id": "a", "text": "text"}\nno json\n')
     with pytest.raises(InputError):
         ingest(context, file)
-    monkeypatch.setattr(read_tasks, "run_scan", lambda *_: pytest.fail("read again"))
-    assert ingest(context, file, max_reject_rate=1.0).added == 1
+    monkeypatch.setattr(read_tasks, "run_read", lambda *_: pytest.fail("read again"))
+    assert ingest(context, file, max_reject_rate=1.0).num_added == 1
 
 
 def test_cut_off_input_is_an_error_and_commits_nothing(context: Context, tmp_path: Path) -> None:
@@ -164,14 +164,14 @@ def test_reader_that_crashes_costs_its_file_and_not_the_run(
     with monkeypatch.context() as patched:
         patched.setenv("PYTHONPATH", str(site), prepend=":")
         result = ingest(context, pages, max_reject_rate=0.5)
-        assert (result.read, result.added, result.rejects_by_reason) == (3, 2, {"reader-crashed": 1})
+        assert (result.num_read, result.num_added, result.rejects_by_reason) == (3, 2, {"reader-crashed": 1})
         assert result.rejects_path is not None
         [row] = read_table(context.storage.local(result.rejects_path)).to_pylist()
         assert row["path"] == str(pages / "bad.html")
-        with pytest.raises(InputError, match=r"bad\.html: its reader crashes, and with --mirror"):
+        with pytest.raises(InputError, match=r"bad\.html: its reader crashes, and --mirror"):
             ingest(context, pages / "bad.html", max_reject_rate=1.0, mirror=True)
     mended = ingest(context, pages)
-    assert (mended.skipped_inputs, mended.added) == (2, 1)
+    assert (mended.num_skipped_inputs, mended.num_added) == (2, 1)
     assert {key for _, key in documents(context)} == {"a.html", "bad.html", "c.html"}
 
 
@@ -187,14 +187,14 @@ def test_standard_input_is_read_as_a_file(context: Context, tmp_path: Path, monk
         run_ingest(replace(context, engine=Interrupted(0)), ["-"], IngestParams("s", max_reject_rate=0.5))
     pipe()
     result = ingest(context, "-", max_reject_rate=0.5)
-    assert (result.added, result.rejected) == (60, 1)
+    assert (result.num_added, result.num_rejected) == (60, 1)
     assert documents(context) == {("s", key): text for key, text in TEXTS.items()}
     assert result.rejects_path is not None
     assert [row["path"] for row in read_table(context.storage.local(result.rejects_path)).to_pylist()] == ["-"]
     assert not [path for path in context.storage.list("runs") if "standard-input" in path]
     assert not context.storage.list("tmp")
     pipe()
-    assert ingest(context, "-", max_reject_rate=0.5).skipped_inputs == 1
+    assert ingest(context, "-", max_reject_rate=0.5).num_skipped_inputs == 1
     assert not context.storage.list("tmp")
 
 
@@ -223,7 +223,7 @@ def test_marker_separates_the_documents_of_a_text_file(
     monkeypatch.setattr(read_tasks, "_MIN_SEGMENT", 100)
     file = tmp_path / "all.txt"
     file.write_text("<|endoftext|>".join(TEXTS.values()))
-    assert ingest(context, file, marker="<|endoftext|>").added == 60
+    assert ingest(context, file, marker="<|endoftext|>").num_added == 60
     assert list(documents(context).values()) == list(TEXTS.values())
 
 
@@ -240,4 +240,4 @@ def test_progress_says_bytes_and_documents(context: Context, tmp_path: Path, mon
 def test_result_is_plain_values(context: Context, tmp_path: Path) -> None:
     result = ingest(context, write_json_lines(tmp_path / "a.jsonl", TEXTS))
     values: dict[str, Any] = json.loads(json.dumps(result.__dict__))
-    assert values["read"] == values["added"] == 60
+    assert values["num_read"] == values["num_added"] == 60

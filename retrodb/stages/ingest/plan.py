@@ -1,0 +1,254 @@
+"""Planning an ingest: read the inputs, compare them with the source, and decide what happens to each record.
+
+What happens to a record depends on its id and content, so the plan reads all inputs. The records that were read are stored
+in the run's folder, and `execute_ingest` and any later run of the same command continue from there. No other file of the
+database is written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrodb.config import IngestParams
+from retrodb.engine.run import Run, open_run
+from retrodb.errors import InputError, TooManyRejects, UsageError
+from retrodb.format.arrays import BoolArray, Int64Array, map_array
+from retrodb.format.entries import QueriesEntry, SourceEntry
+from retrodb.format.ids import ID_DTYPE, IdArray
+from retrodb.format.json_values import JsonObject, to_plain_object
+from retrodb.format.parquet import read_table
+from retrodb.format.records import FileRecord
+from retrodb.format.schemas import REJECTS
+from retrodb.stages.context import Context
+from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
+from retrodb.stages.ingest.inputs import Inputs, find_inputs, keep_standard_input, shown_path
+from retrodb.stages.ingest.read_inputs import CRASHED, STAGE_VERSION, Segment
+from retrodb.stages.ingest.read_tasks import ReadRecord, read_files
+from retrodb.stages.ingest.upsert import OUTCOMES, Decisions, ExistingDocuments, decide
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.purged import purged_keys
+from retrodb.view.view import View
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest did."""
+
+    snapshot: int  # the new snapshot, or the one that had everything already
+    source: str
+    num_read: int  # records in the input: the sum of the next six
+    num_added: int
+    num_unchanged: int
+    num_superseded: int  # changed documents: the new version is added, the old one deleted
+    num_duplicate: int  # further records with an id of the same input
+    num_held_out: int
+    num_rejected: int
+    num_removed: int  # with --mirror: documents that the input no longer has
+    num_chunks: int  # added
+    num_tokens: int  # added
+    num_skipped_inputs: int  # files that were ingested whole before
+    rejects_by_reason: dict[str, int]
+    rejects_path: str | None = None  # file below the database with position, reason and excerpt of each
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What reading the inputs gave."""
+
+    run: Run
+    segments: tuple[Segment, ...]  # of accepted records, in reading order
+    rejects: pa.Table  # schema `REJECTS`
+    decisions: Decisions
+    counts: Mapping[str, int]  # of records by outcome, for the history
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """What an ingest is going to do."""
+
+    view: View
+    params: IngestParams
+    inputs: Inputs
+    first_pass: FirstPass | None  # None: all files were ingested whole before
+    result: IngestResult  # of a dry run
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether any record or document changes the database; else only the inputs are remembered."""
+        counts = self.first_pass.counts if self.first_pass else {}
+        return any(counts.get(name) for name in ("added", "superseded", "held_out", "removed", "rejected"))
+
+
+def plan_ingest(
+    context: Context, inputs: Sequence[str], params: IngestParams, *, files_from: Sequence[str] = ()
+) -> IngestPlan:
+    """Read the inputs, and decide what happens to each record.
+
+    Raises:
+        UsageError, InputError: for invalid inputs or options.
+        TooManyRejects: more records are rejected than `max_reject_rate` allows.
+    """
+    _check(params)
+    view = context.view()
+    files = find_inputs(view, inputs, files_from, params)
+    if not files.files:
+        return IngestPlan(view, params, files, None, _result(view, files, params, {}, REJECTS.empty_table()))
+    run = open_run(context.storage, "ingest", _identity(view, files, params), context.clock)
+    files = keep_standard_input(context.storage, run, files)
+    records = read_files(context, run, files, params)
+    segments = tuple(segment for record in records for segment in record.result.segments)
+    rejects = _read_rejects(context, records, files)
+    decisions = decide(
+        _new_entries(context, segments),
+        _existing_documents(view, params.source),
+        params.holdout,
+        mirror=params.mirror,
+        purged_keys=purged_keys(view),
+    )
+    counts = _count(decisions, rejects)
+    _refuse(rejects, counts, params)
+    first_pass = FirstPass(run, segments, rejects, decisions, counts)
+    return IngestPlan(view, params, files, first_pass, _result(view, files, params, counts, rejects))
+
+
+def _check(params: IngestParams) -> None:
+    if not params.source or "/" in params.source or "\0" in params.source:
+        raise UsageError(f"'{params.source}' cannot name a source", remedy="Use a short name without '/'.")
+    if not 0 <= params.holdout < 1:
+        raise UsageError(f"holdout of {params.holdout}", remedy="Give a fraction, such as '0.5%'.")
+    if (params.key_field is None) != (params.value_field is None):
+        raise UsageError("only one of --key-field and --value-field", remedy="A key-value database needs both.")
+    for name, valid in (("oversize", ("reject", "split")), ("front_matter", ("text", "metadata"))):
+        if (value := getattr(params, name)) not in valid:
+            raise UsageError(f"{name} is '{value}'", remedy=f"Valid values: {', '.join(valid)}.")
+    if params.mirror and params.limit is not None:
+        raise UsageError("--mirror with --limit would remove what was not read", remedy="Leave one of them out.")
+
+
+def _identity(view: View, inputs: Inputs, params: IngestParams) -> JsonObject:
+    # The allowed rate of rejects does not change what is read: another attempt with a higher rate continues the same run.
+    arguments = {name: value for name, value in to_plain_object(params).items() if name != "max_reject_rate"}
+    entry = view.snapshot.entry(SourceEntry, params.source)
+    source = to_plain_object(entry) if entry else None
+    return {"version": STAGE_VERSION, "params": arguments, "files": inputs.plan, "source": source}
+
+
+def _new_entries(context: Context, segments: Sequence[Segment]) -> IdArray:
+    """(R,) the keys of all accepted records, numbered in reading order."""
+    parts = [map_array(context.storage.local(segment.keys.path)) for segment in segments]
+    entries = np.concatenate([np.empty(0, ID_DTYPE), *parts])
+    entries["row"] = np.arange(len(entries))
+    return entries
+
+
+def _existing_documents(view: View, source: str) -> list[ExistingDocuments]:
+    """The documents of a source, in the database and held out."""
+    of_source = {view.shards.record(i).first_chunk for i, name in enumerate(view.shards.source) if name == source}
+    files = [record for record in view.manifest.files("ids") if record.first_chunk in of_source]
+    existing = [_documents_of(view.chunks, record, is_held_out=False) for record in files]
+    if view.snapshot.entry(QueriesEntry, HELD_OUT_SET):
+        held_out = view.query_set(HELD_OUT_SET)
+        files = [record for record in view.manifest.files("queries", HELD_OUT_SET) if record.path.endswith("/ids.npy")]
+        files = [record for record in files if _source_of(held_out, record) == source]
+        existing += [_documents_of(held_out, record, is_held_out=True) for record in files]
+    return existing
+
+
+def _source_of(held_out: ChunkSet, record: FileRecord) -> str:
+    """The source of a file of held-out documents: one task writes the documents of one source only."""
+    documents = held_out.file("documents", *record.span)
+    sources = held_out.documents_table(documents).column("source")
+    return str(sources[0].as_py()) if len(sources) else ""  # compaction may have dropped all of them
+
+
+def _documents_of(chunks: ChunkSet, ids_file: FileRecord, *, is_held_out: bool) -> ExistingDocuments:
+    entries = chunks.map(ids_file)
+    is_current = _is_current(chunks, ids_file, entries["row"])
+    return ExistingDocuments(entries, ids_file.first_chunk, is_current, is_held_out)
+
+
+def _is_current(chunks: ChunkSet, record: FileRecord, first_rows: Int64Array) -> BoolArray:
+    """(D,) bool: neither superseded nor removed. A document that compaction dropped counts while a decision keeps it out."""
+    masks = chunks.tombstones.deleted_by_reason(*record.span)
+    is_current = chunks.layout(chunks.file("documents", *record.span)).document_of(first_rows) >= 0
+    for reason in masks.keys() - {SUPERSEDED, REMOVED}:
+        is_current |= masks[reason][first_rows]
+    for reason in masks.keys() & {SUPERSEDED, REMOVED}:
+        is_current &= ~masks[reason][first_rows]
+    return is_current
+
+
+def _read_rejects(context: Context, records: Sequence[ReadRecord], inputs: Inputs) -> pa.Table:
+    """All rejects, with the paths as the user gave them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    files = [record.result.rejects for record in records if record.result.rejects]
+    tables = [read_table(context.storage.local(file.path)) for file in files]
+    table = pa.concat_tables([REJECTS.empty_table(), *tables])
+    for file in inputs.files:
+        if shown_path(file) != file.path:
+            shown = pc.replace_substring(table.column("path"), file.path, shown_path(file))
+            table = table.set_column(0, REJECTS.field("path"), shown)
+    return table
+
+
+def _count(decisions: Decisions, rejects: pa.Table) -> dict[str, int]:
+    counts = {name: int((decisions.outcomes == code).sum()) for code, name in enumerate(OUTCOMES)}
+    counts["rejected"] = rejects.num_rows
+    counts["read"] = len(decisions.outcomes) + rejects.num_rows
+    counts["removed"] = len(decisions.stale.missing) + len(decisions.stale_held_out.missing)
+    return counts
+
+
+def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams) -> None:
+    by_reason = _by_reason(rejects)
+    if CRASHED in by_reason and params.mirror:
+        raise InputError(
+            "its reader crashes, and --mirror would remove the documents of a file that was not read",
+            where=next(row["path"] for row in rejects.to_pylist() if row["reason"] == CRASHED),
+            remedy="Leave the file out without '--mirror', or repair it.",
+        )
+    if counts["rejected"] > params.max_reject_rate * counts["read"]:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in by_reason.items())
+        first = rejects.slice(0, 1).to_pylist()[0]
+        raise TooManyRejects(
+            f"{counts['rejected']:,} of {counts['read']:,} records were rejected ({reasons}); nothing was committed",
+            where=f"{first['path']}, {first['place']}: {first['reason']}",
+            remedy=f"Repair the input, or allow it with '--max-reject-rate' (now {params.max_reject_rate:g}).",
+        )
+
+
+def _by_reason(rejects: pa.Table) -> dict[str, int]:
+    return dict(sorted(Counter(rejects.column("reason").to_pylist()).items()))
+
+
+def _result(
+    view: View, inputs: Inputs, params: IngestParams, counts: Mapping[str, int], rejects: pa.Table
+) -> IngestResult:
+    return IngestResult(
+        snapshot=view.snapshot.number,
+        source=params.source,
+        num_read=counts.get("read", 0),
+        num_added=counts.get("added", 0),
+        num_unchanged=counts.get("unchanged", 0),
+        num_superseded=counts.get("superseded", 0),
+        num_duplicate=counts.get("duplicate", 0),
+        num_held_out=counts.get("held_out", 0),
+        num_rejected=counts.get("rejected", 0),
+        num_removed=counts.get("removed", 0),
+        num_chunks=0,
+        num_tokens=0,
+        num_skipped_inputs=len(inputs.skipped),
+        rejects_by_reason=_by_reason(rejects),
+        dry_run=True,
+    )
