@@ -15,7 +15,6 @@ from retrodb.config import (
     NeighboursParams,
 )
 from retrodb.facade.base import DatabaseBase, params_of
-from retrodb.format.entries import QueriesEntry, TestsetEntry
 from retrodb.store import conflict_keys
 from retrodb.view.view import SELF
 
@@ -56,6 +55,8 @@ class StageCommands(DatabaseBase):
     ) -> IngestResult:
         """Add the documents of files to a source. Of the options, `source` is required.
 
+        New documents that contain texts of a registered test set, or of held-out documents, are deleted in the same snapshot.
+
         Args:
             inputs: files, folders and globs.
             files_from: files with one input per line.
@@ -64,19 +65,12 @@ class StageCommands(DatabaseBase):
             InputError: a file cannot be read.
             TooManyRejects: more records were rejected than `max_reject_rate` allows.
         """
-        from retrodb.stages.ingest.command import run_ingest
+        from retrodb.stages.dedup.screened_ingest import run_screened_ingest
 
         params = params_of(IngestParams, options)
         with self._lock(conflict_keys.ingest(params.source), "ingest"):
             names, lists = [str(i) for i in inputs], [str(f) for f in files_from]
-            result = run_ingest(self._context, names, params, files_from=lists, dry_run=dry_run)
-            head = self.view().snapshot
-            if not dry_run and (head.names(TestsetEntry) or head.names(QueriesEntry)):
-                # Imported late, because it loads a compiler that a database without test sets does not need.
-                from retrodb.stages.dedup.command import screen_new_shards
-
-                screen_new_shards(self._context)
-        return result
+            return run_screened_ingest(self._context, names, params, files_from=lists, dry_run=dry_run)
 
     def dedup(
         self,

@@ -98,6 +98,17 @@ def screen_new_shards(context: Context) -> list[DedupResult]:
     return [_run(context, testset, dry_run=False) for testset in _testsets_to_screen(context.view())]
 
 
+def screen_staged(transaction: Transaction) -> None:
+    """Screen all shards of a transaction's view that are not screened yet, as part of the transaction."""
+    for testset in _testsets_to_screen(transaction.view):
+        spans = spans_to_screen(transaction.view, testset)
+        screening = screen_shards(transaction.context, transaction.run, transaction.view, testset, spans)
+        add_screening(transaction, screening)
+        for key, count in screening.history.items():
+            key = "screened_documents" if key == "documents" else key
+            transaction.counts[key] = transaction.counts.get(key, 0) + count
+
+
 def plan_dedup(context: Context, testset: TestSet) -> DedupPlan:
     """Compare all shards that are not screened yet with a test set.
 
