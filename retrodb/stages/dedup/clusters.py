@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -121,7 +120,7 @@ class Clusters:
     jaccard: Float64Array  # (C,) similarity to the keeper; 0 where only other documents of the cluster connect the two
 
     @staticmethod
-    def of(documents: Documents, pairs: Pairs, keep: str) -> Clusters:
+    def of(documents: Documents, pairs: Pairs, keep: Keep) -> Clusters:
         """The connected components. Documents of equal content are one node, and only present documents connect others."""
         node = documents.representative
         has_present = np.zeros(len(node), dtype=bool)
@@ -134,7 +133,7 @@ class Clusters:
         _, cluster_of, sizes = np.unique(labels[present], return_inverse=True, return_counts=True)
         chosen = present[sizes[cluster_of] > 1]
         labels = labels[chosen]
-        kept = choose_keepers(labels, cast(Keep, keep), documents.num_chars[chosen], documents.added_at[chosen])
+        kept = choose_keepers(labels, keep, documents.num_chars[chosen], documents.added_at[chosen])
         smallest = choose_keepers(labels, "first", documents.num_chars[chosen], documents.added_at[chosen])
         jaccard = _similarity(node[chosen], node[chosen][kept], first, second, pairs.jaccard)
         ids = documents.ids[chosen]

@@ -20,6 +20,7 @@ import numpy as np
 from retrodb.config import NearDuplicatesParams
 from retrodb.dedup.lsh import parse_bands
 from retrodb.dedup.shingles import check_ngram
+from retrodb.dedup.union_find import Keep
 from retrodb.errors import UsageError
 from retrodb.format.entries import DuplicatesEntry
 from retrodb.format.json_values import to_plain_object
@@ -96,6 +97,7 @@ def plan_near_duplicates(context: Context, params: NearDuplicatesParams) -> Near
         UsageError: for invalid parameters.
     """
     _check(params)
+    keep = _keep(params)
     view = context.view()
     former = view.snapshot.entry(DuplicatesEntry, ENTRY)
     keeps_pairs = former is not None and replace(former.params, keep=params.keep) == params
@@ -105,7 +107,7 @@ def plan_near_duplicates(context: Context, params: NearDuplicatesParams) -> Near
     new = [span for span in spans if not (keeps_pairs and span.first_chunk in bands)]
     join = join_new_shards(context, view, params, documents, spans, new, bands)
     former_pairs = read_pairs(view) if keeps_pairs else Pairs.none()
-    clusters = Clusters.of(documents, former_pairs.concat(join.pairs), params.keep)
+    clusters = Clusters.of(documents, former_pairs.concat(join.pairs), keep)
     tombstones = _tombstones(view, spans, clusters)
     return NearDuplicatesPlan(
         view=view,
@@ -151,12 +153,17 @@ def _publish(transaction: Transaction, name: str, table: pa.Table) -> None:
     transaction.publish("duplicates", path, partial(write_table, table=table), name=name)
 
 
+def _keep(params: NearDuplicatesParams) -> Keep:
+    match params.keep:
+        case "first" | "longest" | "newest":
+            return params.keep
+    raise UsageError(f"unknown keeper '{params.keep}'", remedy="Valid values: 'first', 'longest', 'newest'.")
+
+
 def _check(params: NearDuplicatesParams) -> None:
     jaccard_rule(params)
     check_ngram(params.ngram)
     parse_bands(params.bands, params.permutations)
-    if params.keep not in ("first", "longest", "newest"):
-        raise UsageError(f"unknown keeper '{params.keep}'", remedy="Valid values: 'first', 'longest', 'newest'.")
 
 
 def _tombstones(view: View, spans: Sequence[ChunkRange], clusters: Clusters) -> list[Tombstone]:
