@@ -26,8 +26,8 @@ def grams(text: str, ngram: int = 13) -> set[tuple[str, ...]]:
 
 def corrupted(rng: random.Random, text: str, count: int) -> str:
     words = text.split()
-    for place in rng.sample(range(len(words)), count):
-        words[place] = f"changed{rng.randrange(10**6)}"
+    for position in rng.sample(range(len(words)), count):
+        words[position] = f"changed{rng.randrange(10**6)}"
     return " ".join(words)
 
 
@@ -124,13 +124,13 @@ def test_a_new_test_set_is_obeyed_at_once_by_search_and_tables(make_database: Ma
     database.embed()
     database.index()
     database.neighbours(k=2)
-    dead = {hit.chunk_id for hit in database.search([documents["3"]], k=50)[0] if hit.doc_id == "3"}
-    assert dead
+    deleted_chunks = {hit.chunk_id for hit in database.search([documents["3"]], k=50)[0] if hit.doc_id == "3"}
+    assert deleted_chunks
     database.dedup([write_documents(tmp_path / "exam.jsonl", {"t": documents["3"]})])
     assert not any(hit.doc_id == "3" for hit in database.search([documents["3"]], k=50)[0])
     table = database.neighbour_table()
     ids, _ = table.read(table.rows())
-    assert not dead & set(ids.ravel().tolist())
+    assert not deleted_chunks & set(ids.ravel().tolist())
 
 
 def test_another_rule_screens_again_and_gives_back_what_only_the_former_removed(
@@ -230,8 +230,8 @@ def test_at_chunk_level_no_ngram_of_a_leaked_item_is_in_anything_returned(
     leaked = {hit.item for hit in database.leaks() if hit.containment >= 0.9}
     assert leaked
     forbidden = set().union(*(grams(items[item], 5) for item in leaked))
-    dead = {document["doc_id"] for document in database.view().chunks.documents(deleted(database)) if document}
-    assert any(name.startswith(("tail", "head")) and not grams(pages[name], 5) & forbidden for name in dead)
+    cleaned = {document["doc_id"] for document in database.view().chunks.documents(deleted(database)) if document}
+    assert any(name.startswith(("tail", "head")) and not grams(pages[name], 5) & forbidden for name in cleaned)
     assert not any(grams(text, 5) & forbidden for text in windows(database))
     assert all(hit.is_removed == (hit.item in leaked) for hit in database.leaks())
     total = database.view().chunks.end
@@ -243,10 +243,10 @@ def planted(rng: random.Random, number: int, items: list[str]) -> str:
     """A page with whole items, and parts of others that are below any threshold."""
     words = made_text(number, 150).split()
     for _ in range(rng.randrange(3)):
-        own = rng.choice(items).split()
-        part = own if rng.random() < 0.5 else own[rng.randrange(20) :][: rng.randrange(5, 9)]
-        place = rng.randrange(len(words))
-        words[place:place] = part
+        words_of_item = rng.choice(items).split()
+        part = words_of_item if rng.random() < 0.5 else words_of_item[rng.randrange(20) :][: rng.randrange(5, 9)]
+        position = rng.randrange(len(words))
+        words[position:position] = part
     return " ".join(words)
 
 

@@ -77,20 +77,20 @@ def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force(tmp_path: Pat
     sets = {}
     for first, document in zip(firsts.tolist(), view.chunks.documents(firsts), strict=True):
         assert document is not None
-        own = view.chunks.texts(first + np.arange(document["num_chunks"]), deleted_too=True)
-        sets[first] = document["source"], grams("".join(own))
-    [eips, ercs] = ({f: own for f, (source, own) in sets.items() if source == name} for name in folders)
+        texts = view.chunks.texts(first + np.arange(document["num_chunks"]), deleted_too=True)
+        sets[first] = document["source"], grams("".join(texts))
+    [eips, ercs] = ({f: shingles for f, (source, shingles) in sets.items() if source == name} for name in folders)
     having = defaultdict(list)
-    for first, own in eips.items():
-        for gram in own:
+    for first, shingles in eips.items():
+        for gram in shingles:
             having[gram].append(first)
-    shared = Counter((a, b) for b, own in ercs.items() for gram in own for a in having.get(gram, ()))
+    shared = Counter((a, b) for b, shingles in ercs.items() for gram in shingles for a in having.get(gram, ()))
     expected = {(a, b) for (a, b), n in shared.items() if 5 * n >= 4 * (len(eips[a]) + len(ercs[b]) - n)}
     pairs, documents = read_pairs(view), read_documents(view, REASON)
-    found = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    similar = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
     first_equal = dict(zip(documents.ids.tolist(), documents.ids[documents.representative].tolist(), strict=True))
-    found |= {(a, b) for b, a in first_equal.items() if a != b}  # of equal texts the first stands for all
-    assert {(a, b) for a, b in found if a in eips and b in ercs} == expected
+    similar |= {(a, b) for b, a in first_equal.items() if a != b}  # of equal texts the first stands for all
+    assert {(a, b) for a, b in similar if a in eips and b in ercs} == expected
     assert len(expected) >= 2
 
 

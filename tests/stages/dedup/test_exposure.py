@@ -49,20 +49,20 @@ def expected(database: Database, name: str) -> dict[int, tuple[bool, bool, bool]
         view.chunks,
         view.query_set(database.neighbour_table(name).query_set),
     )
-    found = {}
+    exposed = {}
     rows = table.rows()
     ids, _ = table.read(rows)
-    for place, row in enumerate(rows.tolist()):
-        near = [chunks.texts(np.array([i]))[0] for i in ids[place]]
+    for index, row in enumerate(rows.tolist()):
+        near = [chunks.texts(np.array([i]))[0] for i in ids[index]]
         both = [
-            text + chunks.texts(chunks.continuation(np.array([i])))[0] for i, text in zip(ids[place], near, strict=True)
+            text + chunks.texts(chunks.continuation(np.array([i])))[0] for i, text in zip(ids[index], near, strict=True)
         ]
-        own = is_in_own_text(queries, row)
+        is_in_own = is_in_own_text(queries, row)
         # All that is in both but not in the chunk alone touches the continuation.
         after = any(grams(b) & grams(QUESTION) - grams(n) for b, n in zip(both, near, strict=True))
-        if own or after or any(map(shared, near)):
-            found[row] = (own, any(map(shared, near)), after)
-    return found
+        if is_in_own or after or any(map(shared, near)):
+            exposed[row] = (is_in_own, any(map(shared, near)), after)
+    return exposed
 
 
 def is_in_own_text(queries: object, row: int) -> bool:
@@ -77,20 +77,20 @@ def is_in_own_text(queries: object, row: int) -> bool:
 @pytest.mark.parametrize("name", ["self", "training"])
 def test_planted_leaks_are_found_exactly_by_row(trained: Database, name: str) -> None:
     result = trained.exposure("exam", table=name, consumed_samples=3)
-    found = {
+    exposed = {
         row.row: (bool(row.own_items), bool(row.neighbour_items), bool(row.continuation_items))
         for row in result.exposed
     }
-    assert found == expected(trained, name)
-    assert any(own for own, _, _ in found.values())
-    assert any(near or after for _, near, after in found.values())
+    assert exposed == expected(trained, name)
+    assert any(own for own, _, _ in exposed.values())
+    assert any(near or after for _, near, after in exposed.values())
     rows = trained.neighbour_table(name).rows()
-    assert [rows[each.sample] for each in result.exposed] == [each.row for each in result.exposed]
-    assert [each.is_seen for each in result.exposed] == [each.sample < 3 for each in result.exposed]
+    assert [rows[row.sample] for row in result.exposed] == [row.row for row in result.exposed]
+    assert [row.is_seen for row in result.exposed] == [row.sample < 3 for row in result.exposed]
     assert result.num_exposed_seen + result.num_exposed_unseen == len(result.exposed)
-    assert all(each.is_live for each in result.exposed)
+    assert all(row.is_live for row in result.exposed)
     assert {
-        item for each in result.exposed for item in (*each.own_items, *each.neighbour_items, *each.continuation_items)
+        item for row in result.exposed for item in (*row.own_items, *row.neighbour_items, *row.continuation_items)
     } == {"q"}
 
 
@@ -103,13 +103,11 @@ def test_what_was_removed_since_is_reported_but_not_live(trained: Database, tmp_
         for e in after.exposed
         if e.row in {b.row for b in before.exposed}
     ] == [(e.row, e.own_items, e.neighbour_items, e.continuation_items) for e in before.exposed]
-    assert {each.row for each in after.exposed if each.is_live} == {
-        each.row for each in after.exposed if each.own_items
-    }
+    assert {row.row for row in after.exposed if row.is_live} == {row.row for row in after.exposed if row.own_items}
     assert (after.num_exposed_unseen, after.num_consumed_samples) == (0, after.num_rows)
     trained.neighbours(k=3, queries="training", table="fresh")
     fresh = trained.exposure("exam", table="fresh")
-    assert all(each.own_items and not each.chunks for each in fresh.exposed)
+    assert all(row.own_items and not row.chunks for row in fresh.exposed)
 
 
 def test_unknown_test_sets_and_tables_are_refused(trained: Database) -> None:

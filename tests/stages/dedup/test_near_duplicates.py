@@ -48,7 +48,7 @@ def found_clusters(database: Database) -> set[frozenset[str]]:
     view = database.view()
     clusters = read_clusters(view)
     names = [document["doc_id"] for document in view.chunks.documents(clusters.document) if document]
-    return {frozenset(n for n, own in zip(names, clusters.label, strict=True) if own == c) for c in clusters.label}
+    return {frozenset(n for n, label in zip(names, clusters.label, strict=True) if label == c) for c in clusters.label}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -77,8 +77,8 @@ def test_the_keeper_follows_the_rule_and_the_report_names_it(make_database: Make
     assert {row.doc_id for row in reported} == set(versions) - {keep}
     assert {(row.keeper_doc_id, row.keeper_source) for row in reported} == {(keep, keep)}
     for row in reported:
-        own, kept = grams(versions[row.doc_id]), grams(versions[keep])
-        assert row.jaccard == pytest.approx(len(own & kept) / len(own | kept))
+        removed, kept = grams(versions[row.doc_id]), grams(versions[keep])
+        assert row.jaccard == pytest.approx(len(removed & kept) / len(removed | kept))
         assert row.excerpt
         assert versions[keep].startswith(row.keeper_excerpt)
 
@@ -139,8 +139,8 @@ def test_other_parameters_start_afresh_with_the_bands_that_are_there(make_databa
     text = made_text(1, 100)
     database = make_database({"a": text, "b": corrupted(random.Random(0), text, 1), "c": made_text(2, 100)})
     assert database.near_duplicates(jaccard=0.95).num_removed_documents == 0
-    found = database.near_duplicates(jaccard=0.5)
-    assert (found.num_hashed_documents, found.num_removed_documents) == (0, 1)
+    result = database.near_duplicates(jaccard=0.5)
+    assert (result.num_hashed_documents, result.num_removed_documents) == (0, 1)
     assert live_documents(database) == {"a", "c"}
     assert database.near_duplicates(jaccard=0.95).num_removed_documents == 0
     assert live_documents(database) == {"a", "b", "c"}

@@ -319,13 +319,13 @@ def test_documents_that_a_changed_holdout_gives_back_can_be_read_again(make_data
     database.compact()
     other = copied(database, tmp_path / "other")
     held_out = {document["doc_id"] for document in held_out_rows(database)}
-    gone = next(name for name in held_out if f"d{(int(name[1:]) + 10) % 20}" not in held_out)  # its twin is deleted
-    fewer = write_documents(tmp_path / "in.jsonl", {key: text for key, text in texts.items() if key != gone})
+    removed = next(name for name in held_out if f"d{(int(name[1:]) + 10) % 20}" not in held_out)  # its twin is deleted
+    fewer = write_documents(tmp_path / "in.jsonl", {key: text for key, text in texts.items() if key != removed})
     database.ingest([fewer], source="made", mirror=True, holdout=0.4)
     ingest_in_two_steps(other, [fewer], IngestParams("made", mirror=True, holdout=0.4))
     assert what_readers_see(database) == what_readers_see(other)
     assert database.view().manifest.files("inputs") == []
-    twin = f"d{(int(gone[1:]) + 10) % 20}"
+    twin = f"d{(int(removed[1:]) + 10) % 20}"
     assert twin not in live_documents(database)
     database.ingest([fewer], source="made", holdout=0.4)
     assert twin in live_documents(database)

@@ -112,34 +112,34 @@ def test_an_empty_database_is_tagged_and_filtered(make_database: Make, tmp_path:
     assert database.tag("bad", regex="xbadx").num_documents == 4
 
 
-def assert_gone_everywhere(database: Database, gone: set[str], before: dict[str, str], out: Path) -> None:
+def assert_gone_everywhere(database: Database, deleted_names: set[str], before: dict[str, str], out: Path) -> None:
     """No reader gives a chunk of these documents, neither as hit, neighbour, continuation nor row."""
     view = database.view()
     ids = np.arange(view.chunks.end)
     of = [document["doc_id"] if document else None for document in view.chunks.documents(ids)]
-    dead = {i for i in ids.tolist() if of[i] in gone}
-    assert not view.chunks.is_live(np.array(sorted(dead), np.int64)).any()
-    assert (view.chunks.continuation(np.array(sorted(dead), np.int64)) == -1).all()
-    assert not any(view.chunks.texts(np.array(sorted(dead), np.int64)))
-    assert (view.chunks.gather_tokens(np.array(sorted(dead), np.int64)).lengths == 0).all()
-    for hits in database.search([before[name] for name in gone], k=20):
-        assert not {hit.doc_id for hit in hits} & gone
-        assert not any(hit.continuation and hit.continuation in before[name] for hit in hits for name in gone)
+    deleted_ids = {i for i in ids.tolist() if of[i] in deleted_names}
+    assert not view.chunks.is_live(np.array(sorted(deleted_ids), np.int64)).any()
+    assert (view.chunks.continuation(np.array(sorted(deleted_ids), np.int64)) == -1).all()
+    assert not any(view.chunks.texts(np.array(sorted(deleted_ids), np.int64)))
+    assert (view.chunks.gather_tokens(np.array(sorted(deleted_ids), np.int64)).lengths == 0).all()
+    for hits in database.search([before[name] for name in deleted_names], k=20):
+        assert not {hit.doc_id for hit in hits} & deleted_names
+        assert not any(hit.continuation and hit.continuation in before[name] for hit in hits for name in deleted_names)
     table = database.neighbour_table()
-    assert not set(table.rows().tolist()) & dead
+    assert not set(table.rows().tolist()) & deleted_ids
     near, _ = table.read(ids)
-    assert not set(near.ravel().tolist()) & dead
-    assert not set(view.chunks.continuation(near.ravel()).tolist()) & dead
-    assert not set(database.view().chunks.continuation(ids).tolist()) & dead
+    assert not set(near.ravel().tolist()) & deleted_ids
+    assert not set(view.chunks.continuation(near.ravel()).tolist()) & deleted_ids
+    assert not set(database.view().chunks.continuation(ids).tolist()) & deleted_ids
     database.export(out)
     exported = [pq.read_table(path) for path in sorted(out.rglob("*.parquet"))]
     assert exported
     for rows in exported:
         for name in ("chunk_id", "row", "neighbours", "neighbour_ids", "continuation_ids"):
             if name in rows.column_names:
-                assert not set(np.ravel(rows.column(name).combine_chunks().to_pylist()).tolist()) & dead
+                assert not set(np.ravel(rows.column(name).combine_chunks().to_pylist()).tolist()) & deleted_ids
     live = database.sql("select doc_id from documents where live").rows
-    assert not {name for (name,) in live} & gone
+    assert not {name for (name,) in live} & deleted_names
     assert database.sql(
         "select count(*) from chunks join documents using (first_chunk) where chunks.live and not documents.live"
     ).rows == [(0,)]
@@ -154,11 +154,11 @@ def test_a_filter_is_obeyed_at_once_everywhere_and_taken_back(database: Database
     rows = database.neighbour_table().read(np.arange(database.view().chunks.end))
     hits = database.search([before["d3"]], k=3)
     result = database.filter(where="bad > 0", reason="toxic")
-    gone = {"d0", "d3", "d6", "d9"}
+    deleted_names = {"d0", "d3", "d6", "d9"}
     assert (result.num_documents, result.documents_by_source) == (4, {"made": 4})
     assert result.num_chunks == database.view().chunks.tombstones.count_by_reason()["toxic"]
-    assert_gone_everywhere(database, gone, before, tmp_path / "out")
-    assert names(database) == {*before, "a/b", "m"} - gone
+    assert_gone_everywhere(database, deleted_names, before, tmp_path / "out")
+    assert names(database) == {*before, "a/b", "m"} - deleted_names
     back = database.undelete("toxic")
     assert (back.num_documents, back.num_live_documents, back.num_chunks) == (4, 4, result.num_chunks)
     assert names(database) == {*before, "a/b", "m"}
@@ -181,12 +181,15 @@ def test_a_dry_run_shows_what_matched_and_deletes_nothing(database: Database, wo
     head = database.tag("bad", wordlist=str(words)).snapshot
     result = database.filter(where="bad > 0", dry_run=True)
     assert (result.num_documents, result.snapshot, result.dry_run) == (4, head, True)
-    assert [each.doc_id for each in result.sample] == ["d0", "d3", "d6", "d9"]
-    assert all(each.matched == ("xbadx",) and "xbadx" in each.excerpt for each in result.sample)
+    assert [document.doc_id for document in result.sample] == ["d0", "d3", "d6", "d9"]
+    assert all(document.matched == ("xbadx",) and "xbadx" in document.excerpt for document in result.sample)
     by_text = database.filter(where="text like '%xbadx%'", dry_run=True)
-    assert [each.matched for each in by_text.sample] == [("xbadx",)] * 4
+    assert [document.matched for document in by_text.sample] == [("xbadx",)] * 4
     plain = database.filter(source="more", dry_run=True).sample
-    assert [(each.matched, each.excerpt) for each in plain] == [((), made_text(50, 90)[:240]), ((), made_text(51, 9))]
+    assert [(document.matched, document.excerpt) for document in plain] == [
+        ((), made_text(50, 90)[:240]),
+        ((), made_text(51, 9)),
+    ]
     words.unlink()
     assert database.filter(where="bad > 0", dry_run=True).sample[0].matched == ()
     assert database.view().snapshot.number == head

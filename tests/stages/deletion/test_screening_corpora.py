@@ -49,19 +49,19 @@ def database(posts: list[dict[str, Any]], tmp_path: Path) -> Database:
     return database
 
 
-def assert_none_left(database: Database, gone: np.ndarray, out: Path) -> None:
+def assert_none_left(database: Database, documents: np.ndarray, out: Path) -> None:
     """Neither search nor the export gives a chunk of these documents; the texts asked for are their own."""
     view = database.view()
-    texts = view.chunks.texts(gone[:60], deleted_too=True)
-    dead = set(np.flatnonzero(np.isin(view.chunks.document_ids(np.arange(view.chunks.end)), gone)).tolist())
-    found = {hit.chunk_id for hits in database.search(texts, k=10) for hit in hits}
-    assert found
-    assert not found & dead
+    texts = view.chunks.texts(documents[:60], deleted_too=True)
+    deleted_ids = set(np.flatnonzero(np.isin(view.chunks.document_ids(np.arange(view.chunks.end)), documents)).tolist())
+    returned = {hit.chunk_id for hits in database.search(texts, k=10) for hit in hits}
+    assert returned
+    assert not returned & deleted_ids
     database.export(out)
     chunks = pq.read_table(out / "chunks").column("chunk_id").to_pylist()
     rows = pq.read_table(out / "rows")
-    near = {chunk for own in rows.column("neighbours").to_pylist() for chunk in own}
-    assert not {*chunks, *near, *rows.column("row").to_pylist()} & dead
+    near = {chunk for neighbours in rows.column("neighbours").to_pylist() for chunk in neighbours}
+    assert not {*chunks, *near, *rows.column("row").to_pylist()} & deleted_ids
 
 
 def test_posts_of_a_word_list_go_and_come_back(database: Database, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_posts_of_a_word_list_go_and_come_back(database: Database, tmp_path: Pat
     assert_none_left(database, gone, tmp_path / "out")
     assert database.undelete("toxic").num_live_documents == len(gone)
     hits = database.search(database.view().chunks.texts(gone[:60]), k=1)
-    assert {own[0].chunk_id for own in hits} & set(gone.tolist())
+    assert {first_hits[0].chunk_id for first_hits in hits} & set(gone.tolist())
 
 
 def test_posts_of_a_trained_classifier_go_and_come_back(

@@ -84,14 +84,14 @@ def held_out_documents(
 
 
 def _documents(chunks: ChunkSet, *, deleted_too: bool = False) -> list[tuple[tuple[str, str], str]]:
-    found = []
+    pairs = []
     for record in chunks.ranges:
         file = chunks.file("chunks", record.first_chunk, record.num_chunks)
         texts = read_table(chunks.files.open(file), ["text"]).column("text").to_pylist()
         is_live = chunks.live_mask(record.first_chunk, record.num_chunks)
         for row in chunks.documents_table(record).to_pylist():
-            own = slice(row["first_row"], row["first_row"] + row["num_chunks"])
-            assert is_live[own].all() or not is_live[own].any(), "a document lives or goes whole"
-            if deleted_too or is_live[own].any():
-                found.append(((row["source"], row["doc_id"]), "".join(texts[own])))
-    return found
+            rows = slice(row["first_row"], row["first_row"] + row["num_chunks"])
+            assert is_live[rows].all() or not is_live[rows].any(), "a document lives or goes whole"
+            if deleted_too or is_live[rows].any():
+                pairs.append(((row["source"], row["doc_id"]), "".join(texts[rows])))
+    return pairs

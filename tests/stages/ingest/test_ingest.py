@@ -153,39 +153,41 @@ def test_limit_counts_rejects_and_reaches_over_files(context: Context, tmp_path:
 def test_held_out_documents_stay_held_out(context: Context, tmp_path: Path) -> None:
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     result = ingest(context, file, holdout=0.3)
-    held = dict(held_out_documents(context))
-    assert 0 < result.num_held_out == len(held) < 40
-    assert held.keys() | documents(context).keys() == in_source(TEXTS).keys()
-    assert not held.keys() & documents(context).keys()
-    name = next(iter(held))[1]
+    held_out = dict(held_out_documents(context))
+    assert 0 < result.num_held_out == len(held_out) < 40
+    assert held_out.keys() | documents(context).keys() == in_source(TEXTS).keys()
+    assert not held_out.keys() & documents(context).keys()
+    name = next(iter(held_out))[1]
     # Changed, and ingested without a holdout: still no part of the database.
     changed = ingest(context, write_json_lines(file, {**TEXTS, name: "new words"}))
     assert (changed.num_held_out, changed.num_unchanged, changed.num_superseded) == (1, 39, 0)
-    assert dict(held_out_documents(context)) == {**held, ("s", name): "new words"}
+    assert dict(held_out_documents(context)) == {**held_out, ("s", name): "new words"}
     assert ("s", name) not in documents(context)
 
 
 def test_mirror_removes_held_out_documents_too(context: Context, tmp_path: Path) -> None:
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     ingest(context, file, holdout=0.3)
-    held = dict(held_out_documents(context))
-    kept = {key: text for key, text in TEXTS.items() if ("s", key) != next(iter(held))}
+    held_out = dict(held_out_documents(context))
+    kept = {key: text for key, text in TEXTS.items() if ("s", key) != next(iter(held_out))}
     result = ingest(context, write_json_lines(file, kept), mirror=True, holdout=0.3)
     assert (result.num_removed, result.num_unchanged) == (1, 39)
-    assert len(held_out_documents(context)) == len(held) - 1
+    assert len(held_out_documents(context)) == len(held_out) - 1
 
 
 def test_sources_hold_out_side_by_side(context: Context, tmp_path: Path) -> None:
     file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     for source in ("x", "y"):
         ingest(context, file, source=source, holdout=0.3)
-    held = dict(held_out_documents(context))
-    assert {source for source, _ in held} == {"x", "y"}
+    held_out = dict(held_out_documents(context))
+    assert {source for source, _ in held_out} == {"x", "y"}
     everything = {**in_source(TEXTS, "x"), **in_source(TEXTS, "y")}
-    assert {**documents(context), **held} == everything
+    assert {**documents(context), **held_out} == everything
     # Mirroring one source leaves the other's alone.
     ingest(context, write_json_lines(file, {"d0": TEXTS["d0"]}), source="x", mirror=True)
-    assert {key for key in dict(held_out_documents(context)) if key[0] == "y"} == {key for key in held if key[0] == "y"}
+    assert {key for key in dict(held_out_documents(context)) if key[0] == "y"} == {
+        key for key in held_out if key[0] == "y"
+    }
 
 
 def test_document_longer_than_a_shard_is_refused_with_a_remedy(

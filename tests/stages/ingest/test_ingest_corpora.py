@@ -67,10 +67,10 @@ def test_every_record_of_the_web_archives_is_counted(context: Context) -> None:
     path = corpus("web.tar.zst")
     [split] = plan_splits(expand_inputs([path]), 1 << 30)
     records = list(read_split(split, Fields(), Limits()))
-    found = [record for record in records if isinstance(record, Document)]
+    accepted = [record for record in records if isinstance(record, Document)]
     result = ingest(context, path, max_reject_rate=1.0)
-    assert (result.num_read, result.num_rejected) == (len(records), len(records) - len(found))
-    assert set(texts_of(context).values()) <= {record.text for record in found}
+    assert (result.num_read, result.num_rejected) == (len(records), len(records) - len(accepted))
+    assert set(texts_of(context).values()) <= {record.text for record in accepted}
     assert result.rejects_by_reason["truncated"] >= 1
     assert result.rejects_by_reason["malformed"] >= 2
 
@@ -113,12 +113,12 @@ def renew(context: Context, old_folder: Path, new_folder: Path, *, added: int, r
 
 def contents(folder: Path) -> dict[str, str]:
     """Path -> text of every file that holds more than white space, less a byte order mark."""
-    found = {}
+    texts = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         text = path.read_bytes().decode().removeprefix("\ufeff")
         if text.strip():
-            found[path.relative_to(folder).as_posix()] = text
-    return found
+            texts[path.relative_to(folder).as_posix()] = text
+    return texts
 
 
 def test_paraphrased_question_finds_its_answer(tmp_path: Path, gpt2: Path) -> None:
