@@ -34,7 +34,7 @@ SHARD_KINDS = ("documents", "chunks", "tokens", "hashes", "ids")
 
 
 @dataclass(frozen=True)
-class Batch:
+class DocumentBatch:
     """Some whole documents and their chunks (M documents, N chunks): no more than a shard holds, or one document."""
 
     documents: pa.Table  # (M,) schema `spool_schema`
@@ -57,7 +57,7 @@ PathOf = Callable[[str, int], str]
 
 
 def write_shards(
-    storage: Storage, batches: Iterator[Batch], settings: Settings, *, source: str, clock: str, path: PathOf
+    storage: Storage, batches: Iterator[DocumentBatch], settings: Settings, *, source: str, clock: str, path: PathOf
 ) -> list[WrittenShard]:
     """Write batches into as few shards as possible.
 
@@ -110,7 +110,7 @@ class _Rows:
         self._ids: list[IdArray] = []
         self._waiting = chunks_schema(settings.token_dtype).empty_table()
 
-    def have_room(self, batch: Batch) -> bool:
+    def have_room(self, batch: DocumentBatch) -> bool:
         """Whether the batch still fits. Raises InputError when it does not fit an empty shard."""
         if self.num_chunks + len(batch.chunks.document) <= MAX_SHARD_CHUNKS:
             return True
@@ -122,7 +122,7 @@ class _Rows:
             )
         return False
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: DocumentBatch) -> None:
         """Add a batch that fits."""
         import pyarrow as pa
 
@@ -151,7 +151,7 @@ class _Rows:
         """The ids file."""
         return sort_ids(np.concatenate(self._ids))
 
-    def _documents_table(self, batch: Batch) -> pa.Table:
+    def _documents_table(self, batch: DocumentBatch) -> pa.Table:
         import pyarrow as pa
 
         chunks, documents = batch.chunks, batch.documents

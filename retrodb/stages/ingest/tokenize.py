@@ -17,7 +17,7 @@ from retrodb.format.arrays import BoolArray, map_array
 from retrodb.format.ids import IdArray
 from retrodb.format.kinds import path_of
 from retrodb.format.settings import Settings, parse_settings
-from retrodb.stages.ingest.shard import SHARD_KINDS, Batch, PathOf, WrittenShard, write_shards
+from retrodb.stages.ingest.shard import SHARD_KINDS, DocumentBatch, PathOf, WrittenShard, write_shards
 from retrodb.store.storage import Storage
 from retrodb.view.view import SELF
 
@@ -92,7 +92,9 @@ def query_paths(task_id: str, name: str) -> PathOf:
     )
 
 
-def _batches(storage: Storage, payload: TokenizePayload, keep: BoolArray, settings: Settings) -> Iterator[Batch]:
+def _batches(
+    storage: Storage, payload: TokenizePayload, keep: BoolArray, settings: Settings
+) -> Iterator[DocumentBatch]:
     """The kept documents of a segment in chunks; `keep` is (num_records,) bool."""
     tokenizer = load_tokenizer(storage.url, settings.tokenizer_sha256)
     keys = map_array(storage.local(payload.keys))
@@ -104,7 +106,7 @@ def _batches(storage: Storage, payload: TokenizePayload, keep: BoolArray, settin
             yield from _chunked(table.filter(keep[rows]), keys[rows][keep[rows]], tokenizer, settings)
 
 
-def _chunked(documents: pa.Table, ids: IdArray, tokenizer: Tokenizer, settings: Settings) -> Iterator[Batch]:
+def _chunked(documents: pa.Table, ids: IdArray, tokenizer: Tokenizer, settings: Settings) -> Iterator[DocumentBatch]:
     """One batch of the documents, or several when they have more chunks together than a shard may have."""
     values = documents.column("value")
     chunks = chunk_documents(
@@ -116,7 +118,7 @@ def _chunked(documents: pa.Table, ids: IdArray, tokenizer: Tokenizer, settings: 
     )
     half = documents.num_rows // 2
     if len(chunks.document) <= MAX_SHARD_CHUNKS or not half:
-        yield Batch(documents, ids, chunks)
+        yield DocumentBatch(documents, ids, chunks)
         return
     yield from _chunked(documents.slice(0, half), ids[:half], tokenizer, settings)
     yield from _chunked(documents.slice(half), ids[half:], tokenizer, settings)

@@ -25,7 +25,7 @@ from retrodb.errors import MismatchError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.schemas import ROLE_TEXT
 from retrodb.format.settings import Settings, parse_settings
-from retrodb.stages.ingest.shard import Batch, write_shards
+from retrodb.stages.ingest.shard import DocumentBatch, write_shards
 from retrodb.stages.ingest.tokenize import load_tokenizer, query_paths
 from retrodb.stages.queries.megatron import MegatronPacking, MegatronSequences
 from retrodb.stages.queries.own import OwnPacking, OwnSequences
@@ -119,7 +119,7 @@ class Detokenizer:
         return "\n".join(self._tokenizer.decode(text) for text in texts)
 
 
-def _batches(storage: Storage, payload: PackedPayload, settings: Settings) -> Iterator[Batch]:
+def _batches(storage: Storage, payload: PackedPayload, settings: Settings) -> Iterator[DocumentBatch]:
     sequences = open_sequences(storage.url, payload.source)
     text_of = Detokenizer(sequence_tokenizer(storage.url, payload.tokenizer, payload.tokenizer_digest))
     end = payload.first + payload.num_sequences
@@ -130,7 +130,7 @@ def _batches(storage: Storage, payload: PackedPayload, settings: Settings) -> It
 
 def _batch(
     sequences: Sequence[PackedSequence], first: int, name: str, settings: Settings, text_of: Detokenizer
-) -> Batch:
+) -> DocumentBatch:
     """Sequences as the documents of a shard. The text of a chunk is that of its own tokens."""
     import pyarrow as pa
 

@@ -13,7 +13,7 @@ from retrodb.format.ids import content_hash, id_entries, key_of, record_hash
 from retrodb.format.records import FileRecord
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.stages.ingest.read_inputs import spool_schema
-from retrodb.stages.ingest.shard import SHARD_KINDS, Batch
+from retrodb.stages.ingest.shard import SHARD_KINDS, DocumentBatch
 from retrodb.stages.transaction import Transaction
 from retrodb.view.view import SELF
 
@@ -41,7 +41,7 @@ def check_name(name: str) -> None:
 
 def document_batch(
     name: str, doc_ids: Sequence[str], texts: pa.LargeStringArray, metadata: Sequence[str], chunks: Chunks
-) -> Batch:
+) -> DocumentBatch:
     """Documents of a query set with their chunks, as the shard writer takes them.
 
     Args:
@@ -60,7 +60,7 @@ def document_batch(
     keys = [key_of(name, doc_id) for doc_id in doc_ids]
     hashes = [record_hash(text, None, json.encode()) for text, json in zip(plain_texts, metadata, strict=True)]
     ids = id_entries(keys, hashes, list(range(len(keys))))
-    return Batch(pa.table(columns, schema=spool_schema()), ids, chunks)
+    return DocumentBatch(pa.table(columns, schema=spool_schema()), ids, chunks)
 
 
 def commit_queries(
