@@ -21,8 +21,8 @@ def filter_result(result: FilterResult) -> str:
     """How much was deleted, and from which sources. A dry run also shows some documents with the words that match."""
     verb = "would delete" if result.dry_run else "deleted"
     lines = [f"{result.reason}: {verb} {_documents(result.num_documents, result.num_chunks)}"]
-    lines += [f"  {source}: {format_count(count)}" for source, count in result.documents_by_source.items()]
-    lines += _unknown(result.unknown)
+    lines += [f"  {source}: {format_count(count)}" for source, count in result.num_documents_by_source.items()]
+    lines += _unknown(result.unknown_names)
     lines += [line for document in result.sample for line in ("", *_document(document))]
     return "\n".join(lines)
 
@@ -36,7 +36,7 @@ def undelete_result(result: UndeleteResult) -> str:
     if result.num_compacted_documents:
         count = format_count(result.num_compacted_documents)
         lines.append(f"  {count} documents were already removed by a compaction. Ingest their files again.")
-    return "\n".join(lines + _unknown(result.unknown))
+    return "\n".join(lines + _unknown(result.unknown_names))
 
 
 def database_repair_result(result: DatabaseRepairResult) -> str:

@@ -37,7 +37,7 @@ def test_bad_records_are_rejected_by_reason(reason: str, empty: Path, fresh: Fre
     bad = BAD_RECORDS[reason]
     done = run("ingest", fresh(empty), json_lines(tmp_path / "in.jsonl", document(1), *bad), *LENIENT, "--json")
     assert done.code == errors.EXIT_REJECTS
-    assert (done.row["num_added"], done.row["rejects_by_reason"]) == (1, {reason: len(bad)})
+    assert (done.row["num_added"], done.row["num_rejects_by_reason"]) == (1, {reason: len(bad)})
 
 
 def test_too_many_rejects_commit_nothing(empty: Path, fresh: Fresh, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_text_of_50_mb_is_rejected_above_the_cap_and_split_on_request(
     database = fresh(empty)
     long = json_lines(tmp_path / "in.jsonl", {"id": "long", "text": "word " * 10_000_000}, document(1))
     done = run("ingest", database, long, *LENIENT, "--max-document-chars", 1_000_000, "--json")
-    assert done.row["rejects_by_reason"] == {"too-long": 1}
+    assert done.row["num_rejects_by_reason"] == {"too-long": 1}
     short = json_lines(tmp_path / "short.jsonl", {"id": "long", "text": "word " * 1_000})
     row = ok("ingest", database, short, *LENIENT, "--max-document-chars", 2_000, "--oversize", "split", "--json").row
     assert row["num_added"] == 3

@@ -26,7 +26,7 @@ def test_every_record_is_accounted_for(empty: Path, corpus: Path, fresh: Fresh, 
     names = ("num_added", "num_unchanged", "num_superseded", "num_duplicate", "num_held_out", "num_rejected")
     assert {name: counts[name] for name in names} == dict(zip(names, (1, 1, 1, 1, 0, 1), strict=True))
     assert counts["num_read"] == sum(counts[name] for name in names) == 5
-    assert counts["rejects_by_reason"] == {"not-json": 1}
+    assert counts["num_rejects_by_reason"] == {"not-json": 1}
     assert (database / counts["rejects_path"]).is_file()
     assert counts["rejects_path"] in done.errors[0]["message"]
 

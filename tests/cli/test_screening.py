@@ -28,7 +28,7 @@ def test_documents_are_tagged_filtered_and_undeleted(built: Path, fresh: Fresh, 
     assert "made/d7" in shown
     assert "made: 1" in shown
     row = ok("filter", database, "--where", "told > 6", "--reason", "told", "--json").row
-    assert row["documents_by_source"] == {"made": row["num_documents"]}
+    assert row["num_documents_by_source"] == {"made": row["num_documents"]}
     assert "deleted 0 documents" in ok("filter", database, "--where", "told > 6", "--reason", "told").out
     assert f"revoked for {row['num_documents']} documents" in ok("undelete", database, "--reason", "told").out
 

@@ -24,7 +24,7 @@ def answers(database: Database) -> dict[str, Any]:
         "heldout": lambda: database.view().query_set("heldout").texts(view_rows[:40]),
         "sql": lambda: sorted(database.sql("select doc_id, live, metadata from documents").rows),
         "sql_chunks": lambda: database.sql("select chunk_id, text, live from chunks order by 1").rows,
-        "filter": lambda: database.filter(where="odd > 0 or num_tokens < 3", dry_run=True).documents_by_source,
+        "filter": lambda: database.filter(where="odd > 0 or num_tokens < 3", dry_run=True).num_documents_by_source,
         "leaks": lambda: [(leak.doc_id, leak.item) for leak in database.leaks()],
         "duplicates": lambda: [(each.doc_id, each.keeper_doc_id) for each in database.duplicates()],
         "exposure": lambda: [each.row for each in database.exposure("exam", table="training").exposed],

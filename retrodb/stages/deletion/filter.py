@@ -67,8 +67,8 @@ class FilterResult:
     reason: str
     num_documents: int  # deleted now
     num_chunks: int
-    documents_by_source: Mapping[str, int]  # number of these documents
-    unknown: tuple[str, ...]  # names that no document has
+    num_documents_by_source: Mapping[str, int]  # number of these documents
+    unknown_names: tuple[str, ...]  # names that no document has
     sample: tuple[FilteredDocument, ...]  # of a dry run: some of the documents, evenly distributed
     dry_run: bool = False
 
@@ -122,8 +122,8 @@ def plan_filter(view: View, choice: Choice, reason: str, *, num_samples: int = 0
         reason=reason,
         num_documents=len(documents),
         num_chunks=len(rows),
-        documents_by_source=count_by_source(view, documents),
-        unknown=tuple(unknown),
+        num_documents_by_source=count_by_source(view, documents),
+        unknown_names=tuple(unknown),
         sample=tuple(_sample(view, documents, choice.where or "", num_samples)) if num_samples else (),
         dry_run=True,
     )

@@ -40,7 +40,7 @@ class UndeleteResult:
     num_chunks: int
     num_live_documents: int  # of these, the ones with a live chunk now
     num_compacted_documents: int  # that a compaction has dropped: ingest their files again to bring them back
-    unknown: tuple[str, ...]  # names that no document has
+    unknown_names: tuple[str, ...]  # names that no document has
     dry_run: bool = False
 
 
@@ -98,7 +98,7 @@ def plan_undelete(view: View, choice: Choice, reason: str) -> UndeletePlan:
         num_chunks=len(ids),
         num_live_documents=_num_live(view, ids, reason),
         num_compacted_documents=len(compacted),
-        unknown=tuple(unknown),
+        unknown_names=tuple(unknown),
         dry_run=True,
     )
     return UndeletePlan(view, history_of(choice, reason, len(documents)), tuple(tombstones), compacted, result)

@@ -55,7 +55,7 @@ class IngestResult:
     num_chunks: int  # added
     num_tokens: int  # added
     num_skipped_inputs: int  # files that were ingested whole before
-    rejects_by_reason: dict[str, int]
+    num_rejects_by_reason: dict[str, int]
     rejects_path: str | None = None  # file below the database with position, reason and excerpt of each
     dry_run: bool = False
 
@@ -249,6 +249,6 @@ def _result(
         num_chunks=0,
         num_tokens=0,
         num_skipped_inputs=len(inputs.skipped),
-        rejects_by_reason=_by_reason(rejects),
+        num_rejects_by_reason=_by_reason(rejects),
         dry_run=True,
     )

@@ -155,7 +155,7 @@ def test_a_filter_is_obeyed_at_once_everywhere_and_taken_back(database: Database
     hits = database.search([before["d3"]], k=3)
     result = database.filter(where="bad > 0", reason="toxic")
     deleted_names = {"d0", "d3", "d6", "d9"}
-    assert (result.num_documents, result.documents_by_source) == (4, {"made": 4})
+    assert (result.num_documents, result.num_documents_by_source) == (4, {"made": 4})
     assert result.num_chunks == database.view().chunks.tombstones.count_by_reason()["toxic"]
     assert_gone_everywhere(database, deleted_names, before, tmp_path / "out")
     assert names(database) == {*before, "a/b", "m"} - deleted_names
@@ -173,7 +173,7 @@ def test_the_same_rule_again_takes_what_came_since_and_else_commits_nothing(data
     assert (again.num_documents, again.snapshot) == (0, first.snapshot)
     database.ingest([write_documents(tmp_path / "new.jsonl", {"new": "fine xbadx"})], source="more")
     new = database.filter(where="text like '%xbadx%'", reason="toxic")
-    assert (new.num_documents, new.documents_by_source) == (1, {"more": 1})
+    assert (new.num_documents, new.num_documents_by_source) == (1, {"more": 1})
     assert len(database.view().manifest.files("tombstones")) == 2
 
 
@@ -199,7 +199,7 @@ def test_documents_go_by_name(database: Database) -> None:
     result = database.filter(
         doc_ids=["d1", "made/d2", "a/b", "more/a/b", "nothing", "none/d3", "more/d1"], dry_run=True
     )
-    assert (result.num_documents, result.unknown) == (3, ("nothing", "none/d3", "more/d1"))
+    assert (result.num_documents, result.unknown_names) == (3, ("nothing", "none/d3", "more/d1"))
     database.filter(doc_ids=["d1", "made/d2", "a/b", "d1"])
     assert names(database) == {*texts(12), "m"} - {"d1", "d2"}
     assert database.filter(doc_ids=[]).num_documents == 0
@@ -208,7 +208,7 @@ def test_documents_go_by_name(database: Database) -> None:
 def test_choices_together_mean_both(database: Database) -> None:
     assert database.filter(
         where="num_tokens > 0", source="more", doc_ids=["m", "d1"], dry_run=True
-    ).documents_by_source == {"more": 1}
+    ).num_documents_by_source == {"more": 1}
     assert database.filter(source="more").num_documents == 2
     with pytest.raises(UsageError, match=r"no source 'none'.*made, more"):
         database.filter(source="none")
@@ -235,7 +235,7 @@ def test_undelete_ends_one_reason_only(database: Database, tmp_path: Path) -> No
     assert database.undelete("withdrawn").num_documents == 0
     assert database.undelete("toxic", where="doc_id = 'd3'").num_live_documents == 1
     assert names(database) & {"d1", "d3", "d4"} == {"d3"}
-    assert database.undelete("toxic", doc_ids=["d1", "zz"], dry_run=True).unknown == ("zz",)
+    assert database.undelete("toxic", doc_ids=["d1", "zz"], dry_run=True).unknown_names == ("zz",)
     assert database.undelete("toxic", source="more").num_documents == 0
     assert database.undelete("leak:exam").num_live_documents == 1
 

@@ -57,7 +57,7 @@ def ingest(
         result.num_rejected,
     )
     assert result.num_read == sum(parts)
-    assert result.num_rejected == sum(result.rejects_by_reason.values())
+    assert result.num_rejected == sum(result.num_rejects_by_reason.values())
     view = context.view()
     new_shards = view.shards.num_documents[len(before.shards) :]
     held_out = len(held_out_documents(context, deleted_too=True)) - len(

@@ -219,7 +219,7 @@ def test_too_many_rejects_commit_nothing(context: Context, tmp_path: Path) -> No
         ingest(context, file, max_reject_rate=0.5)
     assert context.view().snapshot.number == 0
     result = ingest(context, file, max_reject_rate=0.7)
-    assert result.rejects_by_reason == {"no-text-field": 1, "not-json": 1}
+    assert result.num_rejects_by_reason == {"no-text-field": 1, "not-json": 1}
     assert result.rejects_path is not None
     rows = read_table(context.storage.local(result.rejects_path)).to_pylist()
     assert [(row["path"], row["reason"]) for row in rows] == [(str(file), "no-text-field"), (str(file), "not-json")]

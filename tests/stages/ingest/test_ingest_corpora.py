@@ -71,8 +71,8 @@ def test_every_record_of_the_web_archives_is_counted(context: Context) -> None:
     result = ingest(context, path, max_reject_rate=1.0)
     assert (result.num_read, result.num_rejected) == (len(records), len(records) - len(accepted))
     assert set(texts_of(context).values()) <= {record.text for record in accepted}
-    assert result.rejects_by_reason["truncated"] >= 1
-    assert result.rejects_by_reason["malformed"] >= 2
+    assert result.num_rejects_by_reason["truncated"] >= 1
+    assert result.num_rejects_by_reason["malformed"] >= 2
 
 
 def test_newer_copy_of_a_site_does_what_a_comparison_of_its_files_gives(context: Context, tmp_path: Path) -> None:

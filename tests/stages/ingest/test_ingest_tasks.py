@@ -164,7 +164,7 @@ def test_reader_that_crashes_costs_its_file_and_not_the_run(
     with monkeypatch.context() as patched:
         patched.setenv("PYTHONPATH", str(site), prepend=":")
         result = ingest(context, pages, max_reject_rate=0.5)
-        assert (result.num_read, result.num_added, result.rejects_by_reason) == (3, 2, {"reader-crashed": 1})
+        assert (result.num_read, result.num_added, result.num_rejects_by_reason) == (3, 2, {"reader-crashed": 1})
         assert result.rejects_path is not None
         [row] = read_table(context.storage.local(result.rejects_path)).to_pylist()
         assert row["path"] == str(pages / "bad.html")
