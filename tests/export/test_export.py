@@ -178,14 +178,14 @@ def test_an_interrupted_refresh_continues(
     remove(database, tmp_path, {"second": source_texts["65-0"]}, "document")
     planned = database.refresh_export(out, dry_run=True)
     before = content(out)
-    real = folder._publish
+    real = folder.publish_whole
 
     def failing(temporary: Path, path: Path) -> None:
         if path.suffix == ".hdf5":
             raise KeyboardInterrupt
         real(temporary, path)
 
-    monkeypatch.setattr(folder, "_publish", failing)
+    monkeypatch.setattr(folder, "publish_whole", failing)
     with pytest.raises(KeyboardInterrupt):
         database.refresh_export(out)
     monkeypatch.undo()
