@@ -15,7 +15,7 @@ def answers(database: Database) -> dict[str, Any]:
     """What every reading command says; the exception where it refuses."""
     view_rows = np.arange(400)
     asks: dict[str, Callable[[], Any]] = {
-        "stats": lambda: database.stats().live_chunks,
+        "stats": lambda: database.stats().num_live_chunks,
         "search": lambda: [(h.chunk_id, h.text, h.continuation) for h in database.search(["ban kaban lodor"], k=4)[0]],
         "self": lambda: _table(database, "self", view_rows),
         "training": lambda: _table(database, "training", view_rows[:20]),

@@ -54,8 +54,8 @@ def test_what_follows_from_the_rest_is_made_again(kind: str, copy: Callable[[], 
     before = (root / harm(root, kind)).read_bytes()
     database = retrodb.open(root)
     plan = database.repair(dry_run=True).plan
-    assert len([*plan.rebuilt, *plan.remade]) == 1
-    assert (plan.lost, plan.left) == ((), ())
+    assert len([*plan.rebuilt, *plan.recomputed]) == 1
+    assert (plan.lost, plan.unrepairable) == ((), ())
     assert not (root / "quarantine").exists()
     result = database.repair()
     assert result.is_whole
@@ -66,7 +66,7 @@ def test_what_follows_from_the_rest_is_made_again(kind: str, copy: Callable[[], 
     known = found.keys() - ({"self"} if kind in ("neighbours", "joined") else set())
     assert {name: found[name] for name in known} == {name: truth[name] for name in known}
     again = database.repair()
-    assert (again.plan.rebuilt, again.plan.remade, again.ran) == ((), (), ())
+    assert (again.plan.rebuilt, again.plan.recomputed, again.commands_run) == ((), (), ())
 
 
 @pytest.mark.parametrize("kind", ["tokens", "hashes", "ids"])
@@ -98,8 +98,8 @@ def test_lost_documents_are_named_and_left_until_that_is_accepted(kind: str, cop
     rest = live(database)
     assert len(everything - rest) == 2
     assert named == (everything - rest if kind == "chunks" else set())
-    assert refused.plan.lost_unnamed == (0 if kind == "chunks" else 6)
-    assert result.to_run == ("ingest --source second",)
+    assert refused.plan.num_unnamed_lost_documents == (0 if kind == "chunks" else 6)
+    assert result.commands_to_run == ("ingest --source second",)
     assert_lost(database, everything - rest)
 
 
@@ -136,14 +136,15 @@ def test_what_nothing_can_give_back_is_left_with_its_remedy(kind: str, copy: Cal
     root = copy()
     path = harm(root, kind)
     result = retrodb.open(root).repair(accept_loss=True)
-    assert [each.path for each in result.plan.left] == [path]
-    assert "backup" in result.plan.left[0].remedy
+    assert [each.path for each in result.plan.unrepairable] == [path]
+    assert "backup" in result.plan.unrepairable[0].remedy
     assert not result.is_whole
     assert (root / path).exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "way"), [("tokens", "rebuilt"), ("ids", "rebuilt"), ("vectors", "remade"), ("chunks", "left")]
+    ("content", "way"),
+    [("tokens", "rebuilt"), ("ids", "rebuilt"), ("vectors", "recomputed"), ("chunks", "unrepairable")],
 )
 def test_files_of_query_sets_are_repaired_like_the_databases_own(
     content: str, way: str, copy: Callable[[], Path], truth: dict[str, Any]
@@ -154,7 +155,7 @@ def test_files_of_query_sets_are_repaired_like_the_databases_own(
     flip(root / path, random.Random(0), [])
     result = retrodb.open(root).repair()
     assert len(getattr(result.plan, way)) == 1
-    assert result.is_whole == (way != "left")
+    assert result.is_whole == (way != "unrepairable")
     if result.is_whole:
         assert answers(retrodb.open(root)) == truth
 
@@ -171,7 +172,7 @@ def test_an_interrupted_repair_is_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("retrodb.maintain.check.repair.run_embed", fail)
+        patch.setattr("retrodb.maintain.check.recompute.run_embed", fail)
         with pytest.raises(KeyboardInterrupt):
             database.repair()
     assert database.check(read_data=True).damaged == ()

@@ -48,7 +48,7 @@ def damaged(view: View, *, read_data: bool) -> dict[str, str]:
     """Path -> fault, each with a remedy."""
     result = run_check(view, Progress(), read_data=read_data)
     assert all(each.remedy for each in result.damaged)
-    return {each.path: each.what for each in result.damaged}
+    return {each.path: each.fault for each in result.damaged}
 
 
 def test_a_bit_in_any_live_file_is_found_by_reading_and_only_then(db: Database) -> None:
@@ -99,7 +99,7 @@ def test_behind_a_damaged_head_older_versions_still_open(db: Database) -> None:
     again = retrodb.open(db.path)
     with pytest.raises(DamagedFileError, match="--as-of"):
         again.stats()
-    assert again.stats(as_of=head - 1).documents == db.stats(as_of=head - 1).documents
+    assert again.stats(as_of=head - 1).num_documents == db.stats(as_of=head - 1).num_documents
     assert [each.path for each in again.check(as_of=head - 1).damaged] == [f"snapshots/{head:020d}.json"]
 
 
@@ -132,7 +132,7 @@ def test_snapshots_that_are_gone_are_missed(db: Database) -> None:
     assert gone.path == f"snapshots/{1:020d}.json"
     [segment] = db.view().snapshot.segments
     (root / "snapshots" / f"{head:020d}.json").unlink()
-    named = {each.path: each.what for each in retrodb.open(root).check().damaged}
+    named = {each.path: each.fault for each in retrodb.open(root).check().damaged}
     assert named.keys() == {gone.path, f"manifests/{segment.digest}.parquet"}
     assert "no snapshot names it" in named[f"manifests/{segment.digest}.parquet"]
 
@@ -153,7 +153,7 @@ def test_a_snapshot_in_the_place_of_another_is_damage(db: Database) -> None:
     root = Path(db.path) / "snapshots"
     (root / f"{1:020d}.json").write_bytes((root / f"{0:020d}.json").read_bytes())
     [damage] = db.check().damaged
-    assert (damage.path, damage.what) == (f"snapshots/{1:020d}.json", "holds snapshot 0")
+    assert (damage.path, damage.fault) == (f"snapshots/{1:020d}.json", "holds snapshot 0")
 
 
 def test_files_that_do_not_agree_are_found_though_every_digest_is_right(db: Database) -> None:
@@ -169,6 +169,6 @@ def test_files_that_do_not_agree_are_found_though_every_digest_is_right(db: Data
         files=wrong, drops=[DropRecord(OP_DROP_FILE, record.path)],
     )  # fmt: skip
     commit(view.storage, view.snapshot, change)
-    found = {each.path: each.what for each in db.check(read_data=True).damaged}
+    found = {each.path: each.fault for each in db.check(read_data=True).damaged}
     assert found["tokens/other.npy"] == "its tokens are not those of its chunks"
     assert found.keys() == {"tokens/other.npy", "vectors/x"}
