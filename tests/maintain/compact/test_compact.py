@@ -27,6 +27,7 @@ from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
 from retrodb.view.tombstones import tombstone, tombstones_to_table
+from retrodb.view.view import SELF
 
 Make = Callable[..., Database]
 
@@ -78,13 +79,13 @@ def built(make: Make, tmp_path: Path, num_shards: int = 3, per_shard: int = 6) -
 def test_compaction_changes_no_answer_and_drops_what_is_deleted(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     delete(database, ["0-1", "0-2", "1-0", "2-5"], "toxic")
-    before, live = answers(database), database.stats().live_chunks
+    before, live = answers(database), database.stats().num_live_chunks
     result = database.compact()
-    assert result.dropped_documents == 4
+    assert result.num_dropped_documents == 4
     assert answers(database) == before
     stats = database.stats()
-    assert (stats.live_chunks, stats.shards) == (live, 1)
-    assert stats.chunks == live
+    assert (stats.num_live_chunks, stats.num_shards) == (live, 1)
+    assert stats.num_chunks == live
     assert database.check(read_data=True).damaged == ()
     assert database.compact().ranges == ()
 
@@ -112,14 +113,14 @@ def test_every_stage_goes_on_after_a_compaction(make_database: Make, tmp_path: P
     database.index()
     database.neighbours(k=2, spare_neighbours=1, exact=True, table="again")
     database.dedup([write_documents(tmp_path / "test.jsonl", {"x": made_text(103, 60), "y": made_text(101, 130)})])
-    assert database.stats().deleted_chunks_by_reason["leak:test"] > 0
+    assert database.stats().num_deleted_chunks_by_reason["leak:test"] > 0
     assert database.near_duplicates().num_hashed_documents > 0
     assert database.leaks("test")
     assert database.exposure("test").num_rows > 0
     database.compact(min_deleted=0)
     assert database.check(read_data=True).damaged == ()
     stats = database.stats()
-    assert stats.chunks == stats.live_chunks
+    assert stats.num_chunks == stats.num_live_chunks
     assert [hit.doc_id for hit in database.search([made_text(2000, 60)], k=1)[0]] == ["1-0"]
 
 
@@ -137,7 +138,7 @@ def test_document_of_which_some_chunks_are_deleted_keeps_the_others(make_databas
     commit(view.storage, view.snapshot, Change("some", "dedup", {}, clock, conflict_keys.filtering(), files=[file]))
     before = answers(database)
     result = database.compact(min_deleted=0)
-    assert (result.dropped_chunks, result.dropped_documents) == (1, 0)
+    assert (result.num_dropped_chunks, result.num_dropped_documents) == (1, 0)
     assert answers(database) == before
     again = database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[])
     assert (again.num_added, again.num_unchanged) == (0, 6), "it is there still"
@@ -165,7 +166,7 @@ def test_held_out_documents_are_compacted_with_their_rows_in_place(make_database
     live = np.flatnonzero(held.is_live(np.arange(held.end)))
     texts = held.texts(live)
     result = database.compact()
-    assert {each.query_set for each in result.ranges} == {"", "heldout"}
+    assert {each.query_set for each in result.ranges} == {SELF, "heldout"}
     held = database.view().query_set("heldout")
     assert np.flatnonzero(held.is_live(np.arange(held.end))).tolist() == live.tolist()
     assert (live >= rows).all()
@@ -179,7 +180,7 @@ def test_everything_deleted_leaves_an_empty_database_that_goes_on(make_database:
     delete(database, ["0-0", "0-1", "0-2"], "toxic")
     database.compact()
     stats = database.stats()
-    assert (stats.chunks, stats.documents, stats.deleted_chunks_by_reason.get("toxic")) == (0, 0, 3)
+    assert (stats.num_chunks, stats.num_documents, stats.num_deleted_chunks_by_reason.get("toxic")) == (0, 0, 3)
     assert database.sql("select count(*) from documents").rows == [(0,)]
     assert database.embed().num_chunks == 0
     database.near_duplicates()
@@ -253,7 +254,7 @@ def test_a_history_with_compactions_answers_as_one_without(
         [(d.doc_id, d.change) for d in each] for each in shown[1:]
     ]
     stats = twins[0].stats()
-    assert stats.chunks == stats.live_chunks
+    assert stats.num_chunks == stats.num_live_chunks
     assert twins[0].check(read_data=True).damaged == ()
 
 
@@ -319,5 +320,5 @@ def test_killed_anywhere_the_same_command_again_ends_in_the_same_answers(
     assert answers(killed) == before
     killed.compact()
     assert answers(killed) == before
-    assert killed.stats().chunks == killed.stats().live_chunks
+    assert killed.stats().num_chunks == killed.stats().num_live_chunks
     assert killed.check(read_data=True).damaged == ()

@@ -30,6 +30,7 @@ from retrodb.maintain.purge.proof import run_proof
 from retrodb.maintain.purge.targets import find_targets
 from retrodb.maintain.purge.traces import Traces, string_values, traces_of
 from retrodb.store.storage import LocalStorage
+from retrodb.view.view import SELF
 
 Make = Callable[..., Database]
 
@@ -56,12 +57,12 @@ def test_nothing_is_left_of_a_purged_document(make_database: Make, tmp_path: Pat
     before = database.stats()
     result = database.purge([GONE])
     assert result.proof is not None
-    assert result.proof.left == ()
+    assert result.proof.remaining == ()
     assert result.is_clean
-    assert result.proof.looked_for["shingle"] == 150 - 12
-    assert all(result.proof.looked_for[kind] and result.proof.looked_through[kind] for kind in result.proof.looked_for)
+    assert result.proof.num_traces["shingle"] == 150 - 12
+    assert all(result.proof.num_traces[kind] and result.proof.num_compared[kind] for kind in result.proof.num_traces)
     stats = database.stats()
-    assert stats.documents == before.documents - 1
+    assert stats.num_documents == before.num_documents - 1
     assert database.check(read_data=True).damaged == ()
     assert GONE not in [hit.doc_id for hit in database.search([TEXT], k=5)[0]]
     again = database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[])
@@ -75,15 +76,15 @@ def test_a_copy_planted_in_any_kind_of_file_is_found(make_database: Make, tmp_pa
     before = Path(shutil.copytree(database.path, tmp_path / "before"))
     view = database.view()
     targets = find_targets(view, [GONE])
-    own = traces_of(view, "", targets.ids(""))
-    names = Traces.of({"id": [string_values(targets.strings)], "key": [targets.keys["key_hi"]]})
+    own = traces_of(view, SELF, targets.first_chunks(SELF))
+    names = Traces.of({"id": [string_values(targets.id_strings)], "key": [targets.keys["key_hi"]]})
     traces = Traces.from_arrays([own.to_array(), names.to_array()])
     held = [r for r in view.manifest.all_files() if r.first_chunk == 0 and r.kind in COPIED]
     assert {record.kind for record in held} == set(COPIED)
     assert database.purge([GONE]).is_clean
 
     def left() -> set[str]:
-        return {e.path for e in run_proof(database.view(), traces, set(targets.strings), Progress()).left}
+        return {e.path for e in run_proof(database.view(), traces, targets.id_strings, Progress()).remaining}
 
     assert left() == set()
     planted = 0
@@ -108,18 +109,18 @@ def test_its_codes_in_an_index_file_alone_are_found(factory: str, make_database:
     assert database.index(factory=factory).factory == factory
     view = database.view()
     targets = find_targets(view, [GONE])
-    traces = traces_of(view, "", targets.ids(""))
+    traces = traces_of(view, SELF, targets.first_chunks(SELF))
     [record] = [r for r in view.manifest.files("parts") if r.path.endswith("/index.faiss")]
     before = (Path(database.path) / record.path).read_bytes()
     assert database.purge([GONE]).is_clean
     target = Path(database.path) / record.path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(before)
-    [left] = run_proof(database.view(), traces, set(), Progress()).left
-    assert (left.path, left.place[:5], left.what) == (record.path, "index", "vector")
-    assert left.count > 0
+    [left] = run_proof(database.view(), traces, frozenset(), Progress()).remaining
+    assert (left.path, left.location[:5], left.kind) == (record.path, "index", "vector")
+    assert left.num_values > 0
     target.unlink()
-    assert run_proof(database.view(), traces, set(), Progress()).left == ()
+    assert run_proof(database.view(), traces, frozenset(), Progress()).remaining == ()
 
 
 def _copies(before: Path, held: list[FileRecord]) -> Iterator[tuple[str, Callable[[Path], Any]]]:
@@ -186,9 +187,9 @@ def test_what_live_documents_share_with_it_stays_and_is_named(make_database: Mak
     database.index()
     result = database.purge([GONE])
     assert result.proof is not None
-    assert result.proof.left == ()
-    assert result.proof.shared_documents == 2
-    assert [each.doc_id for each in result.proof.shared] == ["copy", "quotes"]
+    assert result.proof.remaining == ()
+    assert result.proof.num_sharing_documents == 2
+    assert [each.doc_id for each in result.proof.sharing_documents] == ["copy", "quotes"]
     assert database.search([TEXT], k=1)[0][0].doc_id == "copy"
 
 
@@ -202,7 +203,7 @@ def test_what_deleted_documents_share_with_it_goes_as_well(make_database: Make, 
     database.filter(doc_ids=list(others), reason="toxic")
     result = database.purge([GONE])
     assert result.proof is not None
-    assert (result.proof.left, result.proof.shared_documents) == ((), 0)
+    assert (result.proof.remaining, result.proof.num_sharing_documents) == ((), 0)
     assert {name for [name] in database.sql("select doc_id from documents").rows} == {"x", *rest}
     again = database.ingest([tmp_path / "more.jsonl"], source="more", metadata_fields=[])
     assert again.num_added == 0, "what a filter keeps out stays out"
@@ -231,12 +232,12 @@ def test_a_test_set_that_quotes_it_is_named_and_changed_only_when_asked(make_dat
     database.dedup([write_documents(tmp_path / "exam.jsonl", items)], rule="containment>=0.9")
     result = database.purge([GONE])
     assert result.proof is not None
-    assert [each.path.split("/")[:2] for each in result.proof.left] == [["testsets", "exam"]]
+    assert [each.path.split("/")[:2] for each in result.proof.remaining] == [["testsets", "exam"]]
     assert not result.is_clean
     result = database.purge([GONE], include_testsets=True)
     assert result.is_clean, "the traces were kept"
     [testset] = database.testsets()
-    assert (testset.items, testset.unscreened_shards) == (1, 0)
+    assert (testset.num_items, testset.num_unscreened_shards) == (1, 0)
 
 
 def test_a_held_out_document_goes_with_its_item(make_database: Make, tmp_path: Path) -> None:
@@ -247,9 +248,9 @@ def test_a_held_out_document_goes_with_its_item(make_database: Make, tmp_path: P
     name = str(held.documents(np.array([0]))[0]["doc_id"])  # type: ignore[index]
     database.embed()
     result = database.purge([f"made/{name}"])
-    assert (result.documents, result.is_clean) == (1, True), result.proof
+    assert (result.num_documents, result.is_clean) == (1, True), result.proof
     assert database.check().damaged == ()
-    assert database.testsets()[0].items == database.stats().query_sets[0].documents
+    assert database.testsets()[0].num_items == database.stats().query_sets[0].num_documents
 
 
 def test_documents_that_were_dropped_or_never_there(make_database: Make, tmp_path: Path) -> None:
@@ -257,7 +258,7 @@ def test_documents_that_were_dropped_or_never_there(make_database: Make, tmp_pat
     database.filter(doc_ids=[GONE], reason="toxic")
     database.compact(min_deleted=0)
     result = database.purge([GONE, "nobody"])
-    assert (result.documents, result.unknown, result.is_clean) == (1, ("nobody",), True)
+    assert (result.num_documents, result.unknown_names, result.is_clean) == (1, ("nobody",), True)
     assert database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[]).num_added == 0
     with pytest.raises(UsageError, match="no documents to purge"):
         database.purge([])
@@ -308,10 +309,10 @@ def test_only_the_document_that_was_meant_is_kept_out(make_database: Make, tmp_p
     database = make_database({"7": made_text(1, 60), "8": made_text(2, 60)})
     other = write_documents(tmp_path / "o.jsonl", {"7": made_text(3, 60)})
     database.ingest([other], source="other")
-    assert database.purge(["made/7", "9"]).unknown == ("9",)
+    assert database.purge(["made/7", "9"]).unknown_names == ("9",)
     assert database.sql("select source, doc_id from documents order by 1").rows == [("made", "8"), ("other", "7")]
     more = write_documents(tmp_path / "m.jsonl", {"7": made_text(4, 60), "9": made_text(5, 60)})
     assert database.ingest([more], source="made").num_added == 1, "9 was no document then"
     assert database.ingest([more], source="new").num_added == 2
     again = database.purge(["made/7"])
-    assert (again.documents, again.unknown, again.is_clean) == (0, (), True)
+    assert (again.num_documents, again.unknown_names, again.is_clean) == (0, (), True)
