@@ -34,7 +34,7 @@ def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: 
     database = grown(make_database, tmp_path)
     database.pin(3, name="run")
     before, given = live_texts(database, 2), database.view().snapshot.next_chunk
-    assert database.restore(2, dry_run=True).dropped_files > 0
+    assert database.restore(2, dry_run=True).num_dropped_files > 0
     result = database.restore(2)
     assert result.snapshot == 6
     assert live_texts(database) == before == {"a": made_text(1, 150), "b": made_text(2, 150), "c": made_text(3, 150)}
@@ -73,13 +73,13 @@ def test_pins_are_set_moved_and_taken_away(make_database: Make, tmp_path: Path) 
     database = grown(make_database, tmp_path)
     assert database.pin(1, name="run").snapshot == 5
     assert database.pin(1, name="run").snapshot == 5
-    assert (database.pin(2, name="run").previous, database.pin(name="now").pinned) == (1, 6)
+    assert (database.pin(2, name="run").previous_snapshot, database.pin(name="now").pinned_snapshot) == (1, 6)
     pins = {each.snapshot: each.pins for each in database.snapshots() if each.pins}
     assert pins == {2: ("run",), 6: ("now",)}
-    assert database.gc(keep_snapshots=1).expired == (0, 1, 3, 4, 5)
-    assert database.unpin("run").previous == 2
+    assert database.gc(keep_snapshots=1).expired_snapshots == (0, 1, 3, 4, 5)
+    assert database.unpin("run").previous_snapshot == 2
     for name in ("", "a/b", " x"):
-        with pytest.raises(UsageError, match="cannot name a pin"):
+        with pytest.raises(UsageError, match="invalid name of a pin"):
             database.pin(2, name=name)
     with pytest.raises(UsageError, match=r"no pin 'nobody'.*now"):
         database.unpin("nobody")
@@ -90,7 +90,7 @@ def test_pins_are_set_moved_and_taken_away(make_database: Make, tmp_path: Path) 
 def test_diff_counts_what_came_and_went_by_source_and_reason(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     a, b = database.view(1), database.view(3)
-    rows = {(r.source, r.change, r.reason): (r.documents, r.chunks) for r in database.diff(1, 3).rows}
+    rows = {(r.source, r.change, r.reason): (r.num_documents, r.num_chunks) for r in database.diff(1, 3).rows}
     lengths = {d["doc_id"]: d["num_chunks"] for d in b.chunks.documents(np.arange(b.chunks.end)) if d}
     first = next(d["num_chunks"] for d in a.chunks.documents(np.arange(a.chunks.end)) if d and d["doc_id"] == "a")
     assert rows == {
@@ -114,12 +114,12 @@ def test_diff_knows_reasons_over_a_compaction_and_what_came_back(make_database: 
     database.filter(doc_ids=["b"], reason="dull")
     database.undelete("toxic")
     database.undelete("dull")
-    rows = [(r.change, r.reason, r.documents) for r in database.diff(filtered, filtered + 3).rows]
+    rows = [(r.change, r.reason, r.num_documents) for r in database.diff(filtered, filtered + 3).rows]
     assert rows == [("added", "back", 1)]
     database.filter(doc_ids=["b"], reason="toxic")
     database.compact(min_deleted=0)
     head = database.view().snapshot.number
-    rows = [(r.change, r.reason, r.documents) for r in database.diff(1, head).rows if r.change == "removed"]
+    rows = [(r.change, r.reason, r.num_documents) for r in database.diff(1, head).rows if r.change == "removed"]
     assert rows == [("removed", "superseded", 1), ("removed", "toxic", 1)]
 
 
@@ -154,12 +154,12 @@ def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: M
     with pytest.raises(Crash):
         Database(FaultyStorage(counting, 30, "crash")).ingest([file], source="made")
     [run] = database.gc(dry_run=True).open_runs
-    assert (run.command, run.abandoned) == ("ingest", False)
-    assert run.files > 0
+    assert (run.command, run.is_abandoned) == ("ingest", False)
+    assert run.num_files > 0
     later = Database(tmp_path / "db", clock="2031-01-01T00:00:00.000000+00:00")
-    assert later.gc(abandon_runs=timedelta(days=30)).open_runs[0].abandoned
+    assert later.gc(abandon_runs=timedelta(days=30)).open_runs[0].is_abandoned
     much_later = Database(tmp_path / "db", clock="2031-02-01T00:00:00.000000+00:00")
-    assert much_later.gc(abandon_runs=timedelta(days=30)).deleted >= run.files
+    assert much_later.gc(abandon_runs=timedelta(days=30)).num_deleted_files >= run.num_files
     assert much_later.gc().open_runs == ()
     assert database.ingest([file], source="made").num_added == 1
 
@@ -169,10 +169,18 @@ def test_nothing_is_deleted_before_the_grace(make_database: Make, tmp_path: Path
     database.compact(min_deleted=0)
     dry = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1, dry_run=True)
     first = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1)
-    assert (first.deleted, len(first.expired), first.marked) == (0, 5, dry.marked)
-    assert Database(tmp_path / "db", clock=DAY.format(7)).gc(keep_snapshots=1).deleted == 0
+    assert (first.num_deleted_files, len(first.expired_snapshots), first.num_marked_files) == (
+        0,
+        5,
+        dry.num_marked_files,
+    )
+    assert Database(tmp_path / "db", clock=DAY.format(7)).gc(keep_snapshots=1).num_deleted_files == 0
     last = Database(tmp_path / "db", clock=DAY.format(9)).gc(keep_snapshots=1)
-    assert (last.deleted, last.deleted_bytes, last.marked) == (first.marked, first.marked_bytes, 0)
+    assert (last.num_deleted_files, last.deleted_bytes, last.num_marked_files) == (
+        first.num_marked_files,
+        first.marked_bytes,
+        0,
+    )
     assert database.check(read_data=True).damaged == ()
     with pytest.raises(UsageError, match="below zero"):
         database.gc(grace=timedelta(days=-1))
