@@ -50,11 +50,8 @@ def database_repair_result(result: DatabaseRepairResult) -> str:
         lines.append(f"{click.style(path, fg='red')}: not changed")
     lines += [f"{click.style(path, fg='red')}: {will}lost" for path in plan.lost if not is_refused]
     lines += [f"  lost document: {name}" for name in plan.lost_documents]
-    lines += (
-        [f"  lost documents with unknown ids: {format_count(plan.num_unnamed_lost_documents)}"]
-        if plan.num_unnamed_lost_documents
-        else []
-    )
+    if plan.num_unnamed_lost_documents:
+        lines.append(f"  lost documents with unknown ids: {format_count(plan.num_unnamed_lost_documents)}")
     lines += [f"{click.style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in plan.unrepairable]
     lines += [f"ran: retrodb {command}" for command in result.commands_run]
     lines += [f"to run: retrodb {command}" for command in result.commands_to_run]

@@ -159,7 +159,7 @@ def look_and_run_again(ground: Ground, path: Path, command: str, before: Path, u
     db = open_at(path)
     if not COMMANDS[command].is_damaged:
         # A commit that was interrupted between its files leaves a segment for the next run to take up; nothing else.
-        unnamed = [each.what for each in db.check(read_data=True).damaged]
+        unnamed = [each.fault for each in db.check(read_data=True).damaged]
         assert unnamed in ([], ["no snapshot names it"])
         assert db.search(["ka ban lo"], k=1)[0]
     assert newest(before) <= newest(path) <= undisturbed["snapshot"]

@@ -199,9 +199,9 @@ def build_result(update: UpdateResult, stats: Stats) -> BuildResult:
     return BuildResult(
         database=stats.database,
         snapshot=stats.snapshot,
-        documents=stats.live_documents,
-        chunks=stats.live_chunks,
-        tokens=stats.tokens,
+        documents=stats.num_live_documents,
+        chunks=stats.num_live_chunks,
+        tokens=stats.num_tokens,
         size_bytes=stats.size_bytes,
         elapsed_s=update.elapsed_s,
         recipe=f"{stats.database}/{RECIPE}",

@@ -245,9 +245,9 @@ def _result(view: View, stages: tuple[DemoStage, ...]) -> DemoResult:
     stats = read_stats(view)
     return DemoResult(
         database=stats.database,
-        documents=stats.live_documents,
-        chunks=stats.live_chunks,
-        tokens=stats.tokens,
+        documents=stats.num_live_documents,
+        chunks=stats.num_live_chunks,
+        tokens=stats.num_tokens,
         size_bytes=stats.size_bytes,
         elapsed_s=sum(stage.elapsed_s for stage in stages),
         stages=stages,

@@ -180,7 +180,7 @@ def test_a_dry_run_counts_what_is_new_and_commits_nothing(site: Site) -> None:
     assert (plan.documents, plan.removed) == (len(DOCUMENTS) + 4, 0)
     assert [row.stage for row in plan.stages] == STAGES
     site.update(db)
-    assert plan.chunks == db.stats().chunks
+    assert plan.chunks == db.stats().num_chunks
     assert db.plan_update(site.config()).stages == ()
     site.write("left", CHANGED)
     before = db.view().snapshot.number
