@@ -15,7 +15,7 @@ import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.engine.progress import Progress
-from retrodb.errors import DamagedFileError
+from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.arrays import save_array
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.maintain.check.command import run_check
@@ -122,6 +122,12 @@ def test_a_check_out_of_time_goes_on_where_it_stopped(db: Database) -> None:
     assert db.check(read_data=True, max_duration_s=600).read_bytes == db.check().size_bytes
     (Path(db.path) / "check.json").write_bytes(b"torn")
     assert db.check(read_data=True, max_duration_s=0).read_bytes > 0
+
+
+@pytest.mark.parametrize("limits", [{"subset": 0.5}, {"max_duration_s": 60.0}])
+def test_limits_of_reading_are_refused_without_reading(limits: dict[str, float], db: Database) -> None:
+    with pytest.raises(UsageError, match="read_data"):
+        db.check(subset=limits.get("subset"), max_duration_s=limits.get("max_duration_s"))
 
 
 def test_snapshots_that_are_gone_are_missed(db: Database) -> None:

@@ -161,6 +161,9 @@ def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: M
     much_later = Database(tmp_path / "db", clock="2031-02-01T00:00:00.000000+00:00")
     assert much_later.gc(abandon_runs=timedelta(days=30)).num_deleted_files >= run.num_files
     assert much_later.gc().open_runs == ()
+    assert not [
+        folder for folder in (tmp_path / "db" / "runs").rglob("*") if folder.is_dir() and not any(folder.iterdir())
+    ]
     assert database.ingest([file], source="made").num_added == 1
 
 
