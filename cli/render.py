@@ -194,8 +194,8 @@ def demo_result(result: DemoResult) -> str:
         [
             "",
             *(line for example in result.examples for line in (*_example(example), "")),
-            f"{result.database}: {_count(result.documents, 'document')}, {_count(result.chunks, 'chunk')},"
-            f" {_count(result.tokens, 'token')}, {format_size(result.size_bytes)} in {format_duration(result.elapsed_s)}",
+            f"{result.database}: {_count(result.num_documents, 'document')}, {_count(result.num_chunks, 'chunk')},"
+            f" {_count(result.num_tokens, 'token')}, {format_size(result.size_bytes)} in {format_duration(result.elapsed_s)}",
             "",
             "Next steps:",
             *(f"  {line}" for line in commands),

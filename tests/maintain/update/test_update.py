@@ -177,19 +177,19 @@ def test_a_second_update_at_the_same_time_is_refused_at_once(site: Site) -> None
 def test_a_dry_run_counts_what_is_new_and_commits_nothing(site: Site) -> None:
     db = site.create()
     plan = db.plan_update(site.config())
-    assert (plan.documents, plan.removed) == (len(DOCUMENTS) + 4, 0)
+    assert (plan.num_documents, plan.num_removed_documents) == (len(DOCUMENTS) + 4, 0)
     assert [row.stage for row in plan.stages] == STAGES
     site.update(db)
-    assert plan.chunks == db.stats().num_chunks
+    assert plan.num_chunks == db.stats().num_chunks
     assert db.plan_update(site.config()).stages == ()
     site.write("left", CHANGED)
     before = db.view().snapshot.number
     plan = db.plan_update(site.config())
-    assert (plan.documents, plan.removed) == (4, 6)
+    assert (plan.num_documents, plan.num_removed_documents) == (4, 6)
     assert db.view().snapshot.number == before
     site.write("right", {})
     plan = db.plan_update(site.config())
-    assert (plan.documents, plan.removed, {row.note for row in plan.stages}) == (4, 10, {None})
+    assert (plan.num_documents, plan.num_removed_documents, {row.note for row in plan.stages}) == (4, 10, {None})
     site.recipe["sources"]["right"]["inputs"] = ["nowhere"]
     [note] = [row.note for row in db.plan_update(site.config()).stages if row.name == "right"]
     assert "no such file" in note
