@@ -1,4 +1,4 @@
-"""Stats are counts of what is there, whatever was deleted, held out or expired."""
+"""Stats count what a database contains, with deletions, held-out documents and expired snapshots."""
 
 from __future__ import annotations
 

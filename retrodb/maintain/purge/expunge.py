@@ -38,8 +38,8 @@ def expunge(context: Context, run: Run, proof: Proof, *, break_pins: bool) -> Ex
     `break_pins`. When this is interrupted, the next proof finds what remains.
     """
     storage = context.storage
-    found = {trace.path for trace in proof.remaining}
-    view = _without_traces_in_newest(context, run, found)
+    with_traces = {trace.path for trace in proof.remaining}
+    view = _without_traces_in_newest(context, run, with_traces)
     newest = view.snapshot
     pinned = set() if break_pins else {newest.existing(PinEntry, name).snapshot for name in newest.names(PinEntry)}
     snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
@@ -48,23 +48,23 @@ def expunge(context: Context, run: Run, proof: Proof, *, break_pins: bool) -> Ex
     expired = [
         snapshot
         for snapshot in readable
-        if snapshot.number != newest.number and snapshot.number not in pinned and named[snapshot.number] & found
+        if snapshot.number != newest.number and snapshot.number not in pinned and named[snapshot.number] & with_traces
     ]
     _remove_pins(context, view, run, expired)
     for snapshot in expired:
         storage.write(snapshot.path, dump_snapshot(snapshot.stub(run.clock)))
     numbers = {snapshot.number for snapshot in expired}
     needed = {path for number, paths in named.items() if number not in numbers for path in paths}
-    unneeded = {path for number in numbers for path in named[number]} | _deletable(storage, found)
+    unneeded = {path for number in numbers for path in named[number]} | _deletable(storage, with_traces)
     return _delete(
         storage, sorted(path for path in unneeded - needed if snapshot_number(path) is None), tuple(sorted(numbers))
     )
 
 
-def _without_traces_in_newest(context: Context, run: Run, found: set[str]) -> View:
+def _without_traces_in_newest(context: Context, run: Run, with_traces: set[str]) -> View:
     """The newest snapshot. When it has traces in its own arguments, another one is committed, so that it can expire."""
     view = context.view()
-    if view.snapshot.path not in found:
+    if view.snapshot.path not in with_traces:
         return view
     Transaction.of_run(context, view, run, "purge", _NO_KEYS, step="new snapshot").commit()
     return context.view()
@@ -84,10 +84,10 @@ def _remove_pins(context: Context, view: View, run: Run, expired: Iterable[Snaps
 _NO_KEYS = ConflictKeys(frozenset(), frozenset())
 
 
-def _deletable(storage: Storage, found: set[str]) -> set[str]:
-    """The found files that may be deleted, with the files that are useless without them: the rest of a part, or of a run."""
+def _deletable(storage: Storage, with_traces: set[str]) -> set[str]:
+    """The files with traces that may be deleted, and the files that are useless without them: the rest of a part, or of a run."""
     paths: set[str] = set()
-    for path in found:
+    for path in with_traces:
         folder, *rest = path.split("/")
         if folder in COLLECTED:
             paths.add(path)
@@ -109,4 +109,5 @@ def _delete(storage: Storage, paths: Iterable[str], expired_snapshots: tuple[int
             continue
         storage.delete(path)
         num_files += 1
+    storage.remove_empty_folders("runs")
     return Expunged(expired_snapshots, num_files, size_bytes)

@@ -139,7 +139,7 @@ def packed_sequences(view: View, full_names: frozenset[str]) -> dict[str, Int64A
 
     The metadata of a sequence names its documents as source/id.
     """
-    found: dict[str, Int64Array] = {}
+    sequences: dict[str, Int64Array] = {}
     for query_set in view.snapshot.names(QueriesEntry):
         if view.snapshot.existing(QueriesEntry, query_set).seq_length is None:
             continue
@@ -148,5 +148,5 @@ def packed_sequences(view: View, full_names: frozenset[str]) -> dict[str, Int64A
             table = view.query_set(query_set).documents_table(record)
             has_name = [not full_names.isdisjoint(json_strings(text)) for text in table.column("metadata").to_pylist()]
             first_rows.append(record.first_chunk + table.column("first_row").to_numpy()[np.array(has_name, dtype=bool)])
-        found[query_set] = np.concatenate(first_rows)
-    return {query_set: ids for query_set, ids in found.items() if len(ids)}
+        sequences[query_set] = np.concatenate(first_rows)
+    return {query_set: ids for query_set, ids in sequences.items() if len(ids)}

@@ -1,4 +1,4 @@
-"""A takedown drill: ten articles of the Wikipedia extract go, and the proof looks at all that is left."""
+"""Ten articles of a Wikipedia extract are purged, and the proof searches all remaining files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.corpora
 ARTICLES = 1500
 
 
-def test_ten_articles_are_taken_down(tmp_path: Path) -> None:
+def test_ten_articles_are_purged(tmp_path: Path) -> None:
     articles = corpus("wikipedia-en.jsonl.zst")
     train_byte_bpe(["The articles of an encyclopedia and their titles. 百科全書\n"] * 20, 400).save(tmp_path / "t.json")
     database = retrodb.create(tmp_path / "db", tokenizer=str(tmp_path / "t.json"), encoder="hashing:64")

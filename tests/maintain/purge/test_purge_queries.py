@@ -95,7 +95,7 @@ def test_an_id_in_metadata_is_reported(name: str, make_database: Make) -> None:
     assert not path.exists()
 
 
-def test_an_id_in_the_metadata_of_a_live_document_is_its_own(make_database: Make, tmp_path: Path) -> None:
+def test_an_id_in_the_metadata_of_a_live_document_is_not_reported(make_database: Make, tmp_path: Path) -> None:
     database = make_database({PURGED: TEXT})
     record = {"id": "kept", "text": made_text(1, 99), "replaces": PURGED}
     (tmp_path / "more.jsonl").write_bytes(orjson.dumps(record))

@@ -1,4 +1,4 @@
-"""Pins, restore, diff and collection: the past can be read, named, taken up again, and let go."""
+"""Older snapshots can be read, pinned, compared, restored, and deleted by a collection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def grown(make: Make, tmp_path: Path) -> Database:
     return database
 
 
-def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: Make, tmp_path: Path) -> None:
+def test_restore_commits_the_older_state_as_a_new_snapshot(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.pin(3, name="run")
     before, given = live_texts(database, 2), database.view().snapshot.next_chunk
@@ -42,13 +42,13 @@ def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: 
     assert (snapshot.next_chunk, snapshot.names(PinEntry), snapshot.names(SpaceEntry)) == (given, ["run"], [])
     assert database.restore(2).snapshot == 6, "nothing to do the second time"
     assert database.ingest([tmp_path / "a.jsonl"], source="made").num_superseded == 1
-    assert database.view().shards.first_chunk[-1] == given, "ids once given are never given again"
+    assert database.view().shards.first_chunk[-1] == given, "ids are never given twice"
     assert database.check(read_data=True).damaged == ()
     assert database.restore(4).snapshot == 8
     assert database.embed().num_chunks == 0
 
 
-def test_what_collection_took_cannot_be_restored(make_database: Make, tmp_path: Path) -> None:
+def test_an_expired_snapshot_cannot_be_restored(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.gc(keep_snapshots=1)
     with pytest.raises(UsageError, match="snapshot 2 expired"):
@@ -57,7 +57,7 @@ def test_what_collection_took_cannot_be_restored(make_database: Make, tmp_path: 
         database.restore(99)
 
 
-def test_a_missing_file_of_the_older_snapshot_is_named(make_database: Make, tmp_path: Path) -> None:
+def test_restore_names_a_missing_file(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.ingest([write_documents(tmp_path / "m.jsonl", {"b": made_text(2, 150)})], source="made", mirror=True)
     database.compact(min_deleted=0)
@@ -69,7 +69,7 @@ def test_a_missing_file_of_the_older_snapshot_is_named(make_database: Make, tmp_
     assert path in str(raised.value)
 
 
-def test_pins_are_set_moved_and_taken_away(make_database: Make, tmp_path: Path) -> None:
+def test_pins_are_set_moved_and_removed(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     assert database.pin(1, name="run").snapshot == 5
     assert database.pin(1, name="run").snapshot == 5
@@ -87,7 +87,7 @@ def test_pins_are_set_moved_and_taken_away(make_database: Make, tmp_path: Path) 
         database.pin(1, name="late")
 
 
-def test_diff_counts_what_came_and_went_by_source_and_reason(make_database: Make, tmp_path: Path) -> None:
+def test_diff_counts_changes_by_source_and_reason(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     a, b = database.view(1), database.view(3)
     rows = {(r.source, r.change, r.reason): (r.num_documents, r.num_chunks) for r in database.diff(1, 3).rows}
@@ -107,7 +107,7 @@ def test_diff_counts_what_came_and_went_by_source_and_reason(make_database: Make
         database.diff(3, 1)
 
 
-def test_diff_knows_reasons_over_a_compaction_and_what_came_back(make_database: Make, tmp_path: Path) -> None:
+def test_diff_finds_reasons_before_a_compaction_and_restored_documents(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.filter(doc_ids=["b"], reason="toxic")
     filtered = database.view().snapshot.number
@@ -123,7 +123,7 @@ def test_diff_knows_reasons_over_a_compaction_and_what_came_back(make_database: 
     assert rows == [("removed", "superseded", 1), ("removed", "toxic", 1)]
 
 
-def test_undelete_of_a_compacted_document_lets_it_be_ingested_again(make_database: Make, tmp_path: Path) -> None:
+def test_an_undeleted_document_can_be_ingested_again_after_compaction(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.filter(doc_ids=["b"], reason="toxic")
     database.compact(min_deleted=0)
@@ -135,7 +135,7 @@ def test_undelete_of_a_compacted_document_lets_it_be_ingested_again(make_databas
     assert database.ingest([again], source="made").num_skipped_inputs == 1
 
 
-def test_a_milder_rule_lets_what_was_compacted_be_ingested_again(make_database: Make, tmp_path: Path) -> None:
+def test_a_compacted_document_can_be_ingested_again_under_a_milder_rule(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     exam = write_documents(tmp_path / "exam.jsonl", {"x": made_text(2, 150)})
     assert database.dedup([exam], rule="containment>=0.5")[0].num_removed_documents == 1
@@ -147,7 +147,7 @@ def test_a_milder_rule_lets_what_was_compacted_be_ingested_again(make_database: 
     assert database.ingest([again], source="made").num_added == 1
 
 
-def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: Make, tmp_path: Path) -> None:
+def test_gc_lists_open_runs_and_deletes_abandoned_ones(make_database: Make, tmp_path: Path) -> None:
     database = make_database({"a": made_text(1, 150)})
     counting = FaultyStorage(LocalStorage(tmp_path / "db"))
     file = write_documents(tmp_path / "b.jsonl", {"b": made_text(2, 150)})
@@ -167,7 +167,7 @@ def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: M
     assert database.ingest([file], source="made").num_added == 1
 
 
-def test_nothing_is_deleted_before_the_grace(make_database: Make, tmp_path: Path) -> None:
+def test_gc_deletes_nothing_within_the_grace_period(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.compact(min_deleted=0)
     dry = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1, dry_run=True)

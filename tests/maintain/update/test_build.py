@@ -1,4 +1,4 @@
-"""The first day: what is shown before anything is written, what is built, and who is left alone."""
+"""Build: the plan before anything is written, the database that is built, and databases that are not changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sample(path: Path, tokenizer: Path, **options: object) -> InputSample:
     return sample_inputs(expand_inputs([path]), params, Tokenizer.load(tokenizer), 64)
 
 
-def test_a_build_runs_every_stage_and_update_goes_on_with_its_recipe(
+def test_a_build_runs_every_stage_and_update_continues_its_recipe(
     tmp_path: Path, corpus: Path, made_tokenizer: Path
 ) -> None:
     exam = write_documents(tmp_path / "exam.jsonl", {"t": DOCUMENTS["d3"]})
@@ -57,7 +57,7 @@ def test_a_build_runs_every_stage_and_update_goes_on_with_its_recipe(
     assert db.update().steps[0].counts["read"] == len(DOCUMENTS) + 1
 
 
-def test_an_interrupted_build_is_continued_and_another_database_is_left_alone(
+def test_an_interrupted_build_is_continued_and_another_database_is_not_changed(
     tmp_path: Path, corpus: Path, made_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"tokenizer": str(made_tokenizer), "encoder": "hashing:32"}
@@ -86,7 +86,7 @@ def test_a_tokenizer_can_be_trained_on_the_input(tmp_path: Path, corpus: Path) -
     assert retrodb.open(tmp_path / "db").check(read_data=True).damaged == ()
 
 
-def test_the_recipe_says_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_contains_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = build_recipe(["a/*.jsonl.zst", "b"], ["x/mmlu.test.jsonl"], {"text_field": "body", "source": None})
     assert recipe.sources["documents"].inputs == (f"{tmp_path}/a/*.jsonl.zst", f"{tmp_path}/b")
@@ -98,7 +98,7 @@ def test_the_recipe_says_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.
         build_recipe([], [], {})
 
 
-def test_previews_say_which_field_was_taken(tmp_path: Path, made_tokenizer: Path) -> None:
+def test_previews_name_the_text_field(tmp_path: Path, made_tokenizer: Path) -> None:
     path = tmp_path / "c.jsonl"
     records = [{"url": f"u{n}", "body": f"text {n} " * 50, "title": f"T{n}"} for n in range(9)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -130,7 +130,7 @@ def test_a_long_file_is_estimated_by_its_beginning(tmp_path: Path, made_tokenize
     assert found.text_bytes == pytest.approx(sum(map(len, texts)), rel=0.15)
 
 
-def test_pages_of_very_different_lengths_are_counted_by_their_files(tmp_path: Path, made_tokenizer: Path) -> None:
+def test_files_of_very_different_lengths_are_estimated_by_their_number(tmp_path: Path, made_tokenizer: Path) -> None:
     pages = [f"---\ntitle: {n}\n---\n{made_text(n, 20 if n % 10 else 900)}" for n in range(300)]
     for n, page in enumerate(pages):
         (tmp_path / f"{n:03}.md").write_text(page)
@@ -156,7 +156,7 @@ def test_a_small_input_is_counted_exactly(
     assert found.scaled(len(sizes)) == found
 
 
-def test_an_input_without_documents_says_why(tmp_path: Path, made_tokenizer: Path) -> None:
+def test_an_input_without_documents_is_refused_with_the_reason(tmp_path: Path, made_tokenizer: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"id": "a", "txt": "hello"}\n')
     with pytest.raises(InputError, match=r"no-text-field.*--text-field"):
