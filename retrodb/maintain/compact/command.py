@@ -15,8 +15,6 @@ from typing import TypeVar
 from retrodb.engine.task import NoResult, Task, TaskRecord
 from retrodb.errors import ConflictError
 from retrodb.format.entries import AttributeEntry, Entry, IndexEntry, QueriesEntry, SpaceEntry, TableEntry, entry_key
-from retrodb.format.kinds import path_of
-from retrodb.format.parquet import write_table
 from retrodb.format.records import ShardRecord
 from retrodb.maintain.compact.plan import CompactPlan, CompactResult, compact_result, plan_compact
 from retrodb.maintain.compact.ranges import Rewrite, RowsToDrop, remaining_tombstones
@@ -27,8 +25,6 @@ from retrodb.stages.neighbours.fold import run_fold_task
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.commit import NewShard
-from retrodb.store.digest import identity
-from retrodb.view.tombstones import tombstones_to_table
 from retrodb.view.view import SELF, View, tombstones_name
 
 STAGE_VERSION = 1
@@ -117,7 +113,7 @@ def _rewrite_ranges(context: Context, plan: CompactPlan) -> list[Rewrite]:
     transaction.conflict_keys = conflict_keys.compact(*_entries_read(records))
     for query_set in query_sets:
         rewrites = [rewrite for rewrite in plan.rewrites if rewrite.query_set == query_set]
-        _publish_tombstones(transaction, query_set, rewrites)
+        transaction.add_tombstones(remaining_tombstones(view, query_set, rewrites), query_set=query_set)
     transaction.drop_files(sorted(old_tombstones, key=lambda record: record.path))
     for rewrite, record in zip(plan.rewrites, records, strict=True):
         _replace_range(transaction, rewrite, record)
@@ -135,15 +131,6 @@ def _rewrite_task(view: View, rewrite: Rewrite) -> Task[RewritePayload, NoResult
         view.files.open(record)
     digests = [record.digest.sha256.hex() for record in inputs]
     return REWRITE.task(RewritePayload(rewrite.span, rewrite.files), digests, int(rewrite.keep_N.sum()))
-
-
-def _publish_tombstones(transaction: Transaction, query_set: str, rewrites: Sequence[Rewrite]) -> None:
-    remaining = remaining_tombstones(transaction.view, query_set, rewrites)
-    if remaining:
-        name = tombstones_name(query_set)
-        path = path_of("tombstones", task=identity(transaction.run.id, "tombstones", name))
-        write = partial(write_table, table=tombstones_to_table(remaining))
-        transaction.publish("tombstones", path, write, name=name)
 
 
 def _replace_range(transaction: Transaction, rewrite: Rewrite, record: TaskRecord[NoResult]) -> None:

@@ -26,7 +26,6 @@ from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array, map_array, save_array
 from retrodb.format.entries import PinEntry, QueriesEntry, SourceEntry, entry_key
 from retrodb.format.kinds import KINDS, path_of
-from retrodb.format.parquet import write_table
 from retrodb.maintain.compact.command import run_compact
 from retrodb.maintain.compact.ranges import PURGED, RowsToDrop
 from retrodb.maintain.purge.expunge import expunge
@@ -42,8 +41,8 @@ from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.snapshots import head_number, read_snapshot, snapshot_numbers
 from retrodb.view.purged import purged_keys
-from retrodb.view.tombstones import Tombstone, tombstone, tombstones_to_table
-from retrodb.view.view import SELF, View, tombstones_name
+from retrodb.view.tombstones import Tombstone, tombstone
+from retrodb.view.view import SELF, View
 
 STAGE_VERSION = 1
 
@@ -168,11 +167,8 @@ def _mark(context: Context, plan: PurgePlan, run: Run) -> None:
         path = path_of("purged", task=identity(run.id, new_keys.tobytes().hex()))
         transaction.publish("purged", path, lambda local: save_array(local, new_keys))
     for query_set, purged in ids.items():
-        tombstones, name = list(_new_tombstones(view, query_set, purged)), tombstones_name(query_set)
-        if tombstones:
-            path = path_of("tombstones", task=identity(run.id, "tombstones", name, view.snapshot.number))
-            write = partial(write_table, table=tombstones_to_table(tombstones))
-            transaction.publish("tombstones", path, write, name=name)
+        task = identity(run.id, "tombstones", query_set, view.snapshot.number)  # a run may mark several times
+        transaction.add_tombstones(list(_new_tombstones(view, query_set, purged)), query_set=query_set, task=task)
     for pin in plan.pins:
         transaction.remove_entry(PinEntry, pin)
     if transaction.files or transaction.entries:
