@@ -106,9 +106,7 @@ class Stats:
     num_live_chunks: int
     num_tokens: int
     size_bytes: int  # of all live files
-    num_deleted_chunks_by_reason: dict[
-        str, int
-    ]  # a chunk with two reasons counts twice; a compacted document as one chunk
+    num_deleted_chunks_by_reason: dict[str, int]  # a chunk with two reasons counts twice, a compacted document once
     sources: tuple[SourceStats, ...]
     spaces: tuple[SpaceStats, ...]
     drift: tuple[DriftStats, ...]
