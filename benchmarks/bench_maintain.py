@@ -87,7 +87,7 @@ def filter_to_search(path: Path, seed: int) -> Iterator[tuple[str, str]]:
         searches.append(search_s)
     both = [commit + search for commit, search in zip(commits, searches, strict=True)]
     _, scan_s = timed(lambda: documents_where(db.view(), WHERE))
-    chunks = db.stats().chunks
+    chunks = db.stats().num_chunks
     median = statistics.median
     yield (
         f"filter to search, {chunks:,} chunks",

@@ -101,7 +101,7 @@ def render_fields(fields: Mapping[str, object]) -> str:
     width = max(map(len, plain), default=0)
     lines = []
     for name, value in fields.items():
-        label = name.replace("_", " ")
+        label = _label(name)
         if name in plain:
             lines.append(f"{label:<{width}}  {plain[name]}".rstrip())
         else:
@@ -113,9 +113,7 @@ def render_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Columns below their names. Numbers are aligned to the right."""
     if not rows:
         return ""
-    columns = [
-        [name.replace("_", " "), *(_one_line(format_value(name, row[name])) for row in rows)] for name in rows[0]
-    ]
+    columns = [[_label(name), *(_one_line(format_value(name, row[name])) for row in rows)] for name in rows[0]]
     is_number = [all(isinstance(row[name], int | float) for row in rows) for name in rows[0]]
     padded = [_pad(cells, right) for cells, right in zip(columns, is_number, strict=True)]
     return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
@@ -172,6 +170,11 @@ def format_duration(elapsed_s: float) -> str:
 
 def _fields(record: Record) -> dict[str, object]:
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _label(name: str) -> str:
+    """The name of a field as people read it: `num_chunks` is shown as "chunks"."""
+    return name.removeprefix("num_").replace("_", " ")
 
 
 def _is_nested(value: object) -> bool:

@@ -165,11 +165,9 @@ def _with_runs(text: str, runs: Sequence[str]) -> str:
 
 def check_result(result: CheckResult) -> str:
     """Every damaged file with a remedy, and a summary."""
-    how = "checksums" if result.read_data else "existence and size"
-    checked = (
-        f"snapshot {result.snapshot}: {_count(result.files, 'file')}, {format_size(result.size_bytes)}, {how} verified"
-    )
-    damaged = [f"{click.style(file.path, fg='red')}: {file.what}. {file.remedy}" for file in result.damaged]
+    how = "checksums" if result.is_data_read else "existence and size"
+    checked = f"snapshot {result.snapshot}: {_count(result.num_files, 'file')}, {format_size(result.size_bytes)}, {how} verified"
+    damaged = [f"{click.style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in result.damaged]
     return "\n".join([*damaged, f"{checked}: {_count(len(damaged), 'damaged file') if damaged else 'no damage found'}"])
 
 
@@ -196,8 +194,8 @@ def demo_result(result: DemoResult) -> str:
         [
             "",
             *(line for example in result.examples for line in (*_example(example), "")),
-            f"{result.database}: {_count(result.documents, 'document')}, {_count(result.chunks, 'chunk')},"
-            f" {_count(result.tokens, 'token')}, {format_size(result.size_bytes)} in {format_duration(result.elapsed_s)}",
+            f"{result.database}: {_count(result.num_documents, 'document')}, {_count(result.num_chunks, 'chunk')},"
+            f" {_count(result.num_tokens, 'token')}, {format_size(result.size_bytes)} in {format_duration(result.elapsed_s)}",
             "",
             "Next steps:",
             *(f"  {line}" for line in commands),

@@ -10,12 +10,14 @@ import click
 from .output import format_count, format_size, render_table
 
 if TYPE_CHECKING:
-    from retrodb.maintain.purge.command import PurgeResult
+    from retrodb.maintain.purge.plan import PurgeResult
     from retrodb.maintain.purge.proof import Proof
 
 
 _REMEDIES = {
-    "testsets": "items that quote the documents. Add '--include-testsets' to take them out.",
+    "testsets": "items that quote the documents. Add '--include-testsets' to remove these items.",
+    "queries": "a query set that contains text or ids of the documents. Register it again from files without them"
+    " ('retrodb queries add' replaces a set of the same name), then run the same purge again.",
     "quarantine": "damaged files that a repair moved here. Delete them if nobody needs them.",
     "tmp": "files of a command that was killed. Delete them when no command is running.",
 }
@@ -31,20 +33,24 @@ def purge_result(result: PurgeResult) -> str:
     """What was deleted, and the proof."""
     lines = [
         f"purged {_summary(result)}",
-        f"deleted {format_count(result.deleted_files)} files, {format_size(result.deleted_bytes)}",
+        f"deleted {format_count(result.num_deleted_files)} files, {format_size(result.deleted_bytes)}",
     ]
     return "\n".join([*lines, *(_proof(result.proof) if result.proof is not None else ())])
 
 
 def _summary(result: PurgeResult, *, is_plan: bool = False) -> str:
-    lines = [f"{format_count(result.documents)} documents, {format_count(result.chunks)} chunks"]
-    if result.unknown:
-        lines.append(f"unknown documents: {', '.join(result.unknown)}")
-    if result.expired:
-        lines.append(f"{'would expire' if is_plan else 'expired'} snapshots: {', '.join(map(str, result.expired))}")
+    lines = [f"{format_count(result.num_documents)} documents, {format_count(result.num_chunks)} chunks"]
+    if result.num_packed_sequences:
+        lines.append(f"packed sequences that contain them: {format_count(result.num_packed_sequences)}")
+    if result.unknown_names:
+        lines.append(f"unknown documents: {', '.join(result.unknown_names)}")
+    if result.expired_snapshots:
+        lines.append(
+            f"{'would expire' if is_plan else 'expired'} snapshots: {', '.join(map(str, result.expired_snapshots))}"
+        )
     if result.broken_pins:
         lines.append(f"{'would remove' if is_plan else 'removed'} pins: {', '.join(result.broken_pins)}")
-    for export in result.exports:
+    for export in result.stale_exports:
         lines.append(
             f"{export.path}: the export of snapshot {export.snapshot} contains the documents. Run '{export.remedy}'"
         )
@@ -52,17 +58,20 @@ def _summary(result: PurgeResult, *, is_plan: bool = False) -> str:
 
 
 def _proof(proof: Proof) -> Iterator[str]:
-    yield f"proof: {format_count(proof.files)} files, {format_size(proof.size_bytes)} decoded and searched"
+    yield f"proof: {format_count(proof.num_files)} files, {format_size(proof.size_bytes)} decoded and searched"
     rows = [
-        {"trace": kind, "searched for": count, "compared with": proof.looked_through.get(kind, 0)}
-        for kind, count in proof.looked_for.items()
+        {"trace": kind, "searched for": count, "compared with": proof.num_compared.get(kind, 0)}
+        for kind, count in proof.num_traces.items()
     ]
     yield render_table(rows)
-    if proof.shared_documents:
-        names = ", ".join(f"{document.source}/{document.doc_id} ({document.shingles})" for document in proof.shared)
-        yield f"{format_count(proof.shared_documents)} live documents contain some of the same words, and keep them: {names}"
-    for trace in proof.left:
-        yield f"{click.style(trace.path, fg='red')}: {trace.what}, {trace.place} ({format_count(trace.count)})"
-    folders = {trace.path.partition("/")[0] for trace in proof.left}
+    if proof.num_sharing_documents:
+        names = ", ".join(
+            f"{document.source}/{document.doc_id} ({document.num_shingles})" for document in proof.sharing_documents
+        )
+        count = format_count(proof.num_sharing_documents)
+        yield f"{count} live documents contain some of the same words, and keep them: {names}"
+    for trace in proof.remaining:
+        yield f"{click.style(trace.path, fg='red')}: {trace.kind}, {trace.location} ({format_count(trace.num_values)})"
+    folders = {trace.path.partition("/")[0] for trace in proof.remaining}
     yield from (f"{folder}/: {remedy}" for folder, remedy in _REMEDIES.items() if folder in folders)
-    yield f"{format_count(len(proof.left))} trace{'' if len(proof.left) == 1 else 's'} left"
+    yield f"{format_count(len(proof.remaining))} trace{'' if len(proof.remaining) == 1 else 's'} left"

@@ -43,17 +43,18 @@ def database_repair_result(result: DatabaseRepairResult) -> str:
     """What happened to every damaged file, the lost documents, and the commands to run next."""
     plan, will = result.plan, "will be " if result.dry_run else ""
     lines = [f"{path}: {will}rebuilt" for path in plan.rebuilt]
-    is_refused = bool(plan.lost) and not result.accepted_loss
+    is_refused = bool(plan.lost) and not result.is_loss_accepted
     if not is_refused:
-        lines += [f"{path}: {will}removed; a command computes it again" for path in plan.remade]
-    for path in (*plan.remade, *plan.lost) if is_refused else ():
+        lines += [f"{path}: {will}removed; a command computes it again" for path in plan.recomputed]
+    for path in (*plan.recomputed, *plan.lost) if is_refused else ():
         lines.append(f"{click.style(path, fg='red')}: not changed")
     lines += [f"{click.style(path, fg='red')}: {will}lost" for path in plan.lost if not is_refused]
     lines += [f"  lost document: {name}" for name in plan.lost_documents]
-    lines += [f"  lost documents with unknown ids: {format_count(plan.lost_unnamed)}"] if plan.lost_unnamed else []
-    lines += [f"{click.style(file.path, fg='red')}: {file.what}. {file.remedy}" for file in plan.left]
-    lines += [f"ran: retrodb {command}" for command in result.ran]
-    lines += [f"to run: retrodb {command}" for command in result.to_run]
+    if plan.num_unnamed_lost_documents:
+        lines.append(f"  lost documents with unknown ids: {format_count(plan.num_unnamed_lost_documents)}")
+    lines += [f"{click.style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in plan.unrepairable]
+    lines += [f"ran: retrodb {command}" for command in result.commands_run]
+    lines += [f"to run: retrodb {command}" for command in result.commands_to_run]
     if is_refused:
         lines.append(
             "The lost files cannot be rebuilt. Restore a backup, or use --accept-loss to delete their documents."

@@ -37,27 +37,26 @@ def update_result(result: UpdateResult) -> str:
 
 def update_plan(plan: UpdatePlan) -> str:
     """What is new, what each stage would do, and a summary."""
-    new = f"{format_count(plan.documents)} new or changed documents, about {format_count(plan.chunks)} chunks"
-    return (
-        f"{new}; {format_count(plan.removed)} documents or old versions would be deleted\n\n{_estimates(plan.stages)}"
-    )
+    new = f"{format_count(plan.num_documents)} new or changed documents, about {format_count(plan.num_chunks)} chunks"
+    deleted = f"{format_count(plan.num_removed_documents)} documents or old versions would be deleted"
+    return f"{new}; {deleted}\n\n{_estimates(plan.stages)}"
 
 
 def build_plan(plan: BuildPlan) -> str:
     """Some parsed documents, and what each stage would do."""
-    size = f"{format_count(plan.files)} file{'' if plan.files == 1 else 's'}, {format_size(plan.size_bytes)}"
-    about = "" if plan.is_whole else "about "
-    sums = f"{size}: {about}{format_count(plan.documents)} documents, {about}{format_count(plan.chunks)} chunks"
+    size = f"{format_count(plan.num_files)} file{'' if plan.num_files == 1 else 's'}, {format_size(plan.size_bytes)}"
+    about = "" if plan.is_exact else "about "
+    sums = f"{size}: {about}{format_count(plan.num_documents)} documents, {about}{format_count(plan.num_chunks)} chunks"
     return "\n\n".join([*map(_preview, plan.previews), sums, _estimates(plan.stages)])
 
 
 def build_result(result: BuildResult) -> str:
     """A summary, and commands to try."""
-    what = f"{format_count(result.documents)} documents, {format_count(result.chunks)} chunks,"
+    what = f"{format_count(result.num_documents)} documents, {format_count(result.num_chunks)} chunks,"
     return "\n".join(
         [
             "",
-            f"{result.database}: {what} {format_count(result.tokens)} tokens, {format_size(result.size_bytes)}"
+            f"{result.database}: {what} {format_count(result.num_tokens)} tokens, {format_size(result.size_bytes)}"
             f" in {format_duration(result.elapsed_s)}",
             f"{result.recipe} is its recipe. Next steps:",
             f'  retrodb search {shlex.quote(result.database)} "a few words"',
@@ -83,8 +82,8 @@ def _estimates(stages: tuple[StageEstimate, ...]) -> str:
     rows = [
         {
             "stage": f"{stage.stage} {stage.name}".rstrip(),
-            "documents": _count(stage.documents),
-            "chunks": _count(stage.chunks),
+            "documents": _count(stage.num_documents),
+            "chunks": _count(stage.num_chunks),
             "disk": "-" if stage.size_bytes is None else format_size(stage.size_bytes),
             "time": stage.note
             or ("unknown" if stage.elapsed_s is None else f"about {format_duration(stage.elapsed_s)}"),

@@ -28,6 +28,7 @@ from retrodb.store.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array
+    from retrodb.format.json_values import JsonObject
     from retrodb.format.settings import Settings
     from retrodb.maintain.update.build import BuildPlan, BuildResult
     from retrodb.maintain.update.command import UpdateStep
@@ -177,7 +178,7 @@ def demo(
 
     context = make_context(folder, workers=workers, progress=progress)
 
-    def validate() -> dict[str, object]:
+    def validate() -> JsonObject:
         from retrodb.retro.validate import run_validate
 
         params = ValidateParams(steps=steps, batch_chunks=16, max_heldout_chunks=limit or 300)

@@ -70,6 +70,10 @@ class FaultyStorage:
         with self._operation("delete", path, b""):
             self._inner.delete(path)
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        with self._operation("remove_empty_folders", prefix, b""):
+            self._inner.remove_empty_folders(prefix)
+
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:
         with self._inner.stage(path) as local:
@@ -114,4 +118,8 @@ class FaultyStorage:
 
 def faults_of(operation: str) -> tuple[str, ...]:
     """The faults that can happen to an operation of this name."""
-    return WRITE_FAULTS if operation in ("write", "put_if_absent", "delete", "stage") else READ_FAULTS
+    return (
+        WRITE_FAULTS
+        if operation in ("write", "put_if_absent", "delete", "remove_empty_folders", "stage")
+        else READ_FAULTS
+    )

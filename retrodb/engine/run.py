@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from retrodb.engine.progress import Progress
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord, dump_record, parse_record
-from retrodb.errors import RetroDBError
+from retrodb.errors import DamagedFileError, RetroDBError
 from retrodb.format.json_values import JsonValue, from_json, to_json, to_plain
 from retrodb.format.kinds import path_of
 from retrodb.store.digest import identity
@@ -31,7 +31,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _StoredPlan:
+class StoredPlan:
     """`plan.json` of a run."""
 
     clock: str
@@ -53,10 +53,19 @@ def open_run(storage: Storage, command: str, plan: object, clock: str | None = N
     path = path_of("runs", run=run_id, file="plan.json")
     now = clock or datetime.now(UTC).isoformat(timespec="microseconds")
     if not storage.exists(path):
-        storage.put_if_absent(path, to_json(_StoredPlan(now, command, to_plain(plan))))
+        storage.put_if_absent(path, to_json(StoredPlan(now, command, to_plain(plan))))
     remedy = "Delete this folder and run the command again."
-    kept = from_json(_StoredPlan, storage.read(path), where=path, remedy=remedy).clock
+    kept = from_json(StoredPlan, storage.read(path), where=path, remedy=remedy).clock
     return Run(storage, run_id, command, kept)
+
+
+def read_plan(storage: Storage, run_id: str) -> StoredPlan | None:
+    """The plan of a run; None when there is none, or a crash tore it."""
+    path = path_of("runs", run=run_id, file="plan.json")
+    try:
+        return from_json(StoredPlan, storage.read(path), where=path) if storage.exists(path) else None
+    except DamagedFileError:
+        return None
 
 
 def run_exists(storage: Storage, command: str, plan: object) -> bool:

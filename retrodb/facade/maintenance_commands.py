@@ -13,8 +13,8 @@ from retrodb.store.lock import advisory_lock
 
 if TYPE_CHECKING:
     from retrodb.maintain.check.repair import DatabaseRepairResult
-    from retrodb.maintain.compact.command import CompactResult
-    from retrodb.maintain.purge.command import PurgeResult
+    from retrodb.maintain.compact.plan import CompactResult
+    from retrodb.maintain.purge.plan import PurgeResult
     from retrodb.maintain.snapshots.gc import GcResult
     from retrodb.maintain.snapshots.pins import PinResult
     from retrodb.maintain.snapshots.restore import RestoreResult

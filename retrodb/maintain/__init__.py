@@ -1,1 +1,1 @@
-"""Maintenance of a database: what is in it, whether it is whole, and a first one to try."""
+"""Maintenance: statistics, update, compaction, check and repair, purge, and older snapshots."""

@@ -1,4 +1,4 @@
-"""What is in a database, and what it takes."""
+"""What is in a database, and how much space it takes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceStats:
-    """One source of documents. A document is live when any of its chunks is."""
+    """One source of documents. A document is live when one of its chunks is."""
 
     source: str
-    documents: int
-    live_documents: int
-    chunks: int
-    live_chunks: int
-    tokens: int
+    num_documents: int
+    num_live_documents: int
+    num_chunks: int
+    num_live_chunks: int
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -37,35 +37,35 @@ class SpaceStats:
     space: str
     encoder: str
     dimension: int
-    vectors: int  # of chunks that want one: live, screened, and no short tail
-    wanted_chunks: int
-    coverage: float  # vectors / wanted chunks; 1 when none is wanted
+    num_vectors: int  # of embeddable chunks
+    num_embeddable_chunks: int  # live, screened, and no short tail
+    coverage: float  # num_vectors / num_embeddable_chunks; 1 when there are no such chunks
     index: str | None  # FAISS factory string
-    parts: int  # index parts
+    num_parts: int  # index parts
 
 
 @dataclass(frozen=True)
 class DriftStats:
-    """How what was added to a space's index lies in its codebook, beside what the codebook was trained on."""
+    """How vectors that were added to a space's index fit its codebook, compared with those that it was trained on."""
 
     space: str
-    added: int  # vectors since the training
+    num_added_vectors: int  # since the training
     residual: float  # of these: mean squared distance to the centre of their list
     residual_at_training: float
     imbalance: float  # of the lists: 1 when all are equal
     imbalance_at_training: float
-    canary_recall: float | None  # share of a few chunks' true neighbours in the lists that a search reads
+    canary_recall: float | None  # fraction of a few chunks' true neighbours in the lists that a search reads
     canary_recall_at_training: float | None
-    retrain: str  # why a new codebook would pay; "" when it would not
+    retrain: str  # why a new codebook is worth training; "" when it is not
 
 
 @dataclass(frozen=True)
 class QuerySetStats:
-    """One query set beside the database's own chunks."""
+    """One query set other than the database's own chunks."""
 
     queries: str
-    documents: int
-    chunks: int
+    num_documents: int
+    num_chunks: int
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class TableStats:
     queries: str
     space: str
     k: int
-    rows: int  # live
-    short: int  # of these, with fewer than k live neighbours
-    files: int  # its base, and the patches of repairs
-    edits: int  # bans and pins by hand
+    num_rows: int  # live
+    num_short_rows: int  # of these, with fewer than k live neighbours
+    num_files: int  # its base, and the patches of repairs
+    num_edits: int  # banned and pinned neighbours
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class KindStats:
     """The files of one kind."""
 
     kind: str
-    files: int
+    num_files: int
     size_bytes: int
 
 
@@ -99,16 +99,14 @@ class Stats:
     snapshot: int
     chunk_tokens: int
     tokenizer: str
-    shards: int
-    documents: int
-    live_documents: int
-    chunks: int
-    live_chunks: int
-    tokens: int
+    num_shards: int
+    num_documents: int
+    num_live_documents: int
+    num_chunks: int
+    num_live_chunks: int
+    num_tokens: int
     size_bytes: int  # of all live files
-    deleted_chunks_by_reason: dict[
-        str, int
-    ]  # a chunk with two reasons counts in both; of a compacted document one stays
+    num_deleted_chunks_by_reason: dict[str, int]  # a chunk with two reasons counts twice, a compacted document once
     sources: tuple[SourceStats, ...]
     spaces: tuple[SpaceStats, ...]
     drift: tuple[DriftStats, ...]
@@ -120,17 +118,17 @@ class Stats:
 
 @dataclass(frozen=True)
 class TestSetInfo:
-    """A registered test set and what it did to the database."""
+    """A registered test set and what it removed from the database."""
 
     __test__ = False  # pytest: no test class
 
     testset: str
-    items: int
+    num_items: int
     rule: str
-    hits: int  # reported pairs of a document and an item
-    removed_documents: int
-    removed_chunks: int  # by its tombstones, as of now
-    unscreened_shards: int  # not yet held against it
+    num_hits: int  # reported pairs of a document and an item
+    num_removed_documents: int
+    num_removed_chunks: int  # that its tombstones delete now
+    num_unscreened_shards: int  # not yet compared with it
 
 
 @dataclass(frozen=True)
@@ -140,16 +138,16 @@ class SnapshotInfo:
     snapshot: int
     clock: str
     command: str
-    documents: int  # ever added up to here
-    chunks: int  # ever added up to here
-    size_bytes: int  # ever added up to here
+    num_documents: int  # added in this snapshot and all before it
+    num_chunks: int  # added in this snapshot and all before it
+    size_bytes: int  # added in this snapshot and all before it
     counts: dict[str, int]  # what the command reported
     pins: tuple[str, ...]  # names that keep it from expiring
-    expired_at: str | None  # when collection left only a stub; its files may be gone
+    expired_at: str | None  # when collection left only a stub; its files may be deleted
 
 
 def read_stats(view: View) -> Stats:
-    """Count what one snapshot holds, range by range."""
+    """Count the contents of one snapshot, range by range."""
     snapshot, settings = view.snapshot, view.settings
     sources = _sources(view)
     files = tuple(KindStats(kind, *counts) for kind, counts in view.manifest.size_by_kind().items())
@@ -158,14 +156,14 @@ def read_stats(view: View) -> Stats:
         snapshot=snapshot.number,
         chunk_tokens=settings.chunk_tokens,
         tokenizer=settings.tokenizer_name,
-        shards=len(view.shards),
-        documents=sum(source.documents for source in sources),
-        live_documents=sum(source.live_documents for source in sources),
-        chunks=sum(source.chunks for source in sources),
-        live_chunks=sum(source.live_chunks for source in sources),
-        tokens=sum(source.tokens for source in sources),
-        size_bytes=sum(each.size_bytes for each in files),
-        deleted_chunks_by_reason=view.chunks.tombstones.count_by_reason(),
+        num_shards=len(view.shards),
+        num_documents=sum(source.num_documents for source in sources),
+        num_live_documents=sum(source.num_live_documents for source in sources),
+        num_chunks=sum(source.num_chunks for source in sources),
+        num_live_chunks=sum(source.num_live_chunks for source in sources),
+        num_tokens=sum(source.num_tokens for source in sources),
+        size_bytes=sum(kind.size_bytes for kind in files),
+        num_deleted_chunks_by_reason=view.chunks.tombstones.count_by_reason(),
         sources=sources,
         spaces=_spaces(view),
         drift=tuple(_drift(view, name) for name in snapshot.names(DriftEntry)),
@@ -189,32 +187,32 @@ def list_snapshots(storage: Storage) -> list[SnapshotInfo]:
     pinned = {name: snapshots[-1].existing(PinEntry, name).snapshot for name in pins}
     return [
         SnapshotInfo(
-            snapshot=each.number,
-            clock=each.clock,
-            command=each.command,
-            documents=each.totals.get("documents", 0),
-            chunks=each.totals.get("chunks", 0),
-            size_bytes=each.totals.get("bytes", 0),
-            counts=dict(each.counts),
-            pins=tuple(name for name, number in pinned.items() if number == each.number),
-            expired_at=each.expired_at,
+            snapshot=snapshot.number,
+            clock=snapshot.clock,
+            command=snapshot.command,
+            num_documents=snapshot.totals.get("documents", 0),
+            num_chunks=snapshot.totals.get("chunks", 0),
+            size_bytes=snapshot.totals.get("bytes", 0),
+            counts=dict(snapshot.counts),
+            pins=tuple(name for name, number in pinned.items() if number == snapshot.number),
+            expired_at=snapshot.expired_at,
         )
-        for each in snapshots
+        for snapshot in snapshots
     ]
 
 
 def _sources(view: View) -> tuple[SourceStats, ...]:
-    """The sources by name; a range that was joined of several counts for the first of its shards."""
+    """The sources by name. A range belongs to the source of its first shard."""
     totals: dict[str, Int64Array] = {}
     for record in view.chunks.ranges:
         layout = view.chunks.layout(record)
-        live = view.chunks.live_mask(record.first_chunk, record.num_chunks)
-        before = np.concatenate(([0], np.cumsum(live)))
-        live_chunks = before[layout.first_row + layout.num_chunks] - before[layout.first_row]
+        live = view.chunks.live_mask(*record.span)
+        num_live = np.concatenate(([0], np.cumsum(live)))  # of the rows before each row
+        live_chunks = num_live[layout.first_row + layout.num_chunks] - num_live[layout.first_row]
         counts = [
             len(live_chunks),
             (live_chunks > 0).sum(),
-            view.chunks.present_mask(record.first_chunk, record.num_chunks).sum(),
+            view.chunks.present_mask(*record.span).sum(),
             live.sum(),
             layout.num_tokens.sum(),
         ]
@@ -228,27 +226,26 @@ def _spaces(view: View) -> tuple[SpaceStats, ...]:
     names = view.snapshot.names(SpaceEntry)
     if not names:
         return ()
-    wanted, held = 0, dict.fromkeys(names, 0)
+    num_embeddable, num_vectors = 0, dict.fromkeys(names, 0)
     for record in view.chunks.ranges:
-        span = record.first_chunk, record.num_chunks
-        mask = view.embeddable_mask(*span)
-        wanted += int(mask.sum())
+        is_embeddable = view.embeddable_mask(*record.span)
+        num_embeddable += int(is_embeddable.sum())
         for name in names:
-            held[name] += int((mask & view.coverage("vectors", name).covered_mask(*span)).sum())
-    return tuple(_space(view, name, held[name], wanted) for name in names)
+            num_vectors[name] += int((is_embeddable & view.coverage("vectors", name).covered_mask(*record.span)).sum())
+    return tuple(_space(view, name, num_vectors[name], num_embeddable) for name in names)
 
 
-def _space(view: View, name: str, vectors: int, wanted: int) -> SpaceStats:
+def _space(view: View, name: str, num_vectors: int, num_embeddable: int) -> SpaceStats:
     space, index = view.snapshot.existing(SpaceEntry, name), view.snapshot.entry(IndexEntry, name)
     return SpaceStats(
         space=name,
         encoder=space.params.encoder,
         dimension=space.dimension,
-        vectors=vectors,
-        wanted_chunks=wanted,
-        coverage=vectors / wanted if wanted else 1.0,
+        num_vectors=num_vectors,
+        num_embeddable_chunks=num_embeddable,
+        coverage=num_vectors / num_embeddable if num_embeddable else 1.0,
         index=index.factory if index else None,
-        parts=len(_tasks(view, "parts", name)),
+        num_parts=len({record.first_chunk for record in view.manifest.files("parts", name)}),
     )
 
 
@@ -259,7 +256,7 @@ def _drift(view: View, name: str) -> DriftStats:
     at_training = entry.training
     return DriftStats(
         space=name,
-        added=entry.added,
+        num_added_vectors=entry.added,
         residual=entry.residual,
         residual_at_training=at_training.residual,
         imbalance=entry.imbalance,
@@ -270,13 +267,9 @@ def _drift(view: View, name: str) -> DriftStats:
     )
 
 
-def _tasks(view: View, kind: str, name: str) -> set[int]:
-    """Where the ranges begin that files of a kind cover."""
-    return {record.first_chunk for record in view.manifest.files(kind, name)}
-
-
 def _query_set(name: str, chunks: ChunkSet) -> QuerySetStats:
-    return QuerySetStats(name, sum(len(chunks.layout(r).first_row) for r in chunks.ranges), chunks.end)
+    num_documents = sum(len(chunks.layout(record).first_row) for record in chunks.ranges)
+    return QuerySetStats(name, num_documents, chunks.end)
 
 
 def _table(view: View, name: str) -> TableStats:
@@ -285,7 +278,7 @@ def _table(view: View, name: str) -> TableStats:
     return TableStats(name, table.query_set, table.entry.space, table.k, *counts)
 
 
-def _testset(view: View, name: str, removed_chunks: int) -> TestSetInfo:
+def _testset(view: View, name: str, num_removed_chunks: int) -> TestSetInfo:
     from retrodb.format.parquet import read_table
 
     entry = view.snapshot.existing(TestsetEntry, name)
@@ -293,10 +286,10 @@ def _testset(view: View, name: str, removed_chunks: int) -> TestSetInfo:
     rows = [row for report in reports for row in report.to_pylist()]
     return TestSetInfo(
         testset=name,
-        items=entry.items,
+        num_items=entry.items,
         rule=entry.params.rule,
-        hits=len(rows),
-        removed_documents=len({row["first_chunk"] for row in rows if row["removed"]}),
-        removed_chunks=removed_chunks,
-        unscreened_shards=len(view.unscreened_shards(name)),
+        num_hits=len(rows),
+        num_removed_documents=len({row["first_chunk"] for row in rows if row["removed"]}),
+        num_removed_chunks=num_removed_chunks,
+        num_unscreened_shards=len(view.unscreened_shards(name)),
     )

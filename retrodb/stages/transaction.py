@@ -41,6 +41,7 @@ class Transaction:
     command: str  # for the history
     conflict_keys: ConflictKeys  # what the plan read, and besides entries changes
     arguments: dict[str, JsonValue]  # resolved parameters, for the history
+    step_id: str | None = None  # identity of this commit, where its run makes several
     shards: list[NewShard] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
     screened: list[ScreenedRecord] = field(default_factory=list)
@@ -81,9 +82,17 @@ class Transaction:
         conflict_keys: ConflictKeys,
         *,
         arguments: object = None,
+        step: str | None = None,
     ) -> Transaction:
-        """The change of a run that is open already."""
-        return cls(context, view, run, command, conflict_keys, to_plain_object({} if arguments is None else arguments))
+        """The change of a run that is open already.
+
+        Args:
+            step: names this commit among several of one run. The run stays open, and a step may be committed again on
+                another snapshot. None is the only commit, or the last.
+        """
+        step_id = None if step is None else identity(run.id, step, view.snapshot.number)
+        plain = to_plain_object({} if arguments is None else arguments)
+        return cls(context, view, run, command, conflict_keys, plain, step_id)
 
     def run_tasks(
         self,
@@ -139,7 +148,11 @@ class Transaction:
 
     def drop_files(self, records: Iterable[FileRecord]) -> None:
         """Take files out of the database; older snapshots still name them."""
-        self.drops.extend(DropRecord(OP_DROP_FILE, record.path) for record in records)
+        self.drop_paths(record.path for record in records)
+
+    def drop_paths(self, paths: Iterable[str]) -> None:
+        """Take files out of the database by their paths."""
+        self.drops.extend(DropRecord(OP_DROP_FILE, path) for path in paths)
 
     def drop_shard(self, first_chunk: int) -> None:
         """Take a shard out of the database."""
@@ -192,7 +205,7 @@ class Transaction:
 
     def _change(self) -> Change:
         return Change(
-            transaction=self.run.id,
+            transaction=self.step_id or self.run.id,
             command=self.command,
             arguments=self.arguments,
             clock=self.run.clock,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +64,10 @@ class Storage(Protocol):
         """Delete a file; a file that does not exist is no error."""
         ...
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Remove the folders below a folder that contain no file, where storage has folders."""
+        ...
+
 
 class LocalStorage:
     """A directory. Publishing is: temporary file, fsync, rename or link, fsync of the directory."""
@@ -101,7 +105,7 @@ class LocalStorage:
             yield temporary
             target = self._absolute(path)
             _sync_file(temporary)
-            os.replace(temporary, target)
+            _move(os.replace, temporary, target)
             _sync_directory(target.parent)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
@@ -110,7 +114,7 @@ class LocalStorage:
             temporary.write_bytes(data)
             _sync_file(temporary)
             try:
-                os.link(temporary, target)
+                _move(os.link, temporary, target)
             except FileExistsError:
                 return False
             _sync_directory(target.parent)
@@ -130,6 +134,14 @@ class LocalStorage:
     def delete(self, path: str) -> None:
         with self._errors(path):
             self._absolute(path).unlink(missing_ok=True)
+
+    def remove_empty_folders(self, prefix: str) -> None:
+        root = self._absolute(prefix)
+        with self._errors(prefix):
+            for folder, _, names in os.walk(root, topdown=False, onerror=_unless_missing):
+                if not names and Path(folder) != root:
+                    with suppress(OSError):  # not empty, or another process removed it
+                        os.rmdir(folder)
 
     def _absolute(self, path: str) -> Path:
         absolute = self.root / path
@@ -200,6 +212,15 @@ def _missing(path: str) -> MissingFileError:
         where=path,
         remedy="Run 'retrodb check' to see what else is missing, or restore it from a backup.",
     )
+
+
+def _move(move: Callable[[Path, Path], None], temporary: Path, target: Path) -> None:
+    """Move or link a file to its place; a collection may have removed the empty folder that was made for it."""
+    try:
+        move(temporary, target)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move(temporary, target)
 
 
 def _unless_missing(error: OSError) -> None:

@@ -92,8 +92,11 @@ class View:
 
     def tombstones(self, query_set: str = SELF) -> TombstoneSet:
         """The tombstones of a query set, or of the database's own chunks."""
-        records = self.manifest.files("tombstones", tombstones_name(query_set))
-        return TombstoneSet(read_table(self.files.open(record)) for record in records)
+        return TombstoneSet(read_table(self.files.open(record)) for record in self.tombstone_files(query_set))
+
+    def tombstone_files(self, query_set: str) -> list[FileRecord]:
+        """The files of a query set's tombstones."""
+        return self.manifest.files("tombstones", tombstones_name(query_set))
 
     def coverage(self, kind: str, name: str | None = None) -> Coverage:
         """The files of a kind, found by id."""

@@ -42,7 +42,7 @@ def test_held_out_documents_are_kept_out(empty: Path, corpus: Path, fresh: Fresh
     assert row["num_held_out"] > 0
     assert row["num_read"] == row["num_added"] + row["num_held_out"]
     stats = ok("stats", database, "--json").row
-    assert stats["documents"] == row["num_added"]
+    assert stats["num_documents"] == row["num_added"]
     assert [each["queries"] for each in stats["query_sets"]] == ["heldout"]
 
 
@@ -87,8 +87,13 @@ def test_a_rule_without_a_new_test_set_is_refused_and_not_ignored(built: Path) -
 def test_testsets_lists_what_was_removed(built: Path) -> None:
     row = ok("testsets", built, "--json").row
     assert row["message_type"] == "test_set_info"
-    assert (row["testset"], row["items"], row["removed_documents"], row["unscreened_shards"]) == ("exam", 3, 1, 0)
-    assert row["removed_chunks"] > 0
+    assert (row["testset"], row["num_items"], row["num_removed_documents"], row["num_unscreened_shards"]) == (
+        "exam",
+        3,
+        1,
+        0,
+    )
+    assert row["num_removed_chunks"] > 0
 
 
 def test_embed_and_index_have_nothing_left_to_do(built: Path) -> None:
@@ -123,11 +128,11 @@ def test_words_shared_with_the_query_are_highlighted(built: Path, monkeypatch: p
 
 def test_stats_counts_live_and_deleted(built: Path) -> None:
     row = ok("stats", built, "--json").row
-    assert (row["documents"], row["live_documents"]) == (40, 39)
-    assert row["chunks"] - row["live_chunks"] == row["deleted_chunks_by_reason"]["leak:exam"]
+    assert (row["num_documents"], row["num_live_documents"]) == (40, 39)
+    assert row["num_chunks"] - row["num_live_chunks"] == row["num_deleted_chunks_by_reason"]["leak:exam"]
     [space] = row["spaces"]
     assert (space["encoder"], space["dimension"], space["coverage"], space["index"]) == ("hashing:32", 32, 1.0, "Flat")
-    assert {table["table"]: table["rows"] for table in row["tables"]}.keys() == {"self", "exam"}
+    assert {table["table"]: table["num_rows"] for table in row["tables"]}.keys() == {"self", "exam"}
     assert sum(kind["size_bytes"] for kind in row["files"]) == row["size_bytes"]
 
 
@@ -135,7 +140,7 @@ def test_snapshots_are_listed_oldest_first(built: Path) -> None:
     rows = ok("snapshots", built, "--json").rows
     assert [row["snapshot"] for row in rows] == list(range(len(rows)))
     assert [row["command"] for row in rows][:3] == ["init", "ingest", "dedup"]
-    assert ok("stats", built, "--as-of", 0, "--json").row["documents"] == 0
+    assert ok("stats", built, "--as-of", 0, "--json").row["num_documents"] == 0
     missing = run("stats", built, "--as-of", 999)
     assert missing.code == errors.EXIT_USAGE
     assert "retrodb snapshots" in missing.err
@@ -145,7 +150,7 @@ def test_check_finds_no_damage_in_an_intact_database(built: Path) -> None:
     for options in ([], ["--read-data"]):
         row = ok("check", built, *options, "--json").row
         assert row["damaged"] == []
-        assert row["files"] > 10
+        assert row["num_files"] > 10
     assert "no damage found" in ok("check", built).out
 
 

@@ -42,7 +42,7 @@ def test_the_demo_runs_every_stage_and_shows_neighbours(tmp_path: Path) -> None:
     *stages, result = done.rows
     assert [row["stage"] for row in stages] == STAGES
     assert {row["message_type"] for row in stages} == {"demo_stage"}
-    assert result["documents"] == stages[STAGES.index("ingest")]["counts"]["documents"] == 8
+    assert result["num_documents"] == stages[STAGES.index("ingest")]["counts"]["documents"] == 8
     assert len(result["examples"]) == 3
     assert all(example["neighbours"] for example in result["examples"])
     assert ok("check", tmp_path / "demo", "--read-data", "--json").row["damaged"] == []
@@ -57,5 +57,5 @@ def test_the_demo_does_not_change_another_database(built: Path) -> None:
     before = ok("snapshots", built).out
     done = run("demo", built, *SMALL)
     assert done.code == errors.EXIT_ERROR
-    assert "this database was not made by this demo" in done.err
+    assert "this database was not built by the demo" in done.err
     assert ok("snapshots", built).out == before

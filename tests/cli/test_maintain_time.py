@@ -20,9 +20,9 @@ def test_maintenance_commands_work_one_after_another(built: Path, fresh: Fresh, 
     open_runs = ok("gc", database, "--dry-run", "--json").row["open_runs"]  # of other tests, which tried things out
     changed = {**document(0), "text": "Another text altogether, and a longer one than nothing."}
     ok("ingest", database, json_lines(tmp_path / "more.jsonl", changed), "--source", "made")
-    assert ok("pin", database, head, "--name", "run", "--json").row["pinned"] == head
+    assert ok("pin", database, head, "--name", "run", "--json").row["pinned_snapshot"] == head
     rows = ok("diff", database, head, head + 1, "--json").rows
-    assert [(row["message_type"], row["change"], row["documents"]) for row in rows] == [
+    assert [(row["message_type"], row["change"], row["num_documents"]) for row in rows] == [
         ("diff_row", "added", 1), ("diff_row", "removed", 1),
     ]  # fmt: skip
     listed = ok("diff", database, head, head + 1, "--documents").out
@@ -34,14 +34,13 @@ def test_maintenance_commands_work_one_after_another(built: Path, fresh: Fresh, 
         "reason",
         "first",
         "chunk",
-        "num",
         "chunks",
     ]
     before = ok("sql", database, "select chunk_id, text from chunks where live order by 1", "--json").out
     planned = ok("compact", database, "--min-deleted", "0", "--dry-run", "--json").row
     assert (planned["dry_run"], planned["freed_bytes"]) == (True, None)
     done = ok("compact", database, "--min-deleted", "0", "--json").row
-    assert done["dropped_chunks"] == planned["dropped_chunks"] > 0
+    assert done["num_dropped_chunks"] == planned["num_dropped_chunks"] > 0
     assert ok("sql", database, "select chunk_id, text from chunks where live order by 1", "--json").out == before
     shown = ok("gc", database, "--keep-snapshots", 1, "--dry-run").out
     assert "expired" in shown
@@ -49,8 +48,8 @@ def test_maintenance_commands_work_one_after_another(built: Path, fresh: Fresh, 
     table = ok("snapshots", database).out
     assert "run" in table
     assert "expired at" in table
-    assert ok("restore", database, head, "--json").row["restored"] == head
-    assert ok("pin", database, "--remove", "--name", "run", "--json").row["previous"] == head
+    assert ok("restore", database, head, "--json").row["restored_snapshot"] == head
+    assert ok("pin", database, "--remove", "--name", "run", "--json").row["previous_snapshot"] == head
     assert ok("exposure", database, "--testset", "exam", "--as-of", head, "--json").row["testset"] == "exam"
 
 
@@ -70,7 +69,7 @@ def test_purge_asks_proves_and_names_removed_pins(built: Path, fresh: Fresh, tmp
     assert done.code == 0, done.out
     assert done.out.splitlines()[-1] == "0 traces left"
     row = run("purge", database, "--doc-ids", names, "--yes", "--json").row
-    assert row["proof"]["left"] == []
+    assert row["proof"]["remaining"] == []
     assert ok("check", database, "--read-data", "--json").row["damaged"] == []
     aside = database / "quarantine" / "chunks" / "x.parquet"
     aside.parent.mkdir(parents=True)

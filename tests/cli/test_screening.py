@@ -87,5 +87,5 @@ def test_a_repair_reports_what_happened_to_each_file(built: Path, fresh: Fresh) 
     assert "lost document: made/d9" in refused.out
     assert "--accept-loss" in refused.out
     accepted = ok("check", database, "--repair", "--accept-loss", "--json").row
-    assert (accepted["accepted_loss"], accepted["to_run"]) == (True, ["ingest --source made"])
+    assert (accepted["is_loss_accepted"], accepted["commands_to_run"]) == (True, ["ingest --source made"])
     assert ok("check", database, "--read-data", "--json").row["damaged"] == []

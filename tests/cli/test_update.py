@@ -60,7 +60,7 @@ def test_update_continues_a_build(built_folder: Path) -> None:
     assert ok("update", built_folder / "db", "--workers", 1, "--json").rows[-1]["outcome"] == "nothing new"
     json_lines(built_folder / "files.jsonl", *map(document, range(14)))
     plan = ok("update", built_folder / "db", "--workers", 1, "--dry-run", "--json").row
-    assert (plan["documents"], plan["stages"][0]["stage"]) == (2, "ingest")
+    assert (plan["num_documents"], plan["stages"][0]["stage"]) == (2, "ingest")
     assert "total: about" in ok("update", built_folder / "db", "--workers", 1, "--dry-run").out
     *steps, result = ok("update", built_folder / "db", "--workers", 1, "--json").rows
     assert {row["message_type"] for row in steps} == {"update_step"}

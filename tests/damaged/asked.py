@@ -1,4 +1,4 @@
-"""What every reading command says of a database."""
+"""The answers of every reading command."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from retrodb.errors import RetroDBError
 
 
 def answers(database: Database) -> dict[str, Any]:
-    """What every reading command says; the exception where it refuses."""
+    """The answer of every reading command; the exception when it refuses."""
     view_rows = np.arange(400)
     asks: dict[str, Callable[[], Any]] = {
-        "stats": lambda: database.stats().live_chunks,
+        "stats": lambda: database.stats().num_live_chunks,
         "search": lambda: [(h.chunk_id, h.text, h.continuation) for h in database.search(["ban kaban lodor"], k=4)[0]],
         "self": lambda: _table(database, "self", view_rows),
         "training": lambda: _table(database, "training", view_rows[:20]),
@@ -29,13 +29,13 @@ def answers(database: Database) -> dict[str, Any]:
         "duplicates": lambda: [(each.doc_id, each.keeper_doc_id) for each in database.duplicates()],
         "exposure": lambda: [each.row for each in database.exposure("exam", table="training").exposed],
     }
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, ask in asks.items():
         try:
-            found[name] = ask()
+            results[name] = ask()
         except RetroDBError as error:
-            found[name] = error
-    return found
+            results[name] = error
+    return results
 
 
 def _table(database: Database, name: str, rows: Any) -> Any:

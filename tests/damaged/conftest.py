@@ -1,4 +1,4 @@
-"""A database with every kind of file, two of most, and what can be asked of it."""
+"""A database with every kind of file, most of them twice."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def build(folder: Path, tokenizer: Path) -> Database:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, made_tokenizer: Path) -> Path:
-    """The folder of the database: to be copied, never changed."""
+    """The folder of the database. Tests copy it and never change it."""
     return Path(build(tmp_path_factory.mktemp("whole"), made_tokenizer).path)
 
 
 @pytest.fixture(scope="session")
 def truth(whole: Path) -> dict[str, Any]:
-    """What the undamaged database says."""
-    found = answers(retrodb.open(whole))
-    assert not {name: error for name, error in found.items() if isinstance(error, Exception)}
+    """The answers of the undamaged database."""
+    results = answers(retrodb.open(whole))
+    assert not {name: error for name, error in results.items() if isinstance(error, Exception)}
     assert retrodb.open(whole).check(read_data=True).damaged == ()
-    return found
+    return results
 
 
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Callable[[], Path]:
-    """Gives a fresh copy of the database."""
+    """Makes a new copy of the database."""
 
     def fresh() -> Path:
         target = tmp_path / "copy"

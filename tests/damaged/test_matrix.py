@@ -1,4 +1,4 @@
-"""Every kind of file, harmed in every way: a check finds it, and no reading command gives a wrong answer."""
+"""Every kind of file, damaged in every way: a check finds it, and no reading command gives a wrong answer."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_database_has_every_kind_of_file(by_kind: dict[str, list[str]]) -> N
 
 
 def run_case(kind: str, case: int, root: Path, by_kind: dict[str, list[str]], truth: dict[str, Any]) -> None:
-    """Harm one file of a fresh copy, and compare all that is said of it with the truth."""
+    """Damage one file of a new copy, and compare all answers with those of the undamaged database."""
     rng, harm = random.Random(f"{kind} {case}"), list(HARMS)[case % len(HARMS)]
     path = rng.choice(by_kind[kind])
     HARMS[harm](root / path, rng, siblings(root, path))
@@ -94,26 +94,26 @@ def run_case(kind: str, case: int, root: Path, by_kind: dict[str, list[str]], tr
     try:
         database = retrodb.open(root)
         damaged = {each.path for each in database.check(read_data=True).damaged}
-        found = answers(database)
-    except RetroDBError as error:  # neither opens: that is an answer for all of them
-        damaged, found = {str(error.where)}, {"open": error}
+        results = answers(database)
+    except RetroDBError as error:  # the database does not open: this is the answer to every command
+        damaged, results = {str(error.where)}, {"open": error}
     if path == by_kind["snapshots"][-1] and harm == "delete":
-        # The newest version is gone whole, and the one before it answers; but what the newest one wrote tells on it.
+        # The newest snapshot is missing and the one before it answers. Files of the newest one show that it is missing.
         assert damaged == {by_kind["manifests"][-1]}, what
         return
     assert path in damaged, what
-    for name, answer in found.items():
+    for name, answer in results.items():
         is_refused = isinstance(answer, RetroDBError) and answer.exit_code == EXIT_DAMAGE
         assert is_refused or answer == truth[name], f"{what}: {name}: {answer}"
 
 
 def siblings(root: Path, path: str) -> list[Path]:
-    """Other files of the kind with other bytes, if possible of the same sort; where there are none, any others.
+    """Files of the same kind with other bytes, if possible with the same suffix; any other files when there are none.
 
-    These are none that a database opens with, in which a swap would hide itself: without them no other file can be named.
+    Snapshots and manifests are not among the other files: swapping in one of them could not be told from a valid database.
     """
-    mine = (root / path).read_bytes()
-    rest = [each for each in sorted(root.rglob("*")) if each.is_file() and each.read_bytes() not in (mine, b"")]
+    content = (root / path).read_bytes()
+    rest = [each for each in sorted(root.rglob("*")) if each.is_file() and each.read_bytes() not in (content, b"")]
     of_kind = [each for each in rest if each.relative_to(root).parts[0] == path.partition("/")[0]]
     folders = [(each, each.relative_to(root).parts[:-1]) for each in rest]
     others = [each for each, above in folders if above and above[0] not in ("snapshots", "manifests")]
@@ -124,17 +124,17 @@ KIND_NAMES = sorted(set(KINDS) - NEVER_NAMED - {"edits", "purged"})
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
-def test_harm_is_found_and_never_gives_a_wrong_answer(
+def test_damage_is_found_and_never_gives_a_wrong_answer(
     kind: str, copy: Callable[[], Path], by_kind: dict[str, list[str]], truth: dict[str, Any]
 ) -> None:
-    """One case of the two hundred, another harm for each kind."""
+    """One of the two hundred cases, with another damage for each kind."""
     place = KIND_NAMES.index(kind)
     run_case(kind, place % len(HARMS) + len(HARMS) * place, copy(), by_kind, truth)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KIND_NAMES)
-def test_two_hundred_harms_of_each_kind(
+def test_two_hundred_damages_of_each_kind(
     kind: str, copy: Callable[[], Path], by_kind: dict[str, list[str]], truth: dict[str, Any]
 ) -> None:
     for case in range(CASES_A_KIND):

@@ -1,4 +1,4 @@
-"""What can be made again is made again, what cannot is named; nothing is deleted, and answers are those of before."""
+"""A repair rebuilds or recomputes damaged files, names lost documents, and deletes nothing. Answers stay the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retrodb.view.where import documents_where
 from .asked import answers
 from .test_matrix import flip
 
-REMADE = (
+REPAIRABLE = (
     "tokens",
     "hashes",
     "ids",
@@ -48,29 +48,29 @@ def live(database: Database) -> set[str]:
     return {f"{each['source']}/{each['doc_id']}" for each in documents if each}
 
 
-@pytest.mark.parametrize("kind", REMADE)
-def test_what_follows_from_the_rest_is_made_again(kind: str, copy: Callable[[], Path], truth: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", REPAIRABLE)
+def test_derived_files_are_rebuilt_or_recomputed(kind: str, copy: Callable[[], Path], truth: dict[str, Any]) -> None:
     root = copy()
     before = (root / harm(root, kind)).read_bytes()
     database = retrodb.open(root)
     plan = database.repair(dry_run=True).plan
-    assert len([*plan.rebuilt, *plan.remade]) == 1
-    assert (plan.lost, plan.left) == ((), ())
+    assert len([*plan.rebuilt, *plan.recomputed]) == 1
+    assert (plan.lost, plan.unrepairable) == ((), ())
     assert not (root / "quarantine").exists()
     result = database.repair()
     assert result.is_whole
     assert database.check(read_data=True).damaged == ()
     assert [path.read_bytes() for path in (root / "quarantine").rglob("*") if path.is_file()] == [before]
     found = answers(retrodb.open(root))
-    # A table that is computed anew knows of the documents that were filtered after the old one was made.
+    # A recomputed table has no neighbours in documents that were filtered after the old one was computed.
     known = found.keys() - ({"self"} if kind in ("neighbours", "joined") else set())
     assert {name: found[name] for name in known} == {name: truth[name] for name in known}
     again = database.repair()
-    assert (again.plan.rebuilt, again.plan.remade, again.ran) == ((), (), ())
+    assert (again.plan.rebuilt, again.plan.recomputed, again.commands_run) == ((), (), ())
 
 
 @pytest.mark.parametrize("kind", ["tokens", "hashes", "ids"])
-def test_files_that_are_missing_are_made_again_in_all_snapshots(kind: str, copy: Callable[[], Path]) -> None:
+def test_missing_files_are_rebuilt_in_all_snapshots(kind: str, copy: Callable[[], Path]) -> None:
     root = copy()
     database = retrodb.open(root)
     head = database.view().snapshot.number
@@ -82,7 +82,7 @@ def test_files_that_are_missing_are_made_again_in_all_snapshots(kind: str, copy:
 
 
 @pytest.mark.parametrize("kind", ["documents", "chunks"])
-def test_lost_documents_are_named_and_left_until_that_is_accepted(kind: str, copy: Callable[[], Path]) -> None:
+def test_lost_documents_are_named_and_kept_until_the_loss_is_accepted(kind: str, copy: Callable[[], Path]) -> None:
     root = copy()
     database = retrodb.open(root)
     everything, head = live(database), database.view().snapshot.number
@@ -98,15 +98,15 @@ def test_lost_documents_are_named_and_left_until_that_is_accepted(kind: str, cop
     rest = live(database)
     assert len(everything - rest) == 2
     assert named == (everything - rest if kind == "chunks" else set())
-    assert refused.plan.lost_unnamed == (0 if kind == "chunks" else 6)
-    assert result.to_run == ("ingest --source second",)
+    assert refused.plan.num_unnamed_lost_documents == (0 if kind == "chunks" else 6)
+    assert result.commands_to_run == ("ingest --source second",)
     assert_lost(database, everything - rest)
 
 
 def assert_lost(database: Database, lost: set[str]) -> None:
-    """All readers work, and none gives anything of these documents."""
+    """All readers work, and none returns anything from these documents."""
     found = answers(database)
-    # Exposure looks at the snapshot of the table, which names the lost files still.
+    # Exposure reads the snapshot of the table, which still names the lost files.
     assert {name for name, error in found.items() if isinstance(error, Exception)} <= {"exposure"}
     hits = database.search(["ban kaban lodor", "tufel pefel"], k=30)
     assert not {f"{hit.source}/{hit.doc_id}" for own in hits for hit in own} & lost
@@ -116,7 +116,7 @@ def assert_lost(database: Database, lost: set[str]) -> None:
     assert database.view().chunks.is_live(table.rows()).all()
 
 
-def test_a_lost_source_is_read_again(copy: Callable[[], Path], whole: Path) -> None:
+def test_a_lost_source_can_be_ingested_again(copy: Callable[[], Path], whole: Path) -> None:
     root = copy()
     database = retrodb.open(root)
     everything = live(database)
@@ -132,20 +132,21 @@ def test_a_lost_source_is_read_again(copy: Callable[[], Path], whole: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["tombstones", "testsets"])
-def test_what_nothing_can_give_back_is_left_with_its_remedy(kind: str, copy: Callable[[], Path]) -> None:
+def test_unrepairable_files_are_reported_with_a_remedy(kind: str, copy: Callable[[], Path]) -> None:
     root = copy()
     path = harm(root, kind)
     result = retrodb.open(root).repair(accept_loss=True)
-    assert [each.path for each in result.plan.left] == [path]
-    assert "backup" in result.plan.left[0].remedy
+    assert [each.path for each in result.plan.unrepairable] == [path]
+    assert "backup" in result.plan.unrepairable[0].remedy
     assert not result.is_whole
     assert (root / path).exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "way"), [("tokens", "rebuilt"), ("ids", "rebuilt"), ("vectors", "remade"), ("chunks", "left")]
+    ("content", "way"),
+    [("tokens", "rebuilt"), ("ids", "rebuilt"), ("vectors", "recomputed"), ("chunks", "unrepairable")],
 )
-def test_files_of_query_sets_are_repaired_like_the_databases_own(
+def test_files_of_query_sets_are_repaired(
     content: str, way: str, copy: Callable[[], Path], truth: dict[str, Any]
 ) -> None:
     root = copy()
@@ -154,7 +155,7 @@ def test_files_of_query_sets_are_repaired_like_the_databases_own(
     flip(root / path, random.Random(0), [])
     result = retrodb.open(root).repair()
     assert len(getattr(result.plan, way)) == 1
-    assert result.is_whole == (way != "left")
+    assert result.is_whole == (way != "unrepairable")
     if result.is_whole:
         assert answers(retrodb.open(root)) == truth
 
@@ -171,7 +172,7 @@ def test_an_interrupted_repair_is_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("retrodb.maintain.check.repair.run_embed", fail)
+        patch.setattr("retrodb.maintain.check.recompute.run_embed", fail)
         with pytest.raises(KeyboardInterrupt):
             database.repair()
     assert database.check(read_data=True).damaged == ()
@@ -179,21 +180,21 @@ def test_an_interrupted_repair_is_repeated(
     assert answers(database) == truth
 
 
-def test_a_repair_that_a_fault_ended_is_ended_by_the_next(copy: Callable[[], Path], truth: dict[str, Any]) -> None:
-    """Some operation fails or is the last; the damaged bytes are kept all the same, and answers are right or refused."""
+def test_a_repair_that_failed_is_completed_by_the_next(copy: Callable[[], Path], truth: dict[str, Any]) -> None:
+    """An operation fails, or the process dies. The damaged bytes are kept, and answers are right or refused."""
     root = copy()
     paths = [harm(root, kind) for kind in ("tokens", "ids", "neighbours")]
     kept = {path: (root / path).read_bytes() for path in paths}
     counting = FaultyStorage(LocalStorage(copied(root)))
     retrodb.open(counting).repair()
-    anew = answers(retrodb.open(LocalStorage(counting.url)))
+    repaired = answers(retrodb.open(LocalStorage(counting.url)))
     for at in random.Random(0).sample(range(len(counting.operations)), 6):
         for fault in random.Random(at).sample(faults_of(counting.operations[at][0]), 1):
             storage = LocalStorage(copied(root))
             with suppress(RetroDBError, Crash):
                 retrodb.open(FaultyStorage(storage, at, fault)).repair()
             for name, answer in answers(retrodb.open(storage)).items():
-                assert isinstance(answer, RetroDBError) or answer in (truth[name], anew[name]), (name, at, fault)
+                assert isinstance(answer, RetroDBError) or answer in (truth[name], repaired[name]), (name, at, fault)
             database = retrodb.open(storage)
             database.repair()
             assert database.check(read_data=True).damaged == ()
@@ -201,7 +202,7 @@ def test_a_repair_that_a_fault_ended_is_ended_by_the_next(copy: Callable[[], Pat
 
 
 def copied(root: Path) -> Path:
-    """A copy of a folder beside it."""
+    """A copy of a folder next to it."""
     target = root.parent / "faulty"
     shutil.rmtree(target, ignore_errors=True)
     return Path(shutil.copytree(root, target))

@@ -140,7 +140,7 @@ def test_a_purge_leaves_nothing_of_a_document(copy: Path) -> None:
     text = first_texts(retrodb.open(copy))[TO_PURGE]
     result = retrodb.open(copy).purge([TO_PURGE], break_pins=True)
     assert result.proof is not None
-    assert result.proof.left == ()
+    assert result.proof.remaining == ()
     db = retrodb.open(copy)
     assert TO_PURGE not in [hit.doc_id for hit in db.search([text], k=200)[0]]
     assert TO_PURGE.encode() not in b"".join(path.read_bytes() for path in copy.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: the database opens, old or new, and the same command again ends as if nothing had been."""
+"""SIGKILL at random moments: the database opens with the old or the new snapshot, and the command can be repeated."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Killed:
     """A command that is killed."""
 
     run: Callable[[Database, Path], object]  # gets the recipe's file
-    prepare: tuple[str, ...] = ()  # what brings the database to where the command has something to do
-    is_damaged: bool = False  # that is damage
+    prepare: tuple[str, ...] = ()  # commands that are run before, so that this one has work
+    is_damaged: bool = False  # whether a file is damaged before it runs
 
 
 # The files of the source "left" have changed when these begin.
@@ -84,7 +84,7 @@ class Ground:
 
     @functools.cache  # noqa: B019 - one ground lives as long as the tests
     def prepared(self, command: str) -> tuple[Path, dict[str, object], float]:
-        """The database before a command, what an undisturbed run of it ends in, and the seconds that it takes."""
+        """The database before a command, its state after an undisturbed run, and the duration of that run in seconds."""
         before = Path(shutil.copytree(self.site.path, self.folder / f"{command}-before"))
         for step in COMMANDS[command].prepare:
             STEPS[step](open_at(before), self.recipe)
@@ -110,12 +110,14 @@ def ground(made_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_killed_driver_leaves_old_or_new_and_is_made_up_for(ground: Ground, command: str, seed: int) -> None:
+def test_a_killed_command_leaves_the_old_or_new_snapshot_and_can_be_repeated(
+    ground: Ground, command: str, seed: int
+) -> None:
     kill_driver(ground, command, seed)
 
 
 @pytest.mark.parametrize("command", WITH_WORKERS)
-def test_a_killed_worker_ends_the_command_and_is_made_up_for(ground: Ground, command: str) -> None:
+def test_a_killed_worker_ends_the_command_which_can_be_repeated(ground: Ground, command: str) -> None:
     kill_worker(ground, command, 0)
 
 
@@ -129,7 +131,7 @@ def test_a_hundred_kills(ground: Ground, command: str) -> None:
 
 
 def kill_driver(ground: Ground, command: str, seed: int) -> None:
-    """Kill a command at a random moment of its run, look at what is there, and run it again."""
+    """Kill a command at a random moment of its run, check the database, and run the command again."""
     before, undisturbed, elapsed_s = ground.prepared(command)
     path = Path(shutil.copytree(before, ground.folder / f"{command}-{seed}"))
     process = ground.start(path, command)
@@ -158,8 +160,8 @@ def kill_worker(ground: Ground, command: str, seed: int) -> None:
 def look_and_run_again(ground: Ground, path: Path, command: str, before: Path, undisturbed: dict[str, object]) -> None:
     db = open_at(path)
     if not COMMANDS[command].is_damaged:
-        # A commit that was interrupted between its files leaves a segment for the next run to take up; nothing else.
-        unnamed = [each.what for each in db.check(read_data=True).damaged]
+        # A commit that was interrupted leaves at most a manifest segment, which the next run uses.
+        unnamed = [each.fault for each in db.check(read_data=True).damaged]
         assert unnamed in ([], ["no snapshot names it"])
         assert db.search(["ka ban lo"], k=1)[0]
     assert newest(before) <= newest(path) <= undisturbed["snapshot"]
@@ -170,7 +172,7 @@ def look_and_run_again(ground: Ground, path: Path, command: str, before: Path, u
 
 
 def run_command(path: Path, recipe: Path, command: str, workers: int) -> None:
-    """What the process that is killed does; an update tells of a dead worker in its result."""
+    """The work of the process that is killed. An update reports a dead worker in its result."""
     result = COMMANDS[command].run(open_at(path, workers), recipe)
     raise SystemExit(getattr(result, "exit_code", 0))
 
@@ -180,7 +182,7 @@ def open_at(path: Path, workers: int = 1) -> Database:
 
 
 def damage(db: Database) -> None:
-    """Flip a bit of what can be made again."""
+    """Flip a bit of a file that can be rebuilt or recomputed."""
     path = Path(db.path, db.view().manifest.files("vectors")[0].path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -192,7 +194,7 @@ def newest(path: Path) -> int:
 
 
 def state(path: Path) -> dict[str, object]:
-    """All that a database consists of: live files by digest, shards, entries, and how many versions there are."""
+    """The state of a database: live files by digest, shards, entries, and the number of snapshots."""
     view = open_at(path).view()
     return {
         "files": {record.path: record.digest.sha256.hex() for record in view.manifest.all_files()},
@@ -203,7 +205,7 @@ def state(path: Path) -> dict[str, object]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The worker processes of a driver, without those that merely watch over its resources."""
+    """The worker processes of a driver, without the resource tracker."""
     found = []
     children = Path(f"/proc/{pid}/task/{pid}/children")
     for child in children.read_text().split() if children.exists() else ():  # the driver may have ended

@@ -1,4 +1,4 @@
-"""Stats are counts of what is there, whatever was deleted, held out or expired."""
+"""Stats count what a database contains, with deletions, held-out documents and expired snapshots."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def db(tmp_path: Path) -> Database:
 
 def test_an_empty_database_counts_nothing(db: Database) -> None:
     stats = db.stats()
-    assert (stats.documents, stats.chunks, stats.tokens, stats.sources, stats.spaces, stats.tables) == (
+    assert (stats.num_documents, stats.num_chunks, stats.num_tokens, stats.sources, stats.spaces, stats.tables) == (
         0,
         0,
         0,
@@ -52,13 +52,16 @@ def test_sources_and_reasons_add_up(db: Database, tmp_path: Path) -> None:
     db.dedup([write(tmp_path / "test.jsonl", RECORDS[6:7])])
     db.ingest([write(tmp_path / "a2.jsonl", RECORDS[:2])], source="a", mirror=True)
     stats = db.stats()
-    assert [(each.source, each.documents, each.live_documents) for each in stats.sources] == [("a", 5, 2), ("b", 7, 6)]
-    assert stats.deleted_chunks_by_reason.keys() == {"leak:test", "removed"}
-    assert sum(stats.deleted_chunks_by_reason.values()) == stats.chunks - stats.live_chunks
+    assert [(each.source, each.num_documents, each.num_live_documents) for each in stats.sources] == [
+        ("a", 5, 2),
+        ("b", 7, 6),
+    ]
+    assert stats.num_deleted_chunks_by_reason.keys() == {"leak:test", "removed"}
+    assert sum(stats.num_deleted_chunks_by_reason.values()) == stats.num_chunks - stats.num_live_chunks
     chunks = db.view().chunks
-    assert (stats.chunks, stats.live_chunks) == (chunks.end, int(chunks.live_mask(0, chunks.end).sum()))
+    assert (stats.num_chunks, stats.num_live_chunks) == (chunks.end, int(chunks.live_mask(0, chunks.end).sum()))
     [testset] = stats.testsets
-    assert (testset.testset, testset.removed_documents, testset.hits) == ("test", 1, 1)
+    assert (testset.testset, testset.num_removed_documents, testset.num_hits) == ("test", 1, 1)
 
 
 def test_coverage_falls_with_new_chunks_and_rises_with_embed(db: Database, tmp_path: Path) -> None:
@@ -68,12 +71,12 @@ def test_coverage_falls_with_new_chunks_and_rises_with_embed(db: Database, tmp_p
     db.ingest([write(tmp_path / "b.jsonl", RECORDS[5:])], source="b")
     [space] = db.stats().spaces
     assert 0 < space.coverage < 1
-    assert space.coverage == space.vectors / space.wanted_chunks
-    assert (space.index, space.parts) == (None, 0)
+    assert space.coverage == space.num_vectors / space.num_embeddable_chunks
+    assert (space.index, space.num_parts) == (None, 0)
     db.embed()
     db.index()
     [space] = db.stats().spaces
-    assert (space.coverage, space.parts) == (1.0, 2)
+    assert (space.coverage, space.num_parts) == (1.0, 2)
 
 
 def test_expired_snapshots_are_listed_as_such(db: Database, tmp_path: Path) -> None:
@@ -85,4 +88,4 @@ def test_expired_snapshots_are_listed_as_such(db: Database, tmp_path: Path) -> N
     listed = list_snapshots(storage)
     assert [each.snapshot for each in listed] == [0, 1, 2]
     assert [each.expired_at is None for each in listed] == [False, False, True]
-    assert [each.documents for each in listed] == [0, 5, 12]
+    assert [each.num_documents for each in listed] == [0, 5, 12]

@@ -1,4 +1,4 @@
-"""Many processes that write one database at once: no commit is lost, and no reader ever sees half of one."""
+"""Many processes write one database at the same time: no commit is lost, and readers see only whole snapshots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROLES = ("ingest", "filter", "compact", "tag")
 
 
 def pair(name: str) -> dict[str, str]:
-    """Two documents that only ever come and go together."""
+    """Two documents that are always added and deleted together."""
     return {f"{name}-left": made_text(abs(hash_of(name)), 80), f"{name}-right": made_text(abs(hash_of(name)) + 1, 150)}
 
 
@@ -34,7 +34,7 @@ def hash_of(name: str) -> int:
 
 
 def patiently(act: Callable[[], Any]) -> None:
-    """Do something as often as it takes, as a person would who is told to run the same command again."""
+    """Repeat a command until it succeeds, as its error message says."""
     for attempt in range(1000):
         try:
             act()
@@ -70,7 +70,7 @@ def write(path: str, folder: str, number: int, commits: int, failures: Any) -> N
 
 
 def read(path: str, done: Event, failures: Any, reads: Any) -> None:
-    """One reader: whatever it opens is whole."""
+    """One reader: every snapshot that it opens is whole."""
     try:
         rng = np.random.default_rng(0)
         while not done.is_set():
@@ -85,7 +85,7 @@ def read(path: str, done: Event, failures: Any, reads: Any) -> None:
 
 
 def check_whole(database: Database, as_of: int | None = None) -> dict[str, str]:
-    """The live documents by id; each is what it was written as, and none is without the other of its pair."""
+    """The live documents by id. Each has the text that was written, and none is without the other of its pair."""
     texts = live_texts(database, as_of)
     for doc_id, text in texts.items():
         name = doc_id.rpartition("-")[0]
@@ -99,7 +99,7 @@ def soak(value: tuple[int, int]) -> Any:
 
 
 @pytest.mark.parametrize(("writers", "commits"), [(4, 6), soak((8, 50))])
-def test_no_commit_is_lost_and_no_reader_sees_a_mixture(
+def test_no_commit_is_lost_and_readers_see_whole_snapshots(
     writers: int, commits: int, make_database: Make, tmp_path: Path
 ) -> None:
     filtered = [n for n in range(writers) if ROLES[n % len(ROLES)] == "filter"]

@@ -48,6 +48,19 @@ def test_listing_is_sorted_deep_and_empty_where_nothing_is(storage: LocalStorage
     assert storage.list("nothing") == []
 
 
+def test_empty_folders_are_removed_and_made_again_for_a_file_that_was_begun(storage: LocalStorage) -> None:
+    storage.write("runs/a/plan.json", b"x")
+    storage.write("runs/b/tasks/1.json", b"x")
+    storage.delete("runs/b/tasks/1.json")
+    storage.remove_empty_folders("runs")
+    storage.remove_empty_folders("nothing")
+    assert [path.name for path in (storage.root / "runs").iterdir()] == ["a"]
+    with storage.stage("runs/c/tasks/1.json") as local:
+        local.write_bytes(b"y")
+        storage.remove_empty_folders("runs")
+    assert storage.list("runs") == ["runs/a/plan.json", "runs/c/tasks/1.json"]
+
+
 @pytest.mark.parametrize("fault", [ValueError("bug"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
 def test_failed_stage_publishes_nothing_and_leaves_nothing(storage: LocalStorage, fault: BaseException) -> None:
     storage.write("a", b"old")

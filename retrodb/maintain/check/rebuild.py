@@ -1,4 +1,4 @@
-"""Files of a shard made anew from the others: the same bytes as before, which their digests prove.
+"""Rebuild files of a shard from its other files. Their digests prove that the bytes are the same as before.
 
 Legend: N chunks of a range, M documents.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,55 +18,58 @@ from retrodb.format.settings import Settings
 from retrodb.maintain.check.structure import padded_tokens
 from retrodb.view.chunk_set import ChunkSet
 
-REBUILT = ("tokens", "hashes", "ids")
-"""Kinds of files that chunks and documents say all of."""
+REBUILDABLE = ("tokens", "hashes", "ids")
+"""Contents that follow from the chunks and documents of the same range."""
 
 
 def content_of(record: FileRecord) -> str:
-    """What is in a file: its kind, or of a query set's file the kind that it would be in the database."""
+    """The content of a file: its kind; for a file of a query set, the kind that it would have in the database."""
     return record.path.rpartition("/")[2].partition(".")[0] if record.kind == "queries" else record.kind
 
 
 def rebuild(chunks: ChunkSet, record: FileRecord, content: str, out: Path) -> None:
-    """Write the file of a damaged record anew.
+    """Write the file of a damaged record again.
 
     Raises:
-        MissingFileError, DamagedFileError: for what it is made from.
+        MissingFileError, DamagedFileError: for the files that it is rebuilt from.
     """
-    {"tokens": _tokens, "hashes": _hashes, "ids": _ids}[content](chunks, record, out)
+    {"tokens": _rebuild_tokens, "hashes": _rebuild_hashes, "ids": _rebuild_ids}[content](chunks, record, out)
 
 
-def _tokens(chunks: ChunkSet, record: FileRecord, out: Path) -> None:
+def _rebuild_tokens(chunks: ChunkSet, record: FileRecord, out: Path) -> None:
     settings: Settings = chunks.settings
     with growing_array(out, np.dtype(settings.token_dtype), (settings.chunk_tokens,)) as append:
-        for group in iterate_row_groups(_source(chunks, record), ["tokens"]):
+        for group in iterate_row_groups(_chunks_file(chunks, record), ["tokens"]):
             append(padded_tokens(group.column("tokens").combine_chunks(), settings)[1])
 
 
-def _hashes(chunks: ChunkSet, record: FileRecord, out: Path) -> None:
+def _rebuild_hashes(chunks: ChunkSet, record: FileRecord, out: Path) -> None:
     with growing_array(out, HASH_DTYPE) as append:
-        for group in iterate_row_groups(_source(chunks, record), ["text"]):
+        for group in iterate_row_groups(_chunks_file(chunks, record), ["text"]):
             append(text_hashes(group.column("text").combine_chunks()))
 
 
-def _ids(chunks: ChunkSet, record: FileRecord, out: Path) -> None:
-    """All documents of the range; keys that compaction kept of documents that are gone are not known any more."""
+def _rebuild_ids(chunks: ChunkSet, record: FileRecord, out: Path) -> None:
+    """The entries of all documents of the range. The keys that compaction kept of dropped documents are not known any more."""
     keys, hashes, rows = [], [], []
-    file = chunks.file("documents", record.first_chunk, record.num_chunks)
-    for document, text, value in _documents(chunks, file):
-        keys.append(key_of(document["source"], document["doc_id"]))
-        hashes.append(record_hash(text, value, document["metadata"].encode()))
-        rows.append(document["first_row"])
+    documents = chunks.file("documents", *record.span)
+    for key, record_digest, first_row in _documents(chunks, documents):
+        keys.append(key)
+        hashes.append(record_digest)
+        rows.append(first_row)
     save_array(out, sort_ids(id_entries(keys, hashes, rows)))
 
 
-def _documents(chunks: ChunkSet, file: FileRecord) -> Iterator[tuple[dict[str, Any], str, str | None]]:
+def _documents(chunks: ChunkSet, file: FileRecord) -> Iterator[tuple[int, int, int]]:
+    """The key, the hash and the first row of every document of a file."""
     for document in chunks.documents_table(file).to_pylist():
-        first, keys = file.first_chunk + document["first_row"], document["num_key_chunks"]
-        texts = chunks.texts(np.arange(first, first + document["num_chunks"]), deleted_too=True)
-        split = keys or len(texts)
-        yield document, "".join(texts[:split]), "".join(texts[split:]) if keys else None
+        first_chunk, num_key_chunks = file.first_chunk + document["first_row"], document["num_key_chunks"]
+        texts = chunks.texts(np.arange(first_chunk, first_chunk + document["num_chunks"]), deleted_too=True)
+        split = num_key_chunks or len(texts)
+        value = "".join(texts[split:]) if num_key_chunks else None
+        digest = record_hash("".join(texts[:split]), value, document["metadata"].encode())
+        yield key_of(document["source"], document["doc_id"]), digest, document["first_row"]
 
 
-def _source(chunks: ChunkSet, record: FileRecord) -> Path:
-    return chunks.files.open(chunks.file("chunks", record.first_chunk, record.num_chunks))
+def _chunks_file(chunks: ChunkSet, record: FileRecord) -> Path:
+    return chunks.files.open(chunks.file("chunks", *record.span))

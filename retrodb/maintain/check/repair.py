@@ -1,41 +1,35 @@
-"""Repair: what damage cost is made again from what is left, and what cannot be is named.
+"""Repair: restore what can be rebuilt or recomputed from the rest, and name what is lost.
 
-Three ways, by the kind of file. Tokens, hashes and ids are made anew in their place: their bytes are known, so every snapshot
-that names them is whole again. What a stage makes (vectors, index parts, codebooks, tables, bands) is taken out of the manifest,
-and the stage is run: it does what is missing. Where documents or their text are lost, the whole shard leaves the manifest, since
-without either nothing in it can be read; its ids stay given, so whatever names them finds no chunk. That needs `accept_loss`.
-Nothing is deleted: damaged bytes are moved to `quarantine/`, where no snapshot and no collection looks. What is still to be made
-again stands in `repair.json` meanwhile, so that a repair that was interrupted is finished by the next one.
+What happens to a damaged file depends on its kind.
+
+- Tokens, hashes and ids are rebuilt in place. Their bytes are known, so every snapshot that names them is whole again.
+- Vectors, index parts, codebooks, tables and bands are removed from the manifest, and the command that makes them is run.
+- When documents or their text are lost, nothing in their shard can be read, so the whole shard is removed from the manifest. Its
+  ids are not given again; whatever names them finds no chunk. This needs `accept_loss`.
+
+Damaged bytes are never deleted: they are moved to `quarantine/`, which no snapshot and no collection reads.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import orjson
 
-from retrodb.config import DEFAULT_MEMORY_BYTES, NearDuplicatesParams
-from retrodb.engine.run import open_run
-from retrodb.format.entries import DuplicatesEntry, IndexEntry, SpaceEntry, TableEntry
-from retrodb.format.json_values import from_plain
+from retrodb.config import DEFAULT_MEMORY_BYTES
+from retrodb.format.entries import DuplicatesEntry
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import read_table
-from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.maintain.check.command import Damage, run_check
-from retrodb.maintain.check.rebuild import REBUILT, content_of, rebuild
+from retrodb.maintain.check.rebuild import REBUILDABLE, content_of, rebuild
+from retrodb.maintain.check.recompute import RECOMPUTED, PendingWork, recompute, sources_of
 from retrodb.stages.context import Context
-from retrodb.stages.dedup.near_duplicates import run_near_duplicates
-from retrodb.stages.embed.command import run_embed
-from retrodb.stages.embed.space_encoder import EncoderHardware
-from retrodb.stages.index.command import run_index
 from retrodb.stages.neighbours.block_join import JoinHardware
-from retrodb.stages.neighbours.command import run_neighbours
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, commit
 from retrodb.store.digest import digest_file
 from retrodb.store.storage import Storage
 from retrodb.store.verify import damage
@@ -44,43 +38,42 @@ from retrodb.view.where import live_documents
 
 QUARANTINE = "quarantine"
 
-REMADE = ("vectors", "parts", "codebooks", "neighbours", "joined", "bands", "duplicates", "attributes", "inputs")
-"""Kinds that leave the manifest when damaged: a command makes them again, or does without."""
 LOST = ("documents", "chunks", "reports", "rejects", "edits")
-"""Kinds of which something is lost for good when they are damaged; the first two take their shard with them."""
-_REPLACED = ("codebooks", "neighbours", "joined")
-"""Kinds whose command puts new files in the place of the old in one commit: nothing may be read without them in between."""
-Span = tuple[int, int]  # first chunk and number of chunks
+"""Kinds of files whose damage loses something for good. With documents or chunks, their whole shard is lost."""
+_REPLACED_BY_COMMAND = ("codebooks", "neighbours", "joined")
+"""Kinds whose command replaces the old files in its own commit: readers need the old ones until then."""
 
 
 @dataclass(frozen=True)
 class RepairPlan:
     """What a repair does with each damaged file."""
 
-    rebuilt: tuple[str, ...]  # made anew in their place
-    remade: tuple[str, ...]  # leave the manifest; a command makes them again
-    lost: tuple[str, ...]  # leave the manifest for good: needs --accept-loss
-    lost_documents: tuple[str, ...]  # live documents that go with them, as source/id
-    lost_unnamed: int  # documents that go too, whose names cannot be read any more
-    left: tuple[Damage, ...]  # cannot be repaired here, each with its remedy
+    snapshot: int  # that was checked
+    rebuilt: tuple[str, ...]  # files that are rebuilt in place
+    recomputed: tuple[str, ...]  # files that are removed from the manifest; a command recomputes them
+    lost: tuple[str, ...]  # files that are removed for good: needs accept_loss
+    lost_documents: tuple[str, ...]  # live documents that are lost with them, as source/id
+    num_unnamed_lost_documents: int  # lost documents whose names cannot be read any more
+    unrepairable: tuple[Damage, ...]  # files that a repair cannot restore, each with its remedy
 
 
 @dataclass(frozen=True)
 class DatabaseRepairResult:
     """What a repair did."""
 
-    snapshot: int
+    snapshot: int  # the newest one now
     plan: RepairPlan
-    accepted_loss: bool  # else what is lost stays where it is, and so does what would be made again
-    ran: tuple[str, ...]  # commands that made again what was missing
-    to_run: tuple[str, ...]  # commands that are left to the user
+    is_loss_accepted: bool  # if not, lost files stay where they are, and so do the files to recompute
+    commands_run: tuple[str, ...] = ()  # that recomputed what was missing
+    commands_to_run: tuple[str, ...] = ()  # that the user has to run
     dry_run: bool = False
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing that was damaged is in the newest snapshot any more."""
-        undone = self.plan.left or (self.plan.lost and not self.accepted_loss)
-        return not (undone or (self.dry_run and (self.plan.rebuilt or self.plan.remade or self.plan.lost)))
+        """Whether the newest snapshot contains no damaged file any more."""
+        plan = self.plan
+        is_undone = plan.unrepairable or (plan.lost and not self.is_loss_accepted)
+        return not (is_undone or (self.dry_run and (plan.rebuilt or plan.recomputed or plan.lost)))
 
 
 def run_repair(
@@ -91,106 +84,116 @@ def run_repair(
     device: str = "auto",
     dry_run: bool = False,
 ) -> DatabaseRepairResult:
-    """Mend the newest snapshot.
+    """Repair the newest snapshot.
 
     Args:
-        accept_loss: whether to go on without what nothing can give back.
+        accept_loss: whether to continue without the documents that cannot be restored.
         memory_bytes: memory limit of neighbour joins.
         device: device of encoders and neighbour joins.
 
     Raises:
-        DamagedFileError: for a snapshot or manifest segment, of which nothing can be told.
-        ConflictError: when rows were written anew meanwhile.
-        UsageError: for too little memory, before anything is changed.
+        DamagedFileError: a snapshot or a manifest segment is damaged, so its files are unknown.
+        ConflictError: another command rewrote rows in the meantime.
+        UsageError: too little memory; nothing is changed then.
     """
     hardware = JoinHardware(context.num_workers, memory_bytes, device)
-    view = context.view()
-    plan = plan_repair(view, context)
-    result = DatabaseRepairResult(view.snapshot.number, plan, accept_loss, (), (), dry_run)
+    plan = plan_repair(context)
     if dry_run:
-        return result
-    records = {record.path: record for record in view.manifest.all_files()}
-    for path in plan.rebuilt:
-        _restore(view, records[path])
-    if plan.lost and not accept_loss:
-        return result
-    gone = [records[path] for path in (*plan.remade, *plan.lost)]
-    for record in gone:
-        _quarantine(context.storage, record.path)
-    work = Remake.of(view, gone).with_unfinished(context.storage)
-    if work.kinds:
-        context.storage.write(path_of("repairing"), orjson.dumps(asdict(work)))
-    if dropped := [record for record in gone if record.kind not in _REPLACED]:
-        _drop(context, view, dropped)
-    ran, to_run = _make_again(context, work, hardware)
-    if work.kinds:
-        context.storage.delete(path_of("repairing"))
-    after = context.view()
-    for path in {record.path for record in gone}.difference(after.manifest.paths()):
-        context.storage.delete(path)
-    return replace(result, snapshot=after.snapshot.number, ran=ran, to_run=to_run)
+        return DatabaseRepairResult(plan.snapshot, plan, accept_loss, dry_run=True)
+    return execute_repair(context, plan, hardware, accept_loss=accept_loss)
 
 
-def plan_repair(view: View, context: Context) -> RepairPlan:
-    """Read every byte of a snapshot, and sort the damage by what can be done."""
-    faults = {each.path: each for each in run_check(view, context.progress, read_data=True).damaged}
-    records = {record.path: record for record in view.manifest.all_files() if record.path in faults}
-    spans = _lost_spans(records.values())
-    ways: dict[str, list[str]] = {"rebuilt": [], "remade": [], "lost": [], "left": []}
-    for path in faults:
-        ways[_way(records[path], spans) if path in records else "left"].append(path)
-    names = [_names(view, span, faults) for span in sorted(spans)]
+def plan_repair(context: Context) -> RepairPlan:
+    """Read every byte of the newest snapshot, and sort the damaged files by what can be done."""
+    view = context.view()
+    damaged = {damage.path: damage for damage in run_check(view, context.progress, read_data=True).damaged}
+    records = {record.path: record for record in view.manifest.all_files() if record.path in damaged}
+    shards = sorted(_lost_shards(records.values()))
+    paths: dict[str, list[str]] = {"rebuilt": [], "recomputed": [], "lost": [], "unrepairable": []}
+    for path in damaged:
+        paths[_outcome(records[path], shards) if path in records else "unrepairable"].append(path)
+    documents = {span: _document_names(view, span, damaged) for span in shards}
     return RepairPlan(
-        rebuilt=tuple(ways["rebuilt"]),
-        remade=tuple(ways["remade"]),
-        lost=tuple(ways["lost"]),
-        lost_documents=tuple(name for own in names if own is not None for name in own),
-        lost_unnamed=sum(
-            _num_documents(view, span) for span, own in zip(sorted(spans), names, strict=True) if own is None
+        snapshot=view.snapshot.number,
+        rebuilt=tuple(paths["rebuilt"]),
+        recomputed=tuple(paths["recomputed"]),
+        lost=tuple(paths["lost"]),
+        lost_documents=tuple(name for names in documents.values() for name in names or ()),
+        num_unnamed_lost_documents=sum(
+            _num_documents(view, span) for span, names in documents.items() if names is None
         ),
-        left=tuple(faults[path] for path in ways["left"]),
+        unrepairable=tuple(damaged[path] for path in paths["unrepairable"]),
     )
 
 
-def _lost_spans(damaged: Iterable[FileRecord]) -> set[Span]:
-    """The shards that nobody can read any more."""
-    return {(r.first_chunk, r.num_chunks) for r in damaged if r.kind in ("documents", "chunks")}
+def execute_repair(
+    context: Context, plan: RepairPlan, hardware: JoinHardware, *, accept_loss: bool
+) -> DatabaseRepairResult:
+    """Execute a plan. When documents are lost and this is not accepted, only files that are rebuilt in place change."""
+    view = context.view(plan.snapshot)
+    result = DatabaseRepairResult(plan.snapshot, plan, accept_loss)
+    records = {record.path: record for record in view.manifest.all_files()}
+    for path in plan.rebuilt:
+        _rebuild_in_place(view, records[path])
+    if plan.lost and not accept_loss:
+        return result
+    removed = [records[path] for path in (*plan.recomputed, *plan.lost)]
+    for record in removed:
+        _quarantine(context.storage, record.path)
+    work = PendingWork.after_loss(view, removed, _lost_shards(removed)).with_earlier(PendingWork.load(context.storage))
+    if work.kinds:
+        work.save(context.storage)
+    if dropped := [record for record in removed if record.kind not in _REPLACED_BY_COMMAND]:
+        _drop(context, view, dropped)
+    commands_run, commands_to_run = recompute(context, work, hardware)
+    if work.kinds:
+        context.storage.delete(path_of("repairing"))
+    after = context.view()
+    for path in {record.path for record in removed}.difference(after.manifest.paths()):
+        context.storage.delete(path)
+    return replace(result, snapshot=after.snapshot.number, commands_run=commands_run, commands_to_run=commands_to_run)
 
 
-def _way(record: FileRecord, spans: set[Span]) -> str:
+def _lost_shards(damaged: Iterable[FileRecord]) -> set[ChunkRange]:
+    """The shards that cannot be read any more."""
+    return {record.span for record in damaged if record.kind in ("documents", "chunks")}
+
+
+def _outcome(record: FileRecord, lost_shards: Collection[ChunkRange]) -> str:
+    """The field of the plan that names a damaged file."""
     content = content_of(record)
-    if record.kind in CHUNK_FILES and (record.first_chunk, record.num_chunks) in spans:
+    if record.kind in CHUNK_FILES and record.span in lost_shards:
         return "lost"
-    if content in REBUILT:
+    if content in REBUILDABLE:
         return "rebuilt"
-    if content in REMADE:
-        return "remade"
-    return "lost" if record.kind in LOST else "left"
+    if content in RECOMPUTED:
+        return "recomputed"
+    return "lost" if record.kind in LOST else "unrepairable"
 
 
-def _names(view: View, span: Span, faults: Collection[str]) -> list[str] | None:
-    """The live documents of a shard by name; None when they cannot be read."""
-    [record] = [r for r in view.manifest.files("documents") if (r.first_chunk, r.num_chunks) == span]
-    if record.path in faults:
+def _document_names(view: View, span: ChunkRange, damaged: Collection[str]) -> list[str] | None:
+    """The live documents of a shard as source/id; None when they cannot be read."""
+    [record] = [record for record in view.manifest.files("documents") if record.span == span]
+    if record.path in damaged:
         return None
     live = live_documents(view.chunks, record)
     table = read_table(view.files.open(record), ["source", "doc_id"]).filter(live)
     return [f"{row['source']}/{row['doc_id']}" for row in table.to_pylist()]
 
 
-def _num_documents(view: View, span: Span) -> int:
-    [shard] = view.shards.locate(np.array([span[0]]))[0].tolist()
+def _num_documents(view: View, span: ChunkRange) -> int:
+    [shard] = view.shards.locate(np.array([span.first_chunk]))[0].tolist()
     return int(view.shards.num_documents[shard])
 
 
-def _restore(view: View, record: FileRecord) -> None:
-    """Make a file anew in its place; the bytes must be those that the manifest promises."""
+def _rebuild_in_place(view: View, record: FileRecord) -> None:
+    """Write a file again in its place; the bytes must be those that the manifest promises."""
     _quarantine(view.storage, record.path)
     chunks = view.query_set(record.name) if record.kind == "queries" else view.chunks
     with view.storage.stage(record.path) as local:
         rebuild(chunks, record, content_of(record), local)
         if digest_file(local) != record.digest:
-            raise damage(record, "what can be made again differs from what was written")
+            raise damage(record, "the rebuilt file differs from the one that was written")
 
 
 def _quarantine(storage: Storage, path: str) -> None:
@@ -200,133 +203,73 @@ def _quarantine(storage: Storage, path: str) -> None:
             shutil.copyfile(storage.local(path), copy)
 
 
-def _drop(context: Context, view: View, damaged: list[FileRecord]) -> None:
-    """Take files out of the manifest, lost shards whole."""
-    files, spans = view.manifest.all_files(), _lost_spans(damaged)
-    follows = _Following.of(view, damaged, spans)
-    drops = {record.path for record in files if record in damaged or follows.has(record)}
-    run = open_run(context.storage, "repair", {"drops": sorted(drops), "snapshot": view.snapshot.number}, context.clock)
-    change = Change(
-        transaction=run.id,
-        command="repair",
-        arguments={"files": len(drops), "shards": len(spans)},
-        clock=run.clock,
-        conflict_keys=conflict_keys.compact(),
-        drops=[
-            *(DropRecord(OP_DROP_FILE, path) for path in sorted(drops)),
-            *(DropRecord(OP_DROP_SHARD, first_chunk=first) for first, _ in sorted(spans)),
-        ],
-        entries={"duplicates/near": None} if follows.duplicates else {},
+@dataclass(frozen=True)
+class _RepairRun:
+    """Identity of a run."""
+
+    drops: tuple[str, ...]
+    snapshot: int
+
+
+def _drop(context: Context, view: View, damaged: Sequence[FileRecord]) -> None:
+    """Remove files from the manifest, lost shards whole."""
+    dependents = _Dependents.of(view, damaged)
+    paths = sorted({record.path for record in view.manifest.all_files() if record in damaged or dependents.has(record)})
+    transaction = Transaction.open(
+        context,
+        view,
+        "repair",
+        conflict_keys.compact(),
+        plan=_RepairRun(tuple(paths), view.snapshot.number),
+        arguments={"files": len(paths), "shards": len(dependents.shards)},
     )
-    commit(context.storage, view.snapshot, change)
+    transaction.drop_paths(paths)
+    for span in sorted(dependents.shards):
+        transaction.drop_shard(span.first_chunk)
+    if dependents.has_duplicates:
+        transaction.remove_entry(DuplicatesEntry, "near")
+    transaction.commit()
 
 
 @dataclass(frozen=True)
-class _Following:
-    """Whole files that have to go because of damaged ones."""
+class _Dependents:
+    """Undamaged files that have to be removed because of damaged ones."""
 
-    spans: set[Span]  # lost shards
-    sources: set[str]  # of these: what is lost has to be read again
+    shards: set[ChunkRange]  # lost shards
+    sources: set[str]  # of the lost shards: their inputs have to be read again
     parts: set[str]  # folders of damaged index parts
-    vectors: list[FileRecord]  # without them an index part cannot tell true distances
-    duplicates: bool  # without the pairs that were found, all documents are to be compared again
+    vectors: list[FileRecord]  # damaged: index parts over them cannot compute exact distances
+    has_duplicates: bool  # pairs of near-duplicates are damaged: all documents have to be compared again
 
     @staticmethod
-    def of(view: View, damaged: list[FileRecord], spans: set[Span]) -> _Following:
-        return _Following(
-            spans=spans,
-            sources=_sources(view, spans),
+    def of(view: View, damaged: Sequence[FileRecord]) -> _Dependents:
+        """What depends on damaged files."""
+        shards = _lost_shards(damaged)
+        return _Dependents(
+            shards=shards,
+            sources=sources_of(view, shards),
             parts={record.path.rpartition("/")[0] for record in damaged if record.kind == "parts"},
             vectors=[record for record in damaged if record.kind == "vectors"],
-            duplicates=any(record.kind == "duplicates" for record in damaged),
+            has_duplicates=any(record.kind == "duplicates" for record in damaged),
         )
 
     def has(self, record: FileRecord) -> bool:
-        end = record.first_chunk + record.num_chunks
-        match record.kind:
-            case "inputs":
-                return record.name in self.sources
-            case "duplicates":
-                return self.duplicates
-            case "bands" if self.duplicates:
-                return True
-            case "parts" if record.path.rpartition("/")[0] in self.parts or any(
-                each.name == record.name
-                and each.first_chunk < end
-                and record.first_chunk < each.first_chunk + each.num_chunks
-                for each in self.vectors
-            ):
-                return True
+        """Whether a file has to be removed."""
+        if record.kind == "inputs":
+            return record.name in self.sources
+        if record.kind == "duplicates" or (record.kind == "bands" and self.has_duplicates):
+            return self.has_duplicates
+        if record.kind == "parts" and self._has_part(record):
+            return True
         is_of_chunks = KINDS[record.kind].covers == "chunks"
-        return is_of_chunks and any(first <= record.first_chunk and end <= first + count for first, count in self.spans)
-
-
-@dataclass(frozen=True)
-class Remake:
-    """What commands have to make again."""
-
-    kinds: Mapping[str, list[str]]  # kind of file -> spaces, tables, taggers, ... that lost some
-    sources: list[str]  # whose lost shards have to be read again
-    near: NearDuplicatesParams | None  # parameters of the search for near-duplicates
-
-    @staticmethod
-    def of(view: View, gone: list[FileRecord]) -> Remake:
-        """What the loss of some files takes."""
-        kinds: dict[str, set[str]] = defaultdict(set)
-        for record in gone:
-            kinds[content_of(record) if content_of(record) in REMADE else record.kind].add(record.name)
-        near = view.snapshot.entry(DuplicatesEntry, "near")
-        sources = sorted(_sources(view, _lost_spans(gone)))
-        return Remake({k: sorted(names) for k, names in sorted(kinds.items())}, sources, near.params if near else None)
-
-    def with_unfinished(self, storage: Storage) -> Remake:
-        """This, and what an interrupted repair had still to do."""
-        if not storage.exists(path_of("repairing")):
-            return self
-        before = orjson.loads(storage.read(path_of("repairing")))
-        kinds = {
-            kind: sorted({*self.kinds.get(kind, ()), *before["kinds"].get(kind, ())})
-            for kind in sorted({*self.kinds, *before["kinds"]})
-        }
-        return Remake(
-            kinds,
-            sorted({*self.sources, *before["sources"]}),
-            self.near or (before["near"] and from_plain(NearDuplicatesParams, before["near"], where="repair.json")),
+        return is_of_chunks and any(
+            span.first_chunk <= record.first_chunk and record.span.end <= span.end for span in self.shards
         )
 
-
-def _make_again(context: Context, work: Remake, hardware: JoinHardware) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Run the commands that make what is missing; gives those, and the ones that the user has to run."""
-    of, snapshot = {kind: set(work.kinds.get(kind, ())) for kind in REMADE}, context.view().snapshot
-    ran = []
-    for space in snapshot.names(SpaceEntry):
-        if space in of["vectors"] | of["parts"] or "queries" in work.kinds:
-            run_embed(context, {}, EncoderHardware(hardware.device), space=space)
-            ran.append(f"embed --space {space}")
-        if snapshot.entry(IndexEntry, space) and space in of["vectors"] | of["parts"] | of["codebooks"]:
-            index = snapshot.existing(IndexEntry, space).params
-            run_index(context, index, space=space, retrain=space in of["codebooks"])
-            ran.append(f"index --space {space}")
-    if of["bands"] or of["duplicates"]:
-        run_near_duplicates(context, work.near or NearDuplicatesParams())
-        ran.append("dedup --near-duplicates")
-    for table in sorted(of["neighbours"] | of["joined"]):
-        entry = snapshot.existing(TableEntry, table)
-        run_neighbours(
-            context,
-            entry.params,
-            queries=entry.queries,
-            space=entry.space,
-            table=table,
-            memory_bytes=hardware.memory_bytes,
-            device=hardware.device,
+    def _has_part(self, record: FileRecord) -> bool:
+        return record.path.rpartition("/")[0] in self.parts or any(
+            vectors.name == record.name
+            and vectors.first_chunk < record.span.end
+            and record.first_chunk < vectors.span.end
+            for vectors in self.vectors
         )
-        ran.append(f"neighbours --table {table}")
-    tags = [f"tag --name {name}" for name in sorted(of["attributes"])]
-    return tuple(ran), (*tags, *(f"ingest --source {name}" for name in work.sources))
-
-
-def _sources(view: View, spans: Iterable[Span]) -> set[str]:
-    """The sources of shards."""
-    firsts = np.array([first for first, _ in spans], dtype=np.int64)
-    return {view.shards.source[shard] for shard in view.shards.locate(firsts)[0].tolist()}

@@ -1,4 +1,4 @@
-"""Do the files of a snapshot agree with each other? Digests tell that bytes are those that were written, no more.
+"""Do the files of a snapshot agree with each other? Digests only prove that bytes are those that were written.
 
 Legend: M documents and N chunks of a range, m tokens of a chunk.
 """
@@ -6,7 +6,7 @@ Legend: M documents and N chunks of a range, m tokens of a chunk.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from retrodb.format.arrays import map_array
 from retrodb.format.ids import text_hashes
 from retrodb.format.kinds import KINDS
 from retrodb.format.parquet import iterate_row_groups, read_table
-from retrodb.format.records import FileRecord
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.settings import Settings
 from retrodb.store.manifest import Manifest
 from retrodb.store.storage import Storage
@@ -33,51 +33,59 @@ Fault = tuple[str, str]
 
 
 def manifest_faults(manifest: Manifest, next_chunk: int) -> Iterator[Fault]:
-    """Ranges, bitmaps and shards that the manifest cannot mean; no file is opened."""
-    shards, records = manifest.shards, manifest.all_files()
-    spans = list(zip(shards.first_chunk.tolist(), (shards.first_chunk + shards.num_chunks).tolist(), strict=True))
-    ranges = {kind: {(r.first_chunk, r.num_chunks): r for r in records if r.kind == kind} for kind in CHUNK_FILES}
-    for (_, end), (first, _) in pairwise([(0, 0), *spans]):
-        if first < end:
-            yield "manifests", f"the shard at {first} begins inside the one before"
-    for first, end in spans:
-        for kind in CHUNK_FILES:
-            if (first, end - first) not in ranges[kind]:
-                yield kind, f"the shard at {first} has no file of this kind"
-    of_parts: dict[str, set[tuple[int, int, bytes | None]]] = defaultdict(set)
-    for record in records:
+    """Ranges, bitmaps and shards that contradict each other in the manifest; no file is opened."""
+    yield from _shard_faults(manifest)
+    part_rows: dict[str, set[tuple[ChunkRange, bytes | None]]] = defaultdict(set)
+    for record in manifest.all_files():
         if record.first_chunk < 0:
             continue
-        end = record.first_chunk + record.num_chunks
-        if KINDS[record.kind].covers == "chunks" and end > next_chunk:
-            yield record.path, f"covers ids up to {end}, of which only {next_chunk} were given"
-        present = record.row_set.present if record.rows is not None else None
-        if (record.num_chunks if present is None else len(present)) != record.num_rows:
-            yield record.path, f"its bitmap has other than {record.num_rows} rows"
-        elif present is not None and len(present) and present[-1] >= record.num_chunks:
-            yield record.path, f"its bitmap reaches beyond its range of {record.num_chunks} rows"
+        yield from _record_faults(record, next_chunk)
         if record.kind == "parts":
-            of_parts[record.path.rpartition("/")[0]].add((record.first_chunk, record.num_chunks, record.rows))
-    yield from (
-        (folder, "the files of this part cover different rows") for folder, rows in of_parts.items() if len(rows) > 1
-    )
+            part_rows[record.path.rpartition("/")[0]].add((record.span, record.rows))
+    for folder, rows in part_rows.items():
+        if len(rows) > 1:
+            yield folder, "the files of this part cover different rows"
 
 
-def contents_faults(
-    storage: Storage, settings: Settings, manifest: Manifest, next_chunk: int, bad: set[str]
+def _shard_faults(manifest: Manifest) -> Iterator[Fault]:
+    shards = manifest.shards
+    spans = [ChunkRange(*pair) for pair in zip(shards.first_chunk.tolist(), shards.num_chunks.tolist(), strict=True)]
+    for previous, span in pairwise([ChunkRange(0, 0), *spans]):
+        if span.first_chunk < previous.end:
+            yield "manifests", f"the shard at {span.first_chunk} begins inside the one before"
+    covered = {kind: {record.span for record in manifest.files(kind)} for kind in CHUNK_FILES}
+    for span in spans:
+        for kind in CHUNK_FILES:
+            if span not in covered[kind]:
+                yield kind, f"the shard at {span.first_chunk} has no file of this kind"
+
+
+def _record_faults(record: FileRecord, next_chunk: int) -> Iterator[Fault]:
+    if KINDS[record.kind].covers == "chunks" and record.span.end > next_chunk:
+        yield record.path, f"covers ids up to {record.span.end}, but only {next_chunk} ids were given"
+    present = record.row_set.present if record.rows is not None else None
+    if (record.num_chunks if present is None else len(present)) != record.num_rows:
+        yield record.path, f"its bitmap does not have {record.num_rows} rows"
+    elif present is not None and len(present) and present[-1] >= record.num_chunks:
+        yield record.path, f"its bitmap reaches beyond its range of {record.num_chunks} rows"
+
+
+def content_faults(
+    storage: Storage, settings: Settings, manifest: Manifest, next_chunk: int, damaged: set[str]
 ) -> Iterator[Fault]:
-    """What the files say that cannot be so together; of files whose bytes are bad nothing is read."""
-    good = [record for record in manifest.all_files() if record.path not in bad]
-    of_range: dict[tuple[int, int], dict[str, FileRecord]] = defaultdict(dict)
-    for record in good:
+    """Contradictions between the contents of files; damaged files are not read."""
+    shard_files: dict[ChunkRange, dict[str, FileRecord]] = defaultdict(dict)
+    for record in manifest.all_files():
+        if record.path in damaged:
+            continue
         if record.kind in CHUNK_FILES:
-            of_range[record.first_chunk, record.num_chunks][record.kind] = record
+            shard_files[record.span][record.kind] = record
         elif record.path.endswith(".npy") and record.kind == "vectors":
             if len(map_array(storage.local(record.path))) != record.num_rows:
                 yield record.path, f"does not hold {record.num_rows} vectors"
         elif record.kind in ("attributes", "neighbours"):
             yield from _table_faults(storage, record, next_chunk)
-    for files in of_range.values():
+    for files in shard_files.values():
         if "documents" in files:
             yield from _range_faults(storage, settings, files)
 
@@ -89,20 +97,19 @@ def _table_faults(storage: Storage, record: FileRecord, next_chunk: int) -> Iter
     elif record.kind == "neighbours":
         ids = table.column("neighbours").combine_chunks().flatten().to_numpy()
         if len(ids) and (ids.max() >= next_chunk or ids.min() < -1):
-            yield record.path, "names chunks that were never given"
+            yield record.path, "names chunks whose ids were never given"
         if not np.array_equal(table.column("row").to_numpy(), record.first_chunk + record.row_set.present):
             yield record.path, "its rows are not those of its bitmap"
 
 
-def _range_faults(storage: Storage, settings: Settings, files: dict[str, FileRecord]) -> Iterator[Fault]:
-    """What the files of one range say against its documents, and against each other."""
+def _range_faults(storage: Storage, settings: Settings, files: Mapping[str, FileRecord]) -> Iterator[Fault]:
+    """Contradictions between the files of one range and its documents, and among these files."""
     record = files["documents"]
     layout = DocumentLayout.from_table(read_table(storage.local(record.path), LAYOUT_COLUMNS))
     ends = layout.first_row + layout.num_chunks
-    if (layout.first_row[1:] < ends[:-1]).any() or (
-        len(ends) and (layout.first_row[0] < 0 or ends[-1] > record.num_chunks)
-    ):
-        yield record.path, "its documents overlap, or leave its range"
+    overlap = bool((layout.first_row[1:] < ends[:-1]).any())
+    if overlap or (len(ends) and (layout.first_row[0] < 0 or ends[-1] > record.num_chunks)):
+        yield record.path, "its documents overlap, or are outside of its range"
         return
     if "chunks" in files:
         yield from _chunk_faults(storage, settings, layout, files)
@@ -113,8 +120,9 @@ def _range_faults(storage: Storage, settings: Settings, files: dict[str, FileRec
 
 
 def _chunk_faults(
-    storage: Storage, settings: Settings, layout: DocumentLayout, files: dict[str, FileRecord]
+    storage: Storage, settings: Settings, layout: DocumentLayout, files: Mapping[str, FileRecord]
 ) -> Iterator[Fault]:
+    """The first contradiction of a chunks file with the documents, or of tokens and hashes with the chunks."""
     chunks, start = files["chunks"], 0
     present = chunks.row_set.present
     arrays = {kind: map_array(storage.local(files[kind].path)) for kind in ("tokens", "hashes") if kind in files}
@@ -123,32 +131,40 @@ def _chunk_faults(
             yield files[kind].path, "does not hold the rows of its chunks"
             return
     for group in iterate_row_groups(storage.local(chunks.path), ["document", "tokens", "text"]):
-        here = slice(start, start + group.num_rows)
-        rows, start = present[here], start + group.num_rows
-        document = layout.document_of(rows)
-        if (
-            len(rows) < group.num_rows
-            or (document < 0).any()
-            or (group.column("document").to_numpy() != layout.first_row[document]).any()
-        ):
-            yield chunks.path, "its chunks are not those of its documents"
-            return
-        lengths, padded, is_token = padded_tokens(group.column("tokens").combine_chunks(), settings)
-        if (lengths != layout.lengths(rows, settings.chunk_tokens)).any():
-            yield chunks.path, "its chunks have other numbers of tokens than its documents say"
-            return
-        if "tokens" in arrays and (arrays["tokens"][here] != padded)[is_token].any():
-            yield files["tokens"].path, "its tokens are not those of its chunks"
-            return
-        if "hashes" in arrays and (arrays["hashes"][here] != text_hashes(group.column("text").combine_chunks())).any():
-            yield files["hashes"].path, "its hashes are not those of its chunks' texts"
+        positions = slice(start, start + group.num_rows)
+        start += group.num_rows
+        blocks = {kind: array[positions] for kind, array in arrays.items()}
+        if fault := _group_fault(settings, layout, group, present[positions], blocks):
+            kind, what = fault
+            yield files[kind].path, what
             return
     if start != len(present):
         yield chunks.path, f"{start} rows instead of {len(present)}"
 
 
+def _group_fault(
+    settings: Settings, layout: DocumentLayout, group: pa.Table, rows: Int64Array, blocks: Mapping[str, AnyArray]
+) -> Fault | None:
+    """What is wrong with one row group of chunks, and with tokens and hashes of the same rows; with the kind of the file."""
+    document = layout.document_of(rows)
+    if (
+        len(rows) < group.num_rows
+        or (document < 0).any()
+        or (group.column("document").to_numpy() != layout.first_row[document]).any()
+    ):
+        return "chunks", "its chunks are not those of its documents"
+    lengths, padded, is_token = padded_tokens(group.column("tokens").combine_chunks(), settings)
+    if (lengths != layout.lengths(rows, settings.chunk_tokens)).any():
+        return "chunks", "the lengths of its chunks are not those of its documents"
+    if "tokens" in blocks and (blocks["tokens"] != padded)[is_token].any():
+        return "tokens", "its tokens are not those of its chunks"
+    if "hashes" in blocks and (blocks["hashes"] != text_hashes(group.column("text").combine_chunks())).any():
+        return "hashes", "its hashes are not those of its chunks' texts"
+    return None
+
+
 def padded_tokens(tokens: pa.LargeListArray, settings: Settings) -> tuple[Int64Array, AnyArray, BoolArray]:
-    """Lengths (N,), tokens (N, m) filled up with the pad token, and which of these are tokens (N, m)."""
+    """Lengths (N,), tokens (N, m) padded with the pad token, and which of these are tokens (N, m)."""
     lengths = tokens.value_lengths().to_numpy()
     padded = np.full((len(lengths), settings.chunk_tokens), settings.pad_token, dtype=settings.token_dtype)
     is_token = np.arange(settings.chunk_tokens) < lengths[:, None]

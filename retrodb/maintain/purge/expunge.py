@@ -1,4 +1,4 @@
-"""Deleting at once what a proof found: files that the newest snapshot does not name, with the snapshots that name them."""
+"""Delete the files that a proof found at once, unless the newest snapshot names them; snapshots that name them expire."""
 
 from __future__ import annotations
 
@@ -12,67 +12,82 @@ from retrodb.format.entries import PinEntry
 from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_number
 from retrodb.maintain.purge.proof import Proof
 from retrodb.stages.context import Context
-from retrodb.store.commit import Change, commit
+from retrodb.stages.transaction import Transaction
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.gc import COLLECTED, named_by
-from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
+from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.storage import TEMPORARY, Storage
+from retrodb.view.view import View
 
-_UNFINISHED_S = 3600  # no command takes so long between writing a file and publishing it: what is older was left behind
+_UNFINISHED_S = 3600  # longer than any command takes between writing a file and publishing it
 
 
 @dataclass(frozen=True)
 class Expunged:
     """What was deleted."""
 
-    expired: tuple[int, ...]  # snapshots that became stubs
-    files: int
+    expired_snapshots: tuple[int, ...]
+    num_files: int
     size_bytes: int
 
 
 def expunge(context: Context, run: Run, proof: Proof, *, break_pins: bool) -> Expunged:
-    """Delete what a proof found, unless the newest snapshot names it: that stays, and the next proof says so.
+    """Delete what a proof found, except files of the newest snapshot, which the next proof reports.
 
-    With a snapshot that has to expire go the other files that only it names. A pinned snapshot stays unless its pin may be
-    broken. Interrupted anywhere, the next proof finds what is left.
+    When a snapshot has to expire, the other files that only it names are deleted as well. A pinned snapshot expires only with
+    `break_pins`. When this is interrupted, the next proof finds what remains.
     """
     storage = context.storage
-    found = {left.path for left in proof.left}
-    head = read_head(storage)
-    if head.path in found:  # what it says of its own command: one more snapshot, and it may expire
-        change = Change(f"{run.id}-over-{head.number}", "purge", {}, run.clock, ConflictKeys(frozenset(), frozenset()))
-        head = commit(storage, head, change)
-    pinned = set() if break_pins else {head.existing(PinEntry, name).snapshot for name in head.names(PinEntry)}
-    readable = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
-    readable = [each for each in readable if each.expired_at is None]
-    named = {each.number: {each.path, *named_by(storage, each)} for each in readable}
-    expired = [s for s in readable if s.number != head.number and s.number not in pinned and named[s.number] & found]
-    _unpin(context, run, head, {s.number for s in expired})
+    with_traces = {trace.path for trace in proof.remaining}
+    view = _without_traces_in_newest(context, run, with_traces)
+    newest = view.snapshot
+    pinned = set() if break_pins else {newest.existing(PinEntry, name).snapshot for name in newest.names(PinEntry)}
+    snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
+    readable = [snapshot for snapshot in snapshots if snapshot.expired_at is None]
+    named = {snapshot.number: {snapshot.path, *named_by(storage, snapshot)} for snapshot in readable}
+    expired = [
+        snapshot
+        for snapshot in readable
+        if snapshot.number != newest.number and snapshot.number not in pinned and named[snapshot.number] & with_traces
+    ]
+    _remove_pins(context, view, run, expired)
     for snapshot in expired:
         storage.write(snapshot.path, dump_snapshot(snapshot.stub(run.clock)))
-    gone = {snapshot.number for snapshot in expired}
-    needed = {path for number, paths in named.items() if number not in gone for path in paths}
-    orphans = {path for number in gone for path in named[number]} | _with_their_folders(storage, found)
-    return _delete(storage, sorted(p for p in orphans - needed if snapshot_number(p) is None), tuple(sorted(gone)))
+    numbers = {snapshot.number for snapshot in expired}
+    needed = {path for number, paths in named.items() if number not in numbers for path in paths}
+    unneeded = {path for number in numbers for path in named[number]} | _deletable(storage, with_traces)
+    return _delete(
+        storage, sorted(path for path in unneeded - needed if snapshot_number(path) is None), tuple(sorted(numbers))
+    )
 
 
-def _unpin(context: Context, run: Run, head: Snapshot, expired: set[int]) -> None:
-    names = [name for name in head.names(PinEntry) if head.existing(PinEntry, name).snapshot in expired]
+def _without_traces_in_newest(context: Context, run: Run, with_traces: set[str]) -> View:
+    """The newest snapshot. When it has traces in its own arguments, another one is committed, so that it can expire."""
+    view = context.view()
+    if view.snapshot.path not in with_traces:
+        return view
+    Transaction.of_run(context, view, run, "purge", _NO_KEYS, step="new snapshot").commit()
+    return context.view()
+
+
+def _remove_pins(context: Context, view: View, run: Run, expired: Iterable[Snapshot]) -> None:
+    numbers = {snapshot.number for snapshot in expired}
+    newest = view.snapshot
+    names = [name for name in newest.names(PinEntry) if newest.existing(PinEntry, name).snapshot in numbers]
     if names:
-        transaction = f"{run.id}-unpin-{head.number}"
-        entries = {f"pin/{name}": None for name in names}
-        none = frozenset[str]()
-        commit(
-            context.storage,
-            head,
-            Change(transaction, "purge", {}, run.clock, ConflictKeys(none, none), entries=entries),
-        )
+        transaction = Transaction.of_run(context, view, run, "purge", _NO_KEYS, step="remove pins")
+        for name in names:
+            transaction.remove_entry(PinEntry, name)
+        transaction.commit()
 
 
-def _with_their_folders(storage: Storage, found: set[str]) -> set[str]:
-    """The files that were found and may be deleted, with what is of no use without them: the rest of a part, or of a run."""
+_NO_KEYS = ConflictKeys(frozenset(), frozenset())
+
+
+def _deletable(storage: Storage, with_traces: set[str]) -> set[str]:
+    """The files with traces that may be deleted, and the files that are useless without them: the rest of a part, or of a run."""
     paths: set[str] = set()
-    for path in found:
+    for path in with_traces:
         folder, *rest = path.split("/")
         if folder in COLLECTED:
             paths.add(path)
@@ -85,13 +100,14 @@ def _with_their_folders(storage: Storage, found: set[str]) -> set[str]:
     return paths
 
 
-def _delete(storage: Storage, paths: Iterable[str], expired: tuple[int, ...]) -> Expunged:
-    files = size_bytes = 0
+def _delete(storage: Storage, paths: Iterable[str], expired_snapshots: tuple[int, ...]) -> Expunged:
+    num_files = size_bytes = 0
     for path in paths:
         try:
             size_bytes += storage.local(path).stat().st_size
         except MissingFileError:
             continue
         storage.delete(path)
-        files += 1
-    return Expunged(expired, files, size_bytes)
+        num_files += 1
+    storage.remove_empty_folders("runs")
+    return Expunged(expired_snapshots, num_files, size_bytes)

@@ -1,7 +1,7 @@
-"""Which rows of a file belong to live documents: what a proof must not take for left over.
+"""Which rows of a file belong to live documents: a proof must not report these as remaining traces.
 
-Rows of the database and of its held-out documents have owners; everything else in the folder (files of older snapshots,
-orphans, runs, test sets, other query sets) has none.
+Rows of the database and of its held-out documents have owners. All other files in the folder have none: files of older snapshots,
+orphaned files, runs, test sets, other query sets.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _OF_CHUNKS = ("chunks", "tokens", "hashes", "vectors")
 
 @dataclass(frozen=True)
 class RowOwnership:
-    """Of every row of a file (N rows)."""
+    """The owners of the N rows of a file."""
 
-    is_live: BoolArray | None = None  # (N,) whether a live document has it; None for none
-    documents: Int64Array | None = None  # (N,) id of the first chunk of its document; None where rows are of no chunks
+    is_live: BoolArray | None = None  # (N,) whether the row belongs to a live document; None when no row does
+    documents: Int64Array | None = None  # (N,) id of the first chunk of its document; None where rows are no chunks
 
     def live(self, rows: Int64Array) -> BoolArray:
-        """(n,) bool: which of some rows a live document has."""
+        """(n,) bool: which of these rows belong to a live document."""
         return np.zeros(len(rows), dtype=bool) if self.is_live is None else self.is_live[rows]
 
 
 UNOWNED = RowOwnership()
-"""Of a file that no live document has a row in."""
+"""Of a file without rows of live documents."""
 
 
 class LiveRows:
-    """The owners of the rows of any file in a database's folder."""
+    """The owners of the rows of every file in a database's folder."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -47,14 +47,14 @@ class LiveRows:
         return {record.path: record for record in self._view.manifest.all_files()}
 
     def of(self, path: str) -> RowOwnership:
-        """The owners of a file's rows; a file that the snapshot does not name has no owners."""
+        """The owners of a file's rows; those of a file that the snapshot does not name have none."""
         record = self._records.get(path)
-        kind, chunks = self._kind(record)
+        kind, chunks = self._content(record)
         if record is None or chunks is None:
             return UNOWNED
         ids = record.first_chunk + record.row_set.present
         if kind == "documents":
-            return _of_documents(chunks, record)
+            return _document_owners(chunks, record)
         if kind == "parts":  # the codes lie in the order of the lists
             if not path.endswith(("/codes.npy", "/index.faiss")):
                 return UNOWNED
@@ -63,8 +63,8 @@ class LiveRows:
             return UNOWNED
         return RowOwnership(chunks.is_live(ids), chunks.document_ids(ids) if kind == "chunks" else None)
 
-    def _kind(self, record: FileRecord | None) -> tuple[str, ChunkSet | None]:
-        """What the file holds, of which chunks."""
+    def _content(self, record: FileRecord | None) -> tuple[str, ChunkSet | None]:
+        """The content of a file, and the chunks that its rows belong to."""
         if record is None:
             return "", None
         if record.kind == "queries":
@@ -73,7 +73,7 @@ class LiveRows:
         return record.kind, self._view.chunks
 
 
-def _of_documents(chunks: ChunkSet, record: FileRecord) -> RowOwnership:
+def _document_owners(chunks: ChunkSet, record: FileRecord) -> RowOwnership:
     layout = chunks.layout(record)
-    live = np.concatenate(([0], np.cumsum(chunks.live_mask(record.first_chunk, record.num_chunks))))
-    return RowOwnership(live[layout.first_row + layout.num_chunks] > live[layout.first_row])
+    num_live = np.concatenate(([0], np.cumsum(chunks.live_mask(*record.span))))
+    return RowOwnership(num_live[layout.first_row + layout.num_chunks] > num_live[layout.first_row])

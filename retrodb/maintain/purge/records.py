@@ -1,142 +1,137 @@
-"""Records beside the documents that may speak of a purged one: leak reports, rejects, lists of inputs, and test sets."""
+"""Files that may name or quote a purged document: leak reports, rejected records, lists of inputs, and test sets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.dedup.shingles import shingle_sets
 from retrodb.engine.run import Run
-from retrodb.format.arrays import BoolArray, Int64Array
-from retrodb.format.entries import TestsetEntry
+from retrodb.format.arrays import BoolArray
+from retrodb.format.entries import Entry, SourceEntry, TestsetEntry, entry_key
 from retrodb.format.ids import key_of
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
-from retrodb.format.records import OP_DROP_FILE, DropRecord, FileRecord
+from retrodb.format.records import FileRecord
 from retrodb.maintain.purge.targets import Targets
 from retrodb.maintain.purge.traces import Traces, string_pieces
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, commit
 from retrodb.store.digest import identity
-from retrodb.store.publish import publish
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_ENTRY_OF = {"reports": "testset", "rejects": "source", "inputs": "source"}
-"""The kinds of files with rows that may speak of a document -> the kind of the entry whose change replaces such files."""
+_ENTRY_OF_KIND: dict[str, type[Entry]] = {"reports": TestsetEntry, "rejects": SourceEntry, "inputs": SourceEntry}
+"""Kinds of files whose rows may name a document -> the entry that changes whenever a command replaces such files."""
+_TEXT_COLUMNS = ("path", "place", "excerpt", "item")
 
 
-def rewrite_records(context: Context, run: Run, targets: Targets, traces: Traces) -> None:
-    """Take the rows that name or quote a purged document out of reports, rejects and lists of inputs, in one commit."""
+def remove_mentions(context: Context, run: Run, targets: Targets, traces: Traces) -> None:
+    """Remove the rows that name or quote a purged document from reports, rejects and lists of inputs, in one commit."""
     view = context.view()
-    files, drops, read = [], [], {conflict_keys.RESTORE}
-    for kind, record, table, spoken in _records(view, targets, traces):
-        drops.append(DropRecord(OP_DROP_FILE, record.path))
-        read.add(f"{_ENTRY_OF[kind]}/{record.name}")
-        if spoken.all():
-            continue
-        task = identity(run.id, record.path)
-        path = path_of(kind, task=task, name=record.name)
-        left: Any = table.filter(~spoken)
-        files.append(publish(context.storage, kind, path, partial(write_table, table=left), name=record.name))
-    if drops:
-        change = Change(
-            transaction=identity(run.id, "records", view.snapshot.number),
-            command="purge",
-            arguments={},
-            clock=run.clock,
-            conflict_keys=conflict_keys.ConflictKeys(frozenset(read), frozenset()),
-            files=files,
-            drops=drops,
-        )
-        commit(context.storage, view.snapshot, change)
+    transaction = Transaction.of_run(
+        context, view, run, "purge", conflict_keys.ConflictKeys(frozenset(), frozenset()), step="records"
+    )
+    reads = {conflict_keys.RESTORE}
+    for record, table, is_mention in _tables_with_mentions(view, targets, traces):
+        transaction.drop_files([record])
+        reads.add(entry_key(_ENTRY_OF_KIND[record.kind], record.name))
+        if not is_mention.all():
+            path = path_of(record.kind, task=identity(run.id, record.path), name=record.name)
+            write = partial(write_table, table=table.filter(~is_mention))
+            transaction.publish(record.kind, path, write, name=record.name)
+    if transaction.drops:
+        transaction.conflict_keys = conflict_keys.ConflictKeys(frozenset(reads), frozenset())
+        transaction.commit()
 
 
-def _records(view: View, targets: Targets, traces: Traces) -> Iterator[tuple[str, FileRecord, pa.Table, BoolArray]]:
-    """The files with rows that speak of a purged document, and which rows (N,) do."""
-    for kind in _ENTRY_OF:
+def _tables_with_mentions(
+    view: View, targets: Targets, traces: Traces
+) -> Iterator[tuple[FileRecord, pa.Table, BoolArray]]:
+    """The files that mention a purged document, and (N,) bool: which of their rows do."""
+    for kind in _ENTRY_OF_KIND:
         for record in view.manifest.files(kind):
             table = read_table(view.files.open(record))
-            spoken = np.zeros(table.num_rows, dtype=bool)
+            is_mention = np.zeros(table.num_rows, dtype=bool)
             if kind == "reports":
-                spoken |= _names_one(table, targets)
-            for name in ("path", "place", "excerpt", "item"):
+                is_mention |= _is_of_purged(table, targets)
+            for name in _TEXT_COLUMNS:
                 if name in table.column_names:
-                    spoken |= _mentions_purged(table.column(name).combine_chunks(), targets, traces)
-            if spoken.any():
-                yield kind, record, table, spoken
+                    is_mention |= _mentions_purged(table.column(name).combine_chunks(), targets, traces)
+            if is_mention.any():
+                yield record, table, is_mention
 
 
-def _names_one(table: pa.Table, targets: Targets) -> BoolArray:
-    """(N,) bool: whether the document of each row is a purged one, by source and id."""
-    keys = {(hi << 64) | lo for hi, lo in targets.keys.tolist()}
+def _is_of_purged(table: pa.Table, targets: Targets) -> BoolArray:
+    """(N,) bool: whether each row is about a purged document, by source and id."""
+    keys = {(high << 64) | low for high, low in targets.keys.tolist()}
     pairs = zip(table.column("source").to_pylist(), table.column("doc_id").to_pylist(), strict=True)
     return np.array([key_of(*pair) in keys for pair in pairs], dtype=bool)
 
 
 def _mentions_purged(strings: pa.Array, targets: Targets, traces: Traces) -> BoolArray:
-    """(N,) bool: whether each string has an id of a purged document, or words of it."""
-    named = [any(piece in targets.strings for piece in string_pieces(text)) for text in strings.to_pylist()]
-    spoken = np.array(named, dtype=bool)
-    spoken[quoting(strings, traces)] = True
-    return spoken
+    """(N,) bool: whether each string contains an id of a purged document, or quotes it."""
+    has_id = [any(piece in targets.id_strings for piece in string_pieces(text)) for text in strings.to_pylist()]
+    return np.array(has_id, dtype=bool) | quotes_purged(strings, traces)
 
 
-def quoting(strings: pa.Array, traces: Traces) -> Int64Array:
-    """The places of the strings that have 13 words in a row, or all of their few words, of a purged document."""
+def quotes_purged(strings: pa.Array, traces: Traces) -> BoolArray:
+    """(N,) bool: whether each string has 13 words in a row, or all of its few words, in common with a purged document."""
     import pyarrow as pa
 
+    is_quote = np.zeros(len(strings), dtype=bool)
     sets = shingle_sets(strings.cast(pa.large_string()))
-    of_key = np.repeat(np.arange(len(strings)), sets.sizes())
+    string_of_key = np.repeat(np.arange(len(strings)), sets.sizes())
+    is_quote[string_of_key[traces.contains("shingle", sets.keys)]] = True
     short = np.flatnonzero(sets.whole_keys)
-    long_hits = of_key[traces.found("shingle", sets.keys)]
-    return np.union1d(long_hits, short[traces.found("shingle", sets.whole_keys[short])])
+    is_quote[short[traces.contains("shingle", sets.whole_keys[short])]] = True
+    return is_quote
 
 
-def without_items(context: Context, traces: Traces, names: list[str]) -> None:
-    """Register test sets again without the items that quote a purged document; one without any other item goes."""
+def remove_quoting_items(context: Context, run: Run, traces: Traces, names: Sequence[str]) -> None:
+    """Register test sets again without the items that quote a purged document. One without other items is removed."""
     from retrodb.stages.dedup.command import screen_with
 
     for name in names:
         view = context.view()
-        entry = view.snapshot.existing(TestsetEntry, name)
-        [record] = [r for r in view.manifest.files("testsets", name) if r.path.endswith("/items.parquet")]
+        params = view.snapshot.existing(TestsetEntry, name).params
+        files = view.manifest.files("testsets", name)
+        [record] = [record for record in files if record.path.endswith("/items.parquet")]
         items = read_table(view.files.open(record))
-        quoted = quoting(items.column("text").combine_chunks(), traces)
-        if not len(quoted):
+        is_quote = quotes_purged(items.column("text").combine_chunks(), traces)
+        if not is_quote.any():
             continue
-        left = items.take(np.setdiff1d(np.arange(items.num_rows), quoted))
-        if left.num_rows:
-            params = entry.params
-            texts = left.column("text").combine_chunks()
-            screen_with(context, name, left.column("id").to_pylist(), texts, params)
+        if is_quote.all():
+            _remove_testset(context, view, run, name)
         else:
-            _drop_testset(context, view, name)
+            kept = items.filter(~is_quote)
+            screen_with(context, name, kept.column("id").to_pylist(), kept.column("text").combine_chunks(), params)
 
 
-def affected_testsets(view: View, *, include_all: bool, held_out: bool) -> list[str]:
-    """The test sets to look through: all, or that of the held-out documents alone, which follows from these."""
-    return [name for name in view.snapshot.names(TestsetEntry) if include_all or (held_out and name == HELD_OUT_SET)]
+def testsets_to_search(view: View, *, include_all: bool, has_held_out: bool) -> list[str]:
+    """The test sets whose items are removed: all, or only that of the held-out documents, which is made from them."""
+    names = view.snapshot.names(TestsetEntry)
+    return [name for name in names if include_all or (has_held_out and name == HELD_OUT_SET)]
 
 
-def _drop_testset(context: Context, view: View, name: str) -> None:
-    files = [*view.manifest.files("testsets", name), *view.manifest.files("reports", name)]
-    transaction = identity("without test set", name, view.snapshot.transaction)
-    change = Change(
-        transaction=transaction,
-        command="purge",
+def _remove_testset(context: Context, view: View, run: Run, name: str) -> None:
+    transaction = Transaction.of_run(
+        context,
+        view,
+        run,
+        "purge",
+        conflict_keys.dedup(name),
         arguments={"testset": name},
-        clock=view.snapshot.clock,
-        conflict_keys=conflict_keys.dedup(name),
-        drops=[DropRecord(OP_DROP_FILE, record.path) for record in files],
-        entries={f"testset/{name}": None},
+        step=f"remove test set {name}",
     )
-    commit(context.storage, view.snapshot, change)
+    transaction.drop_files([*view.manifest.files("testsets", name), *view.manifest.files("reports", name)])
+    transaction.remove_entry(TestsetEntry, name)
+    transaction.commit()

@@ -1,4 +1,4 @@
-"""What a purge is about: the documents of some names, with all their versions, and the snapshots that have them."""
+"""What a purge removes: all versions of the named documents, the packed sequences that contain them, and snapshots."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrodb.format.arrays import Int64Array, map_array
-from retrodb.format.entries import SourceEntry
+from retrodb.format.entries import QueriesEntry, SourceEntry
 from retrodb.format.ids import IdArray, key_of
 from retrodb.format.records import FileRecord
+from retrodb.maintain.purge.traces import json_strings
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.purged import KEY_DTYPE, is_among, purged_keys
-from retrodb.view.view import View
+from retrodb.view.view import SELF, View
 
 
 @dataclass(frozen=True)
 class Target:
-    """One version of a document that has to go; of a document that compaction dropped, only its key is there."""
+    """One version of a document to purge. Of a document that compaction dropped, only its key is in the database."""
 
-    query_set: str  # "" for the database's own chunks
+    query_set: str
     source: str
     doc_id: str
     first_chunk: int  # its id
@@ -37,56 +38,53 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """All documents of the names that were given."""
+    """All documents that the given names mean."""
 
-    found: tuple[Target, ...]
-    unknown: tuple[str, ...]  # names that no document has or, before it was purged, had
-    keys: IdArray  # (K,) KEY_DTYPE: of all documents that the names mean, there still or purged before, sorted
-    strings: frozenset[str]  # the ids, alone and behind their source
+    documents: tuple[Target, ...]
+    unknown_names: tuple[str, ...]  # names of no document, neither in the database nor purged before
+    keys: IdArray  # (K,) KEY_DTYPE, sorted: of all documents that the names mean, including those purged before
+    full_names: frozenset[str]  # source/id of the same documents
+    id_strings: frozenset[str]  # their ids alone, and as source/id
 
-    def ids(self, query_set: str) -> Int64Array:
-        """(Q,) the ids of the first chunks of those in the database ("") or in a query set, ascending."""
-        own = {target.first_chunk for target in self.found if target.query_set == query_set}
-        return np.array(sorted(own), dtype=np.int64)
+    def first_chunks(self, query_set: str) -> Int64Array:
+        """(Q,) the ids of the first chunks of the documents in a query set, ascending."""
+        ids = {target.first_chunk for target in self.documents if target.query_set == query_set}
+        return np.array(sorted(ids), dtype=np.int64)
 
     @property
     def sources(self) -> list[str]:
-        """The sources that some of them are of."""
-        return sorted({target.source for target in self.found})
+        """The sources of the documents."""
+        return sorted({target.source for target in self.documents})
 
 
 def find_targets(view: View, names: Sequence[str]) -> Targets:
-    """The documents that names mean: an id in whichever source, or source and id with a slash between them.
+    """The documents that names mean. A name is an id in any source, or source and id with a slash between them.
 
-    A name that can be read as source and id, and is one, is not looked for as an id. What was purged before is known still.
+    A name that is source and id of a document is not looked up as an id. Documents that were purged before are known, too.
     """
     names = list(dict.fromkeys(names))
-    sources = _sources(view)
-    full = [((name[:at], name[at + 1 :]), name) for name in names for at, sign in enumerate(name) if sign == "/"]
+    sources = sorted({*view.shards.source, *view.snapshot.names(SourceEntry)})  # that ever had a document here
+    full = [((name[:i], name[i + 1 :]), name) for name in names for i, char in enumerate(name) if char == "/"]
     full = [(pair, name) for pair, name in full if pair[0] in sources]
     bare = [((source, name), name) for source in sources for name in names]
     candidates = sorted({pair for pair, _ in (*full, *bare)})
-    there = _lookup(view, candidates)
+    present = _look_up(view, candidates)
     is_purged = is_among(_keys(candidates), purged_keys(view)).tolist()
-    known = {target.pair for target in there} | {
-        pair for pair, purged in zip(candidates, is_purged, strict=True) if purged
-    }
-    by_full = {name for pair, name in full if pair in known}
-    meant = {pair for pair, name in full if pair in known} | {
-        pair for pair, name in bare if pair in known and name not in by_full
-    }
-    named = by_full | {name for pair, name in bare if pair in meant}
+    known = {target.pair for target in present}
+    known |= {pair for pair, purged in zip(candidates, is_purged, strict=True) if purged}
+    full_names = {name for pair, name in full if pair in known}
+    meant = {pair for pair, name in full if pair in known}
+    meant |= {pair for pair, name in bare if pair in known and name not in full_names}
+    known_names = full_names | {name for pair, name in bare if pair in meant}
+    documents = [target for target in present if target.pair in meant]
+    joined = frozenset(f"{source}/{doc_id}" for source, doc_id in meant)
     return Targets(
-        found=tuple(sorted((t for t in there if t.pair in meant), key=lambda t: (t.query_set, t.first_chunk))),
-        unknown=tuple(name for name in names if name not in named),
+        documents=tuple(sorted(documents, key=lambda target: (target.query_set, target.first_chunk))),
+        unknown_names=tuple(name for name in names if name not in known_names),
         keys=np.unique(_keys(sorted(meant))),
-        strings=frozenset(string for source, doc_id in meant for string in (doc_id, f"{source}/{doc_id}")),
+        full_names=joined,
+        id_strings=joined | {doc_id for _, doc_id in meant},
     )
-
-
-def _sources(view: View) -> list[str]:
-    """All sources that ever had a document here."""
-    return sorted({*view.shards.source, *view.snapshot.names(SourceEntry)})
 
 
 def _keys(pairs: Sequence[tuple[str, str]]) -> IdArray:
@@ -94,39 +92,61 @@ def _keys(pairs: Sequence[tuple[str, str]]) -> IdArray:
     return np.array(values, dtype=KEY_DTYPE)
 
 
-def _lookup(view: View, pairs: Sequence[tuple[str, str]]) -> list[Target]:
-    """The entries of ids files with the key of one of the (source, id)."""
-    wanted = {key_of(*pair): pair for pair in pairs}
+def _look_up(view: View, pairs: Sequence[tuple[str, str]]) -> list[Target]:
+    """The entries of ids files that have the key of one of the (source, id)."""
+    pair_of_key = {key_of(*pair): pair for pair in pairs}
     keys = np.unique(_keys(pairs))
-    found = []
-    for query_set, record in id_files(view):
+    targets = []
+    for query_set, record in _id_files(view):
         entries = map_array(view.files.open(record))
-        hits = entries[is_among(entries, keys)]
-        for hit, first in zip(hits, (hits["row"] + record.first_chunk).tolist(), strict=True):
-            source, doc_id = wanted[int(hit["key_hi"]) << 64 | int(hit["key_lo"])]
-            found.append(Target(query_set, source, doc_id, first))
-    return found
+        entries = entries[is_among(entries, keys)]
+        for entry, first_chunk in zip(entries, (entries["row"] + record.first_chunk).tolist(), strict=True):
+            source, doc_id = pair_of_key[int(entry["key_hi"]) << 64 | int(entry["key_lo"])]
+            targets.append(Target(query_set, source, doc_id, first_chunk))
+    return targets
 
 
-def id_files(view: View) -> list[tuple[str, FileRecord]]:
-    """The ids files of the database ("") and of the held-out documents."""
-    held_out = [r for r in view.manifest.files("queries", HELD_OUT_SET) if r.path.endswith("/ids.npy")]
-    return [*(("", record) for record in view.manifest.files("ids")), *((HELD_OUT_SET, record) for record in held_out)]
+def _id_files(view: View) -> list[tuple[str, FileRecord]]:
+    """The ids files of the database and of the held-out documents, each with its query set."""
+    held_out = [record for record in view.manifest.files("queries", HELD_OUT_SET) if record.path.endswith("/ids.npy")]
+    return [
+        *((SELF, record) for record in view.manifest.files("ids")),
+        *((HELD_OUT_SET, record) for record in held_out),
+    ]
 
 
 def holding_snapshots(context: Context, keys: IdArray) -> list[int]:
     """The readable snapshots whose ids files have one of the keys, ascending. Each file is read once."""
-    files, known = VerifiedFiles(context.storage), dict[str, bool]()
+    files, has_key = VerifiedFiles(context.storage), dict[str, bool]()
     holding = []
     for number in snapshot_numbers(context.storage):
         snapshot = read_snapshot(context.storage, number)
         if snapshot.expired_at is not None:
             continue
         manifest = load_manifest(context.storage, snapshot)
-        records = [*manifest.files("ids"), *manifest.files("queries", HELD_OUT_SET)]
-        for record in (record for record in records if record.kind == "ids" or record.path.endswith("/ids.npy")):
-            if record.path not in known:
-                known[record.path] = bool(is_among(map_array(files.open(record)), keys).any())
-        if any(known.get(record.path) for record in records):
+        held_out = manifest.files("queries", HELD_OUT_SET)
+        records = [*manifest.files("ids"), *(record for record in held_out if record.path.endswith("/ids.npy"))]
+        for record in records:
+            if record.path not in has_key:
+                has_key[record.path] = bool(is_among(map_array(files.open(record)), keys).any())
+        if any(has_key[record.path] for record in records):
             holding.append(number)
     return holding
+
+
+def packed_sequences(view: View, full_names: frozenset[str]) -> dict[str, Int64Array]:
+    """The packed sequences that contain one of the documents: for every query set, the ids of their first rows, ascending.
+
+    The metadata of a sequence names its documents as source/id.
+    """
+    sequences: dict[str, Int64Array] = {}
+    for query_set in view.snapshot.names(QueriesEntry):
+        if view.snapshot.existing(QueriesEntry, query_set).seq_length is None:
+            continue
+        first_rows = [np.empty(0, np.int64)]
+        for record in view.query_set(query_set).ranges:
+            table = view.query_set(query_set).documents_table(record)
+            has_name = [not full_names.isdisjoint(json_strings(text)) for text in table.column("metadata").to_pylist()]
+            first_rows.append(record.first_chunk + table.column("first_row").to_numpy()[np.array(has_name, dtype=bool)])
+        sequences[query_set] = np.concatenate(first_rows)
+    return {query_set: ids for query_set, ids in sequences.items() if len(ids)}

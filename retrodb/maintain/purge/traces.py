@@ -1,7 +1,7 @@
-"""Traces: by what a document's content is known again wherever it lies, as 64-bit values that say nothing of the content.
+"""Traces: 64-bit values by which a document's content is recognised in any file. They do not reveal the content.
 
 =========  =========================================================================================================
-kind       a value stands for
+kind       what a value is the hash of
 =========  =========================================================================================================
 id         a string that is the document's id, or its source and id with a slash between them
 key        its key in an ids file
@@ -11,7 +11,7 @@ tokens     16 tokens in a row
 vector     a vector as it is stored, float16, or as the int8 codes or the search codes of an index part
 =========  =========================================================================================================
 
-They are kept with the run of a purge, because once its documents are gone nothing else tells what to look for.
+They are stored with the run of a purge: once its documents are deleted, nothing else says what to search for.
 
 Legend: N rows, D dimensions, T tokens.
 """
@@ -19,11 +19,12 @@ Legend: N rows, D dimensions, T tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import orjson
 import xxhash
 
 from retrodb.ann.inverted_lists import stored_rows
@@ -31,6 +32,7 @@ from retrodb.ann.part import read_index
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, UInt64Array
 from retrodb.format.entries import SpaceEntry
+from retrodb.format.json_values import JsonValue
 from retrodb.format.part_files import INDEX_FILE
 from retrodb.stages.index.live_parts import parts_of
 from retrodb.view.chunk_set import ChunkSet
@@ -46,7 +48,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class Traces:
-    """Values to look for, by kind; each ascending and distinct."""
+    """Values to search for, by kind; each ascending and distinct."""
 
     values: Mapping[str, UInt64Array]
 
@@ -56,17 +58,17 @@ class Traces:
         parts = {kind: [np.empty(0, np.uint64), *values.get(kind, ())] for kind in KINDS}
         return Traces({kind: np.unique(np.concatenate(arrays)) for kind, arrays in parts.items()})
 
-    def found(self, kind: str, values: UInt64Array) -> BoolArray:
-        """(N,) bool: which values are among those to look for."""
-        own = self.values[kind]
-        if not len(own):
+    def contains(self, kind: str, values: UInt64Array) -> BoolArray:
+        """(N,) bool: which values are traces of a kind."""
+        traces = self.values[kind]
+        if not len(traces):
             return np.zeros(len(values), dtype=bool)
-        place = np.minimum(np.searchsorted(own, values), len(own) - 1)
-        hit: BoolArray = own[place] == values
-        return hit
+        positions = np.minimum(np.searchsorted(traces, values), len(traces) - 1)
+        is_trace: BoolArray = traces[positions] == values
+        return is_trace
 
     def to_array(self) -> AnyArray:
-        """(n,) TRACE_DTYPE, to be kept."""
+        """(n,) TRACE_DTYPE, to be stored."""
         array = np.empty(sum(map(len, self.values.values())), TRACE_DTYPE)
         array["kind"] = np.repeat(np.arange(len(KINDS)), [len(self.values[kind]) for kind in KINDS])
         array["value"] = np.concatenate([self.values[kind] for kind in KINDS])
@@ -74,27 +76,27 @@ class Traces:
 
     @staticmethod
     def from_arrays(arrays: Iterable[AnyArray]) -> Traces:
-        """What several kept arrays hold together."""
-        whole = np.concatenate([np.empty(0, TRACE_DTYPE), *arrays])
-        return Traces.of({kind: [whole["value"][whole["kind"] == place]] for place, kind in enumerate(KINDS)})
+        """The traces of several stored arrays."""
+        entries = np.concatenate([np.empty(0, TRACE_DTYPE), *arrays])
+        return Traces.of({kind: [entries["value"][entries["kind"] == number]] for number, kind in enumerate(KINDS)})
 
 
-def traces_of(view: View, query_set: str, documents: Int64Array) -> Traces:
-    """The traces of documents of the database ("") or of a query set, deleted or not, by the ids of their first chunks."""
-    chunks = view.query_set(query_set) if query_set else view.chunks
-    known = [document for document in chunks.documents(documents) if document is not None]
-    spans = [np.arange(d["first_chunk"], d["first_chunk"] + d["num_chunks"]) for d in known]
-    sets = shingle_sets(document_texts(chunks, documents))
+def traces_of(view: View, query_set: str, first_chunks: Int64Array) -> Traces:
+    """The traces of documents of a query set, deleted or not, by the ids of their first chunks."""
+    chunks = view.query_set(query_set)
+    documents = [document for document in chunks.documents(first_chunks) if document is not None]
+    spans = [np.arange(d["first_chunk"], d["first_chunk"] + d["num_chunks"]) for d in documents]
+    sets = shingle_sets(document_texts(chunks, first_chunks))
     ids = np.concatenate([np.empty(0, np.int64), *spans])
     return Traces.of(
         {
             "text": [
                 first_halves(chunks.text_hashes(ids)),
-                first_halves(np.array([d["content_hash"] for d in known], dtype="S16")),
+                first_halves(np.array([document["content_hash"] for document in documents], dtype="S16")),
             ],
             "shingle": [sets.keys, whole_keys(sets)],
             "tokens": [token_runs(_tokens(chunks, span)) for span in spans],
-            "vector": list(_vectors(view, query_set or SELF, ids)),
+            "vector": list(_vectors(view, query_set, ids)),
         }
     )
 
@@ -108,16 +110,16 @@ def _tokens(chunks: ChunkSet, ids: Int64Array) -> AnyArray:
 
 
 def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[UInt64Array]:
-    """Of every space the vectors, and the codes of the index parts: it may have only these."""
+    """The vectors in every space, and the codes of the index parts: a space may have stored only these."""
     for space in view.snapshot.names(SpaceEntry):
         for hit in view.query_vectors(query_set, space).lookup(ids):
             yield row_values(np.asarray(view.chunks.map(hit.record)[hit.positions]))
         for part in parts_of(view, space) if query_set == SELF else ():
             files = {record.path.rpartition("/")[2]: record for record in part.records}
             order = view.chunks.map(files["order.npy"])
-            held = np.isin(part.span.first_chunk + part.row_set.present, ids)[order]
-            yield row_values(np.asarray(view.chunks.map(files["codes.npy"])[held]))
-            yield index_values(view.files.open(files[INDEX_FILE]))[held]
+            is_wanted = np.isin(part.span.first_chunk + part.row_set.present, ids)[order]
+            yield row_values(np.asarray(view.chunks.map(files["codes.npy"])[is_wanted]))
+            yield index_values(view.files.open(files[INDEX_FILE]))[is_wanted]
 
 
 def index_values(path: Path) -> UInt64Array:
@@ -143,15 +145,36 @@ def whole_keys(sets: ShingleSets) -> UInt64Array:
 
 
 def string_values(strings: Iterable[str]) -> UInt64Array:
-    """(N,) one value a string."""
+    """(N,) one value per string."""
     return np.array([xxhash.xxh3_64_intdigest(string.encode()) for string in strings], dtype=np.uint64)
 
 
 def string_pieces(text: str) -> list[str]:
-    """A string, and what lies between the signs that part an id from what it stands in: a path, SQL, an argument."""
-    parts = (piece.strip() for piece in _DELIMITERS.split(text))
-    ends = (text[at + 1 :] for at, sign in enumerate(text) if sign == "/")  # an id may be a path below a folder
-    return list(dict.fromkeys([text, *ends, *(piece for piece in parts if piece)]))
+    """A string, and the parts of it that may be an id: between the delimiters of paths, SQL and arguments."""
+    parts = (part.strip() for part in _DELIMITERS.split(text))
+    ends = (text[i + 1 :] for i, char in enumerate(text) if char == "/")  # an id may be a path below a folder
+    return list(dict.fromkeys([text, *ends, *(part for part in parts if part)]))
+
+
+def json_strings(text: str | bytes) -> list[str]:
+    """All strings in a JSON text, including the keys.
+
+    Raises:
+        orjson.JSONDecodeError: when it is not JSON.
+    """
+    return list(_strings_in(orjson.loads(text)))
+
+
+def _strings_in(value: JsonValue) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from value
+        for item in value.values():
+            yield from _strings_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings_in(item)
 
 
 def token_runs(tokens: AnyArray) -> UInt64Array:
@@ -160,17 +183,17 @@ def token_runs(tokens: AnyArray) -> UInt64Array:
     if length < 1:
         return np.empty((*tokens.shape[:-1], 0), np.uint64)
     runs = np.zeros((*tokens.shape[:-1], length), np.uint64)
-    for place in range(RUN_TOKENS):
-        runs = runs * _MULTIPLIER + tokens[..., place : place + length].astype(np.uint64) + np.uint64(1)
+    for offset in range(RUN_TOKENS):
+        runs = runs * _MULTIPLIER + tokens[..., offset : offset + length].astype(np.uint64) + np.uint64(1)
     return runs
 
 
 def row_values(rows: AnyArray) -> UInt64Array:
-    """(N,) the values of rows (N, D) of float16 or single bytes, the same for the same bytes only."""
-    width = {1: np.uint8, 2: np.uint16}[rows.dtype.itemsize]
+    """(N,) the values of rows (N, D) of float16 or single bytes; different rows have different values (almost surely)."""
+    unsigned = {1: np.uint8, 2: np.uint16}[rows.dtype.itemsize]
     weights = np.random.Generator(np.random.PCG64(rows.dtype.itemsize)).integers(
         0, 1 << 63, rows.shape[1], dtype=np.uint64
     )
-    plain = np.ascontiguousarray(rows).view(width).astype(np.uint64)
-    values: UInt64Array = ((plain + np.uint64(1)) * (2 * weights + np.uint64(1))).sum(axis=1, dtype=np.uint64)
+    numbers = np.ascontiguousarray(rows).view(unsigned).astype(np.uint64)
+    values: UInt64Array = ((numbers + np.uint64(1)) * (2 * weights + np.uint64(1))).sum(axis=1, dtype=np.uint64)
     return values

@@ -1,17 +1,15 @@
-"""Collection as a command: what expires, what is deleted now and what later, and which runs never ended."""
+"""Collection as a command: expire old snapshots, delete unneeded files, and list the runs that never ended."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-import orjson
-
+from retrodb.engine.run import read_plan
 from retrodb.errors import MissingFileError, UsageError
-from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
-from retrodb.store.gc import DEFAULT_GRACE, execute_collection, plan_collection
+from retrodb.store.gc import DEFAULT_GRACE, CollectionPlan, execute_collection, plan_collection
 from retrodb.store.storage import Storage
 
 KEEP_SNAPSHOTS = 10
@@ -19,28 +17,36 @@ KEEP_SNAPSHOTS = 10
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that planned and never committed: interrupted, failed, or still at work."""
+    """A run without a commit: interrupted, failed, or still at work."""
 
     run: str
     command: str
     clock: str  # when it was planned
-    last_work: str  # when it wrote its last file
-    files: int
+    last_write: str  # when it wrote its last file
+    num_files: int
     size_bytes: int
-    abandoned: bool  # whether this collection counts it as ended
+    is_abandoned: bool  # whether this collection treats it as ended
 
 
 @dataclass(frozen=True)
 class GcResult:
     """What a collection did."""
 
-    expired: tuple[int, ...]  # snapshots that became stubs
-    deleted: int  # files that nothing needed for longer than the grace
+    expired_snapshots: tuple[int, ...]
+    num_deleted_files: int  # unneeded for longer than the grace period
     deleted_bytes: int
-    marked: int  # files that nothing needs now, and that a later collection deletes
+    num_marked_files: int  # unneeded now; a later collection deletes them
     marked_bytes: int
     open_runs: tuple[OpenRun, ...]
     dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class GcPlan:
+    """What a collection would do."""
+
+    collection: CollectionPlan
+    result: GcResult  # of a dry run
 
 
 def run_gc(
@@ -51,61 +57,74 @@ def run_gc(
     abandon_runs: timedelta | None = None,
     dry_run: bool = False,
 ) -> GcResult:
-    """Let old snapshots expire, and delete what nothing needs.
+    """Expire old snapshots, and delete unneeded files.
 
     Args:
-        grace: how long a file has been known to be unneeded before it is deleted.
-        keep_snapshots: how many of the newest stay readable; pinned ones stay besides.
-        abandon_runs: open runs that wrote nothing for so long are given up; None gives up none.
+        grace: delete a file once it has been marked as unneeded for this long.
+        keep_snapshots: number of the newest snapshots that stay readable. Pinned snapshots stay readable too.
+        abandon_runs: treat open runs that wrote nothing for this long as ended; None keeps the files of all open runs.
 
     Raises:
-        UsageError: for a number or a time that cannot be meant.
-        DamagedFileError, MissingFileError: for a snapshot, segment or record that does not read; nothing is deleted then.
+        UsageError: for an invalid number or time.
+        DamagedFileError, MissingFileError: a snapshot, segment or record cannot be read. Nothing is deleted then.
     """
+    plan = plan_gc(context, grace=grace, keep_snapshots=keep_snapshots, abandon_runs=abandon_runs)
+    return plan.result if dry_run else execute_gc(context, plan)
+
+
+def plan_gc(
+    context: Context,
+    *,
+    grace: timedelta = DEFAULT_GRACE,
+    keep_snapshots: int = KEEP_SNAPSHOTS,
+    abandon_runs: timedelta | None = None,
+) -> GcPlan:
+    """Plan a collection; arguments and errors are those of `run_gc`."""
     if grace < timedelta(0) or (abandon_runs is not None and abandon_runs < timedelta(0)):
         raise UsageError("a time below zero", remedy="Give one such as 7d, 12h or 0s.")
     storage = context.storage
     now = datetime.fromisoformat(context.clock) if context.clock else datetime.now(UTC)
-    first = plan_collection(storage, keep_snapshots, now, grace)
-    runs = [_open_run(storage, run, now, abandon_runs) for run in first.open_runs]
-    abandoned = frozenset(run.run for run in runs if run.abandoned)
-    plan = plan_collection(storage, keep_snapshots, now, grace, abandoned=abandoned) if abandoned else first
+    collection = plan_collection(storage, keep_snapshots, now, grace)
+    runs = [_open_run(storage, run, now, abandon_runs) for run in collection.open_runs]
+    if abandoned := frozenset(run.run for run in runs if run.is_abandoned):
+        collection = plan_collection(storage, keep_snapshots, now, grace, abandoned=abandoned)
     result = GcResult(
-        expired=plan.expire,
-        deleted=len(plan.delete),
-        deleted_bytes=_size(storage, plan.delete),
-        marked=len(plan.marked),
-        marked_bytes=_size(storage, plan.marked),
+        expired_snapshots=collection.expire,
+        num_deleted_files=len(collection.delete),
+        deleted_bytes=_size_bytes(storage, collection.delete),
+        num_marked_files=len(collection.marked),
+        marked_bytes=_size_bytes(storage, collection.marked),
         open_runs=tuple(runs),
-        dry_run=dry_run,
+        dry_run=True,
     )
-    if not dry_run:
-        execute_collection(storage, plan)
-    return result
+    return GcPlan(collection, result)
 
 
-def _open_run(storage: Storage, run: str, now: datetime, abandon: timedelta | None) -> OpenRun:
+def execute_gc(context: Context, plan: GcPlan) -> GcResult:
+    """Expire and delete what was planned and is still unneeded, and remove the folders of runs that became empty."""
+    execute_collection(context.storage, plan.collection)
+    context.storage.remove_empty_folders("runs")
+    return replace(plan.result, dry_run=False)
+
+
+def _open_run(storage: Storage, run: str, now: datetime, abandon_runs: timedelta | None) -> OpenRun:
     paths = storage.list(f"runs/{run}")
-    plan = path_of("runs", run=run, file="plan.json")
-    try:
-        planned = orjson.loads(storage.read(plan)) if storage.exists(plan) else {}
-    except orjson.JSONDecodeError:  # torn by a crash: then nothing but its age is known
-        planned = {}
+    plan = read_plan(storage, run)
     times = [storage.local(path).stat().st_mtime for path in paths]
-    last_work = datetime.fromtimestamp(max(times, default=0.0), UTC)
+    last_write = datetime.fromtimestamp(max(times, default=0.0), UTC)
     return OpenRun(
         run=run,
-        command=planned.get("command", ""),
-        clock=planned.get("clock", ""),
-        last_work=last_work.isoformat(timespec="seconds"),
-        files=len(paths),
-        size_bytes=_size(storage, paths),
-        abandoned=abandon is not None and now - last_work > abandon,
+        command="" if plan is None else plan.command,
+        clock="" if plan is None else plan.clock,
+        last_write=last_write.isoformat(timespec="seconds"),
+        num_files=len(paths),
+        size_bytes=_size_bytes(storage, paths),
+        is_abandoned=abandon_runs is not None and now - last_write > abandon_runs,
     )
 
 
-def _size(storage: Storage, paths: Iterable[str]) -> int:
-    """The bytes of files; one that went away meanwhile has none."""
+def _size_bytes(storage: Storage, paths: Iterable[str]) -> int:
+    """The size of files; a file that another command deleted counts as empty."""
     total = 0
     for path in paths:
         try:

@@ -1,91 +1,140 @@
-"""Restore: an older snapshot becomes the newest, as one more snapshot.
+"""Restore: commit the state of an older snapshot as the newest snapshot.
 
-Its manifest is taken over as it is. Three things stay as they are now: ids that were given stay given, what lies outside of the
-database (pins, exports) is known still, and what was purged stays dead.
+The older snapshot's manifest is taken over. Three things stay as they are: chunk ids are never given twice, pins and registered
+exports stay known because they exist outside of the database, and purged documents stay purged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from retrodb.engine.run import open_run
 from retrodb.errors import MissingFileError, UsageError
 from retrodb.format.arrays import map_array
-from retrodb.format.entries import Entry
+from retrodb.format.entries import Entry, ExportEntry, PinEntry
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, commit
 from retrodb.view.purged import is_among, purged_keys
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
-_KEPT_ENTRIES = ("pin/", "export/")  # what they speak of lies outside, and goes on to
+_KEPT_ENTRIES = (f"{PinEntry.kind}/", f"{ExportEntry.kind}/")
 
 
 @dataclass(frozen=True)
 class RestoreResult:
     """What a restore did."""
 
-    snapshot: int  # that it made, or found to be so already
-    restored: int  # the one that it equals now
-    added_files: int  # that the head did not name
-    dropped_files: int  # that it named and the restored one does not
+    snapshot: int  # the newest one now
+    restored_snapshot: int  # whose state it has
+    num_added_files: int  # live files that were not live before
+    num_dropped_files: int  # files that are not live any more
     dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """A snapshot to restore."""
+
+    newest: View
+    restored: View
+    entries: dict[str, Entry | None]  # changes to the newest snapshot's entries; None removes one
+
+    @property
+    def result(self) -> RestoreResult:
+        """The result of a dry run."""
+        live, restored = set(self.newest.manifest.paths()), set(self.restored.manifest.paths())
+        return RestoreResult(
+            snapshot=self.newest.snapshot.number,
+            restored_snapshot=self.restored.snapshot.number,
+            num_added_files=len(restored - live),
+            num_dropped_files=len(live - restored),
+            dry_run=True,
+        )
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the newest snapshot has this state already."""
+        return self.newest.snapshot.segments == self.restored.snapshot.segments and not self.entries
+
+
+@dataclass(frozen=True)
+class _RestoreRun:
+    """Identity of a run."""
+
+    version: int
+    restore: int
+    base: int  # the newest snapshot
 
 
 def run_restore(context: Context, number: int, *, dry_run: bool = False) -> RestoreResult:
     """Make the state of an older snapshot the newest.
 
     Raises:
-        UsageError: when there is no such snapshot, it expired, or it holds what was purged since.
-        MissingFileError: for a file of it that is gone, by name.
+        UsageError: the snapshot does not exist or expired, or it has a document that was purged later.
+        MissingFileError: one of its files is missing.
     """
-    head, then = context.view(), context.view(number)
-    now, wanted = set(head.manifest.paths()), set(then.manifest.paths())
-    result = RestoreResult(head.snapshot.number, number, len(wanted - now), len(now - wanted), dry_run)
-    for path in sorted(wanted - now):
+    plan = plan_restore(context, number)
+    return plan.result if dry_run else execute_restore(context, plan)
+
+
+def plan_restore(context: Context, number: int) -> RestorePlan:
+    """Plan a restore; errors are those of `run_restore`."""
+    newest, restored = context.view(), context.view(number)
+    for path in sorted(set(restored.manifest.paths()) - set(newest.manifest.paths())):
         if not context.storage.exists(path):
             raise MissingFileError(
-                f"snapshot {number} cannot be restored: a file of it is gone",
+                f"snapshot {number} cannot be restored: one of its files is missing",
                 where=path,
-                remedy="'retrodb snapshots' lists the others.",
+                remedy="Restore another snapshot; 'retrodb snapshots' lists them.",
             )
-    _refuse_purged(head, then)
-    entries = _entries(head.snapshot, then.snapshot)
-    if dry_run or (head.snapshot.segments == then.snapshot.segments and not entries):
+    _refuse_purged(newest, restored)
+    return RestorePlan(newest, restored, _entry_changes(newest.snapshot, restored.snapshot))
+
+
+def execute_restore(context: Context, plan: RestorePlan) -> RestoreResult:
+    """Commit the older state, unless it is the newest already.
+
+    Raises:
+        ConflictError: another command committed since the plan.
+    """
+    result = replace(plan.result, dry_run=False)
+    if plan.changes_nothing:
         return result
-    plan = {"version": STAGE_VERSION, "restore": number, "base": head.snapshot.number}
-    run = open_run(context.storage, "restore", plan, context.clock)
-    change = Change(
-        transaction=run.id,
-        command="restore",
+    number = plan.restored.snapshot.number
+    transaction = Transaction.open(
+        context,
+        plan.newest,
+        "restore",
+        conflict_keys.restore(),
+        plan=_RestoreRun(STAGE_VERSION, number, plan.newest.snapshot.number),
         arguments={"snapshot": number},
-        clock=run.clock,
-        conflict_keys=conflict_keys.restore(),
-        files=[record for record in head.manifest.files("purged") if record.path not in wanted],
-        entries=entries,
-        manifest_of=then.snapshot,
     )
-    snapshot = commit(context.storage, head.snapshot, change)
-    return RestoreResult(snapshot.number, number, result.added_files, result.dropped_files)
+    restored_paths = set(plan.restored.manifest.paths())
+    transaction.files += [file for file in plan.newest.manifest.files("purged") if file.path not in restored_paths]
+    transaction.entries.update(plan.entries)
+    transaction.manifest_of = plan.restored.snapshot
+    return replace(result, snapshot=transaction.commit().number)
 
 
-def _entries(head: Snapshot, then: Snapshot) -> dict[str, Entry | None]:
-    """What brings the head's entries to those of the older snapshot; None takes one away."""
-    keys = [key for key in {**head.entries, **then.entries} if not key.startswith(_KEPT_ENTRIES)]
-    return {key: then.entries.get(key) for key in sorted(keys) if head.entries.get(key) != then.entries.get(key)}
+def _entry_changes(newest: Snapshot, restored: Snapshot) -> dict[str, Entry | None]:
+    keys = [key for key in {**newest.entries, **restored.entries} if not key.startswith(_KEPT_ENTRIES)]
+    return {
+        key: restored.entries.get(key) for key in sorted(keys) if newest.entries.get(key) != restored.entries.get(key)
+    }
 
 
-def _refuse_purged(head: View, then: View) -> None:
-    """Raises UsageError when the older snapshot has a document that was purged since."""
-    never = purged_keys(head)
-    if not len(never):
+def _refuse_purged(newest: View, restored: View) -> None:
+    """Raises UsageError when the older snapshot has a document that was purged later."""
+    keys = purged_keys(newest)
+    if not len(keys):
         return
-    records = [*then.manifest.files("ids"), *(r for r in then.manifest.files("queries") if r.path.endswith("/ids.npy"))]
-    found = sum(int(is_among(map_array(then.files.open(record)), never).sum()) for record in records)
-    if found:
+    query_files = [record for record in restored.manifest.files("queries") if record.path.endswith("/ids.npy")]
+    id_files = [*restored.manifest.files("ids"), *query_files]
+    num_purged = sum(int(is_among(map_array(restored.files.open(record)), keys).sum()) for record in id_files)
+    if num_purged:
         raise UsageError(
-            f"snapshot {then.snapshot.number} holds {found} documents that were purged since",
-            remedy="What was purged never comes back. Run the same 'retrodb purge' again: it did not end.",
+            f"snapshot {restored.snapshot.number} has {num_purged} documents that were purged later",
+            remedy="Purged documents cannot be restored. That purge was interrupted: run the same 'retrodb purge' again.",
         )

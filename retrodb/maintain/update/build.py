@@ -1,6 +1,6 @@
-"""Build: the first day in one command. It looks, says what it would do, writes the recipe, and updates from it.
+"""Build: create a database from files in one command. It estimates the work, writes a recipe, and runs an update from it.
 
-So a build that was interrupted is continued by the same command, and by `retrodb update` ever after.
+An interrupted build is continued by the same command, or by `retrodb update`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from retrodb.config import EmbedParams, InitParams, from_mapping
 from retrodb.corpus.document import Document
@@ -43,10 +42,10 @@ from retrodb.store.snapshots import read_head, snapshot_numbers
 from retrodb.view.view import SELF
 
 TRAIN = "train"
-"""Instead of a tokenizer's name: train one on the input."""
+"""Given instead of a tokenizer's name: train one on the input."""
 
 VOCAB_SIZE = 32_000
-_TRAINING_BYTES = 256 << 20  # of text, spread over the input: more changes a vocabulary little
+_TRAINING_BYTES = 256 << 20  # of text, from the whole input: more text changes a vocabulary little
 _SPLIT_BYTES = 1 << 28
 
 
@@ -55,11 +54,11 @@ class BuildPlan:
     """What a build would do."""
 
     database: str
-    files: int
+    num_files: int  # of the input
     size_bytes: int  # of the input, as stored
-    documents: int
-    chunks: int
-    is_whole: bool  # the input was counted, not estimated
+    num_documents: int
+    num_chunks: int
+    is_exact: bool  # the input was counted, not estimated
     previews: tuple[Preview, ...]
     stages: tuple[StageEstimate, ...]
 
@@ -70,35 +69,35 @@ class BuildResult:
 
     database: str
     snapshot: int
-    documents: int
-    chunks: int
-    tokens: int
-    size_bytes: int
+    num_documents: int  # live
+    num_chunks: int  # live
+    num_tokens: int
+    size_bytes: int  # of all live files
     elapsed_s: float
-    recipe: str  # where it lies
-    outcome: str  # as that of an update
+    recipe: str  # path of its file
+    outcome: str  # of the update
     steps: tuple[UpdateStep, ...]
     exit_code: int
 
 
-def build_recipe(inputs: Sequence[str], against: Sequence[str], options: Mapping[str, Any]) -> Recipe:
-    """The recipe of a build, its paths absolute: it will lie inside the database.
+def build_recipe(inputs: Sequence[str], against: Sequence[str], options: Mapping[str, object]) -> Recipe:
+    """The recipe of a build. Its paths are absolute, because its file is inside the database.
 
     Args:
-        options: fields of `IngestParams`; without `source` the first input gives the name.
+        options: fields of `IngestParams`. Without `source`, the source has the name of the first input.
 
     Raises:
-        UsageError: without inputs, or with test sets of one name.
+        UsageError: there are no inputs, or two test sets have the same name.
     """
     if not inputs:
         raise UsageError("no input files", remedy="Name files, folders or globs after the database.")
     given = {name: value for name, value in options.items() if value is not None}
-    name = given.pop("source", None) or _stem(inputs[0])
+    name = str(given.pop("source", None) or _stem(inputs[0]))
     source = from_mapping(SourceRecipe, {**given, "source": name, "inputs": list(inputs)}, where="options")
     tables = {SELF: TableRecipe()} | ({HELD_OUT_SET: TableRecipe(queries=HELD_OUT_SET)} if source.holdout else {})
     testsets = {_stem(file): TestsetRecipe(files=(file,)) for file in against}
     if len(testsets) < len(against):
-        raise UsageError("two test sets would have one name", remedy="Give the files of --against different names.")
+        raise UsageError("two test sets have the same name", remedy="Give the files of --against different names.")
     return resolved(Recipe(sources={name: source}, testsets=testsets, neighbours=tables), os.getcwd())
 
 
@@ -107,38 +106,38 @@ def _stem(path: str) -> str:
 
 
 def plan_build(context: Context, recipe: Recipe, params: InitParams, *, device: str | None = None) -> BuildPlan:
-    """Look into the input and estimate every stage; nothing is written.
+    """Read a sample of the input and estimate every stage; nothing is written.
 
     Args:
         device: of the encoder; None is that of the recipe.
 
     Raises:
-        InputError, UsageError: for inputs, a tokenizer or an encoder that cannot be had.
-        ConflictError: when there is another database already.
+        InputError, UsageError: the inputs, the tokenizer or the encoder cannot be read.
+        ConflictError: another database exists at this path.
     """
     _refuse_other(context, recipe, params)
     [(name, source)] = recipe.sources.items()
     sample = sample_source(source, _tokenizer(source, params), params.chunk_tokens)
     if source.limit is not None:
-        sample = sample.scaled(min(source.limit, sample.documents))
-    held_out = {HELD_OUT_SET: round(sample.chunks * source.holdout)}
-    state = State(spaces={"default": EmbedParams(params.encoder)}, pending={"default": 0}, rows=held_out)
+        sample = sample.scaled(min(source.limit, sample.num_documents))
+    held_out = {HELD_OUT_SET: round(sample.num_chunks * source.holdout)}
+    state = State(spaces={"default": EmbedParams(params.encoder)}, num_pending={"default": 0}, num_rows=held_out)
     on_device = replace(recipe, embed=replace(recipe.embed, device=device)) if device else recipe
-    stages = stage_estimates(on_device, Work().and_that_of(sample), state, context.num_workers)
+    stages = stage_estimates(on_device, Work().plus(sample), state, context.num_workers)
     return BuildPlan(
         database=context.storage.url,
-        files=sample.files,
+        num_files=sample.num_files,
         size_bytes=sample.size_bytes,
-        documents=sample.documents,
-        chunks=sample.chunks,
-        is_whole=sample.is_whole,
+        num_documents=sample.num_documents,
+        num_chunks=sample.num_chunks,
+        is_exact=sample.is_whole,
         previews=sample.previews,
         stages=(ingest_estimate(name, sample, context.num_workers), *stages),
     )
 
 
 def _tokenizer(source: SourceRecipe, params: InitParams) -> Tokenizer:
-    """The tokenizer to estimate with."""
+    """The tokenizer for the estimate."""
     if params.tokenizer != TRAIN:
         return resolve_tokenizer(params.tokenizer)
     files = expand_inputs(source.inputs, source.files_from, source.format)
@@ -146,10 +145,10 @@ def _tokenizer(source: SourceRecipe, params: InitParams) -> Tokenizer:
 
 
 def prepare_build(context: Context, recipe: Recipe, params: InitParams) -> None:
-    """Write the recipe and create the database, unless an earlier build that was interrupted did.
+    """Write the recipe and create the database, unless an interrupted build has done so.
 
     Raises:
-        ConflictError: when there is another database already.
+        ConflictError: another database exists at this path.
     """
     _refuse_other(context, recipe, params)
     storage = context.storage
@@ -166,7 +165,7 @@ def prepare_build(context: Context, recipe: Recipe, params: InitParams) -> None:
 
 
 def _training_texts(source: SourceRecipe) -> Iterator[str]:
-    """Every n-th text of the input, so that a bounded share of it comes from everywhere."""
+    """Every n-th text, so that a bounded amount of text comes from all parts of the input."""
     files = expand_inputs(source.inputs, source.files_from, source.format)
     step = 1 + sum(file.size_bytes for file in files) // _TRAINING_BYTES
     splits = plan_splits(files, _SPLIT_BYTES, source.marker)
@@ -176,32 +175,32 @@ def _training_texts(source: SourceRecipe) -> Iterator[str]:
 
 
 def _refuse_other(context: Context, recipe: Recipe, params: InitParams) -> None:
-    """Raises ConflictError where a database lies that this build did not begin."""
+    """Raises ConflictError when a database exists that this build did not create."""
     storage = context.storage
     if not snapshot_numbers(storage):
         return
-    own = storage.exists(RECIPE) and storage.read(RECIPE) == dump_recipe(recipe).encode()
+    is_same = storage.exists(RECIPE) and storage.read(RECIPE) == dump_recipe(recipe).encode()
     default = read_head(storage).default_encoder
-    own = own and default is not None and default.params.encoder == params.encoder
-    if own and params.tokenizer != TRAIN:
+    is_same = is_same and default is not None and default.params.encoder == params.encoder
+    if is_same and params.tokenizer != TRAIN:
         digest = digest_bytes(resolve_tokenizer(params.tokenizer).to_bytes()).sha256.hex()
-        own = digest == context.settings().tokenizer_sha256
-    if not own:
+        is_same = digest == context.settings().tokenizer_sha256
+    if not is_same:
         raise ConflictError(
-            "a database exists here already, and not of this build",
+            "a database exists here already, and another build or command created it",
             where=storage.url,
             remedy="Continue it with 'retrodb update', add to it with 'retrodb ingest', or choose another path.",
         )
 
 
 def build_result(update: UpdateResult, stats: Stats) -> BuildResult:
-    """The sum of a build, from the update that did it."""
+    """The result of a build, from that of its update."""
     return BuildResult(
         database=stats.database,
         snapshot=stats.snapshot,
-        documents=stats.live_documents,
-        chunks=stats.live_chunks,
-        tokens=stats.tokens,
+        num_documents=stats.num_live_documents,
+        num_chunks=stats.num_live_chunks,
+        num_tokens=stats.num_tokens,
         size_bytes=stats.size_bytes,
         elapsed_s=update.elapsed_s,
         recipe=f"{stats.database}/{RECIPE}",

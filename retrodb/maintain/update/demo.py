@@ -1,8 +1,8 @@
-"""The demo: every stage once, on text that every Python carries.
+"""The demo: run every stage once, on text that every Python installation contains.
 
-Documents are the standard library's own documentation. All of it would keep two cores busy with MiniLM for too long, so the
-demo takes one module or topic in four: about 6,000 chunks. Some modules are held out as a test set; `os.path` and `ntpath`
-are among them and `posixpath` stays, so that the leak scan has something true to find.
+The documents are the documentation of the standard library. Embedding all of it with MiniLM would take too long, so the demo
+takes one module or topic in four: about 6,000 chunks. Some modules are held out as a test set. `os.path` and `ntpath` are among
+them, and `posixpath` is not, so that the leak scan has a leak to find.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
@@ -26,6 +26,7 @@ from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import MismatchError
 from retrodb.export.export import run_export
 from retrodb.format.entries import SpaceEntry
+from retrodb.format.json_values import JsonObject
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.command import run_dedup
 from retrodb.stages.embed.command import run_embed
@@ -58,7 +59,7 @@ class DemoStage:
 
     stage: str
     elapsed_s: float
-    counts: dict[str, Any]  # what it did
+    counts: JsonObject  # what it did
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class DemoResult:
     """What the demo built."""
 
     database: str
-    documents: int
-    chunks: int
-    tokens: int
+    num_documents: int  # live
+    num_chunks: int  # live
+    num_tokens: int
     size_bytes: int  # of the database's live files
     elapsed_s: float
     stages: tuple[DemoStage, ...]
@@ -97,10 +98,10 @@ class DemoResult:
 @dataclass(frozen=True)
 class _Demo:
     context: Context
-    folder: Path  # for what the demo reads and exports, beside the database's own folders
+    folder: Path  # of the files that the demo reads and exports; inside the database
     encoder: str
     limit: int | None
-    validate: Callable[[], dict[str, Any]]
+    validate: Callable[[], JsonObject]
 
     @property
     def corpus(self) -> Path:
@@ -121,20 +122,20 @@ def run_demo(
     *,
     encoder: str = InitParams.encoder,
     limit: int | None = None,
-    validate: Callable[[], dict[str, Any]],
+    validate: Callable[[], JsonObject],
     report: Callable[[DemoStage], None] | None = None,
 ) -> DemoResult:
-    """Build the demo's database in `folder`, or finish one that was interrupted.
+    """Build the demo's database in `folder`, or continue one that was interrupted.
 
     Args:
         context: of the database at `folder`.
         encoder: of the default space.
-        limit: at most so many documents in the database, and in the test set.
-        validate: the last experiment, which gives what it found; the model is not of this folder.
-        report: called with every stage as it ends.
+        limit: largest number of documents in the database, and in the test set.
+        validate: trains and compares the language models, and gives its findings.
+        report: called with every stage when it ends.
 
     Raises:
-        MismatchError: when there is another database at `folder`.
+        MismatchError: another database exists at `folder`.
     """
     demo = _Demo(context, folder / "demo", encoder, limit, validate)
     stages: list[DemoStage] = []
@@ -147,18 +148,18 @@ def run_demo(
     return _result(context.view(), tuple(stages))
 
 
-def _documents(demo: _Demo) -> dict[str, Any]:
+def _documents(demo: _Demo) -> JsonObject:
     demo.folder.mkdir(parents=True, exist_ok=True)
     documents = list(stdlib_documents())
-    held_out = [each for each in documents if is_held_out(each[0])][: demo.limit]
-    kept = [each for each in documents if _is_in_slice(each[0]) and not is_held_out(each[0])][: demo.limit]
-    for path, chosen in ((demo.corpus, kept), (demo.test, held_out)):
+    held_out = [(doc_id, text) for doc_id, text in documents if is_held_out(doc_id)][: demo.limit]
+    kept = [(doc_id, text) for doc_id, text in documents if _is_in_slice(doc_id) and not is_held_out(doc_id)]
+    for path, chosen in ((demo.corpus, kept[: demo.limit]), (demo.test, held_out)):
         lines = (orjson.dumps({"id": doc_id, "text": text}) + b"\n" for doc_id, text in chosen)
         write_whole(path, b"".join(lines))
-    return {"documents": len(kept), "held_out": len(held_out)}
+    return {"documents": len(kept[: demo.limit]), "held_out": len(held_out)}
 
 
-def _tokenizer(demo: _Demo) -> dict[str, Any]:
+def _tokenizer(demo: _Demo) -> JsonObject:
     with open_input(demo.corpus) as stream:
         texts = [str(record["text"]) for _, record in read_json_objects(stream, str(demo.corpus))]
     tokenizer = train_byte_bpe(texts, VOCAB_SIZE)
@@ -166,25 +167,25 @@ def _tokenizer(demo: _Demo) -> dict[str, Any]:
     return {"vocabulary": tokenizer.vocab_size, "characters": sum(map(len, texts))}
 
 
-def _init(demo: _Demo) -> dict[str, Any]:
+def _init(demo: _Demo) -> JsonObject:
     if not snapshot_numbers(demo.context.storage):
         run_init(demo.context, InitParams(tokenizer=str(demo.tokenizer), encoder=demo.encoder))
     settings = demo.context.settings()
     if settings.tokenizer_sha256 != digest_bytes(demo.tokenizer.read_bytes()).sha256.hex():
         raise MismatchError(
-            "this database was not made by this demo, or by that of another Python",
+            "this database was not built by the demo, or by the demo of another Python version",
             where=demo.context.storage.url,
-            remedy="Name another folder.",
+            remedy="Give another folder.",
         )
     return {"chunk_tokens": settings.chunk_tokens}
 
 
-def _ingest(demo: _Demo) -> dict[str, Any]:
+def _ingest(demo: _Demo) -> JsonObject:
     result = run_ingest(demo.context, [str(demo.corpus)], IngestParams(source="python"))
     return {"documents": result.num_added, "chunks": result.num_chunks, "tokens": result.num_tokens}
 
 
-def _dedup(demo: _Demo) -> dict[str, Any]:
+def _dedup(demo: _Demo) -> JsonObject:
     [result] = run_dedup(demo.context, [demo.test], DedupParams(), name=TEST_SET)
     return {
         "removed_documents": result.num_removed_documents,
@@ -193,32 +194,32 @@ def _dedup(demo: _Demo) -> dict[str, Any]:
     }
 
 
-def _queries(demo: _Demo) -> dict[str, Any]:
+def _queries(demo: _Demo) -> JsonObject:
     result = run_add_queries(demo.context, TEST_SET, [demo.test])
     return {"documents": result.num_documents, "chunks": result.num_rows}
 
 
-def _embed(demo: _Demo) -> dict[str, Any]:
+def _embed(demo: _Demo) -> JsonObject:
     result = run_embed(demo.context, {}, EncoderHardware())
     return {"chunks": result.num_chunks, "query_rows": result.num_query_rows, "encoder": result.encoder}
 
 
-def _index(demo: _Demo) -> dict[str, Any]:
+def _index(demo: _Demo) -> JsonObject:
     result = run_index(demo.context, IndexParams())
     return {"vectors": result.num_vectors, "factory": result.factory}
 
 
-def _neighbours(demo: _Demo) -> dict[str, Any]:
+def _neighbours(demo: _Demo) -> JsonObject:
     tables = [run_neighbours(demo.context, NeighboursParams(), queries=name) for name in (SELF, TEST_SET)]
     return {f"rows_of_{table.table}": table.num_rows for table in tables}
 
 
-def _export(demo: _Demo) -> dict[str, Any]:
+def _export(demo: _Demo) -> JsonObject:
     result = run_export(demo.context, demo.folder / "export", to="parquet")
     return {"rows": result.num_rows, "size_bytes": result.size_bytes}
 
 
-_STAGES: dict[str, Callable[[_Demo], dict[str, Any]]] = {
+_STAGES: dict[str, Callable[[_Demo], JsonObject]] = {
     "documents": _documents,
     "tokenizer": _tokenizer,
     "init": _init,
@@ -245,9 +246,9 @@ def _result(view: View, stages: tuple[DemoStage, ...]) -> DemoResult:
     stats = read_stats(view)
     return DemoResult(
         database=stats.database,
-        documents=stats.live_documents,
-        chunks=stats.live_chunks,
-        tokens=stats.tokens,
+        num_documents=stats.num_live_documents,
+        num_chunks=stats.num_live_chunks,
+        num_tokens=stats.num_tokens,
         size_bytes=stats.size_bytes,
         elapsed_s=sum(stage.elapsed_s for stage in stages),
         stages=stages,
@@ -256,16 +257,15 @@ def _result(view: View, stages: tuple[DemoStage, ...]) -> DemoResult:
 
 
 def _examples(view: View) -> Iterator[DemoExample]:
-    """Rows of the test set's table, spread over it."""
+    """Rows of the test set's table, at equal distances."""
     table, queries = NeighbourTable(view, TEST_SET), view.query_set(TEST_SET)
     rows = table.rows()
     chosen = rows[np.linspace(0, len(rows) - 1, _NUM_EXAMPLES + 2).astype(np.int64)[1:-1]]
-    ids, distances = table.read(chosen)
-    for row, text, own_ids, own_distances in zip(chosen, queries.texts(chosen), ids, distances, strict=True):
+    metric = view.snapshot.existing(SpaceEntry, table.entry.space).metric
+    for row, text, ids, distances in zip(chosen, queries.texts(chosen), *table.read(chosen), strict=True):
         [document] = queries.documents(np.array([row]))
-        found = own_ids >= 0
-        metric = view.snapshot.existing(SpaceEntry, table.entry.space).metric
-        neighbours = _neighbours_of(view, own_ids[found], scores(own_distances[found], metric))
+        is_neighbour = ids >= 0
+        neighbours = _neighbours_of(view, ids[is_neighbour], scores(distances[is_neighbour], metric))
         yield DemoExample(document["doc_id"] if document else "", text, tuple(neighbours))
 
 

@@ -1,8 +1,8 @@
-"""What an update would do, stage by stage: documents, chunks, disk, and time as far as rates are known.
+"""What an update would do, stage by stage: documents, chunks, disk space, and time where rates are known.
 
-Documents are counted, by reading the input as an ingest would. Chunks follow from a sample of it. Times are those of the
-rates that this machine has shown to `bench throughput` or to earlier updates; reading and embedding are else measured on the
-sample.
+Documents are counted by reading the input as an ingest does. Chunks are estimated from a sample. Times are computed from the
+rates that `bench throughput` or earlier updates measured on this machine. Without these, reading and embedding are measured on
+the sample.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from retrodb.stages.ingest.plan import IngestResult
 from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.view.view import SELF, View
 
-_ENCODED = 64  # chunks of the sample that measure an encoder: seconds of a core with a large model
-# Disk, measured on English Wikipedia: zstd-compressed text with its token lists, and what each chunk and document costs besides.
+_NUM_ENCODED = 64  # chunks that an encoder is measured with: some seconds with a large model
+# Disk space, measured on English Wikipedia: zstd-compressed text with its token lists, and the rest per chunk and per document.
 _BYTES_PER_TEXT_BYTE, _BYTES_PER_CHUNK, _BYTES_PER_DOCUMENT = 0.8, 16 + 64 * 2, 90
 _BYTES_PER_NEIGHBOUR = 12
 
@@ -39,11 +39,11 @@ class StageEstimate:
 
     stage: str
     name: str
-    documents: int | None = None
-    chunks: int | None = None
-    size_bytes: int | None = None  # that it adds to the disk
+    num_documents: int | None = None
+    num_chunks: int | None = None
+    size_bytes: int | None = None  # of new files
     elapsed_s: float | None = None  # None: no rate is known
-    note: str | None = None  # why it cannot be told
+    note: str | None = None  # why there is no estimate
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class UpdatePlan:
 
     database: str
     snapshot: int
-    documents: int  # new and changed ones
-    chunks: int  # of these
-    removed: int  # documents that go, as far as the sources tell
+    num_documents: int  # new and changed
+    num_chunks: int  # of these
+    num_removed_documents: int  # that the sources do not have any more, and old versions
     stages: tuple[StageEstimate, ...]
 
 
@@ -62,16 +62,16 @@ class UpdatePlan:
 class Work:
     """New text."""
 
-    documents: int = 0
-    chunks: int = 0
+    num_documents: int = 0
+    num_chunks: int = 0
     text_bytes: int = 0
     texts: tuple[str, ...] = ()  # of some chunks
 
-    def and_that_of(self, sample: InputSample) -> Work:
-        """Both together."""
+    def plus(self, sample: InputSample) -> Work:
+        """This text together with that of a sampled input."""
         return Work(
-            self.documents + sample.documents,
-            self.chunks + sample.chunks,
+            self.num_documents + sample.num_documents,
+            self.num_chunks + sample.num_chunks,
             self.text_bytes + sample.text_bytes,
             self.texts + sample.texts,
         )
@@ -86,51 +86,53 @@ def plan_update(
         plan_ingest: a dry run of an ingest. What it read is kept, so that the update itself continues from there.
     """
     tokenizer = load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
-    work, removed = Work(), 0
+    work, num_removed = Work(), 0
     stages: list[StageEstimate] = []
     for name, source in recipe.sources.items():
         try:
             planned = plan_ingest(source)
-            documents = planned.num_added + planned.num_superseded
-            removed += planned.num_removed + planned.num_superseded
-            if not documents and planned.num_removed:
+            num_documents = planned.num_added + planned.num_superseded
+            num_removed += planned.num_removed + planned.num_superseded
+            if not num_documents and planned.num_removed:
                 stages.append(StageEstimate("ingest", name, 0, 0, 0))
-            elif documents:
-                sample = sample_source(source, tokenizer, view.settings.chunk_tokens).scaled(documents)
-                work = work.and_that_of(sample)
+            elif num_documents:
+                sample = sample_source(source, tokenizer, view.settings.chunk_tokens).scaled(num_documents)
+                work = work.plus(sample)
                 stages.append(ingest_estimate(name, sample, workers))
         except RetroDBError as error:
             stages.append(StageEstimate("ingest", name, note=f"fails: {error}"))
     stages += stage_estimates(recipe, work, state_of(view, recipe), workers)
-    return UpdatePlan(view.storage.url, view.snapshot.number, work.documents, work.chunks, removed, tuple(stages))
+    return UpdatePlan(
+        view.storage.url, view.snapshot.number, work.num_documents, work.num_chunks, num_removed, tuple(stages)
+    )
 
 
 def sample_source(source: SourceRecipe, tokenizer: Tokenizer, chunk_tokens: int) -> InputSample:
-    """A sample of a source's input."""
+    """A sample of the input of a source."""
     files = expand_inputs(source.inputs, source.files_from, source.format)
     return sample_inputs(files, source, tokenizer, chunk_tokens)
 
 
 def ingest_estimate(name: str, sample: InputSample, workers: int) -> StageEstimate:
-    """What reading an input would take, at the machine's rate or that of its sample."""
-    size = sample.text_bytes * _BYTES_PER_TEXT_BYTE
-    size += sample.chunks * _BYTES_PER_CHUNK + sample.documents * _BYTES_PER_DOCUMENT
+    """What ingesting an input would take, at the measured rate of this machine or of the sample."""
+    size_bytes = sample.text_bytes * _BYTES_PER_TEXT_BYTE
+    size_bytes += sample.num_chunks * _BYTES_PER_CHUNK + sample.num_documents * _BYTES_PER_DOCUMENT
     rate = read_rates().get("ingest")
     elapsed_s = (sample.text_bytes / rate if rate else sample.read_s) / workers
-    return StageEstimate("ingest", name, sample.documents, sample.chunks, round(size), elapsed_s)
+    return StageEstimate("ingest", name, sample.num_documents, sample.num_chunks, round(size_bytes), elapsed_s)
 
 
 @dataclass(frozen=True)
 class State:
-    """What a database has already, as far as the later stages ask."""
+    """What a database contains before an update."""
 
-    spaces: Mapping[str, EmbedParams]  # that will be filled
-    pending: Mapping[str, int]  # rows without a vector, by space
+    spaces: Mapping[str, EmbedParams]  # that the update fills
+    num_pending: Mapping[str, int]  # space -> rows without a vector
     testsets: frozenset[str] = frozenset()
-    documents: int = 0
+    num_documents: int = 0
     has_near_duplicates: bool = False
     tables: frozenset[str] = frozenset()
-    rows: Mapping[str, int] = field(default_factory=dict)  # of query sets, the database's own not among them
+    num_rows: Mapping[str, int] = field(default_factory=dict)  # query set, other than the database's own chunks -> rows
 
 
 def state_of(view: View, recipe: Recipe) -> State:
@@ -140,12 +142,12 @@ def state_of(view: View, recipe: Recipe) -> State:
     query_sets = {name: view.query_set(name) for name in snapshot.names(QueriesEntry)}
     return State(
         spaces=spaces,
-        pending={name: pending_vectors(view, name) for name in spaces},
+        num_pending={name: pending_vectors(view, name) for name in spaces},
         testsets=frozenset(snapshot.names(TestsetEntry)),
-        documents=int(view.shards.num_documents.sum()),
+        num_documents=int(view.shards.num_documents.sum()),
         has_near_duplicates=snapshot.entry(DuplicatesEntry, "near") is not None,
         tables=frozenset(snapshot.names(TableEntry)),
-        rows={name: chunks.end for name, chunks in query_sets.items()},
+        num_rows={name: chunks.end for name, chunks in query_sets.items()},
     )
 
 
@@ -159,76 +161,79 @@ def _embed_params(view: View, recipe: Recipe, space: str) -> EmbedParams:
 
 
 def stage_estimates(recipe: Recipe, work: Work, state: State, workers: int) -> Iterator[StageEstimate]:
-    """What the stages after ingest would do with new text and with what waits already."""
+    """What the stages after ingest would do with new text, and with rows that wait for a vector."""
     rates = read_rates()
 
     def seconds(stage: str, amount: int) -> float | None:
         return amount / (rates[stage] * workers) if stage in rates else None
 
-    for name in recipe.taggers if work.documents else ():
-        yield StageEstimate("tag", name, work.documents, work.chunks)
-    for rule in recipe.filters if work.documents else ():
-        yield StageEstimate("filter", rule.where, work.documents, work.chunks)
+    for name in recipe.taggers if work.num_documents else ():
+        yield StageEstimate("tag", name, work.num_documents, work.num_chunks)
+    for rule in recipe.filters if work.num_documents else ():
+        yield StageEstimate("filter", rule.where, work.num_documents, work.num_chunks)
     for name in {**recipe.testsets, **dict.fromkeys(sorted(state.testsets))}:
-        documents = work.documents + (0 if name in state.testsets else state.documents)
-        if documents:
-            elapsed_s = seconds("dedup", work.text_bytes) if documents == work.documents else None
-            yield StageEstimate("dedup", name, documents, elapsed_s=elapsed_s)
-    if work.documents and (recipe.near_duplicates or state.has_near_duplicates):
-        yield StageEstimate("near-duplicates", "", work.documents, work.chunks)
-    chunks = work.chunks + max(state.pending.values(), default=0)
+        num_documents = work.num_documents + (0 if name in state.testsets else state.num_documents)
+        if num_documents:
+            elapsed_s = seconds("dedup", work.text_bytes) if num_documents == work.num_documents else None
+            yield StageEstimate("dedup", name, num_documents, elapsed_s=elapsed_s)
+    if work.num_documents and (recipe.near_duplicates or state.has_near_duplicates):
+        yield StageEstimate("near-duplicates", "", work.num_documents, work.num_chunks)
     for name, params in state.spaces.items():
-        if own := work.chunks + state.pending[name]:
-            yield from _space(name, params, recipe, work, own, workers)
+        if num_chunks := work.num_chunks + state.num_pending[name]:
+            yield from _space_estimates(name, params, recipe, work, num_chunks, workers)
+    num_chunks = work.num_chunks + max(state.num_pending.values(), default=0)
     for name, table in {**dict.fromkeys(sorted(state.tables)), **recipe.neighbours}.items():
-        rows = state.rows.get(table.queries, 0) if table and table.queries != SELF else chunks
+        num_rows = state.num_rows.get(table.queries, 0) if table and table.queries != SELF else num_chunks
         width = table.k + table.spare_neighbours if table else TableRecipe.k + TableRecipe.spare_neighbours
-        if chunks and rows:
-            size = rows * width * _BYTES_PER_NEIGHBOUR
-            yield StageEstimate("neighbours", name, None, rows, size, seconds("neighbours", rows))
-    for export in recipe.exports if chunks else ():
-        yield StageEstimate("export", export.out, None, chunks, elapsed_s=seconds("export", chunks))
+        if num_chunks and num_rows:
+            size_bytes = num_rows * width * _BYTES_PER_NEIGHBOUR
+            yield StageEstimate("neighbours", name, None, num_rows, size_bytes, seconds("neighbours", num_rows))
+    for export in recipe.exports if num_chunks else ():
+        yield StageEstimate("export", export.out, None, num_chunks, elapsed_s=seconds("export", num_chunks))
 
 
-def _space(
-    name: str, params: EmbedParams, recipe: Recipe, work: Work, chunks: int, workers: int
+def _space_estimates(
+    name: str, params: EmbedParams, recipe: Recipe, work: Work, num_chunks: int, workers: int
 ) -> Iterator[StageEstimate]:
-    """Embedding, at the encoder's rate or that of chunks of the sample, and indexing."""
+    """Embedding, at the measured rate of the encoder or at the rate of the sample's chunks, and indexing."""
     encoder = load_encoder(params, EncoderHardware(recipe.embed.device, recipe.embed.dtype, recipe.embed.batch_tokens))
-    rates, dim = read_rates(encoder.identity.fingerprint()), encoder.identity.dimension
-    embed_s, index_s = (chunks / (rates[stage] * workers) if stage in rates else None for stage in ("embed", "index"))
-    texts = list(work.texts[:: max(1, len(work.texts) // _ENCODED)])[:_ENCODED]
+    rates, dimension = read_rates(encoder.identity.fingerprint()), encoder.identity.dimension
+    embed_s, index_s = (
+        num_chunks / (rates[stage] * workers) if stage in rates else None for stage in ("embed", "index")
+    )
+    texts = list(work.texts[:: max(1, len(work.texts) // _NUM_ENCODED)])[:_NUM_ENCODED]
     if texts and embed_s is None:
         encoder.encode_passages(texts[:8])  # the first batch is slow
         started = time.perf_counter()
         encoder.encode_passages(texts)
-        embed_s = (time.perf_counter() - started) / len(texts) * chunks
-    yield StageEstimate("embed", name, None, chunks, chunks * dim * 2, embed_s)
-    yield StageEstimate("index", name, None, chunks, chunks * (2 * dim + 4 * LISTS_KEPT), index_s)
+        embed_s = (time.perf_counter() - started) / len(texts) * num_chunks
+    vector_bytes = 2 * dimension  # float16
+    yield StageEstimate("embed", name, None, num_chunks, num_chunks * vector_bytes, embed_s)
+    yield StageEstimate("index", name, None, num_chunks, num_chunks * (vector_bytes + 4 * LISTS_KEPT), index_s)
 
 
 def learn_rates(view: View, steps: Sequence[UpdateStep], workers: int) -> None:
-    """Keep the rates of an update's long steps: for its next one they say more than a benchmark's or an earlier one's."""
+    """Store the rates of an update's long steps. They predict the next update better than a benchmark or older rates."""
     space = view.snapshot.entry(SpaceEntry, view.snapshot.default_space)
     if space is None:
         return
-    known, seen = read_rates(space.fingerprint), dict[str, float]()
+    stored, measured = read_rates(space.fingerprint), dict[str, float]()
     for step in steps:
         if step.outcome == DONE and step.elapsed_s >= _LONG_S and (amount := _amount(step)):
-            seen[step.stage] = amount / (step.elapsed_s * workers)
-    if seen:
-        with suppress(OSError):  # a cache that cannot be written costs an estimate only
-            keep_rates(space.fingerprint, {**known, **seen})
+            measured[step.stage] = amount / (step.elapsed_s * workers)
+    if measured:
+        with suppress(OSError):  # without the cache, only an estimate is missing
+            keep_rates(space.fingerprint, {**stored, **measured})
 
 
-_LONG_S = 10.0  # a shorter step is mostly the start of processes and libraries
+_LONG_S = 10.0  # a shorter step mostly starts processes and loads libraries
 
 
 def _amount(step: UpdateStep) -> int:
-    """What a step did, in the units of rates; 0 where its counts do not tell."""
+    """The amount of work of a step in the units of rates; 0 when its counts do not give it."""
     counts = step.counts
     if step.stage == "embed":
         return counts.get("chunks", 0) - counts.get("reused", 0) - counts.get("repeated", 0)
-    if step.stage == "neighbours":  # a repair's rows are those of the whole table
+    if step.stage == "neighbours":  # the rows of a repair are those of the whole table
         return counts.get("computed", counts.get("rows", 0))
     return counts.get("vectors", 0) if step.stage == "index" else 0

@@ -94,12 +94,12 @@ class _DatabaseCollector(Collector):
     def _database_metrics(self) -> Iterator[GaugeMetricFamily]:
         stats: Stats = self._stats
         yield self._gauge("retrodb_snapshot", "Number of the newest snapshot.", [float(stats.snapshot)])
-        documents = ((source.source, source.live_documents) for source in stats.sources)
+        documents = ((source.source, source.num_live_documents) for source in stats.sources)
         yield self._gauge_by("source", "retrodb_documents_live", "Live documents.", documents)
-        chunks = ((source.source, source.live_chunks) for source in stats.sources)
+        chunks = ((source.source, source.num_live_chunks) for source in stats.sources)
         yield self._gauge_by("source", "retrodb_chunks_live", "Live chunks.", chunks)
         help_text = "Chunks deleted for each reason; a chunk with two reasons counts in both."
-        deleted = stats.deleted_chunks_by_reason.items()
+        deleted = stats.num_deleted_chunks_by_reason.items()
         yield self._gauge_by("reason", "retrodb_chunks_deleted", help_text, deleted)
         sizes = ((files.kind, files.size_bytes) for files in stats.files)
         yield self._gauge_by("kind", "retrodb_size_bytes", "Size of the live files.", sizes)
@@ -141,7 +141,7 @@ class _DatabaseCollector(Collector):
 
 # Suffix of the metric's name, help, and the value, which is None when it is not known.
 _DRIFT_METRICS: tuple[tuple[str, str, Callable[[DriftStats], float | None]], ...] = (
-    ("added", "Vectors added since the codebook was trained.", lambda drift: drift.added),
+    ("added", "Vectors added since the codebook was trained.", lambda drift: drift.num_added_vectors),
     ("residual", "Mean squared distance of added vectors to the centre of their list.", lambda drift: drift.residual),
     ("residual_at_training", "The residual when the codebook was trained.", lambda drift: drift.residual_at_training),
     ("imbalance", "Imbalance of the inverted lists; 1 when all are equal.", lambda drift: drift.imbalance),

@@ -1,4 +1,4 @@
-"""A look into an input before it is read: how many documents and chunks it holds, and what they look like."""
+"""A sample of an input: an estimate of its documents and chunks, and a preview of some documents."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from retrodb.errors import InputError
 from retrodb.stages.ingest.read_tasks import fields_of, limits_of
 
 NUM_PREVIEWS = 5
-_FILES, _DOCUMENTS, _CHARS = 64, 512, 4 << 20  # of the sample at most: about a second of one core
+_FILES, _DOCUMENTS, _CHARS = 64, 512, 4 << 20  # limits of the sample: about a second of one core
 _HEAD_BYTES = 1 << 20  # decompressed, to see how far a file expands
-_BEGINNING = 200
+_PREVIEW_CHARS = 200
 _RECORD_FORMATS = ("jsonl", "json", "dolma", "parquet", "hf-arrow", "csv", "tsv")
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A document as it would be taken in."""
+    """A document as it would be ingested."""
 
-    doc_id: str | None  # None: it gets one of its content
-    text_field: str  # which field was taken as the text; a format without fields names itself
+    doc_id: str | None  # None: it gets an id made from its content
+    text_field: str  # name of the field that has the text; the name of the format when it has no fields
     metadata: str  # JSON
     beginning: str  # of the text
     value: str | None  # beginning of the value of a key-value document
@@ -40,28 +40,28 @@ class Preview:
 
 @dataclass(frozen=True)
 class InputSample:
-    """What some of the documents say about all of them."""
+    """Estimates for all documents of an input, from some of them."""
 
-    files: int
+    num_files: int
     size_bytes: int  # of all files, as stored
-    documents: int  # in all files, estimated
+    num_documents: int  # in all files, estimated
     text_bytes: int  # in all files, estimated
-    chunks: int  # in all files, estimated
-    read_s: float  # that one process takes to read and tokenize them, at the sample's rate
-    is_whole: bool  # the sample is the input: these are no estimates
+    num_chunks: int  # in all files, estimated
+    read_s: float  # time for one process to read and tokenize all files, at the rate of the sample
+    is_whole: bool  # the sample is the whole input, so the numbers are exact
     previews: tuple[Preview, ...]
     texts: tuple[str, ...]  # of chunks of the sample
 
-    def scaled(self, documents: int) -> InputSample:
-        """The estimate for so many of the documents."""
-        share = documents / self.documents if self.documents else 0.0
+    def scaled(self, num_documents: int) -> InputSample:
+        """The estimate for some of the documents."""
+        fraction = num_documents / self.num_documents if self.num_documents else 0.0
         return replace(
             self,
-            documents=documents,
-            text_bytes=round(self.text_bytes * share),
-            chunks=round(self.chunks * share),
-            read_s=self.read_s * share,
-            is_whole=self.is_whole and share == 1,
+            num_documents=num_documents,
+            text_bytes=round(self.text_bytes * fraction),
+            num_chunks=round(self.num_chunks * fraction),
+            read_s=self.read_s * fraction,
+            is_whole=self.is_whole and fraction == 1,
         )
 
 
@@ -71,18 +71,18 @@ class Head:
 
     file: InputFile
     documents: list[Document]
-    stored_bytes: int  # of the file, that they take
-    is_whole: bool  # there are no more
-    refused: Reject | None  # the first
+    stored_bytes: int  # that they take in the file
+    is_whole: bool  # the file has no other documents
+    rejected: Reject | None  # the first rejected record
 
 
 def sample_inputs(
     files: Sequence[InputFile], params: IngestParams, tokenizer: Tokenizer, chunk_tokens: int
 ) -> InputSample:
-    """Read and cut a few documents of files that are spread over the input.
+    """Read and tokenize some documents from files across the input.
 
     Raises:
-        InputError: when there is no document in the sample, with the first refusal's reason.
+        InputError: the sample has no document. It names the reason of the first rejected record.
     """
     import pyarrow as pa
 
@@ -92,7 +92,7 @@ def sample_inputs(
     documents = [document for head in heads for document in head.documents]
     texts = pa.array([document.text for document in documents], pa.large_string())
     values = pa.array([document.value for document in documents], pa.large_string())
-    chunk_documents(texts[:1], values[:1], tokenizer, chunk_tokens)  # the first text is slow
+    chunk_documents(texts[:1], values[:1], tokenizer, chunk_tokens)  # the first call is slow
     started = time.perf_counter()
     chunks = chunk_documents(texts, values, tokenizer, chunk_tokens)
     read_s += time.perf_counter() - started
@@ -101,12 +101,12 @@ def sample_inputs(
     is_whole = are_whole and len(heads) == len(files)
     scale = 1.0 if is_whole else max(1.0, size_bytes / sum(head.stored_bytes for head in heads))
     return InputSample(
-        files=len(files),
+        num_files=len(files),
         size_bytes=size_bytes,
-        # Of small files the number says more than their bytes: a few long ones in the sample would make documents few.
-        documents=round(len(documents) * (len(files) / len(heads) if are_whole else scale)),
+        # When all sampled files are whole, the number of files predicts better than bytes, which a few long files dominate.
+        num_documents=round(len(documents) * (len(files) / len(heads) if are_whole else scale)),
         text_bytes=round(sum(len((d.text + (d.value or "")).encode()) for d in documents) * scale),
-        chunks=round(len(chunks.document) * scale),
+        num_chunks=round(len(chunks.document) * scale),
         read_s=read_s * scale,
         is_whole=is_whole,
         previews=tuple(_previews(heads, params)),
@@ -115,36 +115,36 @@ def sample_inputs(
 
 
 def read_heads(files: Sequence[InputFile], params: IngestParams) -> list[Head]:
-    """The first documents of files that are spread over the input.
+    """The first documents of files across the input.
 
     Raises:
-        InputError: when there is none, with the first refusal's reason.
+        InputError: there is no document. It names the reason of the first rejected record.
     """
     chosen = sorted(set(np.linspace(0, len(files) - 1, min(len(files), _FILES)).astype(int).tolist()))
     heads = [_read_head(files[index], params, len(chosen)) for index in chosen]
     if any(head.documents for head in heads):
         return heads
-    refused = next((head.refused for head in heads if head.refused), None)
+    rejected = next((head.rejected for head in heads if head.rejected), None)
     raise InputError(
-        f"no document in a sample of the files{f' ({refused.reason})' if refused else ''}",
-        where=f"{refused.path}, {refused.location}" if refused else files[0].path,
-        remedy="Look at the files; --format, --text-field and --id-field say how they are read.",
+        f"no document in a sample of the files{f' ({rejected.reason})' if rejected else ''}",
+        where=f"{rejected.path}, {rejected.location}" if rejected else files[0].path,
+        remedy="Check the files. Use --format, --text-field and --id-field to say how they are read.",
     )
 
 
 def _read_head(file: InputFile, params: IngestParams, num_files: int) -> Head:
     documents: list[Document] = []
-    refused: Reject | None = None
+    rejected: Reject | None = None
     chars = 0
     for records, record in enumerate(read_split(Split((file,)), fields_of(params), limits_of(params))):
         if len(documents) * num_files >= _DOCUMENTS or chars * num_files >= _CHARS:
-            return Head(file, documents, _stored_bytes(file, records, record.location, documents), False, refused)
+            return Head(file, documents, _stored_bytes(file, records, record.location, documents), False, rejected)
         if isinstance(record, Document):
             documents.append(record)
             chars += len(record.text) + len(record.value or "")
         else:
-            refused = refused or record
-    return Head(file, documents, file.size_bytes, True, refused)
+            rejected = rejected or record
+    return Head(file, documents, file.size_bytes, True, rejected)
 
 
 def _stored_bytes(file: InputFile, records: int, next_location: str, documents: list[Document]) -> int:
@@ -156,20 +156,20 @@ def _stored_bytes(file: InputFile, records: int, next_location: str, documents: 
         size = int(number)
     else:
         size = sum(len(d.text.encode()) + len((d.value or "").encode()) + len(d.metadata) for d in documents)
-    return min(max(1, round(size * _stored_share(file))), file.size_bytes)
+    return min(max(1, round(size * _stored_fraction(file))), file.size_bytes)
 
 
-def _stored_share(file: InputFile) -> float:
-    """Stored bytes for one byte that a reader sees, in the file's beginning."""
+def _stored_fraction(file: InputFile) -> float:
+    """Stored bytes per decompressed byte, at the beginning of the file."""
     if file.compression == "none":
         return 1.0
     with open(file.path, "rb") as source, InputStream(source, file.compression, file.path) as stream:
-        seen = len(stream.read(_HEAD_BYTES))
-        return source.tell() / max(seen, 1)
+        num_read = len(stream.read(_HEAD_BYTES))
+        return source.tell() / max(num_read, 1)
 
 
 def _previews(heads: Sequence[Head], params: IngestParams) -> Iterator[Preview]:
-    """Documents of as many files as there are; then of the first ones."""
+    """The first document of each file, then the second ones, and so on."""
     turns = zip_longest(*(head.documents[:NUM_PREVIEWS] for head in heads))
     pairs = ((head, document) for turn in turns for head, document in zip(heads, turn, strict=True) if document)
     for head, document in islice(pairs, NUM_PREVIEWS):
@@ -177,13 +177,13 @@ def _previews(heads: Sequence[Head], params: IngestParams) -> Iterator[Preview]:
             doc_id=document.doc_id,
             text_field=_text_field(head.file, params),
             metadata=document.metadata.decode(),
-            beginning=document.text[:_BEGINNING],
-            value=None if document.value is None else document.value[:_BEGINNING],
+            beginning=document.text[:_PREVIEW_CHARS],
+            value=None if document.value is None else document.value[:_PREVIEW_CHARS],
         )
 
 
 def _text_field(file: InputFile, params: IngestParams) -> str:
-    """The field that was taken as the text of a file's first record."""
+    """The name of the field that has the text of a file's first record."""
     if params.key_field or params.text_field or file.format not in _RECORD_FORMATS:
         return params.key_field or params.text_field or file.format
     for name in TEXT_NAMES:

@@ -1,4 +1,4 @@
-"""Check lists all damage, of every kind of file, and never raises for it."""
+"""Check lists all damage of every kind of file, and raises no error for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.engine.progress import Progress
-from retrodb.errors import DamagedFileError
+from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.arrays import save_array
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.maintain.check.command import run_check
@@ -48,10 +48,10 @@ def damaged(view: View, *, read_data: bool) -> dict[str, str]:
     """Path -> fault, each with a remedy."""
     result = run_check(view, Progress(), read_data=read_data)
     assert all(each.remedy for each in result.damaged)
-    return {each.path: each.what for each in result.damaged}
+    return {each.path: each.fault for each in result.damaged}
 
 
-def test_a_bit_in_any_live_file_is_found_by_reading_and_only_then(db: Database) -> None:
+def test_a_flipped_bit_is_found_only_by_reading_data(db: Database) -> None:
     view = db.view()
     paths = [record.path for record in view.manifest.all_files()]
     assert {path.partition("/")[0] for path in paths} >= {"retrodb.toml", "documents", "chunks", "tokens", "vectors"}
@@ -64,7 +64,7 @@ def test_a_bit_in_any_live_file_is_found_by_reading_and_only_then(db: Database) 
     assert all("checksum mismatch" in what for what in found.values())
 
 
-def test_missing_and_short_files_are_found_without_reading(db: Database) -> None:
+def test_missing_and_short_files_are_found_without_reading_data(db: Database) -> None:
     view = db.view()
     first, second = (record.path for record in view.manifest.files("chunks") + view.manifest.files("vectors"))
     (Path(db.path) / first).unlink()
@@ -76,7 +76,7 @@ def test_missing_and_short_files_are_found_without_reading(db: Database) -> None
     assert "bytes instead of" in found[second]
 
 
-def test_damaged_snapshots_and_segments_do_not_hide_the_rest(db: Database) -> None:
+def test_damaged_snapshots_and_segments_do_not_hide_other_damage(db: Database) -> None:
     view = db.view()
     root = Path(db.path)
     [segment] = view.snapshot.segments
@@ -86,24 +86,24 @@ def test_damaged_snapshots_and_segments_do_not_hide_the_rest(db: Database) -> No
     assert found.keys() == {f"snapshots/{1:020d}.json", f"manifests/{segment.digest}.parquet"}
 
 
-def test_files_of_an_older_snapshot_are_checked_as_of_it(db: Database) -> None:
+def test_an_older_snapshot_can_be_checked(db: Database) -> None:
     vectors = db.view().manifest.files("vectors")[0].path
     (Path(db.path) / vectors).unlink()
     assert {each.path for each in db.check().damaged} == {vectors}
     assert db.check(as_of=1).damaged == ()
 
 
-def test_behind_a_damaged_head_older_versions_still_open(db: Database) -> None:
+def test_older_snapshots_open_when_the_newest_is_damaged(db: Database) -> None:
     head = db.snapshots()[-1].snapshot
     flip(Path(db.path) / "snapshots" / f"{head:020d}.json")
     again = retrodb.open(db.path)
     with pytest.raises(DamagedFileError, match="--as-of"):
         again.stats()
-    assert again.stats(as_of=head - 1).documents == db.stats(as_of=head - 1).documents
+    assert again.stats(as_of=head - 1).num_documents == db.stats(as_of=head - 1).num_documents
     assert [each.path for each in again.check(as_of=head - 1).damaged] == [f"snapshots/{head:020d}.json"]
 
 
-def test_parts_of_the_bytes_are_read_in_turn_until_all_were_read(db: Database) -> None:
+def test_partial_checks_read_all_files_in_turn(db: Database) -> None:
     whole = db.check(read_data=True)
     assert whole.read_bytes == whole.size_bytes
     total = sum(db.check(read_data=True, subset=0.2).read_bytes for _ in range(5))
@@ -115,7 +115,7 @@ def test_parts_of_the_bytes_are_read_in_turn_until_all_were_read(db: Database) -
     assert any(not result.damaged for result in found)
 
 
-def test_a_check_out_of_time_goes_on_where_it_stopped(db: Database) -> None:
+def test_a_check_that_ran_out_of_time_is_continued_by_the_next(db: Database) -> None:
     files = len(db.view().manifest.all_files())
     read = [db.check(read_data=True, max_duration_s=0).read_bytes for _ in range(files)]
     assert sum(read) == db.check().size_bytes
@@ -124,20 +124,26 @@ def test_a_check_out_of_time_goes_on_where_it_stopped(db: Database) -> None:
     assert db.check(read_data=True, max_duration_s=0).read_bytes > 0
 
 
-def test_snapshots_that_are_gone_are_missed(db: Database) -> None:
-    db.filter(doc_ids=["0"])  # so that one snapshot is left behind the first one and the head
+@pytest.mark.parametrize("limits", [{"subset": 0.5}, {"max_duration_s": 60.0}])
+def test_limits_without_read_data_are_refused(limits: dict[str, float], db: Database) -> None:
+    with pytest.raises(UsageError, match="read_data"):
+        db.check(subset=limits.get("subset"), max_duration_s=limits.get("max_duration_s"))
+
+
+def test_missing_snapshots_are_damage(db: Database) -> None:
+    db.filter(doc_ids=["0"])  # so that one snapshot is left between the first and the newest
     root, head = Path(db.path), db.snapshots()[-1].snapshot
     (root / "snapshots" / f"{1:020d}.json").unlink()
     [gone] = db.check().damaged
     assert gone.path == f"snapshots/{1:020d}.json"
     [segment] = db.view().snapshot.segments
     (root / "snapshots" / f"{head:020d}.json").unlink()
-    named = {each.path: each.what for each in retrodb.open(root).check().damaged}
+    named = {each.path: each.fault for each in retrodb.open(root).check().damaged}
     assert named.keys() == {gone.path, f"manifests/{segment.digest}.parquet"}
     assert "no snapshot names it" in named[f"manifests/{segment.digest}.parquet"]
 
 
-def test_what_expired_after_a_restored_snapshot_is_not_missed(db: Database) -> None:
+def test_snapshots_that_expired_after_a_restored_one_are_no_damage(db: Database) -> None:
     head = db.snapshots()[-1].snapshot
     db.pin(head, name="run")
     for _ in range(2):
@@ -153,11 +159,11 @@ def test_a_snapshot_in_the_place_of_another_is_damage(db: Database) -> None:
     root = Path(db.path) / "snapshots"
     (root / f"{1:020d}.json").write_bytes((root / f"{0:020d}.json").read_bytes())
     [damage] = db.check().damaged
-    assert (damage.path, damage.what) == (f"snapshots/{1:020d}.json", "holds snapshot 0")
+    assert (damage.path, damage.fault) == (f"snapshots/{1:020d}.json", "holds snapshot 0")
 
 
-def test_files_that_do_not_agree_are_found_though_every_digest_is_right(db: Database) -> None:
-    """As a fault of the program would leave them: written so, and so in the manifest."""
+def test_files_that_contradict_each_other_are_found_although_every_digest_is_right(db: Database) -> None:
+    """As a bug of the program would leave them: files and manifest agree, but the contents are wrong."""
     view = db.view()
     record = view.manifest.files("tokens")[0]
     tokens = np.array(np.load(Path(db.path) / record.path))
@@ -169,6 +175,6 @@ def test_files_that_do_not_agree_are_found_though_every_digest_is_right(db: Data
         files=wrong, drops=[DropRecord(OP_DROP_FILE, record.path)],
     )  # fmt: skip
     commit(view.storage, view.snapshot, change)
-    found = {each.path: each.what for each in db.check(read_data=True).damaged}
+    found = {each.path: each.fault for each in db.check(read_data=True).damaged}
     assert found["tokens/other.npy"] == "its tokens are not those of its chunks"
     assert found.keys() == {"tokens/other.npy", "vectors/x"}

@@ -1,4 +1,4 @@
-"""Compaction drops bytes and changes no answer: not of a reader, and not of any stage that runs afterwards."""
+"""Compaction drops deleted rows and changes no answer of readers or of later stages."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
 from retrodb.view.tombstones import tombstone, tombstones_to_table
+from retrodb.view.view import SELF
 
 Make = Callable[..., Database]
 
@@ -75,21 +76,21 @@ def built(make: Make, tmp_path: Path, num_shards: int = 3, per_shard: int = 6) -
     return database
 
 
-def test_compaction_changes_no_answer_and_drops_what_is_deleted(make_database: Make, tmp_path: Path) -> None:
+def test_compaction_changes_no_answer_and_drops_deleted_rows(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     delete(database, ["0-1", "0-2", "1-0", "2-5"], "toxic")
-    before, live = answers(database), database.stats().live_chunks
+    before, live = answers(database), database.stats().num_live_chunks
     result = database.compact()
-    assert result.dropped_documents == 4
+    assert result.num_dropped_documents == 4
     assert answers(database) == before
     stats = database.stats()
-    assert (stats.live_chunks, stats.shards) == (live, 1)
-    assert stats.chunks == live
+    assert (stats.num_live_chunks, stats.num_shards) == (live, 1)
+    assert stats.num_chunks == live
     assert database.check(read_data=True).damaged == ()
     assert database.compact().ranges == ()
 
 
-def test_every_stage_goes_on_after_a_compaction(make_database: Make, tmp_path: Path) -> None:
+def test_every_stage_runs_after_a_compaction(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     database.near_duplicates()
     delete(database, ["0-1", "1-0", "1-1", "1-2"], "toxic")
@@ -102,9 +103,9 @@ def test_every_stage_goes_on_after_a_compaction(make_database: Make, tmp_path: P
     again = {f"1-{n}": made_text(100 + n, 60 + 70 * (n % 3)) for n in range(6)} | {"new": made_text(999, 100)}
     result = database.ingest([write_documents(tmp_path / "again.jsonl", again)], source="made")
     assert (result.num_added, result.num_unchanged, result.num_superseded) == (1, 6, 0), (
-        "what a filter took out stays out"
+        "filtered documents stay deleted"
     )
-    assert database.view().shards.first_chunk[-1] == ids, "ids go on behind the last one ever given"
+    assert database.view().shards.first_chunk[-1] == ids, "new ids follow the last one that was given"
     changed = {"1-0": made_text(2000, 90), "1-3": made_text(2001, 90)}
     result = database.ingest([write_documents(tmp_path / "changed.jsonl", changed)], source="made")
     assert result.num_superseded == 2
@@ -112,38 +113,38 @@ def test_every_stage_goes_on_after_a_compaction(make_database: Make, tmp_path: P
     database.index()
     database.neighbours(k=2, spare_neighbours=1, exact=True, table="again")
     database.dedup([write_documents(tmp_path / "test.jsonl", {"x": made_text(103, 60), "y": made_text(101, 130)})])
-    assert database.stats().deleted_chunks_by_reason["leak:test"] > 0
+    assert database.stats().num_deleted_chunks_by_reason["leak:test"] > 0
     assert database.near_duplicates().num_hashed_documents > 0
     assert database.leaks("test")
     assert database.exposure("test").num_rows > 0
     database.compact(min_deleted=0)
     assert database.check(read_data=True).damaged == ()
     stats = database.stats()
-    assert stats.chunks == stats.live_chunks
+    assert stats.num_chunks == stats.num_live_chunks
     assert [hit.doc_id for hit in database.search([made_text(2000, 60)], k=1)[0]] == ["1-0"]
 
 
-def test_document_of_which_some_chunks_are_deleted_keeps_the_others(make_database: Make, tmp_path: Path) -> None:
+def test_a_document_with_some_deleted_chunks_keeps_the_others(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path, 1)
     view = database.view()
     first, count = view.chunks.ranges[0].first_chunk, view.chunks.ranges[0].num_chunks
     layout = view.chunks.layout(view.chunks.ranges[0])
     document = int(np.argmax(layout.num_chunks))
     row = int(layout.first_row[document])
-    stones = [tombstone(first, count, "leak:x", np.array([row]))]
+    tombstones = [tombstone(first, count, "leak:x", np.array([row]))]
     path = path_of("tombstones", task=identity("some"))
-    file = publish(view.storage, "tombstones", path, lambda local: write_table(local, tombstones_to_table(stones)))
+    file = publish(view.storage, "tombstones", path, lambda local: write_table(local, tombstones_to_table(tombstones)))
     clock = "2026-01-01T00:00:00+00:00"
     commit(view.storage, view.snapshot, Change("some", "dedup", {}, clock, conflict_keys.filtering(), files=[file]))
     before = answers(database)
     result = database.compact(min_deleted=0)
-    assert (result.dropped_chunks, result.dropped_documents) == (1, 0)
+    assert (result.num_dropped_chunks, result.num_dropped_documents) == (1, 0)
     assert answers(database) == before
     again = database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[])
-    assert (again.num_added, again.num_unchanged) == (0, 6), "it is there still"
+    assert (again.num_added, again.num_unchanged) == (0, 6), "the document is still in the database"
 
 
-def test_a_removed_document_may_come_back_after_a_compaction(make_database: Make, tmp_path: Path) -> None:
+def test_a_removed_document_can_be_ingested_again_after_a_compaction(make_database: Make, tmp_path: Path) -> None:
     database = make_database({"a": made_text(1, 100), "b": made_text(2, 100)})
     database.ingest([write_documents(tmp_path / "1.jsonl", {"a": made_text(1, 100)})], source="made", mirror=True)
     database.compact()
@@ -151,7 +152,7 @@ def test_a_removed_document_may_come_back_after_a_compaction(make_database: Make
     assert (result.num_added, result.num_unchanged) == (1, 0)
 
 
-def test_held_out_documents_are_compacted_with_their_rows_in_place(make_database: Make, tmp_path: Path) -> None:
+def test_compaction_keeps_the_row_numbers_of_held_out_documents(make_database: Make, tmp_path: Path) -> None:
     database = make_database({})
     documents = {str(n): made_text(n, 100) for n in range(12)}
     database.ingest([write_documents(tmp_path / "1.jsonl", documents)], source="made", holdout=0.5)
@@ -165,7 +166,7 @@ def test_held_out_documents_are_compacted_with_their_rows_in_place(make_database
     live = np.flatnonzero(held.is_live(np.arange(held.end)))
     texts = held.texts(live)
     result = database.compact()
-    assert {each.query_set for each in result.ranges} == {"", "heldout"}
+    assert {each.query_set for each in result.ranges} == {SELF, "heldout"}
     held = database.view().query_set("heldout")
     assert np.flatnonzero(held.is_live(np.arange(held.end))).tolist() == live.tolist()
     assert (live >= rows).all()
@@ -174,12 +175,12 @@ def test_held_out_documents_are_compacted_with_their_rows_in_place(make_database
     assert database.check(read_data=True).damaged == ()
 
 
-def test_everything_deleted_leaves_an_empty_database_that_goes_on(make_database: Make, tmp_path: Path) -> None:
+def test_a_database_with_all_documents_deleted_can_grow_again(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path, 1, 3)
     delete(database, ["0-0", "0-1", "0-2"], "toxic")
     database.compact()
     stats = database.stats()
-    assert (stats.chunks, stats.documents, stats.deleted_chunks_by_reason.get("toxic")) == (0, 0, 3)
+    assert (stats.num_chunks, stats.num_documents, stats.num_deleted_chunks_by_reason.get("toxic")) == (0, 0, 3)
     assert database.sql("select count(*) from documents").rows == [(0,)]
     assert database.embed().num_chunks == 0
     database.near_duplicates()
@@ -223,8 +224,8 @@ UNIQUE = count()
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-@example(steps=[("ingest", {0: 0, 5: 1}), ("leak", 5)])  # of a document, the first chunks go and others stay
-def test_a_history_with_compactions_answers_as_one_without(
+@example(steps=[("ingest", {0: 0, 5: 1}), ("leak", 5)])  # the first chunks of a document are deleted, the others stay
+def test_compactions_in_a_history_change_no_answer(
     steps: list[tuple[str, Any]], make_database: Make, tmp_path: Path
 ) -> None:
     number = next(UNIQUE)
@@ -253,7 +254,7 @@ def test_a_history_with_compactions_answers_as_one_without(
         [(d.doc_id, d.change) for d in each] for each in shown[1:]
     ]
     stats = twins[0].stats()
-    assert stats.chunks == stats.live_chunks
+    assert stats.num_chunks == stats.num_live_chunks
     assert twins[0].check(read_data=True).damaged == ()
 
 
@@ -262,22 +263,22 @@ def shard(rows: int, deleted: int = 0, source: str = "a", first: int = 0) -> Sha
 
 
 def placed(*shards: ShardState) -> list[ShardState]:
-    """Shards one behind the other."""
+    """Adjacent shards."""
     starts = np.cumsum([0, *(each.num_chunks for each in shards)])
     return [replace(each, first_chunk=int(start)) for each, start in zip(shards, starts, strict=False)]
 
 
-def test_the_policy_rewrites_worn_shards_and_joins_small_neighbours() -> None:
+def test_the_policy_rewrites_shards_with_deleted_rows_and_joins_small_ones() -> None:
     assert choose_compactions([], 0.1) == []
     assert choose_compactions([shard(100)], 0.1) == []
     assert choose_compactions([shard(100, 9)], 0.1) == []
     assert choose_compactions([shard(100, 10)], 0.1) == [range(1)]
     assert choose_compactions(placed(shard(50), shard(50)), 0.1) == [range(2)]
     assert choose_compactions(placed(shard(50), shard(50, source="b")), 0.1) == []
-    assert choose_compactions(placed(shard(9000), shard(5), shard(5)), 0.1) == [range(1, 3)], "not for the sake of ten"
+    assert choose_compactions(placed(shard(9000), shard(5), shard(5)), 0.1) == [range(1, 3)], "not for ten rows"
     assert choose_compactions(placed(shard(60), shard(60), shard(60)), 0.1, max_chunks=120) == [range(2)]
     apart = [shard(50), shard(50, first=60)]
-    assert choose_compactions(apart, 0.1) == [], "ids in between are gone: no range has them"
+    assert choose_compactions(apart, 0.1) == [], "ids between them belong to no shard"
     assert choose_compactions([shard(100, 0, first=5), shard(100, 100, first=105)], 0.1) == [range(1, 2)]
 
 
@@ -285,27 +286,27 @@ def test_the_policy_rewrites_worn_shards_and_joins_small_neighbours() -> None:
     sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.sampled_from("ab")), max_size=30),
     limit=st.integers(1, 200),
 )
-def test_the_policy_never_joins_what_must_stay_apart(sizes: list[tuple[int, int, str]], limit: int) -> None:
+def test_the_policy_joins_only_adjacent_shards_of_one_source(sizes: list[tuple[int, int, str]], limit: int) -> None:
     shards = placed(*(shard(max(n, d), min(n, d), source) for n, d, source in sizes))
     chosen = choose_compactions(shards, 0.1, limit)
-    places = [place for run in chosen for place in run]
-    assert places == sorted(set(places))
+    indices = [index for run in chosen for index in run]
+    assert indices == sorted(set(indices))
     for run in chosen:
-        own = [shards[place] for place in run]
-        assert len({each.source for each in own}) == 1
-        assert len(own) == 1 or own[-1].first_chunk + own[-1].num_chunks - own[0].first_chunk <= limit
-        kept = [each.num_rows - each.num_deleted for each in own]
-        assert len(own) == 1 or 2 * max(kept) <= sum(kept)
-    worn = {place for place, each in enumerate(shards) if 0 < each.num_deleted >= 0.1 * each.num_rows}
-    assert worn <= set(places)
+        joined = [shards[index] for index in run]
+        assert len({each.source for each in joined}) == 1
+        assert len(joined) == 1 or joined[-1].first_chunk + joined[-1].num_chunks - joined[0].first_chunk <= limit
+        kept = [each.num_rows - each.num_deleted for each in joined]
+        assert len(joined) == 1 or 2 * max(kept) <= sum(kept)
+    due = {index for index, each in enumerate(shards) if 0 < each.num_deleted >= 0.1 * each.num_rows}
+    assert due <= set(indices)
 
 
-SHARES = [0.5, 0.8, *(pytest.param(at / 40, marks=pytest.mark.soak) for at in range(40))]
+FRACTIONS = [0.5, 0.8, *(pytest.param(at / 40, marks=pytest.mark.soak) for at in range(40))]
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_killed_anywhere_the_same_command_again_ends_in_the_same_answers(
-    share: float, make_database: Make, tmp_path: Path
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_a_killed_compaction_run_again_gives_the_same_answers(
+    fraction: float, make_database: Make, tmp_path: Path
 ) -> None:
     database = built(make_database, tmp_path, 2, 3)
     delete(database, ["0-1", "1-0"], "toxic")
@@ -314,10 +315,10 @@ def test_killed_anywhere_the_same_command_again_ends_in_the_same_answers(
     counting = FaultyStorage(copies[0])
     Database(counting).compact()
     with pytest.raises(Crash):
-        Database(FaultyStorage(copies[1], int(share * len(counting.operations)), "crash")).compact()
+        Database(FaultyStorage(copies[1], int(fraction * len(counting.operations)), "crash")).compact()
     killed = Database(copies[1])
     assert answers(killed) == before
     killed.compact()
     assert answers(killed) == before
-    assert killed.stats().chunks == killed.stats().live_chunks
+    assert killed.stats().num_chunks == killed.stats().num_live_chunks
     assert killed.check(read_data=True).damaged == ()

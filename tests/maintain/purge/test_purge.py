@@ -1,4 +1,4 @@
-"""A purge leaves nothing of a document, anywhere, and sees a copy of it wherever it lies."""
+"""A purge leaves no trace of a document in any file, and its proof finds a copy in any file."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from retrodb.maintain.purge.proof import run_proof
 from retrodb.maintain.purge.targets import find_targets
 from retrodb.maintain.purge.traces import Traces, string_values, traces_of
 from retrodb.store.storage import LocalStorage
+from retrodb.view.view import SELF
 
 Make = Callable[..., Database]
 
@@ -37,7 +38,7 @@ GONE, TEXT = "gone-1", made_text(5000, 150)
 
 
 def built(make: Make, tmp_path: Path) -> Database:
-    """Two shards, every stage, a test set; the document to purge stands in the first shard."""
+    """A database of two shards with every stage run and a test set. The document to purge is in the first shard."""
     database = make({})
     for shard in range(2):
         documents = {f"{shard}-{n}": made_text(100 * shard + n, 60 + 70 * (n % 3)) for n in range(4)}
@@ -56,74 +57,74 @@ def test_nothing_is_left_of_a_purged_document(make_database: Make, tmp_path: Pat
     before = database.stats()
     result = database.purge([GONE])
     assert result.proof is not None
-    assert result.proof.left == ()
+    assert result.proof.remaining == ()
     assert result.is_clean
-    assert result.proof.looked_for["shingle"] == 150 - 12
-    assert all(result.proof.looked_for[kind] and result.proof.looked_through[kind] for kind in result.proof.looked_for)
+    assert result.proof.num_traces["shingle"] == 150 - 12
+    assert all(result.proof.num_traces[kind] and result.proof.num_compared[kind] for kind in result.proof.num_traces)
     stats = database.stats()
-    assert stats.documents == before.documents - 1
+    assert stats.num_documents == before.num_documents - 1
     assert database.check(read_data=True).damaged == ()
     assert GONE not in [hit.doc_id for hit in database.search([TEXT], k=5)[0]]
     again = database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[])
-    assert (again.num_added, again.num_unchanged) == (0, 5), "what was purged never comes back"
+    assert (again.num_added, again.num_unchanged) == (0, 5), "a purged document is not ingested again"
     changed = write_documents(tmp_path / "changed.jsonl", {GONE: TEXT + " more"})
     assert database.ingest([changed], source="made").num_added == 0
 
 
-def test_a_copy_planted_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path) -> None:
+def test_a_copy_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     before = Path(shutil.copytree(database.path, tmp_path / "before"))
     view = database.view()
     targets = find_targets(view, [GONE])
-    own = traces_of(view, "", targets.ids(""))
-    names = Traces.of({"id": [string_values(targets.strings)], "key": [targets.keys["key_hi"]]})
-    traces = Traces.from_arrays([own.to_array(), names.to_array()])
+    content = traces_of(view, SELF, targets.first_chunks(SELF))
+    ids = Traces.of({"id": [string_values(targets.id_strings)], "key": [targets.keys["key_hi"]]})
+    traces = Traces.from_arrays([content.to_array(), ids.to_array()])
     held = [r for r in view.manifest.all_files() if r.first_chunk == 0 and r.kind in COPIED]
     assert {record.kind for record in held} == set(COPIED)
     assert database.purge([GONE]).is_clean
 
-    def left() -> set[str]:
-        return {e.path for e in run_proof(database.view(), traces, set(targets.strings), Progress()).left}
+    def remaining_paths() -> set[str]:
+        return {e.path for e in run_proof(database.view(), traces, targets.id_strings, Progress()).remaining}
 
-    assert left() == set()
+    assert remaining_paths() == set()
     planted = 0
     for path, plant in [*_copies(before, held), *_made(database)]:
         target = Path(database.path) / path
         target.parent.mkdir(parents=True, exist_ok=True)
         plant(target)
-        assert any(found.startswith(path) for found in left()), path
+        assert any(remaining.startswith(path) for remaining in remaining_paths()), path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
         planted += 1
     assert planted == 18
-    assert left() == set()
+    assert remaining_paths() == set()
 
 
 COPIED = ("documents", "chunks", "tokens", "hashes", "ids", "vectors", "parts")
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,SQ8", "IVF4,RaBitQ", "IVF4,RaBitQfs"])
-def test_its_codes_in_an_index_file_alone_are_found(factory: str, make_database: Make, tmp_path: Path) -> None:
+def test_codes_that_only_an_index_file_contains_are_found(factory: str, make_database: Make, tmp_path: Path) -> None:
     database = make_database({GONE: TEXT} | {str(n): made_text(n, 400) for n in range(60)})
     database.embed()
     assert database.index(factory=factory).factory == factory
     view = database.view()
     targets = find_targets(view, [GONE])
-    traces = traces_of(view, "", targets.ids(""))
+    traces = traces_of(view, SELF, targets.first_chunks(SELF))
     [record] = [r for r in view.manifest.files("parts") if r.path.endswith("/index.faiss")]
     before = (Path(database.path) / record.path).read_bytes()
     assert database.purge([GONE]).is_clean
     target = Path(database.path) / record.path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(before)
-    [left] = run_proof(database.view(), traces, set(), Progress()).left
-    assert (left.path, left.place[:5], left.what) == (record.path, "index", "vector")
-    assert left.count > 0
+    [trace] = run_proof(database.view(), traces, frozenset(), Progress()).remaining
+    assert (trace.path, trace.location[:5], trace.kind) == (record.path, "index", "vector")
+    assert trace.num_values > 0
     target.unlink()
-    assert run_proof(database.view(), traces, set(), Progress()).left == ()
+    assert run_proof(database.view(), traces, frozenset(), Progress()).remaining == ()
 
 
 def _copies(before: Path, held: list[FileRecord]) -> Iterator[tuple[str, Callable[[Path], Any]]]:
-    """Files of the time before, where they were."""
+    """Copies of files from before the purge, at their old paths."""
     for path in sorted({r.path.rpartition("/")[0] if r.kind == "parts" else r.path for r in held}):
         is_folder = (before / path).is_dir()
         yield (
@@ -170,7 +171,7 @@ def _write_arrow(path: Path, table: pa.Table) -> None:
 
 
 def _tokens(database: Database) -> AnyArray:
-    """What another program would write of a part of the text: a row of tokens that begins somewhere inside."""
+    """A part of the text as another program would write it: a row of tokens that begins inside the text."""
     from retrodb.stages.ingest.tokenize import load_tokenizer
 
     tokenizer = load_tokenizer(database.path, database.view().settings.tokenizer_sha256)
@@ -178,7 +179,7 @@ def _tokens(database: Database) -> AnyArray:
     return np.asarray(chunks.tokens[70:110])[None, :]
 
 
-def test_what_live_documents_share_with_it_stays_and_is_named(make_database: Make, tmp_path: Path) -> None:
+def test_text_shared_with_live_documents_is_kept_and_reported(make_database: Make, tmp_path: Path) -> None:
     database = make_database(
         {GONE: TEXT, "copy": TEXT, "quotes": f"{made_text(1, 40)} {TEXT[:200]}", "x": made_text(2, 99)}
     )
@@ -186,13 +187,13 @@ def test_what_live_documents_share_with_it_stays_and_is_named(make_database: Mak
     database.index()
     result = database.purge([GONE])
     assert result.proof is not None
-    assert result.proof.left == ()
-    assert result.proof.shared_documents == 2
-    assert [each.doc_id for each in result.proof.shared] == ["copy", "quotes"]
+    assert result.proof.remaining == ()
+    assert result.proof.num_sharing_documents == 2
+    assert [each.doc_id for each in result.proof.sharing_documents] == ["copy", "quotes"]
     assert database.search([TEXT], k=1)[0][0].doc_id == "copy"
 
 
-def test_what_deleted_documents_share_with_it_goes_as_well(make_database: Make, tmp_path: Path) -> None:
+def test_text_shared_with_deleted_documents_is_deleted(make_database: Make, tmp_path: Path) -> None:
     database = make_database({GONE: TEXT, "x": made_text(2, 99)})
     others = {"copy": TEXT, "quotes": f"{made_text(1, 40)} {TEXT[:200]}"}
     rest = {str(n): made_text(100 + n, 300) for n in range(20)}
@@ -202,14 +203,14 @@ def test_what_deleted_documents_share_with_it_goes_as_well(make_database: Make, 
     database.filter(doc_ids=list(others), reason="toxic")
     result = database.purge([GONE])
     assert result.proof is not None
-    assert (result.proof.left, result.proof.shared_documents) == ((), 0)
+    assert (result.proof.remaining, result.proof.num_sharing_documents) == ((), 0)
     assert {name for [name] in database.sql("select doc_id from documents").rows} == {"x", *rest}
     again = database.ingest([tmp_path / "more.jsonl"], source="more", metadata_fields=[])
-    assert again.num_added == 0, "what a filter keeps out stays out"
+    assert again.num_added == 0, "a filtered document is not ingested again"
     assert database.check(read_data=True).damaged == ()
 
 
-def test_pinned_snapshots_are_named_and_broken_only_when_asked(make_database: Make, tmp_path: Path) -> None:
+def test_pinned_snapshots_expire_only_with_break_pins(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     database.pin(2, name="training-7")
     before = database.view().snapshot.number
@@ -225,21 +226,21 @@ def test_pinned_snapshots_are_named_and_broken_only_when_asked(make_database: Ma
     database.view(0)
 
 
-def test_a_test_set_that_quotes_it_is_named_and_changed_only_when_asked(make_database: Make, tmp_path: Path) -> None:
+def test_a_quoting_test_set_changes_only_with_include_testsets(make_database: Make, tmp_path: Path) -> None:
     database = make_database({GONE: TEXT, "x": made_text(2, 99)})
     items = {"quote": TEXT[:250], "other": made_text(77, 50)}
     database.dedup([write_documents(tmp_path / "exam.jsonl", items)], rule="containment>=0.9")
     result = database.purge([GONE])
     assert result.proof is not None
-    assert [each.path.split("/")[:2] for each in result.proof.left] == [["testsets", "exam"]]
+    assert [each.path.split("/")[:2] for each in result.proof.remaining] == [["testsets", "exam"]]
     assert not result.is_clean
     result = database.purge([GONE], include_testsets=True)
-    assert result.is_clean, "the traces were kept"
+    assert result.is_clean, "the first purge stored the traces"
     [testset] = database.testsets()
-    assert (testset.items, testset.unscreened_shards) == (1, 0)
+    assert (testset.num_items, testset.num_unscreened_shards) == (1, 0)
 
 
-def test_a_held_out_document_goes_with_its_item(make_database: Make, tmp_path: Path) -> None:
+def test_a_held_out_document_is_purged_with_its_test_item(make_database: Make, tmp_path: Path) -> None:
     database = make_database({})
     documents = {str(n): made_text(n, 100) for n in range(12)}
     database.ingest([write_documents(tmp_path / "1.jsonl", documents)], source="made", holdout=0.5)
@@ -247,17 +248,17 @@ def test_a_held_out_document_goes_with_its_item(make_database: Make, tmp_path: P
     name = str(held.documents(np.array([0]))[0]["doc_id"])  # type: ignore[index]
     database.embed()
     result = database.purge([f"made/{name}"])
-    assert (result.documents, result.is_clean) == (1, True), result.proof
+    assert (result.num_documents, result.is_clean) == (1, True), result.proof
     assert database.check().damaged == ()
-    assert database.testsets()[0].items == database.stats().query_sets[0].documents
+    assert database.testsets()[0].num_items == database.stats().query_sets[0].num_documents
 
 
-def test_documents_that_were_dropped_or_never_there(make_database: Make, tmp_path: Path) -> None:
+def test_compacted_and_unknown_documents(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     database.filter(doc_ids=[GONE], reason="toxic")
     database.compact(min_deleted=0)
     result = database.purge([GONE, "nobody"])
-    assert (result.documents, result.unknown, result.is_clean) == (1, ("nobody",), True)
+    assert (result.num_documents, result.unknown_names, result.is_clean) == (1, ("nobody",), True)
     assert database.ingest([tmp_path / "0.jsonl"], source="made", metadata_fields=[]).num_added == 0
     with pytest.raises(UsageError, match="no documents to purge"):
         database.purge([])
@@ -274,14 +275,16 @@ def test_a_snapshot_with_purged_documents_is_not_restored(make_database: Make, t
     head = database.view().snapshot.number
     restored = database.restore(0)
     assert restored.snapshot == head + 1
-    assert database.ingest([tmp_path / "0.jsonl"], source="made").num_added == 4, "and it stays out"
+    assert database.ingest([tmp_path / "0.jsonl"], source="made").num_added == 4, (
+        "the purged document is not ingested again"
+    )
 
 
-SHARES = [0.3, 0.75, 0.9, *(pytest.param(at / 40, marks=pytest.mark.soak) for at in range(40))]
+FRACTIONS = [0.3, 0.75, 0.9, *(pytest.param(at / 40, marks=pytest.mark.soak) for at in range(40))]
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_interrupted_anywhere_it_goes_on(share: float, make_database: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_an_interrupted_purge_is_continued(fraction: float, make_database: Make, tmp_path: Path) -> None:
     database = make_database({GONE: TEXT, "a": made_text(1, 60), "b": made_text(2, 150)})
     database.embed()
     database.index()
@@ -289,7 +292,7 @@ def test_interrupted_anywhere_it_goes_on(share: float, make_database: Make, tmp_
     shutil.copytree(database.path, template)
     counting = FaultyStorage(LocalStorage(Path(database.path)))
     Database(counting).purge([GONE])
-    at = int(share * len(counting.operations))
+    at = int(fraction * len(counting.operations))
     other = LocalStorage(Path(shutil.copytree(template, tmp_path / "other")))
     with pytest.raises(Crash):
         Database(FaultyStorage(other, at, "crash")).purge([GONE])
@@ -304,14 +307,14 @@ def test_interrupted_anywhere_it_goes_on(share: float, make_database: Make, tmp_
     assert {d["doc_id"] for d in view.chunks.documents(live) if d} == {"a", "b"}
 
 
-def test_only_the_document_that_was_meant_is_kept_out(make_database: Make, tmp_path: Path) -> None:
+def test_only_the_named_document_cannot_be_ingested_again(make_database: Make, tmp_path: Path) -> None:
     database = make_database({"7": made_text(1, 60), "8": made_text(2, 60)})
     other = write_documents(tmp_path / "o.jsonl", {"7": made_text(3, 60)})
     database.ingest([other], source="other")
-    assert database.purge(["made/7", "9"]).unknown == ("9",)
+    assert database.purge(["made/7", "9"]).unknown_names == ("9",)
     assert database.sql("select source, doc_id from documents order by 1").rows == [("made", "8"), ("other", "7")]
     more = write_documents(tmp_path / "m.jsonl", {"7": made_text(4, 60), "9": made_text(5, 60)})
-    assert database.ingest([more], source="made").num_added == 1, "9 was no document then"
+    assert database.ingest([more], source="made").num_added == 1, "9 was no document at the time of the purge"
     assert database.ingest([more], source="new").num_added == 2
     again = database.purge(["made/7"])
-    assert (again.documents, again.unknown, again.is_clean) == (0, (), True)
+    assert (again.num_documents, again.unknown_names, again.is_clean) == (0, (), True)

@@ -1,4 +1,4 @@
-"""A takedown drill: ten articles of the Wikipedia extract go, and the proof looks at all that is left."""
+"""Ten articles of a Wikipedia extract are purged, and the proof searches all remaining files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.corpora
 ARTICLES = 1500
 
 
-def test_ten_articles_are_taken_down(tmp_path: Path) -> None:
+def test_ten_articles_are_purged(tmp_path: Path) -> None:
     articles = corpus("wikipedia-en.jsonl.zst")
     train_byte_bpe(["The articles of an encyclopedia and their titles. 百科全書\n"] * 20, 400).save(tmp_path / "t.json")
     database = retrodb.create(tmp_path / "db", tokenizer=str(tmp_path / "t.json"), encoder="hashing:64")
@@ -26,12 +26,15 @@ def test_ten_articles_are_taken_down(tmp_path: Path) -> None:
     names = [doc_id for (doc_id,) in rows[7 :: ARTICLES // 10]]
     before = database.stats()
     result = database.purge(names)
-    assert (result.documents, result.unknown) == (10, ())
+    assert (result.num_documents, result.unknown_names) == (10, ())
     assert result.proof is not None
-    assert result.proof.left == ()
-    assert result.proof.files > 20
-    assert all(result.proof.looked_through[kind] > 0 for kind in result.proof.looked_for)
+    assert result.proof.remaining == ()
+    assert result.proof.num_files > 20
+    assert all(result.proof.num_compared[kind] > 0 for kind in result.proof.num_traces)
     stats = database.stats()
-    assert (stats.documents, stats.live_chunks) == (before.documents - 10, before.live_chunks - result.chunks)
+    assert (stats.num_documents, stats.num_live_chunks) == (
+        before.num_documents - 10,
+        before.num_live_chunks - result.num_chunks,
+    )
     assert database.check(read_data=True).damaged == ()
     assert database.ingest([articles], source="wikipedia", limit=ARTICLES + 1).num_added == 1

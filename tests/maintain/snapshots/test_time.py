@@ -1,4 +1,4 @@
-"""Pins, restore, diff and collection: the past can be read, named, taken up again, and let go."""
+"""Older snapshots can be read, pinned, compared, restored, and deleted by a collection."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def grown(make: Make, tmp_path: Path) -> Database:
     return database
 
 
-def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: Make, tmp_path: Path) -> None:
+def test_restore_commits_the_older_state_as_a_new_snapshot(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.pin(3, name="run")
     before, given = live_texts(database, 2), database.view().snapshot.next_chunk
-    assert database.restore(2, dry_run=True).dropped_files > 0
+    assert database.restore(2, dry_run=True).num_dropped_files > 0
     result = database.restore(2)
     assert result.snapshot == 6
     assert live_texts(database) == before == {"a": made_text(1, 150), "b": made_text(2, 150), "c": made_text(3, 150)}
@@ -42,13 +42,13 @@ def test_a_restored_snapshot_is_the_older_one_under_a_new_number(make_database: 
     assert (snapshot.next_chunk, snapshot.names(PinEntry), snapshot.names(SpaceEntry)) == (given, ["run"], [])
     assert database.restore(2).snapshot == 6, "nothing to do the second time"
     assert database.ingest([tmp_path / "a.jsonl"], source="made").num_superseded == 1
-    assert database.view().shards.first_chunk[-1] == given, "ids once given are never given again"
+    assert database.view().shards.first_chunk[-1] == given, "ids are never given twice"
     assert database.check(read_data=True).damaged == ()
     assert database.restore(4).snapshot == 8
     assert database.embed().num_chunks == 0
 
 
-def test_what_collection_took_cannot_be_restored(make_database: Make, tmp_path: Path) -> None:
+def test_an_expired_snapshot_cannot_be_restored(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.gc(keep_snapshots=1)
     with pytest.raises(UsageError, match="snapshot 2 expired"):
@@ -57,7 +57,7 @@ def test_what_collection_took_cannot_be_restored(make_database: Make, tmp_path: 
         database.restore(99)
 
 
-def test_a_missing_file_of_the_older_snapshot_is_named(make_database: Make, tmp_path: Path) -> None:
+def test_restore_names_a_missing_file(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.ingest([write_documents(tmp_path / "m.jsonl", {"b": made_text(2, 150)})], source="made", mirror=True)
     database.compact(min_deleted=0)
@@ -69,17 +69,17 @@ def test_a_missing_file_of_the_older_snapshot_is_named(make_database: Make, tmp_
     assert path in str(raised.value)
 
 
-def test_pins_are_set_moved_and_taken_away(make_database: Make, tmp_path: Path) -> None:
+def test_pins_are_set_moved_and_removed(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     assert database.pin(1, name="run").snapshot == 5
     assert database.pin(1, name="run").snapshot == 5
-    assert (database.pin(2, name="run").previous, database.pin(name="now").pinned) == (1, 6)
+    assert (database.pin(2, name="run").previous_snapshot, database.pin(name="now").pinned_snapshot) == (1, 6)
     pins = {each.snapshot: each.pins for each in database.snapshots() if each.pins}
     assert pins == {2: ("run",), 6: ("now",)}
-    assert database.gc(keep_snapshots=1).expired == (0, 1, 3, 4, 5)
-    assert database.unpin("run").previous == 2
+    assert database.gc(keep_snapshots=1).expired_snapshots == (0, 1, 3, 4, 5)
+    assert database.unpin("run").previous_snapshot == 2
     for name in ("", "a/b", " x"):
-        with pytest.raises(UsageError, match="cannot name a pin"):
+        with pytest.raises(UsageError, match="invalid name of a pin"):
             database.pin(2, name=name)
     with pytest.raises(UsageError, match=r"no pin 'nobody'.*now"):
         database.unpin("nobody")
@@ -87,10 +87,10 @@ def test_pins_are_set_moved_and_taken_away(make_database: Make, tmp_path: Path) 
         database.pin(1, name="late")
 
 
-def test_diff_counts_what_came_and_went_by_source_and_reason(make_database: Make, tmp_path: Path) -> None:
+def test_diff_counts_changes_by_source_and_reason(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     a, b = database.view(1), database.view(3)
-    rows = {(r.source, r.change, r.reason): (r.documents, r.chunks) for r in database.diff(1, 3).rows}
+    rows = {(r.source, r.change, r.reason): (r.num_documents, r.num_chunks) for r in database.diff(1, 3).rows}
     lengths = {d["doc_id"]: d["num_chunks"] for d in b.chunks.documents(np.arange(b.chunks.end)) if d}
     first = next(d["num_chunks"] for d in a.chunks.documents(np.arange(a.chunks.end)) if d and d["doc_id"] == "a")
     assert rows == {
@@ -107,23 +107,23 @@ def test_diff_counts_what_came_and_went_by_source_and_reason(make_database: Make
         database.diff(3, 1)
 
 
-def test_diff_knows_reasons_over_a_compaction_and_what_came_back(make_database: Make, tmp_path: Path) -> None:
+def test_diff_finds_reasons_before_a_compaction_and_restored_documents(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.filter(doc_ids=["b"], reason="toxic")
     filtered = database.view().snapshot.number
     database.filter(doc_ids=["b"], reason="dull")
     database.undelete("toxic")
     database.undelete("dull")
-    rows = [(r.change, r.reason, r.documents) for r in database.diff(filtered, filtered + 3).rows]
+    rows = [(r.change, r.reason, r.num_documents) for r in database.diff(filtered, filtered + 3).rows]
     assert rows == [("added", "back", 1)]
     database.filter(doc_ids=["b"], reason="toxic")
     database.compact(min_deleted=0)
     head = database.view().snapshot.number
-    rows = [(r.change, r.reason, r.documents) for r in database.diff(1, head).rows if r.change == "removed"]
+    rows = [(r.change, r.reason, r.num_documents) for r in database.diff(1, head).rows if r.change == "removed"]
     assert rows == [("removed", "superseded", 1), ("removed", "toxic", 1)]
 
 
-def test_undelete_of_a_compacted_document_lets_it_be_ingested_again(make_database: Make, tmp_path: Path) -> None:
+def test_an_undeleted_document_can_be_ingested_again_after_compaction(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.filter(doc_ids=["b"], reason="toxic")
     database.compact(min_deleted=0)
@@ -135,7 +135,7 @@ def test_undelete_of_a_compacted_document_lets_it_be_ingested_again(make_databas
     assert database.ingest([again], source="made").num_skipped_inputs == 1
 
 
-def test_a_milder_rule_lets_what_was_compacted_be_ingested_again(make_database: Make, tmp_path: Path) -> None:
+def test_a_compacted_document_can_be_ingested_again_under_a_milder_rule(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     exam = write_documents(tmp_path / "exam.jsonl", {"x": made_text(2, 150)})
     assert database.dedup([exam], rule="containment>=0.5")[0].num_removed_documents == 1
@@ -147,32 +147,43 @@ def test_a_milder_rule_lets_what_was_compacted_be_ingested_again(make_database: 
     assert database.ingest([again], source="made").num_added == 1
 
 
-def test_collection_names_open_runs_and_gives_up_abandoned_ones(make_database: Make, tmp_path: Path) -> None:
+def test_gc_lists_open_runs_and_deletes_abandoned_ones(make_database: Make, tmp_path: Path) -> None:
     database = make_database({"a": made_text(1, 150)})
     counting = FaultyStorage(LocalStorage(tmp_path / "db"))
     file = write_documents(tmp_path / "b.jsonl", {"b": made_text(2, 150)})
     with pytest.raises(Crash):
         Database(FaultyStorage(counting, 30, "crash")).ingest([file], source="made")
     [run] = database.gc(dry_run=True).open_runs
-    assert (run.command, run.abandoned) == ("ingest", False)
-    assert run.files > 0
+    assert (run.command, run.is_abandoned) == ("ingest", False)
+    assert run.num_files > 0
     later = Database(tmp_path / "db", clock="2031-01-01T00:00:00.000000+00:00")
-    assert later.gc(abandon_runs=timedelta(days=30)).open_runs[0].abandoned
+    assert later.gc(abandon_runs=timedelta(days=30)).open_runs[0].is_abandoned
     much_later = Database(tmp_path / "db", clock="2031-02-01T00:00:00.000000+00:00")
-    assert much_later.gc(abandon_runs=timedelta(days=30)).deleted >= run.files
+    assert much_later.gc(abandon_runs=timedelta(days=30)).num_deleted_files >= run.num_files
     assert much_later.gc().open_runs == ()
+    assert not [
+        folder for folder in (tmp_path / "db" / "runs").rglob("*") if folder.is_dir() and not any(folder.iterdir())
+    ]
     assert database.ingest([file], source="made").num_added == 1
 
 
-def test_nothing_is_deleted_before_the_grace(make_database: Make, tmp_path: Path) -> None:
+def test_gc_deletes_nothing_within_the_grace_period(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.compact(min_deleted=0)
     dry = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1, dry_run=True)
     first = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1)
-    assert (first.deleted, len(first.expired), first.marked) == (0, 5, dry.marked)
-    assert Database(tmp_path / "db", clock=DAY.format(7)).gc(keep_snapshots=1).deleted == 0
+    assert (first.num_deleted_files, len(first.expired_snapshots), first.num_marked_files) == (
+        0,
+        5,
+        dry.num_marked_files,
+    )
+    assert Database(tmp_path / "db", clock=DAY.format(7)).gc(keep_snapshots=1).num_deleted_files == 0
     last = Database(tmp_path / "db", clock=DAY.format(9)).gc(keep_snapshots=1)
-    assert (last.deleted, last.deleted_bytes, last.marked) == (first.marked, first.marked_bytes, 0)
+    assert (last.num_deleted_files, last.deleted_bytes, last.num_marked_files) == (
+        first.num_marked_files,
+        first.marked_bytes,
+        0,
+    )
     assert database.check(read_data=True).damaged == ()
     with pytest.raises(UsageError, match="below zero"):
         database.gc(grace=timedelta(days=-1))

@@ -1,4 +1,4 @@
-"""Updates: equal to a rebuild, nothing twice, a failure costs only what rests on it, and all of it is told."""
+"""An update equals a rebuild, repeats no work, and reports failures, which stop only the stages that depend on them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_update_runs_every_stage_and_a_second_one_finds_nothing_new(site: Sit
     assert {step.outcome for step in again.steps} == {"nothing new"}
 
 
-def test_an_updated_database_equals_one_that_was_built_of_the_new_files(site: Site) -> None:
+def test_an_updated_database_equals_one_built_from_the_new_files(site: Site) -> None:
     site.update(site.create())
     site.write("left", CHANGED)
     result = site.update()
@@ -65,7 +65,7 @@ def test_an_updated_database_equals_one_that_was_built_of_the_new_files(site: Si
     assert neighbour_texts(db) == neighbour_texts(other)
 
 
-def test_only_texts_that_were_not_seen_are_embedded(site: Site) -> None:
+def test_only_new_texts_are_embedded(site: Site) -> None:
     site.update(site.create())
     site.write("left", {f"moved-{name}": text for name, text in DOCUMENTS.items()} | {"n": made_text(300, 70)})
     [counts] = [step.counts for step in site.update().steps if step.stage == "embed"]
@@ -74,7 +74,7 @@ def test_only_texts_that_were_not_seen_are_embedded(site: Site) -> None:
     assert counts["reused"] > 0
 
 
-def test_a_source_that_fails_does_not_keep_the_others_out(site: Site) -> None:
+def test_a_failing_source_does_not_stop_the_others(site: Site) -> None:
     site.recipe["sources"]["left"]["inputs"] = ["nowhere/*.jsonl"]
     result = site.update(site.create())
     failed, *others = result.steps
@@ -84,8 +84,8 @@ def test_a_source_that_fails_does_not_keep_the_others_out(site: Site) -> None:
     assert {source for source, _ in live_documents(retrodb.open(site.path))} == {"right"}
 
 
-def test_what_rests_on_a_failed_stage_is_left_out_until_it_succeeds(site: Site) -> None:
-    """Nothing that a test set would have taken out may reach the index."""
+def test_stages_after_a_failed_stage_are_left_out_until_it_succeeds(site: Site) -> None:
+    """A document that a test set would have deleted must not reach the index."""
     site.recipe["testsets"] = {"exam": {"files": ["exam.jsonl"]}, "other": {"files": ["right.jsonl"]}}
     result = site.update(site.create())
     outcomes = [(step.stage, step.outcome) for step in result.steps]
@@ -104,7 +104,7 @@ def test_what_rests_on_a_failed_stage_is_left_out_until_it_succeeds(site: Site) 
     assert not any(source == "right" for source, _ in live)
 
 
-def test_rejects_under_the_limit_are_no_failure(site: Site) -> None:
+def test_fewer_rejects_than_the_limit_are_no_failure(site: Site) -> None:
     with (site.folder / "left.jsonl").open("a") as file:
         file.write("no json\n")
     site.recipe["sources"]["left"]["max_reject_rate"] = 0.2
@@ -113,7 +113,7 @@ def test_rejects_under_the_limit_are_no_failure(site: Site) -> None:
     assert site.update().outcome == "nothing new"
 
 
-def test_hooks_learn_how_it_ended(site: Site) -> None:
+def test_hooks_are_told_the_outcome(site: Site) -> None:
     hook = site.folder / "hook.py"
     hook.write_text(
         "import json, os, sys\n"
@@ -177,19 +177,19 @@ def test_a_second_update_at_the_same_time_is_refused_at_once(site: Site) -> None
 def test_a_dry_run_counts_what_is_new_and_commits_nothing(site: Site) -> None:
     db = site.create()
     plan = db.plan_update(site.config())
-    assert (plan.documents, plan.removed) == (len(DOCUMENTS) + 4, 0)
+    assert (plan.num_documents, plan.num_removed_documents) == (len(DOCUMENTS) + 4, 0)
     assert [row.stage for row in plan.stages] == STAGES
     site.update(db)
-    assert plan.chunks == db.stats().chunks
+    assert plan.num_chunks == db.stats().num_chunks
     assert db.plan_update(site.config()).stages == ()
     site.write("left", CHANGED)
     before = db.view().snapshot.number
     plan = db.plan_update(site.config())
-    assert (plan.documents, plan.removed) == (4, 6)
+    assert (plan.num_documents, plan.num_removed_documents) == (4, 6)
     assert db.view().snapshot.number == before
     site.write("right", {})
     plan = db.plan_update(site.config())
-    assert (plan.documents, plan.removed, {row.note for row in plan.stages}) == (4, 10, {None})
+    assert (plan.num_documents, plan.num_removed_documents, {row.note for row in plan.stages}) == (4, 10, {None})
     site.recipe["sources"]["right"]["inputs"] = ["nowhere"]
     [note] = [row.note for row in db.plan_update(site.config()).stages if row.name == "right"]
     assert "no such file" in note
@@ -202,7 +202,7 @@ def test_a_plan_uses_the_rates_of_earlier_long_steps(site: Site, monkeypatch: py
     site.update(db)
     site.write("left", CHANGED)
     assert all(row.elapsed_s for row in db.plan_update(site.config()).stages)
-    # The last update knows better than what was measured before it, also when it repaired a table.
+    # The rates of the last update replace older rates, also when it repaired a table.
     keep_rates(db.view().snapshot.existing(SpaceEntry, "default").fingerprint, {"neighbours": 1e-9})
     site.update(db)
     site.write("left", CHANGED | {"late": made_text(99, 60)})
@@ -210,7 +210,7 @@ def test_a_plan_uses_the_rates_of_earlier_long_steps(site: Site, monkeypatch: py
     assert 0 < neighbours.elapsed_s < 1000
 
 
-def test_some_sources_only_and_mirrored_for_once(site: Site) -> None:
+def test_an_update_of_some_sources_can_mirror_them_once(site: Site) -> None:
     for source in site.recipe["sources"].values():
         source["mirror"] = False
     site.update(site.create())
@@ -227,7 +227,7 @@ def test_some_sources_only_and_mirrored_for_once(site: Site) -> None:
         site.update(sources=["middle"])
 
 
-def test_rules_of_the_recipe_hold_for_documents_that_come_later(site: Site) -> None:
+def test_rules_of_the_recipe_apply_to_later_documents(site: Site) -> None:
     site.recipe["taggers"] = {"odd": {"regex": "unheard", "measure": "count"}}
     site.recipe["filters"] = [{"where": "odd >= 2", "reason": "odd"}, {"where": "num_tokens < 3"}]
     site.write("left", {"d0": DOCUMENTS["d0"], "bad": "unheard of and unheard of " + DOCUMENTS["d1"]})
@@ -265,7 +265,7 @@ def test_a_database_without_a_recipe_is_not_updated(site: Site) -> None:
         retrodb.open(site.path, clock=CLOCK).update()
 
 
-def test_a_table_that_the_recipe_wants_otherwise_is_made_anew(site: Site) -> None:
+def test_a_table_with_changed_parameters_is_recomputed(site: Site) -> None:
     site.update(site.create())
     site.recipe["neighbours"]["self"]["k"] = 3
     assert [step.outcome for step in site.update().steps if step.stage == "neighbours"] == ["done", "nothing new"]

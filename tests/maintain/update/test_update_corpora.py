@@ -1,4 +1,4 @@
-"""Two versions of real collections: bringing the old one up to date gives what building the new one gives."""
+"""Updating a database from an old version of a real collection to a new one equals building it from the new one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("collection", "front_matter"),
     [pytest.param("peps", "text", marks=pytest.mark.soak), ("digitalgov", "text"), ("digitalgov", "metadata")],
 )
-def test_an_update_with_mirror_equals_a_fresh_build(
+def test_an_update_with_mirror_equals_a_new_build(
     tmp_path: Path, gpt2: Path, collection: str, front_matter: str, record_property: Callable[[str, object], None]
 ) -> None:
     folder = unpack(f"{collection}.old-new.tar.zst", tmp_path)

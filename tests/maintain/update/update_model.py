@@ -1,4 +1,4 @@
-"""A folder of input files, a recipe, and what a database that follows it holds."""
+"""A folder of input files, a recipe, and the contents of a database that follows it."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_later_documents_are_held_against_what_is_registered_before_embed_sees_t
     database.dedup([write_documents(tmp_path / "exam.jsonl", {"t": leak})])
     database.ingest([write_documents(tmp_path / "later.jsonl", {"b": leak, "c": made_text(3, 150)})], source="later")
     assert live_documents(database) == {"a", "c"}
-    assert database.testsets()[0].unscreened_shards == 0
+    assert database.testsets()[0].num_unscreened_shards == 0
     view = database.view()
     database.embed()
     wanted = view.embeddable_mask(0, view.chunks.end)

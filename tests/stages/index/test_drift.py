@@ -31,7 +31,7 @@ def test_training_stores_the_figures_that_later_runs_are_compared_with(indexed: 
     entry = indexed.view().snapshot.existing(DriftEntry, "default")
     assert entry.training.residual == entry.residual > 0
     assert 0 < entry.canary_recall <= 1
-    assert (entry.added, entry.vectors) == (0, indexed.stats().spaces[0].vectors)
+    assert (entry.added, entry.vectors) == (0, indexed.stats().spaces[0].num_vectors)
     assert len(entry.canaries.ids) == 64
     [drift] = indexed.stats().drift
     assert (drift.space, drift.retrain) == ("default", "")

@@ -109,7 +109,7 @@ def test_a_condition_restricts_the_search(database: Database) -> None:
 
 def test_arrays_are_padded_after_the_last_chunk(database: Database) -> None:
     vectors = database.view().vectors("default", np.array([0, 3, 5])).astype(np.float32)
-    count = database.stats().spaces[0].vectors
+    count = database.stats().spaces[0].num_vectors
     ids, values = database.search_arrays(vectors, count + 4)
     assert (ids.shape, ids.dtype, values.dtype) == ((3, count + 4), np.int64, np.float32)
     assert ids[:, 0].tolist() == [0, 3, 5]
