@@ -1,4 +1,4 @@
-"""`retrodb stats`"""
+"""`retrodb stats`. Its look follows from the fields of `Stats`: see output.py."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from retrodb.store.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array
-    from retrodb.format.json_values import JsonObject
+    from retrodb.format.json_codec import JsonObject
     from retrodb.format.settings import Settings
     from retrodb.maintain.update.build import BuildPlan, BuildResult
     from retrodb.maintain.update.command import UpdateStep

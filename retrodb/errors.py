@@ -101,7 +101,7 @@ class MismatchError(RetroDBError):
 
 
 class NoSpaceError(RetroDBError):
-    """The disk is full. Nothing was committed."""
+    """The disk is full. Nothing was committed. `store/full_disk.py` recognises it and has the message."""
 
     exit_code = EXIT_NO_SPACE
 

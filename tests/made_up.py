@@ -8,7 +8,8 @@ from typing import Any
 from retrodb.config import DedupParams, EmbedParams, NeighboursParams
 from retrodb.format.entries import SpaceEntry, TableEntry, TestsetEntry
 from retrodb.format.records import FileDigest, FileRecord, ShardRecord
-from retrodb.store.commit import Change, NewShard
+from retrodb.store.chunk_ids import NewShard
+from retrodb.store.commit import Change
 from retrodb.store.conflict_keys import ConflictKeys
 
 CLOCK = "2026-01-01T00:00:00.000000+00:00"

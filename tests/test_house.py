@@ -97,6 +97,28 @@ def test_nothing_is_called_after_being_useful() -> None:
     assert not [path for path in sources("retrodb", "cli") if path.stem in ("utils", "helpers", "common")]
 
 
+def test_public_names_mean_one_thing() -> None:
+    """A class or function that other modules import has a name of its own; the doors of the library repeat those behind them."""
+    defined: dict[str, list[str]] = {}
+    for path in sources("retrodb"):
+        for node in ast.parse(path.read_text()).body:
+            is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if is_public and module_name(path) != "retrodb.database":
+                defined.setdefault(node.name, []).append(module_name(path))
+    assert not {name: modules for name, modules in defined.items() if len(modules) > 1}
+
+
+def test_commands_commit_through_a_transaction() -> None:
+    outside = []
+    for path in sources("retrodb"):
+        module = module_name(path)
+        if layer(module) == "store" or module in ("retrodb.stages.transaction", "retrodb.stages.init"):
+            continue
+        if any(name == "retrodb.store.commit" for name in imported_modules(path, with_type_checking=False)):
+            outside.append(module)
+    assert not outside
+
+
 def test_no_file_is_too_long() -> None:
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources("retrodb", "cli", "tests")}
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES}

@@ -84,7 +84,7 @@ class Limits:
 
 def content_id(text: str, value: str | None = None) -> str:
     """Hexadecimal xxh3-128 of the text, or of key, NUL and value: the id of a document without an id of its own."""
-    from retrodb.format.ids import content_hash
+    from retrodb.format.document_keys import content_hash
 
     return content_hash(text, value).hex()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from retrodb.format.json_values import JsonValue, from_plain, to_plain_object
+from retrodb.format.json_codec import JsonValue, from_plain, to_plain_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from retrodb.dedup.minhash import NO_SHINGLES
 from retrodb.dedup.numba_kernel import kernel
 from retrodb.dedup.shingles import POLYNOMIAL_BASE, fmix64
 from retrodb.errors import UsageError
-from retrodb.format.arrays import Int64Array, UInt32Array, UInt64Array
+from retrodb.format.arrays import AnyArray, Int64Array, UInt32Array, UInt64Array
 
 MAX_BUCKET = 100  # documents, so 4,950 pairs. In a larger bucket all are compared only with the smallest id
 
@@ -141,7 +141,7 @@ def _band(
     return hashes[chosen], documents[chosen]
 
 
-def _is_in_sorted(values: NDArray[np.generic], known: NDArray[np.generic]) -> NDArray[np.bool_]:
+def _is_in_sorted(values: AnyArray, known: AnyArray) -> NDArray[np.bool_]:
     """Whether each value is one of the known values, which ascend."""
     if not len(known):
         return np.zeros(len(values), np.bool_)

@@ -8,15 +8,14 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrodb.dedup.numba_kernel import kernel
-from retrodb.format.arrays import Int64Array
+from retrodb.format.arrays import AnyArray, Int64Array
 
 Keep = Literal["first", "longest", "newest"]
 
 
-def equal_content_pairs(content_hashes: NDArray[np.generic]) -> Int64Array:
+def equal_content_pairs(content_hashes: AnyArray) -> Int64Array:
     """(E, 2) each document whose content hash (M,) an earlier document has, with the first such document."""
     _, first, inverse = np.unique(content_hashes, return_index=True, return_inverse=True)
     partner = first[inverse]

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from retrodb.format.arrays import Int64Array
+from retrodb.format.arrays import Int32Array, Int64Array
 
 # Rows that are grouped together. An interrupted shard resumes at a window: minutes of a CPU core with MiniLM or a few seconds
 # of a GPU with BERT-base; 25 and 200 MB of vectors with 768 dimensions.
@@ -41,7 +40,7 @@ class BatchPlan:
     batches: tuple[EqualLengthBatch, ...]  # consecutive slices that cover order_N
 
 
-def plan_batches(lengths_N: npt.NDArray[np.integer], *, batch_tokens: int) -> BatchPlan:
+def plan_batches(lengths_N: Int64Array | Int32Array, *, batch_tokens: int) -> BatchPlan:
     """Group rows of equal length into batches of at most `batch_tokens` tokens, but at least one row."""
     order_N = np.argsort(-lengths_N.astype(np.int64), kind="stable")
     sorted_N = lengths_N[order_N]

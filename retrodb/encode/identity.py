@@ -16,7 +16,7 @@ from typing import Literal
 from retrodb.encode.batching import WINDOW_ROWS
 from retrodb.errors import MismatchError
 from retrodb.format.entries import Metric
-from retrodb.format.json_values import JsonValue, from_plain, to_plain_object
+from retrodb.format.json_codec import JsonValue, from_plain, to_plain_object
 
 Pooling = Literal["mean", "cls", "max", "mean_sqrt_len"]
 PoolingSpan = Literal["all", "content"]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from retrodb.engine.progress import Progress
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord, dump_record, parse_record
 from retrodb.errors import DamagedFileError, RetroDBError
-from retrodb.format.json_values import JsonValue, from_json, to_json, to_plain
+from retrodb.format.json_codec import JsonValue, from_json, to_json, to_plain
 from retrodb.format.kinds import path_of
 from retrodb.store.digest import identity
 from retrodb.store.storage import Storage

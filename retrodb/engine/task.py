@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-from retrodb.format.json_values import JsonValue, from_json, from_plain, to_json, to_plain
+from retrodb.format.json_codec import JsonValue, from_json, from_plain, to_json, to_plain
 from retrodb.format.records import FileRecord
 from retrodb.store.digest import identity
 from retrodb.store.storage import Storage
@@ -84,8 +84,3 @@ def parse_record(data: bytes, kind: type[R], *, where: str) -> TaskRecord[R]:
     stored = from_json(_StoredRecord, data, where=where)
     result = from_plain(kind, stored.result, where=where)
     return TaskRecord(stored.task, stored.files, result, stored.counts)
-
-
-def make_task(stage: str, version: int, payload: Any, inputs: Sequence[str], weight: int = 1) -> Task[Any, Any]:
-    """A task with a payload of plain values."""
-    return TaskKind[Any, Any](stage, version, dict).task(payload, inputs, weight)

@@ -11,7 +11,7 @@ import orjson
 from retrodb.errors import UsageError
 from retrodb.export.export_source import ExportSource
 from retrodb.format.entries import Entry, QueriesEntry, SpaceEntry, TestsetEntry, dump_entry
-from retrodb.format.json_values import JsonObject, JsonValue, from_json, to_plain_object
+from retrodb.format.json_codec import JsonObject, JsonValue, from_json, to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
 from retrodb.store.whole_file import write_whole

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrodb.engine.run import open_run
 from retrodb.errors import UsageError
 from retrodb.export.arrays import arrays_files
 from retrodb.export.atlas import atlas_files
@@ -27,10 +26,9 @@ from retrodb.export.nemo import nemo_files
 from retrodb.export.norlund import norlund_files
 from retrodb.export.parquet import parquet_files
 from retrodb.format.entries import ExportEntry, entry_key
-from retrodb.format.json_values import to_plain_object
 from retrodb.stages.context import Context
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, commit
 from retrodb.store.digest import identity
 from retrodb.store.snapshots import read_snapshot
 from retrodb.store.storage import translate_os_error
@@ -135,17 +133,16 @@ def register_export(context: Context, card: ExportCard) -> None:
     previous = view.snapshot.entry(ExportEntry, card.id)
     if previous == entry:
         return
-    key = entry_key(ExportEntry, card.id)
-    run = open_run(context.storage, "export", {"key": key, "previous": previous, "entry": entry}, context.clock)
-    change = Change(
-        transaction=run.id,
-        command="export",
-        arguments=to_plain_object(entry),
-        clock=run.clock,
-        conflict_keys=conflict_keys.export(card.id),
-        entries={key: entry},
+    transaction = Transaction.open(
+        context,
+        view,
+        "export",
+        conflict_keys.export(card.id),
+        plan={"key": entry_key(ExportEntry, card.id), "previous": previous, "entry": entry},
+        arguments=entry,
     )
-    commit(context.storage, view.snapshot, change)
+    transaction.set_entry(card.id, entry)
+    transaction.commit()
 
 
 def _partial_folder(out: Path, plan: str, positions: TablePositions) -> ExportFolder:

@@ -16,7 +16,7 @@ import orjson
 
 from retrodb.engine.progress import Progress
 from retrodb.export.positions import SpanRecord
-from retrodb.format.json_values import from_json, to_json
+from retrodb.format.json_codec import from_json, to_json
 from retrodb.store.digest import digest_bytes, xxh3_file
 from retrodb.store.whole_file import publish_whole, write_whole
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, TypeAlias
 
 from retrodb.config import DedupParams, EmbedParams, IndexParams, NearDuplicatesParams, NeighboursParams, TagParams
-from retrodb.format.json_values import JsonObject, JsonValue, from_plain, to_plain_object
+from retrodb.format.json_codec import JsonObject, JsonValue, from_plain, to_plain_object
 
 Metric: TypeAlias = Literal["inner_product", "squared_l2"]
 
@@ -284,13 +284,13 @@ def parse_entry(key: str, value: object, *, where: str) -> Entry:
     Raises:
         DamagedFileError: for an unknown kind, or other fields than the kind's.
     """
-    place = f"{where}, entry '{key}'"
+    location = f"{where}, entry '{key}'"
     if key == DEFAULT_SPACE_KEY:
-        return DefaultSpace(from_plain(str, value, where=place))
+        return DefaultSpace(from_plain(str, value, where=location))
     if key == DEFAULT_ENCODER_KEY:
-        return DefaultEncoder(from_plain(EmbedParams, value, where=place))
+        return DefaultEncoder(from_plain(EmbedParams, value, where=location))
     kind = ENTRY_TYPES[key.partition("/")[0]]
     names = {disk: name for name, disk in kind.disk_names.items()}
     if isinstance(value, Mapping):
         value = {names.get(name, name): field for name, field in value.items()}
-    return from_plain(kind, value, where=place)
+    return from_plain(kind, value, where=location)

@@ -27,7 +27,7 @@ from retrodb.format.entries import (
     entry_key,
     parse_entry,
 )
-from retrodb.format.json_values import JsonValue, to_json
+from retrodb.format.json_codec import JsonValue, to_json
 from retrodb.format.kinds import path_of
 
 E = TypeVar("E", bound=Entry)

@@ -10,13 +10,13 @@ from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.engine.run import open_run
 from retrodb.errors import ConflictError, UsageError
 from retrodb.format.entries import DEFAULT_ENCODER_KEY, DEFAULT_SPACE_KEY, DefaultEncoder, DefaultSpace
-from retrodb.format.json_values import to_plain, to_plain_object
+from retrodb.format.json_codec import to_plain, to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import Settings, dump_settings
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
-from retrodb.store.commit import Change, create
+from retrodb.store.commit import Change, commit_first
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import digest_bytes, identity
 from retrodb.store.snapshots import read_head, snapshot_numbers
@@ -93,7 +93,7 @@ def execute_init(context: Context, plan: InitPlan) -> Snapshot:
         files=files,
         entries={DEFAULT_SPACE_KEY: DefaultSpace("default"), DEFAULT_ENCODER_KEY: DefaultEncoder(plan.encoder)},
     )
-    return create(storage, change)
+    return commit_first(storage, change)
 
 
 def _settings(params: InitParams, tokenizer: Tokenizer, data: bytes) -> Settings:

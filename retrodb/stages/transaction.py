@@ -16,7 +16,7 @@ from typing import TypeAlias
 from retrodb.engine.run import Engine, Run, open_run
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.format.entries import Entry, entry_key
-from retrodb.format.json_values import JsonValue, to_plain_object
+from retrodb.format.json_codec import JsonValue, to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord, ScreenedRecord
@@ -24,7 +24,8 @@ from retrodb.format.rows import RowSet
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
 from retrodb.store import publish
-from retrodb.store.commit import Change, NewShard, commit, preview
+from retrodb.store.chunk_ids import NewShard
+from retrodb.store.commit import Change, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import identity
 from retrodb.view.tombstones import Tombstone, tombstones_to_table

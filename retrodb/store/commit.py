@@ -20,7 +20,7 @@ import numpy as np
 
 from retrodb.errors import ConflictError, RetroDBError
 from retrodb.format.entries import Entry
-from retrodb.format.json_values import JsonValue
+from retrodb.format.json_codec import JsonValue
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import open_writer
 from retrodb.format.records import (
@@ -29,10 +29,10 @@ from retrodb.format.records import (
     FileRecord,
     Record,
     ScreenedRecord,
-    ShardRecord,
     records_to_table,
 )
 from retrodb.format.snapshot import SegmentRef, Snapshot, dump_snapshot
+from retrodb.store.chunk_ids import NewShard, give_ids
 from retrodb.store.conflict_keys import ConflictKeys, conflicts
 from retrodb.store.manifest import ShardTable, load_manifest, load_segment
 from retrodb.store.snapshots import read_head, since
@@ -40,19 +40,6 @@ from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-@dataclass(frozen=True)
-class NewShard:
-    """A shard with the files that cover it. It gets its ids at commit, unless it has them (compacted or restored)."""
-
-    record: ShardRecord
-    files: tuple[FileRecord, ...]
-
-    @property
-    def has_ids(self) -> bool:
-        """Whether its chunks had ids before."""
-        return self.record.first_chunk >= 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,7 @@ class Change:
         return self.conflict_keys.writes | frozenset(self.entries)
 
 
-def create(storage: Storage, change: Change) -> Snapshot:
+def commit_first(storage: Storage, change: Change) -> Snapshot:
     """Commit the first snapshot of a new database.
 
     Raises:
@@ -208,13 +195,8 @@ def _entries(head: Snapshot, change: Change) -> dict[str, Entry]:
 
 def _records(next_chunk: int, change: Change) -> tuple[list[Record], int]:
     """The change's manifest records with chunk ids given, and the next free id."""
-    records: list[Record] = list(change.drops)
-    for shard in change.shards:
-        placed = shard.record if shard.has_ids else replace(shard.record, first_chunk=next_chunk)
-        records.append(placed)
-        records.extend(file.at(placed.first_chunk) for file in shard.files)
-        next_chunk = max(next_chunk, placed.end_chunk)
-    return [*records, *change.files, *change.screened], next_chunk
+    shards, next_chunk = give_ids(change.shards, next_chunk)
+    return [*change.drops, *shards, *change.files, *change.screened], next_chunk
 
 
 def _append(storage: Storage, segments: tuple[SegmentRef, ...], records: list[Record]) -> tuple[SegmentRef, ...]:

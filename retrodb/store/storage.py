@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from retrodb.errors import DamagedFileError, MissingFileError, NoSpaceError, RetroDBError
+from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError
+from retrodb.store.full_disk import is_disk_full, no_space
 
 TEMPORARY = "tmp"
 """Folder of unfinished files; collection empties it."""
@@ -176,16 +177,16 @@ class LocalStorage:
             raise _missing(path) from error
         except OSError as error:
             raise translate_os_error(error, str(self.root / path)) from error
+        except RuntimeError as error:  # FAISS reports a failed write as one
+            if not is_disk_full(error):
+                raise
+            raise no_space(str(self.root / path)) from error
 
 
 def translate_os_error(error: OSError, where: str) -> RetroDBError:
     """The retrodb error for an operating system error."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(
-            "no space left on the device; nothing was committed",
-            where=where,
-            remedy="Free some space and run the same command again: finished work is kept.",
-        )
+    if is_disk_full(error):
+        return no_space(where)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RetroDBError(
             "no permission to write here", where=where, remedy="Check the owner and mode of the folder."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.format.arrays import map_array
-from retrodb.format.ids import key_of
+from retrodb.format.document_keys import key_of
 from retrodb.view.purged import KEY_DTYPE, is_among
 from retrodb.view.view import View
 

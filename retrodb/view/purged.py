@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from retrodb.format.arrays import BoolArray, map_array
-from retrodb.format.ids import IdArray
+from retrodb.format.document_keys import IdArray
 from retrodb.view.view import View
 
 KEY_DTYPE = np.dtype([("key_hi", "<u8"), ("key_lo", "<u8")])

@@ -14,8 +14,8 @@ import retrodb.format
 from retrodb.dedup.lsh import BAND_DTYPE
 from retrodb.dedup.shingles import SHINGLE_VERSION
 from retrodb.format import FORMAT_VERSION, MAX_SHARD_CHUNKS, ROW_GROUP_ROWS, schemas
+from retrodb.format.document_keys import HASH_DTYPE, ID_DTYPE
 from retrodb.format.entries import ENTRY_KINDS
-from retrodb.format.ids import HASH_DTYPE, ID_DTYPE
 from retrodb.format.kinds import KINDS
 from retrodb.format.records import SEGMENT_RECORDS
 from retrodb.format.snapshot import Snapshot

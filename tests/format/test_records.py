@@ -13,8 +13,8 @@ from made_up import space_entry
 
 from retrodb.errors import DamagedFileError
 from retrodb.format.arrays import map_array, save_array
+from retrodb.format.document_keys import content_hash, key_of, record_hash
 from retrodb.format.entries import SpaceEntry
-from retrodb.format.ids import content_hash, key_of, record_hash
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import read_row_groups, read_table, write_table
 from retrodb.format.records import (

@@ -12,7 +12,7 @@ import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.maintain.stats import list_snapshots
-from retrodb.store.gc import execute_collection, plan_collection
+from retrodb.store.collection import execute_collection, plan_collection
 from retrodb.store.storage import LocalStorage
 
 RECORDS = [

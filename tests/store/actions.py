@@ -15,7 +15,7 @@ from retrodb.format.entries import AttributeEntry, Entry, IndexEntry, SourceEntr
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, ScreenedRecord
 from retrodb.format.snapshot import Snapshot
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, create
+from retrodb.store.commit import Change, commit_first
 from retrodb.store.storage import Storage
 
 
@@ -23,7 +23,7 @@ def found(storage: Storage) -> Snapshot:
     """Create the database that the actions are planned on."""
     vectors = [file("vectors", f"vectors/default/{t}.npy", name="default", first=f, count=100) for t, f in RANGES]
     entries = {"space/default": space_entry()}
-    return create(
+    return commit_first(
         storage, change("init", shards=[shard("one", "a"), shard("two", "b")], files=vectors, entries=entries)
     )
 

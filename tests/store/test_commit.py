@@ -12,7 +12,7 @@ from retrodb.format.entries import PinEntry, SpaceEntry
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, SEGMENT_RECORDS, DropRecord
 from retrodb.format.snapshot import Snapshot
 from retrodb.store import conflict_keys
-from retrodb.store.commit import commit, create
+from retrodb.store.commit import commit, commit_first
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_as_of, read_head, snapshot_numbers
 from retrodb.store.storage import LocalStorage
@@ -23,7 +23,7 @@ from .actions import BETWEEN, LATER, found, renamed
 def test_second_creation_is_a_conflict(storage: LocalStorage) -> None:
     found(storage)
     with pytest.raises(ConflictError, match="exists here already"):
-        create(storage, change("other"))
+        commit_first(storage, change("other"))
 
 
 def test_shards_get_ids_in_the_order_of_commits(storage: LocalStorage, base: Snapshot) -> None:

@@ -23,7 +23,7 @@ from retrodb.format.records import FileRecord
 from retrodb.format.settings import Settings, dump_settings
 from retrodb.format.snapshot import Snapshot, dump_snapshot
 from retrodb.stages.context import Context
-from retrodb.store.commit import commit, create
+from retrodb.store.commit import commit, commit_first
 from retrodb.store.digest import digest_bytes
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_head
@@ -40,7 +40,7 @@ def opened(storage: LocalStorage) -> Context:
     for kind, data in (("settings", dump_settings(SETTINGS).encode()), ("tokenizer", b"{}")):
         storage.write(path_of(kind), data)
         files.append(FileRecord(kind, "", path_of(kind), digest_bytes(data)))
-    create(storage, change("init", files=files))
+    commit_first(storage, change("init", files=files))
     assert len(Context(storage).view().manifest.paths()) == 2
     return Context(storage)
 

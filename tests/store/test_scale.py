@@ -13,7 +13,7 @@ import pytest
 from made_up import change, file, shard
 
 from retrodb.format.snapshot import Snapshot
-from retrodb.store.commit import commit, create
+from retrodb.store.commit import commit, commit_first
 from retrodb.store.manifest import Manifest, load_manifest
 from retrodb.store.snapshots import read_head
 from retrodb.store.storage import LocalStorage
@@ -45,7 +45,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
 def simulate(folder: Path, num_shards: int) -> Simulated:
     """Every shard with its four files, vectors, and two files of an index part."""
     storage = LocalStorage(folder)
-    head = create(storage, change("init"))
+    head = commit_first(storage, change("init"))
     shards = [shard(f"{i:032x}", f"source{i % 7}", CHUNKS, 1000) for i in range(num_shards)]
     head = commit(storage, head, change("ingest", shards=shards))
     coverage = [

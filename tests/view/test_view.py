@@ -13,7 +13,7 @@ from retrodb.format.arrays import save_array
 from retrodb.format.entries import QueriesEntry
 from retrodb.format.records import ScreenedRecord, screening_key
 from retrodb.format.rows import RowSet
-from retrodb.store.commit import create
+from retrodb.store.commit import commit_first
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
 from retrodb.view.view import View
@@ -28,7 +28,9 @@ def view_with(storage: LocalStorage, screened: dict[str, list[tuple[int, int]]],
     records = [ScreenedRecord(screening_key(n, DIGEST), *span) for n, spans in screened.items() for span in spans]
     entries = {f"testset/{name}": testset_entry(DIGEST) for name in registered}
     shards = [shard(name) for name in ("one", "two", "three")]
-    return View(storage, SETTINGS, create(storage, change("init", shards=shards, screened=records, entries=entries)))
+    return View(
+        storage, SETTINGS, commit_first(storage, change("init", shards=shards, screened=records, entries=entries))
+    )
 
 
 SPANS = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 150)), max_size=5)
@@ -55,7 +57,9 @@ def test_screening_against_an_older_version_of_a_test_set_does_not_count(
     old = ScreenedRecord(screening_key("a", "cd" * 16), 0, 100)
     entries = {"testset/a": testset_entry(DIGEST)}
     storage = LocalStorage(tmp_path_factory.mktemp("db"))
-    view = View(storage, SETTINGS, create(storage, change("x", shards=[shard("one")], screened=[old], entries=entries)))
+    view = View(
+        storage, SETTINGS, commit_first(storage, change("x", shards=[shard("one")], screened=[old], entries=entries))
+    )
     assert view.unscreened_shards("a") == [0]
 
 
@@ -69,14 +73,16 @@ def test_vectors_come_from_any_file_that_holds_them(tmp_path_factory: pytest.Tem
         write = lambda local, content=content: save_array(local, content)  # noqa: E731
         files.append(publish(storage, "vectors", path, write, name="s", first_chunk=0, rows=RowSet.from_mask(mask)))
     own = change("x", shards=[shard("one")], files=files, entries={"space/s": space_entry(2)})
-    view = View(storage, SETTINGS, create(storage, own))
+    view = View(storage, SETTINGS, commit_first(storage, own))
     vectors = view.vectors("s", np.array([3, 1, 2, 0]))
     assert vectors[:, 0].tolist() == [3, 11, 2, 0]
 
 
 def test_unknown_query_set_is_refused_with_those_that_are_there(tmp_path_factory: pytest.TempPathFactory) -> None:
     storage = LocalStorage(tmp_path_factory.mktemp("db"))
-    view = View(storage, SETTINGS, create(storage, change("x", entries={"queries/q": QueriesEntry("queries add")})))
+    view = View(
+        storage, SETTINGS, commit_first(storage, change("x", entries={"queries/q": QueriesEntry("queries add")}))
+    )
     with pytest.raises(UsageError, match=r"no query set 'p'.*self, q"):
         view.query_set("p")
     assert view.query_set("self") is view.chunks

@@ -14,7 +14,7 @@ from functools import partial
 
 from retrodb.engine.progress import Progress
 from retrodb.errors import DamagedFileError, UsageError
-from retrodb.format.json_values import from_json, to_json
+from retrodb.format.json_codec import from_json, to_json
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import SEGMENT_RECORDS, FileRecord

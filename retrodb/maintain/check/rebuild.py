@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from retrodb.format.arrays import growing_array, save_array
-from retrodb.format.ids import HASH_DTYPE, id_entries, key_of, record_hash, sort_ids, text_hashes
+from retrodb.format.document_keys import HASH_DTYPE, id_entries, key_of, record_hash, sort_ids, text_hashes
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import Settings

@@ -13,7 +13,7 @@ import numpy as np
 
 from retrodb.config import NearDuplicatesParams
 from retrodb.format.entries import DuplicatesEntry, IndexEntry, SpaceEntry, TableEntry
-from retrodb.format.json_values import from_json, to_json
+from retrodb.format.json_codec import from_json, to_json
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.maintain.check.rebuild import content_of

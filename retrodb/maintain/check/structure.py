@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.format.arrays import map_array
-from retrodb.format.ids import text_hashes
+from retrodb.format.document_keys import text_hashes
 from retrodb.format.kinds import KINDS
 from retrodb.format.parquet import iterate_row_groups, read_table
 from retrodb.format.records import ChunkRange, FileRecord

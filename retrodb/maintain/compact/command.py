@@ -24,7 +24,7 @@ from retrodb.stages.index.merge import files_of, merge_task, run_merge_task, spa
 from retrodb.stages.neighbours.fold import run_fold_task
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import NewShard
+from retrodb.store.chunk_ids import NewShard
 from retrodb.view.view import SELF, View, tombstones_name
 
 STAGE_VERSION = 1

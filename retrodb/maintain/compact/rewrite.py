@@ -17,7 +17,7 @@ import numpy as np
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.arrays import growing_array, map_array, save_array
-from retrodb.format.ids import sort_ids
+from retrodb.format.document_keys import sort_ids
 from retrodb.format.parquet import iterate_row_groups, open_writer, read_table, write_table
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet

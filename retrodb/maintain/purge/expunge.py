@@ -13,8 +13,8 @@ from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_number
 from retrodb.maintain.purge.proof import Proof
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
+from retrodb.store.collection import COLLECTED, named_by
 from retrodb.store.conflict_keys import ConflictKeys
-from retrodb.store.gc import COLLECTED, named_by
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.storage import TEMPORARY, Storage
 from retrodb.view.view import View

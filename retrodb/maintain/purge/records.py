@@ -11,8 +11,8 @@ import numpy as np
 from retrodb.dedup.shingles import shingle_sets
 from retrodb.engine.run import Run
 from retrodb.format.arrays import BoolArray
+from retrodb.format.document_keys import key_of
 from retrodb.format.entries import Entry, SourceEntry, TestsetEntry, entry_key
-from retrodb.format.ids import key_of
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import FileRecord

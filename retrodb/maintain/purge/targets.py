@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrodb.format.arrays import Int64Array, map_array
+from retrodb.format.document_keys import IdArray, key_of
 from retrodb.format.entries import QueriesEntry, SourceEntry
-from retrodb.format.ids import IdArray, key_of
 from retrodb.format.records import FileRecord
 from retrodb.maintain.purge.traces import json_strings
 from retrodb.stages.context import Context

@@ -32,7 +32,7 @@ from retrodb.ann.part import read_index
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, UInt64Array
 from retrodb.format.entries import SpaceEntry
-from retrodb.format.json_values import JsonValue
+from retrodb.format.json_codec import JsonValue
 from retrodb.format.part_files import INDEX_FILE
 from retrodb.stages.index.live_parts import parts_of
 from retrodb.view.chunk_set import ChunkSet

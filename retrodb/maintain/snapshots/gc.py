@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from retrodb.engine.run import read_plan
 from retrodb.errors import MissingFileError, UsageError
 from retrodb.stages.context import Context
-from retrodb.store.gc import DEFAULT_GRACE, CollectionPlan, execute_collection, plan_collection
+from retrodb.store.collection import DEFAULT_GRACE, CollectionPlan, execute_collection, plan_collection
 from retrodb.store.storage import Storage
 
 KEEP_SNAPSHOTS = 10

@@ -26,7 +26,7 @@ from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import MismatchError
 from retrodb.export.export import run_export
 from retrodb.format.entries import SpaceEntry
-from retrodb.format.json_values import JsonObject
+from retrodb.format.json_codec import JsonObject
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.command import run_dedup
 from retrodb.stages.embed.command import run_embed

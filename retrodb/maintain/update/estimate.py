@@ -101,7 +101,7 @@ def plan_update(
                 stages.append(ingest_estimate(name, sample, workers))
         except RetroDBError as error:
             stages.append(StageEstimate("ingest", name, note=f"fails: {error}"))
-    stages += stage_estimates(recipe, work, state_of(view, recipe), workers)
+    stages += stage_estimates(recipe, work, planning_state(view, recipe), workers)
     return UpdatePlan(
         view.storage.url, view.snapshot.number, work.num_documents, work.num_chunks, num_removed, tuple(stages)
     )
@@ -135,7 +135,7 @@ class State:
     num_rows: Mapping[str, int] = field(default_factory=dict)  # query set, other than the database's own chunks -> rows
 
 
-def state_of(view: View, recipe: Recipe) -> State:
+def planning_state(view: View, recipe: Recipe) -> State:
     """The state of a snapshot."""
     snapshot = view.snapshot
     spaces = {name: _embed_params(view, recipe, name) for name in spaces_of(view, recipe)}

@@ -20,7 +20,7 @@ from retrodb.dedup.lsh import parse_bands
 from retrodb.dedup.testset_items import read_test_items
 from retrodb.engine.run import Run, open_run
 from retrodb.format.entries import QueriesEntry, TestsetEntry
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.leak_scan import STAGE_VERSION
 from retrodb.stages.dedup.screening import Screening, add_screening, empty_screening, screen_shards, spans_to_screen

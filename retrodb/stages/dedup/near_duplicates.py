@@ -23,7 +23,7 @@ from retrodb.dedup.shingles import check_ngram
 from retrodb.dedup.union_find import Keep
 from retrodb.errors import UsageError
 from retrodb.format.entries import DuplicatesEntry
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import ChunkRange

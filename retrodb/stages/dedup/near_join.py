@@ -20,7 +20,7 @@ from retrodb.dedup.shingles import shingle_sets
 from retrodb.engine.run import Run, open_run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array, map_array, save_array
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import ChunkRange, FileRecord

@@ -16,7 +16,7 @@ from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table, load_
 from retrodb.dedup.shingles import SHINGLE_VERSION, check_ngram
 from retrodb.errors import UsageError
 from retrodb.format.entries import TestsetEntry
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord

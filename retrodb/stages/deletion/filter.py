@@ -16,7 +16,7 @@ import numpy as np
 from retrodb.errors import InputError, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import AttributeEntry
-from retrodb.format.json_values import JsonValue
+from retrodb.format.json_codec import JsonValue
 from retrodb.format.records import FileRecord
 from retrodb.screen.tagger import Tagger, load_tagger
 from retrodb.stages.context import Context

@@ -19,7 +19,7 @@ from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.errors import MismatchError, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import AttributeEntry
-from retrodb.format.json_values import JsonObject, JsonValue, to_plain_object
+from retrodb.format.json_codec import JsonObject, JsonValue, to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import FileRecord

@@ -13,7 +13,7 @@ import numpy as np
 
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
-from retrodb.format.json_values import JsonValue
+from retrodb.format.json_codec import JsonValue
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import deserialize_rows
 from retrodb.stages.context import Context

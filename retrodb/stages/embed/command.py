@@ -15,7 +15,7 @@ from retrodb.encode.encoder import Encoder, OutOfDeviceMemory
 from retrodb.engine.run import add_counts, run_exists
 from retrodb.engine.task import NoResult, Task
 from retrodb.format.arrays import save_array
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
 from retrodb.stages.embed.codes_only import PreparedCodes, prepare_codes

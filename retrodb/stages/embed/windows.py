@@ -18,7 +18,7 @@ from retrodb.encode.encoder import EncodedBatch, Encoder, NotFiniteError
 from retrodb.errors import DamagedFileError, InputError
 from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_array
-from retrodb.format.json_values import from_json, to_json
+from retrodb.format.json_codec import from_json, to_json
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_row_groups
 from retrodb.store.digest import xxh3_file

@@ -17,7 +17,7 @@ from retrodb.config import IndexParams
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context

@@ -20,7 +20,7 @@ from retrodb.stages.ingest.read_inputs import CRASHED
 from retrodb.stages.ingest.tokenize import TokenizeResult, shard_task
 from retrodb.stages.ingest.upsert import Decisions, StaleDocuments
 from retrodb.stages.transaction import Transaction
-from retrodb.store.commit import NewShard
+from retrodb.store.chunk_ids import NewShard
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.tombstones import Tombstone, tombstone
 

@@ -20,7 +20,7 @@ from retrodb.corpus.split import InputFile
 from retrodb.engine.run import Run
 from retrodb.errors import UsageError
 from retrodb.format.entries import SourceEntry
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity

@@ -18,9 +18,9 @@ from retrodb.config import IngestParams
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import InputError, TooManyRejects, UsageError
 from retrodb.format.arrays import BoolArray, Int64Array, map_array
+from retrodb.format.document_keys import ID_DTYPE, IdArray
 from retrodb.format.entries import QueriesEntry, SourceEntry
-from retrodb.format.ids import ID_DTYPE, IdArray
-from retrodb.format.json_values import JsonObject, to_plain_object
+from retrodb.format.json_codec import JsonObject, to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.format.schemas import REJECTS

@@ -22,7 +22,7 @@ from retrodb.corpus.split import Split
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.format.arrays import save_array
-from retrodb.format.ids import IdArray, content_hash, id_entries, key_of, record_hash
+from retrodb.format.document_keys import IdArray, content_hash, id_entries, key_of, record_hash
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord

@@ -19,7 +19,7 @@ from retrodb.corpus.chunking import Chunks
 from retrodb.errors import InputError
 from retrodb.format import MAX_SHARD_CHUNKS, ROW_GROUP_ROWS
 from retrodb.format.arrays import AnyArray, growing_array, save_array
-from retrodb.format.ids import HASH_DTYPE, IdArray, sort_ids, text_hashes
+from retrodb.format.document_keys import HASH_DTYPE, IdArray, sort_ids, text_hashes
 from retrodb.format.parquet import ParquetWriter, open_writer, write_table
 from retrodb.format.records import FileRecord
 from retrodb.format.schemas import DOCUMENTS, chunks_schema

@@ -14,7 +14,7 @@ from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.format.arrays import BoolArray, map_array
-from retrodb.format.ids import IdArray
+from retrodb.format.document_keys import IdArray
 from retrodb.format.kinds import path_of
 from retrodb.format.settings import Settings, parse_settings
 from retrodb.stages.ingest.shard import SHARD_KINDS, DocumentBatch, PathOf, WrittenShard, write_shards

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.format.arrays import BoolArray, Int64Array, UInt64Array
-from retrodb.format.ids import IdArray, sort_ids
+from retrodb.format.document_keys import IdArray, sort_ids
 
 ADDED, SUPERSEDES, UNCHANGED, DUPLICATE, HELD_OUT = 0, 1, 2, 3, 4
 OUTCOMES = ("added", "superseded", "unchanged", "duplicate", "held_out")

@@ -19,7 +19,7 @@ from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
 from retrodb.stages.neighbours.recall_sample import RecallSample
-from retrodb.stages.neighbours.table_inputs import refuse_missing, state_of
+from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import (
     PlannedSnapshot,
     allowed_ids,
@@ -118,7 +118,7 @@ def plan_neighbours(
     spans = spans_of(view, queries)
     previous = view.snapshot.entry(TableEntry, table)
     entry = TableEntry(
-        queries=queries, space=name, state=state_of(view), dependencies=table_dependencies(view, queries, name, params),
+        queries=queries, space=name, state=live_state(view), dependencies=table_dependencies(view, queries, name, params),
         **vars(params), nprobe=0, num_rows=0, num_short=0, recall_expected=params.recall, snapshot=view.snapshot.number,
     )  # fmt: skip
     unchanged = previous if previous is not None and previous.is_of_same_origin(entry) else None

@@ -25,7 +25,7 @@ from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
 from retrodb.stages.neighbours.repair_state import RepairState
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
-from retrodb.stages.neighbours.table_inputs import refuse_missing, state_of
+from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import (
     PlannedSnapshot,
     publish_compared_sets,
@@ -156,7 +156,7 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
     if plan.rebuild is not None:
         return _recompute(context, plan, replace(plan.rebuild, hardware=hardware))
     view, table, entry = plan.state.view, plan.state.table.name, plan.state.table.entry
-    inputs = state_of(view)
+    inputs = live_state(view)
     transaction = Transaction.open(
         context,
         view,

@@ -28,7 +28,7 @@ def refuse_missing(view: View, queries: str, space: str) -> None:
         raise MissingStep(f"space '{space}' has vectors that are not indexed", remedy="Run 'retrodb index' first.")
 
 
-def state_of(view: View) -> str:
+def live_state(view: View) -> str:
     """A digest of the live files that neighbours can depend on: equal digests give equal tables."""
     tables, screening = ("neighbours/", "joined/", "edits/"), ("reports/", "rejects/", "inputs/", "testsets/")
     other = (*tables, *screening, "bands/", "duplicates/")

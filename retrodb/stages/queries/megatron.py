@@ -19,7 +19,7 @@ import numpy as np
 from retrodb.errors import InputError, MissingDependency, UsageError
 from retrodb.format.arrays import AnyArray
 from retrodb.format.entries import QueriesEntry
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.stages.queries.packing import PackedSequence
 from retrodb.store.digest import identity, xxh3_file
 from retrodb.view.view import View

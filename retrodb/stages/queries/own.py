@@ -15,7 +15,7 @@ import numpy as np
 from retrodb.corpus.special_tokens import special_ids
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import QueriesEntry
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import parse_settings
 from retrodb.stages.queries.packing import PackedSequence

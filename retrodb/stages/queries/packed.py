@@ -16,7 +16,7 @@ from retrodb.engine.run import add_counts
 from retrodb.engine.task import NoResult, Task
 from retrodb.errors import UsageError
 from retrodb.format.entries import QueriesEntry
-from retrodb.format.json_values import to_plain
+from retrodb.format.json_codec import to_plain
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
 from retrodb.stages.queries.megatron import SUBSETS, MegatronPacking, parse_blend

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from retrodb.corpus.chunking import Chunks
 from retrodb.errors import UsageError
+from retrodb.format.document_keys import content_hash, id_entries, key_of, record_hash
 from retrodb.format.entries import QueriesEntry
-from retrodb.format.ids import content_hash, id_entries, key_of, record_hash
 from retrodb.format.records import FileRecord
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.stages.ingest.read_inputs import spool_schema

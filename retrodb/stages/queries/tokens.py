@@ -17,7 +17,7 @@ from retrodb.corpus.special_tokens import all_special_ids
 from retrodb.errors import InputError, MismatchError, UsageError
 from retrodb.format.arrays import AnyArray
 from retrodb.format.entries import QueriesEntry
-from retrodb.format.json_values import to_plain_object
+from retrodb.format.json_codec import to_plain_object
 from retrodb.stages.queries.packing import PackedSequence
 from retrodb.store.digest import digest_file, identity
 from retrodb.view.view import View

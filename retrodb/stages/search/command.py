@@ -15,7 +15,7 @@ from retrodb.ann.search import search
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Float32Array, Int64Array
 from retrodb.format.entries import SpaceEntry
-from retrodb.format.json_values import JsonValue
+from retrodb.format.json_codec import JsonValue
 from retrodb.stages.index.live_parts import live_parts, missing_rows, open_codebook, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.view.chunk_set import DocumentRow

@@ -15,8 +15,8 @@ from retrodb.format.entries import PinEntry
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.format.snapshot import Snapshot
 from retrodb.store import conflict_keys
-from retrodb.store.commit import commit, create
-from retrodb.store.gc import DEFAULT_GRACE, CollectionPlan, execute_collection, plan_collection
+from retrodb.store.collection import DEFAULT_GRACE, CollectionPlan, execute_collection, plan_collection
+from retrodb.store.commit import commit, commit_first
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_as_of, read_head, snapshot_numbers
 from retrodb.store.storage import LocalStorage
@@ -210,7 +210,7 @@ def test_every_readable_snapshot_has_all_its_files(
     storage = LocalStorage(tmp_path_factory.mktemp("db"))
     commit_files = [file("rejects", "rejects/0.parquet")]
     storage.write("rejects/0.parquet", b"")
-    create(storage, change("init", files=commit_files))
+    commit_first(storage, change("init", files=commit_files))
     for number, step in enumerate([*steps, "collect", "collect"], start=1):
         head = read_head(storage)
         live = load_manifest(storage, head).paths()
