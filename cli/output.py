@@ -60,7 +60,7 @@ class ConsoleOutput:
             _print(render_table([_fields(record) for record in records]))
 
     def table(self, kind: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        _print(render_table([dict(zip(columns, row, strict=True)) for row in rows]))
+        _print(render_table([dict(zip(columns, row, strict=True)) for row in rows], label=str))
 
     def note(self, message: str) -> None:
         _print(message, err=True)
@@ -109,11 +109,13 @@ def render_fields(fields: Mapping[str, object]) -> str:
     return "\n".join(lines)
 
 
-def render_table(rows: Sequence[Mapping[str, object]]) -> str:
+def render_table(rows: Sequence[Mapping[str, object]], label: Callable[[str], str] | None = None) -> str:
     """Columns below their names. Numbers are aligned to the right."""
     if not rows:
         return ""
-    columns = [[_label(name), *(_one_line(format_value(name, row[name])) for row in rows)] for name in rows[0]]
+    columns = [
+        [(label or _label)(name), *(_one_line(format_value(name, row[name])) for row in rows)] for name in rows[0]
+    ]
     is_number = [all(isinstance(row[name], int | float) for row in rows) for name in rows[0]]
     padded = [_pad(cells, right) for cells, right in zip(columns, is_number, strict=True)]
     return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))

@@ -42,19 +42,24 @@ STATS = StatsResult(
 )
 
 
+def test_columns_of_a_query_keep_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    ConsoleOutput().table("sql_row", ["doc_id", "num_chunks"], [("a", 3)])
+    assert capsys.readouterr().out.splitlines()[0] == "doc_id  num_chunks"
+
+
 def test_console_shows_fields_mappings_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
     ConsoleOutput().result(STATS)
     assert capsys.readouterr().out.splitlines() == [
         "database     my.retrodb",
-        "num chunks   12,345",
+        "chunks       12,345",
         "is complete  yes",
         "space        -",
         "dropped:",
         "  empty  3",
         "stages:",
-        "  stage  num chunks   elapsed s",
-        "  embed       1,024  2 h 10 min",
-        "  index           5      500 ms",
+        "  stage  chunks   elapsed s",
+        "  embed   1,024  2 h 10 min",
+        "  index       5      500 ms",
     ]
 
 
