@@ -10,6 +10,7 @@ snapshot, expired or not, carries its id.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ import orjson
 
 from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.entries import PinEntry
-from retrodb.format.kinds import KINDS, path_of
+from retrodb.format.kinds import KINDS, kind_of, path_of
 from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_path
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
-from retrodb.store.storage import TEMPORARY, Storage
+from retrodb.store.storage import TEMPORARY, Storage, is_temporary
 
 DEFAULT_GRACE = timedelta(days=7)
 """Longer than any command runs between writing a file and committing it, or than a reader stays on an expired snapshot."""
@@ -116,7 +117,7 @@ def named_by(storage: Storage, snapshot: Snapshot) -> Iterable[str]:
 def _open_runs(storage: Storage, committed: set[str]) -> dict[str, set[str]]:
     """For every run that no snapshot carries, its own files and those that its completion records name."""
     runs: dict[str, set[str]] = defaultdict(set)
-    for path in storage.list("runs"):
+    for path in filter(is_ours, storage.list("runs")):
         run, _, file = path.removeprefix("runs/").partition("/")
         if run in committed:
             continue
@@ -137,11 +138,18 @@ def _outputs(record: bytes, where: str) -> list[str]:
 
 
 def _all_files(storage: Storage) -> list[str]:
-    """Every file that collection may delete; folders that are not the database's are never touched."""
-    return [path for folder in sorted(COLLECTED | {TEMPORARY}) for path in storage.list(folder)]
+    """Every file that collection may delete: those that are named as retrodb names its files, never another one."""
+    return [path for folder in sorted(COLLECTED | {TEMPORARY}) for path in storage.list(folder) if is_ours(path)]
 
 
-COLLECTED = {kind.pattern.partition("/")[0] for kind in KINDS.values() if "/" in kind.pattern} - {"snapshots"}
+def is_ours(path: str) -> bool:
+    """Whether retrodb made a file, by its name: a file of some kind, an unfinished file, a lock or the recipe."""
+    return kind_of(path) is not None or is_temporary(path) or bool(_OTHERS.fullmatch(path))
+
+
+_OTHERS = re.compile(r"locks/[A-Za-z0-9._-]+\.(?:lock|json)|quarantine/.+|recipe\.toml")
+
+COLLECTED = {kind.pattern.partition("/")[0] for kind in KINDS.values() if "/" in kind.pattern} - {"snapshots", "heads"}
 """The folders of the files that snapshots name."""
 
 

@@ -5,6 +5,7 @@ Correctness depends on the commit alone; a lost or stale lock does no harm.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -44,7 +45,10 @@ def advisory_lock(storage: Storage, name: str, command: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         lock.release()
-        raise translate_os_error(error, str(folder)) from error
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise translate_os_error(error, str(folder)) from error
+        yield  # nobody can write here, so there is nothing to wait for: dry runs read on, and a real write says why it fails
+        return
     try:
         yield
     finally:

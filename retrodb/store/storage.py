@@ -8,17 +8,43 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError
+from retrodb.store.exclusive_rename import rename_if_absent
 from retrodb.store.full_disk import is_disk_full, no_space
+
+T = TypeVar("T")
 
 TEMPORARY = "tmp"
 """Folder of unfinished files; collection empties it."""
+_TEMPORARY_NAME = re.compile(rf"{TEMPORARY}/[0-9a-f]{{32}}-(\d+)-.+")
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a path is that of an unfinished file, which names the process that writes it."""
+    return _TEMPORARY_NAME.fullmatch(path) is not None
+
+
+def is_abandoned(path: str) -> bool:
+    """Whether an unfinished file of this machine belongs to a process that has ended."""
+    match = _TEMPORARY_NAME.fullmatch(path)
+    return match is not None and not _is_running(int(match[1]))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 class Storage(Protocol):
@@ -114,9 +140,7 @@ class LocalStorage:
             target = self._absolute(path)
             temporary.write_bytes(data)
             _sync_file(temporary)
-            try:
-                _move(os.link, temporary, target)
-            except FileExistsError:
+            if not _move(rename_if_absent, temporary, target):
                 return False
             _sync_directory(target.parent)
             return True
@@ -162,7 +186,7 @@ class LocalStorage:
             folder = self.root / TEMPORARY
             folder.mkdir(parents=True, exist_ok=True)
             self._absolute(path).parent.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{uuid.uuid4().hex}-{path.rpartition('/')[2]}"
+            temporary = folder / f"{uuid.uuid4().hex}-{os.getpid()}-{path.rpartition('/')[2]}"
             try:
                 yield temporary
             finally:
@@ -170,7 +194,7 @@ class LocalStorage:
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
-        """Operating system errors as errors that say what to do."""
+        """Operating system errors, and what libraries make of them, as errors that say what to do."""
         try:
             yield
         except FileNotFoundError as error:
@@ -187,6 +211,8 @@ def translate_os_error(error: OSError, where: str) -> RetroDBError:
     """The retrodb error for an operating system error."""
     if is_disk_full(error):
         return no_space(where)
+    if error.errno == errno.ENOTDIR:
+        return RetroDBError("a part of this path is a file, not a folder", where=where, remedy="Check the path.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RetroDBError(
             "no permission to write here", where=where, remedy="Check the owner and mode of the folder."
@@ -215,13 +241,13 @@ def _missing(path: str) -> MissingFileError:
     )
 
 
-def _move(move: Callable[[Path, Path], None], temporary: Path, target: Path) -> None:
+def _move(move: Callable[[Path, Path], T], temporary: Path, target: Path) -> T:
     """Move or link a file to its place; a collection may have removed the empty folder that was made for it."""
     try:
-        move(temporary, target)
+        return move(temporary, target)
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
-        move(temporary, target)
+        return move(temporary, target)
 
 
 def _unless_missing(error: OSError) -> None:

@@ -131,7 +131,7 @@ def keep_standard_input(storage: Storage, run: Run, inputs: Inputs) -> Inputs:
 def _expanded(storage: Storage, inputs: Sequence[str], files_from: Sequence[str], format: str) -> list[InputFile]:
     if STANDARD_INPUT not in inputs:
         return expand_inputs(inputs, files_from, format)
-    path = f"{TEMPORARY}/{uuid.uuid4().hex}-standard-input"
+    path = f"{TEMPORARY}/{uuid.uuid4().hex}-{os.getpid()}-standard-input"
     with storage.stage(path) as local:
         spool(sys.stdin.buffer, local)
     spooled = str(storage.local(path))
