@@ -64,6 +64,11 @@ def shard(task: str, source: str = "a", num_chunks: int = 100, num_documents: in
     return NewShard(ShardRecord(task, source, num_chunks, num_documents, first), files)
 
 
+def id_of(word: str) -> str:
+    """32 hexadecimal digits for a word, as a task or a run has."""
+    return hashlib.md5(word.encode(), usedforsecurity=False).hexdigest()
+
+
 def digest(path: str) -> FileDigest:
     """As incompressible as a real one."""
     sha256 = hashlib.sha256(path.encode()).digest()

@@ -61,27 +61,35 @@ def path_of(kind: str, **parts: str) -> str:
     return KINDS[kind].pattern.format(**parts)
 
 
-# What may stand in the place of each part of a pattern. A run's folder belongs to its stage: these are the names that stages use.
-_RUN_FILES = (
-    r"plan\.json|(?:excluded|candidates|sample|outcomes)\.npy"
-    r"|(?:tasks|reports|counts|similarity|reuse|windows|spool|traces|order)/.+"
+PART_FILES = ("index.faiss", "part.json", *(f"{name}.npy" for name in ("lists", "order", "offsets", "codes", "scales")))
+"""The files of an index part, see `ann/part.py`."""
+
+_TABLE_ARRAYS = (
+    "header|keys|posting_offsets|posting_items|slots|filter_bits|item_sizes|short_keys|short_items"
+    "|text_bytes|text_offsets|id_bytes|id_offsets"
 )
+# What each part of a pattern may be; `{file}` differs by kind. A run's folder belongs to its stage: these names are used there.
 _PARTS = {
     "name": r"[^/]+",
     "task": r"[0-9a-f]{32}(?:-\d+)?|[0-9a-f]{64}",
     "digest": r"[0-9a-f]{64}",
     "number": r"\d{20}",
     "run": r"[0-9a-f]{32}",
-    "file": r"[a-z][a-z0-9_]*(?:-\d+)?(?:\.[^/]+)?\.(?:npy|parquet|faiss|json)",
+}
+_FILES = {
+    "parts": "|".join(re.escape(name) for name in PART_FILES),
+    "testsets": rf"items\.parquet|(?:{_TABLE_ARRAYS})\.npy",
+    "queries": r"(?:documents|chunks)\.parquet|(?:tokens|hashes|ids|vectors\.[^/]+)\.npy",
+    "runs": r"plan\.json|(?:excluded|candidates|sample|outcomes)\.npy"
+    r"|(?:tasks|reports|counts|similarity|reuse|windows|spool|traces|order)/.+",
 }
 
 
 @cache
 def _pattern(kind: str) -> re.Pattern[str]:
-    parts = _PARTS | ({"file": _RUN_FILES} if kind == "runs" else {})
+    parts = _PARTS | {"file": _FILES.get(kind, "")}
     pieces = re.split(r"\{(\w+)\}", KINDS[kind].pattern)
-    names = (f"(?:{parts[piece]})" if index % 2 else re.escape(piece) for index, piece in enumerate(pieces))
-    return re.compile("".join(names))
+    return re.compile("".join(f"(?:{parts[p]})" if index % 2 else re.escape(p) for index, p in enumerate(pieces)))
 
 
 def kind_of(path: str) -> str | None:

@@ -73,7 +73,12 @@ def plan_collection(
     needed = {path for snapshot in kept for path in named_by(storage, snapshot)}
     needed.update(*runs.values())
     marks, time = _read_marks(storage), now.isoformat(timespec="seconds")
-    unneeded = {path: marks.get(path, time) for path in _all_files(storage) if path not in needed}
+    first_mark = _not_before(head, now).isoformat(timespec="seconds")
+    unneeded = {
+        path: marks[path] if path in marks and _is_plausible(marks[path], now, grace) else first_mark
+        for path in _all_files(storage)
+        if path not in needed
+    }
     delete = {path for path, since in unneeded.items() if now - datetime.fromisoformat(since) > grace}
     return CollectionPlan(
         keep_snapshots=keep_snapshots,
@@ -151,6 +156,22 @@ _OTHERS = re.compile(r"locks/[A-Za-z0-9._-]+\.(?:lock|json)|quarantine/.+|recipe
 
 COLLECTED = {kind.pattern.partition("/")[0] for kind in KINDS.values() if "/" in kind.pattern} - {"snapshots", "heads"}
 """The folders of the files that snapshots name."""
+
+
+_LONGEST_GAP = timedelta(days=366)  # between two collections; a longer one more probably is a wrong clock
+
+
+def _is_plausible(since: str, now: datetime, grace: timedelta) -> bool:
+    """Whether a mark's time fits this clock. If not, one of the two clocks was wrong, and the grace starts again."""
+    return now - grace - _LONGEST_GAP <= datetime.fromisoformat(since) <= now
+
+
+def _not_before(head: Snapshot, now: datetime) -> datetime:
+    """The time of a new mark: now, or the newest commit's where this clock is behind it."""
+    try:
+        return max(now, datetime.fromisoformat(head.clock).replace(microsecond=0))
+    except (ValueError, TypeError):  # no time, or one without a zone
+        return now
 
 
 def _read_marks(storage: Storage) -> dict[str, str]:
