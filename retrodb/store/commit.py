@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ from retrodb.format.snapshot import SegmentRef, Snapshot, dump_snapshot
 from retrodb.store.chunk_ids import NewShard, give_ids
 from retrodb.store.conflict_keys import ConflictKeys, conflicts
 from retrodb.store.manifest import ShardTable, load_manifest, load_segment
-from retrodb.store.snapshots import read_head, since
+from retrodb.store.snapshots import read_head, record_head, since
 from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -161,6 +162,14 @@ _COVERAGE = ("vectors", "parts", "attributes", "tokens")
 
 def _publish(storage: Storage, snapshot: Snapshot) -> bool:
     """Put the snapshot unless its number is taken; after an ambiguous error, look for the transaction."""
+    if not _put(storage, snapshot):
+        return False
+    with suppress(RetroDBError):  # the commit has happened; the next one records its own number
+        record_head(storage, snapshot)
+    return True
+
+
+def _put(storage: Storage, snapshot: Snapshot) -> bool:
     try:
         return storage.put_if_absent(snapshot.path, dump_snapshot(snapshot))
     except RetroDBError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from retrodb.errors import DamagedFileError, NotADatabaseError, UsageError
+from retrodb.format.json_values import to_json
+from retrodb.format.kinds import kind_of, path_of
 from retrodb.format.snapshot import Snapshot, parse_snapshot, snapshot_number, snapshot_path
 from retrodb.store.storage import Storage
 
@@ -44,6 +46,28 @@ def head_number(storage: Storage) -> int:
             "not a retrodb database", where=storage.url, remedy="Create one with 'retrodb init', or check the path."
         )
     return number
+
+
+def record_head(storage: Storage, snapshot: Snapshot) -> None:
+    """Note outside of the snapshots which one is the newest, so that its loss is visible. One file for each number: no race.
+
+    Killed before it, the record is one commit behind, which says nothing false.
+    """
+    content = {"number": snapshot.number, "transaction": snapshot.transaction}
+    storage.put_if_absent(_head_path(snapshot.number), to_json(content))
+    for path in storage.list("heads"):
+        if kind_of(path) == "heads" and path < _head_path(snapshot.number):
+            storage.delete(path)
+
+
+def recorded_head(storage: Storage) -> int | None:
+    """The largest number that was recorded as the newest snapshot's; None in a database without a record."""
+    recorded = [path for path in storage.list("heads") if kind_of(path) == "heads"]
+    return int(recorded[-1].rpartition("/")[2].partition(".")[0]) if recorded else None
+
+
+def _head_path(number: int) -> str:
+    return path_of("heads", number=f"{number:020d}")
 
 
 def read_as_of(storage: Storage, number: int | None) -> Snapshot:
