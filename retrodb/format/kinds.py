@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from retrodb.format.part_files import PART_FILES
+
 
 @dataclass(frozen=True)
 class FileKind:
@@ -60,9 +62,6 @@ def path_of(kind: str, **parts: str) -> str:
     """The path of a file of this kind, relative to the database, with `/` between parts."""
     return KINDS[kind].pattern.format(**parts)
 
-
-PART_FILES = ("index.faiss", "part.json", *(f"{name}.npy" for name in ("lists", "order", "offsets", "codes", "scales")))
-"""The files of an index part, see `ann/part.py`."""
 
 _TABLE_ARRAYS = (
     "header|keys|posting_offsets|posting_items|slots|filter_bits|item_sizes|short_keys|short_items"
