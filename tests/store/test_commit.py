@@ -14,7 +14,7 @@ from retrodb.format.snapshot import Snapshot
 from retrodb.store import conflict_keys
 from retrodb.store.commit import commit, commit_first
 from retrodb.store.manifest import load_manifest
-from retrodb.store.snapshots import read_as_of, read_head, snapshot_numbers
+from retrodb.store.snapshots import read_as_of, read_head, recorded_head, snapshot_numbers
 from retrodb.store.storage import LocalStorage
 
 from .actions import BETWEEN, LATER, found, renamed
@@ -165,3 +165,13 @@ def _commit_five(url: str, writer: int) -> None:
             f"{writer}-{number}", conflict_keys.ingest(f"source{writer}"), shards=[shard(f"{writer}-{number}")]
         )
         commit(storage, read_head(storage), own)
+
+
+def test_every_commit_records_its_number_outside_of_the_snapshots(storage: LocalStorage, base: Snapshot) -> None:
+    assert recorded_head(storage) == base.number
+    for number in (1, 2, 3):
+        commit(storage, read_head(storage), change(f"x{number}"))
+        assert recorded_head(storage) == number
+    assert len(storage.list("heads")) == 1
+    storage.delete(read_head(storage).path)  # lost: now it shows
+    assert (read_head(storage).number, recorded_head(storage)) == (2, 3)

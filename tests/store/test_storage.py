@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from retrodb.errors import DamagedFileError, MissingFileError, NoSpaceError, RetroDBError
-from retrodb.store.storage import TEMPORARY, LocalStorage, open_storage
+from retrodb.store.lock import advisory_lock
+from retrodb.store.storage import TEMPORARY, LocalStorage, is_abandoned, is_temporary, open_storage
 
 WRITERS, ROUNDS = 8, 50
 
@@ -172,3 +173,53 @@ def test_folder_that_cannot_be_listed_is_an_error_and_not_empty(
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(RetroDBError, match="Input/output error"):
         storage.list("snapshots")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("4096 requested and 12 written"),  # NumPy
+        OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),  # Arrow
+        RuntimeError("Error in virtual size_t faiss::FileIOWriter::operator(): write error: No space left on device"),
+    ],
+)
+def test_full_disk_has_one_error_whatever_library_reports_it(storage: LocalStorage, fault: Exception) -> None:
+    with pytest.raises(NoSpaceError, match=r"a: no space left.*Free some space"):
+        _stage_half(storage, fault)
+    assert storage.list(TEMPORARY) == []
+
+
+def test_unfinished_files_name_their_process(storage: LocalStorage) -> None:
+    with storage.stage("a/b") as local:
+        local.write_bytes(b"")
+        [path] = storage.list(TEMPORARY)
+        assert is_temporary(path)
+        assert not is_abandoned(path)
+    gone = f"{TEMPORARY}/{'0' * 32}-{_ended_process()}-b"
+    assert is_abandoned(gone)
+    assert not is_temporary(f"{TEMPORARY}/thesis.pdf")
+
+
+def _ended_process() -> int:
+    process = multiprocessing.get_context("spawn").Process(target=_nothing)
+    process.start()
+    process.join()
+    assert process.pid is not None
+    return process.pid
+
+
+def _nothing() -> None:
+    """Ends at once."""
+
+
+def test_lock_in_a_folder_that_cannot_be_written_does_not_stop_a_reader(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with advisory_lock(storage, "embed", "embed"):
+        pass
