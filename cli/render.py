@@ -168,7 +168,11 @@ def check_result(result: CheckResult) -> str:
     how = "checksums" if result.is_data_read else "existence and size"
     checked = f"snapshot {result.snapshot}: {_count(result.num_files, 'file')}, {format_size(result.size_bytes)}, {how} verified"
     damaged = [f"{click.style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in result.damaged]
-    return "\n".join([*damaged, f"{checked}: {_count(len(damaged), 'damaged file') if damaged else 'no damage found'}"])
+    lines = [*damaged, f"{checked}: {_count(len(damaged), 'damaged file') if damaged else 'no damage found'}"]
+    if result.foreign:
+        shown = ", ".join(result.foreign[:3]) + (", ..." if len(result.foreign) > 3 else "")
+        lines.append(f"{_count(len(result.foreign), 'foreign file')}, not made by retrodb and never touched: {shown}")
+    return "\n".join(lines)
 
 
 def demo_stage(stage: DemoStage) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from retrodb.errors import DamagedFileError, NotADatabaseError, UsageError
-from retrodb.format.json_values import to_json
+from retrodb.format.json_codec import to_json
 from retrodb.format.kinds import kind_of, path_of
 from retrodb.format.snapshot import Snapshot, parse_snapshot, snapshot_number, snapshot_path
 from retrodb.store.storage import Storage

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,7 +24,8 @@ T = TypeVar("T")
 
 TEMPORARY = "tmp"
 """Folder of unfinished files; collection empties it."""
-_TEMPORARY_NAME = re.compile(rf"{TEMPORARY}/[0-9a-f]{{32}}-(\d+)-.+")
+_TEMPORARY_NAME = re.compile(rf"{TEMPORARY}/[0-9a-f]{{32}}-([A-Za-z0-9]*)\.(\d+)-.+")
+_HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
 
 
 def is_temporary(path: str) -> bool:
@@ -34,7 +36,12 @@ def is_temporary(path: str) -> bool:
 def is_abandoned(path: str) -> bool:
     """Whether an unfinished file of this machine belongs to a process that has ended."""
     match = _TEMPORARY_NAME.fullmatch(path)
-    return match is not None and not _is_running(int(match[1]))
+    return match is not None and match[1] == _HOST and not _is_running(int(match[2]))
+
+
+def temporary_name(name: str) -> str:
+    """A new name for an unfinished file, with the machine and the process that it belongs to."""
+    return f"{uuid.uuid4().hex}-{_HOST}.{os.getpid()}-{name}"
 
 
 def _is_running(process: int) -> bool:
@@ -186,7 +193,7 @@ class LocalStorage:
             folder = self.root / TEMPORARY
             folder.mkdir(parents=True, exist_ok=True)
             self._absolute(path).parent.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{uuid.uuid4().hex}-{os.getpid()}-{path.rpartition('/')[2]}"
+            temporary = folder / temporary_name(path.rpartition("/")[2])
             try:
                 yield temporary
             finally:

@@ -20,9 +20,10 @@ from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import SEGMENT_RECORDS, FileRecord
 from retrodb.format.snapshot import SegmentRef, snapshot_path
 from retrodb.maintain.check.structure import content_faults, manifest_faults
+from retrodb.store.collection import is_ours
 from retrodb.store.digest import digest_file, identity
 from retrodb.store.manifest import load_manifest, load_segment
-from retrodb.store.snapshots import read_snapshot, snapshot_numbers
+from retrodb.store.snapshots import read_snapshot, recorded_head, snapshot_numbers
 from retrodb.store.storage import Storage
 from retrodb.store.verify import damage, remedy
 from retrodb.view.view import View
@@ -46,6 +47,7 @@ class CheckResult:
     size_bytes: int  # of the files in the manifest
     is_data_read: bool  # whether bytes were read, not only sizes
     damaged: tuple[Damage, ...]  # empty when everything is in order
+    foreign: tuple[str, ...] = ()  # files in the database's folder that retrodb did not make; they are never touched
     read_bytes: int = 0  # read in this run; fewer than size_bytes when only a part was asked for, or time ran out
 
 
@@ -105,6 +107,7 @@ def run_check(
         size_bytes=sum(record.digest.size_bytes for record in records),
         is_data_read=read_data,
         damaged=tuple(reversed(by_path.values())),
+        foreign=tuple(path for path in storage.list("") if not is_ours(path)),
         read_bytes=read_bytes,
     )
 
@@ -112,7 +115,8 @@ def run_check(
 def _damaged_snapshots(storage: Storage) -> Iterator[Damage | None]:
     """Snapshots that are missing or cannot be read. Numbers have no gaps: an expired snapshot leaves a stub."""
     numbers = snapshot_numbers(storage)
-    for number in range(numbers[-1] + 1):
+    newest = max(numbers[-1], recorded_head(storage) or 0)  # the record shows the loss of the newest ones
+    for number in range(newest + 1):
         yield _damage_of(snapshot_path(number), partial(read_snapshot, storage, number))
 
 
@@ -122,8 +126,8 @@ def _unnamed_segments(view: View) -> Iterator[Damage]:
     Segments of commits that lost a race continue an older snapshot and are no damage.
     """
     storage, numbers = view.storage, snapshot_numbers(view.storage)
-    if view.snapshot.number != numbers[-1]:
-        return
+    if view.snapshot.number != numbers[-1] or recorded_head(storage) is not None:
+        return  # with a record of the newest number, such a segment is that of an interrupted commit, which is harmless
     named = {path_of("manifests", digest=ref.digest) for number in numbers for ref in _segments(storage, number)}
     unnamed = [path for path in storage.list("manifests") if path not in named]
     last = view.snapshot.segments[-1:] if unnamed else ()

@@ -13,13 +13,15 @@ from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_number
 from retrodb.maintain.purge.proof import Proof
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
-from retrodb.store.collection import COLLECTED, named_by
+from retrodb.store.collection import COLLECTED, is_ours, named_by
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
-from retrodb.store.storage import TEMPORARY, Storage
+from retrodb.store.storage import Storage, is_abandoned, is_temporary
 from retrodb.view.view import View
 
-_UNFINISHED_S = 3600  # longer than any command takes between writing a file and publishing it
+_UNFINISHED_S = (
+    3600  # of another machine's process; longer than any command takes between writing a file and publishing it
+)
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,13 @@ def _deletable(storage: Storage, with_traces: set[str]) -> set[str]:
             paths.update(storage.list(path.rpartition("/")[0]))
         elif folder == "runs":
             paths.update(storage.list(f"runs/{rest[0]}"))
-        elif folder == TEMPORARY and time.time() - storage.local(path).stat().st_mtime > _UNFINISHED_S:
+        elif is_abandoned(path) or (is_temporary(path) and _age_s(storage, path) > _UNFINISHED_S):
             paths.add(path)
-    return paths
+    return set(filter(is_ours, paths))
+
+
+def _age_s(storage: Storage, path: str) -> float:
+    return time.time() - storage.local(path).stat().st_mtime
 
 
 def _delete(storage: Storage, paths: Iterable[str], expired_snapshots: tuple[int, ...]) -> Expunged:

@@ -14,7 +14,7 @@ from retrodb.format.part_files import PART_FILES
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.store.publish import publish
-from retrodb.store.storage import TEMPORARY, Storage
+from retrodb.store.storage import TEMPORARY, Storage, temporary_name
 
 
 def publish_part(
@@ -44,7 +44,7 @@ def publish_part_files(
     """Publish the files that `build` writes into an empty folder."""
     temporary = storage.local("retrodb.toml").parent / TEMPORARY
     temporary.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=temporary) as folder:
+    with TemporaryDirectory(dir=temporary, prefix=temporary_name("")) as folder:
         build(Path(folder))
         return tuple(
             publish(

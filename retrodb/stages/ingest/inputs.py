@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +24,7 @@ from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
-from retrodb.store.storage import TEMPORARY, Storage
+from retrodb.store.storage import TEMPORARY, Storage, temporary_name
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def keep_standard_input(storage: Storage, run: Run, inputs: Inputs) -> Inputs:
 def _expanded(storage: Storage, inputs: Sequence[str], files_from: Sequence[str], format: str) -> list[InputFile]:
     if STANDARD_INPUT not in inputs:
         return expand_inputs(inputs, files_from, format)
-    path = f"{TEMPORARY}/{uuid.uuid4().hex}-{os.getpid()}-standard-input"
+    path = f"{TEMPORARY}/{temporary_name('standard-input')}"
     with storage.stage(path) as local:
         spool(sys.stdin.buffer, local)
     spooled = str(storage.local(path))
