@@ -28,9 +28,11 @@ import numpy as np
 import orjson
 
 import retrodb
-from retrodb.config import EXPORT_FORMATS
+from retrodb.config import EXPORT_FORMATS, ExportParams
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
+from retrodb.export.export_source import ExportSource, TablePositions
+from retrodb.export.megatron_samples import plan_samples, sample_order
 from retrodb.retro.data import load_arrays
 
 Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -57,11 +59,13 @@ def made_database(folder: Path, documents: int, seed: int) -> Database:
     return database
 
 
-def arrays_reader(out: Path, length: int, k: int) -> Reader:
+def arrays_reader(out: Path, length: int, k: int, order: np.ndarray | None = None) -> Reader:
+    """Sequences of consecutive rows, or of the rows in the order of Megatron's samples."""
     data = load_arrays(out)
 
     def read(sequence: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(sequence * length, (sequence + 1) * length)
+        rows = rows if order is None else order[rows]
         return data.queries(rows), data.neighbour_values(rows, k)
 
     return read
@@ -95,6 +99,13 @@ def megatron_reader(out: Path, rows: np.ndarray, length: int, k: int) -> Reader:
         return sample["text"].reshape(length, m), sample["neighbor_tokens"]
 
     return read
+
+
+def megatron_order(database: Database, seq_length: int) -> np.ndarray:
+    """The rows of the table in the order of Megatron's samples."""
+    table = database.neighbour_table()
+    source = ExportSource(table, TablePositions.of_live(table), ExportParams(seq_length=seq_length))
+    return sample_order({"train": source}, plan_samples({"train": source}, source.params), "train")
 
 
 def samples_per_s(read: Reader, order: Sequence[int]) -> float:
@@ -134,7 +145,11 @@ def main() -> None:
             if options.database
             else made_database(folder, options.documents, options.seed)
         )
-        lines = [*environment(options, database), *writing(database, folder, options), *reading(folder, options)]
+        lines = [
+            *environment(options, database),
+            *writing(database, folder, options),
+            *reading(database, folder, options),
+        ]
     lines.append(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     print("\n".join(lines))
     if options.out:
@@ -164,26 +179,29 @@ def writing(database: Database, folder: Path, options: argparse.Namespace) -> li
     lines = ["| format | MB | s | MB/s |", "|---|---|---|---|"]
     for name in [name for name in EXPORT_FORMATS if name in (*options.formats, "arrays", "megatron")]:
         start = time.perf_counter()
-        size = database.export(folder / name, to=name, is_registered=False).size_bytes / 1e6
+        seq_length = options.seq_length if name == "megatron" else None
+        size = database.export(folder / name, to=name, is_registered=False, seq_length=seq_length).size_bytes / 1e6
         elapsed = time.perf_counter() - start
         lines.append(f"| {name} | {size:,.1f} | {elapsed:.2f} | {size / elapsed:,.1f} |")
     return [*lines, ""]
 
 
-def reading(folder: Path, options: argparse.Namespace) -> list[str]:
+def reading(database: Database, folder: Path, options: argparse.Namespace) -> list[str]:
     rows: Any = np.load(folder / "arrays" / "query_tokens.npy", mmap_mode="r")
     length = options.seq_length // rows.shape[1]
     ours = arrays_reader(folder / "arrays", length, options.k)
     if installed("megatron-core") == "-":
         return ["megatron-core is not installed, so reading is not compared"]
-    theirs = megatron_reader(folder / "megatron", np.asarray(rows), length, options.k)
+    order = megatron_order(database, options.seq_length)
+    theirs = megatron_reader(folder / "megatron", np.asarray(rows)[order], length, options.k)
     rng = np.random.default_rng(options.seed)
-    count = len(rows) // length
-    check_readers_agree(ours, theirs, folder, rng.integers(count, size=10).tolist())
+    count = len(order) // length
+    in_order = arrays_reader(folder / "arrays", length, options.k, order)
+    check_readers_agree(in_order, theirs, folder, rng.integers(count, size=10).tolist())
     rates = []
     for _ in range(options.rounds):
-        order = rng.integers(count, size=options.samples).tolist()
-        rates.append((samples_per_s(ours, order), samples_per_s(theirs, order)))
+        chosen = rng.integers(count, size=options.samples).tolist()
+        rates.append((samples_per_s(ours, chosen), samples_per_s(theirs, chosen)))
     our_rate, their_rate = np.median(np.array(rates), axis=0)
     ratio = float(np.median([a / b for a, b in rates]))
     return [

@@ -123,12 +123,18 @@ def search_hit(hit: SearchHit, queries: Sequence[str] | Float32Array) -> str:
     value = queries[hit.query]
     query = value if isinstance(value, str) else ""
     label = f"{hit.source}/{hit.doc_id}  chunk {hit.chunk_id} (position {hit.position})"
-    lines = [f"{hit.score:.4f}  {click.style(label, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
+    score = f"{measure_words(hit.measure)} {hit.score:.4f}"
+    lines = [f"{score}  {click.style(label, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
     if hit.continuation:
         lines.append(click.style(f"  -> {_flat(hit.continuation)}", dim=True))
     if hit.rank == 0 and len(queries) > 1:
         lines.insert(0, click.style(f"query {hit.query + 1}: {_flat(query) or 'a vector'}", underline=True))
     return "\n".join(lines)
+
+
+def measure_words(measure: str) -> str:
+    """The name of a score in words."""
+    return measure.replace("_", " ")
 
 
 def shown_row(shown: ShownRow) -> str:
@@ -138,7 +144,7 @@ def shown_row(shown: ShownRow) -> str:
     for number, neighbour in enumerate(shown.neighbours, 1):
         pinned = "  pinned" if neighbour.is_pinned else ""
         chunk = _shown_chunk(neighbour.chunk, neighbour.shared_runs)
-        lines += ["", f"{number}. {neighbour.distance:.4f}{pinned}  {chunk}"]
+        lines += ["", f"{number}. {measure_words(neighbour.measure)} {neighbour.score:.4f}{pinned}  {chunk}"]
     if shown.bans:
         lines += ["", f"banned: {', '.join(map(str, shown.bans))}"]
     if shown.num_short:
@@ -211,7 +217,7 @@ def _example(example: DemoExample) -> Iterator[str]:
     yield f"{click.style(example.doc_id, bold=True)}: {_flat(example.text)}"
     for number, neighbour in enumerate(example.neighbours, 1):
         text = highlight(_flat(neighbour.text), example.text)
-        yield f"  {number}. {neighbour.doc_id} ({neighbour.score:.3f}): {text}"
+        yield f"  {number}. {neighbour.doc_id} ({measure_words(neighbour.measure)} {neighbour.score:.3f}): {text}"
         if neighbour.continuation:
             yield click.style(f"     -> {_flat(neighbour.continuation)}", dim=True)
 

@@ -15,14 +15,14 @@ def recall_report(report: RecallReport) -> str:
     head = (
         f"{report.factory}, lists {format_count(report.num_lists)}, vectors {format_count(report.num_vectors)}"
         f" of {report.index_bytes_per_vector:.0f} + {report.stored_bytes_per_vector:.0f} bytes;"
-        f" {format_count(report.num_queries)} queries: {report.queries}"
+        f" {format_count(report.num_queries)} queries of {format_count(report.num_query_documents)} documents: {report.queries}"
     )
     curve = [
         {
             "lists": p.nprobe,
             "vectors scanned": round(p.scanned),
             "recall": p.recall.mean,
-            "from": p.recall.low,
+            "95% from": p.recall.low,
             "to": p.recall.high,
         }
         for p in report.curve

@@ -21,27 +21,29 @@ _EIGHTHS = (0, 1, 2, 4, 8)  # borders of the histogram, in eighths of a chunk
 
 def leakage_result(result: LeakageResult) -> str:
     """The histogram of r(C) in a few classes, and a summary."""
-    m, counts = result.chunk_tokens, result.chunks_by_run
+    m, counts = result.chunk_tokens, result.chunks_by_ratio
     borders = [-(-m * eighth // 8) for eighth in _EIGHTHS]
     rows = []
     for start, stop in zip(borders, [*borders[1:-1], m, m + 1], strict=True):
         if start < stop:
             count = sum(counts[start:stop])
-            shown = f"{start}" if stop == start + 1 else f"{start} to {stop - 1}"
+            below = f", below {stop / m:.1%}" if stop < m + 1 else ""
             rows.append(
-                {
-                    "shared tokens": shown,
-                    "r(C)": f"{start / m:.1%}",
-                    "chunks": count,
-                    "fraction": count / result.num_chunks,
-                }
+                {"r(C)": f"from {start / m:.1%}{below}", "chunks": count, "fraction": count / max(1, result.num_chunks)}
             )
+    left_out = result.num_chunks_not_looked_up
     return "\n".join(
         [
             f"{result.against} against space '{result.space}': {format_count(result.num_documents)} documents,"
             f" {format_count(result.num_chunks)} chunks of {m} tokens, {result.num_neighbours} neighbours each",
             render_table(rows),
-            f"{result.fraction_at_eighth:.2%} of the chunks share {borders[1]} tokens or more with a neighbour",
+            f"{result.fraction_at_eighth:.2%} of {format_count(result.num_chunks)} chunks share 12.5% of their tokens or more"
+            " with a neighbour, in one run (r(C) >= 12.5%)",
+            *(
+                [f"{format_count(left_out)} chunks without a vector were not looked up, and are left out"]
+                if left_out
+                else []
+            ),
         ]
     )
 
@@ -103,6 +105,8 @@ def validate_result(result: ValidateResult) -> str:
         if point.bits_per_byte_on is not None and point.bits_per_byte_without is not None
     ]
     lines += [render_table(points)]
+    if left_out := result.num_chunks_not_looked_up:
+        lines.append(f"{format_count(left_out)} chunks without a vector were not looked up: they have no r(C)")
     if not result.is_screened:
         lines.append(
             f"No leak scan compared the database with '{result.heldout_table}', so neighbours may contain the same text."

@@ -39,12 +39,12 @@ def main(folder: Path) -> None:
 
     table, chunks = db.neighbour_table(), db.view().chunks
     rows = table.rows()[:3]
-    ids, distances = table.read(rows)  # (3, 2): -1 where a row has fewer neighbours
-    for row, text, row_ids, row_distances in zip(rows, chunks.texts(rows), ids, distances, strict=True):
+    ids, scores = table.read_scores(rows)  # (3, 2): -1 where a row has fewer neighbours
+    for row, text, row_ids, row_scores in zip(rows, chunks.texts(rows), ids, scores, strict=True):
         print(f"\n{row}: {text!r}")
-        values = zip(chunks.texts(row_ids), chunks.texts(chunks.continuation(row_ids)), row_distances, strict=True)
-        for neighbour, continuation, distance in values:
-            print(f"    {distance:.3f} {neighbour!r} -> {continuation!r}")
+        values = zip(chunks.texts(row_ids), chunks.texts(chunks.continuation(row_ids)), row_scores, strict=True)
+        for neighbour, continuation, score in values:
+            print(f"    {table.measure} {score:.3f} {neighbour!r} -> {continuation!r}")
     # As token ids ([N, F] in the paper), padded to the chunk length. A missing chunk has length 0.
     tokens = chunks.gather_tokens(np.stack([ids, chunks.continuation(ids.ravel()).reshape(ids.shape)], axis=-1).ravel())
     print(f"\ntokens {tokens.tokens.shape}, lengths {tokens.lengths.tolist()}")

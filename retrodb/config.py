@@ -256,3 +256,15 @@ def _without_none(values: Mapping[str, object]) -> dict[str, object]:
         return [plain(element) for element in value] if isinstance(value, list | tuple) else value
 
     return {key: plain(value) for key, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ExportParams:
+    """Settings that only some export formats have. The Megatron settings have the names and the meaning of its arguments."""
+
+    seq_length: int | None = None  # tokens of a sample (megatron); None takes the set's, or up to 2,048
+    global_batch_size: int | None = None  # samples of a training step (megatron)
+    eval_interval: int | None = None  # training steps between two validations (megatron)
+    eval_iters: int | None = None  # steps of a validation, and of the test (megatron)
+    data_cache_path: str | None = None  # folder where Megatron keeps the indices of its samples (megatron)
+    contexts: str | None = None  # field of the neighbours: "ctxs" or "positive_ctxs" (dpr)

@@ -156,3 +156,14 @@ class PackingOptions(TypedDict, total=False):
     seed: int | None
     subset: str | None
     doc_ids: Sequence[str]
+
+
+class ExportOptions(TypedDict, total=False):
+    """Fields as in `config.ExportParams`."""
+
+    seq_length: int | None
+    global_batch_size: int | None
+    eval_interval: int | None
+    eval_iters: int | None
+    data_cache_path: str | None
+    contexts: str | None

@@ -16,7 +16,7 @@ from retrodb.errors import ConfigError
 PAIRS = {
     name: (getattr(config, f"{name}Params"), getattr(options, f"{name}Options"))
     for name in (
-        "Init", "Ingest", "Dedup", "NearDuplicates", "Tag", "Embed", "Index", "Neighbours", "Validate", "RetroTrain",
+        "Init", "Ingest", "Dedup", "NearDuplicates", "Tag", "Embed", "Index", "Neighbours", "Validate", "RetroTrain", "Export",
     )
 }  # fmt: skip
 

@@ -1,8 +1,11 @@
 """The two metrics, the one convention for distances, and the checks of every array of vectors.
 
 **Distance: smaller is nearer.** For ``squared_l2`` it is the squared Euclidean distance, for ``inner_product`` it is
-``-<q, v>``: a negation loses no bits, ``1 - <q, v>`` would. `scores` gives users the number they expect. A missing
-neighbour has id -1 and distance +inf.
+``-<q, v>``: a negation loses no bits, ``1 - <q, v>`` would. A missing neighbour has id -1 and distance +inf. Files and arrays of
+distances have this form.
+
+**What users see** is `scores` of `format/scores.py`, under its name: the ``similarity`` <q, v> for ``inner_product`` (greater is
+nearer), and the ``squared_distance`` for ``squared_l2`` (smaller is nearer).
 
 Shape legend of the whole folder: N vectors, D dimensions, Q queries, K neighbours, W candidates before the exact
 rerank, L lists, A nearest lists kept per vector, J kinds of exclusion keys, C columns (the vectors of one list).
@@ -47,8 +50,3 @@ def check_vectors(vectors_ND: VectorArray, dim: int, first_row: int = 0, where: 
         row = first_row + int(np.argmin(finite))
         raise InputError(f"row {row} holds NaN or infinity", where=where, remedy="Embed this row again")
     return result
-
-
-def scores(distances: Float32Array, metric: Metric) -> Float32Array:
-    """The numbers that users see: the inner product (greater is nearer), or the squared distance (smaller is nearer)."""
-    return -distances if metric == "inner_product" else distances

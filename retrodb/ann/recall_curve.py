@@ -22,8 +22,12 @@ NORMAL_95 = 1.96  # quantile of the normal distribution for a two-sided interval
 class RecallEstimate:
     """A mean of fractions over queries with its 95% interval.
 
-    The interval is Wilson's. Its number of trials is the one that explains the variance between groups of queries. Unlike
-    a normal interval it does not shrink to nothing where every query has all its neighbours.
+    The interval is Wilson's (1927) at every recall, as Brown, Cai and DasGupta (Interval Estimation for a Binomial Proportion,
+    2001) recommend near 0 and 1: a normal or a bootstrap interval shrinks to nothing where every query has all its neighbours.
+    Its trials are the groups, because queries of one document are not independent: Kish's effective number of groups
+    (Survey Sampling, 1965), which is their number when all have equally many queries. A recall between 0 and 1 with mean p has a
+    variance of p (1 - p) at most, so the interval is wide enough whatever the recalls within the groups are. It depends on
+    nothing but the mean and the groups, so a higher recall never has a lower interval.
     """
 
     mean: float
@@ -34,14 +38,12 @@ class RecallEstimate:
     def of(cls, values_Q: Float64Array, groups_Q: Int64Array | None = None) -> RecallEstimate:
         """From a fraction per query; queries of one group (a document) are not independent of each other."""
         mean = float(values_Q.mean())
-        _, group_Q = np.unique(np.arange(len(values_Q)) if groups_Q is None else groups_Q, return_inverse=True)
-        sums_G = np.bincount(group_Q, values_Q - mean)
-        variance = float((sums_G**2).sum()) / len(values_Q) ** 2
-        trials = min(mean * (1 - mean) / variance, len(values_Q)) if variance > 0 else len(sums_G)
+        _, sizes_G = np.unique(np.arange(len(values_Q)) if groups_Q is None else groups_Q, return_counts=True)
+        trials = len(values_Q) ** 2 / float((sizes_G.astype(np.float64) ** 2).sum())
         z2 = NORMAL_95**2 / trials
         middle = (mean + z2 / 2) / (1 + z2)
         half = (z2 * (mean * (1 - mean) + z2 / 4)) ** 0.5 / (1 + z2)
-        return cls(mean, max(0.0, middle - half), max(mean, min(1.0, middle + half)))
+        return cls(mean, min(mean, max(0.0, middle - half)), max(mean, min(1.0, middle + half)))
 
 
 @dataclass(frozen=True)

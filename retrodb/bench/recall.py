@@ -1,8 +1,8 @@
 """Recall of a search and its cost: first lists and vectors scanned, without timing, then a few timed points.
 
 How it is measured: held-out queries from a seed; exact neighbours by one streamed product, where all that are as near as the k-th
-count; an interval for every recall; throughput of one batch and latency of single queries, each cold (files dropped from the page
-cache) and warm; the rate of a matrix product before and after, which shows whether the machine was busy.
+count; a 95% interval over documents for every recall; throughput of one batch and latency of single queries, each cold (files
+dropped from the page cache) and warm; the rate of a matrix product before and after, which shows whether the machine was busy.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class RecallReport:
     num_vectors: int  # that can be found
     queries: str  # where they come from
     num_queries: int
+    num_query_documents: int  # that the queries are of: the intervals of recall are over them
     k: int
     true_depth: int
     seed: int
@@ -140,6 +141,7 @@ def run_bench_recall(
         num_vectors=searcher.num_chunks,
         queries=trial.held_out.name,
         num_queries=len(trial.held_out.vectors),
+        num_query_documents=len(np.unique(trial.held_out.groups)),
         k=k,
         true_depth=trial.truth[0].shape[1],
         seed=seed,

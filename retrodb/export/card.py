@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
+from retrodb.config import ExportParams
 from retrodb.errors import UsageError
 from retrodb.export.export_source import ExportSource
 from retrodb.format.entries import Entry, QueriesEntry, SpaceEntry, TestsetEntry, dump_entry
@@ -41,7 +42,7 @@ class ExportCard:
     database: str  # path of the database, absolute
     snapshot: int
     clock: str  # time of the snapshot
-    rows: int  # live rows of the table
+    rows: int  # live rows of the table, or of all tables
     chunk_tokens: int
     tokenizer: TokenizerCard
     space: JsonObject  # name, fingerprint and parameters of the space
@@ -49,11 +50,20 @@ class ExportCard:
     queries: JsonObject | None  # entry of the query set; None for the database's own chunks
     sources: dict[str, list[str]]  # source -> licences that the metadata of its documents name
     testsets: list[str]
+    subsets: dict[str, JsonObject] = field(default_factory=dict)  # subset -> `table`, for an export of several
+    params: ExportParams = field(default_factory=ExportParams)
+
+    @property
+    def tables(self) -> dict[str, JsonObject]:
+        """All exported tables by subset; "" is the only one of an export without subsets."""
+        return self.subsets or {"": self.table}
 
     @property
     def table_name(self) -> str:
-        """The name of the exported table."""
-        return str(self.table["name"])
+        """The name of the exported table; `subset=name` for each of several."""
+        if not self.subsets:
+            return str(self.table["name"])
+        return " ".join(f"{subset}={table['name']}" for subset, table in self.subsets.items())
 
 
 def make_card(source: ExportSource, to: str, out: Path) -> ExportCard:
@@ -69,7 +79,7 @@ def make_card(source: ExportSource, to: str, out: Path) -> ExportCard:
         database=str(Path(view.storage.url).absolute()),
         snapshot=view.snapshot.number,
         clock=view.snapshot.clock,
-        rows=len(table.rows()),
+        rows=sum(len(each.table.rows()) for each in source.tables.values()),
         chunk_tokens=source.chunk_tokens,
         tokenizer=TokenizerCard(settings.tokenizer_name, settings.tokenizer_sha256, settings.vocab_size),
         space={
@@ -77,11 +87,17 @@ def make_card(source: ExportSource, to: str, out: Path) -> ExportCard:
             "fingerprint": space.fingerprint,
             **_without_nulls(to_plain_object(space.params)),
         },
-        table={"name": table.name, **_entry_fields(table.entry)},
+        table=_table_fields(source),
         queries=None if queries is None else _without_nulls(_entry_fields(queries)),
         sources=source_licences(view),
         testsets=view.snapshot.names(TestsetEntry),
+        subsets={subset: _table_fields(of_subset) for subset, of_subset in source.subsets.items()},
+        params=source.params,
     )
+
+
+def _table_fields(source: ExportSource) -> dict[str, JsonValue]:
+    return {"name": source.table.name, **_entry_fields(source.table.entry)}
 
 
 def _entry_fields(entry: Entry) -> dict[str, JsonValue]:

@@ -1,8 +1,13 @@
-"""Export for DPR and Fusion-in-Decoder: `train.jsonl` with a line `{question, answers, ctxs}` for every row of the table.
+"""Export for DPR and Fusion-in-Decoder: `train.json`, one JSON list of `{question, answers, ctxs}` for the rows of the table.
 
-The question is the text of the row. The answer is the value where the row is a key, and the text after the row elsewhere; there
-is no answer where nothing follows. A context is a neighbour with its continuation: `{id, title, text, score}`. The readers need
-the same number of contexts for every question, so missing neighbours are contexts without text, and come last.
+The question is the text of the row. The answer is the value where the row is a key, and the text after the row elsewhere. Rows
+that nothing follows have no target: they are left out, because Fusion-in-Decoder draws one of the answers.
+
+A context is a neighbour with its continuation: `{id, title, text, score}`, and `similarity` or `squared_distance`, after the
+metric of the space. These readers take the greater score as the nearer, so a squared distance becomes a negative score. With
+`ctxs`, the form of Fusion-in-Decoder, every question has the same number of contexts: a missing neighbour is a context without
+text, and comes last. With `positive_ctxs`, the form that DPR trains its retriever on, a question has only the neighbours that
+exist, and no negative contexts.
 """
 
 from __future__ import annotations
@@ -26,19 +31,38 @@ _BYTES_PER_TOKEN = 4.5
 
 def dpr_files(source: ExportSource) -> list[ExportFile]:
     """The file of the export."""
-    rows = source.table.rows()
+    rows = rows_with_target(source)
     blocks = [rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS)]
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
-            for block in blocks:
-                file.writelines(orjson.dumps(record) + b"\n" for record in _records(source, block))
+            before = b"[\n"
+            for record in (record for block in blocks for record in _records(source, block)):
+                file.write(before + orjson.dumps(record))
+                before = b",\n"
+            file.write(b"\n]\n" if rows.size else b"[]\n")
 
     def inputs_digest() -> str:
         return arrays_digest(array for block in blocks for array in _inputs(source, block))
 
     size = int(len(rows) * (2 * source.k + 2) * source.chunk_tokens * _BYTES_PER_TOKEN)
-    return [ExportFile("train.jsonl", size, inputs_digest, write)]
+    return [ExportFile("train.json", size, inputs_digest, write)]
+
+
+def rows_with_target(source: ExportSource) -> Int64Array:
+    """The live rows of the table that something follows: the value of a key, or the next chunk."""
+    parts = [np.empty(0, np.int64)]
+    rows = source.table.rows()
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        texts = _answers(source, block)
+        parts.append(block[np.array([bool(text) for text in texts], dtype=bool)])
+    return np.concatenate(parts)
+
+
+def num_rows_without_target(source: ExportSource) -> int:
+    """The live rows of the table that are left out."""
+    return len(source.table.rows()) - len(rows_with_target(source))
 
 
 def _inputs(source: ExportSource, rows: Int64Array) -> Iterator[AnyArray]:
@@ -53,16 +77,30 @@ def _records(source: ExportSource, rows: Int64Array) -> Iterator[dict[str, objec
     texts = source.database.texts(flat)
     following = source.database.texts(source.database.continuation(flat))
     titles = chunk_titles(source.database, flat)
-    contexts = [
-        {"id": str(i), "title": title, "text": text + more, "score": NO_SCORE if i < 0 else -float(distance)}
-        for i, title, text, more, distance in zip(
-            flat.tolist(), titles, texts, following, distances.ravel().tolist(), strict=True
+    scores = source.table.read_scores(rows)[1].ravel().tolist()
+    contexts: list[dict[str, object]] = [
+        {
+            "id": str(i),
+            "title": title,
+            "text": text + more,
+            "score": NO_SCORE if i < 0 else -distance,
+            source.table.measure: None if i < 0 else value,
+        }
+        for i, title, text, more, distance, value in zip(
+            flat.tolist(), titles, texts, following, distances.ravel().tolist(), scores, strict=True
         )
     ]
     questions, answers = source.queries.texts(rows), _answers(source, rows)
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         of_row = contexts[number * source.k : (number + 1) * source.k]
-        yield {"question": question, "answers": [answer] if answer else [], "ctxs": of_row}
+        yield {"question": question, "answers": [answer], **_context_fields(source, of_row)}
+
+
+def _context_fields(source: ExportSource, contexts: list[dict[str, object]]) -> dict[str, object]:
+    if source.params.contexts != "positive_ctxs":
+        return {"ctxs": contexts}
+    positive = [context for context in contexts if context["text"]]
+    return {"positive_ctxs": positive, "negative_ctxs": [], "hard_negative_ctxs": []}
 
 
 def _answers(source: ExportSource, rows: Int64Array) -> list[str]:

@@ -5,13 +5,14 @@ Legend: Q rows of a block, K neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import xxhash
 
+from retrodb.config import ExportParams
 from retrodb.export.positions import ExportPositions
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.view.chunk_set import ChunkSet
@@ -27,9 +28,9 @@ class TablePositions:
     rows: ExportPositions  # of the query set's chunks; the same object when the query set is the database
 
     @classmethod
-    def of_live(cls, table: NeighbourTable) -> TablePositions:
-        """Positions for everything that is live now."""
-        chunks = ExportPositions.of_live(table.view.chunks)
+    def of_live(cls, table: NeighbourTable, chunks: ExportPositions | None = None) -> TablePositions:
+        """Positions for everything that is live now; `chunks` are those of another table of the export."""
+        chunks = chunks or ExportPositions.of_live(table.view.chunks)
         if table.query_set == SELF:
             return cls(chunks, chunks)
         return cls(chunks, ExportPositions.of_live(table.view.query_set(table.query_set)))
@@ -41,9 +42,16 @@ class TablePositions:
 
 
 class ExportSource:
-    """A neighbour table with the chunks of its query set and of the database, each at its position."""
+    """A neighbour table with the chunks of its query set and of the database, each at its position.
 
-    def __init__(self, table: NeighbourTable, positions: TablePositions) -> None:
+    Attributes:
+        subsets: all tables of an export of several, by what they are for; the first one is this. Empty for a single table.
+        params: those that only some formats have.
+    """
+
+    def __init__(self, table: NeighbourTable, positions: TablePositions, params: ExportParams | None = None) -> None:
+        self.params = params or ExportParams()
+        self.subsets: Mapping[str, ExportSource] = {}
         self.table, self.view, self.settings = table, table.view, table.view.settings
         self.chunks, self.rows = positions.chunks, positions.rows
         self.database: ChunkSet = self.view.chunks
@@ -53,6 +61,22 @@ class ExportSource:
         self.chunks_digest = lru_cache(maxsize=None)(lambda: live_chunks_digest(self.database, self.chunks))
         self.rows_digest = lru_cache(maxsize=None)(lambda: live_chunks_digest(self.queries, self.rows))
         self.neighbours_digest = lru_cache(maxsize=None)(self._digest_neighbours)
+
+    @classmethod
+    def of_tables(
+        cls, tables: Mapping[str, NeighbourTable], positions: Mapping[str, TablePositions], params: ExportParams
+    ) -> ExportSource:
+        """The source of one table, whose name in the mapping is "", or of several with their subsets."""
+        sources = {subset: cls(table, positions[subset], params) for subset, table in tables.items()}
+        first = next(iter(sources.values()))
+        if "" not in sources:
+            first.subsets = sources
+        return first
+
+    @property
+    def tables(self) -> Mapping[str, ExportSource]:
+        """All tables by subset; "" is the only one of an export without subsets."""
+        return self.subsets or {"": self}
 
     @property
     def has_own_rows(self) -> bool:

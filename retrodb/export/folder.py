@@ -52,6 +52,7 @@ class ExportRecord:
     files: dict[str, WrittenFile] = field(default_factory=dict)  # by path
     plan: str = ""  # identity of the export; "" when there is no record
     rows: list[SpanRecord] = field(default_factory=list)  # positions of the query set's chunks
+    subset_rows: dict[str, list[SpanRecord]] = field(default_factory=dict)  # the same for further tables, by subset
 
 
 @dataclass(frozen=True)

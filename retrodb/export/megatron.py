@@ -1,10 +1,12 @@
 """Export for Megatron-LM's RETRO: a project folder that `megatron.core.datasets.retro` of megatron-core 0.8 to 0.15 reads.
 
-    config.json                       retro_gpt_*, retro_block_size, retro_neighbor_dirs
+    config.json                       what `load_retro_args` of Megatron-LM and `load_retro_config` of NeMo read
+    tokenizer/                        the tokenizer as a folder of Hugging Face
     data/db-<span>.{bin,idx}          the database's tokens; a sequence is a run of chunks, each padded to its full length
-    db/indexed_dataset_infos.json     the data files in their order
+    data/samples.{bin,idx}            the documents that are trained on, unless the tables are of a training set of Megatron
+    db/indexed_dataset_infos.json     the data files of the database in their order
     db/merged/train.hdf5              chunks (N, 5) uint32: data file, sequence, first token, end, tokens
-    query/<name>/<start>-<end>.hdf5   neighbors (100,000, K) int64: rows of `chunks`, -1 padded
+    query/<name>/<start>-<end>.hdf5   neighbors (100,000, K) int64: rows of `chunks`, -1 padded; a row for every chunk of a sample
 
 The reader takes the row after a neighbour as its continuation, whatever document it belongs to, and -1 as the last row. So a row
 without tokens, which it reads as padding, comes before the first run and after every run.
@@ -19,90 +21,139 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import struct
-from collections.abc import Callable, Iterator
-from functools import partial
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import orjson
 
 from retrodb.corpus.special_tokens import SpecialIds, special_ids
 from retrodb.errors import MissingDependency, UsageError
 from retrodb.export.export_source import ExportSource, arrays_digest
 from retrodb.export.folder import ExportFile, fixed_file, json_file
-from retrodb.export.padding import IntegerDtype, padded_chunk_tokens, token_dtype
+from retrodb.export.megatron_data import SpanTokens, data_files
+from retrodb.export.megatron_samples import (
+    SAMPLES,
+    SamplePlan,
+    plan_samples,
+    project_subsets,
+    sample_order,
+)
+from retrodb.export.padding import token_dtype
 from retrodb.export.positions import BLOCK_CHUNKS, PositionSpan
-from retrodb.format.arrays import AnyArray, Int64Array
-from retrodb.format.entries import QueriesEntry
+from retrodb.format.arrays import Int64Array
+from retrodb.stages.queries.megatron import SUBSETS
+from retrodb.store.digest import identity
 
 BLOCK_ROWS = 100_000  # rows of a neighbours' file (retro_block_size)
 MIN_NEIGHBOURS = 20  # as many as Megatron itself keeps: a trainer may read more than there are, and finds padding
-_IDX_MAGIC, _DTYPE_CODES = b"MMIDIDX\x00\x00", {"int32": 4, "uint16": 8}
+NO_NEIGHBOURS = "none"  # folder of a subset without samples: Megatron counts its files, and wants it to be there
+
+
+@dataclass(frozen=True)
+class MegatronProject:
+    """The tables of a project, and their samples."""
+
+    source: ExportSource  # of the database's chunks
+    subsets: Mapping[str, ExportSource]
+    plan: SamplePlan
+
+    @classmethod
+    def of(cls, source: ExportSource) -> MegatronProject:
+        """The project of an export. Raises what `project_subsets` and `plan_samples` raise."""
+        subsets = project_subsets(source)
+        return cls(source, subsets, plan_samples(subsets, source.params))
+
+    @cached_property
+    def special(self) -> SpecialIds:
+        """The tokenizer's special ids."""
+        return special_ids(self.source.view.storage.read("tokenizer.json"), self.source.settings.vocab_size)
+
+    def neighbour_folder(self, subset: str) -> str:
+        """The folder of a subset below `query/`."""
+        if subset not in self.subsets:
+            return NO_NEIGHBOURS
+        plan, chunks = self.plan, self.source.chunks
+        order = [self.subsets[subset].rows.digest, plan.seq_length, plan.split, plan.num_samples[subset]]
+        return f"{subset}-{self.subsets[subset].table.name}-{identity([chunks.digest, *order])[:16]}"
 
 
 def megatron_files(source: ExportSource) -> list[ExportFile]:
     """The files of the export.
 
     Raises:
-        UsageError: when there is no chunk.
-        MissingDependency: without h5py.
+        UsageError: when there is no chunk, and for tables or options that no training run can have.
+        MismatchError: for tables that do not belong together.
+        MissingDependency: without h5py, or without megatron-core where its order is needed.
     """
     _h5py()
     if not len(source.chunks):
         raise UsageError("the database has no live chunk to export")
-    special = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size)
+    project = MegatronProject.of(source)
     return [
-        *(file for number in range(len(source.chunks.spans)) for file in _data_files(source, number, special)),
+        *_data_files(project),
+        *_tokenizer_files(project),
         json_file("db/indexed_dataset_infos.json", _infos(source)),
         _merged(source, "train", source.chunks.spans),
         _merged(source, "valid", ()),
         _merged(source, "sampled", ()),
-        *_neighbour_files(source),
-        json_file("config.json", _config(source, special)),
+        *(file for subset in SUBSETS for file in _neighbour_files(project, subset)),
+        json_file("config.json", _config(project)),
     ]
 
 
-def _data_files(source: ExportSource, number: int, special: SpecialIds) -> Iterator[ExportFile]:
-    span = source.chunks.spans[number]
-    dtype = token_dtype(max(special.end, source.settings.vocab_size - 1))
-    size = len(span) * source.chunk_tokens * dtype.itemsize
-    tokens = partial(padded_chunk_tokens, source.database, pad=special.end, dtype=dtype)
+@dataclass(frozen=True)
+class ProjectCounts:
+    """What a project has."""
 
-    def inputs_digest() -> str:
-        return arrays_digest([_bytes(source.chunks.digest), *map(source.database.is_live, span.blocks())])
+    subsets: tuple[tuple[str, str, int, int], ...]  # subset, table, chunks of its query set, samples
+    notes: tuple[str, ...]
 
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            for ids in span.blocks():
-                file.write(tokens(ids).data)
 
-    yield ExportFile(
-        f"data/{_prefix(number)}.bin", size, inputs_digest, write, partial(_patch, span, tokens), must_reopen=False
+def megatron_counts(source: ExportSource) -> ProjectCounts:
+    """The rows and samples of each subset, and what to tell the trainer, which does not read it from `config.json`."""
+    project = MegatronProject.of(source)
+    plan = project.plan
+    counts = [
+        (name, table.table.name, len(table.rows), plan.num_samples[name]) for name, table in project.subsets.items()
+    ]
+    split = f"train with --split {plan.split}, which Megatron does not read from config.json"
+    batch = (
+        f"it does read a global batch size of {plan.global_batch_size}, an evaluation interval of {plan.eval_interval} and"
+        f" {plan.eval_iters} evaluation steps"
     )
-    yield fixed_file(f"data/{_prefix(number)}.idx", _idx(span.run_sizes * source.chunk_tokens, dtype))
+    return ProjectCounts(tuple(counts), (split, batch, *plan.notes))
 
 
-def _patch(span: PositionSpan, tokens: Callable[[Int64Array], AnyArray], path: Path) -> None:
-    """Overwrite the chunks that differ from the content of the file, each with one write."""
-    with path.open("r+b", buffering=0) as file:
-        offset = 0
-        for ids in span.blocks():
-            new = tokens(ids)
-            old = np.frombuffer(os.pread(file.fileno(), new.nbytes, offset), new.dtype).reshape(new.shape)
-            for row in np.flatnonzero((new != old).any(axis=1)).tolist():
-                os.pwrite(file.fileno(), new[row].tobytes(), offset + row * new[row].nbytes)
-            offset += new.nbytes
-        os.fsync(file.fileno())
+def _data_files(project: MegatronProject) -> Iterator[ExportFile]:
+    source, m, end = project.source, project.source.chunk_tokens, project.special.end
+    dtype = token_dtype(max(end, source.settings.vocab_size - 1))
+    for number, span in enumerate(source.chunks.spans):
+        yield from data_files(
+            _prefix(number), [SpanTokens(source.database, span)], chunk_tokens=m, pad=end, dtype=dtype
+        )
+    if project.plan.own_data:
+        tables = [project.subsets[name] for name in SUBSETS if name in project.subsets]
+        parts = [SpanTokens(table.queries, span) for table in tables for span in table.rows.spans]
+        yield from data_files(SAMPLES, parts, chunk_tokens=m, pad=end, dtype=dtype)
 
 
-def _idx(lengths: Int64Array, dtype: IntegerDtype) -> bytes:
-    """The index of a data file: for each sequence its length in tokens, its start in bytes, and a document of its own."""
-    pointers = (np.cumsum(lengths) - lengths) * dtype.itemsize
-    documents = np.arange(len(lengths) + 1, dtype=np.int64)
-    head = struct.pack("<QBQQ", 1, _DTYPE_CODES[dtype.name], len(lengths), len(documents))
-    return _IDX_MAGIC + head + lengths.astype(np.int32).tobytes() + pointers.tobytes() + documents.tobytes()
+def _tokenizer_files(project: MegatronProject) -> Iterator[ExportFile]:
+    """A folder that transformers' `AutoTokenizer` reads, with the export's end-of-document token as its own."""
+    content = project.source.view.storage.read("tokenizer.json")
+    added = orjson.loads(content).get("added_tokens") or ()
+    names = {token["id"]: token["content"] for token in added}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": names.get(project.special.end, "<|endoftext|>"),
+        "clean_up_tokenization_spaces": False,
+    }
+    yield fixed_file("tokenizer/tokenizer.json", content)
+    yield json_file("tokenizer/tokenizer_config.json", config)
 
 
 def _merged(source: ExportSource, name: str, spans: tuple[PositionSpan, ...]) -> ExportFile:
@@ -143,29 +194,74 @@ def _chunk_rows(source: ExportSource, number: int, span: PositionSpan) -> Int64A
     return rows
 
 
-def _neighbour_files(source: ExportSource) -> Iterator[ExportFile]:
-    total = len(source.rows)
+def _neighbour_files(project: MegatronProject, subset: str) -> Iterator[ExportFile]:
+    folder = project.neighbour_folder(subset)
+    if subset not in project.subsets:
+        yield fixed_file(f"query/{folder}/README", b"No neighbours: no table was exported for this subset.\n")
+        return
+    source, plan = project.subsets[subset], project.plan
+    rows = SampleRows(project, subset)
+    total = plan.num_samples[subset] * (plan.seq_length // source.chunk_tokens) if plan.own_data else len(source.rows)
     digits = math.ceil(math.log10(total)) + 1 if total else 1
+    width = max(source.k, MIN_NEIGHBOURS)
     for start in range(0, total, BLOCK_ROWS):
         stop = min(total, start + BLOCK_ROWS)
-        blocks = partial(_neighbour_blocks, source, start, stop)
         name = f"{start:0{digits}d}-{stop:0{digits}d}.hdf5"
-        width = max(source.k, MIN_NEIGHBOURS)
-        size = 4096 + (stop - start) * width * 8
-        write = partial(_write_neighbours, blocks, (stop - start, width))
-        digest = partial(_blocks_digest, blocks)
-        yield ExportFile(f"query/{_neighbour_folder(source)}/{name}", size, digest, write, must_reopen=False)
+        yield ExportFile(
+            f"query/{folder}/{name}",
+            4096 + (stop - start) * width * 8,
+            rows.digest if plan.own_data else partial(_blocks_digest, partial(rows.in_order, start, stop)),
+            partial(_write_neighbours, partial(rows.blocks, start, stop), (stop - start, width)),
+            must_reopen=False,
+        )
 
 
 def _blocks_digest(blocks: Callable[[], Iterator[Int64Array]]) -> str:
     return arrays_digest(blocks())
 
 
-def _neighbour_blocks(source: ExportSource, start: int, stop: int) -> Iterator[Int64Array]:
-    """(Q, K) rows of `chunks` for query rows by position. An empty row comes first, and another after every run."""
-    for first in range(start, stop, BLOCK_CHUNKS):
-        positions = source.neighbours(source.rows.ids(first, min(stop, first + BLOCK_CHUNKS)))
-        yield np.where(positions >= 0, positions + source.chunks.runs_until(positions), -1)
+class SampleRows:
+    """(Q, K) rows of `chunks` for the chunks of a subset's samples. An empty row comes first, and another after every run."""
+
+    def __init__(self, project: MegatronProject, subset: str) -> None:
+        self._project, self._subset = project, subset
+        self._source = project.subsets[subset]
+
+    def in_order(self, start: int, stop: int) -> Iterator[Int64Array]:
+        """Those of the table's rows at the positions from `start` up to `stop`."""
+        source = self._source
+        for first in range(start, stop, BLOCK_CHUNKS):
+            positions = source.neighbours(source.rows.ids(first, min(stop, first + BLOCK_CHUNKS)))
+            yield np.where(positions >= 0, positions + source.chunks.runs_until(positions), -1)
+
+    def blocks(self, start: int, stop: int) -> Iterator[Int64Array]:
+        """Those of the chunks of samples number `start` up to `stop`."""
+        if not self._project.plan.own_data:
+            yield from self.in_order(start, stop)
+            return
+        for first in range(start, stop, BLOCK_CHUNKS):
+            yield self._sorted[self._order[first : min(stop, first + BLOCK_CHUNKS)]]
+
+    def digest(self) -> str:
+        """Equal for equal rows: the order follows from the name of the folder."""
+        return arrays_digest(self.in_order(0, len(self._source.rows)))
+
+    @cached_property
+    def _order(self) -> Int64Array:
+        return sample_order(self._project.subsets, self._project.plan, self._subset)
+
+    @cached_property
+    def _sorted(self) -> Int64Array:
+        """All rows in the order of the positions, in a file without a name: samples read them in any order."""
+        shape = len(self._source.rows), self._source.k
+        with tempfile.TemporaryFile() as file:
+            file.truncate(8 * shape[0] * shape[1])
+            rows = np.memmap(file, dtype=np.int64, mode="r+", shape=shape)
+        first = 0
+        for block in self.in_order(0, shape[0]):
+            rows[first : first + len(block)] = block
+            first += len(block)
+        return rows
 
 
 def _write_neighbours(blocks: Callable[[], Iterator[Int64Array]], shape: tuple[int, int], path: Path) -> None:
@@ -194,44 +290,40 @@ def _infos(source: ExportSource) -> list[dict[str, object]]:
     ]
 
 
-def _config(source: ExportSource, special: SpecialIds) -> dict[str, object]:
-    """What a trainer reads about the preprocessing; null for what has no meaning here, or what only the trainer knows."""
-    queries = source.view.snapshot.entry(QueriesEntry, source.table.query_set)
-    samples = (queries and queries.megatron) or {}
-    subset = samples.get("subset", "train")
+def _config(project: MegatronProject) -> dict[str, object]:
+    """What a trainer reads about the preprocessing. It takes these values in the place of its own arguments.
+
+    Null is left for Megatron's own Bert, which embedded nothing here, for vocabulary files of other tokenizer types, and for a
+    cache folder that was not given: Megatron then keeps its indices next to the data files.
+    """
+    plan = project.plan
     return {
         "retro_block_size": BLOCK_ROWS,
-        "retro_gpt_chunk_length": source.chunk_tokens,
-        "retro_gpt_seed": samples.get("seed", 1234),
-        "retro_gpt_data_path": samples.get("blend"),
-        "retro_gpt_data_cache_path": None,
-        "retro_gpt_split": samples.get("split", "100,0,0"),
-        "retro_gpt_train_samples": samples.get("train_samples", len(source.rows)),
-        "retro_gpt_eval_interval": None,
-        "retro_gpt_eval_iters": None,
-        "retro_gpt_tokenizer_type": None,
-        "retro_gpt_tokenizer_model": source.settings.tokenizer_name,
+        "retro_gpt_chunk_length": project.source.chunk_tokens,
+        "retro_gpt_seed": plan.seed,
+        "retro_gpt_data_path": plan.data_path,
+        "retro_gpt_data_cache_path": project.source.params.data_cache_path,
+        "retro_gpt_split": plan.split,
+        "retro_gpt_train_samples": plan.num_samples["train"],
+        "retro_gpt_valid_samples": plan.num_samples["valid"],
+        "retro_gpt_test_samples": plan.num_samples["test"],
+        "retro_gpt_eval_interval": plan.eval_interval,
+        "retro_gpt_eval_iters": plan.eval_iters,
+        "retro_gpt_tokenizer_type": "HuggingFaceTokenizer",
+        "retro_gpt_tokenizer_model": "tokenizer",
         "retro_gpt_vocab_file": None,
         "retro_gpt_merge_file": None,
-        "retro_gpt_seq_length": (queries and queries.seq_length) or source.chunk_tokens,
-        "retro_gpt_global_batch_size": None,
-        "retro_gpt_eod_token": special.end,
+        "retro_gpt_seq_length": plan.seq_length,
+        "retro_gpt_global_batch_size": plan.global_batch_size,
+        "retro_gpt_eod_token": project.special.end,
         "retro_bert_tokenizer_type": None,
         "retro_bert_vocab_file": None,
-        "retro_neighbor_dirs": dict.fromkeys(("train", "valid", "test")) | {subset: _neighbour_folder(source)},
+        "retro_neighbor_dirs": {subset: project.neighbour_folder(subset) for subset in SUBSETS},
     }
-
-
-def _neighbour_folder(source: ExportSource) -> str:
-    return f"{source.table.name}-{source.chunks.digest[:16]}"
 
 
 def _prefix(number: int) -> str:
     return f"db-{number:05d}"
-
-
-def _bytes(text: str) -> AnyArray:
-    return np.frombuffer(text.encode(), np.uint8)
 
 
 def _h5py() -> ModuleType:

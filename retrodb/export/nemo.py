@@ -1,10 +1,12 @@
 """Export for NeMo's RETRO: `KNNIndex` and `MMapRetrievalIndexedDataset`.
 
     retrieval.{bin,idx}   the database; a document is a run of chunks and a chunk of padding
-    train.{bin,idx}       the rows of the query set, without that padding
+    train.{bin,idx}       a document of padding, then the rows of the query set without that padding
     knn.idx               for every training chunk its neighbours' chunk ids in `retrieval`, -1 for none
 
 The reader takes the chunk after a neighbour as its continuation, and -1 as the last chunk. So the last document is only padding.
+Of the training data it asserts that document 0 ends in padding or in the end of a document, as NeMo's own builder leaves it: so
+document 0 is a chunk of padding without neighbours.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _DTYPE_CODES = {"int32": 4, "uint16": 8}
 
 def nemo_files(source: ExportSource) -> list[ExportFile]:
     """The files of the export."""
-    knn_size = len(_KNN_MAGIC) + 32 + 8 * source.k * len(source.rows)
+    knn_size = len(_KNN_MAGIC) + 32 + 8 * source.k * (1 + len(source.rows))
     return [
         *_dataset(source, "retrieval", source.database, source.chunks, source.chunks_digest, is_retrieval=True),
         *_dataset(source, "train", source.queries, source.rows, source.rows_digest, is_retrieval=False),
@@ -40,7 +42,8 @@ def nemo_files(source: ExportSource) -> list[ExportFile]:
 
 def _write_knn(source: ExportSource, path: Path) -> None:
     with path.open("wb") as file:
-        file.write(_KNN_MAGIC + struct.pack("<QQQQ", 1, source.k, len(source.rows), 0))
+        file.write(_KNN_MAGIC + struct.pack("<QQQQ", 1, source.k, 1 + len(source.rows), 0))
+        file.write(np.full(source.k, -1, dtype=np.int64).data)
         for ids in source.rows.blocks():
             file.write(source.neighbours(ids).data)
 
@@ -60,6 +63,7 @@ def _dataset(
 
     def write_tokens(path: Path) -> None:
         with path.open("wb") as file:
+            file.write(padding.data if not is_retrieval else b"")
             for span in positions.spans:
                 for ids, ends in span.blocks_with_ends():
                     tokens = padded_chunk_tokens(chunks, ids, pad, dtype)
@@ -67,14 +71,13 @@ def _dataset(
             file.write(np.tile(padding, 2 if is_retrieval else 0).data)
 
     def write_index(path: Path) -> None:
-        sizes = np.concatenate(
-            [*(span.run_sizes for span in positions.spans), np.ones(int(is_retrieval), dtype=np.int64)]
-        )
+        one, runs = np.ones(1, dtype=np.int64), [span.run_sizes for span in positions.spans]
+        sizes = np.concatenate([*runs, one] if is_retrieval else [one, *runs])
         path.write_bytes(_index(sizes, m, dtype, is_retrieval))
 
-    num_chunks = len(positions) + (positions.num_runs + 2 if is_retrieval else 0)
+    num_chunks = len(positions) + (positions.num_runs + 2 if is_retrieval else 1)
     yield ExportFile(f"{name}.bin", num_chunks * m * dtype.itemsize, inputs_digest, write_tokens)
-    index_size = len(_IDX_MAGIC) + 34 + 20 * (positions.num_runs + is_retrieval) + 8 * (len(positions) + is_retrieval)
+    index_size = len(_IDX_MAGIC) + 34 + 20 * (positions.num_runs + 1) + 8 * (len(positions) + 1)
     yield ExportFile(f"{name}.idx", index_size, lambda: positions.digest, write_index)
 
 

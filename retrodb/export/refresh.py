@@ -60,9 +60,10 @@ def run_refresh(context: Context, out: Path, *, dry_run: bool = False) -> Refres
         MismatchError: when its table or query set was rebuilt in another shape, or it is of another database.
     """
     card = read_card(out)
-    table = NeighbourTable(exported_view(context), card.table_name)
+    view = exported_view(context)
+    tables = {subset: NeighbourTable(view, str(table["name"])) for subset, table in card.tables.items()}
     folder = _recorded_folder(out)
-    source = ExportSource(table, _recorded_positions(folder))
+    source = ExportSource.of_tables(tables, _recorded_positions(folder, list(tables)), card.params)
     new_card = make_card(source, card.format, out)
     _check_same_origin(card, new_card, out)
     export_format = FORMATS[card.format]
@@ -71,8 +72,8 @@ def run_refresh(context: Context, out: Path, *, dry_run: bool = False) -> Refres
     result = RefreshResult(
         path=str(out),
         format=card.format,
-        table=table.name,
-        snapshot=table.view.snapshot.number,
+        table=card.table_name,
+        snapshot=view.snapshot.number,
         changed=tuple(file.path for file in changed),
         removed=tuple(removed),
         num_unchanged_files=len(files) - len(changed),
@@ -105,10 +106,16 @@ def _recorded_folder(out: Path) -> ExportFolder:
     return folder
 
 
-def _recorded_positions(folder: ExportFolder) -> TablePositions:
+def _recorded_positions(folder: ExportFolder, subsets: list[str]) -> dict[str, TablePositions]:
     record = folder.record
     chunks = ExportPositions.from_records(record.chunks)
-    return TablePositions(chunks, chunks if record.rows == record.chunks else ExportPositions.from_records(record.rows))
+    positions = {}
+    for subset in subsets:
+        rows = record.subset_rows.get(subset, record.rows)
+        positions[subset] = TablePositions(
+            chunks, chunks if rows == record.chunks else ExportPositions.from_records(rows)
+        )
+    return positions
 
 
 def _check_same_origin(card: ExportCard, new_card: ExportCard, out: Path) -> None:
@@ -117,13 +124,15 @@ def _check_same_origin(card: ExportCard, new_card: ExportCard, out: Path) -> Non
         if getattr(card, name) != getattr(new_card, name):
             what = f"the {name} of the export and of the database differ"
             raise MismatchError(what, where=str(out), remedy=_EXPORT_AGAIN)
-    for name in ("queries", "k"):
-        if card.table[name] != new_card.table[name]:
-            raise MismatchError(f"its table has another '{name}' now", where=str(out), remedy=_EXPORT_AGAIN)
+    for subset, table in card.tables.items():
+        for name in ("queries", "k"):
+            if table[name] != new_card.tables[subset][name]:
+                what = f"its table '{table['name']}' has another '{name}' now"
+                raise MismatchError(what, where=str(out), remedy=_EXPORT_AGAIN)
 
 
 _EXPORT_AGAIN = "Export to a new folder. To stop updates from refreshing this one, delete it."
 
 
 def _num_rows_without_position(source: ExportSource) -> int:
-    return int(np.count_nonzero(source.rows.positions(source.table.rows()) < 0))
+    return sum(int(np.count_nonzero(table.rows.positions(table.table.rows()) < 0)) for table in source.tables.values())

@@ -1,6 +1,7 @@
 """A neighbour table as two Arrow tables: the rows with their neighbours, and the chunks that are neighbours.
 
-`rows`: row, document, position, tokens, neighbours (k ids, -1 for none), distances.
+`rows`: row, document, position, tokens, neighbours (k ids, -1 for none), and how near each is: `similarity` of a space with inner
+products (greater is nearer), `squared_distance` of one with distances (smaller is nearer), null for none.
 `chunks`: chunk_id, tokens, continuation (the next chunk's tokens, empty where there is none), doc_id, source.
 
 A reader looks neighbours up by chunk_id, so a missing one (-1) finds nothing and can never become the text of another chunk.
@@ -96,7 +97,7 @@ def _rows_table(source: ExportSource, rows: Int64Array) -> pa.Table:
     import pyarrow as pa
 
     documents = source.queries.document_ids(rows)
-    ids, distances = source.table.read(rows)
+    ids, scores = source.table.read_scores(rows)
     return pa.table(
         {
             "row": rows,
@@ -104,7 +105,9 @@ def _rows_table(source: ExportSource, rows: Int64Array) -> pa.Table:
             "position": rows - documents,
             "tokens": token_lists(source.queries.gather_tokens(rows)),
             "neighbours": pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), source.k),
-            "distances": pa.FixedSizeListArray.from_arrays(pa.array(distances.ravel()), source.k),
+            source.table.measure: pa.FixedSizeListArray.from_arrays(
+                pa.array(scores.ravel(), mask=(ids < 0).ravel()), source.k
+            ),
         }
     )
 

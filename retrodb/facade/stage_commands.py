@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from retrodb.config import (
     DEFAULT_MEMORY_BYTES,
     DedupParams,
+    ExportParams,
     IndexParams,
     IngestParams,
     NearDuplicatesParams,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from retrodb.options import (
         DedupOptions,
         EmbedOptions,
+        ExportOptions,
         IndexOptions,
         IngestOptions,
         NearDuplicatesOptions,
@@ -268,15 +270,17 @@ class StageCommands(DatabaseBase):
         out: str | Path,
         *,
         to: str = "parquet",
-        table: str | None = None,
+        table: str | Mapping[str, str] | None = None,
         as_of: int | None = None,
         is_registered: bool = True,
         dry_run: bool = False,
+        **options: Unpack[ExportOptions],
     ) -> ExportResult:
         """Write a neighbour table and its chunks in the format of a trainer.
 
         Args:
             to: export format.
+            table: one table; for Megatron also a mapping from train, valid and test to tables.
             is_registered: record the export in the database, so that `exports` lists it and `update` refreshes it.
         """
         from retrodb.export.export import run_export
@@ -287,6 +291,7 @@ class StageCommands(DatabaseBase):
                 Path(out),
                 to=to,
                 table=table,
+                params=params_of(ExportParams, options),
                 as_of=as_of,
                 is_registered=is_registered,
                 dry_run=dry_run,

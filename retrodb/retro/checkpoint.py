@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from retrodb.errors import InputError, MissingFileError
+from retrodb.errors import InputError, MismatchError, MissingFileError
 from retrodb.retro.model import LanguageModel, RetroModel
 from retrodb.retro.model_config import RetroConfig
 from retrodb.retro.training import TrainedModel, UnfinishedTraining, trained_weights
@@ -41,6 +41,7 @@ class TrainingCard:
     tokens_seen: int
     progress: tuple[float, ...]
     losses: tuple[float, ...]
+    base: str = ""  # fingerprint of the frozen base of a RETROfit; "" when there is none, or it was not recorded
 
     @classmethod
     def of(cls, trained: TrainedModel) -> TrainingCard:
@@ -53,6 +54,7 @@ class TrainingCard:
             tokens_seen=trained.tokens_seen,
             progress=trained.progress,
             losses=trained.losses,
+            base=trained.model.base_fingerprint,
         )
 
     @classmethod
@@ -82,6 +84,7 @@ def load_checkpoint(folder: Path, build: ModelBuilder = RetroModel) -> TrainedMo
     Raises:
         MissingFileError: for a folder without a checkpoint.
         InputError: for files that are no checkpoint or do not belong together.
+        MismatchError: for another base than that of the training, with both fingerprints.
     """
     for name in (CARD, WEIGHTS):
         if not (folder / name).exists():
@@ -107,6 +110,7 @@ def load_unfinished(folder: Path, build: ModelBuilder = RetroModel) -> Unfinishe
 
     Raises:
         InputError: for a file that is not the state of a training.
+        MismatchError: for another base than that of the training.
     """
     path = folder / TRAINING
     if not path.exists():
@@ -126,8 +130,20 @@ def _weights(model: LanguageModel) -> dict[str, Tensor]:
     return {name: weight.detach().cpu().contiguous() for name, weight in trained_weights(model).items()}
 
 
+def _check_base(recorded: str, given: str) -> None:
+    """Raises MismatchError for another base than that of the training. Older checkpoints have no record of it."""
+    if not recorded or recorded == given:
+        return
+    if not given:
+        what = f"the checkpoint is a RETROfit of the base {recorded}"
+        raise MismatchError(what, remedy="Name the folder of the base, with --base on the command line.")
+    what = f"the checkpoint was trained on the base {recorded}, the given base is {given}"
+    raise MismatchError(what, remedy="Name the folder of the base that it was trained on.")
+
+
 def _restore_model(card: TrainingCard, weights: dict[str, Tensor], build: ModelBuilder) -> TrainedModel:
     model = build(card.config)
+    _check_base(card.base, model.base_fingerprint)
     if weights.keys() != trained_weights(model).keys():
         raise KeyError("the weights are those of another model")
     model.load_state_dict(weights, strict=False)  # weights that were not trained are not stored

@@ -56,7 +56,9 @@ def validation_page(experiment: Experiment, view: View) -> ValidationPage:
             name: leakage_curve(experiment.runs, evaluation.bits[condition], data.query_bytes)
             for name, condition in {"with retrieval": "on", "trained without": "without"}.items()
         },
-        chunks_by_run=experiment.runs.histogram().tolist(),
+        chunks_by_ratio=experiment.runs.histogram().tolist(),
+        fraction_at_eighth=experiment.runs.fraction_from(1 / 8),
+        num_chunks_not_looked_up=result.num_chunks_not_looked_up,
         helped=_examples(experiment, view, shown, runs, order[:_NUM_EXAMPLES]),
         hindered=_examples(experiment, view, shown, runs, order[::-1][:_NUM_EXAMPLES]),
     )

@@ -17,7 +17,10 @@ from retrodb.view.neighbour_table import NeighbourTable
 
 @dataclass(frozen=True)
 class LeakagePoint:
-    """Bits per byte of the chunks that share at most a fraction of their tokens with a nearest neighbour."""
+    """Bits per byte of the chunks that share at most a fraction of their tokens with a nearest neighbour.
+
+    Chunks whose neighbours were not looked up are in none of the points.
+    """
 
     alpha: float  # the chunks with r(C) <= alpha
     num_chunks: int
@@ -39,6 +42,7 @@ class ValidateResult:
     num_train_chunks: int
     report: EvaluationReport
     leakage: tuple[LeakagePoint, ...]  # for alpha of 0, 1/8, ... 1
+    num_chunks_not_looked_up: int = 0  # held-out chunks without a vector, which no point counts
     page: str | None = None  # path of the HTML report, when one was asked for
 
 

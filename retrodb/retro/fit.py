@@ -8,9 +8,11 @@ Shapes: as in `model`.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+import xxhash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,6 +80,11 @@ class RetroFit(LanguageModel):
         self._neighbours: Tensor | None = None  # (B, l, k, r), during a forward pass
         self._encoded: Tensor | None = None  # (B l, k r, E), computed at the first cross-attention for all of them
 
+    @cached_property
+    def base_fingerprint(self) -> str:  # cached, because the base never changes
+        """Of the class and the weights of the base: equal for the same base in any folder and number of files."""
+        return weights_fingerprint(self.base)
+
     def forward(self, tokens: Tensor, neighbours: Tensor | None = None) -> Tensor:
         """As `RetroModel.forward`."""
         is_token = tokens != self.config.pad_token
@@ -104,6 +111,15 @@ class RetroFit(LanguageModel):
             self._encoded = self.encoder(embedded, is_present, h)
         h = h + F.dropout(cross(h, self._encoded, is_present), self.config.dropout, self.training)
         return (h, *output[1:]) if isinstance(output, tuple) else h
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A digest of a model's class and weights by name. They are compared as float32, which holds all shorter floats exactly."""
+    digest = xxhash.xxh3_128(type(model).__name__.encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _layers(base: nn.Module, count: int) -> nn.ModuleList:

@@ -193,6 +193,11 @@ class LanguageModel(nn.Module):
 
     config: RetroConfig
 
+    @property
+    def base_fingerprint(self) -> str:
+        """Of the weights that are not trained, which a checkpoint does not hold; "" when there are none."""
+        return ""
+
     def loss(self, tokens: Tensor, neighbours: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sum of a batch's losses in nats, which has gradients, and the loss of every token (B, L), which has none."""
         losses = token_losses(self(tokens, neighbours), tokens, self.config.pad_token)

@@ -51,7 +51,9 @@ class ValidationPage:
     gain: Mapping[str, BitsPerByte]  # by condition other than on
     losses: Mapping[str, Sequence[float]]  # model -> nats per token of each step
     leakage: Mapping[str, Float64Array]  # condition -> (m + 1,) bits per byte with r(C) <= 0, 1/m, ... 1; nan for none
-    chunks_by_run: Sequence[int]  # (m + 1,) chunks whose longest shared run has 0, 1, ... m tokens
+    chunks_by_ratio: Sequence[int]  # (m + 1,) chunks with an r(C) from i / m up to (i + 1) / m; the last class is 1
+    fraction_at_eighth: float  # of these chunks, with an r(C) of 12.5% or more
+    num_chunks_not_looked_up: int  # that have no r(C), because they have no vector
     helped: Sequence[ChunkExample]
     hindered: Sequence[ChunkExample]
 
@@ -62,7 +64,7 @@ def render_page(page: ValidationPage) -> str:
     Raises:
         MissingDependency: without matplotlib.
     """
-    m = len(page.chunks_by_run) - 1
+    m = len(page.chunks_by_ratio) - 1
     return render_template(
         "retro/page.html.jinja",
         title=page.title,
@@ -70,7 +72,7 @@ def render_page(page: ValidationPage) -> str:
         conditions=CONDITIONS,
         training_chart=_training_chart(page),
         leakage_chart=_leakage_chart(page, np.arange(m + 1) / m),
-        copied_fraction=sum(page.chunks_by_run[-(-m // 8) :]) / max(1, sum(page.chunks_by_run)),
+        num_chunks_looked_up=sum(page.chunks_by_ratio),
     )
 
 

@@ -24,16 +24,20 @@ from retrodb.view.view import SELF, View
 
 @dataclass(frozen=True)
 class LeakageResult:
-    """The histogram of r(C): the longest run of tokens that a chunk shares with one of its nearest neighbours, divided by m."""
+    """The histogram of r(C): the longest run of tokens that a chunk shares with a nearest neighbour, divided by its own tokens.
+
+    Only chunks whose neighbours were looked up count. A short chunk at the end of a document has no vector, and no r(C).
+    """
 
     space: str
     against: str  # the file or query set
     num_documents: int
-    num_chunks: int
+    num_chunks: int  # that were looked up: the denominator of all fractions
+    num_chunks_not_looked_up: int  # left out: they have no vector, or no tokens
     chunk_tokens: int  # m
     num_neighbours: int  # compared with each chunk, nearest first, each with its continuation
-    chunks_by_run: tuple[int, ...]  # (m + 1,) chunks whose longest run has 0, 1, ... m tokens
-    fraction_at_eighth: float  # of the chunks that share m / 8 tokens or more: r(C) >= 12.5%, the limit of the paper
+    chunks_by_ratio: tuple[int, ...]  # (m + 1,) chunks with an r(C) from i / m up to (i + 1) / m; the last class is 1
+    fraction_at_eighth: float  # of the chunks with r(C) >= 12.5%, the limit of the paper
 
 
 def run_leakage(
@@ -68,26 +72,29 @@ def run_leakage(
         raise UsageError(f"k of {k}", remedy="Give at least 1.")
     searcher = Searcher.open(view, space=space)
     if against is not None:
-        data = _of_file(searcher, against, text_template, k, device)
+        data, is_looked_up = _of_file(searcher, against, text_template, k, device), None
     else:
         assert queries is not None
-        data = data_with_nearest(searcher, queries, sample_rows(view.query_set(queries), max_chunks, seed), k)
-    runs = longest_shared_runs(data, k)
-    histogram = runs.histogram()
+        rows = sample_rows(view.query_set(queries), max_chunks, seed)
+        data, is_looked_up = data_with_nearest(searcher, queries, rows, k)
+    runs = longest_shared_runs(data, k, is_looked_up)
     return LeakageResult(
         space=searcher.space,
         against=str(against or queries),
         num_documents=len(np.unique(data.query_documents)),
-        num_chunks=len(runs.length),
+        num_chunks=runs.num_measured,
+        num_chunks_not_looked_up=len(runs.length) - runs.num_measured,
         chunk_tokens=runs.chunk_tokens,
         num_neighbours=k,
-        chunks_by_run=tuple(histogram.tolist()),
-        fraction_at_eighth=float((runs.ratio >= 1 / 8).mean()),
+        chunks_by_ratio=tuple(runs.histogram().tolist()),
+        fraction_at_eighth=runs.fraction_from(1 / 8),
     )
 
 
-def data_with_nearest(searcher: Searcher, queries: str, rows: Int64Array, k: int) -> RetroData:
-    """Ascending rows of a query set (Q,) with their k nearest chunks of the database, from a search.
+def data_with_nearest(searcher: Searcher, queries: str, rows: Int64Array, k: int) -> tuple[RetroData, BoolArray]:
+    """Ascending rows of a query set (Q,) with their k nearest chunks of the database, and which were searched for: (Q,).
+
+    A row without a vector was not: it has no neighbours, but that does not mean that there are none.
 
     Raises:
         UsageError: for the database's own chunks, each of which would find itself.
@@ -106,7 +113,7 @@ def data_with_nearest(searcher: Searcher, queries: str, rows: Int64Array, k: int
     ids = np.full((len(rows), k), -1, dtype=np.int64)
     vectors: Float32Array = view.vectors(space, rows[is_covered], queries).astype(np.float32)
     ids[is_covered] = searcher.arrays(vectors, k)[0]
-    return data_with_neighbours(view, queries, rows, ids, space=space)
+    return data_with_neighbours(view, queries, rows, ids, space=space), is_covered
 
 
 def _covered(view: View, queries: str, space: str, rows: Int64Array) -> BoolArray:

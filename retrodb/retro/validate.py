@@ -25,7 +25,7 @@ from retrodb.retro.data import RetroData
 from retrodb.retro.evaluate import Evaluation, evaluate_conditions
 from retrodb.retro.examples import validation_page
 from retrodb.retro.experiment import Experiment, LeakagePoint, ValidateResult
-from retrodb.retro.leakage import NUM_NEAREST, SharedRuns, leakage_curve, longest_shared_runs
+from retrodb.retro.leakage import NUM_NEAREST, SharedRuns, chunks_up_to_ratio, leakage_curve, longest_shared_runs
 from retrodb.retro.model import RetroModel
 from retrodb.retro.model_config import config_of_size
 from retrodb.retro.page import render_page
@@ -105,9 +105,8 @@ def _experiment(
     evaluation = evaluate_conditions(
         retrieving, plain, unseen, seed=params.seed, batch_chunks=params.batch_chunks, device=device
     )
-    runs = longest_shared_runs(
-        data_with_nearest(Searcher.open(view, space=space), held_out.query_set, rows, NUM_NEAREST)
-    )
+    nearest, is_looked_up = data_with_nearest(Searcher.open(view, space=space), held_out.query_set, rows, NUM_NEAREST)
+    runs = longest_shared_runs(nearest, is_looked_up=is_looked_up)
     result = ValidateResult(
         snapshot=view.snapshot.number,
         space=space,
@@ -119,6 +118,7 @@ def _experiment(
         num_train_chunks=len(data.query_documents),
         report=evaluation.report,
         leakage=tuple(_leakage_points(runs, evaluation, unseen)),
+        num_chunks_not_looked_up=len(runs.length) - runs.num_measured,
     )
     return Experiment(result, held_out, rows, unseen, evaluation, retrieving, plain, runs)
 
@@ -130,7 +130,7 @@ def is_screened(view: View, query_set: str) -> bool:
 
 def _leakage_points(runs: SharedRuns, evaluation: Evaluation, data: RetroData) -> Iterable[LeakagePoint]:
     curves = {name: leakage_curve(runs, evaluation.bits[name], data.query_bytes) for name in ("on", "without")}
-    chunks = np.cumsum(runs.histogram())
+    chunks = chunks_up_to_ratio(runs)
     for eighth in range(9):
         run = runs.chunk_tokens * eighth // 8
         on, without = (None if np.isnan(curves[name][run]) else float(curves[name][run]) for name in ("on", "without"))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.errors import MissingStep
-from retrodb.format.entries import TableEntry
+from retrodb.format.entries import Metric, SpaceEntry, TableEntry
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
+from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.view.coverage import Coverage
 from retrodb.view.edits import Edits
 from retrodb.view.view import SELF, View
@@ -46,8 +47,27 @@ class NeighbourTable:
         self._content = lru_cache(maxsize=16)(self._read)
 
     def read(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
-        """The first k live neighbours of query rows: ids (Q, k) int64, -1 for none, and distances (Q, k), inf for none."""
+        """The first k live neighbours of query rows: ids (Q, k) int64, -1 for none, and distances (Q, k), inf for none.
+
+        Smaller distances are nearer, whatever the metric is: that of an inner product is its negative. `read_scores` gives the
+        numbers that commands and exports show.
+        """
         return live_first(self.view, *self.edits.apply(rows, *self.stored(rows)), self.k)
+
+    def read_scores(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
+        """The first k live neighbours of query rows: ids (Q, k) int64, -1 for none, and scores (Q, k), see `measure`."""
+        ids, distances = self.read(rows)
+        return ids, scores(distances, self.metric)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of the table's space."""
+        return self.view.snapshot.existing(SpaceEntry, self.entry.space).metric
+
+    @property
+    def measure(self) -> Measure:
+        """What the scores are: "similarity" (greater is nearer) or "squared_distance" (smaller is nearer)."""
+        return measure_of(self.metric)
 
     def stored(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
         """What the files say of query rows, (Q, width) each: no edits, nothing masked; -1 and inf for unknown rows."""

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion, Ragged
 from retrodb.ann.merge_topk import merge_topk
-from retrodb.ann.metric import scores
 from retrodb.ann.topk import empty_topk
 from retrodb.errors import ConfigError, InputError, MismatchError
+from retrodb.format.scores import scores
 
 from .conftest import brute_force, mixture
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retrodb.ann.codebook import train
 from retrodb.ann.exact import exact_topk
@@ -65,3 +67,35 @@ def test_a_curve_counts_ties_with_the_last_true_neighbour() -> None:
     curve = recall_curve(lists, true_lists, np.array([5, 5, 5]), k=2)
     assert [point.recall.mean for point in curve] == [0.5, 1, 1]
     assert [point.scanned for point in curve] == [5, 10, 15]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=60), st.integers(1, 8), st.data())
+def test_a_higher_recall_never_has_a_lower_interval(values: list[int], num_groups: int, drawn: st.DataObject) -> None:
+    """From any recall up to 1: one method at every point, so that the ends of the interval rise with the recall."""
+    groups = np.array(drawn.draw(st.lists(st.integers(0, num_groups), min_size=len(values), max_size=len(values))))
+    recalls = np.array(values) / 8
+    before = RecallEstimate.of(recalls, groups)
+    assert 0 <= before.low <= before.mean <= before.high <= 1
+    while (recalls < 1).any():
+        recalls[np.argmin(recalls)] = min(1.0, recalls.min() + 0.25)
+        after = RecallEstimate.of(recalls, groups)
+        assert before.low <= after.low + 1e-12
+        assert before.high <= after.high + 1e-12
+        before = after
+    assert before.high == 1
+
+
+def test_the_interval_holds_the_recall_of_all_documents_in_19_of_20_samples() -> None:
+    """Also near 1, where most samples of a few documents have no miss at all, and whatever the recalls of the documents are."""
+    random = np.random.default_rng(0)
+    for concentration in (0.05, 1.0, 20.0):
+        for truth in (0.5, 0.9, 0.97):
+            num_held = 0
+            for _ in range(400):
+                of_document = random.beta(truth * concentration, (1 - truth) * concentration, 30)
+                sizes = random.integers(1, 5, 30)
+                values = random.binomial(10, np.repeat(of_document, sizes)) / 10
+                estimate = RecallEstimate.of(values, np.repeat(np.arange(30), sizes))
+                num_held += estimate.low <= truth <= estimate.high
+            assert num_held >= 0.93 * 400

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from .conftest import json_lines, ok, run
 
 
@@ -27,6 +29,21 @@ def test_an_export_is_written_listed_and_refreshed(
     refreshed = ok("export", "--refresh", out, "--json").row
     assert refreshed["changed"] == refreshed["must_reopen"] == changed
     assert ok("export", database, "--refresh", out, "--json").row["changed"] == []
+
+
+def test_a_project_has_a_table_for_each_subset(built: Path, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    pytest.importorskip("megatron")
+    tables = ["--table", "train=self", "--table", "valid=self"]
+    arguments = ["export", built, tmp_path / "out", "--to", "megatron", "--seq-length", 64, "--dry-run"]
+    planned = ok(*arguments, *tables, "--eval-iters", 1, "--global-batch-size", 2, "--json").row
+    assert planned["table"] == "train=self valid=self"
+    assert [(counts["subset"], counts["table"]) for counts in planned["subsets"]] == [
+        ("train", "self"),
+        ("valid", "self"),
+    ]
+    assert planned["subsets"][1]["num_samples"] == 2
+    assert "train with --split" in ok(*arguments, *tables).out
 
 
 def test_own_documents_are_packed_as_queries(built: Path, fresh: Callable[[Path], Path]) -> None:
@@ -59,6 +76,13 @@ def test_invalid_arguments_are_usage_errors(built: Path, corpus: Path, tmp_path:
         ["export", "--refresh", tmp_path / "out", "--to", "arrays"],
         ["export", "--refresh", tmp_path / "none"],
         ["export", built, tmp_path / "out", "--to", "scroll"],
+        ["export", built, tmp_path / "out", "--to", "arrays", "--seq-length", "64"],
+        ["export", built, tmp_path / "out", "--to", "megatron", "--eval-interval", "0"],
+        ["export", built, tmp_path / "out", "--to", "megatron", "--table", "train=self", "--table", "train=self"],
+        ["export", built, tmp_path / "out", "--to", "megatron", "--table", "train=self", "--table", "self"],
+        ["export", built, tmp_path / "out", "--table", "train=self"],
+        ["export", built, tmp_path / "out", "--table", "self", "--table", "self"],
+        ["export", "--refresh", tmp_path / "out", "--contexts", "ctxs"],
         ["queries", "add", built, "--name", "q"],
         ["queries", "add", built, corpus, "--name", "q", "--sequences", 32],
         ["queries", "add", built, "--name", "q", "--megatron", "x"],

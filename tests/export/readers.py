@@ -79,13 +79,24 @@ class NemoDataset:
         self.address = np.frombuffer(index, np.int64, self.chunks, at + 16 * documents)
         self.content = prefix.with_suffix(".bin").read_bytes()
 
+    def check_padding(self, pad: int) -> None:
+        """What `RETRODataset._validate_pad_id` asserts of document 0."""
+        place = int(self.pointers[0]) + int(self.sizes[0]) * self.dtype.itemsize
+        if self.is_retrieval:
+            assert (np.frombuffer(self.content, self.dtype, M, place) == pad).all()
+        else:
+            assert np.frombuffer(self.content, self.dtype, 1, place - self.dtype.itemsize)[0] == pad
+
     def get_chunk(self, chunk: int) -> np.ndarray:
         size = 2 * M if self.is_retrieval else M
         return np.frombuffer(self.content, self.dtype, size, self.address[chunk])
 
 
 def read_nemo(out: Path) -> Iterator[Row]:
-    """`KNNIndex` beside two `MMapRetrievalIndexedDataset`; -1 is the last address, as in Python."""
+    """`KNNIndex` beside two `MMapRetrievalIndexedDataset`; -1 is the last address, as in Python.
+
+    Chunk 0 of the training data is the document of padding that `RETRODataset` asserts.
+    """
     knn = (out / "knn.idx").read_bytes()
     assert knn[:9] == b"KNNRETM\x00\x00"
     version, k, count, first = struct.unpack("<QQQQ", knn[9:41])
@@ -94,7 +105,11 @@ def read_nemo(out: Path) -> Iterator[Row]:
     retrieval, train = NemoDataset(out / "retrieval"), NemoDataset(out / "train")
     assert (retrieval.chunks, train.chunks) >= (1, count)
     pad = int(retrieval.get_chunk(-1)[0])
-    for chunk, ids in enumerate(neighbours.tolist()):
+    train.check_padding(pad)
+    retrieval.check_padding(pad)
+    assert train.sizes[0] == M
+    assert (neighbours[0] == -1).all()
+    for chunk, ids in enumerate(neighbours.tolist()[1:], 1):
         values = [retrieval.get_chunk(i) for i in ids]
         pairs = [(stripped(value[:M], pad), stripped(value[M:], pad)) for value in values]
         yield stripped(train.get_chunk(chunk), pad), pairs

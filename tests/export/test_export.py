@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_documents import made_text, write_documents
+from made_models import write_model
 
 from retrodb.config import EXPORT_FORMATS
 from retrodb.database import Database
@@ -21,9 +23,12 @@ from retrodb.export.folder import RECORD, ExportFile, ExportFolder
 from retrodb.format.entries import SpaceEntry
 
 from .conftest import remove
+from .peers import needs_megatron
 
 pytest.importorskip("h5py")
-every_format = pytest.mark.parametrize("name", EXPORT_FORMATS)
+every_format = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[needs_megatron] if name == "megatron" else []) for name in EXPORT_FORMATS]
+)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -167,6 +172,7 @@ def test_a_refresh_of_a_table_of_another_shape_is_refused(
         database.refresh_export(out)
 
 
+@needs_megatron
 def test_an_interrupted_refresh_continues(
     make_exportable: Callable[[], Database],
     source_texts: dict[str, str],
@@ -203,3 +209,43 @@ def test_a_refresh_names_a_damaged_file(name: str, content: bytes, exportable: D
     (tmp_path / "out" / name).write_bytes(content)
     with pytest.raises(DamagedFileError, match=name):
         exportable.refresh_export(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("metric", "name"), [("inner_product", "similarity"), ("squared_l2", "squared_distance")])
+def test_how_near_a_neighbour_is_has_one_sign_and_the_name_of_its_metric(
+    metric: str, name: str, make_database: Callable[..., Database], tmp_path: Path
+) -> None:
+    """Every export that says how near a neighbour is gives what a product of the stored vectors gives."""
+    database = make_database({str(i): made_text(i, 90) for i in range(12)})
+    model = write_model(tmp_path / "model", "bert")  # without conventions of its own: squared_l2
+    database.embed(space="measured", encoder="hashing:32" if metric == "inner_product" else str(model))
+    database.index(space="measured")
+    database.neighbours(space="measured", table="measured", k=3)
+    view, table = database.view(), database.neighbour_table("measured")
+    rows = table.rows()
+    ids, _ = table.read(rows)
+    own = view.vectors("measured", rows).astype(np.float64)
+    other = np.stack([view.vectors("measured", each).astype(np.float64) for each in ids])
+    products, squares = (own[:, None] * other).sum(axis=2), ((own[:, None] - other) ** 2).sum(axis=2)
+    expected = products if metric == "inner_product" else squares
+    database.export(tmp_path / "parquet", table="measured")
+    exported = pq.read_table(tmp_path / "parquet" / "rows").column(name).to_pylist()
+    np.testing.assert_allclose(exported, expected, atol=1e-3)
+    database.export(tmp_path / "dpr", to="dpr", table="measured")
+    [hit] = database.search(view.chunks.texts(rows[:1]), k=1, space="measured")[0]
+    [vector] = view.vectors("measured", np.array([hit.chunk_id])).astype(np.float64)
+    product, square = float(own[0] @ vector), float(((own[0] - vector) ** 2).sum())
+    assert hit.measure == name
+    assert hit.score == pytest.approx(product if metric == "inner_product" else square, abs=0.05)
+    shown = database.show_neighbours(int(rows[0]), table="measured").neighbours
+    assert {neighbour.measure for neighbour in shown} == {table.measure} == {name}
+    np.testing.assert_allclose([neighbour.score for neighbour in shown], expected[0], atol=1e-3)
+    np.testing.assert_allclose(table.read_scores(rows)[1], expected, atol=1e-3)
+    records = json.loads((tmp_path / "dpr" / "train.json").read_bytes())
+    by_question = dict(zip(view.chunks.texts(rows), expected, strict=True))
+    for record in records:
+        np.testing.assert_allclose(
+            [context[name] for context in record["ctxs"]], by_question[record["question"]], atol=1e-3
+        )
+        scores = [context["score"] for context in record["ctxs"]]
+        assert scores == sorted(scores, reverse=True)

@@ -17,13 +17,31 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def test_dpr_has_a_question_with_k_contexts_for_every_row(exportable: Database, tmp_path: Path) -> None:
-    exportable.export(tmp_path / "out", to="dpr")
-    records = lines(tmp_path / "out" / "train.jsonl")
+def targets(exportable: Database) -> dict[int, str]:
+    """Live rows with what follows them: the whole value of a key, and the next chunk of any other row."""
     table = exportable.neighbour_table()
     chunks, rows = table.view.chunks, table.rows()
+    following = {}
+    for document, row in zip(chunks.documents(rows), rows.tolist(), strict=True):
+        ids = chunks.continuation(np.array([row]))
+        if document["num_key_chunks"]:
+            first, end = (document["first_chunk"] + document[name] for name in ("num_key_chunks", "num_chunks"))
+            ids = np.arange(first, end)
+        if text := "".join(chunks.texts(ids)):
+            following[row] = text
+    assert 0 < len(following) < len(rows)
+    return following
+
+
+def test_dpr_has_k_contexts_and_an_answer_for_every_row_with_a_target(exportable: Database, tmp_path: Path) -> None:
+    result = exportable.export(tmp_path / "out", to="dpr")
+    records = orjson.loads((tmp_path / "out" / "train.json").read_bytes())
+    table, answers = exportable.neighbour_table(), targets(exportable)
+    chunks, rows = table.view.chunks, np.array(list(answers))
+    assert result.num_rows_without_target == result.num_rows - len(rows)
     ids, distances = table.read(rows)
     assert [record["question"] for record in records] == chunks.texts(rows)
+    assert [record["answers"] for record in records] == [[text] for text in answers.values()]
     for record, near, apart in zip(records, ids, distances, strict=True):
         texts, following = chunks.texts(near), chunks.texts(chunks.continuation(near))
         contexts = record["ctxs"]
@@ -32,24 +50,20 @@ def test_dpr_has_a_question_with_k_contexts_for_every_row(exportable: Database, 
         scores = [context["score"] for context in contexts]
         assert scores == sorted(scores, reverse=True)
         assert np.allclose(scores[: int((near >= 0).sum())], -apart[near >= 0])
+        assert [context["similarity"] for context in contexts] == [
+            None if i < 0 else score for i, score in zip(near, scores, strict=True)
+        ]
     assert any(context["text"] == "" for record in records for context in record["ctxs"]), "some row is starved"
 
 
-def test_the_answer_to_a_key_is_its_whole_value(exportable: Database, tmp_path: Path) -> None:
-    exportable.export(tmp_path / "out", to="dpr")
-    records = lines(tmp_path / "out" / "train.jsonl")
-    table = exportable.neighbour_table()
-    documents = table.view.chunks.documents(table.rows())
-    keys = 0
-    for record, document, row in zip(records, documents, table.rows().tolist(), strict=True):
-        if document["num_key_chunks"]:
-            keys += 1
-            first, end = (document["first_chunk"] + document[name] for name in ("num_key_chunks", "num_chunks"))
-            assert record["answers"] == ["".join(table.view.chunks.texts(np.arange(first, end)))]
-        else:
-            following = table.view.chunks.texts(table.view.chunks.continuation(np.array([row])))
-            assert record["answers"] == [text for text in following if text]
-    assert keys
+def test_a_retriever_is_trained_on_the_neighbours_that_there_are(exportable: Database, tmp_path: Path) -> None:
+    exportable.export(tmp_path / "out", to="dpr", contexts="positive_ctxs")
+    records = orjson.loads((tmp_path / "out" / "train.json").read_bytes())
+    table, rows = exportable.neighbour_table(), np.array(list(targets(exportable)))
+    for record, near in zip(records, table.read(rows)[0], strict=True):
+        assert [context["id"] for context in record["positive_ctxs"]] == [str(i) for i in near if i >= 0]
+        assert record["negative_ctxs"] == record["hard_negative_ctxs"] == []
+        assert "ctxs" not in record
 
 
 def test_atlas_passages_keep_their_lines(

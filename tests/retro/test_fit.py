@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import torch
 import transformers
 from torch import nn
 
-from retrodb.errors import InputError
-from retrodb.retro.checkpoint import load_checkpoint, save_checkpoint
+from retrodb.errors import InputError, MismatchError
+from retrodb.retro.checkpoint import CARD, load_checkpoint, load_unfinished, save_checkpoint, save_unfinished
 from retrodb.retro.evaluate import chunk_bits
-from retrodb.retro.fit import RetroFit, fit_config
-from retrodb.retro.training import schedule_by_steps, train_model
+from retrodb.retro.fit import RetroFit, fit_config, weights_fingerprint
+from retrodb.retro.training import UnfinishedTraining, schedule_by_steps, train_model
 
 from .synthetic import near_copies
 
@@ -63,8 +64,54 @@ def test_only_the_added_weights_are_trained_and_they_learn_from_neighbours(
     save_checkpoint(trained, tmp_path)
     loaded = load_checkpoint(tmp_path, lambda config: RetroFit(make(), config))
     assert (chunk_bits(loaded, data) == on).all()
-    with pytest.raises(InputError, match="the weights are those of another model"):
+    with pytest.raises(MismatchError, match=f"RETROfit of the base {trained.model.base_fingerprint}"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_checkpoint_refuses_every_other_base(make: type[nn.Module], tmp_path: Path) -> None:
+    """Whichever of its weights differs, and by however little; the same base in another precision is no other base."""
+    trained = train_model(fitted(make()), near_copies(20, m=M, vocab=64), schedule_by_steps(2), batch_chunks=16)
+    save_checkpoint(trained, tmp_path)
+    fingerprint = trained.model.base_fingerprint
+    for name in make().state_dict():
+        other = make()
+        with torch.no_grad():
+            weight = other.state_dict()[name].view(-1)
+            weight[-1] = weight[-1] + 1e-3
+        with pytest.raises(MismatchError, match=f"{fingerprint}, the given base is {weights_fingerprint(other)}"):
+            load_checkpoint(tmp_path, lambda config, other=other: RetroFit(other, config))
+    assert weights_fingerprint(make().to(torch.float64)) == fingerprint
+    with pytest.raises(MismatchError, match="the given base is"):
+        load_checkpoint(tmp_path, lambda config: RetroFit(llama() if make is gpt2 else gpt2(), config))
+
+
+def test_an_unfinished_training_refuses_another_base(tmp_path: Path) -> None:
+    states: list[UnfinishedTraining] = []
+    train_model(
+        fitted(gpt2()),
+        near_copies(20, m=M, vocab=64),
+        schedule_by_steps(4),
+        batch_chunks=16,
+        save=states.append,
+        save_every=2,
+    )
+    save_unfinished(states[0], tmp_path)
+    assert load_unfinished(tmp_path, lambda config: RetroFit(gpt2(), config)) is not None
+    other = gpt2()
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(1.0)
+    with pytest.raises(MismatchError, match="the given base is"):
+        load_unfinished(tmp_path, lambda config: RetroFit(other, config))
+
+
+def test_a_checkpoint_without_a_recorded_base_takes_the_given_one(tmp_path: Path) -> None:
+    trained = train_model(fitted(gpt2()), near_copies(20, m=M, vocab=64), schedule_by_steps(2), batch_chunks=16)
+    save_checkpoint(trained, tmp_path)
+    card = json.loads((tmp_path / CARD).read_bytes())
+    del card["base"]
+    (tmp_path / CARD).write_text(json.dumps(card))
+    load_checkpoint(tmp_path, lambda config: RetroFit(gpt2(), config))
 
 
 def test_an_added_neighbour_is_seen_causally() -> None:

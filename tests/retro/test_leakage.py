@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.retro.leakage import leakage_curve, longest_shared_runs
+from retrodb.retro.leakage import chunks_up_to_ratio, leakage_curve, longest_shared_runs
 
 from .synthetic import near_copies, random_table
 
@@ -45,5 +46,33 @@ def test_the_curve_is_total_loss_over_total_bytes_up_to_alpha() -> None:
         chosen = runs.ratio <= alpha / 16
         expected = bits[chosen].sum() / num_bytes[chosen].sum() if chosen.any() else np.nan
         assert np.isclose(curve[alpha], expected, equal_nan=True)
+    for i, count in enumerate(runs.histogram().tolist()):
+        assert count == ((runs.ratio >= i / 16) & (runs.ratio < (i + 1) / 16)).sum()
     everything = replace(runs, length=np.full(len(bits), 16))
     assert np.isnan(leakage_curve(everything, bits, num_bytes)[:16]).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 99), st.data())
+def test_only_chunks_that_were_looked_up_count_each_by_its_own_length(
+    sizes: list[int], seed: int, drawn: st.DataObject
+) -> None:
+    """Whatever the lengths are and whichever chunks were looked up: every number equals one over the looked-up chunks alone."""
+    data = random_table(np.random.default_rng(seed), sizes, k=3, vocab=3)
+    count, m = len(data.query_tokens), data.chunk_tokens
+    is_looked_up = np.array(drawn.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    runs = longest_shared_runs(data, is_looked_up=is_looked_up)
+    chosen = np.flatnonzero(is_looked_up)
+    ratios = [Fraction(int(runs.length[row]), int(data.query_lengths[row])) for row in chosen]
+    assert runs.num_measured == len(ratios)
+    assert np.isnan(runs.ratio[~is_looked_up]).all()
+    assert runs.ratio[is_looked_up].tolist() == [float(ratio) for ratio in ratios]
+    assert runs.histogram().tolist() == [sum(int(ratio * m) == i for ratio in ratios) for i in range(m + 1)]
+    assert chunks_up_to_ratio(runs).tolist() == [sum(ratio <= Fraction(i, m) for ratio in ratios) for i in range(m + 1)]
+    if ratios:
+        assert runs.fraction_from(1 / 8) == sum(ratio >= Fraction(1, 8) for ratio in ratios) / len(ratios)
+    bits = np.arange(count, dtype=np.float64)
+    curve = leakage_curve(runs, bits, np.ones(count, dtype=np.int64))
+    for i in range(m + 1):
+        below = [bits[row] for row, ratio in zip(chosen, ratios, strict=True) if ratio <= Fraction(i, m)]
+        assert np.isclose(curve[i], np.mean(below) if below else np.nan, equal_nan=True)

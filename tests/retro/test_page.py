@@ -24,7 +24,9 @@ def report(**changes: object) -> ValidationPage:
         "gain": {"without": BitsPerByte(0.1, -float("inf"), float("inf"))},
         "losses": {"with neighbours": [3.0, 2.0, 1.0], "without": [3.0]},
         "leakage": {"with retrieval": np.array([np.nan, 1.0, 1.1]), "trained without": np.array([np.nan, 1.0, 1.3])},
-        "chunks_by_run": [0, 5, 2],
+        "chunks_by_ratio": [0, 5, 2],
+        "fraction_at_eighth": 1.0,
+        "num_chunks_not_looked_up": 3,
         "helped": [example],
         "hindered": [example],
     }
@@ -76,7 +78,8 @@ def test_an_experiment_without_curves_and_examples_gives_a_page() -> None:
         hindered=[],
         losses={"without": []},
         leakage={"with retrieval": np.full(3, np.nan)},
-        chunks_by_run=[0, 0, 0],
+        chunks_by_ratio=[0, 0, 0],
+        fraction_at_eighth=float("nan"),
     )
     page = render_page(nothing)
     assert page.count("There is nothing to draw.") == 2

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_documents import made_text, write_documents
 from real_corpora import DATA, content
@@ -30,24 +31,39 @@ def test_a_copy_of_a_document_leaks_every_chunk_and_new_text_next_to_nothing(
 ) -> None:
     m = database.view().settings.chunk_tokens
     copy = database.leakage(against=write_documents(tmp_path / "copy.jsonl", {"a": made_text(3, 160)}))
-    assert sum(copy.chunks_by_run[:-2]) <= 1, "all but a short last chunk are there whole"
+    assert sum(copy.chunks_by_ratio[:-2]) == 0, "all are there whole, the short last chunk as well"
     assert copy.fraction_at_eighth == 1.0
     new = database.leakage(against=write_documents(tmp_path / "new.jsonl", {"a": "Zyx wvu 987 qpo. " * 60}))
-    assert new.chunks_by_run[m] == 0
-    assert sum(new.chunks_by_run) == new.num_chunks
+    assert new.chunks_by_ratio[m] == 0
+    assert sum(new.chunks_by_ratio) == new.num_chunks
 
 
 def test_a_query_set_gives_the_same_result_as_its_file(database: Database, tmp_path: Path) -> None:
     of_set = database.leakage(queries="copies")
     of_file = database.leakage(against=tmp_path / "copies.jsonl")
-    assert of_set.chunks_by_run[-1] == of_file.chunks_by_run[-1] > 0
+    assert of_set.chunks_by_ratio[-1] == of_file.chunks_by_ratio[-1] > 0
+
+
+def test_chunks_without_a_vector_are_left_out_and_counted(database: Database, tmp_path: Path) -> None:
+    """The tail of a document has no vector: nothing is known about what it shares."""
+    texts = {str(i): made_text(20 + i, 65 + 7 * i) for i in range(9)}
+    database.add_queries("tails", [write_documents(tmp_path / "tails.jsonl", texts)])
+    database.embed()
+    view = database.view()
+    queries = view.query_set("tails")
+    rows = np.flatnonzero(queries.live_mask(0, queries.end))
+    num_looked_up = int(view.query_vectors("tails", "default").covered_mask(0, queries.end)[rows].sum())
+    assert 0 < num_looked_up < len(rows), "the set has a tail"
+    result = database.leakage(queries="tails")
+    assert result.num_chunks == sum(result.chunks_by_ratio) == num_looked_up
+    assert result.num_chunks_not_looked_up == len(rows) - num_looked_up
 
 
 def test_deleted_text_no_longer_leaks(database: Database, tmp_path: Path) -> None:
     database.ingest([write_documents(tmp_path / "less.jsonl", {"3": "Other words now stand here."})], source="made")
     database.embed()
     database.index()
-    assert database.leakage(queries="copies").chunks_by_run[-1] == 0
+    assert database.leakage(queries="copies").chunks_by_ratio[-1] == 0
 
 
 def test_invalid_arguments_are_refused(database: Database, tmp_path: Path) -> None:
@@ -64,8 +80,8 @@ def test_invalid_arguments_are_refused(database: Database, tmp_path: Path) -> No
 def test_the_command_prints_the_histogram(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["leakage", database.path, "--queries", "copies"]) == 0
     out = capsys.readouterr().out
-    assert "shared tokens" in out
-    assert "share 8 tokens or more with a neighbour" in out
+    assert "from 12.5%, below 25.0%" in out
+    assert "chunks share 12.5% of their tokens or more with a neighbour" in out
 
 
 @pytest.mark.corpora

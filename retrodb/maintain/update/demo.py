@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import orjson
 
-from retrodb.ann.metric import scores
 from retrodb.config import DedupParams, IndexParams, IngestParams, InitParams, NeighboursParams
 from retrodb.corpus.readers.jsonl import read_json_objects
 from retrodb.corpus.stdlib_docs import is_held_out, stdlib_documents
@@ -25,8 +24,8 @@ from retrodb.corpus.streams import open_input
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import MismatchError
 from retrodb.export.export import run_export
-from retrodb.format.entries import SpaceEntry
 from retrodb.format.json_codec import JsonObject
+from retrodb.format.scores import Measure
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.command import run_dedup
 from retrodb.stages.embed.command import run_embed
@@ -67,7 +66,8 @@ class DemoNeighbour:
     """A neighbour of an example."""
 
     doc_id: str
-    score: float  # as in search: inner product, or squared distance
+    score: float  # how near it is, in the measure below
+    measure: Measure  # as in search
     text: str
     continuation: str
 
@@ -261,17 +261,17 @@ def _examples(view: View) -> Iterator[DemoExample]:
     table, queries = NeighbourTable(view, TEST_SET), view.query_set(TEST_SET)
     rows = table.rows()
     chosen = rows[np.linspace(0, len(rows) - 1, _NUM_EXAMPLES + 2).astype(np.int64)[1:-1]]
-    metric = view.snapshot.existing(SpaceEntry, table.entry.space).metric
-    for row, text, ids, distances in zip(chosen, queries.texts(chosen), *table.read(chosen), strict=True):
+    ids, scores = table.read_scores(chosen)
+    for row, text, neighbour_ids, row_scores in zip(chosen, queries.texts(chosen), ids, scores, strict=True):
         [document] = queries.documents(np.array([row]))
-        is_neighbour = ids >= 0
-        neighbours = _neighbours_of(view, ids[is_neighbour], scores(distances[is_neighbour], metric))
+        is_neighbour = neighbour_ids >= 0
+        neighbours = _neighbours_of(view, neighbour_ids[is_neighbour], row_scores[is_neighbour], table.measure)
         yield DemoExample(document["doc_id"] if document else "", text, tuple(neighbours))
 
 
-def _neighbours_of(view: View, ids: Int64Array, values: Float32Array) -> Iterator[DemoNeighbour]:
+def _neighbours_of(view: View, ids: Int64Array, scores: Float32Array, measure: Measure) -> Iterator[DemoNeighbour]:
     texts, continuations = view.chunks.texts(ids), view.chunks.texts(view.chunks.continuation(ids))
     for document, score, text, continuation in zip(
-        view.chunks.documents(ids), values.tolist(), texts, continuations, strict=True
+        view.chunks.documents(ids), scores.tolist(), texts, continuations, strict=True
     ):
-        yield DemoNeighbour(document["doc_id"] if document else "", score, text, continuation)
+        yield DemoNeighbour(document["doc_id"] if document else "", score, measure, text, continuation)

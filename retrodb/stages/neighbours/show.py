@@ -10,6 +10,7 @@ import numpy as np
 from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.scores import Measure
 from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.edits import BAN, PIN
@@ -36,7 +37,8 @@ class ShownNeighbour:
     """One neighbour of the row."""
 
     chunk: ShownChunk
-    distance: float  # smaller is nearer
+    score: float  # how near it is, in the measure below
+    measure: Measure  # "similarity" (greater is nearer) or "squared_distance" (smaller is nearer), by the metric of the space
     is_pinned: bool
     shared_runs: tuple[str, ...]  # texts of the token runs that [chunk, continuation] shares with those of the row
 
@@ -67,17 +69,23 @@ def show_row(view: View, row: int, table: str | None = None) -> ShownRow:
     neighbour_table, rows = NeighbourTable(view, table), np.array([row], dtype=np.int64)
     refuse_dead_row(neighbour_table, row)
     queries = view.query_set(neighbour_table.query_set)
-    ids, distances = neighbour_table.read(rows)
+    ids, scores = neighbour_table.read_scores(rows)
     neighbour_ids = ids[0][ids[0] >= 0]
     edits = neighbour_table.edits.of_row(row)
     pins = {edit.chunk for edit in edits if edit.action == PIN}
     tokenizer = load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
     [row_tokens] = _tokens(queries, rows)
     neighbours = [
-        ShownNeighbour(chunk, distance, chunk.chunk_id in pins, _texts(shared_runs(row_tokens, tokens), tokenizer))
-        for chunk, distance, tokens in zip(
+        ShownNeighbour(
+            chunk,
+            score,
+            neighbour_table.measure,
+            chunk.chunk_id in pins,
+            _texts(shared_runs(row_tokens, tokens), tokenizer),
+        )
+        for chunk, score, tokens in zip(
             _chunks(view.chunks, neighbour_ids),
-            distances[0].tolist(),
+            scores[0].tolist(),
             _tokens(view.chunks, neighbour_ids),
             strict=False,
         )

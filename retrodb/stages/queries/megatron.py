@@ -25,6 +25,7 @@ from retrodb.store.digest import identity, xxh3_file
 from retrodb.view.view import View
 
 SUBSETS = ("train", "valid", "test")
+_MAGIC, _HEADER_BYTES = b"MMIDIDX\x00\x00", 34  # magic, u64 version, u8 token type, u64 sequences, u64 document bounds
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class _NoTokenizer:
 
 def _build(packing: MegatronPacking, cache: Path) -> MegatronDataset:
     """megatron-core's own dataset of one subset."""
+    logging.getLogger("megatron").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about Apex and Transformer Engine, which do not affect the data
         try:
@@ -157,7 +159,6 @@ def _build(packing: MegatronPacking, cache: Path) -> MegatronDataset:
                 f"megatron-core is needed to build the order of samples ({error})",
                 remedy="Run: pip install --no-deps megatron-core==0.15.3.",
             ) from error
-    logging.getLogger("megatron").setLevel(logging.ERROR)
     _single_process()
     config = MultiSplitGPTDatasetConfig(
         random_seed=packing.seed,
@@ -176,10 +177,38 @@ def _build(packing: MegatronPacking, cache: Path) -> MegatronDataset:
     config.split_matrix = [bounds if index == subset else None for index, bounds in enumerate(config.split_matrix)]
     if config.split_matrix[subset] is None:
         raise UsageError(f"split '{packing.split}' leaves nothing for {packing.subset}")
+    _refuse_empty_subset(packing, config.split_matrix[subset])
     sizes = [packing.train_samples] * len(SUBSETS)
     datasets = BlendedMegatronDatasetBuilder(MultiSplitGPTDataset, sizes, lambda: True, config).build()
     dataset: MegatronDataset = datasets[subset]
     return dataset
+
+
+def _refuse_empty_subset(packing: MegatronPacking, bounds: tuple[float, float]) -> None:
+    """Raises UsageError when the subset has no token of a prefix: megatron-core would repeat it for ever."""
+    for prefix in packing.prefixes:
+        lengths = sequence_lengths(Path(f"{prefix}.idx"))
+        first, end = (round(bound * len(lengths)) for bound in bounds)  # as megatron-core rounds
+        if not lengths[first:end].sum():
+            what = f"split '{packing.split}' leaves no document of {len(lengths):,} for {packing.subset}"
+            raise UsageError(what, where=prefix, remedy=f"Give a --split with a larger part for {packing.subset}.")
+
+
+def sequence_lengths(path: Path) -> AnyArray:
+    """The lengths in tokens, one for every document, that an .idx file of Megatron holds.
+
+    Raises:
+        InputError: for another file.
+    """
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    remedy = "--megatron takes the path of a .bin and .idx file without its ending."
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise InputError("is no index of a Megatron data set", where=str(path), remedy=remedy)
+    count = int.from_bytes(header[18:26], "little")
+    if path.stat().st_size < _HEADER_BYTES + 4 * count:
+        raise InputError(f"has fewer than {count:,} sequences, which its header states", where=str(path), remedy=remedy)
+    return np.fromfile(path, np.int32, count, offset=_HEADER_BYTES)
 
 
 def _single_process() -> None:

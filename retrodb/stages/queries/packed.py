@@ -77,7 +77,7 @@ def packing_of(
     if subset is not None and subset not in SUBSETS:
         raise UsageError(f"unknown subset '{subset}'", remedy=f"Known are: {', '.join(SUBSETS)}.")
     return MegatronPacking(
-        prefixes,
+        tuple(str(Path(prefix).absolute()) for prefix in prefixes),  # an export names them to a trainer elsewhere
         weights,
         seq_length,
         train_samples,

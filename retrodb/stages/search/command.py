@@ -9,13 +9,13 @@ import numpy as np
 import orjson
 
 from retrodb.ann.codebook import Codebook
-from retrodb.ann.metric import scores
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.search import search
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Float32Array, Int64Array
 from retrodb.format.entries import SpaceEntry
 from retrodb.format.json_codec import JsonValue
+from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.stages.index.live_parts import live_parts, missing_rows, open_codebook, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.view.chunk_set import DocumentRow
@@ -27,7 +27,8 @@ from retrodb.view.where import documents_where
 class SearchHit:
     """One chunk near a query."""
 
-    score: float  # inner product (larger is nearer) or squared distance (smaller is nearer), by the metric of the space
+    score: float  # how near the chunk is, in the measure below
+    measure: Measure  # "similarity" (greater is nearer) or "squared_distance" (smaller is nearer), by the metric of the space
     chunk_id: int
     doc_id: str
     source: str
@@ -137,7 +138,8 @@ class Searcher:
     ) -> list[list[SearchHit]]:
         """At most k hits for each query, with their texts. Arguments and errors are those of `arrays`."""
         ids, values = self.arrays(queries, k, nprobe=nprobe, recall=recall, device=device, threads=threads)
-        return [_hits(self.view, number, *pair) for number, pair in enumerate(zip(ids, values, strict=True))]
+        measure = measure_of(self.codebook.metric)
+        return [_hits(self.view, number, *pair, measure) for number, pair in enumerate(zip(ids, values, strict=True))]
 
     def _nprobe(self, nprobe: int | None, recall: float | None) -> int:
         num_lists = self.codebook.num_lists
@@ -177,7 +179,7 @@ class Searcher:
         return encoder.encode_queries([texts] if isinstance(texts, str) else list(texts))
 
 
-def _hits(view: View, query: int, ids: Int64Array, values: Float32Array) -> list[SearchHit]:
+def _hits(view: View, query: int, ids: Int64Array, values: Float32Array, measure: Measure) -> list[SearchHit]:
     ids, values = ids[ids >= 0], values[ids >= 0]
     documents = view.chunks.documents(ids)
     hits: list[SearchHit] = []
@@ -187,6 +189,7 @@ def _hits(view: View, query: int, ids: Int64Array, values: Float32Array) -> list
         assert document is not None, "a live chunk has a document"
         hit = SearchHit(
             score=value,
+            measure=measure,
             chunk_id=chunk,
             doc_id=document["doc_id"],
             source=document["source"],

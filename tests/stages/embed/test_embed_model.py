@@ -110,6 +110,7 @@ def test_queries_can_have_a_separate_model(make_database: Make, model: Path, tmp
     [[hit]] = database.search(text, k=1, space="two")
     towers = resolve_encoder(str(model), query_model=str(queries))
     nearest = database.view().vectors("two", np.array([hit.chunk_id])).astype(np.float32)
+    assert hit.measure == "squared_distance"
     assert hit.score == pytest.approx(((towers.encode_queries(text) - nearest) ** 2).sum(), rel=1e-3)
     with pytest.raises(MismatchError, match="query_model"):
         database.embed(space="two", query_model=str(model))

@@ -44,7 +44,8 @@ def test_a_row_is_shown_with_its_neighbours_and_shared_runs(make_database: Make,
     shown = database.show_neighbours(row)
     nearest = shown.neighbours[0]
     assert (shown.row.doc_id, nearest.chunk.doc_id, nearest.chunk.position) == ("2", "copy", 0)
-    assert nearest.distance == pytest.approx(-1, abs=1e-3)
+    assert nearest.score == pytest.approx(1, abs=1e-3)
+    assert nearest.measure == "similarity"
     assert nearest.chunk.continuation.startswith(shown.row.continuation.strip()[:50], 1)
     assert shown.row.text.strip() in " ".join(nearest.shared_runs)
     assert shown.num_short == 0

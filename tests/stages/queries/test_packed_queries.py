@@ -15,7 +15,7 @@ from made_documents import made_text
 from retrodb.corpus.special_tokens import special_ids
 from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.database import Database
-from retrodb.errors import UsageError
+from retrodb.errors import InputError, UsageError
 from retrodb.stages.queries.megatron import MegatronPacking, MegatronSequences
 
 Make = Callable[..., Database]
@@ -155,3 +155,26 @@ def test_the_size_of_tasks_changes_no_row(make_database: Make, monkeypatch: pyte
 def test_invalid_options_are_refused(make_database: Make, options: dict[str, object], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         make_database({"a": made_text(1, 5)}).add_packed_queries("q", **options)
+
+
+@needs_megatron
+@pytest.mark.parametrize(("num_documents", "subset"), [(16, "test"), (16, "valid"), (300, "test")])
+def test_a_split_that_leaves_a_subset_no_document_is_refused(
+    make_database: Make, tmp_path: Path, num_documents: int, subset: str
+) -> None:
+    """With Megatron's default split, 969,30,1: its own builder repeats the empty subset without an end."""
+    prefix = tmp_path / "small"
+    write_megatron(prefix, [[1, 2, 3]] * num_documents)
+    options = {"megatron": str(prefix), "seq_length": SEQ, "train_samples": 2, "subset": subset}
+    with pytest.raises(UsageError, match=f"leaves no document of {num_documents} for {subset}"):
+        make_database({}).add_packed_queries("small", **options)
+
+
+@needs_megatron
+@pytest.mark.parametrize("content", [b"", b"MMIDIDX", b"no index, but long enough to be a header of one"])
+def test_a_file_that_is_no_index_is_refused(make_database: Make, tmp_path: Path, content: bytes) -> None:
+    for end in ("bin", "idx"):
+        (tmp_path / f"other.{end}").write_bytes(content)
+    options = {"megatron": str(tmp_path / "other"), "seq_length": SEQ, "train_samples": 2}
+    with pytest.raises(InputError, match=r"other\.idx.*no index of a Megatron data set"):
+        make_database({}).add_packed_queries("other", **options)
