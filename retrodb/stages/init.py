@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retrodb.config import EmbedParams, InitParams
@@ -11,7 +12,7 @@ from retrodb.engine.run import open_run
 from retrodb.errors import ConflictError, UsageError
 from retrodb.format.entries import DEFAULT_ENCODER_KEY, DEFAULT_SPACE_KEY, DefaultEncoder, DefaultSpace
 from retrodb.format.json_codec import to_plain, to_plain_object
-from retrodb.format.kinds import path_of
+from retrodb.format.kinds import kind_of, path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import Settings, dump_settings
 from retrodb.format.snapshot import Snapshot
@@ -20,6 +21,7 @@ from retrodb.store.commit import Change, commit_first
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import digest_bytes, identity
 from retrodb.store.snapshots import read_head, snapshot_numbers
+from retrodb.store.storage import Storage, is_temporary
 
 RETRO_ENCODER = EmbedParams("bert-base-uncased", pooling="mean", normalise=False, metric="squared_l2")
 """The encoder of the preset `retro`, as in the paper: mean over the tokens, no normalisation, squared L2."""
@@ -35,15 +37,18 @@ class InitPlan:
     encoder: EmbedParams  # of the default space
 
 
-def run_init(context: Context, params: InitParams) -> Snapshot:
+def run_init(context: Context, params: InitParams, *, written: Sequence[str] = ()) -> Snapshot:
     """Create a database.
 
+    Args:
+        written: files that the caller has already written for the new database.
+
     Raises:
-        ConflictError: a database exists there already.
+        ConflictError: a database, or any other file, exists there already.
         UsageError: for invalid settings.
         InputError: for a tokenizer that cannot be loaded.
     """
-    return execute_init(context, plan_init(params))
+    return execute_init(context, plan_init(params), written=written)
 
 
 def plan_init(params: InitParams) -> InitPlan:
@@ -64,11 +69,11 @@ def plan_init(params: InitParams) -> InitPlan:
     return InitPlan(params, _settings(params, tokenizer, data), data, encoder)
 
 
-def execute_init(context: Context, plan: InitPlan) -> Snapshot:
+def execute_init(context: Context, plan: InitPlan, *, written: Sequence[str] = ()) -> Snapshot:
     """Write the settings and the tokenizer, and commit the first snapshot.
 
     Raises:
-        ConflictError: a database exists there already.
+        ConflictError: a database, or any other file, exists there already.
     """
     storage = context.storage
     values = {"settings": to_plain(plan.settings), "params": to_plain(plan.params)}
@@ -79,10 +84,14 @@ def execute_init(context: Context, plan: InitPlan) -> Snapshot:
         raise ConflictError(
             "a database exists here already", where=storage.url, remedy="Choose another path, or use it as it is."
         )
+    contents = {"tokenizer": plan.tokenizer, "settings": dump_settings(plan.settings).encode()}
+    own_files = {path_of(kind): content for kind, content in contents.items()}
+    refuse_used_folder(storage, {**dict.fromkeys(written), **own_files})
     run = open_run(storage, "init", values, context.clock)
     files = []
-    for kind, content in (("tokenizer", plan.tokenizer), ("settings", dump_settings(plan.settings).encode())):
-        storage.write(path_of(kind), content)
+    for kind, content in contents.items():
+        if not storage.put_if_absent(path_of(kind), content) and storage.read(path_of(kind)) != content:
+            raise _used(storage, path_of(kind))
         files.append(FileRecord(kind, "", path_of(kind), digest_bytes(content)))
     change = Change(
         transaction=run.id,
@@ -94,6 +103,31 @@ def execute_init(context: Context, plan: InitPlan) -> Snapshot:
         entries={DEFAULT_SPACE_KEY: DefaultSpace("default"), DEFAULT_ENCODER_KEY: DefaultEncoder(plan.encoder)},
     )
     return commit_first(storage, change)
+
+
+def refuse_used_folder(storage: Storage, written: Mapping[str, bytes | None]) -> None:
+    """A new database needs a folder without files, so that it never overwrites or collects a file of somebody else.
+
+    Args:
+        written: files that an interrupted creation of this database may have written, with their content; None is any.
+
+    Raises:
+        ConflictError: names the first file that is there.
+    """
+    for path in storage.list(""):
+        is_unfinished = kind_of(path) in ("runs", "manifests") or is_temporary(path) or path.startswith("locks/")
+        content = written.get(path)
+        is_written = path in written and (content is None or storage.read(path) == content)
+        if not (is_unfinished or is_written):
+            raise _used(storage, path)
+
+
+def _used(storage: Storage, path: str) -> ConflictError:
+    return ConflictError(
+        f"the folder is not empty: it contains '{path}'",
+        where=storage.url,
+        remedy="Choose a new path or an empty folder for the database.",
+    )
 
 
 def _settings(params: InitParams, tokenizer: Tokenizer, data: bytes) -> Settings:

@@ -159,8 +159,8 @@ class LocalStorage:
         paths: list[str] = []
         with self._errors(prefix):
             for folder, _, names in os.walk(self._absolute(prefix), onerror=_unless_missing):
-                relative = Path(folder).relative_to(self.root).as_posix()
-                paths.extend(f"{relative}/{name}" for name in names)
+                relative = Path(folder).relative_to(self.root)
+                paths.extend((relative / name).as_posix() for name in names)
         return sorted(paths)
 
     def delete(self, path: str) -> None:

@@ -149,7 +149,7 @@ def test_run_of_an_expired_snapshot_is_not_open(storage: LocalStorage) -> None:
 
 @pytest.mark.usefixtures("base")
 def test_unfinished_files_and_old_segments_go_too(storage: LocalStorage) -> None:
-    storage.write(f"tmp/{id_of('left')}-7-behind", b"")
+    storage.write(f"tmp/{id_of('left')}-host.7-behind", b"")
     old = read_head(storage).segments[0].digest
     add(storage, "a")
     for day in (0, 8):

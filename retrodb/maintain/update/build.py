@@ -36,7 +36,7 @@ from retrodb.maintain.update.sample import Preview, read_heads
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.stages.ingest.read_tasks import fields_of, limits_of
-from retrodb.stages.init import run_init
+from retrodb.stages.init import refuse_used_folder, run_init
 from retrodb.store.digest import digest_bytes
 from retrodb.store.snapshots import read_head, snapshot_numbers
 from retrodb.view.view import SELF
@@ -154,14 +154,25 @@ def prepare_build(context: Context, recipe: Recipe, params: InitParams) -> None:
     storage = context.storage
     if snapshot_numbers(storage):
         return
-    storage.write(RECIPE, dump_recipe(recipe).encode())
+    content = dump_recipe(recipe).encode()
+    is_interrupted = storage.exists(RECIPE) and storage.read(RECIPE) == content
+    later: dict[str, bytes | None] = (
+        dict.fromkeys((path_of("tokenizer"), path_of("settings"))) if is_interrupted else {}
+    )
+    refuse_used_folder(storage, {RECIPE: content, **later})
+    if not storage.put_if_absent(RECIPE, content) and storage.read(RECIPE) != content:
+        raise ConflictError(
+            f"another '{RECIPE}' is there already",
+            where=storage.url,
+            remedy="Choose a new path or an empty folder, or run the build that wrote the recipe again.",
+        )
     if params.tokenizer == TRAIN:
         path = path_of("tokenizer")
         if not storage.exists(path):
             [source] = recipe.sources.values()
             storage.write(path, train_byte_bpe(_training_texts(source), VOCAB_SIZE).to_bytes())
         params = replace(params, tokenizer=str(storage.local(path)))
-    run_init(context, params)
+    run_init(context, params, written=[RECIPE])
 
 
 def _training_texts(source: SourceRecipe) -> Iterator[str]:

@@ -22,6 +22,7 @@ from retrodb.maintain.check.command import run_check
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
 from retrodb.store.publish import publish
+from retrodb.store.snapshots import record_head
 from retrodb.view.view import View
 
 
@@ -136,11 +137,45 @@ def test_missing_snapshots_are_damage(db: Database) -> None:
     (root / "snapshots" / f"{1:020d}.json").unlink()
     [gone] = db.check().damaged
     assert gone.path == f"snapshots/{1:020d}.json"
-    [segment] = db.view().snapshot.segments
     (root / "snapshots" / f"{head:020d}.json").unlink()
-    named = {each.path: each.fault for each in retrodb.open(root).check().damaged}
-    assert named.keys() == {gone.path, f"manifests/{segment.digest}.parquet"}
-    assert "no snapshot names it" in named[f"manifests/{segment.digest}.parquet"]
+    assert {damage.path for damage in retrodb.open(root).check().damaged} == {gone.path, f"snapshots/{head:020d}.json"}
+
+
+def test_every_lost_snapshot_is_found_whatever_its_commit_wrote(db: Database) -> None:
+    db.pin(name="run")  # a commit without files
+    db.filter(doc_ids=["0"])
+    db.unpin("run")
+    db.gc(keep_snapshots=1, grace=timedelta(0))  # the others are stubs
+    root = Path(db.path)
+    paths = sorted((root / "snapshots").glob("*.json"))
+    assert db.check().damaged == ()
+    for path in paths:
+        content = path.read_bytes()
+        path.unlink()
+        assert f"snapshots/{path.name}" in {damage.path for damage in retrodb.open(root).check().damaged}
+        path.write_bytes(content)
+    assert retrodb.open(root).check(read_data=True).damaged == ()
+
+
+def test_a_commit_that_was_interrupted_before_its_snapshot_is_no_damage(db: Database) -> None:
+    storage, head = db._context.storage, db.view().snapshot
+    db.filter(doc_ids=["0"])
+    newest = db.view().snapshot
+    storage.delete(newest.path)  # as if the process had been killed between the manifest segment and the snapshot
+    for path in storage.list("heads"):
+        storage.delete(path)
+    record_head(storage, head)
+    assert retrodb.open(db.path).check(read_data=True).damaged == ()
+
+
+def test_foreign_files_are_listed_and_no_damage(db: Database) -> None:
+    foreign = ("chunks/thesis.pdf", "runs/notes.txt", "mine/data.parquet", "notes.md")
+    for path in foreign:
+        db._context.storage.write(path, b"mine")
+    db.gc(grace=timedelta(0), keep_snapshots=1)
+    result = db.check(read_data=True)
+    assert (result.damaged, result.foreign) == ((), tuple(sorted(foreign)))
+    assert all(db._context.storage.read(path) == b"mine" for path in foreign)
 
 
 def test_snapshots_that_expired_after_a_restored_one_are_no_damage(db: Database) -> None:
