@@ -55,7 +55,7 @@ def long_window(content: bytes) -> bytes:
         (b'{"text": "\xff"}', "invalid-utf8"),
         (b'{"text": "\\ud800 x"}', "lone-surrogate"),
         (b'{"text": "cut', "not-json"),
-        (b"[" * 20_000, "not-json"),
+        (b"[" * 20_000, "nested-too-deep"),
         (b'{"text": "x", "id": 1.5}', "id-not-a-string"),
         (b'"text"', "not-an-object"),
     ],
