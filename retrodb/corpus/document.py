@@ -19,6 +19,7 @@ Reasons of a reject::
     bad-front-matter                                a header for the metadata is neither YAML nor TOML
     truncated  malformed                            a record of an archive is cut off, or has no readable header
     unknown-format                                  no reader understands the file
+    damaged-file                                    a file is cut off or damaged; none of its records is read
     reader-crashed                                  the process that read the file died (the stage adds this)
 """
 
@@ -29,6 +30,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import orjson
+
+from retrodb.corpus.file_names import escape_name
 
 ID_NAMES = ("id", "doc_id", "document_id", "docid", "_id", "uuid", "url", "uri")
 TEXT_NAMES = ("text", "content", "body", "raw_content", "contents", "document", "passage")
@@ -130,19 +133,6 @@ class UnreadableValue:
     content: object  # for the excerpt
 
 
-def escape_name(name: str) -> str:
-    """The name of a file as text that UTF-8 can store: a byte that is not UTF-8 is written as ``\\xe9``.
-
-    Python gives such bytes as lone surrogates (PEP 383).
-    """
-    if name.isascii():
-        return name
-    try:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # another lone surrogate
-        return name.encode("utf-8", "backslashreplace").decode()
-
-
 def json_of_bytes(value: object) -> object:
     """Bytes as JSON: UTF-8 as a string, since old Parquet writers do not mark strings; others as {"base64": ...}."""
     if not isinstance(value, bytes):
@@ -183,6 +173,7 @@ def _quoted(record: Mapping[str, object], fields: Fields, error: RecordError) ->
 def _map_record(record: Mapping[str, object], fields: Fields, location: str, default_id: str | None) -> Document:
     id_name = fields.id or _first_present(ID_NAMES, record)
     value: str | None = None
+    text_name: str | None
     if fields.key is not None:
         text_name = fields.key
         text = _as_text(record.get(text_name), "no-key-field")

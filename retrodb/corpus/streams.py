@@ -6,28 +6,22 @@ bounded by one block, and for zstd also by the window of at most 128 MiB, whatev
 
 from __future__ import annotations
 
-import bz2
 import lzma
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol
 
+from retrodb.corpus.file_names import escape_name
+from retrodb.corpus.member_stream import MEMBER_MAGIC, MemberStream
 from retrodb.errors import InputError
 
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 64 << 10  # of a file, from which its format is detected
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8; some programs write it at the start of a file
 
-_COMPRESSED_BLOCK_BYTES = 128 << 10
 _MAGIC_BYTES = 8  # more than the longest below
-_MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bz2",
-    b"\xfd7zXZ\x00": "xz",
-}
+_MAGIC = {**MEMBER_MAGIC, "zstd": b"\x28\xb5\x2f\xfd"}
 # A zstd stream may begin with a skippable frame (0x184D2A50 to 0x184D2A5F, little-endian). pzstd writes one.
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + n, 0x2A, 0x4D, 0x18]) for n in range(16))
 COMPRESSION_SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -43,7 +37,7 @@ def compression_of(head: bytes) -> str:
     """The compression, from the first bytes of a file: "gzip", "zstd", "bz2", "xz" or "none"."""
     if head.startswith(_ZSTD_SKIPPABLE):
         return "zstd"
-    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "none")
+    return next((name for name, magic in _MAGIC.items() if head.startswith(magic)), "none")
 
 
 class InputStream:
@@ -102,7 +96,7 @@ def open_input(path: str | Path, compression: str = "none", start: int = 0) -> I
     except OSError as error:
         raise _cannot_open(path, error) from error
     source.seek(start)
-    return InputStream(source, compression, str(path))
+    return InputStream(source, compression, escape_name(str(path)))
 
 
 def open_decompressed(path: str | Path) -> InputStream:
@@ -116,7 +110,7 @@ def open_decompressed(path: str | Path) -> InputStream:
         head = source.peek(_MAGIC_BYTES)
     except OSError as error:
         raise _cannot_open(path, error) from error
-    return InputStream(source, compression_of(head), str(path))
+    return InputStream(source, compression_of(head), escape_name(str(path)))
 
 
 def read_first_bytes(stream: ByteSource) -> bytes:
@@ -129,122 +123,18 @@ def read_first_bytes(stream: ByteSource) -> bytes:
 
 def _cannot_open(path: str | Path, error: OSError) -> InputError:
     fault = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror or error})"
-    return InputError(fault, where=str(path), remedy="Check the path.")
+    return InputError(fault, where=escape_name(str(path)), remedy="Check the path.")
 
 
 class _Decompressor(ByteSource, Protocol):
     def close(self) -> None: ...
 
 
-class _MemberDecoder(Protocol):
-    """Decompresses one member of a file: a `bz2.BZ2Decompressor` and its like."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def needs_input(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
-
-
-class _GzipDecoder:
-    """`zlib.decompressobj` with the methods of `bz2.BZ2Decompressor`."""
-
-    def __init__(self) -> None:
-        self._decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
-
-    @property
-    def eof(self) -> bool:
-        return self._decoder.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._decoder.unconsumed_tail
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._decoder.unused_data
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        return self._decoder.decompress(self._decoder.unconsumed_tail + data, max(max_length, 0))
-
-
-_MEMBER_DECODERS: dict[str, Callable[[], _MemberDecoder]] = {
-    "gzip": _GzipDecoder,
-    "bz2": bz2.BZ2Decompressor,
-    "xz": lzma.LZMADecompressor,
-}
-
-
-class _MemberStream:
-    """The content of a file of compressed members, one after the other, with zero bytes after each.
-
-    The modules gzip, bz2 and lzma of the standard library differ in what they do with bytes after the first member: some
-    ignore all that is not a member, which may be a damaged one. Here, as in the programs gzip and xz, only zeros are
-    ignored: tapes and block devices pad with them.
-    """
-
-    def __init__(self, source: IO[bytes], compression: str) -> None:
-        self._source, self._new_decoder = source, _MEMBER_DECODERS[compression]
-        self._magic = next(magic for magic, name in _MAGIC.items() if name == compression)
-        self._decoder: _MemberDecoder | None = None
-        self._pending = b""  # bytes that were read from the file, and not yet given to a decoder
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes, but at least one before the end. Raises OSError, LZMAError or EOFError for damage."""
-        if size < 0:
-            return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
-        while size > 0:
-            if self._decoder is None and not self._next_member():
-                return b""
-            decoder = self._decoder
-            if decoder is None:  # for the type checker
-                return b""
-            if decoder.needs_input and not self._pending and not self._fill():
-                raise EOFError("the last member has no end")
-            data, self._pending = (self._pending, b"") if decoder.needs_input else (b"", self._pending)
-            try:
-                content = decoder.decompress(data, size)
-            except zlib.error as error:
-                raise OSError(str(error)) from error
-            if decoder.eof:
-                self._pending = decoder.unused_data + self._pending
-                self._decoder = None
-            if content:
-                return content
-        return b""
-
-    def close(self) -> None:
-        self._source.close()
-
-    def _next_member(self) -> bool:
-        self._pending = self._pending.lstrip(b"\0")
-        while len(self._pending) < len(self._magic):
-            if not self._fill():
-                break
-            self._pending = self._pending.lstrip(b"\0")
-        if not self._pending:
-            return False
-        if not self._pending.startswith(self._magic[: len(self._pending)]):
-            raise OSError("bytes after the end are neither zeros nor compressed")
-        self._decoder = self._new_decoder()
-        return True
-
-    def _fill(self) -> bool:
-        block = self._source.read(_COMPRESSED_BLOCK_BYTES)
-        self._pending += block
-        return bool(block)
-
-
 def _decompressed(source: IO[bytes], compression: str) -> _Decompressor:
     if compression == "none":
         return source
-    if compression in _MEMBER_DECODERS:
-        return _MemberStream(source, compression)
+    if compression in MEMBER_MAGIC:
+        return MemberStream(source, compression)
     import pyarrow as pa
 
     # zstandard's stream_reader does not notice that a file is cut off; pyarrow raises an error.

@@ -65,7 +65,7 @@ def json_values(array: pa.Array) -> list[object]:
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return [_text(value) for value in array.cast(pa.large_binary()).to_pylist()]
     if types.is_decimal(kind):
-        return [None if value is None else FormattedValue(format(value, "f")) for value in array.to_pylist()]
+        return [_decimal(scalar) for scalar in array]
     if types.is_temporal(kind):
         return _temporal_values(array)
     if types.is_struct(kind):
@@ -73,6 +73,46 @@ def json_values(array: pa.Array) -> list[object]:
     if types.is_nested(kind):
         return [_list_of(scalar) if scalar.is_valid else None for scalar in array]
     return list(array.to_pylist())
+
+
+def validate(array: pa.Array) -> None:
+    """Check that an array that came from a file can be read without a crash.
+
+    Strings are checked as binary values, since one that is not UTF-8 must cost only its row.
+
+    Raises:
+        pyarrow.ArrowException: the array is damaged.
+    """
+    import pyarrow as pa
+
+    if isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
+    array.validate()  # sizes of buffers, before a view uses them
+    array.view(_as_binary(array.type)).validate(full=True)
+
+
+def _as_binary(kind: pa.DataType) -> pa.DataType:
+    """The type with binary in place of string, where Arrow can view it so."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if types.is_string(kind):
+        return pa.binary()
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_string_view(kind):
+        return pa.binary_view()
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_as_binary(field.type)) for field in kind])
+    if types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_as_binary(kind.value_type)))
+    if types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_as_binary(kind.value_type)))
+    if types.is_map(kind):
+        return pa.map_(_as_binary(kind.key_type), kind.item_field.with_type(_as_binary(kind.item_type)))
+    if types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _as_binary(kind.value_type))
+    return kind
 
 
 def column_types(kind: pa.DataType) -> Iterable[pa.DataType]:
@@ -116,6 +156,13 @@ def _text(value: bytes | None) -> object:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         return UnreadableValue("invalid-utf8", value)
+
+
+def _decimal(scalar: pa.Scalar) -> object:
+    try:
+        return FormattedValue(format(scalar.as_py(), "f")) if scalar.is_valid else None
+    except ArithmeticError:  # more digits than its type allows
+        return UnreadableValue(OUT_OF_RANGE, str(scalar.type))
 
 
 def _uuid_text(value: object) -> object:

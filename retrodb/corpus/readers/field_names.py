@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from retrodb.corpus.document import ID_NAMES, TEXT_NAMES, Fields, escape_name
+from retrodb.corpus.document import ID_NAMES, TEXT_NAMES, Fields
+from retrodb.corpus.file_names import escape_name
 from retrodb.errors import InputError
 
 
@@ -56,7 +57,10 @@ def find_duplicate_field(content: bytes, value: object) -> DuplicateField | None
         json.loads(content, object_pairs_hook=_unique_fields)
     except DuplicateField as error:
         return error
-    except (ValueError, RecursionError):  # nested so deep that the record is refused for it, or bytes that orjson accepts
+    except (
+        ValueError,
+        RecursionError,
+    ):  # nested so deep that the record is refused for it, or bytes that orjson accepts
         return None
     return None
 

@@ -17,7 +17,6 @@ from retrodb.corpus.readers.open_file import OpenFile, read_whole
 from retrodb.corpus.streams import BYTE_ORDER_MARK, ByteSource, delimited_records
 from retrodb.errors import InputError
 
-
 _REASONS = {"depth limit exceeded": "nested-too-deep"}  # by orjson's message
 
 
