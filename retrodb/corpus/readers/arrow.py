@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, UnreadableValue, documents_of
+from retrodb.corpus.file_names import escape_name
 from retrodb.corpus.readers.arrow_values import column_types, json_values, validate
 from retrodb.corpus.readers.field_names import check_columns, kept_columns
 from retrodb.corpus.readers.open_file import OpenFile, read_whole, unreadable_file
@@ -15,6 +17,8 @@ from retrodb.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from retrodb.format.parquet import ParquetFile
 
 BATCH_ROWS = 256  # rows held as Python values at a time; a row of a corpus has 2 to 200 KB
 ARROW_FILE_MAGIC = b"ARROW1"
@@ -39,25 +43,21 @@ def read_parquet_records(path: str) -> Iterator[tuple[int, dict[str, object]]]:
     Raises:
         InputError: the file does not exist, is not a readable Parquet file, or has a value that JSON cannot express.
     """
-    from retrodb.format.parquet import open_parquet
-
-    with open_parquet(Path(path), partial(_unreadable_parquet, path)) as file:
+    with _open_path(path) as file:
         check_schema(file.schema_arrow, path, Fields())
         batches = file.iter_batches(BATCH_ROWS, use_threads=False)
         for number, row in enumerate((row for batch in batches for row in _rows(batch)), 1):
             for name, value in row.items():
                 if isinstance(value, UnreadableValue):
-                    where = f"{path}, row {number}, column {name}"
+                    where = f"{escape_name(path)}, row {number}, column {name}"
                     raise InputError(f"{value.reason}: {value.content!r}", where=where, remedy="Correct the file.")
             yield number, row
 
 
 def parquet_row_groups(path: str) -> tuple[int, ...]:
     """The number of rows of each row group; empty if the file cannot be read (the error comes when it is read)."""
-    from retrodb.format.parquet import open_parquet
-
     try:
-        with open_parquet(Path(path), partial(_unreadable_parquet, path)) as file:
+        with _open_path(path) as file:
             return tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
     except InputError:
         return ()
@@ -93,17 +93,32 @@ def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
+@contextmanager
+def _open_path(path: str) -> Iterator[ParquetFile]:
+    import pyarrow as pa
+
+    from retrodb.format.parquet import open_parquet
+
+    error_of = partial(_unreadable_parquet, path)
+    try:
+        source = pa.OSFile(os.fsencode(path))  # as bytes, since the name may not be UTF-8
+    except OSError as error:
+        raise error_of(error) from error
+    with source, open_parquet(source, error_of) as file:
+        yield file
+
+
 def _unreadable_parquet(path: str, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
-        return InputError("no such file", where=path, remedy="Check the path.")
-    return unreadable_file(path, "Parquet", error)
+        return InputError("no such file", where=escape_name(path), remedy="Check the path.")
+    return unreadable_file(escape_name(path), "Parquet", error)
 
 
 def _random_access(source: OpenFile, limits: Limits) -> pa.NativeFile:
     import pyarrow as pa
 
     if source.disk_path is not None:
-        return pa.OSFile(source.disk_path)
+        return pa.OSFile(os.fsencode(source.disk_path))  # as bytes, since the name may not be UTF-8
     content = read_whole(source, limits)
     if isinstance(content, Reject):
         what = f"compressed or in an archive, and larger than {limits.max_record_bytes} bytes"
