@@ -19,7 +19,7 @@ Reasons of a reject::
     bad-front-matter                                a header for the metadata is neither YAML nor TOML
     truncated  malformed                            a record of an archive is cut off, or has no readable header
     unknown-format                                  no reader understands the file
-    damaged-file                                    a file is cut off or damaged; none of its records is read
+    unreadable-file                                 a file is cut off, damaged, or has two columns of one name
     reader-crashed                                  the process that read the file died (the stage adds this)
 """
 

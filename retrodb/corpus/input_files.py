@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from retrodb.corpus.file_names import escape_name, matches_pattern
 from retrodb.corpus.readers import READERS, is_hidden
@@ -20,6 +20,7 @@ from retrodb.corpus.readers.formats import TEXT_FORMATS, detect_format, is_binar
 from retrodb.corpus.split import InputFile, Split
 from retrodb.corpus.streams import (
     BYTE_ORDER_MARK,
+    ByteSource,
     compression_of,
     open_decompressed,
     open_input,
@@ -28,6 +29,7 @@ from retrodb.corpus.streams import (
 )
 from retrodb.errors import InputError, UsageError
 
+STANDARD_INPUT = "-"
 # Files without records in the folder of a dataset that `datasets` saved.
 DATASET_FILES = {"dataset_info.json", "dataset_dict.json", "state.json"}
 LINE_FORMATS = ("jsonl", "dolma")
@@ -54,6 +56,12 @@ class FoundFiles:
     files: tuple[InputFile, ...]
     skipped: SkippedFiles | None
     unmatched: tuple[str, ...]  # the patterns that matched no file
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user about files that are not read, and patterns that do nothing."""
+        skipped = [] if self.skipped is None else [str(self.skipped)]
+        return (*skipped, *(f"No input file matches the pattern '{pattern}'." for pattern in self.unmatched))
 
 
 def expand_inputs(
@@ -128,8 +136,8 @@ def _skipped_files(paths: Sequence[str]) -> SkippedFiles | None:
     return SkippedFiles(len(paths), dict(suffixes.most_common()), paths[0])
 
 
-def spool(stream: IO[bytes], path: Path) -> None:
-    """Write standard input to a file, so that it can be read like other files, and again after an interruption."""
+def spool(stream: ByteSource, path: Path) -> None:
+    """Write standard input or a pipe to a file, so that it can be read like other files, and again after an interruption."""
     with open(path, "xb") as file:
         while block := stream.read(1 << 20):
             file.write(block)
@@ -180,7 +188,7 @@ class _Candidate(NamedTuple):
 
 def _files_of_inputs(inputs: Sequence[str | Path]) -> Iterator[_Candidate]:
     for path in map(str, inputs):
-        if path == "-":
+        if path == STANDARD_INPUT:
             raise UsageError("standard input must be written to a file first", where="-")
         if os.path.isdir(path):
             yield from _walk(path)
@@ -193,7 +201,9 @@ def _files_of_inputs(inputs: Sequence[str | Path]) -> Iterator[_Candidate]:
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether a path is a pipe, a socket or a terminal: its content can be read only once, and only by this process."""
+    """Whether a path is "-", a pipe, a socket or a terminal: it can be read only once, and only by this process."""
+    if path == STANDARD_INPUT:
+        return True
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):

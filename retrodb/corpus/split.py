@@ -11,7 +11,7 @@ from retrodb.format.json_codec import JsonValue, from_plain, to_plain_object
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file to read, as `expand_inputs` returns it."""
+    """One file to read, as `find_files` returns it."""
 
     path: str  # for people and reports: bytes that are not UTF-8 are escaped
     name: str  # path below the folder or glob of the user, escaped; the id of a document that is a whole file
@@ -20,6 +20,7 @@ class InputFile:
     compression: str  # "none", "gzip", "zstd", "bz2" or "xz"
     is_tar: bool = False  # a tar archive of files
     raw_path: bytes | None = None  # the path in the file system, if it is not UTF-8
+    stream: str | None = None  # "-", or the path of the pipe whose content was written to this file
 
     @property
     def disk_path(self) -> str:

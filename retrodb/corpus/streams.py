@@ -95,7 +95,8 @@ def open_input(path: str | Path, compression: str = "none", start: int = 0) -> I
         source = open(path, "rb", buffering=0 if compression == "none" else -1)  # noqa: SIM115 - the stream closes it
     except OSError as error:
         raise _cannot_open(path, error) from error
-    source.seek(start)
+    if start:  # a pipe cannot seek
+        source.seek(start)
     return InputStream(source, compression, escape_name(str(path)))
 
 

@@ -13,7 +13,7 @@ from retrodb.corpus.file_names import escape_name, matches_pattern
 from retrodb.corpus.input_files import expand_inputs, find_files, is_stream, plan_splits
 from retrodb.corpus.split import Split
 from retrodb.errors import InputError, UsageError
-from retrodb.format.json_values import from_json, to_json
+from retrodb.format.json_codec import from_json, to_json
 
 from .conftest import read_all
 from .mutations import tar

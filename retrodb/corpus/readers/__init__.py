@@ -38,7 +38,7 @@ READERS: dict[str, Reader] = {
     "arc": read_arc,
 }
 TAR_BLOCK = 512
-DAMAGED_FILE = "damaged-file"
+UNREADABLE_FILE = "unreadable-file"
 """Reason of a reject that stands for a whole file."""
 
 
@@ -53,16 +53,18 @@ def read_split(split: Split, fields: Fields, limits: Limits) -> Iterator[Documen
         yield from _read_file(file, split, fields, limits)
 
 
-def read_split_with_damage(split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
-    """As `read_split`, but a damaged file becomes a reject with the reason "damaged-file", and the next file is read.
+def read_split_leniently(split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """As `read_split`, but a file that cannot be read to its end becomes a reject, and the next file is read.
 
-    The records before the damage come before that reject. A caller that keeps records drops those of the same file.
+    The reason is "unreadable-file". The records before the damage come before that reject. A caller that keeps records drops
+    those of the same file.
     """
     for file in split.files:
         try:
             yield from _read_file(file, split, fields, limits)
         except InputError as error:
-            yield Reject(file.path, "file", DAMAGED_FILE, excerpt_of(str(error)))
+            message = error.what if error.where == file.path else f"{error.where}: {error.what}"
+            yield Reject(file.path, "file", UNREADABLE_FILE, excerpt_of(message))
 
 
 def _read_file(file: InputFile, split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
