@@ -109,6 +109,8 @@ def command(
         **options,
     )
     session.output.result(plan, build_plan)
+    for note in plan.notes:
+        session.output.note(note)
     if dry_run:
         return errors.EXIT_OK
     if not yes and not click.confirm(f"Build {database}?", err=True):

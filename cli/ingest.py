@@ -110,11 +110,15 @@ def command(
     """Read documents from files, folders and globs, and add them to DB. INPUT "-" is standard input.
 
     Formats are JSON Lines, Parquet, CSV, text, HTML, WARC and more, compressed or not. Only new and changed documents are
-    added. Input files that were already read completely are skipped.
+    added. Input files that were already read completely are skipped. So are binary files of an unknown format in folders.
+
+    An input file that is cut off or damaged is rejected whole, and the others are read.
     """
     db = open_database(session, database, workers)
     result = db.ingest(inputs, files_from=files_from, dry_run=dry_run, **options)
     session.output.result(result)
+    for note in result.notes:
+        session.output.note(note)
     if not result.num_rejected:
         return None
     hint = f" See {database}/{result.rejects_path} for the place and reason of each." if result.rejects_path else ""

@@ -202,6 +202,18 @@ record_options = combine(
         show_default=True,
         help="Whether the YAML or TOML header of a text or Markdown file is text or metadata.",
     ),
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="PATTERN",
+        help="Read only input files that match PATTERN, such as '*.md' or 'docs/**'. Repeat the option for several.",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        help="Do not read input files that match PATTERN, such as '*.svg' or 'node_modules'. Repeat the option for several.",
+    ),
 )
 """How the records of an input become documents."""
 task_options = combine(workers_option, dry_run_option, progress_option, json_option, pass_session)

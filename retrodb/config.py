@@ -59,6 +59,8 @@ class IngestParams:
     value_field: str | None = None  # key-value corpora: field that becomes the continuation of the key
     metadata_fields: tuple[str, ...] | None = None  # record fields to keep as metadata; None keeps all
     drop_metadata: bool = False  # keep no metadata at all
+    include: tuple[str, ...] = ()  # patterns of the input files to read, such as "*.md"; empty: all
+    exclude: tuple[str, ...] = ()  # patterns of input files not to read
     marker: str | None = None  # text between two documents of a plain-text file; None: each file is one document
     front_matter: str = "text"  # headers of text and Markdown files become "text" or "metadata"
     mirror: bool = False  # delete documents of the source that are no longer in the input

@@ -31,6 +31,8 @@ class IngestOptions(TypedDict, total=False):
     value_field: str | None
     metadata_fields: tuple[str, ...] | None
     drop_metadata: bool
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
     marker: str | None
     front_matter: str
     mirror: bool

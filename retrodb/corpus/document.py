@@ -5,24 +5,33 @@ split. So the number of records read equals the number of outcomes. Blank lines 
 
 Reasons of a reject::
 
-    not-json  not-an-object  not-csv  not-html      the record is not of its format
+    not-json  not-an-object  not-csv                the record is not of its format
+    duplicate-field                                 two fields of an object have one name
     no-text-field  no-key-field  no-value-field     the mapped field is missing or null
     text-not-a-string  id-not-a-string              the mapped field is a number, a list, ...
     empty                                           no text, or only white space
     invalid-utf8  lone-surrogate                    not Unicode text
+    value-out-of-range                              a date without an ISO 8601 form, an integer above 64 bits
+    nested-too-deep                                 JSON or HTML that is nested too deep
+    too-many-attributes                             an HTML tag that takes minutes to parse
     too-long                                        above a limit of `Limits`
+    unknown-encoding                                the body of a page cannot be decoded
     bad-front-matter                                a header for the metadata is neither YAML nor TOML
     truncated  malformed                            a record of an archive is cut off, or has no readable header
     unknown-format                                  no reader understands the file
+    unreadable-file                                 a file is cut off, damaged, or has two columns of one name
     reader-crashed                                  the process that read the file died (the stage adds this)
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import orjson
+
+from retrodb.corpus.file_names import escape_name
 
 ID_NAMES = ("id", "doc_id", "document_id", "docid", "_id", "uuid", "url", "uri")
 TEXT_NAMES = ("text", "content", "body", "raw_content", "contents", "document", "passage")
@@ -46,7 +55,7 @@ class Reject:
     """One refused record."""
 
     path: str  # the input file, with "!member" for a member of an archive
-    location: str  # as in `Document`
+    location: str  # as in `Document`; ", field NAME" follows if one field is at fault
     reason: str  # one of the reasons above
     excerpt: str  # at most 200 printable characters of the refused record
 
@@ -98,7 +107,40 @@ def excerpt_of(record: object) -> str:
 
 
 class RecordError(ValueError):
-    """A record is refused; the message is the reason. Only raised and caught inside this module."""
+    """A record is refused.
+
+    Args:
+        reason: one of the reasons above.
+        field: name of the field that is at fault, if it is one.
+    """
+
+    def __init__(self, reason: str, field: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.field = reason, field
+
+
+class FormattedValue(str):
+    """The JSON form of a value for which JSON has no type, such as a date. It may be an id, but it is not a text."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableValue:
+    """A field value without a JSON form. It refuses its record, if the field is kept."""
+
+    reason: str  # one of the reasons above
+    content: object  # for the excerpt
+
+
+def json_of_bytes(value: object) -> object:
+    """Bytes as JSON: UTF-8 as a string, since old Parquet writers do not mark strings; others as {"base64": ...}."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
 
 
 def documents_of(
@@ -114,23 +156,31 @@ def documents_of(
         document = _map_record(record, fields, location, doc_id)
         yield from _within_limits(document, limits)
     except RecordError as error:
-        # The text describes a bad record best. A record without a text is quoted whole.
-        quoted = next(
-            (record[name] for name in (fields.key, fields.text, *TEXT_NAMES) if name and name in record), None
-        )
-        yield Reject(path, location, str(error), excerpt_of(quoted or record))
+        yield Reject(path, _place(location, error), error.reason, excerpt_of(_quoted(record, fields, error)))
+
+
+def _place(location: str, error: RecordError) -> str:
+    return location if error.field is None else f"{location}, field {escape_name(error.field)}"
+
+
+def _quoted(record: Mapping[str, object], fields: Fields, error: RecordError) -> object:
+    """What describes a bad record best: the value at fault, or the text. A record without a text is quoted whole."""
+    names = (error.field, fields.key, fields.text, *TEXT_NAMES)
+    value = next((record[name] for name in names if name and name in record), None)
+    return value.content if isinstance(value, UnreadableValue) else value or record
 
 
 def _map_record(record: Mapping[str, object], fields: Fields, location: str, default_id: str | None) -> Document:
     id_name = fields.id or _first_present(ID_NAMES, record)
     value: str | None = None
+    text_name: str | None
     if fields.key is not None:
         text_name = fields.key
         text = _as_text(record.get(text_name), "no-key-field")
-        value = _as_text(_joined(record.get(fields.value or "")), "no-value-field")
+        value = _as_text(_joined(record.get(fields.value) if fields.value else None), "no-value-field")
     else:
-        text_name = fields.text or _first_present(TEXT_NAMES, record) or ""
-        text = _as_text(record.get(text_name), "no-text-field")
+        text_name = fields.text or _first_present(TEXT_NAMES, record)
+        text = _as_text(record.get(text_name) if text_name else None, "no-text-field")
     doc_id = _as_id(record.get(id_name)) if id_name else None
     mapped = {text_name, id_name if doc_id is not None else None, fields.value}
     return Document(doc_id or default_id, text, value, _as_metadata(record, fields, mapped), location)
@@ -154,7 +204,9 @@ def _as_text(value: object, missing: str) -> str:
         raise RecordError(missing)
     if isinstance(value, bytes):
         value = _decode(value)
-    if not isinstance(value, str):
+    if isinstance(value, UnreadableValue):
+        raise RecordError(value.reason)
+    if not isinstance(value, str) or isinstance(value, FormattedValue):
         raise RecordError("text-not-a-string")
     if not value or value.isspace():
         raise RecordError("empty")
@@ -169,8 +221,8 @@ def _as_id(value: object) -> str | None:
         return str(value)
     if value is None or isinstance(value, str):
         _check_unicode(value or "")
-        return value or None
-    raise RecordError("id-not-a-string")
+        return str(value) if value else None
+    raise RecordError(value.reason if isinstance(value, UnreadableValue) else "id-not-a-string")
 
 
 def _decode(value: bytes) -> str:
@@ -201,16 +253,38 @@ def _as_metadata(record: Mapping[str, object], fields: Fields, mapped: set[str |
     if not kept:
         return b"{}"
     try:
-        return orjson.dumps(kept, default=_as_json_string)
-    except TypeError:
-        raise RecordError(
-            "invalid-utf8"
-        ) from None  # the only case left in which orjson raises: a string that is not Unicode
+        return _dumps(kept)
+    except TypeError as error:
+        raise _metadata_error(kept) from error
 
 
-def _as_json_string(value: object) -> object:
-    """A value for which JSON has no type: bytes as text (Parquet strings are read as bytes), others as their `str`."""
-    return _decode(value) if isinstance(value, bytes) else str(value)
+def _dumps(fields: Mapping[str, object]) -> bytes:
+    return orjson.dumps(fields, default=json_of_bytes, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+
+
+def _metadata_error(kept: Mapping[str, object]) -> RecordError:
+    """Which field orjson cannot write, and why."""
+    for name, value in kept.items():
+        if isinstance(value, UnreadableValue):
+            return RecordError(value.reason, name)
+        try:
+            _dumps({name: value})
+        except TypeError as error:
+            return RecordError(_reason_of(name, value, str(error)), name)
+    return RecordError("nested-too-deep")  # only the record as a whole
+
+
+def _reason_of(name: str, value: object, message: str) -> str:
+    if "ecursion" in message:
+        return "nested-too-deep"
+    if "64-bit" in message:
+        return "value-out-of-range"
+    try:
+        _check_unicode(name)
+        _check_unicode(value if isinstance(value, str) else "")
+    except RecordError as error:
+        return error.reason
+    return "lone-surrogate"
 
 
 def _within_limits(document: Document, limits: Limits) -> Iterator[Document]:

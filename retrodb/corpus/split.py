@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,14 +11,21 @@ from retrodb.format.json_codec import JsonValue, from_plain, to_plain_object
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file to read, as `expand_inputs` returns it."""
+    """One file to read, as `find_files` returns it."""
 
-    path: str  # in the file system
-    name: str  # path below the folder or glob of the user; the id of a document that is a whole file
+    path: str  # for people and reports: bytes that are not UTF-8 are escaped
+    name: str  # path below the folder or glob of the user, escaped; the id of a document that is a whole file
     format: str  # a name of `READERS`, or "unknown"; for tar archives that of all members, or "auto"
     size_bytes: int  # as stored
     compression: str  # "none", "gzip", "zstd", "bz2" or "xz"
     is_tar: bool = False  # a tar archive of files
+    raw_path: bytes | None = None  # the path in the file system, if it is not UTF-8
+    stream: str | None = None  # "-", or the path of the pipe whose content was written to this file
+
+    @property
+    def disk_path(self) -> str:
+        """The path in the file system, to open the file."""
+        return self.path if self.raw_path is None else os.fsdecode(self.raw_path)
 
 
 @dataclass(frozen=True, slots=True)

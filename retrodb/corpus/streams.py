@@ -6,13 +6,14 @@ bounded by one block, and for zstd also by the window of at most 128 MiB, whatev
 
 from __future__ import annotations
 
-import bz2
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol
 
+from retrodb.corpus.file_names import escape_name
+from retrodb.corpus.member_stream import MEMBER_MAGIC, MemberStream
 from retrodb.errors import InputError
 
 BLOCK_BYTES = 1 << 20
@@ -20,12 +21,7 @@ HEAD_BYTES = 64 << 10  # of a file, from which its format is detected
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8; some programs write it at the start of a file
 
 _MAGIC_BYTES = 8  # more than the longest below
-_MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bz2",
-    b"\xfd7zXZ\x00": "xz",
-}
+_MAGIC = {**MEMBER_MAGIC, "zstd": b"\x28\xb5\x2f\xfd"}
 # A zstd stream may begin with a skippable frame (0x184D2A50 to 0x184D2A5F, little-endian). pzstd writes one.
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + n, 0x2A, 0x4D, 0x18]) for n in range(16))
 COMPRESSION_SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -41,7 +37,7 @@ def compression_of(head: bytes) -> str:
     """The compression, from the first bytes of a file: "gzip", "zstd", "bz2", "xz" or "none"."""
     if head.startswith(_ZSTD_SKIPPABLE):
         return "zstd"
-    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "none")
+    return next((name for name, magic in _MAGIC.items() if head.startswith(magic)), "none")
 
 
 class InputStream:
@@ -99,8 +95,9 @@ def open_input(path: str | Path, compression: str = "none", start: int = 0) -> I
         source = open(path, "rb", buffering=0 if compression == "none" else -1)  # noqa: SIM115 - the stream closes it
     except OSError as error:
         raise _cannot_open(path, error) from error
-    source.seek(start)
-    return InputStream(source, compression, str(path))
+    if start:  # a pipe cannot seek
+        source.seek(start)
+    return InputStream(source, compression, escape_name(str(path)))
 
 
 def open_decompressed(path: str | Path) -> InputStream:
@@ -114,7 +111,7 @@ def open_decompressed(path: str | Path) -> InputStream:
         head = source.peek(_MAGIC_BYTES)
     except OSError as error:
         raise _cannot_open(path, error) from error
-    return InputStream(source, compression_of(head), str(path))
+    return InputStream(source, compression_of(head), escape_name(str(path)))
 
 
 def read_first_bytes(stream: ByteSource) -> bytes:
@@ -127,7 +124,7 @@ def read_first_bytes(stream: ByteSource) -> bytes:
 
 def _cannot_open(path: str | Path, error: OSError) -> InputError:
     fault = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror or error})"
-    return InputError(fault, where=str(path), remedy="Check the path.")
+    return InputError(fault, where=escape_name(str(path)), remedy="Check the path.")
 
 
 class _Decompressor(ByteSource, Protocol):
@@ -137,10 +134,8 @@ class _Decompressor(ByteSource, Protocol):
 def _decompressed(source: IO[bytes], compression: str) -> _Decompressor:
     if compression == "none":
         return source
-    if compression == "bz2":
-        return bz2.BZ2File(source)  # pyarrow's bz2 fails on an empty member in the middle of the file
-    if compression == "xz":
-        return lzma.LZMAFile(source)
+    if compression in MEMBER_MAGIC:
+        return MemberStream(source, compression)
     import pyarrow as pa
 
     # zstandard's stream_reader does not notice that a file is cut off; pyarrow raises an error.

@@ -47,9 +47,10 @@ def open_parquet(
         RetroDBError: what `error_of` makes.
     """
     try:
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        # INT96 counts in nanoseconds by default, where a date after 2262 overflows into another date.
+        with pq.ParquetFile(source, page_checksum_verification=True, coerce_int96_timestamp_unit="us") as file:
             yield file
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last: a name that is not UTF-8
         raise error_of(error) from error
 
 

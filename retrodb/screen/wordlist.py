@@ -102,7 +102,7 @@ def read_word_list(path: str, measure: str) -> WordList:
         InputError: the file does not exist, is not UTF-8 text, or has no entry.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"not readable as a word list ({error})", where=path, remedy="Give a UTF-8 text file."

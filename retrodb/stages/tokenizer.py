@@ -9,7 +9,7 @@ from pathlib import Path
 
 from retrodb.corpus.document import Document, Fields, Limits
 from retrodb.corpus.input_files import expand_inputs, plan_splits
-from retrodb.corpus.readers import read_split
+from retrodb.corpus.readers import read_split_leniently
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import InputError, UsageError
 
@@ -53,7 +53,7 @@ def run_train_tokenizer(inputs: Sequence[str], out: Path, *, vocab_size: int, fo
 def _texts(inputs: Sequence[str], format: str, counts: Counter[str]) -> Iterator[str]:
     """The texts of all documents, which are counted on the way."""
     for split in plan_splits(expand_inputs(inputs, format=format), _SPLIT_BYTES):
-        for record in read_split(split, Fields(), Limits()):
+        for record in read_split_leniently(split, Fields(), Limits()):
             if isinstance(record, Document):
                 counts["documents"] += 1
                 counts["characters"] += len(record.text)

@@ -27,7 +27,9 @@ BAD_RECORDS = {
     "empty": [b'{"id": 5, "text": ""}', b'{"id": 6, "text": " \\n\\t "}'],
     "lone-surrogate": [b'{"id": 7, "text": "\\ud83d alone"}'],
     "invalid-utf8": [b'{"id": 8, "text": "\xff\xfe"}'],
-    "not-json": [b'{"id": 9, "text": "cut', b"[" * 100_000],
+    "not-json": [b'{"id": 9, "text": "cut', b"{"],
+    "nested-too-deep": [b"[" * 100_000, b'{"text": "x", "m": ' + b"[" * 300 + b"]" * 300 + b"}"],
+    "duplicate-field": [b'{"text": "a", "text": "b"}'],
     "not-an-object": [b"[1, 2]"],
 }
 
@@ -74,17 +76,21 @@ def test_blank_lines_do_not_end_the_file(empty: Path, fresh: Fresh, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("zst", zstandard.compress)])
-def test_truncated_compressed_input_is_an_error_and_commits_nothing(
+def test_truncated_compressed_input_is_refused_whole(
     ending: str, pack: Callable[[bytes], bytes], empty: Path, fresh: Fresh, tmp_path: Path
 ) -> None:
     database = fresh(empty)
     plain = json_lines(tmp_path / "in.jsonl", *({**document(n), "noise": os.urandom(99).hex()} for n in range(200)))
     packed = tmp_path / f"in.jsonl.{ending}"
     packed.write_bytes(pack(plain.read_bytes())[:-100])
-    done = run("ingest", database, packed, *LENIENT)
+    done = run("ingest", database, packed, "--source", "s")
     assert done.code == errors.EXIT_ERROR
-    assert str(packed) in done.err
+    assert f"{packed}: " in done.err
+    assert "cut off" in done.err
     assert len(ok("snapshots", database, "--json").rows) == 1
+    done = run("ingest", database, packed, json_lines(tmp_path / "b.jsonl", document(1)), *LENIENT, "--json")
+    assert done.code == errors.EXIT_REJECTS
+    assert (done.row["num_added"], done.row["num_rejects_by_reason"]) == (1, {"unreadable-file": 1})
 
 
 def test_duplicate_ids_of_one_input_are_counted(empty: Path, fresh: Fresh, tmp_path: Path) -> None:

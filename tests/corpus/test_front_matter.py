@@ -120,3 +120,26 @@ def test_any_header_is_fields_or_text_or_refused(pieces: list[str], fence: str) 
         return
     assert rest in ("body", text)
     json.dumps(fields)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("title: a\nx: {title: b}\nlist: [title, title]\ntitle: c", "fields 1 and 4 are both named 'title'"),
+        ("a: {k: 1, 'k': 2}", "fields 1 and 2 are both named 'k'"),
+        ("? [a]\n: 1\na: b\na: c", "fields 2 and 3 are both named 'a'"),
+    ],
+)
+def test_two_fields_of_one_name_are_refused(tmp_path: Path, header: str, message: str) -> None:
+    record = read_one(tmp_path, f"---\n{header}\n---\nText.\n", Fields(front_matter="metadata"))
+    assert isinstance(record, Reject)
+    assert (record.reason, record.excerpt) == ("duplicate-field", message)
+
+
+@pytest.mark.parametrize(
+    "text", ["---\na: [" + "1," * 600_000 + "]\n---\nx", "+++\n" + ".".join("a" * 20_000) + " = 1\n+++\nx"]
+)
+def test_header_that_takes_long_is_refused(tmp_path: Path, text: str) -> None:
+    record = read_one(tmp_path, text, Fields(front_matter="metadata"))
+    assert isinstance(record, Reject)
+    assert record.reason == "bad-front-matter"

@@ -55,7 +55,7 @@ def long_window(content: bytes) -> bytes:
         (b'{"text": "\xff"}', "invalid-utf8"),
         (b'{"text": "\\ud800 x"}', "lone-surrogate"),
         (b'{"text": "cut', "not-json"),
-        (b"[" * 20_000, "not-json"),
+        (b"[" * 20_000, "nested-too-deep"),
         (b'{"text": "x", "id": 1.5}', "id-not-a-string"),
         (b'"text"', "not-an-object"),
     ],
@@ -269,7 +269,8 @@ def test_file_of_a_folder_is_a_document_named_by_its_path(tmp_path: Path) -> Non
     records = read_all(tmp_path)
     documents = [record for record in records if isinstance(record, Document)]
     assert [(document.doc_id, document.text) for document in documents] == [("a.txt", "数"), ("b/x.md", "# X\n")]
-    assert rejects(records) == [("byte 3", "invalid-utf8"), ("byte 0", "empty"), ("byte 0", "unknown-format")]
+    assert rejects(records) == [("byte 3", "invalid-utf8"), ("byte 0", "empty")]
+    assert rejects(read_all(tmp_path / "e.png")) == [("byte 0", "unknown-format")]  # not skipped: it was named
 
 
 def test_marker_separates_documents(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import json
 import zlib
 from pathlib import Path
 
+import brotli
 import pytest
+import zstandard
 from real_corpora import unpack
 
 from retrodb.corpus.document import Document, Limits, Reject
@@ -77,6 +79,89 @@ def test_charset_of_the_server_is_used(tmp_path: Path) -> None:
     pytest.importorskip("resiliparse")
     body = "<p>naïve Ünïcode</p>".encode("latin-1")
     assert texts(read(tmp_path, response(body, content_type="text/html; charset=ISO-8859-1"))) == ["naïve Ünïcode"]
+
+
+TRUNCATED = gzip.compress(PAGE * 9, mtime=0)[:-20]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "reason"),
+    [
+        (gzip.compress(PAGE, mtime=0)[:3] + b"\0\1\2\3" * 9, "gzip", "unknown-encoding"),
+        (TRUNCATED, "gzip", "truncated"),
+        (zlib.compress(PAGE * 9)[:-20], "deflate", "truncated"),
+        (brotli.compress(PAGE)[:-5], "br", "truncated"),
+        (zstandard.ZstdCompressor().compress(PAGE)[:20], "zstd", "unknown-encoding"),
+        (bytes(range(256)) * 4, "compress", "unknown-encoding"),
+        (bytes(range(256)) * 4, "br", "unknown-encoding"),
+        (gzip.compress(PAGE, mtime=0), "br, gzip", None),  # brotli was removed, its name was not
+    ],
+)
+def test_body_that_cannot_be_decoded_refuses_its_record(
+    tmp_path: Path, body: bytes, encoding: str, reason: str | None
+) -> None:
+    pytest.importorskip("resiliparse")
+    records = read(tmp_path, response(body, f"Content-Encoding: {encoding}") + record("conversion", b"next"))
+    assert texts(records)[-1] == "next"
+    assert [reason for _, reason in rejects(records)] == ([reason] if reason else [])
+    assert len(records) == 2
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "deflate, gzip"])
+def test_page_is_text_whatever_its_content_encoding(tmp_path: Path, encoding: str) -> None:
+    pytest.importorskip("resiliparse")
+    raw = zlib.compressobj(wbits=-15)
+    bodies = {
+        "gzip": gzip.compress(PAGE, mtime=0),
+        "deflate": raw.compress(PAGE) + raw.flush(),
+        "br": brotli.compress(PAGE),
+        "zstd": zstandard.ZstdCompressor().compress(PAGE),
+        "deflate, gzip": gzip.compress(zlib.compress(PAGE), mtime=0),
+    }
+    assert texts(read(tmp_path, response(bodies[encoding], f"Content-Encoding: {encoding}"))) == [
+        "Some words about databases."
+    ]
+    assert texts(read(tmp_path, response(PAGE, f"Content-Encoding: {encoding}"))) == ["Some words about databases."]
+    limits = Limits(max_record_bytes=1 << 20)
+    bomb = {"br": brotli.compress, "zstd": zstandard.ZstdCompressor().compress}.get(encoding, zlib.compress)
+    if encoding in ("br", "zstd", "deflate"):
+        records = read(tmp_path, response(bomb(b"x" * 30_000_000), f"Content-Encoding: {encoding}"), limits=limits)
+        assert rejects(records) == [("byte 0", "too-long")]
+
+
+@pytest.mark.parametrize("charset", ["x-unknown", "hex", "idna", "undefined", "utf-8\0"])
+def test_charset_that_nobody_knows_is_ignored_as_browsers_do(tmp_path: Path, charset: str) -> None:
+    pytest.importorskip("resiliparse")
+    page = "<meta charset=utf-8><p>naïve</p>".encode()
+    assert texts(read(tmp_path, response(page, content_type=f"text/html; charset={charset}"))) == ["naïve"]
+
+
+def test_charset_of_plain_text_is_used(tmp_path: Path) -> None:
+    content = response("naïve".encode("latin-1"), content_type="text/plain; charset=ISO-8859-1")
+    content += response("naïve".encode(), content_type="text/plain; charset=ascii")
+    assert texts(read(tmp_path, content)) == ["naïve", "naïve"]
+
+
+def test_header_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    body = response(b"words", "X: a\x85Content-Type: image/png", content_type="text/plain")
+    assert texts(read(tmp_path, body)) == ["words"]
+
+
+@pytest.mark.parametrize(
+    ("url", "is_document"),
+    [
+        ("<metadata://gnu.org/software/wget/warc/wget.log>", False),
+        ("metadata://gnu.org/software/wget/warc/wget_arguments.txt", False),
+        ("urn:text:http://a.example/", False),
+        ("screenshot:http://a.example/", False),
+        ("http://a.example/robots.txt", True),
+        ("file:///home/a/notes.txt", True),
+        ("notes.txt", True),
+    ],
+)
+def test_crawler_records_about_itself_are_no_documents(tmp_path: Path, url: str, is_document: bool) -> None:
+    records = read(tmp_path, record("resource", b"Some words.", url=url))
+    assert len(texts(records)) == len(records) == is_document
 
 
 def test_images_errors_and_requests_are_no_documents(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, excerpt_of
+from retrodb.corpus.file_names import escape_name
 from retrodb.corpus.readers.arrow import read_arrow, read_parquet
 from retrodb.corpus.readers.csv import read_csv, read_tsv
 from retrodb.corpus.readers.dolma import read_dolma
@@ -37,6 +38,8 @@ READERS: dict[str, Reader] = {
     "arc": read_arc,
 }
 TAR_BLOCK = 512
+UNREADABLE_FILE = "unreadable-file"
+"""Reason of a reject that stands for a whole file."""
 
 
 def read_split(split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
@@ -47,32 +50,50 @@ def read_split(split: Split, fields: Fields, limits: Limits) -> Iterator[Documen
         MissingDependency: a format needs an extra that is not installed.
     """
     for file in split.files:
-        if file.is_tar:
-            yield from _read_tar(file, split.start, split.end, fields, limits)
-        elif file.format not in READERS:
-            yield _unknown_format(file.path)
-        else:
-            counts_bytes = file.compression == "none" and file.format != "parquet"
-            with open_input(file.path, file.compression, split.start if counts_bytes else 0) as stream:
-                disk_path = file.path if file.compression == "none" else None
-                source = OpenFile(stream, file.path, file.name, disk_path, split.start, split.end)
-                yield from READERS[file.format](source, fields, limits)
+        yield from _read_file(file, split, fields, limits)
+
+
+def read_split_leniently(split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    """As `read_split`, but a file that cannot be read to its end becomes a reject, and the next file is read.
+
+    The reason is "unreadable-file". The records before the damage come before that reject. A caller that keeps records drops
+    those of the same file.
+    """
+    for file in split.files:
+        try:
+            yield from _read_file(file, split, fields, limits)
+        except InputError as error:
+            message = error.what if error.where == file.path else f"{error.where}: {error.what}"
+            yield Reject(file.path, "file", UNREADABLE_FILE, excerpt_of(message))
+
+
+def _read_file(file: InputFile, split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+    if file.is_tar:
+        yield from _read_tar(file, split.start, split.end, fields, limits)
+    elif file.format not in READERS:
+        yield _unknown_format(file.path)
+    else:
+        counts_bytes = file.compression == "none" and file.format != "parquet"
+        with open_input(file.disk_path, file.compression, split.start if counts_bytes else 0) as stream:
+            disk_path = file.disk_path if file.compression == "none" else None
+            source = OpenFile(stream, file.path, file.name, disk_path, split.start, split.end)
+            yield from READERS[file.format](source, fields, limits)
 
 
 def _read_tar(
     file: InputFile, start: int, end: int | None, fields: Fields, limits: Limits
 ) -> Iterator[Document | Reject]:
     """The records of the members whose headers are in [start, end). Hidden members, links and devices are skipped."""
-    with open_input(file.path, file.compression, start) as stream:
+    with open_input(file.disk_path, file.compression, start) as stream:
         packed = _PeekedStream(b"", stream)
         try:
-            with tarfile.open(fileobj=io.BufferedReader(packed), mode="r|") as archive:
+            with tarfile.open(fileobj=io.BufferedReader(packed), mode="r|", encoding="utf-8") as archive:
                 for member in archive:
                     if end is not None and start + member.offset >= end:
                         return
                     content = archive.extractfile(member) if member.isfile() else None
                     if content is not None and not is_hidden(member.name):
-                        yield from _read_member(content, member.name, file, fields, limits)
+                        yield from _read_member(content, escape_name(member.name), file, fields, limits)
         except tarfile.TarError as error:
             raise _damaged_tar(file, str(error)) from error
         # tarfile does not notice a cut between two members. A whole archive ends in blocks of zeros.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
+from retrodb.corpus.readers.field_names import check_columns, kept_columns
 from retrodb.corpus.readers.open_file import OpenFile
 
 
@@ -26,7 +28,7 @@ def _read_rows(
     rows: Iterator[list[str]], source: OpenFile, fields: Fields, limits: Limits
 ) -> Iterator[Document | Reject]:
     # The csv module has one limit for the whole process, 131,072 characters by default. Ours bounds a record.
-    csv.field_size_limit(limits.max_record_bytes)
+    csv.field_size_limit(min(limits.max_record_bytes, sys.maxsize))
     header: list[str] | None = None
     number = 0
     while True:
@@ -42,7 +44,8 @@ def _read_rows(
         if not row:  # a blank line
             continue
         if header is None:
-            header = row
+            header = _column_names(row)
+            check_columns(header, kept_columns(header, fields), source.path)
             continue
         if len(row) == len(header):
             record: dict[str, object] = dict(zip(header, row, strict=True))
@@ -50,6 +53,11 @@ def _read_rows(
         else:
             yield Reject(source.path, location, "not-csv", excerpt_of(row))
         number += 1
+
+
+def _column_names(header: list[str]) -> list[str]:
+    """Names of the columns. One without a name, such as the index that pandas writes, is named as pandas does."""
+    return [name if name.strip() else f"Unnamed: {index}" for index, name in enumerate(header)]
 
 
 def _lines(source: OpenFile, limits: Limits) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import PurePosixPath
 
 import orjson
@@ -35,12 +36,18 @@ BY_SUFFIX = {
     ".wat": "warc",
     ".arc": "arc",
 }
+TEXT_FORMATS = ("jsonl", "json", "dolma", "csv", "tsv", "text", "markdown", "html")
 TAR_MAGIC_OFFSET = 257  # of "ustar" in every tar file since POSIX.1-1988
 
 
 def is_tar(head: bytes) -> bool:
     """Whether a file with these first bytes is a tar archive."""
     return head[TAR_MAGIC_OFFSET : TAR_MAGIC_OFFSET + 5] == b"ustar"
+
+
+def is_binary_content(head: bytes) -> bool:
+    """Whether no text in UTF-8 or UTF-16 begins with these bytes."""
+    return b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def detect_format(head: bytes, name: str) -> str:

@@ -8,12 +8,16 @@ from collections.abc import Callable
 
 import orjson
 
+from retrodb.corpus.readers.field_names import DuplicateField
+
 _HEADERS = {
     "---": re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:(?:\r?\n)+|\Z)", re.DOTALL | re.MULTILINE),
     "+++": re.compile(r"\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:(?:\r?\n)+|\Z)", re.DOTALL | re.MULTILINE),
 }
 
 _MAX_DEPTH = 100  # of nested values
+# Parsing a YAML header takes at most 2 s for each MiB. The parser of TOML takes the square of the length of a dotted key.
+_MAX_CHARS = {"---": 1 << 20, "+++": 32 << 10}
 
 
 def split_front_matter(text: str) -> tuple[dict[str, object], str]:
@@ -24,12 +28,15 @@ def split_front_matter(text: str) -> tuple[dict[str, object], str]:
     whole text.
 
     Raises:
-        ValueError: the header is neither YAML nor TOML, or has a value that JSON cannot express.
+        DuplicateField: two fields of the header have one name.
+        ValueError: the header is neither YAML nor TOML, takes too long to parse, or has a value that JSON cannot express.
     """
     fence = text[:3]
     match = _HEADERS[fence].match(text) if fence in _HEADERS else None
     if match is None:
         return {}, text
+    if len(match[1]) > _MAX_CHARS[fence]:
+        raise ValueError(f"longer than {_MAX_CHARS[fence]:,} characters")
     try:
         header = _PARSERS[fence](match[1])
         packed = orjson.dumps(header, default=_json_value, option=orjson.OPT_NON_STR_KEYS)
@@ -46,16 +53,39 @@ def _json_value(value: object) -> object:
     return sorted(value, key=str) if isinstance(value, set) else str(value)
 
 
+class _OpenMapping:
+    """The names in a YAML mapping so far. PyYAML itself takes the last of two fields of one name."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, int] = {}
+        self._num_nodes = 0
+
+    def add_node(self, scalar: str | None) -> None:
+        """Count the next name or value; `scalar` is its text. Raises DuplicateField."""
+        is_name, number = self._num_nodes % 2 == 0, self._num_nodes // 2 + 1
+        self._num_nodes += 1
+        if is_name and scalar is not None and scalar != "<<":  # a merge may be repeated
+            first = self._names.setdefault(scalar, number)
+            if first != number:
+                raise DuplicateField(f"fields {first} and {number} are both named '{scalar}'")
+
+
 def _parse_yaml(header: str) -> object:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled one, if this PyYAML has it
     try:
-        depth = 0
+        open_mappings: list[_OpenMapping | None] = []  # None for a sequence
         for event in yaml.parse(header, loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.CollectionEndEvent):
+                open_mappings.pop()
+                continue
+            if open_mappings and (mapping := open_mappings[-1]) and isinstance(event, yaml.NodeEvent):
+                mapping.add_node(event.value if isinstance(event, yaml.ScalarEvent) else None)
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_mappings.append(_OpenMapping() if isinstance(event, yaml.MappingStartEvent) else None)
             # A few aliases of aliases expand to gigabytes, and deep nesting overflows the compiled loader's stack.
-            if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
+            if isinstance(event, yaml.AliasEvent) or len(open_mappings) > _MAX_DEPTH:
                 raise ValueError("an alias, or nested too deep")
         return yaml.load(header, loader)
     except (yaml.YAMLError, LookupError, AttributeError) as error:  # PyYAML raises the last two for tags like "!!int"

@@ -12,9 +12,12 @@ from typing import NamedTuple
 import orjson
 
 from retrodb.corpus.document import MAX_RECORD_BYTES, Document, Fields, Limits, Reject, documents_of, excerpt_of
+from retrodb.corpus.readers.field_names import DuplicateField, find_duplicate_field
 from retrodb.corpus.readers.open_file import OpenFile, read_whole
 from retrodb.corpus.streams import BYTE_ORDER_MARK, ByteSource, delimited_records
 from retrodb.errors import InputError
+
+_REASONS = {"depth limit exceeded": "nested-too-deep"}  # by orjson's message
 
 
 class LineTooLong(ValueError):
@@ -28,7 +31,7 @@ class JsonLine(NamedTuple):
     offset: int  # of its first byte in the file
     content: bytes  # its bytes; the first `max_bytes` of a line that is too long
     value: object  # the parsed JSON value; None if there is an error
-    error: orjson.JSONDecodeError | LineTooLong | None
+    error: orjson.JSONDecodeError | LineTooLong | DuplicateField | None
 
 
 def json_lines(stream: ByteSource, max_bytes: int, *, start: int = 0, end: int | None = None) -> Iterator[JsonLine]:
@@ -46,10 +49,12 @@ def json_lines(stream: ByteSource, max_bytes: int, *, start: int = 0, end: int |
         if offset == 0:
             content = content.removeprefix(BYTE_ORDER_MARK)
         try:
-            yield JsonLine(number, offset, content, orjson.loads(content), None)
+            value = orjson.loads(content)
         except orjson.JSONDecodeError as error:
             if content and not content.isspace():
                 yield JsonLine(number, offset, content, None, error)
+            continue
+        yield JsonLine(number, offset, content, value, find_duplicate_field(content, value))
 
 
 def read_json_objects(
@@ -62,10 +67,12 @@ def read_json_objects(
         path: of the file, for error messages.
 
     Raises:
-        InputError: a line is not a JSON object, or too long; names the line.
+        InputError: a line is not a JSON object, too long, or has two fields of one name; names the line.
     """
     for line in json_lines(stream, max_bytes):
         where = f"{path}:{line.number}"
+        if isinstance(line.error, DuplicateField):
+            raise InputError(str(line.error), where=where, remedy="Rename one of them.")
         if line.error is not None:
             raise InputError(f"not valid JSON ({line.error})", where=where) from line.error
         if not isinstance(line.value, dict):
@@ -81,6 +88,8 @@ def read_jsonl(source: OpenFile, fields: Fields, limits: Limits) -> Iterator[Doc
             yield from _documents_of_value(line.value, fields, limits, source.path, location)
         elif isinstance(line.error, LineTooLong):
             yield Reject(source.path, location, "too-long", excerpt_of(line.content))
+        elif isinstance(line.error, DuplicateField):
+            yield _duplicate(source.path, location, line.error)
         else:
             yield _reject_of(source.path, line.offset, line.content, line.error)
 
@@ -97,6 +106,10 @@ def read_json_array(source: OpenFile, fields: Fields, limits: Limits) -> Iterato
     except orjson.JSONDecodeError as error:
         yield _reject_of(source.path, 0, content, error)
         return
+    duplicate = find_duplicate_field(content, value)
+    if duplicate is not None:
+        yield _duplicate(source.path, "byte 0", duplicate)
+        return
     for number, record in enumerate(value if isinstance(value, list) else [value]):
         yield from _documents_of_value(record, fields, limits, source.path, f"record {number}")
 
@@ -109,6 +122,10 @@ def _documents_of_value(
     return iter((Reject(path, location, "not-an-object", excerpt_of(value)),))
 
 
+def _duplicate(path: str, location: str, error: DuplicateField) -> Reject:
+    return Reject(path, location, "duplicate-field", excerpt_of(str(error)))
+
+
 def _reject_of(path: str, offset: int, content: bytes, error: orjson.JSONDecodeError) -> Reject:
     """A reject with the reason why orjson refused the bytes, and the position of the fault."""
     try:
@@ -116,7 +133,7 @@ def _reject_of(path: str, offset: int, content: bytes, error: orjson.JSONDecodeE
     except UnicodeDecodeError as bad:
         excerpt = excerpt_of(content[max(bad.start - 50, 0) :])
         return Reject(path, f"byte {offset + bad.start}", "invalid-utf8", excerpt)
-    reason = "lone-surrogate" if "surrogate" in error.msg else "not-json"
+    reason = _REASONS.get(error.msg, "lone-surrogate" if "surrogate" in error.msg else "not-json")
     return Reject(path, f"byte {offset + _byte_of(content, error.pos)}", reason, excerpt_of(content))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
+from retrodb.corpus.readers.field_names import DuplicateField
 from retrodb.corpus.readers.front_matter import split_front_matter
 from retrodb.corpus.readers.open_file import OpenFile, read_whole
 from retrodb.corpus.streams import BYTE_ORDER_MARK, delimited_records
@@ -52,6 +53,8 @@ def _document(
     if fields.front_matter == "metadata":
         try:
             header, text = split_front_matter(text)
+        except DuplicateField as error:
+            return iter((Reject(source.path, location, "duplicate-field", excerpt_of(str(error))),))
         except ValueError:
             return iter((Reject(source.path, location, "bad-front-matter", excerpt_of(text)),))
     mapping = replace(fields, id=fields.id or _NO_FIELD, text=_BODY, key=None, value=None)

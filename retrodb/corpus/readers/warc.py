@@ -4,22 +4,23 @@ Records are separated by their own headers and lengths, under every compression.
 readable header becomes a reject, and reading continues at the next record. (fastwarc stops there without an error.)
 
 Documents are `conversion` records (WET) and `resource` records of a text type, and `response` records of a text type with
-a status of 2xx; HTML becomes text. Everything else (requests, metadata, revisits, images, scripts, error pages) is not a
-document and is not counted. The id is the URL of the page.
+a status of 2xx; HTML becomes text. Everything else (requests, metadata, revisits, images, scripts, error pages, the crawler's own
+log and arguments) is not a document and is not counted. The id is the URL of the page.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from retrodb.corpus.document import Document, Fields, Limits, Reject, documents_of, excerpt_of
-from retrodb.corpus.readers.html import page_record
+from retrodb.corpus.document import Document, Fields, Limits, RecordError, Reject, documents_of, excerpt_of
+from retrodb.corpus.readers.html import is_charset, page_record
+from retrodb.corpus.readers.http_body import decoded_body
 from retrodb.corpus.readers.open_file import OpenFile
 from retrodb.corpus.streams import BLOCK_BYTES, ByteSource
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
+WEB_SCHEMES = ("http", "https", "ftp", "ftps", "file", "gopher", "gemini")
 TEXT_TYPES = (*HTML_TYPES, "text/plain")
 MAX_LINE_BYTES = 64 << 10
 MAX_HEADER_LINES = 1000
@@ -55,35 +56,44 @@ def _documents(
         if record.kind in ("malformed", "truncated", "too-long"):
             yield Reject(source.path, location, record.kind, excerpt_of(record.content))
             continue
-        page = _page_of(record, limits)
-        if isinstance(page, dict):
+        try:
+            page = _page_of(record, limits)
+        except RecordError as error:
+            yield Reject(source.path, location, error.reason, excerpt_of(record.content))
+            continue
+        if page is not None:
             yield from documents_of(page, fields, limits, path=source.path, location=location, doc_id=record.url)
-        elif page is not None:
-            yield Reject(source.path, location, page, excerpt_of(record.content))
 
 
-def _page_of(record: ArchiveRecord, limits: Limits) -> dict[str, object] | str | None:
-    """The fields of a record that is a document, or the reason why it cannot be read; None if it is not a document."""
+def _page_of(record: ArchiveRecord, limits: Limits) -> dict[str, object] | None:
+    """The fields of a record that is a document; None if it is not one. Raises RecordError if it cannot be read."""
     content, content_type = record.content, record.content_type
     if record.kind == "response" and content.startswith(b"HTTP/"):
         status, headers, content = _http_parts(content)
         content_type = headers.get("content-type", "")
         if not 200 <= status < 300:
             return None
-    elif record.kind not in ("conversion", "resource", "response"):
+    elif record.kind not in ("conversion", "resource", "response") or _is_of_crawler(record):
         return None
     media_type, _, parameters = content_type.partition(";")
     media_type = media_type.strip().lower()
     if media_type not in TEXT_TYPES:
         return None
     if record.kind == "response" and record.content.startswith(b"HTTP/"):
-        body = _decoded_body(content, headers, limits)
-        if isinstance(body, str):
-            return body
-        content = body
+        content = decoded_body(content, headers, limits)
     charset = parameters.lower().partition("charset=")[2].split(";")[0].strip(" \"'") or None
-    page: dict[str, object] = page_record(content, charset) if media_type in HTML_TYPES else {"text": content}
+    page: dict[str, object] = (
+        page_record(content, charset) if media_type in HTML_TYPES else {"text": _plain_text(content, charset)}
+    )
     return {"id": record.url, "url": record.url, "date": record.date, "content_type": media_type, **page}
+
+
+def _plain_text(content: bytes, charset: str | None) -> bytes | str:
+    """The text in the encoding that the server named; the bytes, as UTF-8, if it named none or another than it sent."""
+    try:
+        return content.decode(charset) if charset and is_charset(charset) else content
+    except UnicodeDecodeError:
+        return content
 
 
 def _http_parts(block: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -91,7 +101,7 @@ def _http_parts(block: bytes) -> tuple[int, dict[str, str], bytes]:
     head, separator, body = block.partition(b"\r\n\r\n")
     if not separator:
         head, _, body = block.partition(b"\n\n")
-    first, *lines = head.decode("latin-1").splitlines() or [""]
+    first, *lines = head.decode("latin-1").split("\n")  # and not at U+0085, as splitlines does
     status = first.split(" ", 2)[1:2]
     headers = {}
     for line in lines:
@@ -100,44 +110,14 @@ def _http_parts(block: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(status[0]) if status and status[0].isdigit() else 0, headers, body
 
 
-def _decoded_body(body: bytes, headers: dict[str, str], limits: Limits) -> bytes | str:
-    """The body without transfer and content encodings, or the reason of a reject.
+def _is_of_crawler(record: ArchiveRecord) -> bool:
+    """Whether a crawler wrote the record about its own work, as its address shows.
 
-    Crawlers often store a decoded body with its old headers, so a body that cannot be decoded is kept unchanged.
+    wget stores its log and its arguments as resources at "metadata://gnu.org/...". Others store screenshots and the text that
+    they took from pages at "screenshot:...", "urn:text:...".
     """
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        body = _dechunked(body)
-    encoding = headers.get("content-encoding", "identity").lower()
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        window = 31 if body.startswith(b"\x1f\x8b") else 15
-        try:
-            unpacked = zlib.decompressobj(window).decompress(body, limits.max_record_bytes + 1)
-        except zlib.error:
-            return body
-        return "too-long" if len(unpacked) > limits.max_record_bytes else unpacked
-    return body if encoding in ("identity", "utf-8", "none", "") or not _is_binary(body) else "malformed"
-
-
-def _is_binary(body: bytes) -> bool:
-    return b"\0" in body[:4096]
-
-
-def _dechunked(body: bytes) -> bytes:
-    """The joined parts of a chunked body; the body itself if it is not chunked."""
-    parts: list[bytes] = []
-    position = 0
-    while True:
-        line_end = body.find(b"\r\n", position)
-        try:
-            size = int(body[position:line_end].split(b";")[0], 16) if line_end >= 0 else -1
-        except ValueError:
-            size = -1
-        if size < 0 or (not parts and size > len(body)):
-            return b"".join(parts) if parts else body
-        if size == 0:
-            return b"".join(parts)
-        parts.append(body[line_end + 2 : line_end + 2 + size])
-        position = line_end + 2 + size + 2
+    scheme, colon, _ = (record.url or "").partition(":")
+    return record.kind == "resource" and bool(colon) and scheme.lower() not in WEB_SCHEMES
 
 
 class _LineReader:

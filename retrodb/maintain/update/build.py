@@ -15,7 +15,7 @@ from retrodb.config import EmbedParams, InitParams, from_mapping
 from retrodb.corpus.document import Document
 from retrodb.corpus.input_files import expand_inputs, plan_splits
 from retrodb.corpus.lm_tokenizer import Tokenizer
-from retrodb.corpus.readers import read_split
+from retrodb.corpus.readers import read_split_leniently
 from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import ConflictError, UsageError
@@ -61,6 +61,7 @@ class BuildPlan:
     is_exact: bool  # the input was counted, not estimated
     previews: tuple[Preview, ...]
     stages: tuple[StageEstimate, ...]
+    notes: tuple[str, ...] = ()  # about the input files
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def plan_build(context: Context, recipe: Recipe, params: InitParams, *, device: 
         is_exact=sample.is_whole,
         previews=sample.previews,
         stages=(ingest_estimate(name, sample, context.num_workers), *stages),
+        notes=sample.notes,
     )
 
 
@@ -140,7 +142,9 @@ def _tokenizer(source: SourceRecipe, params: InitParams) -> Tokenizer:
     """The tokenizer for the estimate."""
     if params.tokenizer != TRAIN:
         return resolve_tokenizer(params.tokenizer)
-    files = expand_inputs(source.inputs, source.files_from, source.format)
+    files = expand_inputs(
+        source.inputs, source.files_from, source.format, include=source.include, exclude=source.exclude
+    )
     return train_byte_bpe((d.text for head in read_heads(files, source) for d in head.documents), VOCAB_SIZE)
 
 
@@ -177,10 +181,14 @@ def prepare_build(context: Context, recipe: Recipe, params: InitParams) -> None:
 
 def _training_texts(source: SourceRecipe) -> Iterator[str]:
     """Every n-th text, so that a bounded amount of text comes from all parts of the input."""
-    files = expand_inputs(source.inputs, source.files_from, source.format)
+    files = expand_inputs(
+        source.inputs, source.files_from, source.format, include=source.include, exclude=source.exclude
+    )
     step = 1 + sum(file.size_bytes for file in files) // _TRAINING_BYTES
     splits = plan_splits(files, _SPLIT_BYTES, source.marker)
-    records = (record for split in splits for record in read_split(split, fields_of(source), limits_of(source)))
+    records = (
+        record for split in splits for record in read_split_leniently(split, fields_of(source), limits_of(source))
+    )
     documents = (record for record in islice(records, source.limit) if isinstance(record, Document))
     return (document.text for document in islice(documents, 0, None, step))
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from retrodb.ann.part import LISTS_KEPT
 from retrodb.bench.rates import keep_rates, read_rates
 from retrodb.config import EmbedParams
-from retrodb.corpus.input_files import expand_inputs
+from retrodb.corpus.input_files import find_files
 from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.errors import MissingStep, RetroDBError
 from retrodb.format.entries import DuplicatesEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
@@ -109,8 +109,8 @@ def plan_update(
 
 def sample_source(source: SourceRecipe, tokenizer: Tokenizer, chunk_tokens: int) -> InputSample:
     """A sample of the input of a source."""
-    files = expand_inputs(source.inputs, source.files_from, source.format)
-    return sample_inputs(files, source, tokenizer, chunk_tokens)
+    found = find_files(source.inputs, source.files_from, source.format, include=source.include, exclude=source.exclude)
+    return replace(sample_inputs(found.files, source, tokenizer, chunk_tokens), notes=found.notes)
 
 
 def ingest_estimate(name: str, sample: InputSample, workers: int) -> StageEstimate:

@@ -13,7 +13,7 @@ from retrodb.config import IngestParams
 from retrodb.corpus.chunking import chunk_documents
 from retrodb.corpus.document import TEXT_NAMES, Document, Reject
 from retrodb.corpus.lm_tokenizer import Tokenizer
-from retrodb.corpus.readers import read_split
+from retrodb.corpus.readers import UNREADABLE_FILE, read_split_leniently
 from retrodb.corpus.readers.arrow import parquet_row_groups
 from retrodb.corpus.split import InputFile, Split
 from retrodb.corpus.streams import InputStream
@@ -51,6 +51,7 @@ class InputSample:
     is_whole: bool  # the sample is the whole input, so the numbers are exact
     previews: tuple[Preview, ...]
     texts: tuple[str, ...]  # of chunks of the sample
+    notes: tuple[str, ...] = ()  # about the files: binary files that are skipped, patterns that match no file
 
     def scaled(self, num_documents: int) -> InputSample:
         """The estimate for some of the documents."""
@@ -125,8 +126,9 @@ def read_heads(files: Sequence[InputFile], params: IngestParams) -> list[Head]:
     if any(head.documents for head in heads):
         return heads
     rejected = next((head.rejected for head in heads if head.rejected), None)
+    reason = "" if rejected is None else rejected.excerpt if rejected.reason == UNREADABLE_FILE else rejected.reason
     raise InputError(
-        f"no document in a sample of the files{f' ({rejected.reason})' if rejected else ''}",
+        f"no document in a sample of the files{f' ({reason})' if reason else ''}",
         where=f"{rejected.path}, {rejected.location}" if rejected else files[0].path,
         remedy="Check the files. Use --format, --text-field and --id-field to say how they are read.",
     )
@@ -136,7 +138,7 @@ def _read_head(file: InputFile, params: IngestParams, num_files: int) -> Head:
     documents: list[Document] = []
     rejected: Reject | None = None
     chars = 0
-    for records, record in enumerate(read_split(Split((file,)), fields_of(params), limits_of(params))):
+    for records, record in enumerate(read_split_leniently(Split((file,)), fields_of(params), limits_of(params))):
         if len(documents) * num_files >= _DOCUMENTS or chars * num_files >= _CHARS:
             return Head(file, documents, _stored_bytes(file, records, record.location, documents), False, rejected)
         if isinstance(record, Document):
@@ -149,11 +151,11 @@ def _read_head(file: InputFile, params: IngestParams, num_files: int) -> Head:
 
 def _stored_bytes(file: InputFile, records: int, next_location: str, documents: list[Document]) -> int:
     """About how many bytes of a file its first records take, given the location of the record after them."""
-    if file.format == "parquet" and not file.is_tar and (rows := sum(parquet_row_groups(file.path))):
+    if file.format == "parquet" and not file.is_tar and (rows := sum(parquet_row_groups(file.disk_path))):
         return max(1, file.size_bytes * records // rows)
     unit, _, number = next_location.partition(" ")
     if unit == "byte" and not file.is_tar:
-        size = int(number)
+        size = int(number.partition(",")[0])
     else:
         size = sum(len(d.text.encode()) + len((d.value or "").encode()) + len(d.metadata) for d in documents)
     return min(max(1, round(size * _stored_fraction(file))), file.size_bytes)
@@ -163,7 +165,7 @@ def _stored_fraction(file: InputFile) -> float:
     """Stored bytes per decompressed byte, at the beginning of the file."""
     if file.compression == "none":
         return 1.0
-    with open(file.path, "rb") as source, InputStream(source, file.compression, file.path) as stream:
+    with open(file.disk_path, "rb") as source, InputStream(source, file.compression, file.path) as stream:
         num_read = len(stream.read(_HEAD_BYTES))
         return source.tell() / max(num_read, 1)
 
@@ -187,7 +189,9 @@ def _text_field(file: InputFile, params: IngestParams) -> str:
     if params.key_field or params.text_field or file.format not in _RECORD_FORMATS:
         return params.key_field or params.text_field or file.format
     for name in TEXT_NAMES:
-        first = next(read_split(Split((file,)), replace(fields_of(params), text=name), limits_of(params)), None)
+        first = next(
+            read_split_leniently(Split((file,)), replace(fields_of(params), text=name), limits_of(params)), None
+        )
         if first is not None and not (isinstance(first, Reject) and first.reason == "no-text-field"):
             return name
     return "?"

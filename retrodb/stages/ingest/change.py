@@ -16,7 +16,7 @@ from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import ShardRecord
 from retrodb.stages.ingest.inputs import IngestedFile, Inputs, inputs_table, mirror_identity
-from retrodb.stages.ingest.read_inputs import CRASHED
+from retrodb.stages.ingest.read_inputs import WHOLE_FILE
 from retrodb.stages.ingest.tokenize import TokenizeResult, shard_task
 from retrodb.stages.ingest.upsert import Decisions, StaleDocuments
 from retrodb.stages.transaction import Transaction
@@ -93,8 +93,8 @@ def add_inputs(
 ) -> None:
     """Remember the files that were read whole, and forget earlier ones where documents were replaced or removed."""
     source = params.source
-    crashed = {row["path"] for row in rejects.to_pylist() if row["reason"] == CRASHED}
-    files: list[IngestedFile] = inputs.ingested(crashed) if params.limit is None else []
+    unread = {row["path"] for row in rejects.to_pylist() if row["reason"] in WHOLE_FILE}
+    files: list[IngestedFile] = inputs.ingested(unread) if params.limit is None else []
     if len(decisions.stale) or len(decisions.stale_held_out):
         transaction.drop_files(transaction.view.manifest.files("inputs", source))
         files += inputs.skipped

@@ -11,11 +11,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrodb.config import IngestParams
-from retrodb.corpus.input_files import expand_inputs, file_digest, spool
+from retrodb.corpus.file_names import escape_name
+from retrodb.corpus.input_files import STANDARD_INPUT, file_digest, find_files, is_stream, spool
 from retrodb.corpus.split import InputFile
+from retrodb.corpus.streams import open_input
 from retrodb.engine.run import Run
 from retrodb.errors import UsageError
 from retrodb.format.entries import SourceEntry
@@ -30,8 +33,7 @@ from retrodb.view.view import View
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STANDARD_INPUT = "-"
-_NOT_IN_MAPPING = ("mirror", "limit", "max_reject_rate")
+_NOT_IN_MAPPING = ("mirror", "limit", "max_reject_rate", "include", "exclude")
 """Parameters that do not change how a record becomes a document."""
 
 
@@ -53,6 +55,7 @@ class Inputs:
     digests: tuple[str, ...]  # of each file: content, name and format
     mapping: str  # how records become documents: a file that is read with another mapping is another input
     skipped: tuple[IngestedFile, ...] = ()
+    notes: tuple[str, ...] = ()  # what the user should know of the files
 
     @property
     def plan(self) -> list[list[str]]:
@@ -62,12 +65,12 @@ class Inputs:
             for file, digest in zip(self.files, self.digests, strict=True)
         ]
 
-    def ingested(self, crashed: set[str]) -> list[IngestedFile]:
-        """The files that were read whole: all except those whose path is in `crashed`."""
+    def ingested(self, unread: set[str]) -> list[IngestedFile]:
+        """The files that were read whole: all except those whose path is in `unread`."""
         return [
             IngestedFile(shown_path(file), file.size_bytes, digest, self.mapping)
             for file, digest in zip(self.files, self.digests, strict=True)
-            if shown_path(file) not in crashed
+            if shown_path(file) not in unread
         ]
 
 
@@ -82,7 +85,7 @@ def inputs_table(files: Iterable[IngestedFile]) -> pa.Table:
 
 def shown_path(file: InputFile) -> str:
     """The path as the user gave it."""
-    return STANDARD_INPUT if file.name == STANDARD_INPUT else file.path
+    return file.path if file.stream is None else file.stream
 
 
 def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], params: IngestParams) -> Inputs:
@@ -92,10 +95,10 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
         UsageError: no input file is given.
         InputError: an input does not exist or cannot be read.
     """
-    files = _expanded(view.storage, inputs, files_from, params.format)
+    files, notes = _expanded(view.storage, inputs, files_from, params)
     if not files:
         raise UsageError("no input files", remedy="Name files, folders or globs after the database.")
-    digests = [identity(file_digest(f.path), f.name, f.format) for f in files]
+    digests = [identity(file_digest(f.disk_path), f.name, f.format) for f in files]
     mapping = identity({k: v for k, v in to_plain_object(params).items() if k not in _NOT_IN_MAPPING})
     all_inputs = Inputs(tuple(files), tuple(digests), mapping)
     ingested = {file.digest: file for file in _ingested_files(view, params.source) if file.mapping == mapping}
@@ -105,10 +108,10 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
         ingested = ingested if is_same else {}
     new = [i for i, digest in enumerate(digests) if digest not in ingested]
     for i, file in enumerate(files):
-        if file.name == STANDARD_INPUT and i not in new:
+        if file.stream is not None and i not in new:
             view.storage.delete(f"{TEMPORARY}/{os.path.basename(file.path)}")
     skipped = tuple(ingested[digest] for digest in digests if digest in ingested)
-    return Inputs(tuple(files[i] for i in new), tuple(digests[i] for i in new), mapping, skipped)
+    return Inputs(tuple(files[i] for i in new), tuple(digests[i] for i in new), mapping, skipped, notes)
 
 
 def mirror_identity(inputs: Inputs) -> str:
@@ -116,26 +119,46 @@ def mirror_identity(inputs: Inputs) -> str:
     return identity(sorted(inputs.digests), inputs.mapping)
 
 
-def keep_standard_input(storage: Storage, run: Run, inputs: Inputs) -> Inputs:
-    """The inputs after standard input, if it is among them, was moved to the run that reads it."""
-    for index, file in enumerate(inputs.files):
-        if file.name == STANDARD_INPUT:
-            path = path_of("runs", run=run.id, file="spool/standard-input")
+def keep_streams(storage: Storage, run: Run, inputs: Inputs) -> Inputs:
+    """The inputs after standard input and pipes, if some are among them, were moved to the run that reads them."""
+    files = list(inputs.files)
+    for index, file in enumerate(files):
+        if file.stream is not None:
+            path = path_of("runs", run=run.id, file=f"spool/input-{index}")
             publish(storage, "runs", path, partial(os.replace, file.path))
-            kept = replace(file, path=str(storage.local(path)))
-            return replace(inputs, files=(*inputs.files[:index], kept, *inputs.files[index + 1 :]))
-    return inputs
+            files[index] = replace(file, path=str(storage.local(path)))
+    return replace(inputs, files=tuple(files))
 
 
-def _expanded(storage: Storage, inputs: Sequence[str], files_from: Sequence[str], format: str) -> list[InputFile]:
-    if STANDARD_INPUT not in inputs:
-        return expand_inputs(inputs, files_from, format)
-    path = f"{TEMPORARY}/{temporary_name('standard-input')}"
+def _expanded(
+    storage: Storage, inputs: Sequence[str], files_from: Sequence[str], params: IngestParams
+) -> tuple[list[InputFile], tuple[str, ...]]:
+    """The files, and what the user should know of them. Standard input and pipes are written to files first."""
+    streams = {_spooled(storage, name): name for name in dict.fromkeys(inputs) if is_stream(name)}
+    spooled = {name: path for path, name in streams.items()}
+    names = [spooled.get(name, name) for name in inputs]
+    found = find_files(names, files_from, params.format, include=params.include, exclude=params.exclude)
+    return [_with_stream(file, streams.get(file.path)) for file in found.files], found.notes
+
+
+def _spooled(storage: Storage, stream: str) -> str:
+    """The path of a file with the content of standard input or of a pipe, whose name has the same suffix."""
+    is_standard_input = stream == STANDARD_INPUT
+    suffix = "" if is_standard_input else "".join(Path(escape_name(stream)).suffixes)
+    path = f"{TEMPORARY}/{temporary_name(f'input{suffix}')}"
     with storage.stage(path) as local:
-        spool(sys.stdin.buffer, local)
-    spooled = str(storage.local(path))
-    files = expand_inputs([spooled if name == STANDARD_INPUT else name for name in inputs], files_from, format)
-    return [replace(file, name=STANDARD_INPUT) if file.path == spooled else file for file in files]
+        if is_standard_input:
+            spool(sys.stdin.buffer, local)
+        else:
+            with open_input(stream) as source:
+                spool(source, local)
+    return str(storage.local(path))
+
+
+def _with_stream(file: InputFile, stream: str | None) -> InputFile:
+    if stream is None:
+        return file
+    return replace(file, name=escape_name(os.path.basename(stream)), stream=escape_name(stream))
 
 
 def _ingested_files(view: View, source: str) -> list[IngestedFile]:

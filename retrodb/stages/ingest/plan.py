@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.config import IngestParams
+from retrodb.corpus.readers import UNREADABLE_FILE
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import InputError, TooManyRejects, UsageError
 from retrodb.format.arrays import BoolArray, Int64Array, map_array
@@ -26,8 +27,8 @@ from retrodb.format.records import FileRecord
 from retrodb.format.schemas import REJECTS
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
-from retrodb.stages.ingest.inputs import Inputs, find_inputs, keep_standard_input, shown_path
-from retrodb.stages.ingest.read_inputs import CRASHED, STAGE_VERSION, Segment
+from retrodb.stages.ingest.inputs import Inputs, find_inputs, keep_streams, shown_path
+from retrodb.stages.ingest.read_inputs import CRASHED, STAGE_VERSION, WHOLE_FILE, Segment
 from retrodb.stages.ingest.read_tasks import ReadRecord, read_files
 from retrodb.stages.ingest.upsert import OUTCOMES, Decisions, ExistingDocuments, decide
 from retrodb.view.chunk_set import ChunkSet
@@ -58,6 +59,7 @@ class IngestResult:
     num_rejects_by_reason: dict[str, int]
     rejects_path: str | None = None  # file below the database with position, reason and excerpt of each
     dry_run: bool = False
+    notes: tuple[str, ...] = ()  # about the inputs: binary files that were skipped, patterns that matched no file
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def plan_ingest(
     if not files.files:
         return IngestPlan(view, params, files, None, _result(view, files, params, {}, REJECTS.empty_table()))
     run = open_run(context.storage, "ingest", _identity(view, files, params), context.clock)
-    files = keep_standard_input(context.storage, run, files)
+    files = keep_streams(context.storage, run, files)
     records = read_files(context, run, files, params)
     segments = tuple(segment for record in records for segment in record.result.segments)
     rejects = _read_rejects(context, records, files)
@@ -212,18 +214,23 @@ def _count(decisions: Decisions, rejects: pa.Table) -> dict[str, int]:
 
 def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams) -> None:
     by_reason = _by_reason(rejects)
-    if CRASHED in by_reason and params.mirror:
+    unread = next((row for row in rejects.to_pylist() if row["reason"] in WHOLE_FILE), None)
+    if unread is not None and params.mirror:
+        fault = "its reader crashes" if unread["reason"] == CRASHED else unread["excerpt"]
         raise InputError(
-            "its reader crashes, and --mirror would remove the documents of a file that was not read",
-            where=next(row["path"] for row in rejects.to_pylist() if row["reason"] == CRASHED),
+            f"{fault}, and --mirror would remove the documents of a file that was not read",
+            where=unread["path"],
             remedy="Leave the file out without '--mirror', or repair it.",
         )
     if counts["rejected"] > params.max_reject_rate * counts["read"]:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in by_reason.items())
         first = rejects.slice(0, 1).to_pylist()[0]
+        where, fault = f"{first['path']}, {first['place']}: {first['reason']}", ""
+        if first["reason"] == UNREADABLE_FILE:
+            where, fault = first["path"], f"{first['excerpt']}; "
         raise TooManyRejects(
-            f"{counts['rejected']:,} of {counts['read']:,} records were rejected ({reasons}); nothing was committed",
-            where=f"{first['path']}, {first['place']}: {first['reason']}",
+            f"{fault}{counts['rejected']:,} of {counts['read']:,} records were rejected ({reasons}); nothing was committed",
+            where=where,
             remedy=f"Repair the input, or allow it with '--max-reject-rate' (now {params.max_reject_rate:g}).",
         )
 
@@ -251,4 +258,5 @@ def _result(
         num_skipped_inputs=len(inputs.skipped),
         num_rejects_by_reason=_by_reason(rejects),
         dry_run=True,
+        notes=inputs.notes,
     )

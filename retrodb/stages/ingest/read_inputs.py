@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, content_id
-from retrodb.corpus.readers import read_split
+from retrodb.corpus.readers import UNREADABLE_FILE, read_split_leniently
 from retrodb.corpus.split import Split
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format import MAX_SHARD_CHUNKS
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 _BATCH_CHARS = 1 << 20  # characters of one Arrow batch, text and metadata: bounds the memory of both passes
 _BATCH_DOCUMENTS = 1 << 14  # and its documents, when they are tiny
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 CRASHED = "reader-crashed"
 """Reason of a reject that stands for a whole file: the process that read the file died."""
+WHOLE_FILE = (CRASHED, UNREADABLE_FILE)
+"""Reasons of rejects that stand for a whole file."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ReadPayload:
     split: Split
     limit: int | None  # records to read at most
     crashed: tuple[str, ...] = ()  # paths of files that crash their reader: they become rejects, unread
+    unreadable: tuple[tuple[str, str], ...] = ()  # paths of files that cannot be read to their end, and why: likewise
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class ReadResult:
 
     segments: tuple[Segment, ...]
     rejects: FileRecord | None  # schema `REJECTS`
+    unreadable: tuple[tuple[str, str], ...] = ()  # files that turned out so: path and fault. Then the task is not used.
 
 
 READ = TaskKind[ReadPayload, ReadResult]("read", STAGE_VERSION, ReadResult)
@@ -93,7 +97,9 @@ def run_read(storage: Storage, task: Task[ReadPayload, ReadResult], clock: str) 
         rejects_file = _write_rejects(storage, path, rejects)
         files.append(rejects_file)
     counts = {"rejected": len(rejects), "read": sum(segment.num_records for segment in segments)}
-    return TaskRecord(task.id, tuple(files), ReadResult(tuple(segments), rejects_file), counts)
+    unread = {path for path, _ in payload.unreadable}
+    unreadable = tuple((r.path, r.excerpt) for r in rejects if r.reason == UNREADABLE_FILE and r.path not in unread)
+    return TaskRecord(task.id, tuple(files), ReadResult(tuple(segments), rejects_file, unreadable), counts)
 
 
 def run_probe(storage: Storage, task: Task[ReadPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
@@ -105,10 +111,13 @@ def run_probe(storage: Storage, task: Task[ReadPayload, NoResult], clock: str) -
 
 def _read_records(payload: ReadPayload) -> Iterator[Document | Reject]:
     split = payload.split
-    readable = replace(split, files=tuple(file for file in split.files if file.path not in payload.crashed))
-    refused = (Reject(path, "byte 0", CRASHED, "") for path in payload.crashed)
-    records = read_split(readable, payload.fields, payload.limits) if readable.files else iter(())
-    return islice(chain(refused, records), payload.limit)
+    refused = [Reject(path, "byte 0", CRASHED, "") for path in payload.crashed]
+    refused += [Reject(path, "file", UNREADABLE_FILE, fault) for path, fault in payload.unreadable]
+    unread = {reject.path for reject in refused}
+    readable = replace(split, files=tuple(file for file in split.files if file.path not in unread))
+    records = read_split_leniently(readable, payload.fields, payload.limits) if readable.files else iter(())
+    # Of a file that is cut into several splits, the first one has the reject.
+    return islice(chain(refused if split.start == 0 else (), records), payload.limit)
 
 
 def _accepted(records: Iterator[Document | Reject], rejects: list[Reject]) -> Iterator[Document]:

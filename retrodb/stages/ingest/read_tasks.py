@@ -32,18 +32,17 @@ def read_files(context: Context, run: Run, inputs: Inputs, params: IngestParams)
     total = sum(f.size_bytes for f in inputs.files)
     segment = min(max(total // 8, _MIN_SEGMENT), _MAX_SEGMENT)
 
-    def task_of(split: Split, limit: int | None) -> ReadTask:
-        payload = ReadPayload(run.id, params.source, fields_of(params), limits_of(params), segment, split, limit)
-        return READ.task(payload, inputs.digests, split.size_bytes)
+    def payload_of(split: Split, limit: int | None) -> ReadPayload:
+        return ReadPayload(run.id, params.source, fields_of(params), limits_of(params), segment, split, limit)
 
     splits = plan_splits(inputs.files, segment, params.marker)
     if params.limit is None:
-        return _read(context, run, [task_of(split, None) for split in splits])
+        return _read_complete_files(context, run, [payload_of(split, None) for split in splits], inputs.digests)
     records: list[ReadRecord] = []
     remaining = params.limit
     for split in splits:
         if remaining > 0:
-            records += _read(context, run, [task_of(split, remaining)])
+            records += _read_complete_files(context, run, [payload_of(split, remaining)], inputs.digests)
             remaining -= records[-1].counts["read"] + records[-1].counts["rejected"]
     return records
 
@@ -56,6 +55,32 @@ def _read(context: Context, run: Run, tasks: list[ReadTask]) -> list[ReadRecord]
         return _run(context, run, tasks, run_read, isolated=is_native)
     except WorkerDied:
         return [_read_alone(context, run, task) for task in tasks]
+
+
+def _read_complete_files(
+    context: Context, run: Run, payloads: Sequence[ReadPayload], digests: Sequence[str]
+) -> list[ReadRecord]:
+    """Read splits, and keep no record of a file that cannot be read to its end: the file becomes one reject.
+
+    Only one of several splits of a file may be damaged. So all splits of the file are read again without it.
+    """
+
+    def task_of(payload: ReadPayload) -> ReadTask:
+        return READ.task(payload, digests, payload.split.size_bytes)
+
+    tasks = [task_of(payload) for payload in payloads]
+    records = _read(context, run, tasks)
+    faults: dict[str, str] = {}  # by path
+    while new := {path: fault for record in records for path, fault in record.result.unreadable}:
+        faults |= new
+        again = [i for i, task in enumerate(tasks) if any(file.path in new for file in task.payload.split.files)]
+        for i in again:
+            payload = tasks[i].payload
+            unreadable = tuple((f.path, faults[f.path]) for f in payload.split.files if f.path in faults)
+            tasks[i] = task_of(replace(payload, unreadable=unreadable))
+        for i, record in zip(again, _read(context, run, [tasks[i] for i in again]), strict=True):
+            records[i] = record
+    return records
 
 
 def _read_alone(context: Context, run: Run, task: ReadTask) -> ReadRecord:

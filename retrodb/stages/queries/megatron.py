@@ -95,7 +95,7 @@ class MegatronSequences:
 
     def __init__(self, dataset: MegatronDataset, packing: MegatronPacking) -> None:
         self.dataset, self._packing = dataset, packing
-        self._names = [Path(path).read_text(encoding="utf-8").splitlines() for path in packing.doc_ids]
+        self._names = [_lines_of(path) for path in packing.doc_ids]
         if self._names and len(self._names) != len(packing.prefixes):
             raise UsageError(
                 f"{len(self._names)} --doc-ids for {len(packing.prefixes)} prefixes", remedy="Give one for each."
@@ -218,3 +218,8 @@ def _single_process() -> None:
     if not torch.distributed.is_initialized():
         alone = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group("gloo", store=alone, rank=0, world_size=1)
+
+
+def _lines_of(path: str) -> list[str]:
+    with open(path, encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in file]

@@ -26,7 +26,7 @@ def read_texts(path: Path) -> list[str]:
     if content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"{"):
         return [_text(record, f"{path}:{number}") for number, record in read_json_objects(BytesIO(content), str(path))]
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        lines = content.decode("utf-8-sig").split("\n")  # and not at U+2028, as splitlines does
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 ({error.reason} at byte {error.start})", where=str(path)) from error
     texts = [line.strip() for line in lines if line.strip()]

@@ -191,7 +191,7 @@ def test_standard_input_is_read_as_a_file(context: Context, tmp_path: Path, monk
     assert documents(context) == {("s", key): text for key, text in TEXTS.items()}
     assert result.rejects_path is not None
     assert [row["path"] for row in read_table(context.storage.local(result.rejects_path)).to_pylist()] == ["-"]
-    assert not [path for path in context.storage.list("runs") if "standard-input" in path]
+    assert not [path for path in context.storage.list("runs") if "spool/input" in path]
     assert not context.storage.list("tmp")
     pipe()
     assert ingest(context, "-", max_reject_rate=0.5).num_skipped_inputs == 1

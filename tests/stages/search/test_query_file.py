@@ -44,3 +44,10 @@ def test_unreadable_query_is_refused_with_its_line(tmp_path: Path, content: byte
 def test_compression_follows_from_the_content(tmp_path: Path) -> None:
     (tmp_path / "queries").write_bytes(gzip.compress(b'{"query": "one"}\n'))
     assert read_texts(tmp_path / "queries") == ["one"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_query_file_has_one_query_on_each_line_whatever_its_characters(tmp_path: Path, end: str) -> None:
+    queries = ["a\u2028b", "c\x0bd", "e\x85f", "g\x1ch", "naïve"]
+    (tmp_path / "queries.txt").write_bytes((end.join(queries) + end + end).encode())
+    assert read_texts(tmp_path / "queries.txt") == queries
