@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from retrodb.config import EmbedParams, InitParams
 from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.corpus.tokenizer_files import resolve_tokenizer
+from retrodb.encode.check import check_encoder
 from retrodb.engine.run import open_run
 from retrodb.errors import ConflictError, UsageError
 from retrodb.format.entries import DEFAULT_ENCODER_KEY, DEFAULT_SPACE_KEY, DefaultEncoder, DefaultSpace
@@ -41,7 +42,7 @@ def run_init(context: Context, params: InitParams) -> Snapshot:
     Raises:
         ConflictError: a database exists there already.
         UsageError: for invalid settings.
-        InputError: for a tokenizer that cannot be loaded.
+        InputError: for a tokenizer or an encoder that cannot be loaded.
     """
     return execute_init(context, plan_init(params))
 
@@ -61,6 +62,7 @@ def plan_init(params: InitParams) -> InitPlan:
     tokenizer = resolve_tokenizer(params.tokenizer)
     data = tokenizer.to_bytes()
     encoder = RETRO_ENCODER if params.preset == "retro" else EmbedParams(params.encoder)
+    check_encoder(encoder)
     return InitPlan(params, _settings(params, tokenizer, data), data, encoder)
 
 
