@@ -36,6 +36,17 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     ),
     # Not known to the lean encoder: computed by transformers.
     "electra": lambda: transformers.ElectraModel(transformers.ElectraConfig(**SIZES, embedding_size=16)),
+    "mpnet": lambda: transformers.MPNetModel(
+        transformers.MPNetConfig(**SIZES, max_position_embeddings=45, pad_token_id=1)
+    ),
+    "albert": lambda: transformers.AlbertModel(transformers.AlbertConfig(**SIZES, embedding_size=16)),
+    "fnet": lambda: transformers.FNetModel(
+        transformers.FNetConfig(vocab_size=80, hidden_size=32, num_hidden_layers=2, intermediate_size=64)
+    ),
+    "t5": lambda: transformers.T5Model(
+        transformers.T5Config(vocab_size=80, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    ),
+    "deberta-v2": lambda: transformers.DebertaV2Model(transformers.DebertaV2Config(**SIZES, relative_attention=True)),
 }
 
 

@@ -19,11 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retrodb.corpus.tokenizer_checks import byte_characters, byte_values, native_errors
 from retrodb.corpus.tokenizer_json import PreTokenizerJson, TokenizerJson
+from retrodb.errors import InputError
 from retrodb.format.arrays import Int64Array, UInt32Array
 
 if TYPE_CHECKING:
@@ -39,11 +42,12 @@ _THREAD_TEXTS = 64  # texts that a thread gets at a time
 class ByteBPE:
     """The byte-level BPE of a tokenizer file, computed by tiktoken."""
 
-    def __init__(self, encoding: tiktoken.Encoding, ids: Int64Array, token_bytes: dict[int, bytes]) -> None:
-        self._encoding = encoding
+    def __init__(
+        self, encoding: tiktoken.Encoding, tokenizer: tokenizers.Tokenizer, ids: Int64Array, lengths: list[int]
+    ) -> None:
+        self._encoding, self._tokenizer = encoding, tokenizer
         self._ids_R = ids  # (ranks,) tiktoken rank -> id in the tokenizer file
-        self.token_bytes = token_bytes  # id -> bytes, of the byte tokens and the merged tokens
-        self._num_bytes_R = np.array([len(token_bytes[int(i)]) for i in ids], dtype=np.int64)
+        self._num_bytes_R = np.array(lengths, dtype=np.int64)
 
     def encode(self, texts: Sequence[str], num_threads: int) -> list[UInt32Array]:
         """Ranks (T,) uint32 of each text."""
@@ -54,7 +58,23 @@ class ByteBPE:
 
     def _encode(self, text: str) -> UInt32Array:
         core = self._encoding._core_bpe  # the public method also scans the text for special tokens
-        return np.frombuffer(core.encode_to_tiktoken_buffer(text, set()), dtype=np.uint32)
+        try:
+            with native_errors("tiktoken fails at a text"):
+                return np.frombuffer(core.encode_to_tiktoken_buffer(text, set()), dtype=np.uint32)
+        except InputError:  # its regex engine has a limit, which a run of some 100,000 blanks exceeds
+            return self._encode_slowly(text)
+
+    def _encode_slowly(self, text: str) -> UInt32Array:
+        """The same ranks, computed by `tokenizers`."""
+        with native_errors("the tokenizer fails at a text"):
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._rank_of_id[ids]
+
+    @cached_property
+    def _rank_of_id(self) -> UInt32Array:
+        rank_of_id = np.zeros(int(self._ids_R.max()) + 1, dtype=np.uint32)
+        rank_of_id[self._ids_R] = np.arange(len(self._ids_R), dtype=np.uint32)
+        return rank_of_id
 
     def ids(self, ranks: UInt32Array) -> Int64Array:
         """The ids, in the tokenizer file, of ranks."""
@@ -74,14 +94,14 @@ def byte_bpe_of(spec: TokenizerJson, tokenizer: tokenizers.Tokenizer) -> ByteBPE
     """
     model, pattern = spec["model"], _pattern_of(spec)
     is_plain = not (model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
-    ordinary_added = [token for token in spec.get("added_tokens", []) if not token["special"]]
+    ordinary_added = [token for token in spec.get("added_tokens") or [] if not token.get("special")]
     if pattern is None or not is_plain or spec.get("normalizer") is not None or ordinary_added:
         return None
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     merged = ["".join(merge) for merge in merges]
     if not _is_same_rule(model["vocab"], merges, merged, tokenizer, bool(model.get("ignore_merges"))):
         return None
-    return _build(model["vocab"], merged, pattern)
+    return _build(model["vocab"], merged, pattern, tokenizer)
 
 
 def _pattern_of(spec: TokenizerJson) -> str | None:
@@ -123,23 +143,19 @@ def _is_same_rule(
     return all(len(tokenize(token)) == 1 for token in merged)
 
 
-def _build(vocab: dict[str, int], merged: list[str], pattern: str) -> ByteBPE:
+def _build(vocab: dict[str, int], merged: list[str], pattern: str, tokenizer: tokenizers.Tokenizer) -> ByteBPE | None:
     import tiktoken
 
-    characters = byte_characters()
-    values = {character: value for value, character in characters.items()}
+    characters, values = byte_characters(), byte_values()
     tokens = [*(characters[value] for value in range(256)), *merged]  # in the order of ranks
     as_bytes = [bytes(values[character] for character in token) for token in tokens]
     ranks = {content: rank for rank, content in enumerate(as_bytes)}
-    encoding = tiktoken.Encoding(
-        "retrodb", pat_str=pattern, mergeable_ranks=ranks, special_tokens={_UNUSED: len(ranks)}
-    )
+    try:
+        with native_errors("tiktoken does not have this pattern"):
+            encoding = tiktoken.Encoding(
+                "retrodb", pat_str=pattern, mergeable_ranks=ranks, special_tokens={_UNUSED: len(ranks)}
+            )
+    except InputError:
+        return None
     ids = np.array([vocab[token] for token in tokens], dtype=np.int64)
-    return ByteBPE(encoding, ids, dict(zip(ids.tolist(), as_bytes, strict=True)))
-
-
-def byte_characters() -> dict[int, str]:
-    """Byte value -> its printable character in a byte-level vocabulary (the table of GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    return {value: chr(value) for value in printable} | {value: chr(256 + n) for n, value in enumerate(others)}
+    return ByteBPE(encoding, tokenizer, ids, [len(content) for content in as_bytes])

@@ -2,7 +2,7 @@
 
 Every tokenizer is stored as one JSON file: that of `tokenizers`, or a SentencePiece model in JSON. Only the text itself is
 tokenized. No special token is added, the text of a special token ("<|endoftext|>" in an article) is ordinary text, and
-padding and truncation that a file defines are switched off.
+padding, truncation and dropout that a file defines are switched off.
 
 A byte belongs to the first token that covers it. Some tokens cover no byte that is not covered already: the dummy prefix of
 SentencePiece models, or the second byte token of a character if the tokenizer only gives positions of characters. Such a
@@ -17,6 +17,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -26,7 +27,16 @@ import orjson
 
 from retrodb.corpus.byte_bpe import ByteBPE, byte_bpe_of
 from retrodb.corpus.sentencepiece_model import SentencePieceModel
-from retrodb.corpus.tokenizer_json import PreTokenizerJson, TokenizerJson
+from retrodb.corpus.tokenizer_checks import (
+    bytes_of_token,
+    is_lossless_file,
+    native_errors,
+    pre_tokenizer_steps,
+    refuse_crashing_merges,
+    require_unknown_token,
+    without_randomness,
+)
+from retrodb.corpus.tokenizer_json import TokenizerJson
 from retrodb.errors import InputError
 from retrodb.format.arrays import AnyArray, Int64Array, TokenArray
 
@@ -49,6 +59,21 @@ SAMPLE = (
 )
 
 
+def read_spec(file: Path) -> TokenizerJson:
+    """The parsed `tokenizers` JSON file.
+
+    Raises:
+        InputError: there is no such file, or it is not a tokenizer.
+    """
+    try:
+        spec = orjson.loads(file.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise InputError(f"not a tokenizer ({error})", where=str(file), remedy="Name a tokenizer file.") from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise InputError("JSON, but not a tokenizer", where=str(file), remedy="Name a `tokenizers` JSON file.")
+    return cast("TokenizerJson", spec)
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenized:
     """The tokens of M texts, one text after the other."""
@@ -66,18 +91,19 @@ class Tokenizer:
             spec: the parsed file.
 
         Raises:
-            InputError: `tokenizers` cannot read it.
+            InputError: `tokenizers` cannot read it, or it fails at unknown words.
             MissingDependency: it is a SentencePiece model, and sentencepiece is not installed.
         """
-        spec = {**spec, "padding": None, "truncation": None}
+        spec = without_randomness(spec)
         self._json = orjson.dumps(spec, option=orjson.OPT_SORT_KEYS)
         self.digest = hashlib.sha256(self._json).hexdigest()  # SHA-256 of the canonical file
+        is_sentencepiece = spec["model"].get("type") == "SentencePiece"
+        self._model = SentencePieceModel(spec) if is_sentencepiece else _FileModel(spec, self._json)
         self.kind = _kind_of(spec)  # "byte-bpe", "bpe", "unigram", "wordpiece", "wordlevel" or "sentencepiece"
-        self._model = SentencePieceModel(spec) if self.kind == "sentencepiece" else _FileModel(self._json)
         self.vocab_size = self._model.vocab_size  # ids are below it
         self.token_dtype = np.dtype(np.uint16 if self.vocab_size <= UINT16_VOCABULARY else np.uint32)
-        self.is_lossless = _is_lossless(spec)  # the text can be decoded from its tokens, byte for byte
         self._byte_bpe = self._checked_byte_bpe(spec)
+        self.is_lossless = self._proves_lossless(spec)  # the text can be decoded from its tokens, byte for byte
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -87,13 +113,11 @@ class Tokenizer:
             InputError: there is no such file, or it cannot be used.
         """
         file = Path(path, "tokenizer.json") if os.path.isdir(path) else Path(path)
+        spec = read_spec(file)
         try:
-            spec = orjson.loads(file.read_bytes())
-        except (OSError, orjson.JSONDecodeError) as error:
-            raise InputError(f"not a tokenizer ({error})", where=str(file), remedy="Name a tokenizer file.") from error
-        if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
-            raise InputError("JSON, but not a tokenizer", where=str(file), remedy="Name a `tokenizers` JSON file.")
-        return cls(cast("TokenizerJson", spec))
+            return cls(spec)
+        except InputError as error:
+            raise InputError(error.what, where=error.where or str(file), remedy=error.remedy) from error
 
     def save(self, path: str | Path) -> None:
         """Write the canonical file. Loading it gives the same digest."""
@@ -121,17 +145,37 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int] | AnyArray) -> str:
         """The text of the tokens. Bytes that are not a character become U+FFFD."""
-        if self._byte_bpe is not None:
+        if self.is_lossless:
             return self.decode_bytes(tokens).decode("utf-8", "replace")
         return self._model.decode([int(token) for token in tokens])
 
     def decode_bytes(self, tokens: Sequence[int] | AnyArray) -> bytes:
         """The bytes of the tokens. They are exact for a lossless tokenizer, even in the middle of a character."""
-        if self._byte_bpe is None:
+        if not self.is_lossless:
             return self.decode(tokens).encode()
-        bytes_of = self._byte_bpe.token_bytes
-        ids = [int(token) for token in tokens]
+        return self._join_bytes(tokens)
+
+    def _join_bytes(self, tokens: Sequence[int] | AnyArray) -> bytes:
+        bytes_of = self._token_bytes
+        ids = (int(token) for token in tokens)
         return b"".join(bytes_of[i] if i in bytes_of else self._model.decode([i]).encode() for i in ids)
+
+    @cached_property
+    def _token_bytes(self) -> dict[int, bytes]:
+        """id -> bytes, for a lossless tokenizer. An ordinary added token is its text."""
+        assert isinstance(self._model, _FileModel)
+        spec: TokenizerJson = orjson.loads(self._json)
+        bytes_of = {i: bytes_of_token(token) or token.encode() for token, i in spec["model"]["vocab"].items()}
+        ids = self._model.tokenizer.token_to_id
+        added = ((ids(token["content"]), token["content"]) for token in spec.get("added_tokens") or [])
+        return {i: text.encode() for i, text in added if i is not None} | bytes_of
+
+    def _proves_lossless(self, spec: TokenizerJson) -> bool:
+        if not isinstance(self._model, _FileModel) or not is_lossless_file(spec, self._model.vocabulary):
+            return False
+        added = [token["content"] for token in spec.get("added_tokens") or []]
+        texts = [*SAMPLE, *(f"a {text}  {text}\n\tb{text}c" for text in added[:100])]
+        return all(self._join_bytes(self.encode(text)) == text.encode() for text in texts)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token, such as "<|endoftext|>", if the vocabulary has it."""
@@ -176,24 +220,27 @@ class Tokenizer:
 class _FileModel:
     """A `tokenizers` file, computed by `tokenizers`."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, spec: TokenizerJson, content: bytes) -> None:
         import tokenizers
 
-        try:
+        with native_errors("not a usable tokenizer", remedy="Name a `tokenizers` JSON file."):
+            refuse_crashing_merges(spec)
             self.tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:
-            raise InputError(f"not a usable tokenizer ({error})", remedy="Name a `tokenizers` JSON file.") from error
-        self.tokenizer.encode_special_tokens = True  # as ordinary text
-        self.vocab_size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
+            self.tokenizer.encode_special_tokens = True  # as ordinary text
+            self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+            require_unknown_token(spec, self.vocabulary)
+        self.vocab_size = 1 + max(self.vocabulary.values())
+        self.encode(SAMPLE, 1, 1)
 
     def encode(
         self, texts: Sequence[str], num_threads: int, every: int
     ) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """(ids, characters [begin, end) that every n-th token covers and no earlier token) per text."""
-        if num_threads <= 1:
-            encodings = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        else:
-            encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        with native_errors("the tokenizer fails at a text"):
+            if num_threads <= 1:
+                encodings = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+            else:
+                encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         if every == 1:
             return [(encoding.ids, encoding.offsets) for encoding in encodings]
         return [(encoding.ids, _spans_of_every(encoding, every)) for encoding in encodings]
@@ -240,19 +287,6 @@ def _offsets_of(lengths: Sequence[int]) -> Int64Array:
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64)
 
 
-def _is_lossless(spec: TokenizerJson) -> bool:
-    """Byte-level BPE that does not change the text first. Others lose blanks, case or unknown characters."""
-    last = _pre_tokenizers(spec)[-1]
-    is_byte_level = last.get("type") == "ByteLevel" and not last.get("add_prefix_space", True)
-    return is_byte_level and spec.get("normalizer") is None and spec["model"].get("type") == "BPE"
-
-
 def _kind_of(spec: TokenizerJson) -> str:
     kind = str(spec["model"].get("type", "unknown")).lower()
-    return "byte-bpe" if kind == "bpe" and _pre_tokenizers(spec)[-1].get("type") == "ByteLevel" else kind
-
-
-def _pre_tokenizers(spec: TokenizerJson) -> list[PreTokenizerJson]:
-    """The steps that cut text into words; one empty step if there are none."""
-    pre: PreTokenizerJson = spec.get("pre_tokenizer") or {}
-    return pre.get("pretokenizers") or [pre]
+    return "byte-bpe" if kind == "bpe" and pre_tokenizer_steps(spec)[-1].get("type") == "ByteLevel" else kind

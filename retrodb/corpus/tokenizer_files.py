@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
 
-import orjson
-
-from retrodb.corpus.lm_tokenizer import Tokenizer
+from retrodb.corpus.lm_tokenizer import SAMPLE, Tokenizer, read_spec
 from retrodb.corpus.sentencepiece_model import spec_of_sentencepiece
+from retrodb.corpus.tokenizer_checks import bytes_of_token, native_errors
+from retrodb.corpus.tokenizer_classes import (
+    declared_class,
+    is_file_of_class,
+    read_object,
+    read_object_if_exists,
+    spec_of_class,
+    text_parts,
+)
 from retrodb.corpus.tokenizer_json import AddedTokenJson, PreTokenizerJson, TokenizerJson
 from retrodb.errors import InputError
 
 MERGE_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
-SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
+# The SentencePiece models of the fairseq family (XLM-R, mBART, CamemBERT), whose ids are not those of the file.
+FAIRSEQ_FILE = "sentencepiece.bpe.model"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", *SENTENCEPIECE_FILES, *sum(MERGE_FILES, ()))
 TOKENIZER_HUB_FILES = [
-    "tokenizer.json",
+    *TOKENIZER_FILES,
+    "*.model",
+    "*.spm",
+    "added_tokens.json",
+    "config.json",
+    "special_tokens_map.json",
     "tokenizer_config.json",
-    "vocab.txt",
-    *SENTENCEPIECE_FILES,
-    *sum(MERGE_FILES, ()),
 ]
 END_OF_TEXT = "<|endoftext|>"
 
@@ -28,34 +39,80 @@ END_OF_TEXT = "<|endoftext|>"
 def resolve_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer of a file, a folder, or a name on the Hugging Face hub.
 
-    A file is a `tokenizers` JSON or a SentencePiece `.model`. Of a folder the first of these files is used:
-    `tokenizer.json`; `encoder.json` with `vocab.bpe`, or `vocab.json` with `merges.txt` (the byte-level BPE of GPT-2); a
-    SentencePiece model; `vocab.txt` (the WordPiece of BERT).
+    A file is a `tokenizers` JSON or a SentencePiece `.model`, and is used as it is. A folder whose `tokenizer_config.json` or
+    `config.json` names a class is read as `AutoTokenizer` of transformers reads it. Of another folder the first of these
+    files is used: `tokenizer.json`; `encoder.json` with `vocab.bpe`, or `vocab.json` with `merges.txt` (the byte-level BPE
+    of GPT-2); a SentencePiece model; `vocab.txt` (the WordPiece of BERT).
 
     Raises:
-        InputError: there is no tokenizer; the message lists the files that were looked for.
-        MissingDependency: it is a SentencePiece model, and sentencepiece is not installed.
+        InputError: there is no tokenizer; the message lists the files that were looked for. Or it cannot be used.
+        MissingDependency: it is a SentencePiece model, and a package that reads it is not installed.
     """
     if os.path.isdir(name):
-        return _of_folder(Path(name))
+        return _tokenizer_of(Path(name))
     if os.path.isfile(name):
-        return Tokenizer(spec_of_sentencepiece(Path(name))) if Path(name).suffix == ".model" else Tokenizer.load(name)
-    return _of_folder(_from_hub(str(name)))
+        is_sentencepiece = Path(name).suffix == ".model"
+        return Tokenizer(spec_of_sentencepiece(Path(name))) if is_sentencepiece else Tokenizer.load(name)
+    return _tokenizer_of(_from_hub(str(name)))
 
 
-def _of_folder(folder: Path) -> Tokenizer:
+def _tokenizer_of(folder: Path) -> Tokenizer:
+    spec = spec_of_folder(folder)
+    try:
+        return Tokenizer(spec)
+    except InputError as error:
+        raise InputError(error.what, where=error.where or str(folder), remedy=error.remedy) from error
+
+
+def spec_of_folder(folder: Path, *, with_template: bool = False) -> TokenizerJson:
+    """The tokenizer file of a folder. A `tokenizer.json` is kept as it is if its class gives no other ids.
+
+    Args:
+        with_template: the special tokens around a text must also be those of the class.
+
+    Raises:
+        InputError, MissingDependency: as `resolve_tokenizer`.
+    """
+    has_class = declared_class(folder) is not None
+    is_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES) or any(folder.glob("*.model"))
+    if not has_class or not (is_tokenizer or any(folder.glob("*.spm"))):
+        return _spec_of_files(folder)
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        with native_errors("not a usable tokenizer", where=str(file)):  # nothing has checked the file yet
+            if is_file_of_class(folder, plain := read_spec(file)):
+                return plain
+    spec = spec_of_class(folder, SAMPLE)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES if not name.endswith(".model")):
+        return spec
+    try:
+        plain = _spec_of_files(folder)
+        parts, parts_of_class = (text_parts(each, with_template=with_template) for each in (plain, spec))
+        return plain if parts == parts_of_class else spec
+    except InputError:  # the files need their class
+        return spec
+
+
+def _spec_of_files(folder: Path) -> TokenizerJson:
+    """The tokenizer file of a folder that names no class."""
     if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder)
+        return read_spec(folder / "tokenizer.json")
     for vocab_name, merges_name in MERGE_FILES:
         if (folder / vocab_name).is_file() and (folder / merges_name).is_file():
-            return Tokenizer(_spec_of_merges(folder / vocab_name, folder / merges_name))
+            return _spec_of_merges(folder / vocab_name, folder / merges_name)
     for model_name in SENTENCEPIECE_FILES:
         if (folder / model_name).is_file():
-            return Tokenizer(spec_of_sentencepiece(folder / model_name))
+            return spec_of_sentencepiece(folder / model_name)
+    if (folder / FAIRSEQ_FILE).is_file():
+        raise InputError(
+            f"the ids of {FAIRSEQ_FILE} depend on the tokenizer class, which this folder does not name",
+            where=str(folder),
+            remedy="Add the tokenizer_config.json of the model, or name the file itself for the ids of SentencePiece.",
+        )
     if (folder / "vocab.txt").is_file():
-        return Tokenizer(_spec_of_wordpiece(folder))
-    names = ", ".join(name for name in TOKENIZER_HUB_FILES if name != "tokenizer_config.json")
-    raise InputError(f"no tokenizer in this folder (looked for {names})", where=str(folder), remedy=_REMEDY)
+        return _spec_of_wordpiece(folder)
+    looked_for = ", ".join(TOKENIZER_FILES)
+    raise InputError(f"no tokenizer in this folder (looked for {looked_for})", where=str(folder), remedy=_REMEDY)
 
 
 _REMEDY = "Name a tokenizer file or folder, or train one with 'retrodb tokenizer train'."
@@ -75,11 +132,16 @@ def _from_hub(name: str) -> Path:
 
 def _spec_of_merges(vocab_file: Path, merges_file: Path) -> TokenizerJson:
     """The two files of GPT-2: a vocabulary, and the merges, one per line below a version line."""
-    vocab = cast("dict[str, int]", _read_object(vocab_file))
-    lines = merges_file.read_text(encoding="utf-8").split("\n")
-    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    vocab = {token: number for token, number in read_object(vocab_file).items() if isinstance(number, int)}
+    merges = [line.split(" ") for line in _read_lines(merges_file) if line and not line.startswith("#version")]
     if any(len(merge) != 2 for merge in merges):
         raise InputError("a line is not a pair of tokens", where=str(merges_file), remedy="Download the file again.")
+    if any(bytes_of_token(left + right) is None or right.endswith("</w>") for left, right in merges):
+        raise InputError(
+            "the merges are not those of a byte-level BPE, and the folder names no tokenizer class",
+            where=str(merges_file),
+            remedy="Add the tokenizer_config.json of the model, with its tokenizer_class.",
+        )
     special = [END_OF_TEXT] if END_OF_TEXT in vocab else []
     return byte_bpe_spec(vocab, merges, special)
 
@@ -109,9 +171,8 @@ def _spec_of_wordpiece(folder: Path) -> TokenizerJson:
     `tokenizer_config.json` says whether text is lower-cased. Without it, text is lower-cased if no token of the vocabulary
     has an upper-case letter; special tokens, in square brackets, do not count.
     """
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    vocab = {token: number for number, token in enumerate(lines) if token}
-    config = _read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    vocab = {token: number for number, token in enumerate(_read_lines(folder / "vocab.txt")) if token}
+    config = read_object_if_exists(folder / "tokenizer_config.json")
     special = [token for token in vocab if token.startswith("[") and token.endswith("]") and len(token) > 2]
     is_uncased = all(token == token.lower() for token in vocab.keys() - special)
     lowercase = bool(config.get("do_lower_case", is_uncased))
@@ -148,11 +209,8 @@ def _special_token(token_id: int, token: str) -> AddedTokenJson:
     }
 
 
-def _read_object(file: Path) -> dict[str, object]:
+def _read_lines(file: Path) -> list[str]:
     try:
-        value = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"not valid JSON ({error})", where=str(file), remedy="Download the file again.") from error
-    if not isinstance(value, dict):
-        raise InputError("not a JSON object", where=str(file), remedy="Download the file again.")
-    return value
+        return file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"not UTF-8 text ({error})", where=str(file), remedy="Download the file again.") from error

@@ -35,7 +35,9 @@ class ModelJson(TypedDict, total=False):
     dropout: float | None
     continuing_subword_prefix: str | None
     end_of_word_suffix: str | None
-    unk_token: str
+    unk_token: str | None
+    unk_id: int | None  # of Unigram
+    byte_fallback: bool  # of BPE and Unigram
     max_input_chars_per_word: int
     proto: str  # of our "SentencePiece": the model file in base64
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import orjson
@@ -11,13 +12,18 @@ from retrodb.corpus.tokenizer_files import END_OF_TEXT
 from retrodb.errors import UsageError
 
 SMALLEST_VOCABULARY = 257  # the bytes and the special token
+# The time of a merge grows with the square of the length of a word, and a run of a million blanks is one word.
+LONGEST_WORD = 4_096
+_CLASSES = (r"\s", r"[^\W\d_]", r"\d", r"[^\w\s]")  # about those of the words of GPT-2
+_LONG_WORDS = re.compile("|".join(f"({of_class}{{{LONGEST_WORD}}}){of_class}+" for of_class in _CLASSES))
 
 
 def train_byte_bpe(texts: Iterable[str], vocab_size: int = 32_000, min_frequency: int = 2) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` tokens; it has fewer if no pairs are left to merge.
 
     The same texts give the same tokenizer, in any order and with any number of threads. Id 0 is `<|endoftext|>`, 1 to 256
-    are the bytes, and the merges follow.
+    are the bytes, and the merges follow. Of a longer word only the first
+    4,096 characters count.
 
     Args:
         min_frequency: pairs that are less frequent are not merged.
@@ -40,5 +46,9 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int = 32_000, min_frequency
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
+    tokenizer.train_from_iterator(map(_with_short_words, texts), trainer=trainer)
     return Tokenizer(orjson.loads(tokenizer.to_str()))
+
+
+def _with_short_words(text: str) -> str:
+    return _LONG_WORDS.sub(r"\1\2\3\4", text) if len(text) > LONGEST_WORD else text

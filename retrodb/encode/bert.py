@@ -207,10 +207,23 @@ def _read_layer(tensors: _Tensors, config: BertConfig, index: int) -> Layer:
 
 
 def read_weights(files: list[Path]) -> dict[str, Tensor]:
-    """All tensors of the safetensors files of a checkpoint, memory-mapped."""
+    """All tensors of the safetensors files of a checkpoint, memory-mapped.
+
+    Raises:
+        InputError: a file is truncated or damaged.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(
+                f"the weights cannot be read ({error})", where=str(file), remedy="Download the file again."
+            ) from error
+    return weights
 
 
 def random_weights(config: BertConfig, *, vocab_size: int, num_positions: int, seed: int) -> dict[str, Tensor]:

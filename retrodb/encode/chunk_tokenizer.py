@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from retrodb.corpus.tokenizer_checks import native_errors
 from retrodb.corpus.tokenizer_json import TokenizerJson
 from retrodb.encode.identity import digest_json
+from retrodb.errors import InputError
 from retrodb.format.arrays import Int32Array, Int64Array, TokenArray
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ class ChunkTokenizer:
     def __init__(self, spec: TokenizerSpec) -> None:
         from tokenizers import Tokenizer
 
-        self.tokenizer: Tokenizer = Tokenizer.from_str(spec.tokenizer_json)
+        with native_errors("not a usable tokenizer", remedy="Download the model again."):
+            self.tokenizer: Tokenizer = Tokenizer.from_str(spec.tokenizer_json)
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.tokenizer.encode_special_tokens = True  # this encodes "[SEP]" in a text as text
@@ -111,9 +114,9 @@ class ChunkTokenizer:
         )
 
     def _encode_plain(self, texts: list[str]) -> list[bytes]:
-        return [
-            self._pack(encoding.ids) for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        with native_errors("the tokenizer of the encoder fails at a text", remedy="Use another encoder."):
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._pack(encoding.ids) for encoding in encodings]
 
     def _encode_runs(self, texts: list[str]) -> list[bytes]:
         runs = [RUNS.findall(text) for text in texts]
@@ -148,9 +151,21 @@ def _join(ids_of: dict[str, bytes], runs: list[str]) -> bytes | None:
 
 
 def framing_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the template of the tokenizer adds before and after one text."""
-    encoding = tokenizer.encode("a")
+    """The ids that the template of the tokenizer adds before and after one text.
+
+    Raises:
+        InputError: the template has no place for a text, or gives a token type other than 0, which models of XLNet need.
+    """
+    with native_errors("the template of the tokenizer is not usable", remedy="Download the model again."):
+        encoding = tokenizer.encode("a")
     text_indices = [index for index, is_special in enumerate(encoding.special_tokens_mask) if not is_special]
+    if not text_indices:
+        raise InputError("the tokenizer gives no token for a text", remedy="Use another encoder.")
+    if any(encoding.type_ids):
+        raise InputError(
+            f"the tokenizer gives tokens the types {encoding.type_ids}, and retrodb computes with type 0 only",
+            remedy="Use another encoder.",
+        )
     return encoding.ids[: text_indices[0]], encoding.ids[text_indices[-1] + 1 :]
 
 
@@ -162,4 +177,4 @@ def is_cacheable(spec: TokenizerJson) -> bool:
     model, normalizer, pre_tokenizer = spec.get("model"), spec.get("normalizer"), spec.get("pre_tokenizer")
     kinds = tuple((part or {}).get("type") for part in (model, normalizer, pre_tokenizer))
     is_bert = kinds == ("WordPiece", "BertNormalizer", "BertPreTokenizer")
-    return is_bert and all(token["special"] for token in spec["added_tokens"])
+    return is_bert and all(token.get("special") for token in spec.get("added_tokens") or [])

@@ -6,31 +6,31 @@ model without these files is pooled as in RETRO: the mean over all tokens, not n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 from retrodb.encode.identity import Pooling, PoolingSpan
-from retrodb.encode.model_folder import read_json_value, read_model_json
+from retrodb.encode.model_folder import read_model_json
+from retrodb.encode.sentence_files import (
+    SentenceConfig,
+    read_modules,
+    read_sentence_config,
+    read_transformer_config,
+)
 from retrodb.errors import InputError, UsageError
 from retrodb.format.entries import Metric
 
-POOLINGS: dict[str, Pooling] = {
-    "mean": "mean",
-    "cls": "cls",
-    "max": "max",
-    "mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-}
 CHOICES = {"pooling": get_args(Pooling), "pooling_span": get_args(PoolingSpan), "metric": get_args(Metric)}
-METRICS: dict[str, Metric] = {"dot": "inner_product", "cosine": "inner_product", "euclidean": "squared_l2"}
-# Names of prompts in models of this kind. The first one that a model has is used.
+METRICS: dict[str, Metric] = {
+    "dot": "inner_product",
+    "dot_product": "inner_product",
+    "cosine": "inner_product",
+    "euclidean": "squared_l2",
+}
+# Names of prompts in models of this kind. The first one that a model has is used; sentence-transformers has the same order.
 QUERY_PROMPTS = ("query", "question", "search_query")
-PASSAGE_PROMPTS = ("passage", "document", "search_document", "corpus")
+PASSAGE_PROMPTS = ("document", "passage", "corpus", "search_document")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Conventions:
     passage_prefix: str = ""
     metric: Metric = "squared_l2"
     max_length: int | None = None  # tokens; None: the number of positions of the model
+    lowercase: bool = False  # texts are lower-cased before the tokenizer
+    truncate_dim: int | None = None  # only this number of first dimensions is kept
+    embedding_dimension: int | None = None  # that the pooling expects; None: it does not say
+    transformer: Path | None = None  # the folder of the weights and the tokenizer, in or equal to that of the model
 
 
 @dataclass(frozen=True)
@@ -76,71 +80,62 @@ class Overrides:
 RETRO = Overrides("mean", "all", normalise=False, query_prefix="", passage_prefix="", metric="squared_l2")
 
 
-def read_conventions(folder: Path) -> Conventions:
-    """The conventions of a model folder.
+def read_conventions(folder: Path, overrides: Overrides | None = None) -> Conventions:
+    """The conventions of a model folder, with the changes of the user.
 
     Raises:
         InputError: the model has something that retrodb cannot compute, such as a Dense layer after the pooling.
     """
-    config = read_model_json(folder / "config.json")
-    modules = read_json_value(folder / "modules.json") if (folder / "modules.json").is_file() else []
-    conventions = Conventions(max_length=_max_length(folder))
-    if config.get("model_type") == "dpr":  # its vector is that of the first token, Karpukhin et al. 2020
+    overrides = overrides or Overrides()
+    modules, sentence_config = read_modules(folder), read_sentence_config(folder)
+    transformer = read_transformer_config(modules.transformer)
+    config = read_model_json(modules.transformer / "config.json")
+    conventions = Conventions(
+        normalise=modules.normalise,
+        metric="inner_product" if modules.normalise else "squared_l2",
+        max_length=transformer.max_length,
+        lowercase=transformer.lowercase,
+        truncate_dim=sentence_config.truncate_dim,
+        embedding_dimension=modules.embedding_dimension,
+        transformer=modules.transformer,
+    )
+    if modules.pooling is not None:
+        conventions = replace(conventions, pooling=modules.pooling)
+    elif config.get("model_type") == "dpr":  # its vector is that of the first token, Karpukhin et al. 2020
         conventions = replace(conventions, pooling="cls", metric="inner_product")
-    for module in cast("Sequence[Mapping[str, str]]", modules):
-        kind = module["type"].rpartition(".")[2]
-        if kind == "Pooling":
-            conventions = replace(conventions, pooling=_pooling(folder / module["path"] / "config.json"))
-        elif kind == "Normalize":
-            conventions = replace(conventions, normalise=True, metric="inner_product")
-        elif kind != "Transformer":
-            raise InputError(
-                f"the model has a module '{kind}' after the pooling, which retrodb cannot compute",
-                where=str(folder / "modules.json"),
-                remedy="Use a model that has only Transformer, Pooling and Normalize.",
-            )
-    return _with_prompts(folder, conventions)
-
-
-def _pooling(path: Path) -> Pooling:
-    config = read_model_json(path)
-    mode = config.get("pooling_mode")  # the new form: one name or several
-    modes = [mode] if isinstance(mode, str) else list(cast("Sequence[str]", mode or ()))
-    modes = modes or [name for name, is_on in config.items() if name.startswith("pooling_mode_") and is_on]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise InputError(
-            f"retrodb cannot compute the pooling '{' + '.join(map(str, modes))}'",
-            where=str(path),
-            remedy="Use a model with one of mean, cls, max, mean_sqrt_len_tokens.",
-        )
-    if config.get("include_prompt") is False:
-        raise InputError(
-            "the pooling leaves out the prompt, which retrodb cannot compute",
-            where=str(path),
-            remedy="Use a model whose pooling includes the prompt.",
-        )
-    return POOLINGS[modes[0]]
-
-
-def _with_prompts(folder: Path, conventions: Conventions) -> Conventions:
     path = folder / "config_sentence_transformers.json"
-    if not path.is_file():
-        return conventions
-    config = read_model_json(path)
-    prompts = cast("Mapping[str, str]", config.get("prompts") or {})
-    default = prompts.get(cast("str", config.get("default_prompt_name")), "")
-    similarity = cast("str", config.get("similarity_fn_name"))
+    return overrides.apply(
+        _with_similarity(_with_prompts(conventions, sentence_config), sentence_config, path, overrides)
+    )
+
+
+def _with_prompts(conventions: Conventions, config: SentenceConfig) -> Conventions:
+    prompts, default = config.prompts, config.default_prompt
     return replace(
         conventions,
         query_prefix=next((prompts[name] for name in QUERY_PROMPTS if name in prompts), default),
         passage_prefix=next((prompts[name] for name in PASSAGE_PROMPTS if name in prompts), default),
-        metric=METRICS.get(similarity, conventions.metric),
-        normalise=conventions.normalise or similarity == "cosine",  # the inner product of unit vectors
     )
 
 
-def _max_length(folder: Path) -> int | None:
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if (folder / name).is_file() and (value := read_model_json(folder / name).get(key)):
-            return int(cast("int", value))  # transformers writes 10^30 for "no limit"; then the positions limit it
-    return None
+def _with_similarity(conventions: Conventions, config: SentenceConfig, path: Path, overrides: Overrides) -> Conventions:
+    """The metric of the model. Vectors that are compared by cosine get unit length, after they were truncated."""
+    similarity = config.similarity
+    if similarity == "manhattan" and overrides.metric is None:
+        raise InputError(
+            "the model is compared by the Manhattan distance ('similarity_fn_name'), which retrodb cannot compute",
+            where=str(path),
+            remedy="Give --metric squared_l2, or use another model.",
+        )
+    is_unit_before = conventions.truncate_dim and conventions.normalise and similarity not in (None, "cosine")
+    if is_unit_before and overrides.normalise is None:
+        raise InputError(
+            f"the vectors are truncated after they got unit length ('truncate_dim') and compared by {similarity}",
+            where=str(path),
+            remedy="Give --normalise: then they get unit length after they were truncated.",
+        )
+    return replace(
+        conventions,
+        metric=METRICS.get(similarity or "", conventions.metric),
+        normalise=conventions.normalise or similarity == "cosine",  # the inner product of unit vectors
+    )

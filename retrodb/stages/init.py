@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from retrodb.config import EmbedParams, InitParams
 from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.corpus.tokenizer_files import resolve_tokenizer
+from retrodb.encode.check import check_encoder
 from retrodb.engine.run import open_run
 from retrodb.errors import ConflictError, UsageError
 from retrodb.format.entries import DEFAULT_ENCODER_KEY, DEFAULT_SPACE_KEY, DefaultEncoder, DefaultSpace
@@ -46,7 +47,7 @@ def run_init(context: Context, params: InitParams, *, written: Sequence[str] = (
     Raises:
         ConflictError: a database, or any other file, exists there already.
         UsageError: for invalid settings.
-        InputError: for a tokenizer that cannot be loaded.
+        InputError: for a tokenizer or an encoder that cannot be loaded.
     """
     return execute_init(context, plan_init(params), written=written)
 
@@ -66,6 +67,7 @@ def plan_init(params: InitParams) -> InitPlan:
     tokenizer = resolve_tokenizer(params.tokenizer)
     data = tokenizer.to_bytes()
     encoder = RETRO_ENCODER if params.preset == "retro" else EmbedParams(params.encoder)
+    check_encoder(encoder)
     return InitPlan(params, _settings(params, tokenizer, data), data, encoder)
 
 

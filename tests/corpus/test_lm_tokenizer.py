@@ -130,6 +130,12 @@ def test_training_gives_the_same_tokenizer_in_any_order() -> None:
         train_byte_bpe(SENTENCES, 100)
 
 
+@pytest.mark.parametrize("character", [" ", "a", "\u0301", "数", "\n"])
+def test_training_on_a_very_long_run_takes_the_time_of_a_short_one(character: str) -> None:
+    trained = train_byte_bpe([*SENTENCES, character * 1_000_000], 300)
+    assert trained.digest == train_byte_bpe([*SENTENCES, character * 4_096], 300).digest
+
+
 def test_token_width_follows_the_vocabulary(byte_bpe: Tokenizer) -> None:
     assert byte_bpe.token_dtype == np.uint16
     spec = spec_of(byte_bpe)
