@@ -26,6 +26,8 @@ import orjson
 
 ID_NAMES = ("id", "doc_id", "document_id", "docid", "_id", "uuid", "url", "uri")
 TEXT_NAMES = ("text", "content", "body", "raw_content", "contents", "document", "passage")
+MISSING_FIELD = ("no-text-field", "no-key-field", "no-value-field")
+"""The reasons of records that lack a mapped field. Their excerpt names the fields that there are."""
 EXCERPT_CHARS = 200
 MAX_RECORD_BYTES = 512 << 20
 
@@ -118,7 +120,13 @@ def documents_of(
         quoted = next(
             (record[name] for name in (fields.key, fields.text, *TEXT_NAMES) if name and name in record), None
         )
-        yield Reject(path, location, str(error), excerpt_of(quoted or record))
+        fields_of_record = _fields_if_one_is_missing(record, str(error))
+        yield Reject(path, location, str(error), excerpt_of(fields_of_record or quoted or record))
+
+
+def _fields_if_one_is_missing(record: Mapping[str, object], reason: str) -> str | None:
+    """The names of the fields of a record that lacks a mapped one: they show which name to give."""
+    return f"its fields are: {', '.join(map(str, record))}" if reason in MISSING_FIELD else None
 
 
 def _map_record(record: Mapping[str, object], fields: Fields, location: str, default_id: str | None) -> Document:
