@@ -37,7 +37,7 @@ class NotFiniteError(InputError):
     """A vector has NaN or infinite values. `row` is the first such row of the window."""
 
     def __init__(self, what: str, row: int) -> None:
-        remedy = "Check that the weights are complete, or try --dtype float32."
+        remedy = "Check that the weights are complete, or try 'retrodb embed --dtype float32'."
         super().__init__(what, where=f"row {row} of the window", remedy=remedy)
         self.row = row
 

@@ -112,3 +112,15 @@ def num_readings(name: str | DocumentName, existing: set[tuple[str, str]]) -> in
     if isinstance(name, DocumentName):
         return len([1 for source, doc_id in existing if doc_id == name.doc_id and name.source in (None, source)])
     return len([1 for source, doc_id in existing if doc_id == name or f"{source}/{doc_id}" == name])
+
+
+@pytest.mark.soak
+@given(content=st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
+@settings(max_examples=10_000, deadline=None)
+def test_many_bytes_are_read_or_refused_with_the_file(content: bytes) -> None:
+    error = ""
+    try:
+        parse_id_lines(content, "the-list")
+    except RetroDBError as refused:
+        error = str(refused)
+    assert not error or error.startswith("the-list")
