@@ -14,6 +14,7 @@ from .options import (
     WRITING_EXITS,
     Command,
     Session,
+    confirm,
     database_argument,
     fraction,
     memory_option,
@@ -25,6 +26,9 @@ from .render_update import build_plan, build_result, update_step
 
 if TYPE_CHECKING:
     from retrodb.options import IngestOptions
+
+
+_NO_TERMINAL = "Add '--yes' to build, or '--dry-run' to look."
 
 
 @click.command(
@@ -95,9 +99,7 @@ def command(
             remedy="Add '--tokenizer gpt2' or another name or file, or '--tokenizer train' to train one on the input.",
         )
     if not (yes or dry_run or sys.stdin.isatty()):
-        raise errors.UsageError(
-            "cannot ask for confirmation without a terminal", remedy="Add '--yes' to build, or '--dry-run' to look."
-        )
+        raise errors.UsageError("cannot ask for confirmation without a terminal", remedy=_NO_TERMINAL)
     plan = plan_build(
         database,
         inputs,
@@ -113,9 +115,9 @@ def command(
         session.output.note(note)
     if dry_run:
         return errors.EXIT_OK
-    if not yes and not click.confirm(f"Build {database}?", err=True):
+    if not yes and not confirm(f"Build {database}?", _NO_TERMINAL):
         session.output.note("Nothing was written.")
-        return errors.EXIT_INTERRUPTED
+        return errors.EXIT_ERROR
     result = build(
         database,
         inputs,

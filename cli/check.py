@@ -24,6 +24,7 @@ from .options import (
     open_database,
     pass_session,
     progress_option,
+    workers_option,
 )
 from .render import check_result
 from .render_screen import database_repair_result
@@ -56,6 +57,7 @@ from .render_screen import database_repair_result
 @memory_option
 @device_option
 @as_of_option
+@workers_option
 @dry_run_option
 @progress_option
 @json_option
@@ -71,6 +73,7 @@ def command(
     memory_bytes: int,
     device: str,
     as_of: int | None,
+    workers: int | None,
     dry_run: bool,
 ) -> int | None:
     """Compare the files of DB with the snapshot, and list missing and damaged files.
@@ -79,11 +82,11 @@ def command(
     the documents that cannot be recovered. Without --accept-loss, it does not change their files.
     """
     is_partial = subset is not None or max_duration is not None
-    if not repair and (accept_loss or dry_run or is_given("memory_bytes") or is_given("device")):
-        raise click.UsageError("--accept-loss, --memory, --device and --dry-run need --repair.")
+    if not repair and (accept_loss or dry_run or is_given("memory_bytes") or is_given("device") or is_given("workers")):
+        raise click.UsageError("--accept-loss, --memory, --device, --workers and --dry-run need --repair.")
     if repair and (is_partial or as_of is not None):
         raise click.UsageError("--repair reads every file of the newest snapshot. Remove the other options.")
-    db = open_database(session, database)
+    db = open_database(session, database, workers)
     if repair:
         result = db.repair(accept_loss=accept_loss, memory_bytes=memory_bytes, device=device, dry_run=dry_run)
         session.output.result(result, database_repair_result)

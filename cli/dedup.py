@@ -162,12 +162,12 @@ def _testsets(
     dry_run: bool,
 ) -> None:
     results = db.dedup(files, name=name, dry_run=dry_run, **options)
-    session.output.rows(results, dedup_result)
-    if not results:
-        session.output.note("No test set is registered. Give the files of one with --against.")
+    session.output.rows(results, dedup_result, empty="No test set is registered. Give the files of one with --against.")
     if report:
         for result in results:
-            session.output.rows(db.leaks(result.testset), leak_hit)
+            session.output.rows(
+                db.leaks(result.testset), leak_hit, empty=f"{result.testset}: no document shares a shingle with it."
+            )
 
 
 def _near_duplicates(
@@ -175,7 +175,7 @@ def _near_duplicates(
 ) -> None:
     session.output.result(db.near_duplicates(dry_run=dry_run, **options), near_duplicates_result)
     if report:
-        session.output.rows(db.duplicates(), duplicate)
+        session.output.rows(db.duplicates(), duplicate, empty="No document was deleted as a near-duplicate.")
 
 
 def _refuse_unused(has_files: bool, near_duplicates: bool, method: str) -> None:

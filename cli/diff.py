@@ -11,13 +11,13 @@ from .options import READING_EXITS, Command, Session, database_argument, json_op
 @database_argument
 @click.argument("a", type=click.IntRange(min=0), metavar="A")
 @click.argument("b", type=click.IntRange(min=0), metavar="B")
-@click.option("--documents", is_flag=True, help="List every document that was added or removed.")
+@click.option("--documents", is_flag=True, help="List every document that was added, removed or changed.")
 @json_option
 @pass_session
 def command(session: Session, database: str, a: int, b: int, documents: bool) -> None:
-    """Show the documents and chunks that were added and removed between snapshots A and B of DB, by source and reason."""
+    """Show the documents that were added, removed and changed between snapshots A and B of DB, by source and reason."""
     result = open_database(session, database).diff(a, b, documents=documents)
     if documents:
-        session.output.rows(result.documents)
+        session.output.rows(result.documents, empty="No document changed between these snapshots.")
     else:
-        session.output.rows(result.rows)
+        session.output.rows(result.rows, empty="No document changed between these snapshots.")

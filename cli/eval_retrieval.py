@@ -59,3 +59,11 @@ def command(
         queries=queries, qrels=qrels, k=k, space=space, nprobe=nprobe, device=device, as_of=as_of
     )
     session.output.result(result)
+    if result.num_missing_documents:
+        session.output.note(
+            f"{result.num_missing_documents:,} of {result.num_judged_documents:,} judged documents are not in the database."
+        )
+    if result.num_duplicate_judgements:
+        session.output.note(
+            f"{result.num_duplicate_judgements:,} judgements repeat a query and a document. The last one of each counts."
+        )

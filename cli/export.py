@@ -83,7 +83,7 @@ def command(
         db = open_database(session, database or _database_of(refresh), workers)
         session.output.result(db.refresh_export(refresh, dry_run=dry_run))
     elif is_list and database and not out:
-        session.output.rows(open_database(session, database).exports())
+        session.output.rows(open_database(session, database).exports(), empty="There are no registered exports.")
     elif database and out and not is_list:
         db = open_database(session, database, workers)
         result = db.export(

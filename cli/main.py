@@ -14,12 +14,17 @@ from importlib import import_module
 import click
 
 from retrodb import __version__, errors
+from retrodb.printable import escape, has_lone_surrogate
 
 from .options import Session
 from .output import ConsoleOutput, JsonOutput
 
 # Section -> command -> its line in `retrodb --help` and in the table of the README. The command `a-b` is in a_b.py.
 SECTIONS = {
+    "Start": {
+        "build": "Build a database in one command: preview, estimate, every stage, and a recipe.",
+        "demo": "Build a database from Python's own documentation.",
+    },
     "Build": {
         "init": "Create an empty database.",
         "tokenizer": "Train a tokenizer on your own text.",
@@ -60,10 +65,6 @@ SECTIONS = {
         "pin": "Protect a snapshot from expiring.",
         "restore": "Return to the state of an older snapshot.",
     },
-    "Start": {
-        "build": "Build a database in one command: preview, estimate, every stage, and a recipe.",
-        "demo": "Build a database from Python's own documentation.",
-    },
 }
 COMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
@@ -102,12 +103,17 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"auto_envvar_prefix": "RETRODB", "help_option_names": ["-h", "--help"]},
-    epilog="Every option can be set in the environment: RETRODB_INGEST_WORKERS=4 means `retrodb ingest --workers 4`. "
+    invoke_without_command=True,
+    epilog="RETRODB_DB is the database of commands that are given no DB: RETRODB_DB=my.retrodb retrodb stats. "
+    "Every option can be set in the environment: RETRODB_INGEST_WORKERS=4 means `retrodb ingest --workers 4`. "
     'For shell completion, run: eval "$(_RETRODB_COMPLETE=bash_source retrodb)" (or zsh_source, fish_source).',
 )
 @click.version_option(__version__, prog_name="retrodb")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Build and maintain the retrieval database of a RETRO-style language model."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -116,6 +122,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # Errors in options before --json must be JSON too, so it is looked up before the options are parsed.
     session = Session(JsonOutput() if "--json" in args else ConsoleOutput())
     try:
+        _refuse_undecodable(args)
         code = cli.main(args, prog_name="retrodb", standalone_mode=False, obj=session)
         sys.stdout.flush()
     except errors.RetroDBError as error:
@@ -135,6 +142,29 @@ def main(args: Sequence[str] | None = None) -> int:
         return code or errors.EXIT_OK
     session.output.error(code, message)
     return code
+
+
+def _refuse_undecodable(args: Sequence[str]) -> None:
+    """Raises UsageError for an argument that is not UTF-8."""
+    for arg in (*args, *(value for name, value in os.environ.items() if name.startswith("RETRODB_"))):
+        if has_lone_surrogate(arg):
+            if _is_utf8(os.fsencode(arg)):
+                raise errors.UsageError(
+                    f"the argument '{escape(arg)}' is not in the encoding of this locale ({sys.getfilesystemencoding()})",
+                    remedy="Set the environment variable PYTHONUTF8=1, or use a UTF-8 locale.",
+                )
+            raise errors.UsageError(
+                f"the argument '{escape(arg)}' is not UTF-8",
+                remedy="Write it in UTF-8. To read a file with such a name, rename it, or give the folder that contains it.",
+            )
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _usage(error: click.ClickException) -> str:

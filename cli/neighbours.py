@@ -167,14 +167,17 @@ def compute(
             **options,
         )
         session.output.result(result)
+        if result.num_unnamed_rows:
+            session.output.note(
+                f"{result.num_unnamed_rows:,} of {result.num_rows:,} rows name no document of the database, so that "
+                "--exclude sequence excludes nothing from them. 'retrodb queries add --doc-ids' names documents."
+            )
         return
     for name in ({"queries", "space"} | options.keys()) - _REPAIR_OPTIONS:
         if is_given(name):
             raise click.UsageError(f"--repair keeps the parameters of the table. Remove --{name.replace('_', '-')}.")
     results = db.repair_neighbours(table=table, memory_bytes=memory_bytes, device=device, dry_run=dry_run)
-    session.output.rows(results)
-    if not results:
-        session.output.note("There is no neighbour table yet.")
+    session.output.rows(results, empty="There is no neighbour table yet.")
 
 
 command.default = compute

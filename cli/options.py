@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 from retrodb import errors
 from retrodb.config import DEFAULT_MEMORY_BYTES, IngestParams
 
-from .output import ConsoleOutput, JsonOutput, Output
+from .output import ConsoleOutput, JsonOutput, Output, printable
 
 if TYPE_CHECKING:
-    from retrodb.database import Database
+    from retrodb.database import Database, DocumentName
 
 # The parameters of a callback are the options of its command.
 Callback: TypeAlias = Callable[..., object]  # type: ignore[explicit-any]
@@ -27,17 +28,20 @@ EXIT_MEANINGS = {
     errors.EXIT_OK: "success",
     errors.EXIT_ERROR: "an error; see the message on stderr",
     errors.EXIT_USAGE: "an invalid option or argument",
-    errors.EXIT_REJECTS: "success, but some records were rejected",
+    errors.EXIT_REJECTS: "success, but some records were rejected, or some names are unknown",
     errors.EXIT_NO_SPACE: "the disk is full",
     errors.EXIT_DAMAGE: "a file is damaged or missing",
     errors.EXIT_NO_DATABASE: "no database at this path, or its format is too new",
     errors.EXIT_CONFLICT: "another command is changing the database; run the command again",
     errors.EXIT_INTERRUPTED: "interrupted; run the same command again to continue",
 }
+DATABASE_VARIABLE = "RETRODB_DB"
+"""The environment variable with the database of commands that are given none."""
 # Exit codes of every command. A command lists only its additional ones.
 _COMMON_EXITS = (errors.EXIT_OK, errors.EXIT_ERROR, errors.EXIT_USAGE, errors.EXIT_INTERRUPTED)
 
 READING_EXITS = (errors.EXIT_DAMAGE, errors.EXIT_NO_DATABASE)
+_LISTED_NAMES = 5
 WRITING_EXITS = (*READING_EXITS, errors.EXIT_NO_SPACE, errors.EXIT_CONFLICT)
 
 
@@ -74,6 +78,35 @@ class Command(click.Command):
     ) -> None:
         super().__init__(name, callback=callback, params=params, help=help)
         self.example, self.exits = example, exits
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Without DB, the database is that of the environment."""
+        database = os.environ.get(DATABASE_VARIABLE)
+        if database and any(isinstance(param, click.Argument) and param.name == "database" for param in self.params):
+            args = self._with_database(ctx, args, database)
+        return super().parse_args(ctx, args)
+
+    def _with_database(self, ctx: click.Context, args: list[str], database: str) -> list[str]:
+        """The arguments with the database of the environment in front, if the user gave none."""
+        options = click.Command(None, params=[param for param in self.params if isinstance(param, click.Option)])
+        try:
+            values, given, _ = options.make_parser(ctx).parse_args(args=list(args))
+        except click.UsageError:
+            return args  # the message comes from the parser of the command
+        if "refresh" in values:  # an export knows its database
+            return args
+        others = [param for param in self.params if isinstance(param, click.Argument) and param.name != "database"]
+        most = float("inf") if any(param.nargs < 0 for param in others) else len(others)
+        is_given = bool(given) and (len(given) > most or self._is_database(given[0], others))
+        return args if is_given else [database, *args]
+
+    @staticmethod
+    def _is_database(path: str, others: Sequence[click.Parameter]) -> bool:
+        """Whether the first argument must be DB: it is one, or it is no input although inputs follow."""
+        if os.path.isfile(os.path.join(path, "retrodb.toml")):
+            return True
+        takes_inputs = any(param.name in ("inputs", "files", "more") for param in others)
+        return takes_inputs and path != "-" and not os.path.lexists(path) and not set(path) & set("*?[")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example and the exit codes below the options."""
@@ -125,6 +158,7 @@ def _use_progress(ctx: click.Context, _param: click.Parameter, progress: bool | 
 
 
 database_argument = click.argument("database", metavar="DB")
+"""The database. `Command` takes it from the environment if it is not given."""
 json_option = click.option(
     "--json",
     is_flag=True,
@@ -226,20 +260,46 @@ snapshot_options = combine(as_of_option, json_option, pass_session)
 """The last options of a command that reads a snapshot."""
 
 
-def _read_lines(_ctx: click.Context, _param: click.Parameter, file: TextIO | None) -> list[str] | None:
-    return None if file is None else [line for text in file if (line := text.rstrip("\r\n"))]
+def _read_doc_ids(_ctx: click.Context, _param: click.Parameter, path: str | None) -> list[str | DocumentName] | None:
+    if path is None:
+        return None
+    from retrodb.database import read_doc_ids
+
+    return read_doc_ids(path)
 
 
 def doc_ids_option(*, required: bool = False) -> Decorator:
-    """The option `doc_ids`: a file with document ids."""
-    return click.option(
-        "--doc-ids",
-        type=click.File(encoding="utf-8"),
-        callback=_read_lines,
-        required=required,
-        metavar="FILE",
-        help="Select the documents in this file: one id per line, as ID or SOURCE/ID. '-' reads stdin.",
+    """The options `doc_ids`, a file with document ids, and `ignore_unknown`."""
+    return combine(
+        click.option(
+            "--doc-ids",
+            callback=_read_doc_ids,
+            required=required,
+            metavar="FILE",
+            help='Select the documents in this file, one per line: ID, or JSON as {"id": "ID", "source": "NAME"}. '
+            "An id that stands for several documents is refused. '-' reads stdin.",
+        ),
+        click.option("--ignore-unknown", is_flag=True, help="Exit with 0 although no document has some of the ids."),
     )
+
+
+def note_unknown(
+    session: Session, unknown: Sequence[str], doc_ids: Sequence[str | DocumentName] | None, *, ignore: bool
+) -> int:
+    """Report the names that no document has, and return the exit code."""
+    if not unknown:
+        return errors.EXIT_OK
+    num_names = len(set(doc_ids or unknown))
+    listed = ", ".join(f"'{name}'" for name in unknown[:_LISTED_NAMES]) + (
+        ", ..." if len(unknown) > _LISTED_NAMES else ""
+    )
+    remedy = "" if ignore else " Check the list, or add '--ignore-unknown'."
+    slash = any("/" in name and not name.startswith("{") for name in unknown)
+    hint = ' A line is an id. To name a source, write {"id": "ID", "source": "NAME"} or use --source.' if slash else ""
+    session.output.note(
+        f"{num_names - len(unknown):,} of {num_names:,} names are in the database. Unknown: {listed}.{hint}{remedy}"
+    )
+    return errors.EXIT_OK if ignore else errors.EXIT_REJECTS
 
 
 selection_options = combine(
@@ -250,9 +310,24 @@ selection_options = combine(
         "metadata->>'FIELD'.",
     ),
     doc_ids_option(),
-    click.option("--source", metavar="NAME", help="Select documents of this source."),
+    click.option("--source", metavar="NAME", help="Select documents of this source. It is also the source of the ids."),
 )
-"""The options that select documents: `where`, `doc_ids` and `source`."""
+"""The options that select documents: `where`, `doc_ids`, `ignore_unknown` and `source`."""
+
+
+def confirm(question: str, remedy: str) -> bool:
+    """Ask a question on the terminal. Ctrl-C and the end of the input mean no.
+
+    Raises:
+        UsageError: there is nobody to ask. The remedy says what to do.
+    """
+    try:
+        return click.confirm(printable(question), err=True)
+    except click.Abort:
+        if not sys.stdin.isatty():
+            raise errors.UsageError("cannot ask for confirmation without a terminal", remedy=remedy) from None
+        click.echo(err=True)
+        return False
 
 
 def is_given(name: str) -> bool:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from retrodb.errors import EXIT_DAMAGE
+from retrodb.errors import EXIT_DAMAGE, EXIT_ERROR, EXIT_REJECTS
 
-from .options import WRITING_EXITS, Command, Session, database_argument, doc_ids_option, open_database, task_options
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    confirm,
+    database_argument,
+    doc_ids_option,
+    note_unknown,
+    open_database,
+    task_options,
+)
 from .render_purge import purge_plan, purge_result
 
+if TYPE_CHECKING:
+    from retrodb.database import DocumentName
 
-@click.command(cls=Command, example="retrodb purge my.retrodb --doc-ids takedown.txt", exits=WRITING_EXITS)
+
+@click.command(
+    cls=Command, example="retrodb purge my.retrodb --doc-ids takedown.txt", exits=[*WRITING_EXITS, EXIT_REJECTS]
+)
 @database_argument
 @doc_ids_option(required=True)
+@click.option("--source", metavar="NAME", help="Source of the ids.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--break-pins", is_flag=True, help="Also expire pinned snapshots that contain the documents.")
 @click.option("--include-testsets", is_flag=True, help="Also delete items of test sets that quote the documents.")
@@ -20,7 +38,9 @@ from .render_purge import purge_plan, purge_result
 def command(
     session: Session,
     database: str,
-    doc_ids: list[str],
+    doc_ids: list[str | DocumentName],
+    ignore_unknown: bool,
+    source: str | None,
     yes: bool,
     break_pins: bool,
     include_testsets: bool,
@@ -34,13 +54,23 @@ def command(
     """
     db = open_database(session, database, workers)
     if dry_run or not yes:
-        plan = db.purge(doc_ids, dry_run=True)
+        plan = db.purge(doc_ids, source=source, ignore_unknown=ignore_unknown, dry_run=True)
         if dry_run:
             session.output.result(plan, purge_plan)
-            return None
+            return note_unknown(session, plan.unknown_names, doc_ids, ignore=ignore_unknown)
         session.output.note(purge_plan(plan))
-        click.confirm("Delete these documents permanently?", abort=True, err=True)
+        note_unknown(session, plan.unknown_names, doc_ids, ignore=ignore_unknown)
+        if not confirm("Delete these documents permanently?", "Add '--yes' to delete, or '--dry-run' to look."):
+            session.output.note("Nothing was deleted.")
+            return EXIT_ERROR
         break_pins = break_pins or bool(plan.broken_pins)  # the question listed them
-    result = db.purge(doc_ids, break_pins=break_pins, include_testsets=include_testsets)
+    result = db.purge(
+        doc_ids,
+        source=source,
+        break_pins=break_pins,
+        include_testsets=include_testsets,
+        ignore_unknown=ignore_unknown,
+    )
     session.output.result(result, purge_result)
-    return None if result.is_clean else EXIT_DAMAGE
+    exit_code = note_unknown(session, result.unknown_names, doc_ids, ignore=ignore_unknown)
+    return exit_code if result.is_clean else EXIT_DAMAGE

@@ -55,7 +55,11 @@ def command() -> None:
     "--doc-ids",
     multiple=True,
     metavar="FILE",
-    help="File with the ids of the documents of a Megatron data set, as SOURCE/ID, one per line. May be repeated.",
+    help="File with the documents of a Megatron data set, one per line: ID, SOURCE/ID, or JSON as "
+    '{"id": "ID", "source": "NAME"}. May be repeated.',
+)
+@click.option(
+    "--allow-unknown", is_flag=True, help="Add the query set although none of the names in --doc-ids is in DB."
 )
 @click.option("--tokenizer", metavar="FILE", help="Tokenizer of the sequences.  [default: DB's tokenizer]")
 @task_options
@@ -68,6 +72,7 @@ def add(
     name: str,
     text_template: str | None,
     tokenizer: str | None,
+    allow_unknown: bool,
     dry_run: bool,
     workers: int | None,
     **packing: Unpack[PackingOptions],
@@ -75,13 +80,22 @@ def add(
     """Add a query set: text that needs neighbours, but is not part of DB. It is either FILEs or packed sequences.
 
     Run 'retrodb embed' next. Rows of a Megatron training set have the order of megatron-core's own samples, so that package
-    must be installed. Documents in --doc-ids cannot become neighbours of the sequences that contain them.
+    must be installed. Documents in --doc-ids cannot become neighbours of the sequences that contain them; an id that is in
+    several sources excludes all of these documents.
     """
     db, all_files = open_database(session, database, workers), (*files, *jsonl)
     if any(packing.values()):
         if all_files or text_template:
             raise click.UsageError("FILEs and packed sequences are different query sets. Give only one of them.")
-        session.output.result(db.add_packed_queries(name, tokenizer=tokenizer, dry_run=dry_run, **packing))
+        result = db.add_packed_queries(
+            name, tokenizer=tokenizer, allow_unknown=allow_unknown, dry_run=dry_run, **packing
+        )
+        session.output.result(result)
+        if result.num_known_names < result.num_names:
+            session.output.note(
+                f"{result.num_known_names:,} of {result.num_names:,} names are in the database. "
+                "The others exclude nothing from the rows that come with them."
+            )
         return
     if not all_files:
         raise click.UsageError("Give FILEs, or one of --tokens, --megatron, --blend and --sequences.")

@@ -9,9 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from .output import format_count, format_duration, format_size, format_value, render_table
+from .output import document_name, format_count, format_duration, format_size, format_value, render_table, style
 
 if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array
@@ -53,12 +51,12 @@ def dedup_result(result: DedupResult) -> str:
 
 def leak_hit(hit: LeakHit) -> str:
     """A test item and a document that share shingles, side by side."""
-    outcome = click.style("deleted", fg="red") if hit.is_removed else "kept"
+    outcome = style("deleted", fg="red") if hit.is_removed else "kept"
     shared = f"{_count(hit.num_shared_shingles, 'shared shingle')} in {_count(len(hit.touched_chunks), 'chunk')}"
     alike = f"jaccard {hit.jaccard:.3f}, containment {hit.containment:.3f}, {shared}"
     return "\n".join(
         [
-            f"{hit.testset}/{hit.item}  and  {hit.source}/{hit.doc_id}: {outcome}",
+            f"{document_name(hit.testset, hit.item)}  and  {document_name(hit.source, hit.doc_id)}: {outcome}",
             f"  {alike if hit.num_shared_shingles else 'exact match, too short for a shingle'}",
             f"  item      {_excerpt(hit.item_text, hit.document_excerpt)}",
             f"  document  {_excerpt(hit.document_excerpt, hit.item_text)}",
@@ -87,8 +85,8 @@ def duplicate(row: Duplicate) -> str:
     alike = f"jaccard {row.jaccard:.3f}" if row.jaccard else "similar through other documents of the cluster"
     return "\n".join(
         [
-            f"{row.source}/{row.doc_id}: {click.style('deleted', fg='red')} as a duplicate of"
-            f" {row.keeper_source}/{row.keeper_doc_id}, {alike}",
+            f"{document_name(row.source, row.doc_id)}: {style('deleted', fg='red')} as a duplicate of"
+            f" {document_name(row.keeper_source, row.keeper_doc_id)}, {alike}",
             f"  deleted  {_excerpt(row.excerpt, row.keeper_excerpt)}",
             f"  kept     {_excerpt(row.keeper_excerpt, row.excerpt)}",
         ]
@@ -122,13 +120,13 @@ def search_hit(hit: SearchHit, queries: Sequence[str] | Float32Array) -> str:
     """A chunk with its position and continuation. Words that it shares with a text query are highlighted."""
     value = queries[hit.query]
     query = value if isinstance(value, str) else ""
-    label = f"{hit.source}/{hit.doc_id}  chunk {hit.chunk_id} (position {hit.position})"
+    label = f"{document_name(hit.source, hit.doc_id)}  chunk {hit.chunk_id} (position {hit.position})"
     score = f"{measure_words(hit.measure)} {hit.score:.4f}"
-    lines = [f"{score}  {click.style(label, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
+    lines = [f"{score}  {style(label, bold=True)}", f"  {highlight(_flat(hit.text), query)}"]
     if hit.continuation:
-        lines.append(click.style(f"  -> {_flat(hit.continuation)}", dim=True))
+        lines.append(style(f"  -> {_flat(hit.continuation)}", dim=True))
     if hit.rank == 0 and len(queries) > 1:
-        lines.insert(0, click.style(f"query {hit.query + 1}: {_flat(query) or 'a vector'}", underline=True))
+        lines.insert(0, style(f"query {hit.query + 1}: {_flat(query) or 'a vector'}", underline=True))
     return "\n".join(lines)
 
 
@@ -154,8 +152,8 @@ def shown_row(shown: ShownRow) -> str:
 
 
 def _shown_chunk(chunk: ShownChunk, runs: Sequence[str]) -> str:
-    label = f"{chunk.source}/{chunk.doc_id}  chunk {chunk.chunk_id} (position {chunk.position})"
-    lines = [click.style(label, bold=True), f"   {_with_runs(chunk.text, runs)}"]
+    label = f"{document_name(chunk.source, chunk.doc_id)}  chunk {chunk.chunk_id} (position {chunk.position})"
+    lines = [style(label, bold=True), f"   {_with_runs(chunk.text, runs)}"]
     if chunk.continuation:
         lines.append(f"   -> {_with_runs(chunk.continuation, runs)}")
     return "\n".join(lines)
@@ -166,14 +164,14 @@ def _with_runs(text: str, runs: Sequence[str]) -> str:
     flat = sorted({_flat(run) for run in runs}, key=len, reverse=True)
     if not flat:
         return _flat(text)
-    return re.sub("|".join(map(re.escape, flat)), lambda m: click.style(m[0], fg="yellow"), _flat(text))
+    return re.sub("|".join(map(re.escape, flat)), lambda m: style(m[0], fg="yellow"), _flat(text))
 
 
 def check_result(result: CheckResult) -> str:
     """Every damaged file with a remedy, and a summary."""
     how = "checksums" if result.is_data_read else "existence and size"
     checked = f"snapshot {result.snapshot}: {_count(result.num_files, 'file')}, {format_size(result.size_bytes)}, {how} verified"
-    damaged = [f"{click.style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in result.damaged]
+    damaged = [f"{style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in result.damaged]
     lines = [*damaged, f"{checked}: {_count(len(damaged), 'damaged file') if damaged else 'no damage found'}"]
     if result.foreign:
         shown = ", ".join(result.foreign[:3]) + (", ..." if len(result.foreign) > 3 else "")
@@ -214,18 +212,18 @@ def demo_result(result: DemoResult) -> str:
 
 
 def _example(example: DemoExample) -> Iterator[str]:
-    yield f"{click.style(example.doc_id, bold=True)}: {_flat(example.text)}"
+    yield f"{style(example.doc_id, bold=True)}: {_flat(example.text)}"
     for number, neighbour in enumerate(example.neighbours, 1):
         text = highlight(_flat(neighbour.text), example.text)
         yield f"  {number}. {neighbour.doc_id} ({measure_words(neighbour.measure)} {neighbour.score:.3f}): {text}"
         if neighbour.continuation:
-            yield click.style(f"     -> {_flat(neighbour.continuation)}", dim=True)
+            yield style(f"     -> {_flat(neighbour.continuation)}", dim=True)
 
 
 def highlight(text: str, query: str) -> str:
     """The text with the words of the query highlighted."""
     words = {word.lower() for word in re.findall(r"\w+", query) if len(word) >= _MIN_WORD}
-    return re.sub(r"\w+", lambda m: click.style(m[0], fg="yellow") if m[0].lower() in words else m[0], text)
+    return re.sub(r"\w+", lambda m: style(m[0], fg="yellow") if m[0].lower() in words else m[0], text)
 
 
 def _excerpt(text: str, other: str) -> str:

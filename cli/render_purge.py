@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import click
-
-from .output import format_count, format_size, render_table
+from .output import document_name, format_count, format_size, render_table, style
 
 if TYPE_CHECKING:
     from retrodb.maintain.purge.plan import PurgeResult
@@ -42,8 +40,6 @@ def _summary(result: PurgeResult, *, is_plan: bool = False) -> str:
     lines = [f"{format_count(result.num_documents)} documents, {format_count(result.num_chunks)} chunks"]
     if result.num_packed_sequences:
         lines.append(f"packed sequences that contain them: {format_count(result.num_packed_sequences)}")
-    if result.unknown_names:
-        lines.append(f"unknown documents: {', '.join(result.unknown_names)}")
     if result.expired_snapshots:
         lines.append(
             f"{'would expire' if is_plan else 'expired'} snapshots: {', '.join(map(str, result.expired_snapshots))}"
@@ -66,12 +62,13 @@ def _proof(proof: Proof) -> Iterator[str]:
     yield render_table(rows)
     if proof.num_sharing_documents:
         names = ", ".join(
-            f"{document.source}/{document.doc_id} ({document.num_shingles})" for document in proof.sharing_documents
+            f"{document_name(document.source, document.doc_id)} ({document.num_shingles})"
+            for document in proof.sharing_documents
         )
         count = format_count(proof.num_sharing_documents)
         yield f"{count} live documents contain some of the same words, and keep them: {names}"
     for trace in proof.remaining:
-        yield f"{click.style(trace.path, fg='red')}: {trace.kind}, {trace.location} ({format_count(trace.num_values)})"
+        yield f"{style(trace.path, fg='red')}: {trace.kind}, {trace.location} ({format_count(trace.num_values)})"
     folders = {trace.path.partition("/")[0] for trace in proof.remaining}
     yield from (f"{folder}/: {remedy}" for folder, remedy in _REMEDIES.items() if folder in folders)
     yield f"{format_count(len(proof.remaining))} trace{'' if len(proof.remaining) == 1 else 's'} left"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
-from .output import format_count, render_table
+from .output import format_count, render_table, style
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,9 +68,9 @@ def retro_eval_result(result: RetroEvalResult) -> str:
 
 def retro_generate_result(result: RetroGenerateResult) -> str:
     """The text, and below it the retrieved chunks."""
-    lines = [_fingerprints(result.fingerprints), "", click.style(result.prompt, dim=True) + result.text, ""]
+    lines = [_fingerprints(result.fingerprints), "", style(result.prompt, dim=True) + result.text, ""]
     for chunk in result.retrieved:
-        name = click.style(f"{chunk.doc_id}, chunk {chunk.chunk_id}", bold=True)
+        name = style(f"{chunk.doc_id}, chunk {chunk.chunk_id}", bold=True)
         lines += [f"after token {chunk.after_token}: {name}", f"  {' '.join(chunk.text.split())}"]
     return "\n".join(lines)
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import click
-
-from .output import format_count
+from .output import document_name, format_count, style
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from retrodb.maintain.check.repair import DatabaseRepairResult
     from retrodb.stages.deletion.filter import FilteredDocument, FilterResult
     from retrodb.stages.deletion.undelete import UndeleteResult
@@ -22,7 +18,6 @@ def filter_result(result: FilterResult) -> str:
     verb = "would delete" if result.dry_run else "deleted"
     lines = [f"{result.reason}: {verb} {_documents(result.num_documents, result.num_chunks)}"]
     lines += [f"  {source}: {format_count(count)}" for source, count in result.num_documents_by_source.items()]
-    lines += _unknown(result.unknown_names)
     lines += [line for document in result.sample for line in ("", *_document(document))]
     return "\n".join(lines)
 
@@ -36,7 +31,7 @@ def undelete_result(result: UndeleteResult) -> str:
     if result.num_compacted_documents:
         count = format_count(result.num_compacted_documents)
         lines.append(f"  {count} documents were already removed by a compaction. Ingest their files again.")
-    return "\n".join(lines + _unknown(result.unknown_names))
+    return "\n".join(lines)
 
 
 def database_repair_result(result: DatabaseRepairResult) -> str:
@@ -47,12 +42,12 @@ def database_repair_result(result: DatabaseRepairResult) -> str:
     if not is_refused:
         lines += [f"{path}: {will}removed; a command computes it again" for path in plan.recomputed]
     for path in (*plan.recomputed, *plan.lost) if is_refused else ():
-        lines.append(f"{click.style(path, fg='red')}: not changed")
-    lines += [f"{click.style(path, fg='red')}: {will}lost" for path in plan.lost if not is_refused]
+        lines.append(f"{style(path, fg='red')}: not changed")
+    lines += [f"{style(path, fg='red')}: {will}lost" for path in plan.lost if not is_refused]
     lines += [f"  lost document: {name}" for name in plan.lost_documents]
     if plan.num_unnamed_lost_documents:
         lines.append(f"  lost documents with unknown ids: {format_count(plan.num_unnamed_lost_documents)}")
-    lines += [f"{click.style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in plan.unrepairable]
+    lines += [f"{style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in plan.unrepairable]
     lines += [f"ran: retrodb {command}" for command in result.commands_run]
     lines += [f"to run: retrodb {command}" for command in result.commands_to_run]
     if is_refused:
@@ -66,12 +61,8 @@ def _document(document: FilteredDocument) -> list[str]:
     text = " ".join(document.excerpt.split())
     if document.matched:
         pieces = "|".join(re.escape(piece) for piece in sorted(document.matched, key=len, reverse=True))
-        text = re.sub(pieces, lambda match: click.style(match[0], fg="yellow"), text)
-    return [click.style(f"{document.source}/{document.doc_id}", bold=True), f"  {text}"]
-
-
-def _unknown(names: Sequence[str]) -> list[str]:
-    return [click.style(f"  unknown: {name}", fg="red") for name in names]
+        text = re.sub(pieces, lambda match: style(match[0], fg="yellow"), text)
+    return [style(document_name(document.source, document.doc_id), bold=True), f"  {text}"]
 
 
 def _documents(documents: int, chunks: int) -> str:

@@ -6,9 +6,7 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING
 
-import click
-
-from .output import format_count, format_duration, format_size, render_table
+from .output import format_count, format_duration, format_size, render_table, style
 
 if TYPE_CHECKING:
     from retrodb.maintain.update.build import BuildPlan, BuildResult
@@ -23,7 +21,7 @@ _COLOURS = {"done": "green", "failed": "red", "left out": "yellow"}
 def update_step(step: UpdateStep) -> str:
     """One line: the stage, its outcome, its time, and its counts."""
     counts = ", ".join(f"{name.replace('_', ' ')} {format_count(count)}" for name, count in step.counts.items())
-    outcome = click.style(f"{step.outcome:<11}", fg=_COLOURS.get(step.outcome))
+    outcome = style(f"{step.outcome:<11}", fg=_COLOURS.get(step.outcome))
     line = f"{step.stage:<15} {outcome} {format_duration(step.elapsed_s):>12}  {step.name}"
     return "\n".join(
         [f"{line}{': ' + counts if counts else ''}".rstrip(), *([f"  {step.error}"] if step.error else [])]
@@ -52,6 +50,17 @@ def build_plan(plan: BuildPlan) -> str:
 
 def build_result(result: BuildResult) -> str:
     """A summary, and commands to try."""
+    if result.exit_code:
+        return "\n".join(
+            [
+                "",
+                f"{result.database}: the build ended with an error after {format_duration(result.elapsed_s)}."
+                f" It has {format_count(result.num_documents)} documents.",
+                "Correct the cause and run the same command again."
+                if result.num_documents
+                else "Nothing was added, so the command can be run again with other options.",
+            ]
+        )
     what = f"{format_count(result.num_documents)} documents, {format_count(result.num_chunks)} chunks,"
     return "\n".join(
         [
@@ -73,7 +82,7 @@ def schedule_file(file: ScheduleFile) -> str:
 def _preview(preview: Preview) -> str:
     taken = f"text from '{preview.text_field}'"
     metadata = f", metadata {textwrap.shorten(preview.metadata, 120)}" if preview.metadata != "{}" else ""
-    lines = [f"{click.style(preview.doc_id or '(no id)', bold=True)}  {taken}{metadata}"]
+    lines = [f"{style(preview.doc_id or '(no id)', bold=True)}  {taken}{metadata}"]
     lines += [f"  {textwrap.shorten(text, 200) or '-'}" for text in (preview.beginning, preview.value) if text]
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Unpack
 
 import click
@@ -10,6 +11,7 @@ from retrodb import errors
 from retrodb.config import RetroTrainParams
 
 from .options import (
+    DATABASE_VARIABLE,
     READING_EXITS,
     Command,
     Session,
@@ -135,7 +137,7 @@ def fit(session: Session, /, base: str, data: str, out: str, **options: Unpack[R
     metavar="DIR",
     help="Export to evaluate on, written by 'retrodb export DB DIR --to arrays --table heldout'.",
 )
-@click.option("--db", metavar="DB", help="Database to evaluate on. Replaces --data.")
+@click.option("--db", metavar="DB", help="Database to evaluate on, instead of --data.  [default: RETRODB_DB]")
 @click.option("--table", metavar="NAME", help="Neighbour table of --db.  [default: the table of its own chunks]")
 @click.option(
     "--max-chunks",
@@ -165,6 +167,8 @@ def evaluate(
     """Compute the bits per byte of a model with its neighbours, with shuffled neighbours, and without neighbours."""
     from retrodb.database import retro_eval as eval_on_export
 
+    if db is None and data is None:
+        db = os.environ.get(DATABASE_VARIABLE)
     if db is not None and data is None:
         result = open_database(session, db).retro_eval(
             checkpoint=checkpoint, table=table, base=base, max_chunks=max_chunks, seed=seed, device=device
@@ -189,6 +193,7 @@ def evaluate(
 @click.option(
     "--db",
     required=True,
+    envvar=DATABASE_VARIABLE,
     metavar="DB",
     help="Database to retrieve from. Its tokenizer and encoder must be the model's.",
 )

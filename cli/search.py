@@ -81,4 +81,8 @@ def command(
     for note in searcher.notes(k):
         session.output.note(note)
     hits = searcher.hits(queries, k, nprobe=nprobe, recall=recall, device=device)
-    session.output.rows((hit for hits_of_query in hits for hit in hits_of_query), partial(search_hit, queries=queries))
+    session.output.rows(
+        (hit for hits_of_query in hits for hit in hits_of_query),
+        partial(search_hit, queries=queries),
+        empty="No chunk was found.",
+    )

@@ -26,7 +26,10 @@ def command() -> None:
 @snapshot_options
 def list_command(session: Session, database: str, as_of: int | None) -> None:
     """List the vector spaces of DB."""
-    session.output.rows(open_database(session, database).spaces(as_of=as_of))
+    session.output.rows(
+        open_database(session, database).spaces(as_of=as_of),
+        empty="There are no spaces yet. 'retrodb embed' fills one.",
+    )
 
 
 @command.command("default", cls=Command, example="retrodb space default my.retrodb bge", exits=WRITING_EXITS)

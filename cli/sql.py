@@ -18,4 +18,6 @@ from .options import READING_EXITS, Command, Session, database_argument, open_da
 def command(session: Session, database: str, query: str, as_of: int | None) -> None:
     """Run a SELECT query over the tables documents, chunks, shards and files of DB. It cannot change anything."""
     result = open_database(session, database).sql(query, as_of=as_of)
+    if result.renamed:
+        session.output.note(f"Several columns have the same name. Renamed: {', '.join(result.renamed)}.")
     session.output.table("sql_row", result.columns, result.rows)

@@ -12,4 +12,7 @@ from .options import READING_EXITS, Command, Session, database_argument, open_da
 @snapshot_options
 def command(session: Session, database: str, as_of: int | None) -> None:
     """List the registered test sets of DB, and what was deleted because of each of them."""
-    session.output.rows(open_database(session, database).testsets(as_of=as_of))
+    session.output.rows(
+        open_database(session, database).testsets(as_of=as_of),
+        empty="There are no test sets. 'retrodb dedup --against FILE' registers one.",
+    )

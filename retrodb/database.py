@@ -12,19 +12,22 @@ for hit in db.search(["chunked cross-attention"])[0]:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from retrodb.config import DEFAULT_MEMORY_BYTES, InitParams, ValidateParams
-from retrodb.facade.base import make_context, params_of
+from retrodb.facade.base import made_directory, make_context, params_of, storage_at
 from retrodb.facade.evaluation_commands import EvaluationCommands
 from retrodb.facade.evaluation_commands import retro_eval as retro_eval
 from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
+from retrodb.facade.guard import guarded
 from retrodb.facade.update_commands import UpdateCommands
 from retrodb.stages.context import Context
-from retrodb.store.storage import Storage, open_storage
+from retrodb.store.storage import Storage
+from retrodb.view.named import DocumentName as DocumentName
 
 if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array
@@ -44,6 +47,7 @@ class Database(UpdateCommands, EvaluationCommands):
     """
 
 
+@guarded
 def create(path: str | Path | Storage, *, clock: str | None = None, **options: Unpack[InitOptions]) -> Database:
     """Create an empty database. Of the options, `tokenizer` is required.
 
@@ -52,11 +56,13 @@ def create(path: str | Path | Storage, *, clock: str | None = None, **options: U
     """
     from retrodb.stages.init import run_init
 
-    storage = open_storage(str(path)) if isinstance(path, str | Path) else path
-    run_init(Context(storage, clock=clock), params_of(InitParams, options))
+    storage, params = storage_at(path), params_of(InitParams, options)
+    with made_directory(storage):
+        run_init(Context(storage, clock=clock), params)
     return Database(storage, clock=clock)
 
 
+@guarded
 def plan_create(**options: Unpack[InitOptions]) -> Settings:
     """The permanent settings that `create` would write with these options. Nothing is written."""
     from retrodb.stages.init import plan_init
@@ -64,6 +70,7 @@ def plan_create(**options: Unpack[InitOptions]) -> Settings:
     return plan_init(params_of(InitParams, options)).settings
 
 
+@guarded
 def open(
     path: str | Path | Storage, *, workers: int | None = 1, progress: bool = False, clock: str | None = None
 ) -> Database:
@@ -71,6 +78,7 @@ def open(
     return Database(path, workers=workers, progress=progress, clock=clock)
 
 
+@guarded
 def database_of_export(out: str | Path) -> str:
     """The path of the database that an export comes from, read from the export's card.
 
@@ -82,6 +90,7 @@ def database_of_export(out: str | Path) -> str:
     return read_card(Path(out)).database
 
 
+@guarded
 def train_tokenizer(
     inputs: Sequence[str | Path], out: str | Path, *, vocab_size: int = 32_000, format: str = "auto"
 ) -> TokenizerResult:
@@ -91,6 +100,7 @@ def train_tokenizer(
     return run_train_tokenizer([str(i) for i in inputs], Path(out), vocab_size=vocab_size, format=format)
 
 
+@guarded
 def plan_build(
     path: str | Path | Storage,
     inputs: Sequence[str | Path],
@@ -110,6 +120,7 @@ def plan_build(
     return plan_build(make_context(path, workers=workers), recipe, params, device=device)
 
 
+@guarded
 def build(
     path: str | Path | Storage,
     inputs: Sequence[str | Path],
@@ -143,12 +154,14 @@ def build(
 
     context = make_context(path, workers=workers, progress=progress, clock=clock)
     recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
-    prepare_build(context, recipe, InitParams(tokenizer, encoder=encoder))
+    with made_directory(context.storage):
+        prepare_build(context, recipe, InitParams(tokenizer, encoder=encoder))
     database = Database(path, workers=workers, progress=progress, clock=clock)
     result = database.update(memory_bytes=memory_bytes, device=device, report=report)
     return build_result(result, database.stats())
 
 
+@guarded
 def read_queries(path: Path, *, as_vectors: bool = False) -> list[str] | Float32Array:
     """Read search queries from a file: texts, one per line or as JSON Lines, or vectors (Q, D) from an `.npy` file."""
     from retrodb.stages.search.query_file import read_texts, read_vectors
@@ -156,6 +169,24 @@ def read_queries(path: Path, *, as_vectors: bool = False) -> list[str] | Float32
     return read_vectors(path) if as_vectors else read_texts(path)
 
 
+@guarded
+def read_doc_ids(path: str | Path) -> list[str | DocumentName]:
+    """Read a list of document ids from a file, for `filter`, `undelete` and `purge`: one per line, or JSON Lines.
+
+    A line of JSON Lines is `{"id": ...}` or `{"id": ..., "source": ...}`. The file is UTF-8, or UTF-16 with a byte order
+    mark. The path "-" is standard input.
+
+    Raises:
+        InputError: for a file that is not such a list. File and line are named.
+    """
+    from retrodb.view.id_list import parse_id_lines, read_id_list
+
+    if str(path) == "-":
+        return [name for name in parse_id_lines(sys.stdin.buffer.read(), "standard input") if name != ""]
+    return read_id_list(path)
+
+
+@guarded
 def demo(
     folder: str | Path,
     *,

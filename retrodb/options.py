@@ -7,6 +7,7 @@ option that is left out, or None, keeps the default of its parameter class. `tes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypedDict
 
 
@@ -157,7 +158,7 @@ class PackingOptions(TypedDict, total=False):
     split: str | None
     seed: int | None
     subset: str | None
-    doc_ids: Sequence[str]
+    doc_ids: Sequence[str | Path]
 
 
 class ExportOptions(TypedDict, total=False):

@@ -97,7 +97,7 @@ def test_help_ends_in_an_example_and_the_exit_codes(toy: Toy, capsys: Captured) 
     shown = capsys.readouterr().out
     assert "Example:\n  retrodb toy --workers 2\n" in shown
     assert "Exit codes:\n  0    success\n" in shown
-    assert "  3    success, but some records were rejected\n" in shown
+    assert "  3    success, but some records were rejected, or some names are unknown\n" in shown
 
 
 CASES = [

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module or folder may import those before it, never one after it.
 # fmt: off
 LAYERS = (
-    "errors", "config", "options", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
+    "errors", "printable", "config", "options", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
     "engine", "stages", "export", "bench", "maintain", "retro", "facade", "database",
 )
 # Inside these two, a package or module may import those before it.
@@ -29,7 +29,7 @@ ROOMS = {
     "maintain": ("stats", "compact", "check", "purge", "snapshots", "update"),
 }
 # fmt: on
-CLI_MAY_IMPORT = {"errors", "config", "options", "database"}
+CLI_MAY_IMPORT = {"errors", "printable", "config", "options", "database"}
 PARQUET_MODULES = {"pyarrow.parquet", "pyarrow.dataset"}
 HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb", "matplotlib")
 MAX_LINES = 400

@@ -36,6 +36,7 @@ class RetrievalResult:
     num_skipped_queries: int  # without a judgement of relevance above 0
     num_judged_documents: int
     num_missing_documents: int  # judged but not live: they count as not found
+    num_duplicate_judgements: int  # of a query and a document that the file has judged before; the last one counts
     k: int  # of the recall
     ndcg_at_10: float
     recall_at_k: float  # fraction of a query's relevant documents among the first k
@@ -66,23 +67,28 @@ def run_eval_retrieval(
     """
     if k < 1:
         raise UsageError(f"k of {k}", remedy="Give at least 1.")
-    judgements = read_qrels(qrels)
+    judgements, num_duplicates = read_judgements(qrels)
     items = read_test_items([queries])
     texts = dict(zip(items.ids, items.texts.to_pylist(), strict=True))
     judged = [name for name in texts if any(grade > 0 for grade in judgements.get(name, {}).values())]
     if not judged:
         remedy = "The ids of the queries must be those that the judgements name."
         raise InputError("no query has a relevant document", where=str(qrels), remedy=remedy)
+    documents = set().union(*judgements.values())
+    missing = documents - _live_documents(view)
+    if missing == documents:
+        what = f"none of the {len(documents):,} judged documents is in the database, such as '{min(missing)}'"
+        raise InputError(what, where=str(qrels), remedy="Judgements name a document by its id in its source.")
     searcher = Searcher.open(view, space=space)
     rankings = _rankings(searcher, [texts[name] for name in judged], max(k, NDCG_DEPTH), nprobe, device)
     grades = [judgements[name] for name in judged]
-    documents = set().union(*judgements.values())
     return RetrievalResult(
         space=searcher.space,
         num_queries=len(judged),
         num_skipped_queries=len(texts) - len(judged),
         num_judged_documents=len(documents),
-        num_missing_documents=len(documents - _live_documents(view)),
+        num_missing_documents=len(missing),
+        num_duplicate_judgements=num_duplicates,
         k=k,
         ndcg_at_10=_mean(ndcg(*pair) for pair in zip(rankings, grades, strict=True)),
         recall_at_k=_mean(document_recall(ranking, grade, k) for ranking, grade in zip(rankings, grades, strict=True)),
@@ -111,7 +117,12 @@ def reciprocal_rank(ranking: Sequence[str], grades: Mapping[str, int]) -> float:
 
 
 def read_qrels(path: Path) -> Judgements:
-    """The judgements in a file.
+    """The judgements in a file, see `read_judgements`."""
+    return read_judgements(path)[0]
+
+
+def read_judgements(path: Path) -> tuple[Judgements, int]:
+    """The judgements in a file, and how many of them judge a query and a document again. The last one counts.
 
     The content decides the format: JSON Lines with `query-id`, `corpus-id` and `score` (BEIR), or lines with the columns query,
     document and relevance, with or without the unused second column of TREC. A header is skipped.
@@ -124,14 +135,17 @@ def read_qrels(path: Path) -> Judgements:
     is_json = content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"{")
     rows = _json_judgements(content, path) if is_json else _column_judgements(content, path)
     judgements: dict[str, dict[str, int]] = {}
+    num_duplicates = 0
     for number, row in rows:
         try:
             query, document, grade = row
-            judgements.setdefault(str(query), {})[str(document)] = int(grade)
+            grades = judgements.setdefault(str(query), {})
+            num_duplicates += str(document) in grades
+            grades[str(document)] = int(grade)
         except ValueError as error:
             remedy = "A line is 'query 0 document relevance', or JSON with query-id, corpus-id and score."
             raise InputError(f"no judgement ({error})", where=f"{path}:{number}", remedy=remedy) from error
-    return judgements
+    return judgements, num_duplicates
 
 
 def _json_judgements(content: bytes, path: Path) -> Iterator[tuple[int, list[str]]]:

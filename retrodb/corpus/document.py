@@ -35,6 +35,8 @@ from retrodb.corpus.file_names import escape_name
 
 ID_NAMES = ("id", "doc_id", "document_id", "docid", "_id", "uuid", "url", "uri")
 TEXT_NAMES = ("text", "content", "body", "raw_content", "contents", "document", "passage")
+MISSING_FIELD = ("no-text-field", "no-key-field", "no-value-field")
+"""The reasons of records that lack a mapped field. Their excerpt names the fields that there are."""
 EXCERPT_CHARS = 200
 MAX_RECORD_BYTES = 512 << 20
 
@@ -156,7 +158,8 @@ def documents_of(
         document = _map_record(record, fields, location, doc_id)
         yield from _within_limits(document, limits)
     except RecordError as error:
-        yield Reject(path, _place(location, error), error.reason, excerpt_of(_quoted(record, fields, error)))
+        quoted = _fields_if_one_is_missing(record, error.reason) or _quoted(record, fields, error)
+        yield Reject(path, _place(location, error), error.reason, excerpt_of(quoted))
 
 
 def _place(location: str, error: RecordError) -> str:
@@ -168,6 +171,11 @@ def _quoted(record: Mapping[str, object], fields: Fields, error: RecordError) ->
     names = (error.field, fields.key, fields.text, *TEXT_NAMES)
     value = next((record[name] for name in names if name and name in record), None)
     return value.content if isinstance(value, UnreadableValue) else value or record
+
+
+def _fields_if_one_is_missing(record: Mapping[str, object], reason: str) -> str | None:
+    """The names of the fields of a record that lacks a mapped one: they show which name to give."""
+    return f"its fields are: {', '.join(map(str, record))}" if reason in MISSING_FIELD else None
 
 
 def _map_record(record: Mapping[str, object], fields: Fields, location: str, default_id: str | None) -> Document:

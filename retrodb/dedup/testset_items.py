@@ -124,7 +124,10 @@ def _default_text(record: Mapping[str, object], where: str) -> str:
             return _field(record, name, where)
     if record.get("question") is None:
         fields = ", ".join(record)
-        remedy = f"Name the fields with --text-template; the record has: {fields}."
+        remedy = (
+            f"The record has: {fields}. Rename the field with the text to 'text', or name it with "
+            "'retrodb dedup --text-template' or 'retrodb queries add --text-template'."
+        )
         raise InputError("no field 'text', 'content' or 'question'", where=where, remedy=remedy)
     names = ["question", "choices"] if record.get("choices") is not None else ["question"]
     return " ".join(_field(record, name, where) for name in names)

@@ -162,7 +162,7 @@ class TransformerEncoder:
         except torch.OutOfMemoryError as error:
             raise OutOfDeviceMemory(
                 f"out of memory on {compute.device} with {compute.batch_tokens} tokens a batch",
-                remedy="Give a smaller --batch-tokens.",
+                remedy="Use smaller batches: 'retrodb embed --batch-tokens N'.",
             ) from error
         except torch.AcceleratorError as error:
             raise RetroDBError(

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from retrodb.printable import escape
+
 _LINE_EVERY_S = 10.0
 
 
@@ -81,10 +83,10 @@ class _TqdmBar:
             self._bar.set_postfix_str(f"{rate:,.0f} {name}/s")  # type: ignore[attr-defined]
 
     def note(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)  # type: ignore[attr-defined]
+        self._bar.write(escape(text), file=sys.stderr)  # type: ignore[attr-defined]
 
     def show(self, text: str) -> None:
-        self._bar.set_postfix_str(text, refresh=False)  # type: ignore[attr-defined]
+        self._bar.set_postfix_str(escape(text), refresh=False)  # type: ignore[attr-defined]
 
 
 class LineProgress(Progress):
@@ -125,7 +127,7 @@ class _Lines:
             self._counts = f", {rate:,.0f} {name}/s"
 
     def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(escape(text), file=self._stream, flush=True)
 
     def show(self, text: str) -> None:
         self._counts = f", {text}"

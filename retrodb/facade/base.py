@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,11 +14,14 @@ from retrodb.config import from_mapping
 from retrodb.encode.threads import available_cpus, thread_environment
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import make_progress
+from retrodb.errors import NotADatabaseError, UsageError
+from retrodb.facade.guard import guarded
+from retrodb.format.entries import SpaceEntry
 from retrodb.stages.context import Context
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.lock import advisory_lock
 from retrodb.store.snapshots import head_number
-from retrodb.store.storage import Storage, open_storage
+from retrodb.store.storage import LocalStorage, Storage, open_storage
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -29,6 +34,14 @@ Options = TypeVar("Options")
 class DatabaseBase:
     """A database at a path, with the processes that work on it."""
 
+    def __init_subclass__(cls) -> None:
+        """Every public method checks its arguments (`guard.py`)."""
+        super().__init_subclass__()
+        for name, method in list(vars(cls).items()):
+            if inspect.isfunction(method) and not name.startswith("_"):
+                setattr(cls, name, guarded(method))
+
+    @guarded
     def __init__(
         self,
         path: str | Path | Storage,
@@ -63,6 +76,14 @@ class DatabaseBase:
         """The newest snapshot, or an older one, to read from in Python."""
         return self._context.view(as_of)
 
+    def _check_space(self, space: str | None, as_of: int | None = None) -> None:
+        """Raises UsageError for a space that does not exist, with the names of those that do."""
+        names = self.view(as_of).snapshot.names(SpaceEntry)
+        if space is not None and names and space not in names:
+            near = get_close_matches(space, names, n=1)
+            guess = f" Did you mean '{near[0]}'?" if near else ""
+            raise UsageError(f"there is no space '{space}'", remedy=f"There are: {', '.join(names)}.{guess}")
+
     def _lock(self, keys: ConflictKeys, command: str) -> AbstractContextManager[None]:
         return advisory_lock(self._context.storage, keys.lock, command)
 
@@ -73,8 +94,54 @@ def make_context(
     """The context of a path, with or without a database. Arguments are those of `DatabaseBase`."""
     for name, value in thread_environment().items():  # torch reads them when it is first imported; workers inherit them
         os.environ.setdefault(name, value)
-    storage = open_storage(str(path)) if isinstance(path, str | Path) else path
+    storage = storage_at(path)
     return Context(storage, LocalEngine(workers or available_cpus()), make_progress(progress), clock)
+
+
+def storage_at(path: str | Path | Storage) -> Storage:
+    """The storage at a path, with or without a database.
+
+    Raises:
+        UsageError: the path is empty.
+        NotADatabaseError: the path leads to a file, or through one.
+    """
+    if not isinstance(path, str | Path):
+        return path
+    if not str(path).strip() or (isinstance(path, Path) and not path.parts):
+        raise UsageError("the path of the database is empty", remedy="Write '.' for the current directory.")
+    storage = open_storage(str(path))
+    if isinstance(storage, LocalStorage):
+        existing = next((place for place in (storage.root, *storage.root.parents) if os.path.lexists(place)), None)
+        if existing is not None and not existing.is_dir():
+            what = "is a file, and not the directory of a database"
+            raise NotADatabaseError(f"this {what}", where=str(existing), remedy="Check the path.")
+    return storage
+
+
+@contextmanager
+def made_directory(storage: Storage) -> Iterator[None]:
+    """The directory of a new database. It is removed again if an error ends the block before anything is in it.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    if not isinstance(storage, LocalStorage) or storage.root.exists():
+        yield
+        return
+    missing = [place for place in (storage.root, *storage.root.parents) if not place.exists()]
+    try:
+        storage.root.mkdir(parents=True)
+    except OSError as error:
+        remedy = "Choose a directory that you may write to."
+        what = f"no directory can be made here ({error.strerror or error})"
+        raise UsageError(what, where=str(storage.root), remedy=remedy) from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for place in missing:
+                place.rmdir()
+        raise
 
 
 def params_of(kind: type[P], options: Mapping[str, object]) -> P:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from retrodb.config import RetroTrainParams, ValidateParams
 from retrodb.engine.progress import make_progress
 from retrodb.facade.base import DatabaseBase, params_of
+from retrodb.facade.guard import guarded
 
 if TYPE_CHECKING:
     from retrodb.bench.eval_retrieval import RetrievalResult
@@ -43,6 +44,7 @@ class EvaluationCommands(DatabaseBase):
         """
         from retrodb.retro.run_leakage import run_leakage
 
+        self._check_space(space, as_of)
         return run_leakage(
             self.view(as_of),
             against=_path(against),
@@ -72,6 +74,7 @@ class EvaluationCommands(DatabaseBase):
         """
         from retrodb.bench.eval_retrieval import run_eval_retrieval
 
+        self._check_space(space, as_of)
         return run_eval_retrieval(
             self.view(as_of), Path(queries), Path(qrels), k=k, space=space, nprobe=nprobe, device=device
         )
@@ -97,6 +100,7 @@ class EvaluationCommands(DatabaseBase):
         from retrodb.bench.recall import run_bench_recall
         from retrodb.bench.report import writer_of
 
+        self._check_space(space)
         write = writer_of(Path(report)) if report else None
         result = run_bench_recall(
             self._context, space=space, queries=queries, k=k, target_recall=target_recall, seed=seed
@@ -124,6 +128,8 @@ class EvaluationCommands(DatabaseBase):
         """
         from retrodb.retro.compare import run_compare
 
+        for space in (first, second):
+            self._check_space(space)
         return run_compare(
             self._context,
             first,
@@ -230,6 +236,7 @@ class EvaluationCommands(DatabaseBase):
         """
         from retrodb.retro.run_model import run_retro_generate
 
+        self._check_space(space)
         return run_retro_generate(
             Path(checkpoint),
             self.view(),
@@ -245,6 +252,7 @@ class EvaluationCommands(DatabaseBase):
         )
 
 
+@guarded
 def retro_train(
     *, data: str | Path, out: str | Path, progress: bool = False, **options: Unpack[RetroTrainOptions]
 ) -> RetroTrainResult:
@@ -259,6 +267,7 @@ def retro_train(
     return run_retro_train(Path(data), Path(out), params_of(RetroTrainParams, options), make_progress(progress))
 
 
+@guarded
 def retro_fit(
     *, base: str | Path, data: str | Path, out: str | Path, progress: bool = False, **options: Unpack[RetroTrainOptions]
 ) -> RetroTrainResult:
@@ -275,6 +284,7 @@ def retro_fit(
     return run_retro_fit(Path(base), Path(data), Path(out), params, make_progress(progress))
 
 
+@guarded
 def retro_eval(
     *,
     checkpoint: str | Path,

@@ -10,6 +10,7 @@ from retrodb.config import DEFAULT_MEMORY_BYTES, TagParams
 from retrodb.facade.base import DatabaseBase, params_of
 from retrodb.store import conflict_keys
 from retrodb.store.lock import advisory_lock
+from retrodb.view.named import DocumentName, with_source
 
 if TYPE_CHECKING:
     from retrodb.maintain.check.repair import DatabaseRepairResult
@@ -53,7 +54,7 @@ class MaintenanceCommands(DatabaseBase):
         self,
         *,
         where: str | None = None,
-        doc_ids: Sequence[str] | None = None,
+        doc_ids: Sequence[str | DocumentName] | None = None,
         source: str | None = None,
         reason: str | None = None,
         dry_run: bool = False,
@@ -62,14 +63,20 @@ class MaintenanceCommands(DatabaseBase):
 
         Args:
             where: SQL condition over the columns of documents, their metadata, text and scores.
-            doc_ids: document ids, as ID or SOURCE/ID.
+            doc_ids: document ids. A `DocumentName` is an id with its source. An id that is in several sources, or can also
+                be read as "SOURCE/ID" of another document, is refused, unless `source` says which.
             source: only documents of this source.
             reason: name of the deletion. None is "filter".
         """
         from retrodb.stages.deletion.filter import run_filter
 
         return run_filter(
-            self._context, where=where, doc_ids=doc_ids, source=source, reason=reason or "filter", dry_run=dry_run
+            self._context,
+            where=where,
+            doc_ids=with_source(doc_ids, source),
+            source=source,
+            reason=reason or "filter",
+            dry_run=dry_run,
         )
 
     def undelete(
@@ -77,7 +84,7 @@ class MaintenanceCommands(DatabaseBase):
         reason: str,
         *,
         where: str | None = None,
-        doc_ids: Sequence[str] | None = None,
+        doc_ids: Sequence[str | DocumentName] | None = None,
         source: str | None = None,
         dry_run: bool = False,
     ) -> UndeleteResult:
@@ -89,7 +96,9 @@ class MaintenanceCommands(DatabaseBase):
         """
         from retrodb.stages.deletion.undelete import run_undelete
 
-        return run_undelete(self._context, reason, where=where, doc_ids=doc_ids, source=source, dry_run=dry_run)
+        return run_undelete(
+            self._context, reason, where=where, doc_ids=with_source(doc_ids, source), source=source, dry_run=dry_run
+        )
 
     def repair(
         self,
@@ -167,22 +176,32 @@ class MaintenanceCommands(DatabaseBase):
 
     def purge(
         self,
-        doc_ids: Sequence[str],
+        doc_ids: Sequence[str | DocumentName],
         *,
+        source: str | None = None,
         break_pins: bool = False,
         include_testsets: bool = False,
+        ignore_unknown: bool = False,
         dry_run: bool = False,
     ) -> PurgeResult:
         """Delete documents permanently, from older snapshots too, and prove that no trace of them is left.
 
         Args:
-            doc_ids: document ids, as ID or SOURCE/ID.
+            doc_ids: document ids, as in `filter`.
+            source: source of the ids.
             break_pins: also expire pinned snapshots that contain them.
             include_testsets: also delete items of test sets that quote them.
+            ignore_unknown: delete nothing, instead of raising an error, when no document has any of the ids.
         """
         from retrodb.maintain.purge.command import run_purge
 
+        names = with_source(doc_ids, source) or []
         with advisory_lock(self._context.storage, "purge", "purge"):
             return run_purge(
-                self._context, doc_ids, break_pins=break_pins, include_testsets=include_testsets, dry_run=dry_run
+                self._context,
+                names,
+                break_pins=break_pins,
+                include_testsets=include_testsets,
+                ignore_unknown=ignore_unknown,
+                dry_run=dry_run,
             )

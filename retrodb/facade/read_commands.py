@@ -83,6 +83,7 @@ class ReadCommands(DatabaseBase):
         """Opens the index of a space for many searches. Later changes of the database are not visible in it."""
         from retrodb.stages.search.command import Searcher
 
+        self._check_space(space, as_of)
         return Searcher.open(self.view(as_of), space=space, source=source, where=where)
 
     def neighbour_table(self, table: str | None = None, *, as_of: int | None = None) -> NeighbourTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -159,6 +160,7 @@ class StageCommands(DatabaseBase):
         """
         from retrodb.stages.index.command import run_index
 
+        self._check_space(space)
         with self._lock(conflict_keys.index(space or "default"), "index"):
             return run_index(
                 self._context, params_of(IndexParams, options), space=space, retrain=retrain, dry_run=dry_run
@@ -176,18 +178,29 @@ class StageCommands(DatabaseBase):
             )
 
     def add_packed_queries(
-        self, name: str, *, tokenizer: str | None = None, dry_run: bool = False, **packing: Unpack[PackingOptions]
+        self,
+        name: str,
+        *,
+        tokenizer: str | None = None,
+        allow_unknown: bool = False,
+        dry_run: bool = False,
+        **packing: Unpack[PackingOptions],
     ) -> QueriesResult:
         """Add the packed sequences of a training run as a query set: one row per chunk, in the order of the training.
 
         Args:
             tokenizer: tokenizer of the sequences. None is the database's tokenizer.
+            allow_unknown: add the query set although no document of the database has one of the names in `doc_ids`.
             packing: one of `tokens`, `sequences`, `megatron` and `blend`, and the options that belong to it.
         """
+        from retrodb.stages.queries.name_check import count_known_names
         from retrodb.stages.queries.packed import packing_of, run_add_packed
 
+        chosen = packing_of(**packing)
+        num_names, num_known = count_known_names(self.view(), chosen, allow_unknown=allow_unknown)
         with self._lock(conflict_keys.queries(name), "queries"):
-            return run_add_packed(self._context, name, packing_of(**packing), tokenizer=tokenizer, dry_run=dry_run)
+            result = run_add_packed(self._context, name, chosen, tokenizer=tokenizer, dry_run=dry_run)
+        return replace(result, num_names=num_names, num_known_names=num_known)
 
     def neighbours(
         self,
@@ -210,8 +223,9 @@ class StageCommands(DatabaseBase):
         from retrodb.stages.neighbours.command import run_neighbours
 
         params = params_of(NeighboursParams, options)
+        self._check_space(space)
         with self._lock(conflict_keys.neighbours(table or queries), "neighbours"):
-            return run_neighbours(
+            result = run_neighbours(
                 self._context,
                 params,
                 queries=queries,
@@ -221,6 +235,11 @@ class StageCommands(DatabaseBase):
                 device=device,
                 dry_run=dry_run,
             )
+        if "sequence" not in params.exclude:
+            return result
+        from retrodb.stages.queries.name_check import count_unnamed_rows
+
+        return replace(result, num_unnamed_rows=count_unnamed_rows(self.view(), queries))
 
     def repair_neighbours(
         self,

@@ -6,9 +6,11 @@ checks this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import and_
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -50,7 +52,7 @@ def open_parquet(
         # INT96 counts in nanoseconds by default, where a date after 2262 overflows into another date.
         with pq.ParquetFile(source, page_checksum_verification=True, coerce_int96_timestamp_unit="us") as file:
             yield file
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last: a name that is not UTF-8
+    except (OSError, pa.ArrowException, UnicodeError) as error:  # a damaged name of a column is not UTF-8
         raise error_of(error) from error
 
 
@@ -61,20 +63,75 @@ def read_table(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> p
         DamagedFileError: when a page's checksum or the file's structure is wrong.
     """
     with open_parquet(path, partial(damaged, path)) as file:
-        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+        return file.read(columns=_existing(file, columns), use_threads=False)
 
 
 def read_row_groups(path: Path, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
     """Read some row groups of a file, in the order given. Raises as `read_table`."""
     with open_parquet(path, partial(damaged, path)) as file:
-        return file.read_row_groups(list(groups), columns=None if columns is None else list(columns))
+        return file.read_row_groups(list(groups), columns=_existing(file, columns))
 
 
 def iterate_row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The row groups of a file, one table each. Raises as `read_table`."""
     with open_parquet(path, partial(damaged, path)) as file:
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=None if columns is None else list(columns), use_threads=False)
+            yield file.read_row_group(group, columns=_existing(file, columns), use_threads=False)
+
+
+@dataclass(frozen=True)
+class FileWithConstants:
+    """A file, and columns of one value each that are added to its rows."""
+
+    path: Path
+    num_rows: int
+    constants: Mapping[str, int]
+
+
+def open_dataset(files: Sequence[FileWithConstants], schema: pa.Schema) -> pa.dataset.Dataset:
+    """The rows of files as one lazy table with the constants as further int64 columns. Page checksums are verified.
+
+    A reader gets only the columns that it asks for. The pages are read when the table is.
+
+    Raises:
+        DamagedFileError: the structure of a file is not the expected one.
+    """
+    import pyarrow.dataset as ds
+    import pyarrow.fs
+
+    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    parquet = ds.ParquetFileFormat(default_fragment_scan_options=options)
+    local, fragments = pyarrow.fs.LocalFileSystem(), []
+    for file in files:
+        _check_structure(file, schema)
+        constants = [
+            ds.field(name) == ds.scalar(pa.scalar(value, pa.int64())) for name, value in file.constants.items()
+        ]
+        expression = reduce(and_, constants)
+        fragments.append(parquet.make_fragment(str(file.path), filesystem=local, partition_expression=expression))
+    names = dict.fromkeys(name for file in files for name in file.constants)
+    whole = pa.schema([*schema, *(pa.field(name, pa.int64()) for name in names)])
+    return ds.FileSystemDataset(fragments, whole, parquet, filesystem=local)
+
+
+def _check_structure(file: FileWithConstants, schema: pa.Schema) -> None:
+    """Raises DamagedFileError for a footer that does not fit, which no checksum protects: Arrow would read it as nulls."""
+    with open_parquet(file.path, partial(damaged, file.path)) as opened:
+        metadata = opened.metadata
+        num_rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        if metadata.num_rows != file.num_rows or sum(num_rows) != file.num_rows:
+            raise damaged(file.path, ValueError(f"{metadata.num_rows:,} rows instead of {file.num_rows:,}"))
+        if not opened.schema_arrow.equals(schema):
+            raise damaged(file.path, ValueError("its columns are not those of the format"))
+
+
+def _existing(file: ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
+    """The columns, which Arrow leaves out without an error where a file does not have them."""
+    if columns is None:
+        return None
+    if missing := set(columns) - set(file.schema_arrow.names):
+        raise pa.ArrowInvalid(f"there is no column {', '.join(sorted(missing))}")
+    return list(columns)
 
 
 def damaged(path: Path | BinaryIO, error: Exception) -> DamagedFileError:

@@ -135,7 +135,7 @@ def parse_snapshot(data: bytes, *, where: str) -> Snapshot:
         raise DamagedFileError(
             "damaged snapshot (checksum mismatch)",
             where=where,
-            remedy="Restore this file from a backup, or read an older version with '--as-of'.",
+            remedy="Restore this file from a backup, or read an older snapshot, such as with 'retrodb sql --as-of N'.",
         )
     values = msgspec.json.decode(body + b"}")
     if values["format_version"] > FORMAT_VERSION:

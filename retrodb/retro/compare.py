@@ -160,7 +160,7 @@ def _validated(context: Context, view: View, space: str, minutes: float, seed: i
     if SELF not in tables or not held_out:
         raise MissingStep(
             f"space '{space}' has no neighbour tables of its own chunks and of held-out ones",
-            remedy=f"Run 'retrodb neighbours DB --space {space}', and again with --queries.",
+            remedy=f"Run 'retrodb neighbours --space {space}' and 'retrodb neighbours --space {space} --queries NAME'.",
         )
     params = ValidateParams(minutes=minutes, seed=seed)
     result = run_validate(view, context.progress, params, table=tables[SELF], heldout=tables[held_out[0]])

@@ -191,6 +191,6 @@ def load_segment(storage: Storage, ref: SegmentRef) -> pa.Table:
         raise DamagedFileError(
             "checksum mismatch in a manifest segment",
             where=path,
-            remedy="Restore it from a backup, or read an older version with '--as-of'.",
+            remedy="Restore it from a backup, or read an older snapshot, such as with 'retrodb sql --as-of N'.",
         )
     return read_table(io.BytesIO(data))

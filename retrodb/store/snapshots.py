@@ -23,7 +23,7 @@ def read_snapshot(storage: Storage, number: int) -> Snapshot:
         raise DamagedFileError(
             f"holds snapshot {snapshot.number}",
             where=path,
-            remedy="Restore this file from a backup, or read an older version with '--as-of'.",
+            remedy="Restore this file from a backup, or read an older snapshot, such as with 'retrodb sql --as-of N'.",
         )
     return snapshot
 

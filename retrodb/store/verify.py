@@ -72,7 +72,7 @@ def remedy(record: FileRecord) -> str:
     from retrodb.format.kinds import KINDS
 
     if KINDS[record.kind].derived_from == "-":
-        return "Restore it from a backup, or read an older version with '--as-of'."
+        return "Restore it from a backup, or read an older snapshot, such as with 'retrodb sql --as-of N'."
     return f"It can be rebuilt from {KINDS[record.kind].derived_from}: run 'retrodb check --repair'."
 
 

@@ -1,50 +1,152 @@
-"""Documents by their names: an id alone, in any source, or source and id with a slash between them."""
+"""Documents by their names. A name is an id, or an id with its source.
+
+A name that stands for documents of several sources is ambiguous. So is an id that can also be read as a source and an id
+with a slash between them, which is how documents are printed. Ambiguous names are refused, with the candidates: whoever
+deletes must not guess.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from retrodb.errors import UsageError
 from retrodb.format.arrays import map_array
 from retrodb.format.document_keys import key_of
+from retrodb.printable import escape
 from retrodb.view.purged import KEY_DTYPE, is_among
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
     from retrodb.format.arrays import Int64Array
 
+Pair: TypeAlias = tuple[str, str]
+"""Source and id of a document."""
+_SHOWN = 3  # ambiguous names that a message lists
 
-def documents_named(view: View, names: Sequence[str]) -> tuple[Int64Array, list[str]]:
+
+@dataclass(frozen=True)
+class DocumentName:
+    """The name of a document, where it is more than an id."""
+
+    doc_id: str
+    source: str | None = None  # None is any source
+
+    def __str__(self) -> str:
+        """A line of an id list that gives this name."""
+        values = {"id": self.doc_id} | ({} if self.source is None else {"source": self.source})
+        return json.dumps(values, ensure_ascii=False)
+
+
+Name: TypeAlias = "str | DocumentName"
+"""A text is an id in any source."""
+
+
+def with_source(names: Iterable[Name] | None, source: str | None) -> list[Name] | None:
+    """The names, with a source for those that have none."""
+    if names is None:
+        return None
+    return [name if source is None else _in_source(name, source) for name in names]
+
+
+def _in_source(name: Name, source: str) -> DocumentName:
+    if isinstance(name, DocumentName):
+        return name if name.source is not None else DocumentName(name.doc_id, source)
+    return DocumentName(name, source)
+
+
+def documents_named(view: View, names: Iterable[Name]) -> tuple[Int64Array, list[str]]:
     """The first chunk ids (Q,) of all versions of the documents of these names, deleted or not, ascending; and unknown names.
 
-    A name that can be read as source and id, and is one, is not looked for as an id.
+    Raises:
+        UsageError: a name is ambiguous.
     """
-    chosen = first_chunks_of(view, names)
-    ids = {first for firsts in chosen.values() for first in firsts}
-    return np.array(sorted(ids), dtype=np.int64), [name for name, firsts in chosen.items() if not firsts]
+    first_chunks: dict[Pair, list[int]] = {}
+
+    def known(pairs: Iterable[Pair]) -> set[Pair]:
+        first_chunks.update(_lookup(view, pairs))
+        return set(first_chunks)
+
+    pairs, unknown = resolve(names, sorted(set(view.shards.source)), known)
+    ids = {first for pair in pairs for first in first_chunks[pair]}
+    return np.array(sorted(ids), dtype=np.int64), unknown
+
+
+def resolve(
+    names: Iterable[Name], sources: Sequence[str], known: Callable[[Iterable[Pair]], set[Pair]]
+) -> tuple[set[Pair], list[str]]:
+    """The documents that names mean, and the names that mean none.
+
+    Args:
+        sources: all sources.
+        known: which of some documents there are.
+
+    Raises:
+        UsageError: a name is ambiguous.
+    """
+    unique = list(dict.fromkeys(names))
+    readings = {name: (_as_id(name, sources), _as_source_and_id(name, sources)) for name in unique}
+    existing = known({pair for both in readings.values() for pairs in both for pair in pairs})
+    meant, unknown, ambiguous = set[Pair](), list[str](), dict[Name, list[Pair]]()
+    for name, (as_id, as_source_and_id) in readings.items():
+        as_id = [pair for pair in as_id if pair in existing]
+        candidates = [*as_id, *(pair for pair in as_source_and_id if pair in existing)]
+        if not as_id:  # an id list is ids: "docs/index.md" is never the document "index.md" of "docs"
+            unknown.append(str(name))
+        elif len(candidates) > 1:
+            ambiguous[name] = candidates
+        else:
+            meant.update(as_id)
+    if ambiguous:
+        raise _ambiguous(ambiguous)
+    return meant, unknown
 
 
 def first_chunks_of(view: View, names: Sequence[str]) -> dict[str, list[int]]:
-    """For every name the first chunk ids of all versions of its documents; none for an unknown one."""
+    """For every name the first chunk ids of all versions of all documents that it can mean; none for an unknown one.
+
+    These documents are excluded from a search, so that a name means each of its readings: an id in any source, and source
+    and id with a slash between them.
+    """
     sources = sorted(set(view.shards.source))
-    bare = {key_of(source, name): name for source in sources for name in names}
-    full = {
-        key_of(name[:slash], name[slash + 1 :]): name
-        for name in names
-        for slash, sign in enumerate(name)
-        if sign == "/" and name[:slash] in sources
-    }
-    by_id, by_source_and_id = _lookup(view, bare), _lookup(view, full)
-    return {name: by_source_and_id.get(name) or by_id.get(name) or [] for name in dict.fromkeys(names)}
+    readings = {name: {*_as_id(name, sources), *_as_source_and_id(name, sources)} for name in dict.fromkeys(names)}
+    found = _lookup(view, {pair for pairs in readings.values() for pair in pairs})
+    return {name: sorted(first for pair in pairs for first in found.get(pair, ())) for name, pairs in readings.items()}
 
 
-def _lookup(view: View, wanted: dict[int, str]) -> dict[str, list[int]]:
-    """Name -> first chunk ids of the documents with a key that stands for it."""
+def _as_id(name: Name, sources: Sequence[str]) -> list[Pair]:
+    doc_id, source = (name, None) if isinstance(name, str) else (name.doc_id, name.source)
+    return [(own, doc_id) for own in (sources if source is None else [source])]
+
+
+def _as_source_and_id(name: Name, sources: Sequence[str]) -> list[Pair]:
+    if not isinstance(name, str):
+        return []
+    cuts = [position for position, character in enumerate(name) if character == "/"]
+    return [(name[:cut], name[cut + 1 :]) for cut in cuts if name[:cut] in sources]
+
+
+def _ambiguous(names: Mapping[Name, Sequence[Pair]]) -> UsageError:
+    listed = "; ".join(
+        f"'{escape(str(name))}' is {' or '.join(str(DocumentName(doc_id, source)) for source, doc_id in pairs)}"
+        for name, pairs in list(names.items())[:_SHOWN]
+    )
+    more = f"; and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    subject = "1 name is ambiguous" if len(names) == 1 else f"{len(names):,} names are ambiguous"
+    remedy = "Write one of these forms instead of the name, or name the source of all ids with --source."
+    return UsageError(f"{subject}: {listed}{more}", remedy=remedy)
+
+
+def _lookup(view: View, pairs: Iterable[Pair]) -> dict[Pair, list[int]]:
+    """The first chunk ids of all versions of those of some documents that are in the database."""
+    wanted = {key_of(*pair): pair for pair in pairs}
     keys = np.array([divmod(key, 1 << 64) for key in sorted(wanted)], dtype=np.uint64).reshape(-1, 2)
-    first_chunks: dict[str, list[int]] = defaultdict(list)
+    first_chunks: dict[Pair, list[int]] = defaultdict(list)
     for record in view.coverage("ids").records:
         entries = map_array(view.files.open(record))
         hits = entries[is_among(entries, keys.view(KEY_DTYPE).ravel())]
@@ -53,4 +155,4 @@ def _lookup(view: View, wanted: dict[int, str]) -> dict[str, list[int]]:
                 view.chunks.document_ids(np.array([first]))[0] == first
             ):  # compaction keeps ids of documents that are gone
                 first_chunks[wanted[int(hit["key_hi"]) << 64 | int(hit["key_lo"])]].append(first)
-    return first_chunks
+    return dict(first_chunks)

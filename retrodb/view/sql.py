@@ -1,18 +1,20 @@
 """SQL over one snapshot, by DuckDB: read-only, and confined to the files that the snapshot names.
 
-DuckDB reads the Parquet files itself, so that a query reads only the columns it wants. What the files do not hold is made
-here: where each file's range of ids begins, which rows it holds, and which chunks are deleted.
+DuckDB reads the Parquet files through Arrow, which verifies the checksums of pages, and asks it for only the columns that a
+query uses. What the files do not hold is made here: where each file's range of ids begins, and which chunks are deleted.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.errors import UsageError
+from retrodb.format.parquet import FileWithConstants, iterate_row_groups, open_dataset
 from retrodb.format.records import FileRecord
 from retrodb.view.view import View
 from retrodb.view.where import live_documents
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 class SqlResult:
     """The rows that a query gave."""
 
-    columns: list[str]
+    columns: list[str]  # each name once
     rows: list[tuple[object, ...]]
+    renamed: tuple[str, ...] = ()  # the columns whose name got a number because another column has it
 
 
 def run_sql(view: View, query: str) -> SqlResult:
@@ -41,18 +44,22 @@ def run_sql(view: View, query: str) -> SqlResult:
     """
     import duckdb
 
+    records: list[FileRecord] = []
     try:
         with duckdb.connect(config={"python_enable_replacements": False}) as connection:
             _refuse_all_but_one_select(query)
             named = [attach for name, attach in _TABLES.items() if re.search(rf"\b{name}\b", query, re.IGNORECASE)]
-            paths = [path for attach in named for path in attach(connection, view)]
+            records = [record for attach in named for record in attach(connection, view)]
             # What is attached stays readable; nothing else is, and no statement can change that.
-            connection.execute("SET allowed_paths = $paths", {"paths": paths})
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
             cursor = connection.execute(query)
-            return SqlResult([column[0] for column in cursor.description or ()], cursor.fetchall())
+            columns, renamed = unique_columns([column[0] for column in cursor.description or ()])
+            return SqlResult(columns, cursor.fetchall(), renamed)
     except duckdb.Error as error:
+        if _READING.search(str(error)):
+            for record in records:
+                _read_whole(view, record)
         what = " ".join(str(error).partition("\n\nLINE")[0].split()).rstrip(".!")
         raise UsageError(what, where="SQL", remedy=f"The tables are {', '.join(_TABLES)}.") from error
 
@@ -65,7 +72,35 @@ def _refuse_all_but_one_select(query: str) -> None:
         raise UsageError("not one SELECT statement", where="SQL", remedy="The database is read-only here.")
 
 
-def _attach_documents(connection: duckdb.DuckDBPyConnection, view: View) -> list[str]:
+def unique_columns(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The names, where a repeated one gets a number as in `doc_id_1`; and the names that were made so."""
+    columns, renamed = list[str](), list[str]()
+    for name in names:
+        column, number = name, 0
+        while column in columns or (number and column in names):
+            number += 1
+            column = f"{name}_{number}"
+        columns.append(column)
+        renamed += [column] if number else []
+    return columns, tuple(renamed)
+
+
+_READING = re.compile(
+    r"checksum|CRC|parquet|page|column|OSError|IOError|Arrow|thrift|zstd|decompress|deserialize", re.I
+)
+"""Words of an error that may come from a damaged file, and not from the query."""
+
+
+def _read_whole(view: View, record: FileRecord) -> None:
+    """Raises DamagedFileError if a file cannot be read."""
+    for _ in iterate_row_groups(view.files.open(record)):
+        pass
+
+
+_COUNTS = ("num_chunks", "num_key_chunks", "num_tokens", "num_key_tokens", "num_chars")
+
+
+def _attach_documents(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
     """`documents`: the columns of the files, and `first_chunk`, `shard` and `live` (some chunk of it is)."""
     from retrodb.format import schemas
 
@@ -74,74 +109,67 @@ def _attach_documents(connection: duckdb.DuckDBPyConnection, view: View) -> list
         for record in view.chunks.ranges
     ]
     connection.register("dead_documents", _ids_table(dead))
-    paths = _attach_kind(connection, view, "documents", schemas.DOCUMENTS)
+    records = _attach_kind(
+        connection, view, "documents", schemas.DOCUMENTS, lambda record: len(view.chunks.layout(record).first_row)
+    )
+    # No condition on these columns reaches Arrow, which would skip pages by statistics that no checksum protects.
+    texts = [f"coalesce(f.{name}, '') AS {name}" for name in ("doc_id", "source", "metadata")]
+    numbers = [f"coalesce(f.{field.name}, 0) AS {field.name}" for field in schemas.DOCUMENTS if field.name in _COUNTS]
+    columns = ", ".join([*texts, *numbers])
     connection.execute(
-        """CREATE VIEW documents AS
-        SELECT f.* EXCLUDE (base, row, first_row, shard)
-            REPLACE (lower(hex(f.content_hash)) AS content_hash, f.added_at AT TIME ZONE 'UTC' AS added_at),
+        f"""CREATE VIEW documents AS
+        SELECT f.* EXCLUDE (base, first_row, shard)
+            REPLACE (lower(hex(f.content_hash)) AS content_hash, f.added_at AT TIME ZONE 'UTC' AS added_at,
+            {columns}),
             f.base + f.first_row AS first_chunk, f.shard, dead.id IS NULL AS live
         FROM documents_files f LEFT JOIN dead_documents dead ON dead.id = f.base + f.first_row"""
     )
-    return paths
+    return records
 
 
-def _attach_chunks(connection: duckdb.DuckDBPyConnection, view: View) -> list[str]:
+def _attach_chunks(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
     """`chunks`: `chunk_id`, `first_chunk` of its document, `position`, `role`, `num_tokens`, `text`, `live`."""
     from retrodb.format import schemas
 
     live = [(r.first_chunk, view.chunks.live_mask(*r.span)) for r in view.chunks.ranges]
     connection.register("dead_chunks", _ids_table([first + np.flatnonzero(~mask) for first, mask in live]))
-    paths = _attach_kind(connection, view, "chunks", schemas.chunks_schema(view.settings.token_dtype))
+    schema = schemas.chunks_schema(view.settings.token_dtype)
+    records = _attach_kind(connection, view, "chunks", schema, lambda record: record.num_rows)
     connection.execute(
         f"""CREATE VIEW chunks AS
-        SELECT f.base + f.row AS chunk_id, f.base + f.document AS first_chunk, f.position,
+        SELECT f.base + f.document + f.position AS chunk_id, f.base + f.document AS first_chunk,
+            coalesce(f.position, 0) AS position,
             CASE f.role WHEN {schemas.ROLE_KEY} THEN 'key' WHEN {schemas.ROLE_VALUE} THEN 'value' ELSE 'text' END AS role,
-            len(f.tokens) AS num_tokens, f.text, dead.id IS NULL AS live
-        FROM chunks_files f LEFT JOIN dead_chunks dead ON dead.id = f.base + f.row"""
+            len(f.tokens) AS num_tokens, coalesce(f.text, '') AS text, dead.id IS NULL AS live
+        FROM chunks_files f LEFT JOIN dead_chunks dead ON dead.id = f.base + f.document + f.position"""
     )
-    return paths
+    return records
 
 
-def _attach_kind(connection: duckdb.DuckDBPyConnection, view: View, kind: str, schema: pa.Schema) -> list[str]:
-    """`<kind>_files`: all rows of the files of a kind, each with its `row`, the `base` id of its file, and its `shard`.
+def _attach_kind(
+    connection: duckdb.DuckDBPyConnection,
+    view: View,
+    kind: str,
+    schema: pa.Schema,
+    num_rows: Callable[[FileRecord], int],
+) -> list[FileRecord]:
+    """`<kind>_files`: all rows of the files of a kind, each with the `base` id of its file, and its `shard`.
 
     Returns:
-        The files, verified.
+        The records of the files.
     """
     import pyarrow as pa
 
     records = view.coverage(kind).records
-    paths = [str(view.files.open(record).absolute()) for record in records]
-    base = np.array([record.first_chunk for record in records], dtype=np.int64)
-    shard, _ = view.shards.locate(base)
-    connection.register(
-        f"{kind}_ranges", pa.table({"path": pa.array(paths, pa.string()), "base": base, "shard": shard})
-    )
-    connection.register(f"{kind}_packed", _packed_rows(paths, records))
-    empty = pa.schema(
-        [*schema, pa.field("filename", pa.string()), pa.field("file_row_number", pa.int64())]
-    ).empty_table()
-    connection.register(f"no_{kind}", empty)
-    quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-    files = f"read_parquet([{quoted}], filename = true, file_row_number = true)" if paths else f"no_{kind}"
-    connection.execute(
-        f"""CREATE VIEW {kind}_files AS
-        SELECT f.* EXCLUDE (filename, file_row_number), r.base, r.shard, coalesce(p.row, f.file_row_number) AS row
-        FROM {files} f JOIN {kind}_ranges r ON f.filename = r.path
-        LEFT JOIN {kind}_packed p ON p.path = f.filename AND p.position = f.file_row_number"""
-    )
-    return paths
-
-
-def _packed_rows(paths: list[str], records: list[FileRecord]) -> pa.Table:
-    """The row at each position of those files that do not hold every row of their range."""
-    import pyarrow as pa
-
-    packed = [(path, r.row_set.present) for path, r in zip(paths, records, strict=True) if r.rows is not None]
-    rows = np.concatenate([np.empty(0, dtype=np.int64), *(present for _, present in packed)])
-    positions = np.concatenate([np.empty(0, dtype=np.int64), *(np.arange(len(present)) for _, present in packed)])
-    names = [path for path, present in packed for _ in range(len(present))]
-    return pa.table({"path": pa.array(names, pa.string()), "position": positions, "row": rows})
+    shards, _ = view.shards.locate(np.array([record.first_chunk for record in records], dtype=np.int64))
+    files = [
+        FileWithConstants(view.files.open(record), num_rows(record), {"base": record.first_chunk, "shard": shard})
+        for record, shard in zip(records, shards.tolist(), strict=True)
+    ]
+    with_constants = [*schema, pa.field("base", pa.int64()), pa.field("shard", pa.int64())]
+    rows = open_dataset(files, schema) if files else pa.schema(with_constants).empty_table()
+    connection.register(f"{kind}_files", rows)
+    return records
 
 
 def _ids_table(parts: list[Int64Array]) -> pa.Table:
@@ -150,7 +178,7 @@ def _ids_table(parts: list[Int64Array]) -> pa.Table:
     return pa.table({"id": np.concatenate([np.empty(0, dtype=np.int64), *parts])})
 
 
-def _attach_shards(connection: duckdb.DuckDBPyConnection, view: View) -> list[str]:
+def _attach_shards(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
     """`shards`: `shard`, `source`, `first_chunk`, `num_chunks`, `num_documents`."""
     import pyarrow as pa
 
@@ -160,7 +188,7 @@ def _attach_shards(connection: duckdb.DuckDBPyConnection, view: View) -> list[st
     return []
 
 
-def _attach_files(connection: duckdb.DuckDBPyConnection, view: View) -> list[str]:
+def _attach_files(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
     """`files`: what the manifest says of every live file; digests in hexadecimal."""
     import pyarrow as pa
 

@@ -14,7 +14,7 @@ from made_documents import made_text, write_documents
 from real_corpora import DATA
 
 import retrodb
-from retrodb.bench.eval_retrieval import document_recall, ndcg, read_qrels, reciprocal_rank
+from retrodb.bench.eval_retrieval import document_recall, ndcg, read_judgements, read_qrels, reciprocal_rank
 from retrodb.database import Database
 from retrodb.errors import InputError, UsageError
 from retrodb_cli.main import main
@@ -134,3 +134,15 @@ def test_minilm_ranks_limit_small_only_partly(tmp_path: Path, made_tokenizer: Pa
     assert (result.num_queries, result.num_judged_documents, result.num_missing_documents) == (1000, 46, 0)
     assert 0.2 < result.ndcg_at_10 < 0.95
     assert result.recall_at_k > result.ndcg_at_10 / 2
+
+
+def test_judgements_of_unknown_documents_only_are_refused(database: Database, tmp_path: Path) -> None:
+    queries = write_documents(tmp_path / "queries.jsonl", {"q": made_text(0, 9)})
+    (tmp_path / "qrels").write_text("q 0 nobody 1\n")
+    with pytest.raises(InputError, match="none of the 1 judged documents is in the database, such as 'nobody'"):
+        database.eval_retrieval(queries=queries, qrels=tmp_path / "qrels")
+
+
+def test_repeated_judgements_are_counted_and_the_last_one_counts(tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_text("q 0 d 1\nq 0 d 2\nq 0 e 1\nr 0 d 1\n")
+    assert read_judgements(tmp_path / "qrels") == ({"q": {"d": 2, "e": 1}, "r": {"d": 1}}, 1)

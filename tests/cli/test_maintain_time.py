@@ -23,7 +23,7 @@ def test_maintenance_commands_work_one_after_another(built: Path, fresh: Fresh, 
     assert ok("pin", database, head, "--name", "run", "--json").row["pinned_snapshot"] == head
     rows = ok("diff", database, head, head + 1, "--json").rows
     assert [(row["message_type"], row["change"], row["num_documents"]) for row in rows] == [
-        ("diff_row", "added", 1), ("diff_row", "removed", 1),
+        ("diff_row", "changed", 1),
     ]  # fmt: skip
     listed = ok("diff", database, head, head + 1, "--documents").out
     assert listed.splitlines()[0].split() == [
@@ -56,16 +56,17 @@ def test_maintenance_commands_work_one_after_another(built: Path, fresh: Fresh, 
 def test_purge_asks_proves_and_names_removed_pins(built: Path, fresh: Fresh, tmp_path: Path) -> None:
     database = fresh(built)
     names = tmp_path / "names.txt"
-    names.write_text("d5\nmade/d6\nnobody\n")
+    names.write_text('d5\n{"id": "d6", "source": "made"}\nnobody\n')
     pinned = ok("snapshots", database, "--json").rows[1]["snapshot"]
     ok("pin", database, pinned, "--name", "run")
-    plan = ok("purge", database, "--doc-ids", names, "--dry-run").out
-    assert plan.startswith("would purge 2 documents")
-    assert "unknown documents: nobody" in plan
-    assert "would remove pins: run" in plan
+    planned = run("purge", database, "--doc-ids", names, "--dry-run")
+    assert planned.code == errors.EXIT_REJECTS
+    assert planned.out.startswith("would purge 2 documents")
+    assert "2 of 3 names are in the database. Unknown: 'nobody'." in planned.err
+    assert "would remove pins: run" in planned.out
     refused = run("purge", database, "--doc-ids", names, "--yes")
     assert (refused.code, "run (snapshot" in refused.err) == (errors.EXIT_USAGE, True)
-    done = run("purge", database, "--doc-ids", names, "--yes", "--break-pins")
+    done = run("purge", database, "--doc-ids", names, "--yes", "--break-pins", "--ignore-unknown")
     assert done.code == 0, done.out
     assert done.out.splitlines()[-1] == "0 traces left"
     row = run("purge", database, "--doc-ids", names, "--yes", "--json").row

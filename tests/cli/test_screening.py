@@ -37,10 +37,11 @@ def test_document_ids_come_from_a_file_or_stdin(
     built: Path, fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = fresh(built)
-    (tmp_path / "ids.txt").write_text("d1\r\nmade/d2\n\nnone\n")
-    shown = ok("filter", database, "--doc-ids", tmp_path / "ids.txt").out
-    assert "deleted 2 documents" in shown
-    assert "unknown: none" in shown
+    (tmp_path / "ids.txt").write_text('d1\r\n{"id": "d2", "source": "made"}\n\nnone\n')
+    done = run("filter", database, "--doc-ids", tmp_path / "ids.txt")
+    assert (done.code, "deleted 2 documents" in done.out) == (errors.EXIT_REJECTS, True)
+    assert "2 of 3 names are in the database. Unknown: 'none'." in done.err
+    assert ok("filter", database, "--doc-ids", tmp_path / "ids.txt", "--ignore-unknown", "--dry-run").code == 0
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"d1\n")))
     assert "1 document" in ok("undelete", database, "--reason", "filter", "--doc-ids", "-").out
 

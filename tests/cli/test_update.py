@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_build_asks_once(tmp_path: Path, tokenizer: Path, corpus: Path, monkeypa
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     declined = run(*arguments)
-    assert declined.code == errors.EXIT_INTERRUPTED
+    assert declined.code == errors.EXIT_ERROR
     assert "Nothing was written." in declined.err
     assert not (tmp_path / "db").exists()
 
@@ -101,3 +102,33 @@ def test_schedule_prints_and_writes_units(built_folder: Path, tmp_path: Path) ->
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".service", ".timer"]
     assert ok("schedule", built_folder / "db", "--print", "cron", "--json").row["name"] == "retrodb-db.cron"
     assert run("schedule", built_folder / "db", "--print", "cron", "--every", "5h").code == errors.EXIT_USAGE
+
+
+def test_a_build_that_added_nothing_can_be_run_again_with_other_options(tokenizer: Path, tmp_path: Path) -> None:
+    database, encoder = tmp_path / "db", ["--encoder", "hashing:8", "--yes", "--workers", 1]
+    (tmp_path / "empty").mkdir()
+    done = run("build", database, tmp_path / "empty", "--tokenizer", tokenizer, *encoder)
+    assert (done.code, "no file to read" in done.err) == (errors.EXIT_ERROR, True)
+    assert not database.exists()
+    bad = json_lines(tmp_path / "bad.jsonl", document(1), *[b"broken"] * 60)
+    done = run("build", database, bad, "--tokenizer", "train", *encoder)
+    assert done.code == errors.EXIT_ERROR
+    assert "Next steps" not in done.out
+    assert "can be run again with other options" in done.out
+    good = json_lines(tmp_path / "good.jsonl", *({**document(n), "note": "x"} for n in range(9)))
+    wrong = ["--key-field", "text", "--value-field", "nto"]
+    done = run("build", database, good, "--tokenizer", tokenizer, *wrong, *encoder)
+    assert "its fields are: id, text, year, note" in done.err
+    done = ok("build", database, good, "--tokenizer", tokenizer, "--encoder", "hashing:16", "--yes", "--workers", 1)
+    assert "Next steps" in done.out
+    assert ok("check", database, "--read-data", "--json").row["damaged"] == []
+    assert run("build", database, bad, "--tokenizer", tokenizer, *encoder).code == errors.EXIT_CONFLICT
+
+
+def test_a_build_keeps_a_recipe_that_somebody_wrote(empty: Path, corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    database = Path(shutil.copytree(empty, tmp_path / "db"))
+    recipe = '# mine\n[sources.s]\ninputs = ["x"]\n'
+    (database / "recipe.toml").write_text(recipe)
+    options = ["--tokenizer", tokenizer, "--encoder", "hashing:8", "--yes", "--workers", 1]
+    assert run("build", database, corpus, *options).code == errors.EXIT_CONFLICT
+    assert (database / "recipe.toml").read_text() == recipe

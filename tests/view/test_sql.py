@@ -161,3 +161,9 @@ def test_only_files_that_a_query_needs_are_opened(tmp_path: Path) -> None:
     assert rows(db, "select count(*) from documents")
     with pytest.raises(DamagedFileError, match=r"^chunks/"):
         db.sql("select count(*) from chunks")
+
+
+def test_columns_with_one_name_are_all_kept(db: Database) -> None:
+    result = db.sql("select 1 as a, 2 as a, 3 as a_1, 4 as a, 5 as b")
+    assert (result.columns, result.rows) == (["a", "a_2", "a_1", "a_3", "b"], [(1, 2, 3, 4, 5)])
+    assert result.renamed == ("a_2", "a_3")

@@ -40,6 +40,7 @@ from retrodb.store import conflict_keys
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.snapshots import head_number, read_snapshot, snapshot_numbers
+from retrodb.view.named import Name
 from retrodb.view.purged import purged_keys
 from retrodb.view.tombstones import Tombstone, tombstone
 from retrodb.view.view import SELF, View
@@ -57,16 +58,18 @@ class _PurgeRun:
 
 def run_purge(
     context: Context,
-    names: Sequence[str],
+    names: Sequence[Name],
     *,
     break_pins: bool = False,
     include_testsets: bool = False,
+    ignore_unknown: bool = False,
     dry_run: bool = False,
 ) -> PurgeResult:
     """Delete documents for good.
 
     Args:
-        names: ids, or source and id with a slash between them.
+        names: ids, with or without their source.
+        ignore_unknown: delete nothing, instead of raising an error, when no document has any of the names.
         break_pins: whether pinned snapshots may expire, too.
         include_testsets: whether to remove items that quote the documents from registered test sets.
 
@@ -74,9 +77,9 @@ def run_purge(
         UsageError: no name is given, no document has any of the names, or a pinned snapshot has one of the documents.
         ConflictError: another command changed what was read. The same command again continues.
     """
-    plan = plan_purge(context, names)
-    if dry_run:
-        return plan.result
+    plan = plan_purge(context, names, ignore_unknown=ignore_unknown)
+    if dry_run or not len(plan.targets.keys):
+        return replace(plan.result, dry_run=dry_run)
     return execute_purge(context, plan, break_pins=break_pins, include_testsets=include_testsets)
 
 
@@ -86,7 +89,9 @@ def execute_purge(
     """Execute a plan; arguments and errors are those of `run_purge`."""
     view, targets, result = plan.view, plan.targets, plan.result
     _refuse_pins(plan, break_pins=break_pins)
-    run = open_run(context.storage, "purge", _PurgeRun(STAGE_VERSION, identity(sorted(plan.names))), context.clock)
+    run = open_run(
+        context.storage, "purge", _PurgeRun(STAGE_VERSION, identity(sorted(map(str, plan.names)))), context.clock
+    )
     traces = _stored_traces(view, run, targets)
     _mark(context, plan, run)
     run_compact(context, rows_to_drop=_purged_rows(context.view()))

@@ -14,6 +14,7 @@ from retrodb.maintain.purge.proof import Proof
 from retrodb.maintain.purge.targets import Targets, find_targets, holding_snapshots, packed_sequences
 from retrodb.stages.context import Context
 from retrodb.store.snapshots import read_snapshot
+from retrodb.view.named import Name
 from retrodb.view.view import SELF, View
 
 
@@ -54,7 +55,7 @@ class PurgePlan:
     """The documents to purge, and everything that goes with them."""
 
     view: View
-    names: tuple[str, ...]  # as given
+    names: tuple[Name, ...]  # as given
     targets: Targets
     chunk_ids: Mapping[str, Int64Array]  # query set -> ids of the documents' chunks
     sequence_ids: Mapping[str, Int64Array]  # query set -> ids of the rows of packed sequences that contain them
@@ -81,8 +82,11 @@ class PurgePlan:
         )
 
 
-def plan_purge(context: Context, names: Sequence[str]) -> PurgePlan:
+def plan_purge(context: Context, names: Sequence[Name], *, ignore_unknown: bool = False) -> PurgePlan:
     """Find the documents, and everything that goes with them.
+
+    Args:
+        ignore_unknown: make an empty plan, instead of raising an error, when no document has any of the names.
 
     Raises:
         UsageError: no name is given, or no document has any of the names.
@@ -91,8 +95,9 @@ def plan_purge(context: Context, names: Sequence[str]) -> PurgePlan:
         raise UsageError("no documents to purge", remedy="Name them in the file given to --doc-ids, one a line.")
     view = context.view()
     targets = find_targets(view, names)
-    if not len(targets.keys):
-        raise UsageError("no document has any of these names", remedy="Write an id, or source/id, on each line.")
+    if not len(targets.keys) and not ignore_unknown:
+        remedy = 'Write on each line an id, or {"id": "ID", "source": "NAME"}.'
+        raise UsageError("no document has any of these names", remedy=remedy)
     holding = holding_snapshots(context, targets.keys)
     newest = view.snapshot
     query_sets = (SELF, *newest.names(QueriesEntry))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.verify import VerifiedFiles
+from retrodb.view.named import Name, Pair, resolve
 from retrodb.view.purged import KEY_DTYPE, is_among, purged_keys
 from retrodb.view.view import SELF, View
 
@@ -57,30 +58,28 @@ class Targets:
         return sorted({target.source for target in self.documents})
 
 
-def find_targets(view: View, names: Sequence[str]) -> Targets:
-    """The documents that names mean. A name is an id in any source, or source and id with a slash between them.
+def find_targets(view: View, names: Sequence[Name]) -> Targets:
+    """The documents that names mean. Documents that were purged before are known, too.
 
-    A name that is source and id of a document is not looked up as an id. Documents that were purged before are known, too.
+    Raises:
+        UsageError: a name is ambiguous.
     """
-    names = list(dict.fromkeys(names))
+    present: list[Target] = []
+
+    def known(pairs: Iterable[Pair]) -> set[Pair]:
+        candidates = sorted(pairs)
+        present.extend(_look_up(view, candidates))
+        is_purged = is_among(_keys(candidates), purged_keys(view)).tolist()
+        purged = {pair for pair, is_gone in zip(candidates, is_purged, strict=True) if is_gone}
+        return purged | {target.pair for target in present}
+
     sources = sorted({*view.shards.source, *view.snapshot.names(SourceEntry)})  # that ever had a document here
-    full = [((name[:i], name[i + 1 :]), name) for name in names for i, char in enumerate(name) if char == "/"]
-    full = [(pair, name) for pair, name in full if pair[0] in sources]
-    bare = [((source, name), name) for source in sources for name in names]
-    candidates = sorted({pair for pair, _ in (*full, *bare)})
-    present = _look_up(view, candidates)
-    is_purged = is_among(_keys(candidates), purged_keys(view)).tolist()
-    known = {target.pair for target in present}
-    known |= {pair for pair, purged in zip(candidates, is_purged, strict=True) if purged}
-    full_names = {name for pair, name in full if pair in known}
-    meant = {pair for pair, name in full if pair in known}
-    meant |= {pair for pair, name in bare if pair in known and name not in full_names}
-    known_names = full_names | {name for pair, name in bare if pair in meant}
+    meant, unknown = resolve(names, sources, known)
     documents = [target for target in present if target.pair in meant]
     joined = frozenset(f"{source}/{doc_id}" for source, doc_id in meant)
     return Targets(
         documents=tuple(sorted(documents, key=lambda target: (target.query_set, target.first_chunk))),
-        unknown_names=tuple(name for name in names if name not in known_names),
+        unknown_names=tuple(unknown),
         keys=np.unique(_keys(sorted(meant))),
         full_names=joined,
         id_strings=joined | {doc_id for _, doc_id in meant},

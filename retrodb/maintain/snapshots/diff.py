@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,11 +18,12 @@ from retrodb.errors import UsageError
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.records import ChunkRange
 from retrodb.stages.context import Context
+from retrodb.stages.ingest.change import SUPERSEDED
 from retrodb.view.tombstones import disjoint_ranges
 from retrodb.view.view import View
 
-ADDED, REMOVED = "added", "removed"
-NEW, BACK, GONE, COMPACTED = "new", "back", "not there", "compacted"
+ADDED, REMOVED, CHANGED = "added", "removed", "changed"
+NEW, BACK, GONE, COMPACTED, NEW_VERSION = "new", "back", "not there", "compacted", "new version"
 """Reasons in addition to those of tombstones: the id is new; the chunk was deleted and is live again; a restore removed it;
 compaction dropped its row together with the tombstone."""
 
@@ -32,22 +33,22 @@ class DiffRow:
     """What changed for one reason in one source."""
 
     source: str
-    change: str  # "added" or "removed"
+    change: str  # "added", "removed" or "changed"
     reason: str  # of tombstones; several are joined by ", "
     num_documents: int  # whole documents
-    num_chunks: int
+    num_chunks: int  # of changed documents: the chunks of their new versions
 
 
 @dataclass(frozen=True)
 class DiffDocument:
-    """One document that was added or removed."""
+    """One document that was added, removed or changed."""
 
     source: str
     doc_id: str
     change: str
     reason: str
     first_chunk: int
-    num_chunks: int  # live chunks of it that were added or removed
+    num_chunks: int  # live chunks of it that were added or removed; of a changed document, the added ones
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,45 @@ def run_diff(context: Context, a: int, b: int, *, documents: bool = False) -> Di
     num_chunks: Counter[tuple[str, str, str]] = Counter()
     num_documents: Counter[tuple[str, str, str]] = Counter()
     listed: list[DiffDocument] = []
+    changes = _changed_documents(earlier, later, reasons)
     for changed in _changed_rows(earlier, later, reasons):
         pairs = zip(changed.sources, changed.reasons, strict=True)
         num_chunks.update((source, changed.change, reason) for source, reason in pairs)
         for document in changed.whole_documents():
-            num_documents[document.source, document.change, document.reason] += 1
+            shown = document
+            if (document.source, document.doc_id) in changes and document.reason in (NEW, SUPERSEDED):
+                shown = replace(document, change=CHANGED, reason=NEW_VERSION)
+                num_chunks[document.source, document.change, document.reason] -= document.num_chunks
+                if document.change == REMOVED:  # the old version; the new one counts
+                    continue
+                num_chunks[shown.source, shown.change, shown.reason] += shown.num_chunks
+            num_documents[shown.source, shown.change, shown.reason] += 1
             if documents:
-                listed.append(document)
-    rows = tuple(DiffRow(*key, num_documents[key], num_chunks[key]) for key in sorted(num_chunks))
+                listed.append(shown)
+    rows = tuple(DiffRow(*key, num_documents[key], num_chunks[key]) for key in sorted(num_chunks) if num_chunks[key])
     listed.sort(key=lambda document: (document.source, document.doc_id, document.first_chunk))
     return DiffResult(a, b, rows, tuple(listed))
+
+
+def _changed_documents(earlier: View, later: View, reasons: _Reasons) -> set[tuple[str, str]]:
+    """Source and id of the documents of which a new version replaced a removed one."""
+    removed = {
+        (document.source, document.doc_id)
+        for changed in _changed_rows(earlier, later, reasons)
+        if changed.change == REMOVED and SUPERSEDED in changed.reasons
+        for document in changed.whole_documents()
+        if document.reason == SUPERSEDED
+    }
+    if not removed:
+        return set()
+    added = {
+        (document.source, document.doc_id)
+        for changed in _changed_rows(earlier, later, reasons)
+        if changed.change == ADDED
+        for document in changed.whole_documents()
+        if document.reason == NEW
+    }
+    return removed & added
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ An interrupted build is continued by the same command, or by `retrodb update`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,7 +19,7 @@ from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.corpus.readers import read_split_leniently
 from retrodb.corpus.tokenizer_files import resolve_tokenizer
 from retrodb.corpus.train_tokenizer import train_byte_bpe
-from retrodb.errors import ConflictError, UsageError
+from retrodb.errors import ConflictError, RetroDBError, UsageError
 from retrodb.format.kinds import path_of
 from retrodb.maintain.stats import Stats
 from retrodb.maintain.update.command import UpdateResult, UpdateStep
@@ -30,6 +31,7 @@ from retrodb.maintain.update.recipe import (
     TableRecipe,
     TestsetRecipe,
     dump_recipe,
+    load_recipe,
     resolved,
 )
 from retrodb.maintain.update.sample import Preview, read_heads
@@ -39,7 +41,11 @@ from retrodb.stages.ingest.read_tasks import fields_of, limits_of
 from retrodb.stages.init import refuse_used_folder, run_init
 from retrodb.store.digest import digest_bytes
 from retrodb.store.snapshots import read_head, snapshot_numbers
+from retrodb.store.storage import Storage
 from retrodb.view.view import SELF
+
+_OF_UNUSED = re.compile(r"(heads|snapshots)/\d{20}\.json|manifests/[0-9a-f]{64}\.parquet")
+"""The files of snapshots, by the patterns of their names: nothing else is deleted for a new attempt."""
 
 TRAIN = "train"
 """Given instead of a tokenizer's name: train one on the input."""
@@ -157,7 +163,9 @@ def prepare_build(context: Context, recipe: Recipe, params: InitParams) -> None:
     _refuse_other(context, recipe, params)
     storage = context.storage
     if snapshot_numbers(storage):
-        return
+        if _is_same(context, recipe, params):
+            return
+        _forget(storage)
     content = dump_recipe(recipe).encode()
     is_interrupted = storage.exists(RECIPE) and storage.read(RECIPE) == content
     later: dict[str, bytes | None] = (
@@ -196,20 +204,44 @@ def _training_texts(source: SourceRecipe) -> Iterator[str]:
 def _refuse_other(context: Context, recipe: Recipe, params: InitParams) -> None:
     """Raises ConflictError when a database exists that this build did not create."""
     storage = context.storage
-    if not snapshot_numbers(storage):
+    if not snapshot_numbers(storage) or _is_same(context, recipe, params) or _is_unused(storage):
         return
+    raise ConflictError(
+        "a database exists here already, and another build or command created it",
+        where=storage.url,
+        remedy="Continue it with 'retrodb update', add to it with 'retrodb ingest', or choose another path.",
+    )
+
+
+def _is_unused(storage: Storage) -> bool:
+    """Whether a build created the database and has never added a document, for example because its options were wrong."""
+    if not storage.exists(RECIPE) or read_head(storage).next_chunk > 0:
+        return False
+    try:
+        return storage.read(RECIPE) == dump_recipe(load_recipe(storage, None)).encode()  # nobody has edited it
+    except RetroDBError:
+        return False
+
+
+def _forget(storage: Storage) -> None:
+    """Delete the settings, the recipe and the snapshots of an unused database, so that a build can begin again."""
+    for path in (path for folder in ("heads", "snapshots", "manifests") for path in storage.list(folder)):
+        if _OF_UNUSED.fullmatch(path):
+            storage.delete(path)
+    for path in ("retrodb.toml", path_of("tokenizer"), RECIPE):
+        storage.delete(path)
+
+
+def _is_same(context: Context, recipe: Recipe, params: InitParams) -> bool:
+    """Whether a build with this recipe and these parameters created the database."""
+    storage = context.storage
     is_same = storage.exists(RECIPE) and storage.read(RECIPE) == dump_recipe(recipe).encode()
     default = read_head(storage).default_encoder
     is_same = is_same and default is not None and default.params.encoder == params.encoder
     if is_same and params.tokenizer != TRAIN:
         digest = digest_bytes(resolve_tokenizer(params.tokenizer).to_bytes()).sha256.hex()
         is_same = digest == context.settings().tokenizer_sha256
-    if not is_same:
-        raise ConflictError(
-            "a database exists here already, and another build or command created it",
-            where=storage.url,
-            remedy="Continue it with 'retrodb update', add to it with 'retrodb ingest', or choose another path.",
-        )
+    return is_same
 
 
 def build_result(update: UpdateResult, stats: Stats) -> BuildResult:

@@ -11,7 +11,7 @@ import numpy as np
 
 from retrodb.config import IngestParams
 from retrodb.corpus.chunking import chunk_documents
-from retrodb.corpus.document import TEXT_NAMES, Document, Reject
+from retrodb.corpus.document import MISSING_FIELD, TEXT_NAMES, Document, Reject
 from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.corpus.readers import UNREADABLE_FILE, read_split_leniently
 from retrodb.corpus.readers.arrow import parquet_row_groups
@@ -121,16 +121,22 @@ def read_heads(files: Sequence[InputFile], params: IngestParams) -> list[Head]:
     Raises:
         InputError: there is no document. It names the reason of the first rejected record.
     """
+    if not files:
+        raise InputError("the inputs have no file to read", remedy="Name files, or folders with files.")
     chosen = sorted(set(np.linspace(0, len(files) - 1, min(len(files), _FILES)).astype(int).tolist()))
     heads = [_read_head(files[index], params, len(chosen)) for index in chosen]
     if any(head.documents for head in heads):
         return heads
     rejected = next((head.rejected for head in heads if head.rejected), None)
-    reason = "" if rejected is None else rejected.excerpt if rejected.reason == UNREADABLE_FILE else rejected.reason
+    reason = f" ({rejected.reason})" if rejected else ""
+    if rejected and rejected.reason == UNREADABLE_FILE:
+        reason = f" ({rejected.excerpt})"
+    elif rejected and rejected.reason in MISSING_FIELD:
+        reason = f" ({rejected.reason}; {rejected.excerpt})"
     raise InputError(
-        f"no document in a sample of the files{f' ({reason})' if reason else ''}",
+        f"no document in a sample of the files{reason}",
         where=f"{rejected.path}, {rejected.location}" if rejected else files[0].path,
-        remedy="Check the files. Use --format, --text-field and --id-field to say how they are read.",
+        remedy="Check the files. Use --format, --text-field, --id-field, --key-field and --value-field to say how they are read.",
     )
 
 

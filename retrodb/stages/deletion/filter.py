@@ -24,7 +24,7 @@ from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.view.document_blocks import document_texts
-from retrodb.view.named import documents_named
+from retrodb.view.named import Name, documents_named
 from retrodb.view.tombstones import Tombstone, tombstone
 from retrodb.view.view import View
 from retrodb.view.where import documents_where
@@ -40,7 +40,7 @@ class Choice:
     """Which documents a command is about: those that all given fields choose."""
 
     where: str | None = None  # a condition, see `view.where.documents_where`
-    doc_ids: Sequence[str] | None = None  # names, see `view.named.documents_named`: all versions, deleted or not
+    doc_ids: Sequence[Name] | None = None  # names, see `view.named.documents_named`: all versions, deleted or not
     source: str | None = None  # documents of this source
 
     @property
@@ -87,7 +87,7 @@ def run_filter(
     context: Context,
     *,
     where: str | None = None,
-    doc_ids: Sequence[str] | None = None,
+    doc_ids: Sequence[Name] | None = None,
     source: str | None = None,
     reason: str = "filter",
     dry_run: bool = False,

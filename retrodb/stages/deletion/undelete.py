@@ -19,6 +19,7 @@ from retrodb.format.rows import deserialize_rows
 from retrodb.stages.context import Context
 from retrodb.stages.deletion.filter import Choice, choose, commit_tombstones, count_by_source, history_of
 from retrodb.store import conflict_keys
+from retrodb.view.named import Name
 from retrodb.view.tombstones import Tombstone, tombstone
 from retrodb.view.view import View
 
@@ -60,7 +61,7 @@ def run_undelete(
     reason: str,
     *,
     where: str | None = None,
-    doc_ids: Sequence[str] | None = None,
+    doc_ids: Sequence[Name] | None = None,
     source: str | None = None,
     dry_run: bool = False,
 ) -> UndeleteResult:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.config import IngestParams
+from retrodb.corpus.document import MISSING_FIELD
 from retrodb.corpus.readers import UNREADABLE_FILE
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import InputError, TooManyRejects, UsageError
@@ -231,8 +232,14 @@ def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams) 
         raise TooManyRejects(
             f"{fault}{counts['rejected']:,} of {counts['read']:,} records were rejected ({reasons}); nothing was committed",
             where=where,
-            remedy=f"Repair the input, or allow it with '--max-reject-rate' (now {params.max_reject_rate:g}).",
+            remedy=_remedy(first["reason"], first["excerpt"], params.max_reject_rate),
         )
+
+
+def _remedy(reason: str, excerpt: str, rate: float) -> str:
+    fields = f"In the first record, {excerpt}. " if reason in MISSING_FIELD else ""
+    allowed = f"allow it with 'retrodb ingest --max-reject-rate' or max_reject_rate in a recipe (now {rate:g})"
+    return f"{fields}Repair the input, or {allowed}."
 
 
 def _by_reason(rejects: pa.Table) -> dict[str, int]:

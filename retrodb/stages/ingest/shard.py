@@ -118,7 +118,7 @@ class _Rows:
             name = batch.documents.column("doc_id")[0].as_py()
             raise InputError(
                 f"document '{name}' is longer than {MAX_SHARD_CHUNKS:,} chunks",
-                remedy="Ingest with '--max-document-chars 10000000 --oversize split'.",
+                remedy="Use 'retrodb ingest --max-document-chars 10000000 --oversize split'.",
             )
         return False
 

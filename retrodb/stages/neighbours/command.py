@@ -51,6 +51,7 @@ class NeighboursResult:
     recall_reached: float | None  # recall@k of a sample of rows of the table; None in a dry run
     dry_run: bool = False
     codes_recall: float | None = None  # recall@10 of the codes where the space keeps no vectors; it limits the others
+    num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from retrodb.format.entries import QueriesEntry
 from retrodb.format.json_codec import to_plain_object
 from retrodb.stages.queries.packing import PackedSequence
 from retrodb.store.digest import identity, xxh3_file
+from retrodb.view.id_list import read_id_lines
 from retrodb.view.view import View
 
 SUBSETS = ("train", "valid", "test")
@@ -95,7 +96,7 @@ class MegatronSequences:
 
     def __init__(self, dataset: MegatronDataset, packing: MegatronPacking) -> None:
         self.dataset, self._packing = dataset, packing
-        self._names = [_lines_of(path) for path in packing.doc_ids]
+        self._names = [read_names(path) for path in packing.doc_ids]
         if self._names and len(self._names) != len(packing.prefixes):
             raise UsageError(
                 f"{len(self._names)} --doc-ids for {len(packing.prefixes)} prefixes", remedy="Give one for each."
@@ -134,6 +135,17 @@ class MegatronSequences:
                 f"{len(names)} names, but there is a document {documents[-1]}", where=self._packing.doc_ids[prefix]
             )
         return [names[document] for document in documents]
+
+
+def read_names(path: str) -> list[str]:
+    """The name in each line of a list: an id, or source and id with a slash between them; "" for a blank line.
+
+    Raises:
+        UsageError, InputError: as `view.id_list.read_id_lines`.
+    """
+    names = read_id_lines(path)
+    pairs = [(name, None) if isinstance(name, str) else (name.doc_id, name.source) for name in names]
+    return [doc_id if source is None else f"{source}/{doc_id}" for doc_id, source in pairs]
 
 
 class _NoTokenizer:
@@ -218,8 +230,3 @@ def _single_process() -> None:
     if not torch.distributed.is_initialized():
         alone = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group("gloo", store=alone, rank=0, world_size=1)
-
-
-def _lines_of(path: str) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        return [line.rstrip("\n") for line in file]

@@ -31,6 +31,8 @@ class QueriesResult:
     num_rows: int  # chunks: those of role text get neighbours
     num_tokens: int
     dry_run: bool = False
+    num_names: int = 0  # different names of documents that the sequences come with
+    num_known_names: int = 0  # of these, names of documents in the database
 
 
 def check_name(name: str) -> None:

@@ -104,6 +104,11 @@ class TokenRows:
             yield PackedSequence(tokens[: _length(tokens)].astype(np.int64), documents)
 
 
+def named_documents(path: str) -> list[str]:
+    """The different names in a file of names."""
+    return [str(name) for name in np.unique(_mapped(path)).tolist() if name not in ("", _NO_TOKEN)]
+
+
 def _length(tokens: AnyArray) -> int:
     """Number of tokens before the padding."""
     return len(tokens) - int((tokens[::-1] != _NO_TOKEN).argmax()) if (tokens != _NO_TOKEN).any() else 0

@@ -157,7 +157,7 @@ class Searcher:
         if point is None and recall is not None and recall < 1 and num_lists > 1:
             raise MissingStep(
                 f"no operating point for recall {recall} is stored for space '{self.space}'",
-                remedy=f"Run 'retrodb bench recall --target-recall {recall}' first, or give --nprobe.",
+                remedy=f"Run 'retrodb bench recall --target-recall {recall}' first, or use 'retrodb search --nprobe'.",
             )
         if recall == 1:
             return num_lists

@@ -17,7 +17,7 @@ from faulty_storage import Crash, FaultyStorage
 from made_documents import made_text, write_documents
 
 from retrodb.corpus.chunking import chunk_documents
-from retrodb.database import Database
+from retrodb.database import Database, DocumentName
 from retrodb.engine.progress import Progress
 from retrodb.errors import UsageError
 from retrodb.format import schemas
@@ -247,7 +247,7 @@ def test_a_held_out_document_is_purged_with_its_test_item(make_database: Make, t
     held = database.view().query_set("heldout")
     name = str(held.documents(np.array([0]))[0]["doc_id"])  # type: ignore[index]
     database.embed()
-    result = database.purge([f"made/{name}"])
+    result = database.purge([name], source="made")
     assert (result.num_documents, result.is_clean) == (1, True), result.proof
     assert database.check().damaged == ()
     assert database.testsets()[0].num_items == database.stats().query_sets[0].num_documents
@@ -311,10 +311,10 @@ def test_only_the_named_document_cannot_be_ingested_again(make_database: Make, t
     database = make_database({"7": made_text(1, 60), "8": made_text(2, 60)})
     other = write_documents(tmp_path / "o.jsonl", {"7": made_text(3, 60)})
     database.ingest([other], source="other")
-    assert database.purge(["made/7", "9"]).unknown_names == ("9",)
+    assert database.purge(["7", "9"], source="made").unknown_names == ('{"id": "9", "source": "made"}',)
     assert database.sql("select source, doc_id from documents order by 1").rows == [("made", "8"), ("other", "7")]
     more = write_documents(tmp_path / "m.jsonl", {"7": made_text(4, 60), "9": made_text(5, 60)})
     assert database.ingest([more], source="made").num_added == 1, "9 was no document at the time of the purge"
     assert database.ingest([more], source="new").num_added == 2
-    again = database.purge(["made/7"])
+    again = database.purge([DocumentName("7", "made")])
     assert (again.num_documents, again.unknown_names, again.is_clean) == (0, (), True)

@@ -12,7 +12,7 @@ import pytest
 from made_documents import made_text, write_documents
 
 import retrodb
-from retrodb.database import Database
+from retrodb.database import Database, DocumentName
 from retrodb.errors import MismatchError, UsageError
 from retrodb.view.where import documents_where
 
@@ -196,11 +196,11 @@ def test_a_dry_run_shows_what_matched_and_deletes_nothing(database: Database, wo
 
 
 def test_documents_go_by_name(database: Database) -> None:
-    result = database.filter(
-        doc_ids=["d1", "made/d2", "a/b", "more/a/b", "nothing", "none/d3", "more/d1"], dry_run=True
-    )
-    assert (result.num_documents, result.unknown_names) == (3, ("nothing", "none/d3", "more/d1"))
-    database.filter(doc_ids=["d1", "made/d2", "a/b", "d1"])
+    names_of_all = ["d1", DocumentName("d2", "made"), "a/b", "made/d3", "nothing", DocumentName("d1", "more")]
+    result = database.filter(doc_ids=names_of_all, dry_run=True)
+    assert result.num_documents == 3
+    assert result.unknown_names == ("made/d3", "nothing", '{"id": "d1", "source": "more"}')
+    database.filter(doc_ids=["d1", DocumentName("d2", "made"), "a/b", "d1"])
     assert names(database) == {*texts(12), "m"} - {"d1", "d2"}
     assert database.filter(doc_ids=[]).num_documents == 0
 

@@ -11,6 +11,7 @@ from made_documents import made_text
 
 from retrodb.database import Database
 from retrodb.errors import InputError, MismatchError, UsageError
+from retrodb.stages.queries.megatron import read_names
 
 Make = Callable[..., Database]
 
@@ -32,13 +33,15 @@ def rows_of(database: Database) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, chunks.gather_tokens(ids).tokens, names
 
 
-def add(database: Database, folder: Path, tokens: np.ndarray, names: np.ndarray | None) -> None:
+def add(
+    database: Database, folder: Path, tokens: np.ndarray, names: np.ndarray | None, *, allow_unknown: bool = False
+) -> None:
     np.save(folder / "t.npy", tokens)
     doc_ids = []
     if names is not None:
         np.save(folder / "d.npy", names)
         doc_ids = [folder / "d.npy"]
-    database.add_packed_queries("mine", tokens=folder / "t.npy", doc_ids=doc_ids)
+    database.add_packed_queries("mine", tokens=folder / "t.npy", doc_ids=doc_ids, allow_unknown=allow_unknown)
     database.embed()
 
 
@@ -87,10 +90,13 @@ def test_a_short_row_ends_before_its_padding_and_unknown_documents_exclude_nothi
     _, tokens, _ = rows_of(database)
     tokens = tokens[:2].astype(np.int32)
     tokens[1, 20:] = -1
-    add(database, tmp_path, tokens, np.array([10**12, -1]))
+    with pytest.raises(UsageError, match=r"none of the 1 names .* the first is '1000000000000'.*--allow-unknown"):
+        add(database, tmp_path, tokens, np.array([10**12, -1]))
+    add(database, tmp_path, tokens, np.array([10**12, -1]), allow_unknown=True)
     queries = database.view().query_set("mine")
     np.testing.assert_array_equal(queries.lengths(np.arange(2)), [tokens.shape[1], 20])
     assert database.neighbours(queries="mine").num_rows == 2
+    assert database.neighbours(queries="mine", exclude=["sequence"]).num_unnamed_rows == 2
 
 
 def test_invalid_arrays_are_refused(database: Database, tmp_path: Path) -> None:
@@ -116,3 +122,18 @@ def test_invalid_arrays_are_refused(database: Database, tmp_path: Path) -> None:
         database.add_packed_queries("mine", tokens=tmp_path / "t.npy")
     with pytest.raises(UsageError, match="no such file"):
         database.add_packed_queries("mine", tokens=tmp_path / "none.npy")
+
+
+def test_names_of_a_megatron_list_may_name_the_source(tmp_path: Path) -> None:
+    (tmp_path / "names").write_bytes('d1\r\n\n{"id": "d\\n2", "source": "made"}\nx\x85y\n'.encode())
+    assert read_names(str(tmp_path / "names")) == ["d1", "", "made/d\n2", "x\x85y"]
+
+
+def test_known_names_are_counted(database: Database, tmp_path: Path) -> None:
+    _, tokens, names = rows_of(database)
+    np.save(tmp_path / "t.npy", tokens[:2])
+    np.save(tmp_path / "d.npy", np.array([names[0], "nobody"]))
+    result = database.add_packed_queries("mine", tokens=tmp_path / "t.npy", doc_ids=[tmp_path / "d.npy"])
+    assert (result.num_names, result.num_known_names) == (2, 1)
+    with pytest.raises(UsageError, match="'doc_ids' must be a sequence"):
+        database.add_packed_queries("mine", tokens=tmp_path / "t.npy", doc_ids=str(tmp_path / "d.npy"))
