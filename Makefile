@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv peers demo test soak lint typecheck docs bench clean
+.PHONY: help venv peers demo test test-portable soak lint typecheck docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,12 @@ demo: $(INSTALLED) ## build a database from the standard library's documentation
 
 test: $(INSTALLED) ## run the tests (JOBS=processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n $(JOBS) --dist loadfile
+
+# Kernels and numbers once more as on an older processor: what depends on the processor without being promised to shows here.
+NUMERIC := tests/ann tests/dedup tests/encode/test_hashing.py tests/view tests/stages/neighbours tests/stages/search tests/bench
+test-portable: $(INSTALLED) ## run the numeric tests as on a processor without AVX2 and AVX-512 (JOBS=processes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/older_processor.py \
+		$(BIN)/python -m pytest -m 'not soak and not corpora' -n $(JOBS) --dist loadfile $(NUMERIC)
 
 soak: $(INSTALLED) ## run the tests that take minutes, an hour in all (JOBS=processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -n $(JOBS)

@@ -119,6 +119,17 @@ def test_commands_commit_through_a_transaction() -> None:
     assert not outside
 
 
+def test_every_sort_of_positions_is_stable() -> None:
+    """An unstable sort orders ties as the SIMD dispatch of the processor likes: AVX2 and AVX-512 would differ."""
+    unstable = []
+    for path in sources("retrodb", "cli", "tests", "benchmarks"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            if name in ("argpartition", "argsort") and not is_stable(node):
+                unstable.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    assert not unstable
+
+
 def test_no_file_is_too_long() -> None:
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources("retrodb", "cli", "tests")}
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES}
@@ -167,6 +178,12 @@ def layer(module: str) -> str | None:
     """The part of the house: `store` for `retrodb.store.commit`; None for anything outside of retrodb's folders."""
     names = module.split(".")
     return names[1] if names[0] == "retrodb" and len(names) > 1 else None
+
+
+def is_stable(call: ast.AST) -> bool:
+    """Whether a call says `kind="stable"` (NumPy) or `stable=True` (PyTorch)."""
+    options = {keyword.arg: ast.unparse(keyword.value) for keyword in getattr(call, "keywords", [])}
+    return options.get("kind") == "'stable'" or options.get("stable") == "True"
 
 
 def inner_package(module: str, room: str) -> str | None:

@@ -34,7 +34,7 @@ def test_each_query_gets_the_nearest_of_the_new_rows_that_probe_its_list(
     queries = rng.integers(-2, 3, (num_queries, 3)).astype(np.float16)  # small whole numbers: many distances tie
     rows = rng.integers(-2, 3, (num_rows, 3)).astype(np.float16)
     homes = rng.integers(0, LISTS, num_queries).astype(np.int32)
-    probes = np.argsort(rng.random((num_rows, LISTS)), axis=1)[:, :nprobe].astype(np.int32)
+    probes = np.argsort(rng.random((num_rows, LISTS)), axis=1, kind="stable")[:, :nprobe].astype(np.int32)
     ids = np.sort(rng.permutation(1000)[:num_rows])
     keys, query_keys = rng.integers(0, 4, num_rows), rng.integers(0, 4, num_queries)
     known = np.sort(rng.integers(-9, 9, (num_queries, k)).astype(np.float32), axis=1)

@@ -146,7 +146,7 @@ class GatheredVectors:
 def _distinct(hashes: NDArray[np.bytes_]) -> tuple[Int64Array, Int64Array]:
     """The first position of every distinct hash, ascending, and for every hash the number of its own among these."""
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-    in_order = np.argsort(first)
+    in_order = np.argsort(first, kind="stable")
     number = np.empty(len(first), dtype=np.int64)
     number[in_order] = np.arange(len(first))
     return first[in_order], number[which]

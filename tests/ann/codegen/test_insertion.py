@@ -103,7 +103,7 @@ def test_insertion_by_list_equals_its_portable_definition(seed: int, k: int, num
     queries, vectors = (random.integers(-2, 3, (n, 5)).astype(np.float32) for n in (8, num_columns))
     exclusion, column_keys = some_exclusion(random, 8, num_columns)
     columns = Columns(vectors, np.sort(random.permutation(500)[:num_columns]), column_keys)
-    probes = np.argsort(random.random((num_columns, 4)), axis=1)[:, :2].astype(np.int32)
+    probes = np.argsort(random.random((num_columns, 4)), axis=1, kind="stable")[:, :2].astype(np.int32)
     groups = group_by_list(probes, 0, num_columns, 4)
     lists = random.integers(0, 4, 8).astype(np.int32)
     by_kernel, by_definition = copies(empty_topk(8, k))

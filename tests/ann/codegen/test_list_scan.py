@@ -52,7 +52,7 @@ def test_a_scan_equals_its_portable_definition(
     exclusion = Exclusion.of(num_queries, **(kinds if has_keys else {}))
     column_keys = {kind: random.integers(-1, 9, num_vectors) for kind in kinds}
     part = ScannedLists(offsets, order, codes, scales, allowed, ids, exclusion.columns(column_keys, num_vectors))
-    probes = np.argsort(random.random((num_queries, LISTS)), axis=1)[:, :3].astype(np.int32)
+    probes = np.argsort(random.random((num_queries, LISTS)), axis=1, kind="stable")[:, :3].astype(np.int32)
     groups = group_by_list(probes, 0, num_queries, LISTS)
     scanned = ScannedQueries(groups, encode_queries_portable(queries, space), exclusion.query_keys())
     by_kernel, by_definition = empty_topk(num_queries, width), empty_topk(num_queries, width)
