@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retrodb.store.storage import TEMPORARY, Storage, translate_os_error
+from retrodb.store.storage import TEMPORARY, Storage, temporary_name, translate_os_error
 
 READ_FAULTS = ("crash", "eio")
 WRITE_FAULTS = ("crash", "eio", "enospc", "short", "done")
@@ -97,7 +97,7 @@ class FaultyStorage:
         if self._fault in ("crash", "short") and data:
             left = Path(self._inner.url) / TEMPORARY
             left.mkdir(parents=True, exist_ok=True)
-            (left / "left-behind").write_bytes(data[: len(data) // 2])
+            (left / temporary_name("left-behind")).write_bytes(data[: len(data) // 2])
         if self._fault == "crash":
             self._is_dead = True
             raise Crash

@@ -27,6 +27,8 @@ SHOWN_BY = {
     "encode/device.py": [
         *("tag", "embed", "neighbours", "search", "leakage", "eval-retrieval", "validate", "build", "update", "check")
     ],
+    "export": ["export"],
+    "retro/checkpoint.py": ["retro fit", "retro eval", "retro generate"],
     "engine": ["ingest", "dedup", "tag", "embed", "index", "neighbours", "build", "update", "compact", "check"],
     "format": list(COMMANDS),
     "maintain/check": ["check"],

@@ -125,14 +125,14 @@ def _with_similarity(conventions: Conventions, config: SentenceConfig, path: Pat
         raise InputError(
             "the model is compared by the Manhattan distance ('similarity_fn_name'), which retrodb cannot compute",
             where=str(path),
-            remedy="Give --metric squared_l2, or use another model.",
+            remedy="Give 'retrodb embed --metric squared_l2', or use another model.",
         )
     is_unit_before = conventions.truncate_dim and conventions.normalise and similarity not in (None, "cosine")
     if is_unit_before and overrides.normalise is None:
         raise InputError(
             f"the vectors are truncated after they got unit length ('truncate_dim') and compared by {similarity}",
             where=str(path),
-            remedy="Give --normalise: then they get unit length after they were truncated.",
+            remedy="Give 'retrodb embed --normalise': then they get unit length after they were truncated.",
         )
     return replace(
         conventions,

@@ -149,9 +149,9 @@ class TransformerEncoder:
             exact_BD = self._embed(torch.from_numpy(ids_T)[None].to(self.pipeline.compute.device))
         if torch.isfinite(exact_BD).all():
             what = f"{num_rows} passages have values beyond 65,504, the largest number of float16, in which vectors are stored"
-            remedy = "Make another space with --normalise: vectors of length 1 fit into float16."
+            remedy = "Make another space with 'retrodb embed --normalise': vectors of length 1 fit into float16."
             return NotFiniteError(what, row, remedy)
-        remedy = "Check that the weights are complete, or try --dtype float32."
+        remedy = "Check that the weights are complete, or try 'retrodb embed --dtype float32'."
         return NotFiniteError(f"the encoder gave NaN or infinite values for {num_rows} passages", row, remedy)
 
     @contextmanager
@@ -172,7 +172,7 @@ class TransformerEncoder:
         except (IndexError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"the model {self.provenance.name} failed at a batch ({first_line(error)})",
-                remedy="Try a smaller --max-length with a new space, or use another encoder.",
+                remedy="Try a new space with a smaller 'retrodb embed --max-length', or use another encoder.",
             ) from error
 
     def _embed(self, ids_BL: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def megatron_counts(source: ExportSource) -> ProjectCounts:
     counts = [
         (name, table.table.name, len(table.rows), plan.num_samples[name]) for name, table in project.subsets.items()
     ]
-    split = f"train with --split {plan.split}, which Megatron does not read from config.json"
+    split = f"train with Megatron's split {plan.split}, which it does not read from config.json"
     batch = (
         f"it does read a global batch size of {plan.global_batch_size}, an evaluation interval of {plan.eval_interval} and"
         f" {plan.eval_iters} evaluation steps"

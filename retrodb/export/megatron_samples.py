@@ -87,7 +87,7 @@ def plan_samples(subsets: Mapping[str, ExportSource], params: ExportParams) -> S
     if len(packings) < len(subsets):
         other = min(subsets.keys() - packings.keys())
         what = f"table '{subsets[other].table.name}' has no Megatron samples, the others have"
-        raise MismatchError(what, remedy="Export tables of one kind: all of 'queries add --megatron', or none.")
+        raise MismatchError(what, remedy="Export tables of one kind: all of 'retrodb queries add --megatron', or none.")
     return _plan_packed({name: _read_packing(packing) for name, packing in packings.items()}, params)
 
 
@@ -139,7 +139,7 @@ def _missing_subsets(split: str, num_samples: Mapping[str, int], eval_iters: int
         return ()
     return tuple(
         f"the split {split} leaves documents for {name}, which has no table, so Megatron refuses it: export --table {name}=NAME"
-        f" as well, or train with a --split that leaves {name} nothing"
+        f" as well, or train with a split that leaves {name} nothing"
         for name in missing
     )
 

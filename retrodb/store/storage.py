@@ -218,9 +218,13 @@ def translate_os_error(error: OSError, where: str) -> RetroDBError:
     """The retrodb error for an operating system error."""
     if is_disk_full(error):
         return no_space(where)
+    if error.errno == errno.EROFS:
+        return RetroDBError(
+            "the file system is mounted read-only", where=where, remedy="Work on a copy of the database elsewhere."
+        )
     if error.errno == errno.ENOTDIR:
         return RetroDBError("a part of this path is a file, not a folder", where=where, remedy="Check the path.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM):
         return RetroDBError(
             "no permission to write here", where=where, remedy="Check the owner and mode of the folder."
         )

@@ -52,7 +52,7 @@ def test_invalid_comparisons_are_refused(database: Database, tmp_path: Path) -> 
         database.compare("default", "default")
     with pytest.raises(UsageError, match="both or neither"):
         database.compare("default", "small", queries=str(tmp_path / "q"))
-    with pytest.raises(MissingStep, match="has no vectors"):
+    with pytest.raises(UsageError, match=r"no space 'none'\. There are: default"):
         database.compare("default", "none")
     with pytest.raises(MissingStep, match="no neighbour tables"):
         database.compare("default", "small", minutes=0.01)

@@ -169,7 +169,11 @@ def _tokenizer(demo: _Demo) -> JsonObject:
 
 def _init(demo: _Demo) -> JsonObject:
     if not snapshot_numbers(demo.context.storage):
-        run_init(demo.context, InitParams(tokenizer=str(demo.tokenizer), encoder=demo.encoder))
+        run_init(
+            demo.context,
+            InitParams(tokenizer=str(demo.tokenizer), encoder=demo.encoder),
+            written=demo.context.storage.list("demo"),
+        )
     settings = demo.context.settings()
     if settings.tokenizer_sha256 != digest_bytes(demo.tokenizer.read_bytes()).sha256.hex():
         raise MismatchError(

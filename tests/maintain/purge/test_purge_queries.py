@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 import pytest
 from made_documents import made_text
+from made_up import id_of
 
 from retrodb.database import Database
 from retrodb.engine.progress import Progress
@@ -81,7 +82,7 @@ def test_the_set_can_be_packed_again_without_the_document(make_database: Make) -
 def test_an_id_in_metadata_is_reported(name: str, make_database: Make) -> None:
     database = make_database({PURGED: TEXT, "kept": made_text(1, 99)})
     assert database.purge([PURGED]).is_clean
-    path = Path(database.path) / "queries/other/x/documents.parquet"
+    path = Path(database.path) / f"queries/other/{id_of('x')}/documents.parquet"
     path.parent.mkdir(parents=True)
     metadata = [orjson.dumps({"answers": {"from": ["elsewhere", name]}}).decode(), "{}"]
     write_table(path, pa.table({"metadata": metadata}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from retrodb.format.entries import PinEntry, SpaceEntry
 from retrodb.store.storage import LocalStorage
 
 Make = Callable[..., Database]
-DAY = "2026-01-{:02}T00:00:00.000000+00:00"
 
 
 def grown(make: Make, tmp_path: Path) -> Database:
@@ -169,15 +168,17 @@ def test_gc_lists_open_runs_and_deletes_abandoned_ones(make_database: Make, tmp_
 def test_gc_deletes_nothing_within_the_grace_period(make_database: Make, tmp_path: Path) -> None:
     database = grown(make_database, tmp_path)
     database.compact(min_deleted=0)
-    dry = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1, dry_run=True)
-    first = Database(tmp_path / "db", clock=DAY.format(1)).gc(keep_snapshots=1)
+    newest = datetime.fromisoformat(database.view().snapshot.clock)  # a mark is never older than the newest commit
+    days = [(newest + timedelta(days=day)).isoformat(timespec="microseconds") for day in range(10)]
+    dry = Database(tmp_path / "db", clock=days[1]).gc(keep_snapshots=1, dry_run=True)
+    first = Database(tmp_path / "db", clock=days[1]).gc(keep_snapshots=1)
     assert (first.num_deleted_files, len(first.expired_snapshots), first.num_marked_files) == (
         0,
         5,
         dry.num_marked_files,
     )
-    assert Database(tmp_path / "db", clock=DAY.format(7)).gc(keep_snapshots=1).num_deleted_files == 0
-    last = Database(tmp_path / "db", clock=DAY.format(9)).gc(keep_snapshots=1)
+    assert Database(tmp_path / "db", clock=days[7]).gc(keep_snapshots=1).num_deleted_files == 0
+    last = Database(tmp_path / "db", clock=days[9]).gc(keep_snapshots=1)
     assert (last.num_deleted_files, last.deleted_bytes, last.num_marked_files) == (
         first.num_marked_files,
         first.marked_bytes,

@@ -83,7 +83,9 @@ def test_too_little_memory_for_half_a_batch_is_an_error_with_a_remedy(
 ) -> None:
     database = make_database({"a": made_text(1, 300)})
     scarce(5)
-    with pytest.raises(RetroDBError, match=r"with 160 tokens a batch. Give a smaller --batch-tokens"):
+    with pytest.raises(
+        RetroDBError, match=r"with 160 tokens a batch. Use smaller batches: 'retrodb embed --batch-tokens"
+    ):
         database.embed(space="s", encoder=str(model), batch_tokens=320)
     assert database.view().snapshot.names(SpaceEntry) == []
 
