@@ -10,7 +10,7 @@ from retrodb.config import DedupParams, NearDuplicatesParams
 from retrodb.options import DedupOptions, NearDuplicatesOptions
 
 from .options import WRITING_EXITS, Command, Session, database_argument, is_given, open_database, task_options
-from .render import dedup_result, duplicate, leak_hit, near_duplicates_result
+from .render import dedup_result, duplicate, leak_hit, near_duplicates_result, unused_text_fields
 
 if TYPE_CHECKING:
     from retrodb.database import Database
@@ -163,6 +163,9 @@ def _testsets(
 ) -> None:
     results = db.dedup(files, name=name, dry_run=dry_run, **options)
     session.output.rows(results, dedup_result, empty="No test set is registered. Give the files of one with --against.")
+    for result in results:
+        if result.unused_text_fields:
+            session.output.note(unused_text_fields(result.unused_text_fields))
     if report:
         for result in results:
             session.output.rows(

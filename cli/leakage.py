@@ -14,6 +14,7 @@ from .options import (
     snapshot_options,
     space_option,
 )
+from .render import unused_text_fields
 from .render_retro import leakage_result
 
 
@@ -55,3 +56,5 @@ def command(
         against=against, queries=queries, text_template=text_template, k=k, space=space, device=device, as_of=as_of
     )
     session.output.result(result, leakage_result)
+    if result.unused_text_fields:
+        session.output.note(unused_text_fields(result.unused_text_fields))

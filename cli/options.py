@@ -223,12 +223,16 @@ def combine(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-record_options = combine(
-    format_option,
-    click.option("--id-field", metavar="NAME", help="Field with the document id.  [default: common names]"),
+text_field_options = combine(
     click.option("--text-field", metavar="NAME", help="Field with the text.  [default: common names]"),
     click.option("--key-field", metavar="NAME", help="For key-value corpora: the field that is embedded."),
     click.option("--value-field", metavar="NAME", help="For key-value corpora: the field that follows the key."),
+)
+"""Which fields of a record are its text."""
+record_options = combine(
+    format_option,
+    click.option("--id-field", metavar="NAME", help="Field with the document id.  [default: common names]"),
+    text_field_options,
     click.option(
         "--front-matter",
         type=click.Choice(["text", "metadata"]),

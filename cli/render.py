@@ -49,6 +49,14 @@ def dedup_result(result: DedupResult) -> str:
     return "\n".join(lines)
 
 
+def unused_text_fields(names: Sequence[str]) -> str:
+    """A note about fields of a test set that were not compared."""
+    return (
+        f"The records of the test set have more fields with long texts, which were not compared: {', '.join(names)}."
+        f" Use --text-template to compare them, such as '{{{names[0]}}}'."
+    )
+
+
 def leak_hit(hit: LeakHit) -> str:
     """A test item and a document that share shingles, side by side."""
     outcome = style("deleted", fg="red") if hit.is_removed else "kept"

@@ -31,13 +31,13 @@ def purge_result(result: PurgeResult) -> str:
     """What was deleted, and the proof."""
     lines = [
         f"purged {_summary(result)}",
-        f"deleted {format_count(result.num_deleted_files)} files, {format_size(result.deleted_bytes)}",
+        f"deleted {_count(result.num_deleted_files, 'file')}, {format_size(result.deleted_bytes)}",
     ]
     return "\n".join([*lines, *(_proof(result.proof) if result.proof is not None else ())])
 
 
 def _summary(result: PurgeResult, *, is_plan: bool = False) -> str:
-    lines = [f"{format_count(result.num_documents)} documents, {format_count(result.num_chunks)} chunks"]
+    lines = [f"{_count(result.num_documents, 'document')}, {_count(result.num_chunks, 'chunk')}"]
     if result.num_packed_sequences:
         lines.append(f"packed sequences that contain them: {format_count(result.num_packed_sequences)}")
     if result.expired_snapshots:
@@ -71,4 +71,8 @@ def _proof(proof: Proof) -> Iterator[str]:
         yield f"{style(trace.path, fg='red')}: {trace.kind}, {trace.location} ({format_count(trace.num_values)})"
     folders = {trace.path.partition("/")[0] for trace in proof.remaining}
     yield from (f"{folder}/: {remedy}" for folder, remedy in _REMEDIES.items() if folder in folders)
-    yield f"{format_count(len(proof.remaining))} trace{'' if len(proof.remaining) == 1 else 's'} left"
+    yield f"{_count(len(proof.remaining), 'trace')} left"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"

@@ -92,12 +92,21 @@ def database_of_export(out: str | Path) -> str:
 
 @guarded
 def train_tokenizer(
-    inputs: Sequence[str | Path], out: str | Path, *, vocab_size: int = 32_000, format: str = "auto"
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    vocab_size: int = 32_000,
+    format: str = "auto",
+    text_field: str | None = None,
+    key_field: str | None = None,
+    value_field: str | None = None,
 ) -> TokenizerResult:
     """Train a byte-level BPE tokenizer on the texts of files, and write it to a file for `create(tokenizer=...)`."""
+    from retrodb.corpus.document import Fields
     from retrodb.stages.tokenizer import run_train_tokenizer
 
-    return run_train_tokenizer([str(i) for i in inputs], Path(out), vocab_size=vocab_size, format=format)
+    fields = Fields(text=text_field, key=key_field, value=value_field)
+    return run_train_tokenizer([str(i) for i in inputs], Path(out), fields, vocab_size=vocab_size, format=format)
 
 
 @guarded

@@ -13,7 +13,7 @@ WORDS = [
 ]
 
 
-def made_text(seed: int, num_words: int) -> str:
+def made_text(seed: int | str, num_words: int) -> str:
     """Random words; different seeds share no 13-gram."""
     rng = random.Random(seed)
     return " ".join(rng.choice(WORDS) for _ in range(num_words))

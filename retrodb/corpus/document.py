@@ -51,6 +51,11 @@ class Document:
     metadata: bytes  # a compact JSON object in UTF-8, in the record's own field order
     location: str  # in the file: "byte 1234" (of the decompressed bytes) or "record 17" (from 0)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or the key and the value."""
+        return (self.text,) if self.value is None else (self.text, self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:

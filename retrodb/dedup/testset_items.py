@@ -24,6 +24,7 @@ from retrodb.errors import InputError, UsageError
 
 MAX_FILE_BYTES = 1 << 32  # decompressed; a larger file is not a test set
 ID_FIELDS = ("id", "_id", "doc_id")
+MIN_TEXT_WORDS = 13  # a shingle, by default: a shorter text cannot share one
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class TestItems:
     ids: tuple[str, ...]  # not necessarily unique
     texts: pa.LargeStringArray  # (N,)
     records: tuple[bytes, ...]  # the whole record as JSON
+    unused_text_fields: tuple[str, ...]  # without a template: other fields with `MIN_TEXT_WORDS` words or more
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,16 +52,23 @@ def read_test_items(paths: Sequence[Path], text_template: str | None = None) -> 
     """
     names = _template_fields(text_template) if text_template is not None else None
     ids, texts, records = [], [], []
+    unused: dict[str, None] = {}  # in the order of the fields
     for path in paths:
         for number, where, record in _records(path):
             if text_template is None:
-                texts.append(_default_text(record, where))
+                default = _default_fields(record, where)
+                texts.append(" ".join(_field(record, name, where) for name in default))
+                unused |= dict.fromkeys(name for name in record if name not in default and _is_long(record[name]))
             else:
                 values = {name: _field(record, name, where) for name in names or ()}
                 texts.append(text_template.format_map(values))
             ids.append(next((str(record[name]) for name in ID_FIELDS if record.get(name) is not None), str(number)))
             records.append(orjson.dumps(record, default=str))
-    return TestItems(tuple(ids), pa.array(texts, pa.large_string()), tuple(records))
+    return TestItems(tuple(ids), pa.array(texts, pa.large_string()), tuple(records), tuple(unused))
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, str) and len(value.split(maxsplit=MIN_TEXT_WORDS - 1)) == MIN_TEXT_WORDS
 
 
 def _records(path: Path) -> Iterator[tuple[int, str, Mapping[str, object]]]:
@@ -118,10 +127,11 @@ def _template_fields(template: str) -> list[str]:
     return names
 
 
-def _default_text(record: Mapping[str, object], where: str) -> str:
+def _default_fields(record: Mapping[str, object], where: str) -> list[str]:
+    """The fields that are the text of a record when there is no template."""
     for name in ("text", "content"):
         if record.get(name) is not None:
-            return _field(record, name, where)
+            return [name]
     if record.get("question") is None:
         fields = ", ".join(record)
         remedy = (
@@ -129,8 +139,7 @@ def _default_text(record: Mapping[str, object], where: str) -> str:
             "'retrodb dedup --text-template' or 'retrodb queries add --text-template'."
         )
         raise InputError("no field 'text', 'content' or 'question'", where=where, remedy=remedy)
-    names = ["question", "choices"] if record.get("choices") is not None else ["question"]
-    return " ".join(_field(record, name, where) for name in names)
+    return ["question", "choices"] if record.get("choices") is not None else ["question"]
 
 
 def _field(record: Mapping[str, object], name: str, where: str) -> str:

@@ -3,7 +3,8 @@
 The question is the text of the row. The answer is the value where the row is a key, and the text after the row elsewhere. Rows
 that nothing follows have no target: they are left out, because Fusion-in-Decoder draws one of the answers.
 
-A context is a neighbour with its continuation: `{id, title, text, score}`, and `similarity` or `squared_distance`, after the
+A context is a neighbour with its continuation, after a blank where a value follows a key:
+`{id, title, text, score}`, and `similarity` or `squared_distance`, after the
 metric of the space. These readers take the greater score as the nearer, so a squared distance becomes a negative score. With
 `ctxs`, the form of Fusion-in-Decoder, every question has the same number of contexts: a missing neighbour is a context without
 text, and comes last. With `positive_ctxs`, the form that DPR trains its retriever on, a question has only the neighbours that
@@ -82,12 +83,19 @@ def _records(source: ExportSource, rows: Int64Array) -> Iterator[dict[str, objec
         {
             "id": str(i),
             "title": title,
-            "text": text + more,
+            "text": f"{text} {more}" if is_key and more else text + more,
             "score": NO_SCORE if i < 0 else -distance,
             source.table.measure: None if i < 0 else value,
         }
-        for i, title, text, more, distance, value in zip(
-            flat.tolist(), titles, texts, following, distances.ravel().tolist(), scores, strict=True
+        for i, title, text, more, is_key, distance, value in zip(
+            flat.tolist(),
+            titles,
+            texts,
+            following,
+            _are_last_of_key(source.database, flat),
+            distances.ravel().tolist(),
+            scores,
+            strict=True,
         )
     ]
     questions, answers = source.queries.texts(rows), _answers(source, rows)
@@ -101,6 +109,15 @@ def _context_fields(source: ExportSource, contexts: list[dict[str, object]]) -> 
         return {"ctxs": contexts}
     positive = [context for context in contexts if context["text"]]
     return {"positive_ctxs": positive, "negative_ctxs": [], "hard_negative_ctxs": []}
+
+
+def _are_last_of_key(chunks: ChunkSet, ids: Int64Array) -> list[bool]:
+    """Whether the text that follows each chunk is the value of its key: two texts, with a blank between them."""
+    documents = chunks.documents(ids)
+    return [
+        document is not None and i == document["first_chunk"] + document["num_key_chunks"] - 1
+        for i, document in zip(ids.tolist(), documents, strict=True)
+    ]
 
 
 def _answers(source: ExportSource, rows: Int64Array) -> list[str]:

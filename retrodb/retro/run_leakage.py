@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from retrodb.corpus.chunking import chunk_documents
-from retrodb.dedup.testset_items import read_test_items
+from retrodb.dedup.testset_items import TestItems, read_test_items
 from retrodb.errors import InputError, MissingStep, UsageError
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 from retrodb.retro.collect import data_of_chunks, data_with_neighbours, sample_rows
@@ -38,6 +38,7 @@ class LeakageResult:
     num_neighbours: int  # compared with each chunk, nearest first, each with its continuation
     chunks_by_ratio: tuple[int, ...]  # (m + 1,) chunks with an r(C) from i / m up to (i + 1) / m; the last class is 1
     fraction_at_eighth: float  # of the chunks with r(C) >= 12.5%, the limit of the paper
+    unused_text_fields: tuple[str, ...] = ()  # fields of the file with long texts that were not compared
 
 
 def run_leakage(
@@ -72,8 +73,11 @@ def run_leakage(
         raise UsageError(f"k of {k}", remedy="Give at least 1.")
     searcher = Searcher.open(view, space=space)
     if against is not None:
-        data, is_looked_up = _of_file(searcher, against, text_template, k, device), None
+        items = read_test_items([against], text_template)
+        data, is_looked_up = _of_items(searcher, items, str(against), k, device), None
+        unused = items.unused_text_fields
     else:
+        unused = ()
         assert queries is not None
         rows = sample_rows(view.query_set(queries), max_chunks, seed)
         data, is_looked_up = data_with_nearest(searcher, queries, rows, k)
@@ -88,6 +92,7 @@ def run_leakage(
         num_neighbours=k,
         chunks_by_ratio=tuple(runs.histogram().tolist()),
         fraction_at_eighth=runs.fraction_from(1 / 8),
+        unused_text_fields=unused,
     )
 
 
@@ -122,14 +127,13 @@ def _covered(view: View, queries: str, space: str, rows: Int64Array) -> BoolArra
     return view.query_vectors(queries, space).covered_mask(first, int(rows[-1]) + 1 - first)[rows - first]
 
 
-def _of_file(searcher: Searcher, path: Path, text_template: str | None, k: int, device: str) -> RetroData:
+def _of_items(searcher: Searcher, items: TestItems, where: str, k: int, device: str) -> RetroData:
     view, m = searcher.view, searcher.view.settings.chunk_tokens
-    items = read_test_items([path], text_template)
     tokenizer = load_tokenizer(view.storage.url, view.settings.tokenizer_sha256)
     chunks = chunk_documents(items.texts, None, tokenizer, m)
     lengths = np.diff(chunks.token_offsets)
     if not lengths.sum():
-        raise InputError("no text", where=str(path))
+        raise InputError("no text", where=where)
     tokens = np.zeros((len(lengths), m), dtype=chunks.tokens.dtype)
     tokens[np.arange(m) < lengths[:, None]] = chunks.tokens
     texts = chunks.text.to_pylist()

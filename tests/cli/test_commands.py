@@ -227,3 +227,9 @@ def test_init_dry_run_shows_what_would_be_fixed_and_writes_nothing(tmp_path: Pat
     done = ok("init", tmp_path / "new", "--tokenizer", tokenizer, "--chunk-tokens", 32, "--dry-run", "--json")
     assert done.row["chunk_tokens"] == 32
     assert not (tmp_path / "new").exists()
+
+
+def test_search_refuses_an_empty_text(built: Path) -> None:
+    done = run("search", built, "granite", "  ")
+    assert done.code == errors.EXIT_USAGE
+    assert "query 2 is empty" in done.err

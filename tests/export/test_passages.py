@@ -45,7 +45,14 @@ def test_dpr_has_k_contexts_and_an_answer_for_every_row_with_a_target(exportable
     for record, near, apart in zip(records, ids, distances, strict=True):
         texts, following = chunks.texts(near), chunks.texts(chunks.continuation(near))
         contexts = record["ctxs"]
-        assert [context["text"] for context in contexts] == [a + b for a, b in zip(texts, following, strict=True)]
+        # A value is a text of its own, and a blank separates it from its key.
+        blanks = [
+            " " if document and i + 1 == document["first_chunk"] + document["num_key_chunks"] else ""
+            for i, document in zip(near.tolist(), chunks.documents(near), strict=True)
+        ]
+        assert [context["text"] for context in contexts] == [
+            text + blank + more for text, blank, more in zip(texts, blanks, following, strict=True)
+        ]
         assert [context["id"] for context in contexts] == [str(i) for i in near]
         scores = [context["score"] for context in contexts]
         assert scores == sorted(scores, reverse=True)

@@ -151,7 +151,9 @@ def _tokenizer(source: SourceRecipe, params: InitParams) -> Tokenizer:
     files = expand_inputs(
         source.inputs, source.files_from, source.format, include=source.include, exclude=source.exclude
     )
-    return train_byte_bpe((d.text for head in read_heads(files, source) for d in head.documents), VOCAB_SIZE)
+    return train_byte_bpe(
+        (text for head in read_heads(files, source) for d in head.documents for text in d.texts), VOCAB_SIZE
+    )
 
 
 def prepare_build(context: Context, recipe: Recipe, params: InitParams) -> None:
@@ -198,7 +200,7 @@ def _training_texts(source: SourceRecipe) -> Iterator[str]:
         record for split in splits for record in read_split_leniently(split, fields_of(source), limits_of(source))
     )
     documents = (record for record in islice(records, source.limit) if isinstance(record, Document))
-    return (document.text for document in islice(documents, 0, None, step))
+    return (text for document in islice(documents, 0, None, step) for text in document.texts)
 
 
 def _refuse_other(context: Context, recipe: Recipe, params: InitParams) -> None:

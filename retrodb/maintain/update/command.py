@@ -145,8 +145,8 @@ def _attempt(context: Context, stage: str, name: str, command: Callable[[], obje
         if isinstance(result, RefreshResult):
             counts.update(
                 changed_files=len(result.changed),
-                kept_files=result.num_unchanged_files,
-                rows_without_place=result.num_rows_without_position,
+                unchanged_files=result.num_unchanged_files,
+                rows_without_position=result.num_rows_without_position,
             )
     except (RetroDBError, OSError) as error:
         refusal = error if isinstance(error, RetroDBError) else translate_os_error(error, str(error.filename or name))

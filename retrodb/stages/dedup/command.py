@@ -55,6 +55,7 @@ class DedupResult:
         0.0  # fraction of true pairs that MinHash bands miss on average; the exact method misses none
     )
     dry_run: bool = False
+    unused_text_fields: tuple[str, ...] = ()  # fields of the test set with long texts that were not compared
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def run_dedup(
         check_params(params)
         items = read_test_items(list(against), params.text_template)
         testset = register_testset(view, name or _stem(against[0]), items.ids, items.texts, params)
-        return [_run(context, testset, dry_run=dry_run)]
+        return [replace(_run(context, testset, dry_run=dry_run), unused_text_fields=items.unused_text_fields)]
     names = [name] if name else view.snapshot.names(TestsetEntry)
     return [_run(context, registered_testset(view, testset), dry_run=dry_run) for testset in names]
 

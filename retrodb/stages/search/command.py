@@ -136,7 +136,14 @@ class Searcher:
         device: str = "auto",
         threads: int = 1,
     ) -> list[list[SearchHit]]:
-        """At most k hits for each query, with their texts. Arguments and errors are those of `arrays`."""
+        """At most k hits for each query, with their texts.
+
+        Arguments and errors are those of `arrays`. An empty text is a UsageError too.
+        """
+        if not isinstance(queries, np.ndarray):
+            for number, text in enumerate(queries, start=1):
+                if not text.strip():
+                    raise UsageError(f"query {number} is empty", remedy="Give a text with at least one word.")
         ids, values = self.arrays(queries, k, nprobe=nprobe, recall=recall, device=device, threads=threads)
         measure = measure_of(self.codebook.metric)
         return [_hits(self.view, number, *pair, measure) for number, pair in enumerate(zip(ids, values, strict=True))]
