@@ -77,3 +77,13 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
     for name in ("absent.jsonl", "absent.parquet"):
         with pytest.raises(InputError, match="no such file"):
             read_test_items([tmp_path / name])
+
+
+def test_fields_with_long_texts_that_are_not_compared_are_named(tmp_path: Path) -> None:
+    long = b"an answer of thirteen words or more, so that a document can quote it"
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"question": "Why?", "answer": "%b", "subject": "law"}\n{"text": "%b"}\n' % (long, long))
+    assert read_test_items([path]).unused_text_fields == ("answer",)
+    assert read_test_items([path]).texts.to_pylist() == ["Why?", long.decode()]
+    path.write_bytes(b'{"question": "Why?", "answer": "%b"}' % long)
+    assert read_test_items([path], "{question}").unused_text_fields == ()
