@@ -20,6 +20,7 @@ from .options import (
     memory_option,
     recipe_device_option,
     record_options,
+    reject_rate_option,
     task_options,
 )
 from .render_update import build_plan, build_result, update_step
@@ -52,6 +53,7 @@ _NO_TERMINAL = "Add '--yes' to build, or '--dry-run' to look."
 )
 @click.option("--source", metavar="NAME", help="Name of the source of the documents.  [default: from the first input]")
 @record_options
+@reject_rate_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
 @click.option(
     "--holdout",

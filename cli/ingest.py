@@ -17,6 +17,7 @@ from .options import (
     fraction,
     open_database,
     record_options,
+    reject_rate_option,
     task_options,
 )
 
@@ -88,14 +89,7 @@ def _all_if_none(_ctx: click.Context, _param: click.Parameter, names: tuple[str,
     metavar="N",
     help="Size limit of one decompressed record in bytes.",
 )
-@click.option(
-    "--max-reject-rate",
-    type=fraction,
-    default=str(IngestParams.max_reject_rate),
-    show_default=True,
-    metavar="FRACTION",
-    help="Commit nothing if more than this fraction of records is rejected.",
-)
+@reject_rate_option
 @task_options
 def command(
     session: Session,

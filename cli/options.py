@@ -254,6 +254,14 @@ record_options = combine(
     ),
 )
 """How the records of an input become documents."""
+reject_rate_option = click.option(
+    "--max-reject-rate",
+    type=fraction,
+    default=str(IngestParams.max_reject_rate),
+    show_default=True,
+    metavar="FRACTION",
+    help="Commit nothing if more than this fraction of records is rejected.",
+)
 task_options = combine(workers_option, dry_run_option, progress_option, json_option, pass_session)
 """The last options of a command that changes the database with worker processes."""
 commit_options = combine(dry_run_option, json_option, pass_session)

@@ -160,7 +160,7 @@ def test_a_message_names_only_what_its_command_has(place: str, text: str, comman
 
 
 def test_a_wrong_message_is_noticed() -> None:
-    assert list(faults("Allow it with '--max-reject-rate'.", ["build"]))
+    assert list(faults("Allow it with '--max-reject-rate'.", ["update"]))
     assert list(faults("Run 'retrodb embed --dimension 3'.", []))
     assert list(faults("Use --device.", []))
     assert not list(faults("Run 'retrodb embed --space X', or 'retrodb neighbours show'. This retrodb reads it.", []))

@@ -135,7 +135,9 @@ def test_a_build_keeps_a_recipe_that_somebody_wrote(empty: Path, corpus: Path, t
 
 
 def test_a_build_trains_its_tokenizer_on_keys_and_values(tmp_path: Path) -> None:
-    pairs = json_lines(tmp_path / "pairs.jsonl", *({"id": n, "ask": "why why", "say": "zygote " * 20} for n in range(9)))
+    pairs = json_lines(
+        tmp_path / "pairs.jsonl", *({"id": n, "ask": "why why", "say": "zygote " * 20} for n in range(9))
+    )
     options = ["--key-field", "ask", "--value-field", "say", "--encoder", "hashing:8", "--yes", "--workers", 1]
     ok("build", tmp_path / "db", pairs, "--tokenizer", "train", *options)
     assert "zygote" in (tmp_path / "db" / "tokenizer.json").read_text()

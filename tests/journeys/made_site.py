@@ -39,7 +39,7 @@ def html_page(name: str) -> str:
 
 
 def write_site(folder: Path) -> None:
-    """Version 1: 28 Markdown pages, 2 HTML pages and 4 pictures."""
+    """Version 1: 28 Markdown pages, 2 HTML pages, an empty page and 4 pictures."""
     (folder / "img").mkdir(parents=True)
     (folder / "index.md").write_text(page("index", image="img/overview.png"))
     for name in ("about", "contact"):
@@ -50,6 +50,7 @@ def write_site(folder: Path) -> None:
         for number in range(PAGES_PER_SECTION):
             name = f"{section}/step{number}"
             (folder / f"{name}.md").write_text(page(name))
+    (folder / "draft.md").touch()
     (folder / "img/overview.png").write_bytes(picture("home"))
 
 

@@ -36,9 +36,13 @@ def _build(user: User) -> None:
     )
     options = "--tokenizer tokenizer.json --encoder hashing:64 --front-matter metadata"
     plan = user.types(f"retrodb build site.retrodb site {options} --dry-run")
-    assert "30 files" in plan.out
+    assert "31 files" in plan.out
     assert plan.err.startswith("Skipped 4 files that are not text (4 .png).")
     assert not (user.folder / "site.retrodb").exists()
+    failed = user.types(f"retrodb build site.retrodb site {options} --yes", code=1).out
+    assert "draft.md" in failed
+    assert "--max-reject-rate" in failed
+    options += " --max-reject-rate 5%"
     assert "Next steps:" in user.types(f"retrodb build site.retrodb site {options} --yes").out
 
 

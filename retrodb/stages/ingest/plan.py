@@ -238,7 +238,9 @@ def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams) 
 
 def _remedy(reason: str, excerpt: str, rate: float) -> str:
     fields = f"In the first record, {excerpt}. " if reason in MISSING_FIELD else ""
-    allowed = f"allow it with 'retrodb ingest --max-reject-rate' or max_reject_rate in a recipe (now {rate:g})"
+    allowed = (
+        f"allow it with '--max-reject-rate' of 'ingest' and 'build', or max_reject_rate in a recipe (now {rate:g})"
+    )
     return f"{fields}Repair the input, or {allowed}."
 
 
