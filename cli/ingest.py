@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 import click
+from click.core import ParameterSource
 
 from retrodb import errors
 from retrodb.config import IngestParams
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 
 def _all_if_none(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...] | None:
     return names or None
+
+
+def _given(options: IngestOptions) -> IngestOptions:
+    """The options that are on the command line. The others take the values that the source remembers."""
+    context = click.get_current_context()
+    for name in list(options):
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            del options[name]  # type: ignore[misc]
+    return options
 
 
 @click.command(
@@ -54,7 +64,7 @@ def _all_if_none(_ctx: click.Context, _param: click.Parameter, names: tuple[str,
     callback=_all_if_none,
     help="Field to keep as metadata. Repeat the option for several.  [default: keep all]",
 )
-@click.option("--drop-metadata", is_flag=True, help="Keep no metadata.")
+@click.option("--drop-metadata/--keep-metadata", default=False, help="Whether to keep no metadata at all.")
 @click.option("--marker", metavar="TEXT", help="Text that separates the documents in a plain-text file.")
 @click.option("--mirror", is_flag=True, help="Delete documents of the source that are no longer in the input.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
@@ -90,6 +100,11 @@ def _all_if_none(_ctx: click.Context, _param: click.Parameter, names: tuple[str,
     help="Size limit of one decompressed record in bytes.",
 )
 @reject_rate_option
+@click.option(
+    "--change-options",
+    is_flag=True,
+    help="Read the source with other options than in its last ingest, although that replaces or removes documents.",
+)
 @task_options
 def command(
     session: Session,
@@ -97,6 +112,7 @@ def command(
     database: str,
     inputs: tuple[str, ...],
     files_from: tuple[str, ...],
+    change_options: bool,
     workers: int | None,
     dry_run: bool,
     **options: Unpack[IngestOptions],
@@ -107,9 +123,13 @@ def command(
     added. Input files that were already read completely are skipped. So are binary files of an unknown format in folders.
 
     An input file that is cut off or damaged is rejected whole, and the others are read.
+
+    A source remembers the options that decide how its files are read. An option that is left out has the value of the last
+    ingest; an empty value ('') takes the default again. Other values that would replace documents are refused without
+    --change-options.
     """
     db = open_database(session, database, workers)
-    result = db.ingest(inputs, files_from=files_from, dry_run=dry_run, **options)
+    result = db.ingest(inputs, files_from=files_from, change_options=change_options, dry_run=dry_run, **_given(options))
     session.output.result(result)
     for note in result.notes:
         session.output.note(note)

@@ -53,6 +53,7 @@ class StageCommands(DatabaseBase):
         inputs: Sequence[str | Path],
         *,
         files_from: Sequence[str | Path] = (),
+        change_options: bool = False,
         dry_run: bool = False,
         **options: Unpack[IngestOptions],
     ) -> IngestResult:
@@ -60,20 +61,47 @@ class StageCommands(DatabaseBase):
 
         New documents that contain texts of a registered test set, or of held-out documents, are deleted in the same snapshot.
 
+        A source remembers the options that decide how files are read. One that is left out here has its remembered value.
+        An empty text takes its default again.
+
         Args:
             inputs: files, folders and globs.
             files_from: files with one input per line.
+            change_options: whether options that differ from the remembered ones may replace or remove documents.
 
         Raises:
+            UsageError: options differ from the remembered ones; names them, and counts the documents.
             InputError: a file cannot be read.
             TooManyRejects: more records were rejected than `max_reject_rate` allows.
         """
+        params = params_of(IngestParams, options)
+        given = {name for name, value in options.items() if value is not None}
+        return self._ingest(params, inputs, files_from, given, change_options=change_options, dry_run=dry_run)
+
+    def _ingest(
+        self,
+        params: IngestParams,
+        inputs: Sequence[str | Path],
+        files_from: Sequence[str | Path],
+        given: set[str] | None,
+        *,
+        change_options: bool,
+        dry_run: bool,
+    ) -> IngestResult:
+        """Ingest with parameters; `given` are the names of those that do not take the remembered value, None all."""
         from retrodb.stages.dedup.screened_ingest import run_screened_ingest
 
-        params = params_of(IngestParams, options)
+        names, lists = [str(i) for i in inputs], [str(f) for f in files_from]
         with self._lock(conflict_keys.ingest(params.source), "ingest"):
-            names, lists = [str(i) for i in inputs], [str(f) for f in files_from]
-            return run_screened_ingest(self._context, names, params, files_from=lists, dry_run=dry_run)
+            return run_screened_ingest(
+                self._context,
+                names,
+                params,
+                files_from=lists,
+                dry_run=dry_run,
+                given=given,
+                change_options=change_options,
+            )
 
     def dedup(
         self,

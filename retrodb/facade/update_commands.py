@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrodb.config import DEFAULT_MEMORY_BYTES
-from retrodb.facade.base import options_of
+from retrodb.config import DEFAULT_MEMORY_BYTES, IngestParams
+from retrodb.facade.base import options_of, params_of
 from retrodb.facade.maintenance_commands import MaintenanceCommands
 from retrodb.facade.read_commands import ReadCommands
 from retrodb.facade.stage_commands import StageCommands
@@ -101,8 +101,9 @@ class UpdateCommands(StageCommands, ReadCommands, MaintenanceCommands):
         return replace(recipe, embed=replace(recipe.embed, device=device)) if device else recipe
 
     def _ingest_source(self, source: SourceRecipe, *, dry_run: bool = False) -> IngestResult:
-        options = options_of(IngestOptions, source)
-        return self.ingest(source.inputs, files_from=source.files_from, dry_run=dry_run, **options)
+        # The recipe states all options of a source: one that it does not name has its default. An edited recipe is a wish.
+        params = params_of(IngestParams, options_of(IngestOptions, source))
+        return self._ingest(params, source.inputs, source.files_from, None, change_options=True, dry_run=dry_run)
 
 
 @dataclass(frozen=True)

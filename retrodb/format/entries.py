@@ -99,6 +99,7 @@ class SourceEntry(Entry):
 
     last_run: str
     mirror: str | None  # identity of the input that a mirror was made of; None after an ingest that added only
+    options: JsonObject | None = None  # how its files were read, see `stages/ingest/remembered.py`; None: not known
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ while the finished scans, which know no ids, are used again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from retrodb.config import IngestParams
 from retrodb.format.entries import QueriesEntry, TestsetEntry
@@ -26,17 +26,22 @@ def run_screened_ingest(
     *,
     files_from: Sequence[str] = (),
     dry_run: bool = False,
+    given: Collection[str] | None = None,
+    change_options: bool = False,
 ) -> IngestResult:
     """Ingest files into one source, and delete the new documents that leak a registered test set.
 
     The held-out documents are a test set too. Shards that an earlier command left unscreened are screened as well.
 
+    Args:
+        given, change_options: see `plan_ingest`.
+
     Raises:
-        UsageError, InputError: for invalid inputs or options.
+        UsageError, InputError: for invalid inputs or options, or options that differ from those of the last ingest.
         TooManyRejects: more records are rejected than `max_reject_rate` allows. Nothing is committed.
         ConflictError: another ingest of the source committed first.
     """
-    plan = plan_ingest(context, inputs, params, files_from=files_from)
+    plan = plan_ingest(context, inputs, params, files_from=files_from, given=given, change_options=change_options)
     if dry_run:
         return plan.result
     result = execute_ingest(context, plan, complete=_screen)

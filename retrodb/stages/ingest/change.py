@@ -17,6 +17,7 @@ from retrodb.format.parquet import write_table
 from retrodb.format.records import ShardRecord
 from retrodb.stages.ingest.inputs import IngestedFile, Inputs, inputs_table, mirror_identity
 from retrodb.stages.ingest.read_inputs import WHOLE_FILE
+from retrodb.stages.ingest.remembered import reading_options
 from retrodb.stages.ingest.tokenize import TokenizeResult, shard_task
 from retrodb.stages.ingest.upsert import Decisions, StaleDocuments
 from retrodb.stages.transaction import Transaction
@@ -102,4 +103,4 @@ def add_inputs(
         path = path_of("inputs", name=source, task=transaction.run.id)
         transaction.publish("inputs", path, partial(write_table, table=inputs_table(files)), name=source)
     mirror = mirror_identity(inputs) if params.mirror else None
-    transaction.set_entry(source, SourceEntry(transaction.run.id, mirror))
+    transaction.set_entry(source, SourceEntry(transaction.run.id, mirror, reading_options(params)))

@@ -9,7 +9,7 @@ Always: read = added + unchanged + superseded + duplicate + held out + rejected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -47,19 +47,22 @@ def run_ingest(
     *,
     files_from: Sequence[str] = (),
     dry_run: bool = False,
+    given: Collection[str] | None = None,
+    change_options: bool = False,
     complete: CompleteTransaction | None = None,
 ) -> IngestResult:
     """Ingest files into one source.
 
     Args:
+        given, change_options: see `plan_ingest`.
         complete: called before the commit, with the new shards in view. `dedup/screened_ingest.py` screens them here.
 
     Raises:
-        UsageError, InputError: for invalid inputs or options.
+        UsageError, InputError: for invalid inputs or options, or options that differ from those of the last ingest.
         TooManyRejects: more records are rejected than `max_reject_rate` allows. Nothing is committed.
         ConflictError: another ingest of the source committed first.
     """
-    plan = plan_ingest(context, inputs, params, files_from=files_from)
+    plan = plan_ingest(context, inputs, params, files_from=files_from, given=given, change_options=change_options)
     return plan.result if dry_run else execute_ingest(context, plan, complete=complete)
 
 

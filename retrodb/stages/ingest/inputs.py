@@ -56,6 +56,7 @@ class Inputs:
     mapping: str  # how records become documents: a file that is read with another mapping is another input
     skipped: tuple[IngestedFile, ...] = ()
     notes: tuple[str, ...] = ()  # what the user should know of the files
+    num_reread: int = 0  # of the files to read: those that were ingested whole with another mapping
 
     @property
     def plan(self) -> list[list[str]]:
@@ -101,7 +102,9 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
     digests = [identity(file_digest(f.disk_path), f.name, f.format) for f in files]
     mapping = identity({k: v for k, v in to_plain_object(params).items() if k not in _NOT_IN_MAPPING})
     all_inputs = Inputs(tuple(files), tuple(digests), mapping)
-    ingested = {file.digest: file for file in _ingested_files(view, params.source) if file.mapping == mapping}
+    known = _ingested_files(view, params.source)
+    ingested = {file.digest: file for file in known if file.mapping == mapping}
+    other = {file.digest for file in known} - ingested.keys()
     if params.mirror:
         entry = view.snapshot.entry(SourceEntry, params.source)
         is_same = entry is not None and entry.mirror == mirror_identity(all_inputs)
@@ -111,7 +114,8 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
         if file.stream is not None and i not in new:
             view.storage.delete(f"{TEMPORARY}/{os.path.basename(file.path)}")
     skipped = tuple(ingested[digest] for digest in digests if digest in ingested)
-    return Inputs(tuple(files[i] for i in new), tuple(digests[i] for i in new), mapping, skipped, notes)
+    num_reread = sum(digests[i] in other for i in new)
+    return Inputs(tuple(files[i] for i in new), tuple(digests[i] for i in new), mapping, skipped, notes, num_reread)
 
 
 def mirror_identity(inputs: Inputs) -> str:

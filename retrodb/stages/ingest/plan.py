@@ -8,8 +8,8 @@ database is written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,8 @@ from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
 from retrodb.stages.ingest.inputs import Inputs, find_inputs, keep_streams, shown_path
 from retrodb.stages.ingest.read_inputs import CRASHED, STAGE_VERSION, WHOLE_FILE, Segment
 from retrodb.stages.ingest.read_tasks import ReadRecord, read_files
-from retrodb.stages.ingest.upsert import OUTCOMES, Decisions, ExistingDocuments, decide
+from retrodb.stages.ingest.remembered import ChangeCounts, refuse_change, resolve_options
+from retrodb.stages.ingest.upsert import ADDED, HELD_OUT, OUTCOMES, Decisions, ExistingDocuments, decide
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.purged import purged_keys
 from retrodb.view.view import View
@@ -92,17 +93,31 @@ class IngestPlan:
 
 
 def plan_ingest(
-    context: Context, inputs: Sequence[str], params: IngestParams, *, files_from: Sequence[str] = ()
+    context: Context,
+    inputs: Sequence[str],
+    params: IngestParams,
+    *,
+    files_from: Sequence[str] = (),
+    given: Collection[str] | None = None,
+    change_options: bool = False,
 ) -> IngestPlan:
     """Read the inputs, and decide what happens to each record.
 
+    Args:
+        given: names of the options that the caller gave. The others are those of the source's last ingest, as far as they
+            decide how files are read. None: all were given.
+        change_options: whether options that differ from those of the last ingest may replace or remove documents.
+
     Raises:
-        UsageError, InputError: for invalid inputs or options.
+        UsageError, InputError: for invalid inputs or options, or options that differ from those of the last ingest.
         TooManyRejects: more records are rejected than `max_reject_rate` allows.
     """
-    _check(params)
     view = context.view()
+    options = resolve_options(view, params, given)
+    params = options.params
+    _check(params)
     files = find_inputs(view, inputs, files_from, params)
+    files = replace(files, notes=(*options.notes, *files.notes))
     if not files.files:
         return IngestPlan(view, params, files, None, _result(view, files, params, {}, REJECTS.empty_table()))
     run = open_run(context.storage, "ingest", _identity(view, files, params), context.clock)
@@ -118,7 +133,9 @@ def plan_ingest(
         purged_keys=purged_keys(view),
     )
     counts = _count(decisions, rejects)
-    _refuse(rejects, counts, params)
+    _refuse(rejects, counts, params, options.notes)
+    if not change_options:
+        refuse_change(params.source, options.changes, _change_counts(decisions, files))
     first_pass = FirstPass(run, segments, rejects, decisions, counts)
     return IngestPlan(view, params, files, first_pass, _result(view, files, params, counts, rejects))
 
@@ -213,7 +230,17 @@ def _count(decisions: Decisions, rejects: pa.Table) -> dict[str, int]:
     return counts
 
 
-def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams) -> None:
+def _change_counts(decisions: Decisions, files: Inputs) -> ChangeCounts:
+    stale = (decisions.stale, decisions.stale_held_out)
+    num_new = int(np.isin(decisions.outcomes, (ADDED, HELD_OUT)).sum())
+    return ChangeCounts(
+        num_superseded=sum(len(documents.superseded) for documents in stale),
+        num_removed=sum(len(documents.missing) for documents in stale),
+        num_added=num_new if files.num_reread else 0,  # perhaps the same documents again, by other ids
+    )
+
+
+def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams, notes: Sequence[str]) -> None:
     by_reason = _by_reason(rejects)
     unread = next((row for row in rejects.to_pylist() if row["reason"] in WHOLE_FILE), None)
     if unread is not None and params.mirror:
@@ -232,7 +259,7 @@ def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams) 
         raise TooManyRejects(
             f"{fault}{counts['rejected']:,} of {counts['read']:,} records were rejected ({reasons}); nothing was committed",
             where=where,
-            remedy=_remedy(first["reason"], first["excerpt"], params.max_reject_rate),
+            remedy=" ".join([*notes, _remedy(first["reason"], first["excerpt"], params.max_reject_rate)]),
         )
 
 

@@ -20,6 +20,7 @@ from retrodb.errors import InputError, MissingDependency, UsageError
 from retrodb.format.arrays import AnyArray
 from retrodb.format.entries import QueriesEntry
 from retrodb.format.json_codec import to_plain_object
+from retrodb.stages.queries.known_tokens import KnownTokens
 from retrodb.stages.queries.packing import PackedSequence
 from retrodb.store.digest import identity, xxh3_file
 from retrodb.view.id_list import read_id_lines
@@ -48,13 +49,14 @@ class MegatronPacking:
         packing = to_plain_object(self)
         return QueriesEntry(self.kind, seq_length=self.seq_length, tokenizer=tokenizer, megatron=packing)
 
-    def state(self, view: View) -> str:
-        """A digest of the files. Of the tokens, which can be terabytes, only their size enters it.
+    def state(self, view: View, known: KnownTokens) -> str:
+        """A digest of the files. Of the tokens, which can be terabytes, only their size enters it; they are
+        checked when they are read.
 
         Raises:
             InputError: when a file does not exist.
         """
-        del view
+        del view, known
         for path in [*(f"{prefix}.{end}" for prefix in self.prefixes for end in ("bin", "idx")), *self.doc_ids]:
             if not Path(path).is_file():
                 raise InputError(
@@ -124,7 +126,10 @@ class MegatronSequences:
             sample = self.dataset[number]
             documents = np.unique(sample["document_ids"])
             tokens = np.asarray(sample["text"][: self._packing.seq_length], dtype=np.int64)
-            yield PackedSequence(tokens, self._named(int(sample.get("dataset_id", 0)), documents.tolist()))
+            prefix = int(sample.get("dataset_id", 0))
+            names, file = self._named(prefix, documents.tolist()), f"{self._packing.prefixes[prefix]}.bin"
+            place = f"sample {number} of subset {self._packing.subset} (documents {documents[0]} to {documents[-1]})"
+            yield PackedSequence(tokens, names, file, place)
 
     def _named(self, prefix: int, documents: Sequence[int]) -> list[str]:
         if not self._names:

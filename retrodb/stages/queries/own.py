@@ -18,6 +18,7 @@ from retrodb.format.entries import QueriesEntry
 from retrodb.format.json_codec import to_plain_object
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import parse_settings
+from retrodb.stages.queries.known_tokens import KnownTokens
 from retrodb.stages.queries.packing import PackedSequence
 from retrodb.store.digest import identity
 from retrodb.store.snapshots import read_snapshot
@@ -37,8 +38,9 @@ class OwnPacking:
         packing = to_plain_object(self)
         return QueriesEntry(self.kind, seq_length=self.seq_length, tokenizer=tokenizer, sequences=packing)
 
-    def state(self, view: View) -> str:
-        """A digest of everything that the sequences follow from."""
+    def state(self, view: View, known: KnownTokens) -> str:
+        """A digest of everything that the sequences follow from. Their tokens are read later."""
+        del known
         kinds = ("documents", "tokens", "tombstones")
         return identity([record.path for kind in kinds for record in view.manifest.files(kind)])
 
@@ -72,11 +74,11 @@ class OwnSequences:
         """Sequences number `start` up to `stop`."""
         first, last = start * self._length, min(stop * self._length, self.num_tokens)
         tokens, document_ids = self._stream(first, last)
-        for begin in range(0, last - first, self._length):
+        for number, begin in enumerate(range(0, last - first, self._length), start):
             sequence = slice(begin, begin + self._length)
             documents = self._view.chunks.documents(np.unique(document_ids[sequence]))
             names = [f"{document['source']}/{document['doc_id']}" for document in documents if document]
-            yield PackedSequence(tokens[sequence], names)
+            yield PackedSequence(tokens[sequence], names, self._view.storage.url, f"sequence {number}")
 
     def _stream(self, first: int, last: int) -> tuple[Int64Array, Int64Array]:
         """The tokens from `first` up to `last` of all, and the first chunk id of the document of each."""

@@ -19,6 +19,7 @@ from retrodb.format.entries import QueriesEntry
 from retrodb.format.json_codec import to_plain
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
+from retrodb.stages.queries.known_tokens import KnownTokens
 from retrodb.stages.queries.megatron import SUBSETS, MegatronPacking, parse_blend
 from retrodb.stages.queries.own import OwnPacking
 from retrodb.stages.queries.packed_task import (
@@ -157,12 +158,18 @@ def plan_add_packed(context: Context, name: str, packing: AnyPacking, *, tokeniz
     check_name(name)
     view = context.view()
     m = view.settings.chunk_tokens
-    if packing.seq_length < m or packing.seq_length % m:
+    is_own_length = isinstance(packing, TokenPacking)  # whose `state` compares it
+    if not is_own_length and (packing.seq_length < m or packing.seq_length % m):
         raise UsageError(
             f"sequences of {packing.seq_length} tokens do not divide into chunks", remedy=f"Give a multiple of {m}."
         )
-    digest = sequence_tokenizer(context.storage.url, tokenizer, view.settings.tokenizer_sha256).digest
-    return PackedPlan(view, name, packing, tokenizer, _RunPlan(name, packing.state(view), packing.entry(digest)))
+    own_digest = view.settings.tokenizer_sha256
+    loaded = sequence_tokenizer(context.storage.url, tokenizer, own_digest)
+    if tokenizer and isinstance(packing, OwnPacking) and loaded.digest != own_digest:
+        what = "--sequences packs the database's own documents, whose tokens are not of this tokenizer"
+        raise UsageError(what, where=tokenizer, remedy="Leave --tokenizer out.")
+    state = packing.state(view, KnownTokens(loaded))
+    return PackedPlan(view, name, packing, tokenizer, _RunPlan(name, state, packing.entry(loaded.digest)))
 
 
 def execute_add_packed(context: Context, plan: PackedPlan) -> QueriesResult:

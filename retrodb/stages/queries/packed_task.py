@@ -27,6 +27,7 @@ from retrodb.format.schemas import ROLE_TEXT
 from retrodb.format.settings import Settings, parse_settings
 from retrodb.stages.ingest.shard import DocumentBatch, write_shards
 from retrodb.stages.ingest.tokenize import load_tokenizer, query_paths
+from retrodb.stages.queries.known_tokens import KnownTokens
 from retrodb.stages.queries.megatron import MegatronPacking, MegatronSequences
 from retrodb.stages.queries.own import OwnPacking, OwnSequences
 from retrodb.stages.queries.packing import PackedSequence, Sequences
@@ -68,7 +69,7 @@ def run_packed_task(storage: Storage, task: Task[PackedPayload, NoResult], clock
     """Write a range of sequences as one shard of the query set.
 
     Raises:
-        MismatchError: when the files of the database cannot hold the tokens.
+        MismatchError: for tokens that the tokenizer does not have, or that the files of the database cannot hold.
     """
     payload = task.payload
     settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
@@ -121,10 +122,14 @@ class Detokenizer:
 
 def _batches(storage: Storage, payload: PackedPayload, settings: Settings) -> Iterator[DocumentBatch]:
     sequences = open_sequences(storage.url, payload.source)
-    text_of = Detokenizer(sequence_tokenizer(storage.url, payload.tokenizer, payload.tokenizer_digest))
+    tokenizer = sequence_tokenizer(storage.url, payload.tokenizer, payload.tokenizer_digest)
+    text_of, known = Detokenizer(tokenizer), KnownTokens(tokenizer)
     end = payload.first + payload.num_sequences
     for start in range(payload.first, end, _BATCH_SEQUENCES):
         batch = list(sequences.read(start, min(start + _BATCH_SEQUENCES, end)))
+        for sequence in batch:
+            known.refuse_others(sequence.tokens, where=sequence.file, place=sequence.place)
+            _refuse_wide(sequence, settings)
         yield _batch(batch, start, payload.name, settings, text_of)
 
 
@@ -140,7 +145,6 @@ def _batch(
     first_row = np.cumsum(sizes) - sizes
     position = np.arange(int(sizes.sum())) - np.repeat(first_row, sizes)
     tokens = np.concatenate([sequence.tokens for sequence in sequences])
-    _refuse_wide(tokens, settings)
     starts = np.repeat(np.cumsum(lengths) - lengths, sizes) + position * m
     offsets = np.append(starts, len(tokens))
     texts = [text_of(tokens[a:b]) for a, b in pairwise(offsets.tolist())]
@@ -164,11 +168,12 @@ def _batch(
     return document_batch(name, doc_ids, pa.array(whole, pa.large_string()), metadata, chunks)
 
 
-def _refuse_wide(tokens: Int64Array, settings: Settings) -> None:
+def _refuse_wide(sequence: PackedSequence, settings: Settings) -> None:
     """Raises MismatchError when the files of the database cannot hold the tokens."""
-    largest = int(tokens.max(initial=0))
-    if largest > np.iinfo(settings.token_dtype).max or tokens.min(initial=0) < 0:
+    largest = int(sequence.tokens.max(initial=0))
+    if largest > np.iinfo(settings.token_dtype).max:
         raise MismatchError(
-            f"token {largest} of the sequences does not fit the database's tokens ({settings.token_dtype})",
+            f"{sequence.place}: the id {largest} does not fit the database's tokens ({settings.token_dtype})",
+            where=sequence.file,
             remedy="Use a database with the tokenizer of the training set.",
         )

@@ -15,6 +15,8 @@ class PackedSequence:
 
     tokens: Int64Array  # at most the sequence length
     documents: Sequence[str]  # `source/id` of the documents in it, as far as their names are known
+    file: str  # that the tokens come from
+    place: str  # of the sequence in this file, such as "row 3"
 
 
 class Sequences(Protocol):

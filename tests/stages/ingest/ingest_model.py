@@ -43,11 +43,17 @@ def write_json_lines(path: Path, documents: Mapping[str, str]) -> Path:
 
 
 def ingest(
-    context: Context, *inputs: Path | str, source: str = "s", dry_run: bool = False, **params: Any
+    context: Context,
+    *inputs: Path | str,
+    source: str = "s",
+    dry_run: bool = False,
+    change_options: bool = False,
+    **params: Any,
 ) -> IngestResult:
     """Ingest and hold the result to its promise."""
     before = context.view()
-    result = run_ingest(context, [str(i) for i in inputs], IngestParams(source, **params), dry_run=dry_run)
+    names, parameters = [str(i) for i in inputs], IngestParams(source, **params)
+    result = run_ingest(context, names, parameters, dry_run=dry_run, change_options=change_options)
     parts = (
         result.num_added,
         result.num_unchanged,

@@ -84,7 +84,7 @@ def test_file_under_another_mapping_is_another_input(context: Context, tmp_path:
     file = tmp_path / "a.jsonl"
     file.write_text('{"id": "1", "text": "a text", "title": "a title"}\n')
     ingest(context, file)
-    assert ingest(context, file, text_field="title").num_superseded == 1
+    assert ingest(context, file, text_field="title", change_options=True).num_superseded == 1
     assert documents(context) == {("s", "1"): "a title"}
 
 
