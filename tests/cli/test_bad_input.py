@@ -184,7 +184,7 @@ def test_a_second_writer_of_a_source_is_refused(empty: Path, corpus: Path, fresh
     ("number", "code", "message"),
     [
         (errno.ENOSPC, errors.EXIT_NO_SPACE, "Free some space and run the same command again"),
-        (errno.EROFS, errors.EXIT_ERROR, "no permission to write here"),
+        (errno.EROFS, errors.EXIT_ERROR, "the file system is mounted read-only"),
     ],
 )
 def test_a_full_or_read_only_disk_keeps_the_old_snapshot_and_a_rerun_succeeds(
@@ -214,7 +214,7 @@ def test_a_read_only_directory_is_refused(tmp_path: Path, tokenizer: Path) -> No
     tmp_path.chmod(0o555)
     done = run("init", tmp_path / "db", "--tokenizer", tokenizer)
     assert done.code == errors.EXIT_ERROR
-    assert "no permission to write here" in done.err
+    assert "the file system is mounted read-only" in done.err
 
 
 def test_a_newer_format_is_refused(empty: Path, fresh: Fresh) -> None:

@@ -43,7 +43,7 @@ def test_a_project_has_a_table_for_each_subset(built: Path, tmp_path: Path) -> N
         ("valid", "self"),
     ]
     assert planned["subsets"][1]["num_samples"] == 2
-    assert "train with --split" in ok(*arguments, *tables).out
+    assert "train with Megatron's split" in ok(*arguments, *tables).out
 
 
 def test_own_documents_are_packed_as_queries(built: Path, fresh: Callable[[Path], Path]) -> None:
