@@ -152,7 +152,9 @@ def is_ours(path: str) -> bool:
     return kind_of(path) is not None or is_temporary(path) or bool(_OTHERS.fullmatch(path))
 
 
-_OTHERS = re.compile(r"locks/[A-Za-z0-9._-]+\.(?:lock|json)|quarantine/.+|recipe\.toml")
+_OTHERS = re.compile(
+    r"locks/[A-Za-z0-9._-]+\.(?:lock|json)|quarantine/.+|recipe\.toml|demo/(?:corpus\.jsonl|test\.jsonl|tokenizer\.json|export/.+)"
+)
 
 COLLECTED = {kind.pattern.partition("/")[0] for kind in KINDS.values() if "/" in kind.pattern} - {"snapshots", "heads"}
 """The folders of the files that snapshots name."""
