@@ -7,7 +7,7 @@ plan decides which rows are computed together: it has their windows and token bu
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,7 +22,7 @@ from retrodb.stages.embed.codes_only import PreparedCodes, prepare_codes
 from retrodb.stages.embed.embed_plan import EmbedPlan, EmbedResult, plan_embed
 from retrodb.stages.embed.pending import PendingRows, own_ids
 from retrodb.stages.embed.rate import estimate_rates, measure_rates
-from retrodb.stages.embed.reuse import ReusableVectors, VectorFile, find_reusable
+from retrodb.stages.embed.reuse import ReusableVectors, VectorFile, find_reusable_in_groups
 from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder
 from retrodb.stages.embed.task import KIND, STAGE_VERSION, EmbedPayload, EncodingTotals, run_embed_task
 from retrodb.stages.transaction import Transaction
@@ -119,7 +119,11 @@ def _embed(
         transaction.set_entry(plan.space, plan.entry)
     codes = None if keeps_vectors else prepare_codes(transaction, plan, encoder)
     totals, start = EncodingTotals(), time.perf_counter()
-    tasks = [_task(transaction, plan, encoder, part, codes) for part in plan.pending]
+    reusable = _reusable_vectors(plan, codes.samples if codes else ())
+    tasks = [
+        _task(transaction, plan, encoder, part, vectors, codes)
+        for part, vectors in zip(plan.pending, reusable, strict=True)
+    ]
     function = partial(run_embed_task, params=plan.params, hardware=hardware, totals=totals)
     engine = context.engine.with_processes(hardware.gpus)
     records = transaction.run_tasks(tasks, function, engine=engine, unit="chunks", rate_of="tokens")
@@ -138,12 +142,16 @@ def _embed(
 
 
 def _task(
-    transaction: Transaction, plan: EmbedPlan, encoder: Encoder, pending: PendingRows, codes: PreparedCodes | None
+    transaction: Transaction,
+    plan: EmbedPlan,
+    encoder: Encoder,
+    pending: PendingRows,
+    reusable: ReusableVectors,
+    codes: PreparedCodes | None,
 ) -> Task[EmbedPayload, NoResult]:
     """The task for one file of chunks. Where vectors are reused, their places are published in the run's folder."""
     for record in (pending.chunks, pending.hashes):
         plan.view.files.open(record)
-    reusable = _reusable_vectors(plan, pending, codes.samples if codes else ())
     origins = None
     if len(reusable.origins):
         file = f"reuse/{pending.query_set}-{pending.chunks.first_chunk}.npy"
@@ -166,9 +174,9 @@ def _task(
     return KIND.task(payload, [identity(reusable.origins.tobytes().hex())], len(pending.rows))
 
 
-def _reusable_vectors(plan: EmbedPlan, pending: PendingRows, samples: Sequence[VectorFile]) -> ReusableVectors:
-    """Vectors in the space, or in a sample, of the texts of pending rows."""
-    hashes = plan.view.query_set(pending.query_set).text_hashes(pending.ids)
+def _reusable_vectors(plan: EmbedPlan, samples: Sequence[VectorFile]) -> Iterator[ReusableVectors]:
+    """For each part of the pending rows the vectors in the space, or in a sample, of its texts."""
     records = plan.view.coverage("vectors", plan.space).records
     files = [VectorFile(record.path, record.first_chunk + record.row_set.present) for record in records]
-    return find_reusable(plan.view.chunks, [*files, *samples], hashes)
+    hashes = (plan.view.query_set(part.query_set).text_hashes(part.ids) for part in plan.pending)
+    return find_reusable_in_groups(plan.view.chunks, [*files, *samples], hashes)

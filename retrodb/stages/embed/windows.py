@@ -42,7 +42,7 @@ class TextFile:
 class EncodedWindows:
     """The vectors of N texts, in windows on disk."""
 
-    arrays: list[Float16Array]  # memory-mapped; all but the last have `window_rows` rows
+    arrays: list[Float16Array]  # memory-mapped, except an only window; all but the last have `window_rows` rows
     num_tokens: int  # of the encoder, special tokens included
     num_truncated: int  # texts of which only the beginning was read
     num_flops: float  # of the windows that were computed now, not read from an earlier attempt
@@ -64,6 +64,8 @@ def encode_windows(
 ) -> EncodedWindows:
     """Encode texts window by window. Windows that an earlier attempt finished are verified and reused.
 
+    The only window of a small task is not stored: nothing would be computed between it and the output of the task.
+
     Args:
         folder: where the windows are stored, inside the run's folder.
 
@@ -81,7 +83,8 @@ def encode_windows(
             batch = next(batches)
             num_flops += encoder.num_flops(batch.num_tokens_N)
             num_rows, num_tokens = num_rows + len(batch.num_tokens_N), num_tokens + batch.num_tokens
-            window = _store_window(storage, folder, number, batch)
+            is_only = len(spans) == 1  # the caller publishes it at once
+            window = _unstored(batch) if is_only else _store_window(storage, folder, number, batch)
         stored.append(window)
     return EncodedWindows(
         arrays=[vectors for vectors, _ in stored],
@@ -130,6 +133,10 @@ def _store_window(
     record = _WindowRecord(batch.num_tokens, batch.num_truncated, file.digest.xxh3)
     storage.write(f"{folder}/{number:05d}.json", to_json(record))
     return map_array(storage.local(path)), record
+
+
+def _unstored(batch: EncodedBatch) -> tuple[Float16Array, _WindowRecord]:
+    return batch.vectors_ND, _WindowRecord(batch.num_tokens, batch.num_truncated, b"")
 
 
 def _read_window(storage: Storage, folder: str, number: int) -> tuple[Float16Array, _WindowRecord] | None:
