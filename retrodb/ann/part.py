@@ -16,7 +16,6 @@ part.json                                          rows, dimension, metric, code
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +30,7 @@ from retrodb.ann.codebook import Codebook
 from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
 from retrodb.ann.metric import check_vectors
 from retrodb.errors import DamagedFileError, MissingFileError
-from retrodb.format.arrays import AnyArray, ByteArray, Float32Array, Int32Array, Int64Array, VectorArray
+from retrodb.format.arrays import ByteArray, Float32Array, Int32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
 from retrodb.format.part_files import (
     ARRAY_FILES,
@@ -125,7 +124,7 @@ def build_part(
         codes_ND[start : start + len(rows)], scales_N2[start : start + len(rows)] = quantize(
             np.asarray(vectors_ND[rows], dtype=np.float32)
         )
-    finish_part(folder, meta, order_N, offsets_L1, (lists_NA, codes_ND, scales_N2))
+    finish_part(folder, meta, order_N, offsets_L1)
     return meta
 
 
@@ -149,13 +148,11 @@ def create_store(folder: Path, meta: PartMeta) -> tuple[NDArray[np.int8], Float3
     return codes, open_memmap(folder / SCALES_FILE, mode="w+", dtype=np.float32, shape=(meta.rows, 2))
 
 
-def finish_part(
-    folder: Path, meta: PartMeta, order_N: Int64Array, offsets_L1: Int64Array, mapped: Sequence[AnyArray]
-) -> None:
-    """Write the rest of a part: its order and description, and the arrays that are mapped for writing."""
-    for array in mapped:
-        assert isinstance(array, np.memmap)
-        array.flush()
+def finish_part(folder: Path, meta: PartMeta, order_N: Int64Array, offsets_L1: Int64Array) -> None:
+    """Write the rest of a part: its order and description.
+
+    The arrays that are mapped for writing need no flush: publishing a file writes its mapped pages to the disk too.
+    """
     np.save(folder / ORDER_FILE, order_N)
     np.save(folder / OFFSETS_FILE, offsets_L1)
     (folder / META_FILE).write_text(json.dumps(asdict(meta), sort_keys=True) + "\n", encoding="utf-8")
