@@ -29,8 +29,9 @@ def update_step(step: UpdateStep) -> str:
 
 
 def update_result(result: UpdateResult) -> str:
-    """A summary."""
-    return f"{result.database}: {result.outcome} in {format_duration(result.elapsed_s)}, snapshot {result.snapshot}"
+    """A summary, and the notes."""
+    summary = f"{result.database}: {result.outcome} in {format_duration(result.elapsed_s)}, snapshot {result.snapshot}"
+    return "\n".join([summary, *result.notes])
 
 
 def update_plan(plan: UpdatePlan) -> str:

@@ -25,6 +25,7 @@ from retrodb.config import NeighboursParams
 from retrodb.errors import EXIT_OK, RetroDBError, UsageError
 from retrodb.export.refresh import ExportInfo, RefreshResult
 from retrodb.format.entries import IndexEntry, QueriesEntry, SpaceEntry, TableEntry
+from retrodb.maintain.compact.proposal import propose_compaction
 from retrodb.maintain.update.metrics import UpdateMetrics, write_metrics
 from retrodb.maintain.update.recipe import Recipe, TableRecipe
 from retrodb.stages.context import Context
@@ -59,6 +60,7 @@ class UpdateResult:
     elapsed_s: float
     steps: tuple[UpdateStep, ...]
     exit_code: int = EXIT_OK  # exit code of the first step that failed
+    notes: tuple[str, ...] = ()  # what would make the next commands faster
 
 
 Report: TypeAlias = Callable[[UpdateStep], None]
@@ -110,7 +112,8 @@ def run_update(context: Context, recipe: Recipe, stages: Stages, report: Report 
     if hook:
         attempt("hook", hook, partial(_run_hook, context, recipe, hook, FAILED if has_failed else DONE))
     failed = [step for step in steps if step.outcome == FAILED]
-    after = context.view().snapshot.number
+    view = context.view()
+    after, proposal = view.snapshot.number, propose_compaction(view)
     return UpdateResult(
         database=context.storage.url,
         snapshot=after,
@@ -118,6 +121,7 @@ def run_update(context: Context, recipe: Recipe, stages: Stages, report: Report 
         elapsed_s=time.monotonic() - started,
         steps=tuple(steps),
         exit_code=failed[0].exit_code if failed else EXIT_OK,
+        notes=(proposal,) if proposal else (),
     )
 
 
