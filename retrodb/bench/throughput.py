@@ -33,7 +33,7 @@ from retrodb.stages.index.command import run_index
 from retrodb.stages.ingest.command import run_ingest
 from retrodb.stages.init import run_init
 from retrodb.stages.neighbours.command import run_neighbours
-from retrodb.store.storage import open_storage
+from retrodb.store.open_storage import open_storage
 from retrodb.view.document_blocks import document_texts
 from retrodb.view.view import View
 

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from retrodb.engine.run import Engine, Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.errors import WorkerDied
-from retrodb.store.storage import open_storage
+from retrodb.store.open_storage import open_storage
 
 
 class LocalEngine(Engine):

@@ -6,8 +6,10 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from retrodb.config import from_mapping
@@ -20,8 +22,10 @@ from retrodb.format.entries import SpaceEntry
 from retrodb.stages.context import Context
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.lock import advisory_lock
+from retrodb.store.open_storage import open_storage
+from retrodb.store.scratch import ScratchStorage, is_read_only
 from retrodb.store.snapshots import head_number
-from retrodb.store.storage import LocalStorage, Storage, open_storage
+from retrodb.store.storage import LocalStorage, Storage
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -75,6 +79,16 @@ class DatabaseBase:
     def view(self, as_of: int | None = None) -> View:
         """The newest snapshot, or an older one, to read from in Python."""
         return self._context.view(as_of)
+
+    @contextmanager
+    def _planning(self, dry_run: bool) -> Iterator[Context]:
+        """The context of a command. On a read-only file system, the work of a dry run goes to a temporary folder."""
+        storage = self._context.storage
+        if not (dry_run and isinstance(storage, LocalStorage) and is_read_only(storage)):
+            yield self._context
+            return
+        with TemporaryDirectory(prefix="retrodb-dry-run-") as folder:
+            yield replace(self._context, storage=ScratchStorage(Path(folder), storage))
 
     def _check_space(self, space: str | None, as_of: int | None = None) -> None:
         """Raises UsageError for a space that does not exist, with the names of those that do."""

@@ -92,9 +92,9 @@ class StageCommands(DatabaseBase):
         from retrodb.stages.dedup.screened_ingest import run_screened_ingest
 
         names, lists = [str(i) for i in inputs], [str(f) for f in files_from]
-        with self._lock(conflict_keys.ingest(params.source), "ingest"):
+        with self._lock(conflict_keys.ingest(params.source), "ingest"), self._planning(dry_run) as context:
             return run_screened_ingest(
-                self._context,
+                context,
                 names,
                 params,
                 files_from=lists,
@@ -119,9 +119,9 @@ class StageCommands(DatabaseBase):
         """
         from retrodb.stages.dedup.command import run_dedup
 
-        with self._lock(conflict_keys.dedup(name or "all"), "dedup"):
+        with self._lock(conflict_keys.dedup(name or "all"), "dedup"), self._planning(dry_run) as context:
             return run_dedup(
-                self._context, [Path(f) for f in against], params_of(DedupParams, options), name=name, dry_run=dry_run
+                context, [Path(f) for f in against], params_of(DedupParams, options), name=name, dry_run=dry_run
             )
 
     def near_duplicates(
@@ -131,8 +131,8 @@ class StageCommands(DatabaseBase):
         from retrodb.stages.dedup.near_duplicates import run_near_duplicates
 
         params = params_of(NearDuplicatesParams, options)
-        with self._lock(conflict_keys.near_duplicates(), "dedup"):
-            return run_near_duplicates(self._context, params, dry_run=dry_run)
+        with self._lock(conflict_keys.near_duplicates(), "dedup"), self._planning(dry_run) as context:
+            return run_near_duplicates(context, params, dry_run=dry_run)
 
     def embed(
         self,
@@ -200,9 +200,9 @@ class StageCommands(DatabaseBase):
         """Add documents as a query set: their chunks get neighbours, but are not part of the database."""
         from retrodb.stages.queries.command import run_add_queries
 
-        with self._lock(conflict_keys.queries(name), "queries"):
+        with self._lock(conflict_keys.queries(name), "queries"), self._planning(dry_run) as context:
             return run_add_queries(
-                self._context, name, [Path(f) for f in files], text_template=text_template, dry_run=dry_run
+                context, name, [Path(f) for f in files], text_template=text_template, dry_run=dry_run
             )
 
     def add_packed_queries(
@@ -226,8 +226,8 @@ class StageCommands(DatabaseBase):
 
         chosen = packing_of(**packing)
         num_names, num_known = count_known_names(self.view(), chosen, allow_unknown=allow_unknown)
-        with self._lock(conflict_keys.queries(name), "queries"):
-            result = run_add_packed(self._context, name, chosen, tokenizer=tokenizer, dry_run=dry_run)
+        with self._lock(conflict_keys.queries(name), "queries"), self._planning(dry_run) as context:
+            result = run_add_packed(context, name, chosen, tokenizer=tokenizer, dry_run=dry_run)
         return replace(result, num_names=num_names, num_known_names=num_known)
 
     def neighbours(

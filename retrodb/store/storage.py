@@ -232,18 +232,6 @@ def translate_os_error(error: OSError, where: str) -> RetroDBError:
     return RetroDBError(reason, where=where, remedy="Run the same command again: finished work is kept.")
 
 
-def open_storage(url: str) -> Storage:
-    """The storage of a URL; a plain path is a local directory.
-
-    Raises:
-        RetroDBError: for a scheme this version does not know.
-    """
-    scheme, separator, _ = url.partition("://")
-    if separator and scheme != "file":
-        raise RetroDBError(f"storage scheme '{scheme}' is not supported", where=url, remedy="Use a local directory.")
-    return LocalStorage(url.removeprefix("file://"))
-
-
 def _missing(path: str) -> MissingFileError:
     return MissingFileError(
         "file is missing",

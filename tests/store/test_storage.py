@@ -12,7 +12,8 @@ import pytest
 
 from retrodb.errors import DamagedFileError, MissingFileError, NoSpaceError, RetroDBError
 from retrodb.store.lock import advisory_lock
-from retrodb.store.storage import TEMPORARY, LocalStorage, is_abandoned, is_temporary, open_storage
+from retrodb.store.open_storage import open_storage
+from retrodb.store.storage import TEMPORARY, LocalStorage, is_abandoned, is_temporary
 
 WRITERS, ROUNDS = 8, 50
 

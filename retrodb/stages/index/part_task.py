@@ -12,7 +12,8 @@ from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.index.publish_part import publish_part
-from retrodb.store.storage import Storage, open_storage
+from retrodb.store.open_storage import open_storage
+from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
 STAGE_VERSION = 2

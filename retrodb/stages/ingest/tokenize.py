@@ -140,7 +140,7 @@ def load_tokenizer(url: str, digest: str) -> Tokenizer:
     Args:
         digest: of the tokenizer. It distinguishes a database that was re-created at the same path.
     """
-    from retrodb.store.storage import open_storage
+    from retrodb.store.open_storage import open_storage
 
     del digest
     return Tokenizer.load(open_storage(url).local("tokenizer.json"))

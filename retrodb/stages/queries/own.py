@@ -21,8 +21,8 @@ from retrodb.format.settings import parse_settings
 from retrodb.stages.queries.known_tokens import KnownTokens
 from retrodb.stages.queries.packing import PackedSequence
 from retrodb.store.digest import identity
+from retrodb.store.open_storage import open_storage
 from retrodb.store.snapshots import read_snapshot
-from retrodb.store.storage import open_storage
 from retrodb.view.view import View
 
 

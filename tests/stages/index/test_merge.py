@@ -17,7 +17,7 @@ from retrodb.database import Database
 from retrodb.errors import RetroDBError
 from retrodb.stages.index.live_parts import live_parts, missing_rows, parts_of
 from retrodb.stages.index.merge import merge_task, run_merge_task, span_of
-from retrodb.store.storage import open_storage
+from retrodb.store.open_storage import open_storage
 
 Make = Callable[..., Database]
 SHARDS = 3

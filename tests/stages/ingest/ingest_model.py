@@ -17,7 +17,7 @@ from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.stages.ingest.command import run_ingest
 from retrodb.stages.ingest.plan import IngestResult
 from retrodb.stages.init import run_init
-from retrodb.store.storage import open_storage
+from retrodb.store.open_storage import open_storage
 from retrodb.view.chunk_set import ChunkSet
 
 CLOCK = "2026-01-01T00:00:00.000000+00:00"

@@ -15,7 +15,7 @@ from retrodb.corpus.readers import read_split
 from retrodb.database import create
 from retrodb.engine.local import LocalEngine
 from retrodb.stages.context import Context
-from retrodb.store.storage import open_storage
+from retrodb.store.open_storage import open_storage
 
 from .ingest_model import CLOCK, documents, ingest
 

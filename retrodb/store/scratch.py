@@ -1,0 +1,72 @@
+"""A storage for dry runs on a read-only file system: reads the database, and keeps what is written in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from retrodb.store.storage import LocalStorage
+
+SCHEME = "scratch://"
+_BASE_FILE = ".database"  # in the temporary folder: the path of the database, for other processes
+
+
+class ScratchStorage:
+    """Files of the temporary folder come before those of the database, where nothing is written or deleted."""
+
+    def __init__(self, folder: Path, base: LocalStorage) -> None:
+        self._folder, self._written, self._base = folder, LocalStorage(folder), base
+        (folder / _BASE_FILE).write_text(str(base.root), encoding="utf-8")
+
+    @staticmethod
+    def open(url: str) -> ScratchStorage:
+        """The storage of a URL, in another process."""
+        folder = Path(url.removeprefix(SCHEME))
+        return ScratchStorage(folder, LocalStorage((folder / _BASE_FILE).read_text(encoding="utf-8")))
+
+    def __hash__(self) -> int:
+        return hash((self._folder, self._base))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ScratchStorage) and (other._folder, other._base) == (self._folder, self._base)
+
+    @property
+    def url(self) -> str:
+        return f"{SCHEME}{self._folder}"
+
+    def _holder(self, path: str) -> LocalStorage:
+        return self._written if self._written.exists(path) else self._base
+
+    def read(self, path: str) -> bytes:
+        return self._holder(path).read(path)
+
+    def local(self, path: str) -> Path:
+        return self._holder(path).local(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        self._written.write(path, data)
+
+    def stage(self, path: str) -> AbstractContextManager[Path]:
+        return self._written.stage(path)
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        return not self._base.exists(path) and self._written.put_if_absent(path, data)
+
+    def exists(self, path: str) -> bool:
+        return self._holder(path).exists(path)
+
+    def list(self, prefix: str) -> list[str]:
+        written = (path for path in self._written.list(prefix) if path != _BASE_FILE)
+        return sorted({*self._base.list(prefix), *written})
+
+    def delete(self, path: str) -> None:
+        self._written.delete(path)
+
+    def remove_empty_folders(self, prefix: str) -> None:
+        self._written.remove_empty_folders(prefix)
+
+
+def is_read_only(storage: LocalStorage) -> bool:
+    """Whether nothing can be written where a database is."""
+    return storage.root.exists() and not os.access(storage.root, os.W_OK)

@@ -1,0 +1,48 @@
+"""Dry runs where nothing can be written: they say what the same dry run says elsewhere, and leave no file."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retrodb.facade import base
+
+from .conftest import ok
+
+COMMANDS: dict[str, Callable[[Path, Path], tuple[str | Path, ...]]] = {
+    "ingest": lambda database, corpus: ("ingest", database, corpus, "--source", "again", "--max-reject-rate", "1"),
+    "ingest with two workers": lambda database, corpus: (
+        *("ingest", database, corpus, "--source", "again", "--max-reject-rate", "1"),
+        *("--workers", "2"),
+    ),
+    "dedup": lambda database, corpus: ("dedup", database, "--against", corpus, "--name", "test-set"),
+    "near-duplicates": lambda database, _: ("dedup", database, "--near-duplicates"),
+    "queries add": lambda database, corpus: ("queries", "add", database, corpus, "--name", "more"),
+}
+
+
+def _files(root: Path) -> dict[Path, int]:
+    """All but locks, which a read-only file system does without."""
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if "locks" not in path.parts and path.is_file()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_dry_run_on_a_read_only_file_system(
+    name: str, built: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, database = (Path(shutil.copytree(built, tmp_path / name)) for name in ("elsewhere", "database"))
+    expected = ok(*COMMANDS[name](elsewhere, corpus), "--dry-run", "--json")
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(base, "is_read_only", lambda storage: True)
+    before = _files(database)
+    done = ok(*COMMANDS[name](database, corpus), "--dry-run", "--json")
+    assert done.rows == expected.rows
+    assert _files(database) == before
+    assert not list(scratch.iterdir())
