@@ -131,10 +131,6 @@ def command(
     db = open_database(session, database, workers)
     result = db.ingest(inputs, files_from=files_from, change_options=change_options, dry_run=dry_run, **_given(options))
     session.output.result(result)
-    for note in result.notes:
+    for note in result.all_notes(database):
         session.output.note(note)
-    if not result.num_rejected:
-        return None
-    hint = f" See {database}/{result.rejects_path} for the place and reason of each." if result.rejects_path else ""
-    session.output.note(f"{result.num_rejected:,} of {result.num_read:,} records were rejected.{hint}")
-    return errors.EXIT_REJECTS
+    return errors.EXIT_REJECTS if result.num_rejected else None

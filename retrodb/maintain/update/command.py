@@ -30,6 +30,7 @@ from retrodb.maintain.update.metrics import UpdateMetrics, write_metrics
 from retrodb.maintain.update.recipe import Recipe, TableRecipe
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET
+from retrodb.stages.ingest.plan import IngestResult
 from retrodb.store.snapshots import since
 from retrodb.store.storage import translate_os_error
 from retrodb.view.view import SELF, View
@@ -48,6 +49,7 @@ class UpdateStep:
     counts: dict[str, int] = field(default_factory=dict)  # sums over its commits
     error: str | None = None
     exit_code: int = EXIT_OK
+    notes: tuple[str, ...] = ()  # of an ingest: about its files, options and rejected records
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ def _attempt(context: Context, stage: str, name: str, command: Callable[[], obje
         elapsed_s = time.monotonic() - started
         return UpdateStep(stage, name, FAILED, elapsed_s, error=str(refusal), exit_code=refusal.exit_code)
     outcome = DONE if head.number > before.number or stage in _WITHOUT_COMMIT else NOTHING_NEW
-    return UpdateStep(stage, name, outcome, time.monotonic() - started, {k: n for k, n in counts.items() if n})
+    elapsed_s, shown = time.monotonic() - started, {key: count for key, count in counts.items() if count}
+    notes = result.all_notes(context.storage.url) if isinstance(result, IngestResult) else ()
+    return UpdateStep(stage, name, outcome, elapsed_s, shown, notes=tuple(notes))
 
 
 _WITHOUT_COMMIT = ("metrics", "hook")

@@ -63,6 +63,13 @@ class IngestResult:
     dry_run: bool = False
     notes: tuple[str, ...] = ()  # about the inputs: binary files that were skipped, patterns that matched no file
 
+    def all_notes(self, database: str) -> list[str]:
+        """The notes, and one about rejected records with the path of their list."""
+        if not self.num_rejected:
+            return list(self.notes)
+        hint = f" See {database}/{self.rejects_path} for the place and reason of each." if self.rejects_path else ""
+        return [*self.notes, f"{self.num_rejected:,} of {self.num_read:,} records were rejected.{hint}"]
+
 
 @dataclass(frozen=True)
 class FirstPass:
