@@ -124,7 +124,7 @@ def test_similarity_and_truncation_take_effect(make_model, normalize, similarity
     config = {"similarity_fn_name": similarity, "truncate_dim": truncate_dim}
     folder = make_model(**modules(normalize=normalize, **{"config_sentence_transformers.json": config}))
     if normalize and truncate_dim and similarity in ("dot", "euclidean"):
-        with pytest.raises(InputError, match=r"truncate_dim.*Give --normalise"):
+        with pytest.raises(InputError, match=r"truncate_dim.*Give 'retrodb embed --normalise'"):
             resolve(folder)
         assert resolve(folder, overrides=Overrides(normalise=True)).identity.normalise
         return
