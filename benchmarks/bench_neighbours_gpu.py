@@ -204,8 +204,8 @@ def main() -> None:
         )
         speed = len(rows) / join_s
         fraction = 2 * sizes[probed].sum() * options.dim / join_s / rate
-        beside = f"{speed / (len(sample) / exact_s):8.1f} {speed / (len(few) / major_s):14.1f}"
-        print(f"{nprobe:6} {recall(joined[sample], truth):7.3f} {speed:12,.0f} {fraction:8.3%} {beside}", flush=True)
+        ratios = f"{speed / (len(sample) / exact_s):8.1f} {speed / (len(few) / major_s):14.1f}"
+        print(f"{nprobe:6} {recall(joined[sample], truth):7.3f} {speed:12,.0f} {fraction:8.3%} {ratios}", flush=True)
     if device.startswith("cuda"):
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 

@@ -1,4 +1,4 @@
-"""Small models of random weights, made anew for each session."""
+"""Small models of random weights, made for each session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real corpora that lie beside the repository, where there are any."""
+"""The real corpora that lie next to the repository, where there are any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 def corpus(name: str) -> Path:
     """Where a corpus is; skips the test where there is none."""
     if not (DATA / name).exists():
-        pytest.skip(f"no {name} beside the repository")
+        pytest.skip(f"no {name} next to the repository")
     return DATA / name
 
 

@@ -68,12 +68,12 @@ def test_packages_of_a_room_import_those_before_them(room: str) -> None:
 
 def test_command_line_uses_only_the_facade() -> None:
     """Result types may be named in annotations, where nothing is loaded."""
-    beside = []
+    misplaced = []
     for path in sources("cli"):
         for name in imported_modules(path, with_type_checking=False):
             if name.startswith("retrodb.") and layer(name) not in CLI_MAY_IMPORT:
-                beside.append(f"{path.relative_to(ROOT)} imports {name}")
-    assert not beside
+                misplaced.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not misplaced
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -159,7 +159,7 @@ def test_start_loads_nothing_heavy(program: str) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """Processor time, the best of five: what the machine does beside it does not count."""
+    """Processor time, the best of five: other work of the machine does not count."""
     command = [sys.executable, "-c", "from retrodb_cli.main import main; main(['--help'])"]
     assert min(cpu_seconds(command) for _ in range(5)) < MAX_HELP_CPU_S
 

@@ -40,7 +40,7 @@ class Transaction:
     view: View  # that the command planned on
     run: Run
     command: str  # for the history
-    conflict_keys: ConflictKeys  # what the plan read, and besides entries changes
+    conflict_keys: ConflictKeys  # what the plan read, and what it changes in addition to entries
     arguments: dict[str, JsonValue]  # resolved parameters, for the history
     step_id: str | None = None  # identity of this commit, where its run makes several
     shards: list[NewShard] = field(default_factory=list)

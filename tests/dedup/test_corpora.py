@@ -22,7 +22,7 @@ from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.dedup.testset_items import read_test_items
 
-pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
+pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora next to the repository")]
 
 
 def archive_texts(name: str, folder: str = "") -> pa.LargeStringArray:

@@ -93,7 +93,7 @@ class NemoDataset:
 
 
 def read_nemo(out: Path) -> Iterator[Row]:
-    """`KNNIndex` beside two `MMapRetrievalIndexedDataset`; -1 is the last address, as in Python.
+    """`KNNIndex` next to two `MMapRetrievalIndexedDataset`; -1 is the last address, as in Python.
 
     Chunk 0 of the training data is the document of padding that `RETRODataset` asserts.
     """

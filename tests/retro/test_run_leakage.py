@@ -85,7 +85,7 @@ def test_the_command_prints_the_histogram(database: Database, capsys: pytest.Cap
 
 
 @pytest.mark.corpora
-@pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")
+@pytest.mark.skipif(not DATA.exists(), reason="no corpora next to the repository")
 def test_near_duplicates_of_books_leak_until_they_are_removed(
     make_database: Callable[..., Database], tmp_path: Path
 ) -> None:

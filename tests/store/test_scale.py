@@ -117,7 +117,7 @@ def test_id_to_file_and_position_stays_within_microseconds(large: Simulated) -> 
 def best_time(
     what: str, act: Callable[[], object], repeat: int = 3, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of the quickest of some runs: what the machine does beside it does not count."""
+    """Seconds of the quickest of some runs: other work of the machine does not count."""
     times = []
     for _ in range(repeat):
         start = clock()

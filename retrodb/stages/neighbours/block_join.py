@@ -152,7 +152,7 @@ def _blocks(
 
 
 def _part_bytes(part: LivePart) -> int:
-    """Memory that a part needs besides its mapped files: per row an id, a byte of the mask, and its exclusion keys (int64)."""
+    """Memory of a part without its mapped files: per row an id, a byte of the mask, and its exclusion keys (int64)."""
     return part.ids_N.nbytes + len(part.ids_N) * (1 + 8 * len(part.keys))
 
 

@@ -66,7 +66,7 @@ def query_ids(view: View, queries: str, space: str, span: ChunkRange) -> Int64Ar
 
 
 def table_dependencies(view: View, queries: str, space: str, params: NeighboursParams) -> TableDependencies:
-    """What the neighbours of a row follow from, besides the chunks. Where it differs, no row can be reused."""
+    """The inputs, other than the chunks, that decide the neighbours of a row. If they differ, no row can be reused."""
     documents = [
         record.path
         for record in (() if queries == SELF else view.manifest.files("queries", queries))

@@ -16,7 +16,7 @@ from retrodb.stages.dedup.clusters import read_documents, read_pairs
 from retrodb.stages.dedup.leak_report import CONTAINED
 from retrodb.stages.dedup.near_duplicates import REASON
 
-pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora beside the repository")]
+pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora next to the repository")]
 
 
 def new_database(folder: Path) -> Database:

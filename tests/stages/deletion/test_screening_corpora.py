@@ -20,7 +20,7 @@ from retrodb.database import Database
 from retrodb.view.where import documents_where
 
 POSTS = DATA / "toxicity"
-pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not POSTS.exists(), reason="no corpora beside the repository")]
+pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not POSTS.exists(), reason="no corpora next to the repository")]
 
 
 @pytest.fixture(scope="module")

@@ -61,11 +61,11 @@ def test_damaged_file_is_refused_whole_and_the_run_goes_on(
     assert "columns 1 and 2 are both named 'text'" in rows[1]["excerpt"]
     with pytest.raises(InputError, match=r"not a readable Parquet file.*, and --mirror would remove"):
         ingest(context, data, max_reject_rate=0.1, mirror=True)
-    table = pa.table({"id": ["p0"], "text": ["mended"]})
+    table = pa.table({"id": ["p0"], "text": ["corrected"]})
     pq.write_table(table, data / "b.parquet")
     (data / "c.csv").write_text("text,title\nwords,b\n")
-    mended = ingest(context, data)
-    assert (mended.num_skipped_inputs, mended.num_added) == (2, 2)
+    corrected = ingest(context, data)
+    assert (corrected.num_skipped_inputs, corrected.num_added) == (2, 2)
 
 
 def test_limit_counts_records_after_a_damaged_file(context: Context, tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def test_reader_that_crashes_costs_its_file_and_not_the_run(
         assert row["path"] == str(pages / "bad.html")
         with pytest.raises(InputError, match=r"bad\.html: its reader crashes, and --mirror"):
             ingest(context, pages / "bad.html", max_reject_rate=1.0, mirror=True)
-    mended = ingest(context, pages)
-    assert (mended.num_skipped_inputs, mended.num_added) == (2, 1)
+    corrected = ingest(context, pages)
+    assert (corrected.num_skipped_inputs, corrected.num_added) == (2, 1)
     assert {key for _, key in documents(context)} == {"a.html", "bad.html", "c.html"}
 
 
