@@ -283,13 +283,13 @@ def _testset(view: View, name: str, num_removed_chunks: int) -> TestSetInfo:
 
     entry = view.snapshot.existing(TestsetEntry, name)
     reports = [read_table(view.files.open(r), ["first_chunk", "removed"]) for r in view.manifest.files("reports", name)]
-    rows = [row for report in reports for row in report.to_pylist()]
+    removed = [report.filter(report.column("removed")).column("first_chunk").to_numpy() for report in reports]
     return TestSetInfo(
         testset=name,
         num_items=entry.items,
         rule=entry.params.rule,
-        num_hits=len(rows),
-        num_removed_documents=len({row["first_chunk"] for row in rows if row["removed"]}),
+        num_hits=sum(report.num_rows for report in reports),
+        num_removed_documents=len(np.unique(np.concatenate([np.empty(0, np.int64), *removed]))),
         num_removed_chunks=num_removed_chunks,
         num_unscreened_shards=len(view.unscreened_shards(name)),
     )
