@@ -35,7 +35,7 @@ _NO_TERMINAL = "Add '--yes' to build, or '--dry-run' to look."
 @click.command(
     cls=Command,
     example="retrodb build my.retrodb articles.jsonl.zst --tokenizer gpt2 --against wikitext103-test.jsonl",
-    exits=[*WRITING_EXITS, errors.EXIT_CONFLICT],
+    exits=[*WRITING_EXITS, errors.EXIT_CONFLICT, errors.EXIT_REJECTS],
 )
 @database_argument
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")

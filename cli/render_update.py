@@ -50,7 +50,7 @@ def build_plan(plan: BuildPlan) -> str:
 
 def build_result(result: BuildResult) -> str:
     """A summary, and commands to try."""
-    if result.exit_code:
+    if result.outcome == "failed":
         return "\n".join(
             [
                 "",

@@ -18,8 +18,10 @@ from .options import (
 )
 from .render_update import update_plan, update_result, update_step
 
+_EXITS = [*WRITING_EXITS, errors.EXIT_CONFLICT, errors.EXIT_REJECTS]
 
-@click.command(cls=Command, example="retrodb update my.retrodb --dry-run", exits=[*WRITING_EXITS, errors.EXIT_CONFLICT])
+
+@click.command(cls=Command, example="retrodb update my.retrodb --dry-run", exits=_EXITS)
 @database_argument
 @click.option("--config", metavar="FILE", help="Recipe file.  [default: recipe.toml inside DB]")
 @click.option(
@@ -43,7 +45,8 @@ def command(
     """Bring DB up to date with its recipe: run every stage over new and changed input.
 
     The stages are ingest, tag, filter, dedup, embed, index, neighbours and export. If a source fails, the others continue. If
-    a later stage fails, the update ends. If nothing is new, the exit code is 0. The file examples/recipe.toml of the project
+    a later stage fails, the update ends. If nothing is new, the exit code is 0. If records were rejected, and no more than the
+    source allows, it is 3. The file examples/recipe.toml of the project
     shows everything that a recipe can contain.
     """
     db = open_database(session, database, workers)

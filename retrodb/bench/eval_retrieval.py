@@ -21,6 +21,7 @@ from retrodb.stages.search.command import Searcher
 from retrodb.view.view import View
 
 NDCG_DEPTH = 10
+_MAX_HITS = 1 << 20  # of one search: bounds the memory where a query needs very many chunks
 _CHUNKS_PER_DOCUMENT = 4  # of the first search; later ones take more where a document has many chunks near a query
 
 Judgements = Mapping[str, Mapping[str, int]]
@@ -75,7 +76,7 @@ def run_eval_retrieval(
         remedy = "The ids of the queries must be those that the judgements name."
         raise InputError("no query has a relevant document", where=str(qrels), remedy=remedy)
     documents = set().union(*judgements.values())
-    missing = documents - _live_documents(view)
+    missing = documents - _live_documents(view, documents)
     if missing == documents:
         what = f"none of the {len(documents):,} judged documents is in the database, such as '{min(missing)}'"
         raise InputError(what, where=str(qrels), remedy="Judgements name a document by its id in its source.")
@@ -173,28 +174,41 @@ def _rankings(searcher: Searcher, texts: Sequence[str], depth: int, nprobe: int 
     """The first `depth` documents of every query by their nearest chunk; fewer when the space has no more."""
     vectors = searcher.encode(texts, device)
     rankings: list[list[str]] = [[] for _ in texts]
-    open_rows, width = np.arange(len(texts)), min(_CHUNKS_PER_DOCUMENT * depth, max(1, searcher.num_chunks))
-    while len(open_rows):
-        ids, _ = searcher.arrays(vectors[open_rows], width, nprobe=nprobe)
-        for row, nearest in zip(open_rows.tolist(), ids, strict=True):
-            documents = searcher.view.chunks.documents(nearest[nearest >= 0])
-            names = dict.fromkeys(document["doc_id"] for document in documents if document)  # keeps the order
-            rankings[row] = list(names)[:depth]
-        open_rows = open_rows[[len(rankings[row]) < depth for row in open_rows.tolist()]]
-        if width >= searcher.num_chunks:
+    rows, width = list(range(len(texts))), _CHUNKS_PER_DOCUMENT * depth
+    while rows and searcher.num_chunks:
+        width = min(width, searcher.num_chunks)
+        following: list[int] = []
+        num_rows = max(1, _MAX_HITS // width)
+        for block in (rows[first : first + num_rows] for first in range(0, len(rows), num_rows)):
+            ids, _ = searcher.arrays(vectors[block], width, nprobe=nprobe)
+            for row, nearest in zip(block, ids, strict=True):
+                documents = searcher.view.chunks.documents(nearest[nearest >= 0])
+                names = dict.fromkeys(document["doc_id"] for document in documents if document)  # keeps the order
+                rankings[row] = list(names)[:depth]
+                if len(rankings[row]) < depth:
+                    following.append(row)
+        if width == searcher.num_chunks:
             break
-        width = min(4 * width, searcher.num_chunks)
+        rows, width = following, 4 * width
     return rankings
 
 
-def _live_documents(view: View) -> set[str]:
-    """The ids of all documents with a live chunk."""
-    names: set[str] = set()
+def _live_documents(view: View, names: set[str]) -> set[str]:
+    """Those of some ids that a document with a live chunk has."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted, live = pa.array(sorted(names), pa.string()), set[str]()
     for record in view.chunks.ranges:
-        rows = np.flatnonzero(view.chunks.live_mask(record.first_chunk, record.num_chunks))
-        index = np.unique(view.chunks.layout(record).document_of(rows))
-        names.update(view.chunks.documents_table(record).column("doc_id").take(index[index >= 0]).to_pylist())
-    return names
+        ids = view.chunks.documents_table(record).column("doc_id")
+        is_wanted = pc.is_in(ids, value_set=wanted)
+        if pc.any(is_wanted).as_py():
+            rows = np.flatnonzero(view.chunks.live_mask(record.first_chunk, record.num_chunks))
+            index = np.unique(view.chunks.layout(record).document_of(rows))
+            is_live = np.zeros(len(ids), dtype=bool)
+            is_live[index[index >= 0]] = True
+            live.update(ids.filter(pc.and_(is_wanted, pa.array(is_live))).to_pylist())
+    return live
 
 
 def _mean(values: Iterable[float]) -> float:

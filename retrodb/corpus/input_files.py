@@ -7,8 +7,7 @@ import glob
 import os
 import stat
 import tarfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from retrodb.corpus.file_names import escape_name, matches_pattern
 from retrodb.corpus.readers import READERS, is_hidden
 from retrodb.corpus.readers.arrow import parquet_row_groups
 from retrodb.corpus.readers.formats import TEXT_FORMATS, detect_format, is_binary_content, is_tar
+from retrodb.corpus.skipped_files import SkippedFiles, count_skipped
 from retrodb.corpus.split import InputFile, Split
 from retrodb.corpus.streams import (
     BYTE_ORDER_MARK,
@@ -33,20 +33,6 @@ STANDARD_INPUT = "-"
 # Files without records in the folder of a dataset that `datasets` saved.
 DATASET_FILES = {"dataset_info.json", "dataset_dict.json", "state.json"}
 LINE_FORMATS = ("jsonl", "dolma")
-
-
-@dataclass(frozen=True)
-class SkippedFiles:
-    """Binary files of an unknown format, such as pictures, among the files of folders and globs."""
-
-    num_files: int
-    num_by_suffix: Mapping[str, int]  # ".png": 12; "" for names without a suffix
-    first: str  # path of the first
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in self.num_by_suffix.items())
-        files = "1 file that is" if self.num_files == 1 else f"{self.num_files:,} files that are"
-        return f"Skipped {files} not text ({kinds}). The first is {self.first}."
 
 
 @dataclass(frozen=True)
@@ -119,7 +105,7 @@ def find_files(
         first = escape_name(next(iter(skipped.values()), candidates[0].path))
         raise InputError(what, where=first, remedy="Check the inputs, and the patterns to include and exclude.")
     unmatched = tuple(pattern for pattern in (*include, *exclude) if pattern not in matched)
-    return FoundFiles(tuple(files.values()), _skipped_files(list(skipped.values())), unmatched)
+    return FoundFiles(tuple(files.values()), count_skipped(list(skipped.values())), unmatched)
 
 
 def _is_chosen(name: str, include: Sequence[str], exclude: Sequence[str], matched: set[str]) -> bool:
@@ -127,13 +113,6 @@ def _is_chosen(name: str, include: Sequence[str], exclude: Sequence[str], matche
     hits = {pattern for pattern in (*include, *exclude) if matches_pattern(name, pattern)}
     matched |= hits
     return (not include or not hits.isdisjoint(include)) and hits.isdisjoint(exclude)
-
-
-def _skipped_files(paths: Sequence[str]) -> SkippedFiles | None:
-    if not paths:
-        return None
-    suffixes = Counter(os.path.splitext(path)[1].lower() for path in paths)
-    return SkippedFiles(len(paths), dict(suffixes.most_common()), paths[0])
 
 
 def spool(stream: ByteSource, path: Path) -> None:

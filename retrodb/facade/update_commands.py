@@ -17,6 +17,7 @@ from retrodb.format.entries import DuplicatesEntry, SpaceEntry, TableEntry, Test
 from retrodb.options import (
     DedupOptions,
     EmbedOptions,
+    ExportOptions,
     IndexOptions,
     IngestOptions,
     NearDuplicatesOptions,
@@ -208,6 +209,7 @@ class _UpdateSteps:
 
         for export in self.recipe.exports:
             if not Path(export.out).exists():
-                yield export.out, partial(self.db.export, export.out, to=export.to, table=export.table)
+                options = options_of(ExportOptions, export)
+                yield export.out, partial(self.db.export, export.out, to=export.to, table=export.table, **options)
         for out in exports_to_refresh(self.db.view(), self.recipe, self.db.exports()):
             yield out, partial(self.db.refresh_export, out)

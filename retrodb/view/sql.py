@@ -86,7 +86,8 @@ def unique_columns(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 _READING = re.compile(
-    r"checksum|CRC|parquet|page|column|OSError|IOError|Arrow|thrift|zstd|decompress|deserialize", re.I
+    r"checksum|CRC|parquet|page|column|OSError|IOError|Arrow|thrift|zstd|decompress|deserialize|reading the stream",
+    re.I,
 )
 """Words of an error that may come from a damaged file, and not from the query."""
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +15,11 @@ from made_documents import made_text, write_documents
 from real_corpora import DATA
 
 import retrodb
+from retrodb.bench import eval_retrieval
 from retrodb.bench.eval_retrieval import document_recall, ndcg, read_judgements, read_qrels, reciprocal_rank
 from retrodb.database import Database
 from retrodb.errors import InputError, UsageError
+from retrodb.stages.search.command import Searcher
 from retrodb_cli.main import main
 
 EVAL = DATA / "eval"
@@ -92,6 +95,27 @@ def test_a_document_is_ranked_by_its_best_chunk(database: Database, tmp_path: Pa
 def test_every_document_is_found_however_many_chunks_the_others_have(database: Database, tmp_path: Path) -> None:
     queries, qrels = questions(tmp_path, {"q": made_text(3, 60)}, [("q", f"d{i}", 1) for i in range(12)])
     assert database.eval_retrieval(queries=queries, qrels=qrels, k=12).recall_at_k == 1.0
+
+
+def test_the_number_of_hits_of_a_search_is_bounded(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide searches, for queries near documents with very many chunks, run for a few queries at a time."""
+    sizes = []
+
+    def search(self: Searcher, queries: Any, k: int, **options: Any) -> Any:
+        sizes.append((len(queries), k))
+        return arrays(self, queries, k, **options)
+
+    judgements = [(f"q{n}", f"d{n}", 1) for n in range(5)]
+    files = questions(tmp_path, {f"q{n}": made_text(n, 60) for n in range(5)}, judgements)
+    expected = database.eval_retrieval(queries=files[0], qrels=files[1], k=12)
+    arrays = Searcher.arrays
+    monkeypatch.setattr(Searcher, "arrays", search)
+    monkeypatch.setattr(eval_retrieval, "_MAX_HITS", 100)
+    assert database.eval_retrieval(queries=files[0], qrels=files[1], k=12) == expected
+    assert len(sizes) > 2
+    assert all(num_queries == 1 or num_queries * k <= 100 for num_queries, k in sizes)
 
 
 def test_deleted_documents_count_as_missing(database: Database, tmp_path: Path) -> None:

@@ -97,12 +97,14 @@ def test_update_shows_the_notes_of_an_ingest(built_folder: Path, tmp_path: Path)
     (inputs / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
     config = tmp_path / "recipe.toml"
     config.write_text(f'[sources.more]\ninputs = ["{inputs}"]\nmax_reject_rate = 1.0\n')
-    step = ok("update", built_folder / "db", "--config", config, "--workers", 1, "--json").rows[0]
+    done = run("update", built_folder / "db", "--config", config, "--workers", 1, "--json")
+    assert done.code == errors.EXIT_REJECTS
+    step = done.rows[0]
     skipped, rejected = step["notes"]
     assert "picture.png" in skipped
     assert rejected.startswith(f"1 of 2 records were rejected. See {built_folder / 'db'}/")
     lines.write_text(lines.read_text() + "{}\n")
-    shown = ok("update", built_folder / "db", "--config", config, "--workers", 1).out
+    shown = run("update", built_folder / "db", "--config", config, "--workers", 1).out
     assert "2 of 3 records were rejected" in shown
     assert "picture.png" in shown
 

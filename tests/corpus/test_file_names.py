@@ -57,12 +57,12 @@ def test_file_whose_name_is_not_utf8_is_read_with_its_name_escaped(tmp_path: Pat
 
 
 def test_member_whose_name_is_not_utf8_is_read_with_its_name_escaped(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(tar({"caf\udce9.md": b"# A", "\udcff.dat": b"\0\1"}))
+    (tmp_path / "a.tar").write_bytes(tar({"caf\udce9.md": b"# A", "\udcff.json": b"{"}))
     document, reject = read_all(tmp_path / "a.tar")
     assert isinstance(document, Document)
     assert document.doc_id == "caf\\xe9.md"
     assert not isinstance(reject, Document)
-    assert reject.path == f"{tmp_path}/a.tar!\\xff.dat"
+    assert reject.path == f"{tmp_path}/a.tar!\\xff.json"
 
 
 @pytest.mark.parametrize(

@@ -50,28 +50,35 @@ def read_split(split: Split, fields: Fields, limits: Limits) -> Iterator[Documen
         MissingDependency: a format needs an extra that is not installed.
     """
     for file in split.files:
-        yield from _read_file(file, split, fields, limits)
+        yield from _read_file(file, split, fields, limits, None)
 
 
-def read_split_leniently(split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def read_split_leniently(
+    split: Split, fields: Fields, limits: Limits, skipped: list[str] | None = None
+) -> Iterator[Document | Reject]:
     """As `read_split`, but a file that cannot be read to its end becomes a reject, and the next file is read.
 
     The reason is "unreadable-file". The records before the damage come before that reject. A caller that keeps records drops
     those of the same file.
+
+    Args:
+        skipped: takes the paths of the binary files of an unknown format in archives.
     """
     for file in split.files:
         try:
-            yield from _read_file(file, split, fields, limits)
+            yield from _read_file(file, split, fields, limits, skipped)
         except InputError as error:
             message = error.what if error.where == file.path else f"{error.where}: {error.what}"
             yield Reject(file.path, "file", UNREADABLE_FILE, excerpt_of(message))
 
 
-def _read_file(file: InputFile, split: Split, fields: Fields, limits: Limits) -> Iterator[Document | Reject]:
+def _read_file(
+    file: InputFile, split: Split, fields: Fields, limits: Limits, skipped: list[str] | None
+) -> Iterator[Document | Reject]:
     if file.is_tar:
-        yield from _read_tar(file, split.start, split.end, fields, limits)
+        yield from _read_tar(file, split, fields, limits, [] if skipped is None else skipped)
     elif file.format not in READERS:
-        yield _unknown_format(file.path)
+        yield Reject(file.path, "byte 0", "unknown-format", "")
     else:
         counts_bytes = file.compression == "none" and file.format != "parquet"
         with open_input(file.disk_path, file.compression, split.start if counts_bytes else 0) as stream:
@@ -81,9 +88,10 @@ def _read_file(file: InputFile, split: Split, fields: Fields, limits: Limits) ->
 
 
 def _read_tar(
-    file: InputFile, start: int, end: int | None, fields: Fields, limits: Limits
+    file: InputFile, split: Split, fields: Fields, limits: Limits, skipped: list[str]
 ) -> Iterator[Document | Reject]:
-    """The records of the members whose headers are in [start, end). Hidden members, links and devices are skipped."""
+    """The records of the members whose headers are in the split. Hidden members, links and devices are skipped."""
+    start, end = split.start, split.end
     with open_input(file.disk_path, file.compression, start) as stream:
         packed = _PeekedStream(b"", stream)
         try:
@@ -93,7 +101,7 @@ def _read_tar(
                         return
                     content = archive.extractfile(member) if member.isfile() else None
                     if content is not None and not is_hidden(member.name):
-                        yield from _read_member(content, escape_name(member.name), file, fields, limits)
+                        yield from _read_member(content, escape_name(member.name), file, fields, limits, skipped)
         except tarfile.TarError as error:
             raise _damaged_tar(file, str(error)) from error
         # tarfile does not notice a cut between two members. A whole archive ends in blocks of zeros.
@@ -109,7 +117,7 @@ def _damaged_tar(file: InputFile, reason: str) -> InputError:
 
 
 def _read_member(
-    content: IO[bytes], name: str, file: InputFile, fields: Fields, limits: Limits
+    content: IO[bytes], name: str, file: InputFile, fields: Fields, limits: Limits, skipped: list[str]
 ) -> Iterator[Document | Reject]:
     path = f"{file.path}!{name}"
     head, member = _peek(content)
@@ -119,11 +127,7 @@ def _read_member(
     if format_name in READERS:
         yield from READERS[format_name](OpenFile(stream, path, name, None), fields, limits)
     else:
-        yield _unknown_format(path, head)
-
-
-def _unknown_format(path: str, head: bytes = b"") -> Reject:
-    return Reject(path, "byte 0", "unknown-format", excerpt_of(head))
+        skipped.append(path)
 
 
 def is_hidden(name: str) -> bool:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from retrodb.config import NeighboursParams
-from retrodb.errors import EXIT_OK, RetroDBError, UsageError
+from retrodb.errors import EXIT_OK, EXIT_REJECTS, RetroDBError, UsageError
 from retrodb.export.refresh import ExportInfo, RefreshResult
 from retrodb.format.entries import IndexEntry, QueriesEntry, SpaceEntry, TableEntry
 from retrodb.maintain.compact.proposal import propose_compaction
@@ -48,7 +48,7 @@ class UpdateStep:
     elapsed_s: float
     counts: dict[str, int] = field(default_factory=dict)  # sums over its commits
     error: str | None = None
-    exit_code: int = EXIT_OK
+    exit_code: int = EXIT_OK  # of the error; EXIT_REJECTS for an ingest that rejected records
     notes: tuple[str, ...] = ()  # of an ingest: about its files, options and rejected records
 
 
@@ -61,7 +61,7 @@ class UpdateResult:
     outcome: str  # "done", "nothing new" or "failed"
     elapsed_s: float
     steps: tuple[UpdateStep, ...]
-    exit_code: int = EXIT_OK  # exit code of the first step that failed
+    exit_code: int = EXIT_OK  # of the first step that failed; without one, EXIT_REJECTS if records were rejected
     notes: tuple[str, ...] = ()  # what would make the next commands faster
 
 
@@ -122,7 +122,7 @@ def run_update(context: Context, recipe: Recipe, stages: Stages, report: Report 
         outcome=FAILED if failed else NOTHING_NEW if after == before else DONE,
         elapsed_s=time.monotonic() - started,
         steps=tuple(steps),
-        exit_code=failed[0].exit_code if failed else EXIT_OK,
+        exit_code=failed[0].exit_code if failed else max((step.exit_code for step in steps), default=EXIT_OK),
         notes=(proposal,) if proposal else (),
     )
 
@@ -159,9 +159,13 @@ def _attempt(context: Context, stage: str, name: str, command: Callable[[], obje
         elapsed_s = time.monotonic() - started
         return UpdateStep(stage, name, FAILED, elapsed_s, error=str(refusal), exit_code=refusal.exit_code)
     outcome = DONE if head.number > before.number or stage in _WITHOUT_COMMIT else NOTHING_NEW
+    notes, exit_code = list[str](), EXIT_OK
+    if isinstance(result, IngestResult):
+        notes = result.all_notes(context.storage.url)
+        counts["rejected"] = result.num_rejected  # without a commit, no snapshot counts them
+        exit_code = EXIT_REJECTS if result.num_rejected else EXIT_OK
     elapsed_s, shown = time.monotonic() - started, {key: count for key, count in counts.items() if count}
-    notes = result.all_notes(context.storage.url) if isinstance(result, IngestResult) else ()
-    return UpdateStep(stage, name, outcome, elapsed_s, shown, notes=tuple(notes))
+    return UpdateStep(stage, name, outcome, elapsed_s, shown, exit_code=exit_code, notes=tuple(notes))
 
 
 _WITHOUT_COMMIT = ("metrics", "hook")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from retrodb.config import (
     DedupParams,
     EmbedParams,
+    ExportParams,
     IndexParams,
     IngestParams,
     NearDuplicatesParams,
@@ -84,13 +85,13 @@ class TableRecipe(NeighboursParams):
     space: str | None = None  # None is the default space
 
 
-@dataclass(frozen=True)
-class ExportRecipe:
-    """An export of a neighbour table that is kept up to date."""
+@dataclass(frozen=True, kw_only=True)
+class ExportRecipe(ExportParams):
+    """An export of neighbour tables that is kept up to date."""
 
     to: str  # export format
     out: str
-    table: str | None = None
+    table: str | Mapping[str, str] | None = None  # one table; for Megatron also train, valid and test with their tables
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,10 @@ def resolved(recipe: Recipe, folder: str) -> Recipe:
         wordlist, hf_model = params.wordlist, params.hf_model
         return replace(params, wordlist=wordlist and path(wordlist), hf_model=hf_model and model(hf_model))
 
+    def export(params: ExportRecipe) -> ExportRecipe:
+        cache = params.data_cache_path
+        return replace(params, out=path(params.out), data_cache_path=cache and path(cache))
+
     return replace(
         recipe,
         sources={
@@ -282,7 +287,7 @@ def resolved(recipe: Recipe, folder: str) -> Recipe:
         testsets={n: replace(t, files=paths(t.files)) for n, t in recipe.testsets.items()},
         taggers={n: tagger(t) for n, t in recipe.taggers.items()},
         spaces={n: replace(s, encoder=model(s.encoder)) for n, s in recipe.spaces.items()},
-        exports=tuple(replace(e, out=path(e.out)) for e in recipe.exports),
+        exports=tuple(export(e) for e in recipe.exports),
         hooks=HooksRecipe(program(recipe.hooks.on_success), program(recipe.hooks.on_failure)),
         metrics=MetricsRecipe(recipe.metrics.file and path(recipe.metrics.file)),
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrodb.errors import UsageError
+from retrodb.errors import EXIT_REJECTS, UsageError
 
 KINDS = ("systemd", "cron")
 _HOUR = 3  # of daily and weekly updates, when few people work
@@ -95,6 +95,7 @@ def _service(database: str, words: Sequence[str]) -> str:
         "Type=oneshot\n"
         f"ExecStart={' '.join(map(_systemd_word, words))}\n"
         "Nice=10\n"
+        f"SuccessExitStatus={EXIT_REJECTS}\n"  # some records were rejected, and the update is complete
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from retrodb.config import IngestParams
 from retrodb.corpus.document import MISSING_FIELD
 from retrodb.corpus.readers import UNREADABLE_FILE
+from retrodb.corpus.skipped_files import SkippedFiles, add_skipped
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import InputError, TooManyRejects, UsageError
 from retrodb.format.arrays import BoolArray, Int64Array, map_array
@@ -140,6 +141,10 @@ def plan_ingest(
         purged_keys=purged_keys(view),
     )
     counts = _count(decisions, rejects)
+    skipped = add_skipped(record.result.skipped for record in records)
+    if skipped:
+        _refuse_nothing(skipped, counts)
+        files = replace(files, notes=(*files.notes, str(skipped)))
     _refuse(rejects, counts, params, options.notes)
     if not change_options:
         refuse_change(params.source, options.changes, _change_counts(decisions, files))
@@ -268,6 +273,12 @@ def _refuse(rejects: pa.Table, counts: Mapping[str, int], params: IngestParams, 
             where=where,
             remedy=" ".join([*notes, _remedy(first["reason"], first["excerpt"], params.max_reject_rate)]),
         )
+
+
+def _refuse_nothing(skipped: SkippedFiles, counts: Mapping[str, int]) -> None:
+    if not counts["read"]:
+        what = f"none of the {skipped.num_files:,} files in the archives is read: they are binary files of an unknown format"
+        raise InputError(what, where=skipped.first, remedy="Check the inputs.")
 
 
 def _remedy(reason: str, excerpt: str, rate: float) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, content_id
 from retrodb.corpus.readers import UNREADABLE_FILE, read_split_leniently
+from retrodb.corpus.skipped_files import SkippedFiles, count_skipped
 from retrodb.corpus.split import Split
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format import MAX_SHARD_CHUNKS
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _BATCH_CHARS = 1 << 20  # characters of one Arrow batch, text and metadata: bounds the memory of both passes
 _BATCH_DOCUMENTS = 1 << 14  # and its documents, when they are tiny
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 CRASHED = "reader-crashed"
 """Reason of a reject that stands for a whole file: the process that read the file died."""
 WHOLE_FILE = (CRASHED, UNREADABLE_FILE)
@@ -71,6 +72,7 @@ class ReadResult:
 
     segments: tuple[Segment, ...]
     rejects: FileRecord | None  # schema `REJECTS`
+    skipped: SkippedFiles | None = None  # in archives
     unreadable: tuple[tuple[str, str], ...] = ()  # files that turned out so: path and fault. Then the task is not used.
 
 
@@ -83,7 +85,8 @@ def run_read(storage: Storage, task: Task[ReadPayload, ReadResult], clock: str) 
     del clock  # the spool does not depend on the time
     payload = task.payload
     rejects: list[Reject] = []
-    documents = _accepted(_read_records(payload), rejects)
+    skipped: list[str] = []
+    documents = _accepted(_read_records(payload, skipped), rejects)
     segments: list[Segment] = []
     following = next(documents, None)
     while following is not None:
@@ -99,23 +102,24 @@ def run_read(storage: Storage, task: Task[ReadPayload, ReadResult], clock: str) 
     counts = {"rejected": len(rejects), "read": sum(segment.num_records for segment in segments)}
     unread = {path for path, _ in payload.unreadable}
     unreadable = tuple((r.path, r.excerpt) for r in rejects if r.reason == UNREADABLE_FILE and r.path not in unread)
-    return TaskRecord(task.id, tuple(files), ReadResult(tuple(segments), rejects_file, unreadable), counts)
+    result = ReadResult(tuple(segments), rejects_file, count_skipped(skipped), unreadable)
+    return TaskRecord(task.id, tuple(files), result, counts)
 
 
 def run_probe(storage: Storage, task: Task[ReadPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
     """Read a split as `run_read` does and keep nothing, to see whether its reader crashes the process."""
     del storage, clock
-    deque(_read_records(task.payload), maxlen=0)
+    deque(_read_records(task.payload, []), maxlen=0)
     return TaskRecord(task.id)
 
 
-def _read_records(payload: ReadPayload) -> Iterator[Document | Reject]:
+def _read_records(payload: ReadPayload, skipped: list[str]) -> Iterator[Document | Reject]:
     split = payload.split
     refused = [Reject(path, "byte 0", CRASHED, "") for path in payload.crashed]
     refused += [Reject(path, "file", UNREADABLE_FILE, fault) for path, fault in payload.unreadable]
     unread = {reject.path for reject in refused}
     readable = replace(split, files=tuple(file for file in split.files if file.path not in unread))
-    records = read_split_leniently(readable, payload.fields, payload.limits) if readable.files else iter(())
+    records = read_split_leniently(readable, payload.fields, payload.limits, skipped) if readable.files else iter(())
     # Of a file that is cut into several splits, the first one has the reject.
     return islice(chain(refused if split.start == 0 else (), records), payload.limit)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.corpus.chunking import chunk_documents
+from retrodb.corpus.chunking import Chunks, chunk_documents
 from retrodb.corpus.lm_tokenizer import Tokenizer
 from retrodb.engine.task import Task, TaskKind, TaskRecord
+from retrodb.errors import InputError
 from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.format.arrays import BoolArray, map_array
 from retrodb.format.document_keys import IdArray
@@ -108,20 +109,40 @@ def _batches(
 
 def _chunked(documents: pa.Table, ids: IdArray, tokenizer: Tokenizer, settings: Settings) -> Iterator[DocumentBatch]:
     """One batch of the documents, or several when they have more chunks together than a shard may have."""
+    half = documents.num_rows // 2
+    try:
+        chunks = _chunks(documents, tokenizer, settings)
+    except InputError as error:
+        raise _at_document(error, documents, tokenizer, settings) from error
+    if len(chunks.document) <= MAX_SHARD_CHUNKS or not half:
+        yield DocumentBatch(documents, ids, chunks)
+        return
+    yield from _chunked(documents.slice(0, half), ids[:half], tokenizer, settings)
+    yield from _chunked(documents.slice(half), ids[half:], tokenizer, settings)
+
+
+def _chunks(documents: pa.Table, tokenizer: Tokenizer, settings: Settings) -> Chunks:
     values = documents.column("value")
-    chunks = chunk_documents(
+    return chunk_documents(
         documents.column("text").combine_chunks(),
         values.combine_chunks() if values.null_count == 0 else None,
         tokenizer,
         settings.chunk_tokens,
         num_threads=1,
     )
-    half = documents.num_rows // 2
-    if len(chunks.document) <= MAX_SHARD_CHUNKS or not half:
-        yield DocumentBatch(documents, ids, chunks)
-        return
-    yield from _chunked(documents.slice(0, half), ids[:half], tokenizer, settings)
-    yield from _chunked(documents.slice(half), ids[half:], tokenizer, settings)
+
+
+def _at_document(error: InputError, documents: pa.Table, tokenizer: Tokenizer, settings: Settings) -> InputError:
+    """The error of the tokenizer, with the id of the first document at which it fails."""
+    for row in range(documents.num_rows):
+        document = documents.slice(row, 1)
+        try:
+            _chunks(document, tokenizer, settings)
+        except InputError as fault:
+            where = f"document '{document.column('doc_id')[0].as_py()}'"
+            remedy = "Leave this document out of the input, or take another tokenizer with 'retrodb init --tokenizer'."
+            return InputError(fault.what, where=where, remedy=remedy)
+    return error
 
 
 def _spooled_tables(storage: Storage, spool: str) -> Iterator[pa.Table]:

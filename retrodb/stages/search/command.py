@@ -16,6 +16,7 @@ from retrodb.format.arrays import Float32Array, Int64Array
 from retrodb.format.entries import SpaceEntry
 from retrodb.format.json_codec import JsonValue
 from retrodb.format.scores import Measure, measure_of, scores
+from retrodb.printable import escape
 from retrodb.stages.index.live_parts import live_parts, missing_rows, open_codebook, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.view.chunk_set import DocumentRow
@@ -116,6 +117,7 @@ class Searcher:
         """
         if k < 1:
             raise UsageError(f"k of {k}", remedy="Ask for at least one result.")
+        _refuse_text(queries)
         probes = self._nprobe(nprobe, recall)
         vectors = queries if isinstance(queries, np.ndarray) else self.encode(queries, device)
         width = min(k, self.num_chunks)
@@ -141,6 +143,7 @@ class Searcher:
         Arguments and errors are those of `arrays`. An empty text is a UsageError too.
         """
         if not isinstance(queries, np.ndarray):
+            _refuse_text(queries)
             for number, text in enumerate(queries, start=1):
                 if not text.strip():
                     raise UsageError(f"query {number} is empty", remedy="Give a text with at least one word.")
@@ -175,7 +178,9 @@ class Searcher:
 
         Raises:
             MismatchError: when the encoder changed since the space was embedded.
+            UsageError: for one text instead of a sequence of texts.
         """
+        _refuse_text(texts)
         from retrodb.stages.embed.space_encoder import EncoderHardware, check_identity, load_encoder
 
         entry = self.view.snapshot.existing(SpaceEntry, self.space)
@@ -183,7 +188,14 @@ class Searcher:
             return np.empty((0, entry.dimension), dtype=np.float32)
         encoder = load_encoder(entry.params, EncoderHardware(device=device))
         check_identity(self.space, entry, encoder.identity)
-        return encoder.encode_queries([texts] if isinstance(texts, str) else list(texts))
+        return encoder.encode_queries(list(texts))
+
+
+def _refuse_text(queries: object) -> None:
+    """Python takes a text for a sequence of its characters: every letter would be searched."""
+    if isinstance(queries, str | bytes):
+        what = "the queries must be a sequence of texts, not one text"
+        raise UsageError(what, remedy=f"Write [{escape(ascii(queries))}].")
 
 
 def _hits(view: View, query: int, ids: Int64Array, values: Float32Array, measure: Measure) -> list[SearchHit]:

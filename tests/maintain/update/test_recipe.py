@@ -53,7 +53,16 @@ recipes = st.builds(
     spaces=st.dictionaries(names, st.builds(EmbedParams, encoder=words), max_size=2),
     index=st.builds(IndexParams, factory=words, seed=st.integers(0, 9)),
     neighbours=st.dictionaries(names, st.builds(TableRecipe, k=st.integers(1, 9), space=st.none() | words), max_size=2),
-    exports=st.lists(st.builds(ExportRecipe, to=words, out=words, table=st.none() | words), max_size=2).map(tuple),
+    exports=st.lists(
+        st.builds(
+            ExportRecipe,
+            to=words,
+            out=words,
+            table=st.none() | words | st.dictionaries(words, words, max_size=2),
+            seq_length=st.none() | st.integers(1, 1 << 20),
+        ),
+        max_size=2,
+    ).map(tuple),
     hooks=st.builds(HooksRecipe, on_success=st.none() | words.map(lambda word: shlex.join(["run", word]))),
     metrics=st.builds(MetricsRecipe, file=st.none() | words),
 )

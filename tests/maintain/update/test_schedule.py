@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from retrodb.errors import UsageError
+from retrodb.errors import EXIT_REJECTS, UsageError
 from retrodb.maintain.update.schedule import plan_schedule
 
 ODD = "/srv/my data/100% of $HOME 'new' \\x.retrodb"
@@ -38,6 +38,10 @@ def test_a_unit_calls_update_with_the_very_paths(tmp_path: Path) -> None:
     [line] = re.findall("^ExecStart=(.*)$", service.text, re.MULTILINE)
     assert unit_words(line)[-5:] == ["update", ODD, "--no-progress", "--config", "/etc/re cipe%.toml"]
     assert Path(unit_words(line)[0]).is_absolute()
+
+
+def test_rejected_records_do_not_fail_the_unit() -> None:
+    assert f"\nSuccessExitStatus={EXIT_REJECTS}\n" in plan_schedule("/srv/db")[0].text
 
 
 @pytest.mark.parametrize("every", ["1m", "30m", "1h", "12h", "1d", "1w"])

@@ -13,7 +13,7 @@ from made_documents import made_text
 
 import retrodb
 from retrodb.bench.rates import keep_rates
-from retrodb.errors import EXIT_ERROR, LockedError, MissingStep, UsageError
+from retrodb.errors import EXIT_ERROR, EXIT_OK, EXIT_REJECTS, LockedError, MissingStep, UsageError
 from retrodb.format.entries import SpaceEntry
 from retrodb.store.lock import advisory_lock
 from retrodb.store.storage import LocalStorage
@@ -109,8 +109,25 @@ def test_fewer_rejects_than_the_limit_are_no_failure(site: Site) -> None:
         file.write("no json\n")
     site.recipe["sources"]["left"]["max_reject_rate"] = 0.2
     result = site.update(site.create())
-    assert (result.exit_code, result.steps[0].counts["rejected"]) == (0, 1)
-    assert site.update().outcome == "nothing new"
+    assert (result.outcome, result.exit_code, result.steps[0].counts["rejected"]) == ("done", EXIT_REJECTS, 1)
+    assert "1 of 13 records were rejected" in result.steps[0].notes[0]
+    again = site.update()
+    assert (again.outcome, again.exit_code) == ("nothing new", EXIT_OK)
+
+
+def test_an_export_of_several_tables_with_options_follows_the_recipe(site: Site) -> None:
+    pytest.importorskip("megatron.core", reason="make peers installs it")
+    site.recipe["sources"]["left"]["holdout"] = 0.3
+    site.recipe["neighbours"]["heldout"] = {"queries": "heldout", "k": 2, "spare_neighbours": 2}
+    tables = {"train": "self", "valid": "heldout"}
+    site.recipe["exports"] = [{"to": "megatron", "out": "project", "table": tables, "seq_length": 128}]
+    result = site.update(site.create())
+    assert [(step.stage, step.error) for step in result.steps if step.outcome == "failed"] == []
+    config = json.loads((site.folder / "project" / "config.json").read_text())
+    assert config["retro_gpt_seq_length"] == 128
+    assert {info.path for info in retrodb.open(site.path).exports()} == {str(site.folder / "project")}
+    site.write("left", CHANGED)
+    assert [step.outcome for step in site.update().steps if step.stage == "export"] == ["done"]
 
 
 def test_hooks_are_told_the_outcome(site: Site) -> None:

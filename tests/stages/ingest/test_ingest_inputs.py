@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrodb.config import IngestParams
+from retrodb.corpus.chunking import Chunks
 from retrodb.errors import InputError, TooManyRejects
 from retrodb.format.parquet import read_table
 from retrodb.stages.context import Context
-from retrodb.stages.ingest import read_tasks
+from retrodb.stages.ingest import read_tasks, tokenize
 from retrodb.stages.ingest.command import run_ingest
 
 from .ingest_model import documents, ingest, new_database, write_json_lines
@@ -90,6 +92,46 @@ def test_pictures_are_skipped_with_a_note_and_patterns_choose(context: Context, 
     assert run_ingest(context, [str(site)], IngestParams("t")).num_skipped_inputs == 1
     with pytest.raises(TooManyRejects, match=r"logo\.png.*unknown-format"):
         ingest(context, site / "logo.png")
+
+
+@pytest.mark.parametrize("segment", [2048, 1 << 20])
+def test_pictures_in_an_archive_are_skipped_with_a_note(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment: int
+) -> None:
+    monkeypatch.setattr(read_tasks, "_MIN_SEGMENT", segment)
+    site = tmp_path / "site"
+    site.mkdir()
+    for number in range(8):
+        (site / f"{number}.md").write_text(f"# Page {number}\n")
+        (site / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    for mode, name in (("w", "site.tar"), ("w:gz", "site.tar.gz")):
+        with tarfile.open(tmp_path / name, mode) as archive:  # type: ignore[call-overload]
+            archive.add(site, ".")
+        result = run_ingest(context, [str(tmp_path / name)], IngestParams(name))
+        assert (result.num_read, result.num_added, result.num_rejected) == (8, 8, 0)
+        assert len(result.notes) == 1
+        assert result.notes[0].startswith("Skipped 8 files that are not text (8 .png). The first is ")
+        assert run_ingest(context, [str(tmp_path / name)], IngestParams(name)).num_skipped_inputs == 1
+    with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
+        archive.add(site / "1.png", "1.png")
+    with pytest.raises(InputError, match=r"pictures\.tar!1\.png: none of the 1 files in the archives is read"):
+        run_ingest(context, [str(tmp_path / "pictures.tar")], IngestParams("pictures"))
+
+
+def test_a_text_that_the_tokenizer_fails_at_is_named(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_at_31(documents: pa.Table, *others: object) -> Chunks:
+        if "d31" in documents.column("doc_id").to_pylist():
+            raise InputError("the tokenizer fails at a text (stack overflow)")
+        return chunks(documents, *others)  # type: ignore[arg-type]
+
+    chunks = tokenize._chunks
+    monkeypatch.setattr(tokenize, "_chunks", fails_at_31)
+    file = write_json_lines(tmp_path / "a.jsonl", TEXTS)
+    with pytest.raises(InputError, match=r"^document 'd31': the tokenizer fails at a text .*Leave this document out"):
+        ingest(context, file)
+    assert context.view().snapshot.number == 0
 
 
 def test_pipes_are_read_once_as_files(context: Context, tmp_path: Path) -> None:

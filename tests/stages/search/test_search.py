@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -32,6 +33,14 @@ def first_chunk(database: Database, doc_id: str) -> list[str]:
     """The text of the first chunk of a document."""
     rows = database.view().chunks.documents_table(database.view().chunks.ranges[0]).to_pylist()
     return database.view().chunks.texts(np.array([row["first_row"] for row in rows if row["doc_id"] == doc_id]))
+
+
+@pytest.mark.parametrize("text", ["words", b"words"])
+def test_one_text_is_not_a_sequence_of_letters(database: Database, text: Any) -> None:
+    searcher = database.searcher()
+    for call in (searcher.hits, searcher.arrays, lambda texts, k: searcher.encode(texts)):
+        with pytest.raises(UsageError, match=r"sequence of texts.*Write \[b?'words'\]"):
+            call(text, 1)
 
 
 def test_the_text_of_a_chunk_finds_it_with_its_continuation(database: Database) -> None:
