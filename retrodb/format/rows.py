@@ -45,7 +45,14 @@ class RowSet:
         return deserialize_rows(self.bitmap)
 
     def __len__(self) -> int:
-        return self.num_rows_total if self.bitmap is None else len(self.present)
+        return self.num_rows_total if self.bitmap is None else len(self.roaring)
+
+    @cached_property
+    def roaring(self) -> BitMap:
+        """The rows that are present, as a bitmap that takes a few bytes where rows are dense or rare."""
+        from pyroaring import BitMap
+
+        return BitMap(range(self.num_rows_total)) if self.bitmap is None else BitMap.deserialize(self.bitmap)
 
     @cached_property
     def mask(self) -> BoolArray:
@@ -60,11 +67,33 @@ class RowSet:
         inside = (rows >= 0) & (rows < self.num_rows_total)
         if self.bitmap is None:
             return np.where(inside, rows, -1)
-        if not len(self.present):
+        if not len(self):
             return np.full(rows.shape, -1, dtype=np.int64)
+        if rows.size <= _FEW_ROWS:
+            bitmap = self.roaring
+            ranks = [
+                bitmap.rank(row) - 1 if row in bitmap else -1
+                for row in np.where(inside, rows, _NO_ROW).ravel().tolist()
+            ]
+            return np.array(ranks, dtype=np.int64).reshape(rows.shape)
         position = np.searchsorted(self.present, rows)
         is_present = inside & (self.present[np.minimum(position, len(self.present) - 1)] == rows)
         return np.where(is_present, position, -1)
+
+    def select(self, positions: Int64Array) -> Int64Array:
+        """The row at each position of the file, (q,) int64: the inverse of `rank`."""
+        positions = np.asarray(positions, dtype=np.int64)
+        if self.bitmap is None:
+            return positions
+        if positions.size <= _FEW_ROWS:
+            return np.array([self.roaring[at] for at in positions.ravel().tolist()], dtype=np.int64).reshape(
+                positions.shape
+            )
+        return self.present[positions]
+
+
+_FEW_ROWS = 2048  # up to here the bitmap is asked row by row, and no array of all its rows is made
+_NO_ROW = (1 << 32) - 1  # no bitmap has it
 
 
 def serialize_rows(rows: Int64Array) -> bytes:

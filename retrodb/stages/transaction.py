@@ -18,7 +18,6 @@ from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.format.entries import Entry, entry_key
 from retrodb.format.json_codec import JsonValue, to_plain_object
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import write_table
 from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord, ScreenedRecord
 from retrodb.format.rows import RowSet
 from retrodb.format.snapshot import Snapshot
@@ -28,7 +27,7 @@ from retrodb.store.chunk_ids import NewShard
 from retrodb.store.commit import Change, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import identity
-from retrodb.view.tombstones import Tombstone, tombstones_to_table
+from retrodb.view.tombstones import Tombstone, write_tombstones
 from retrodb.view.view import SELF, View, tombstones_name
 
 
@@ -145,7 +144,7 @@ class Transaction:
         if tombstones:
             name = tombstones_name(query_set)
             path = path_of("tombstones", task=task or identity(self.run.id, "tombstones", name))
-            self.publish("tombstones", path, partial(write_table, table=tombstones_to_table(tombstones)), name=name)
+            self.publish("tombstones", path, partial(write_tombstones, tombstones=tombstones), name=name)
 
     def drop_files(self, records: Iterable[FileRecord]) -> None:
         """Take files out of the database; older snapshots still name them."""

@@ -23,7 +23,7 @@ from retrodb.format.settings import Settings
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
-from retrodb.view.tombstones import TombstoneSet
+from retrodb.view.tombstones import TombstoneSet, is_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,7 @@ class ChunkSet:
         self._coverage = {kind: Coverage(of_kind) for kind, of_kind in records.items()}
         self.layout = lru_cache(maxsize=256)(self._read_layout)
         self.documents_table = lru_cache(maxsize=64)(self._read_documents)
-        self.deleted_mask = lru_cache(maxsize=256)(self._read_deleted_mask)
+        self.deleted_mask = lru_cache(maxsize=16)(self._read_deleted_mask)
         self._maps: dict[str, AnyArray] = {}
 
     @property
@@ -95,9 +95,8 @@ class ChunkSet:
         """(Q,) bool: which ids name a chunk that exists and is not deleted."""
         live = np.zeros(len(ids), dtype=bool)
         for hit in self._coverage["documents"].lookup(ids):
-            exists = self.layout(hit.record).document_of(hit.rows) >= 0
-            deleted = self.deleted_mask(*hit.record.span)[hit.rows]
-            live[hit.where] = exists & ~deleted
+            deleted = self.tombstones.deleted_rows(*hit.record.span)
+            live[hit.where] = ~is_in(deleted, hit.rows, hit.record.num_chunks)
         return live
 
     def present_mask(self, first: int, count: int) -> BoolArray:

@@ -2,6 +2,8 @@
 
 A tombstone deletes some rows for a reason or, by `undelete`, revokes that reason for them. For each row and reason the newest
 tombstone applies. A chunk is live when no reason deletes it.
+
+Opening reads the ranges and reasons of all tombstones. The rows of one are read when a range that it touches is asked for.
 """
 
 from __future__ import annotations
@@ -9,16 +11,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.format.rows import deserialize_rows, serialize_rows
+from retrodb.format.parquet import read_row_groups, read_table, write_table
+from retrodb.format.rows import serialize_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyroaring import BitMap
 
     from retrodb.format.arrays import BoolArray, Int64Array
+
+GROUP_ROWS = 16
+"""Tombstones of a row group: the rows of one are read with those of its group, each at most 128 KiB for a shard."""
+
+_RANGES = ("first_chunk", "num_chunks", "reason", "active")
 
 
 @dataclass(frozen=True)
@@ -47,47 +58,122 @@ def tombstones_to_table(tombstones: Iterable[Tombstone]) -> pa.Table:
     return pa.Table.from_pylist([t.__dict__ for t in ordered], schema=TOMBSTONES)
 
 
+def write_tombstones(path: Path, tombstones: Iterable[Tombstone]) -> None:
+    """Write a tombstones file. Equal tombstones give equal bytes."""
+    write_table(path, tombstones_to_table(tombstones), row_group_rows=GROUP_ROWS)
+
+
 class TombstoneSet:
     """All tombstones of a snapshot, read by id range."""
 
-    def __init__(self, tables: Iterable[pa.Table]) -> None:
-        self._all = [Tombstone(**row) for table in tables for row in table.to_pylist()]
-        self._starts = np.array([t.first_chunk for t in self._all], dtype=np.int64)
-        self._ends = self._starts + np.array([t.num_chunks for t in self._all], dtype=np.int64)
+    def __init__(self, files: Iterable[Path]) -> None:
+        """
+        Args:
+            files: tombstones files, in the order of their commits.
+        """
+        self._files = list(files)
+        starts, counts, self._reason, self._active, at = [], [], list[str](), list[bool](), list[tuple[int, int]]()
+        for number, path in enumerate(self._files):
+            table = read_table(path, _RANGES)
+            starts.append(table.column("first_chunk").to_numpy())
+            counts.append(table.column("num_chunks").to_numpy())
+            self._reason += table.column("reason").to_pylist()
+            self._active += table.column("active").to_pylist()
+            at += [(number, row) for row in range(table.num_rows)]
+        self._at = at
+        none = np.empty(0, dtype=np.int64)
+        self._starts = np.concatenate([none, *starts])
+        self._ends = self._starts + np.concatenate([none, *counts])
+        self._group = lru_cache(maxsize=64)(self._read_group)
+        self.deleted_rows = lru_cache(maxsize=1024)(self._read_deleted_rows)
 
     @property
     def reasons(self) -> list[str]:
         """All reasons of deletions and undeletions, revoked ones too."""
-        return sorted({entry.reason for entry in self._all})
+        return sorted(set(self._reason))
+
+    def rows_by_reason(self, first: int, count: int) -> dict[str, BitMap]:
+        """For every reason that deletes something in the range of at most 2^32 ids, its rows, relative to `first`."""
+        from pyroaring import BitMap
+
+        if count > _ALL_ROWS:
+            raise ValueError(f"a range of {count} ids has rows that a bitmap cannot have")
+        by_reason: dict[str, BitMap] = {}
+        for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)).tolist():
+            rows = self._rows(index).shift(int(self._starts[index]) - first)
+            rows.remove_range(count, _ALL_ROWS)
+            reason = self._reason[index]
+            if self._active[index]:
+                by_reason[reason] = by_reason.get(reason, BitMap()) | rows
+            elif reason in by_reason:
+                by_reason[reason] -= rows
+        return {reason: rows for reason, rows in by_reason.items() if rows}
 
     def deleted_by_reason(self, first: int, count: int) -> dict[str, BoolArray]:
         """For every reason that deletes something in the range, its mask (count,) bool."""
-        masks: dict[str, BoolArray] = {}
-        for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)):
-            entry = self._all[index]
-            rows = deserialize_rows(entry.rows) + (entry.first_chunk - first)
-            mask = masks.setdefault(entry.reason, np.zeros(count, dtype=bool))
-            mask[rows[(rows >= 0) & (rows < count)]] = entry.active
-        return {reason: mask for reason, mask in masks.items() if mask.any()}
+        return {reason: mask_of(rows, count) for reason, rows in self.rows_by_reason(first, count).items()}
 
     def deleted_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids of the range are deleted for any reason."""
-        mask = np.zeros(count, dtype=bool)
-        for by_reason in self.deleted_by_reason(first, count).values():
-            mask |= by_reason
-        return mask
+        return mask_of(self.deleted_rows(first, count), count)
 
     def count_by_reason(self) -> dict[str, int]:
         """Number of chunks that each reason deletes now; a chunk with two reasons counts in both."""
         counts: dict[str, int] = defaultdict(int)
-        for start, end in disjoint_ranges(self._starts, self._ends):
-            for reason, mask in self.deleted_by_reason(start, end - start).items():
-                counts[reason] += int(mask.sum())
+        for first, end in self.ranges():
+            for reason, rows in self.rows_by_reason(first, end - first).items():
+                counts[reason] += len(rows)
         return dict(sorted(counts.items()))
 
     def count_deleted(self) -> int:
         """Number of chunks deleted for any reason."""
-        return sum(int(self.deleted_mask(s, e - s).sum()) for s, e in disjoint_ranges(self._starts, self._ends))
+        return sum(len(self.deleted_rows(first, end - first)) for first, end in self.ranges())
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """The ranges (start, end) that have tombstones, sorted; ranges that overlap are one."""
+        return disjoint_ranges(self._starts, self._ends)
+
+    def touches(self, first: int, count: int) -> bool:
+        """Whether a tombstone's range overlaps `[first, first + count)`."""
+        return bool(((self._starts < first + count) & (self._ends > first)).any())
+
+    def _read_deleted_rows(self, first: int, count: int) -> BitMap:
+        """The rows of the range that are deleted for any reason, relative to `first`; not to be changed."""
+        from pyroaring import BitMap
+
+        by_reason = self.rows_by_reason(first, count).values()
+        return BitMap.union(*by_reason) if by_reason else BitMap()
+
+    def _rows(self, index: int) -> BitMap:
+        from pyroaring import BitMap
+
+        file, row = self._at[index]
+        return BitMap.deserialize(self._group(file, row // GROUP_ROWS)[row % GROUP_ROWS])
+
+    def _read_group(self, file: int, group: int) -> list[bytes]:
+        return list(read_row_groups(self._files[file], [group], ["rows"]).column("rows").to_pylist())
+
+
+_ALL_ROWS = 1 << 32  # one past the largest row that a bitmap can have
+
+
+def mask_of(rows: BitMap, count: int) -> BoolArray:
+    """(count,) bool: true for the rows of a bitmap."""
+    mask = np.zeros(count, dtype=bool)
+    mask[np.frombuffer(rows.to_array(), dtype=np.uint32)] = True
+    return mask
+
+
+def is_in(rows: BitMap, asked: Int64Array, count: int) -> BoolArray:
+    """(Q,) bool: which of some rows below `count` a bitmap has."""
+    if not rows:
+        return np.zeros(len(asked), dtype=bool)
+    if len(asked) <= _FEW_ROWS:
+        return np.array([row in rows for row in asked.tolist()], dtype=bool)
+    return mask_of(rows, count)[asked]
+
+
+_FEW_ROWS = 2048  # up to here the bitmap is asked row by row
 
 
 def disjoint_ranges(starts: Int64Array, ends: Int64Array) -> list[tuple[int, int]]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from retrodb.errors import UsageError
 from retrodb.format.entries import QueriesEntry, SpaceEntry, TestsetEntry
-from retrodb.format.parquet import read_table
 from retrodb.format.part_files import CODE_FILES, CODES_FILE
 from retrodb.format.records import FileRecord, Record, covered, screening_key
 from retrodb.format.settings import Settings
@@ -92,7 +91,7 @@ class View:
 
     def tombstones(self, query_set: str = SELF) -> TombstoneSet:
         """The tombstones of a query set, or of the database's own chunks."""
-        return TombstoneSet(read_table(self.files.open(record)) for record in self.tombstone_files(query_set))
+        return TombstoneSet(self.files.open(record) for record in self.tombstone_files(query_set))
 
     def tombstone_files(self, query_set: str) -> list[FileRecord]:
         """The files of a query set's tombstones."""

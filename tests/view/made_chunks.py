@@ -21,7 +21,7 @@ from retrodb.store.digest import digest_bytes
 from retrodb.store.storage import LocalStorage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.chunk_set import ChunkSet
-from retrodb.view.tombstones import TombstoneSet, tombstone, tombstones_to_table
+from retrodb.view.tombstones import TombstoneSet, tombstone, write_tombstones
 
 M, MIN_KEY = 4, 2
 SETTINGS = Settings(M, MIN_KEY, "own", "", 1000, "uint16", pad_token=0)
@@ -96,7 +96,8 @@ def make_chunk_set(
             records[kind].append(FileRecord(kind, "", path, digest, first, len(chunks), rows.bitmap, len(rows)))
         own = np.array([i - first for i in deleted if first <= i < first + len(chunks)], dtype=np.int64)
         stones.append(tombstone(first, len(chunks), "removed", own))
-    return ChunkSet(VerifiedFiles(storage), SETTINGS, records, TombstoneSet([tombstones_to_table(stones)]))
+    write_tombstones(folder / "tombstones.parquet", stones)
+    return ChunkSet(VerifiedFiles(storage), SETTINGS, records, TombstoneSet([folder / "tombstones.parquet"]))
 
 
 def all_ids(shards: list[tuple[int, list[Doc]]]) -> Int64Array:

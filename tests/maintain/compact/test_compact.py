@@ -18,7 +18,6 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import write_table
 from retrodb.maintain.compact.command import run_compact
 from retrodb.maintain.compact.policy import ShardState, choose_compactions
 from retrodb.store import conflict_keys
@@ -26,7 +25,7 @@ from retrodb.store.commit import Change, commit
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
-from retrodb.view.tombstones import tombstone, tombstones_to_table
+from retrodb.view.tombstones import tombstone, write_tombstones
 from retrodb.view.view import SELF
 
 Make = Callable[..., Database]
@@ -133,7 +132,7 @@ def test_a_document_with_some_deleted_chunks_keeps_the_others(make_database: Mak
     row = int(layout.first_row[document])
     tombstones = [tombstone(first, count, "leak:x", np.array([row]))]
     path = path_of("tombstones", task=identity("some"))
-    file = publish(view.storage, "tombstones", path, lambda local: write_table(local, tombstones_to_table(tombstones)))
+    file = publish(view.storage, "tombstones", path, lambda local: write_tombstones(local, tombstones))
     clock = "2026-01-01T00:00:00+00:00"
     commit(view.storage, view.snapshot, Change("some", "dedup", {}, clock, conflict_keys.filtering(), files=[file]))
     before = answers(database)

@@ -20,7 +20,6 @@ from retrodb.errors import MissingStep
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import TableEntry
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import write_table
 from retrodb.stages.neighbours.fold import plan_fold, run_fold_task
 from retrodb.stages.neighbours.repair_task import list_bounds
 from retrodb.stages.transaction import Transaction
@@ -29,7 +28,7 @@ from retrodb.store.commit import Change, commit
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.snapshots import read_head
-from retrodb.view.tombstones import tombstone, tombstones_to_table
+from retrodb.view.tombstones import tombstone, write_tombstones
 
 Make = Callable[..., Database]
 CLOCK = "2026-01-01T00:00:00.000000+00:00"
@@ -40,8 +39,8 @@ def mark(database: Database, ids: Sequence[int] | Int64Array, *, active: bool = 
     storage = database._context.storage
     head = read_head(storage)
     task = identity("test", head.number)
-    dead = tombstones_to_table([tombstone(0, head.next_chunk, reason, np.asarray(ids), active=active)])
-    file = publish(storage, "tombstones", path_of("tombstones", task=task), partial(write_table, table=dead))
+    dead = [tombstone(0, head.next_chunk, reason, np.asarray(ids), active=active)]
+    file = publish(storage, "tombstones", path_of("tombstones", task=task), partial(write_tombstones, tombstones=dead))
     commit(storage, head, Change(task, "filter", {}, CLOCK, conflict_keys.filtering(), files=[file]))
 
 
