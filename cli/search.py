@@ -78,9 +78,9 @@ def command(
     path = file or vector
     queries = texts if path is None else read_queries(path, as_vectors=vector is not None)
     searcher = open_database(session, database).searcher(space=space, source=source, where=where, as_of=as_of)
-    for note in searcher.notes(k):
-        session.output.note(note)
     hits = searcher.hits(queries, k, nprobe=nprobe, recall=recall, device=device)
+    for note in searcher.notes(k, hits):
+        session.output.note(note)
     session.output.rows(
         (hit for hits_of_query in hits for hit in hits_of_query),
         partial(search_hit, queries=queries),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,38 @@ from retrodb.format.entries import Metric
 # Candidates that a thread measures at once. Their vectors take at most 32,768 * 384 dimensions * 4 bytes = 50 MB.
 PAIRS = 32_768
 BLOCK_ROWS = 16_384  # vectors read at once: 16,384 * 384 dimensions * 2 bytes (float16) = 13 MB
+
+
+class SearchPart(Protocol):
+    """What a search asks of a part. Only `allowed_N` is an array with a value for each row."""
+
+    @property
+    def part(self) -> Part: ...
+
+    @property
+    def max_allowed(self) -> int:
+        """The number of rows that may be found, or a larger number."""
+
+    @property
+    def asks_candidates(self) -> bool:
+        """Whether `are_allowed` is asked for the candidates of a search first, and `allowed_N` only if many are refused."""
+
+    @property
+    def allowed_N(self) -> BoolArray | None:
+        """(N,) the rows that may be found; None: all."""
+
+    @property
+    def fetch(self) -> Callable[[Int64Array], VectorArray]:
+        """Rows (any order) -> their vectors (n, D)."""
+
+    def ids_of(self, rows: Int64Array) -> Int64Array:
+        """The chunk id of each row."""
+
+    def rows_of(self, ids: Int64Array) -> Int64Array:
+        """The row of each chunk id; -1 for a chunk that is not in the part."""
+
+    def are_allowed(self, ids: Int64Array) -> BoolArray:
+        """Which ids of its rows may be found; not -1."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +82,24 @@ class LivePart:
     def num_allowed(self) -> int:
         return len(self.ids_N) if self.allowed_N is None else int(np.count_nonzero(self.allowed_N))
 
+    @property
+    def max_allowed(self) -> int:
+        return self.num_allowed
+
+    @property
+    def asks_candidates(self) -> bool:
+        return False
+
+    def ids_of(self, rows: Int64Array) -> Int64Array:
+        return self.ids_N[rows]
+
+    def rows_of(self, ids: Int64Array) -> Int64Array:
+        return find_sorted(self.ids_N, ids)
+
+    def are_allowed(self, ids: Int64Array) -> BoolArray:
+        rows = self.rows_of(ids)
+        return (rows >= 0) if self.allowed_N is None else (rows >= 0) & self.allowed_N[rows]
+
     def blocks(self) -> Iterator[Block]:
         """All rows, for `exact_topk`."""
         for start in range(0, len(self.ids_N), BLOCK_ROWS):
@@ -60,7 +111,7 @@ class LivePart:
 
 
 def rerank(
-    queries_QD: Float32Array, ids_QW: Int64Array, parts: Sequence[LivePart], k: int, metric: Metric, threads: int = 1
+    queries_QD: Float32Array, ids_QW: Int64Array, parts: Sequence[SearchPart], k: int, metric: Metric, threads: int = 1
 ) -> TopK:
     """The k nearest of each query's candidates (-1: none) by the exact distance, ties by smaller id.
 
@@ -103,13 +154,13 @@ def gather(
 def _measure(
     queries: Float32Array,
     ids_QW: Int64Array,
-    part: LivePart,
+    part: SearchPart,
     metric: Metric,
     distances_QW: Float32Array,
     buffer: Float32Array,
 ) -> None:
     """Fills in the distances of the candidates that are in this part."""
-    rows_QW = find_sorted(part.ids_N, ids_QW)
+    rows_QW = part.rows_of(ids_QW)
     rows_U = number_distinct(rows_QW)
     if not len(rows_U):
         return

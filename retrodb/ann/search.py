@@ -20,7 +20,7 @@ from retrodb.ann.exact import estimate_error
 from retrodb.ann.faiss_library import FaissIndex, FaissObject, faiss_module
 from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
-from retrodb.ann.rerank import LivePart, rerank
+from retrodb.ann.rerank import SearchPart, rerank
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import BoolArray, ByteArray, Float32Array, Int64Array, VectorArray
 
@@ -29,7 +29,7 @@ MAX_WIDTH = 1 << 16  # with so many candidates ties are kept as FAISS gives them
 
 def search(
     queries_QD: VectorArray,
-    parts: Sequence[LivePart],
+    parts: Sequence[SearchPart],
     codebook: Codebook,
     k: int,
     nprobe: int,
@@ -49,8 +49,8 @@ def search(
     """
     queries = check_vectors(queries_QD, codebook.dim, where="queries")
     ids_QK, distances_QK = empty_topk(len(queries), k)
-    parts = [part for part in parts if part.num_allowed]
-    wanted = min(k, sum(part.num_allowed for part in parts))
+    parts = [part for part in parts if part.max_allowed]
+    wanted = min(k, sum(part.max_allowed for part in parts))  # rows that have fewer read all lists
     width = k + (codebook.rerank_margin if rerank_margin is None else rerank_margin)
     rows = np.arange(len(queries) if wanted else 0)
     while len(rows):
@@ -69,7 +69,7 @@ def search(
 
 def _candidates(
     queries: Float32Array,
-    parts: Sequence[LivePart],
+    parts: Sequence[SearchPart],
     codebook: Codebook,
     wanted: int,
     width: int,
@@ -109,14 +109,38 @@ def _coarse_distances(rotated: Float32Array, lists_QA: Int64Array, codebook: Cod
 
 def _search_part(
     rotated: Float32Array,
-    live: LivePart,
+    live: SearchPart,
     width: int,
     lists_QA: Int64Array,
     distances_QA: Float32Array,
     codebook: Codebook,
 ) -> TopK:
+    """The `width` nearest allowed rows of a part by search codes, (ids, distances)."""
+    if live.asks_candidates:
+        ids_QV, distances_QV = _scan(rotated, live, width + width // 4 + 16, lists_QA, distances_QA, codebook, None)
+        refused_QV = ~live.are_allowed(ids_QV)
+        is_whole_Q = (ids_QV[:, -1] == NO_NEIGHBOUR) | ((~refused_QV).sum(axis=1) >= width)
+        if is_whole_Q.all():
+            ids_QV[refused_QV], distances_QV[refused_QV] = NO_NEIGHBOUR, np.inf
+            nearest_QW = np.argsort(refused_QV, axis=1, kind="stable")[:, :width]
+            return np.take_along_axis(ids_QV, nearest_QW, 1), np.take_along_axis(distances_QV, nearest_QW, 1)
+    allowed_N = live.allowed_N
+    bits = None if allowed_N is None else np.packbits(allowed_N, bitorder="little")
+    return _scan(rotated, live, width, lists_QA, distances_QA, codebook, bits)
+
+
+def _scan(
+    rotated: Float32Array,
+    live: SearchPart,
+    width: int,
+    lists_QA: Int64Array,
+    distances_QA: Float32Array,
+    codebook: Codebook,
+    allowed_bits: ByteArray | None,
+) -> TopK:
+    """The `width` nearest rows of a part by search codes, of those in the bitmap if one is given."""
     faiss = faiss_module()
-    selector = None if live.allowed_N is None else _selector(np.packbits(live.allowed_N, bitorder="little"))
+    selector = None if allowed_bits is None else _selector(allowed_bits)
     index = live.part.index
     if codebook.ivf is None:
         distances_QW, rows_QW = index.search(rotated, width, params=faiss.SearchParameters(sel=selector))
@@ -129,7 +153,7 @@ def _search_part(
         x, lists, coarse, distances, rows = map(faiss.swig_ptr, arrays)
         # The Python wrapper refuses parameters; the method below it takes them.
         index.search_preassigned_c(len(rotated), x, width, lists, coarse, distances, rows, False, parameters)
-    ids_QW = np.where(rows_QW >= 0, live.ids_N[np.maximum(rows_QW, 0)] if len(live.ids_N) else rows_QW, NO_NEIGHBOUR)
+    ids_QW = np.where(rows_QW >= 0, live.ids_of(np.maximum(rows_QW, 0)), NO_NEIGHBOUR)
     return ids_QW, -distances_QW if codebook.metric == "inner_product" else distances_QW
 
 

@@ -24,7 +24,7 @@ from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import IndexEntry, StoredPoint
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import parts_of
+from retrodb.stages.index.live_parts import live_parts, parts_of
 from retrodb.stages.index.operating_point import MAX_LISTS, OperatingPoint, list_sizes, lists_of, store_point
 from retrodb.stages.search.command import Searcher
 from retrodb.view.view import View
@@ -173,7 +173,8 @@ class _Trial:
     @staticmethod
     def of(searcher: Searcher, held_out: HeldOutQueries, k: int, threads: int) -> _Trial:
         codebook = searcher.codebook
-        parts = [_without(part, held_out.masked, searcher.view) for part in searcher.parts]
+        parts = live_parts(searcher.view, searcher.space)
+        parts = [_without(part, held_out.masked, searcher.view) for part in parts]
         blocks = (block for part in parts for block in part.blocks())
         ids, distances = exact_topk(held_out.vectors, blocks, max(k, TRUE_DEPTH), codebook.metric, threads=threads)
         if not (ids >= 0).any():

@@ -105,7 +105,16 @@ class ChunkSet:
 
     def live_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids from `first` on are live."""
-        return self.is_live(np.arange(first, first + count, dtype=np.int64))
+        mask = self.present_mask(first, count)
+        if self.tombstones.touches(first, count):
+            mask &= ~self.tombstones.deleted_mask(first, count)
+        return mask
+
+    def is_all_live(self, first: int, count: int) -> bool:
+        """Whether the records alone show that every id of the range is live; False says nothing."""
+        records = self._coverage["documents"].overlapping(first, count)
+        num_held = sum(min(r.span.end, first + count) - max(r.first_chunk, first) for r in records if r.rows is None)
+        return num_held == count and not self.tombstones.touches(first, count)
 
     def key_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids get a vector: live, of role text or key, and no short tail."""

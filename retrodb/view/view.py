@@ -118,6 +118,18 @@ class View:
             mask &= inside
         return mask
 
+    def is_screened(self, ids: Int64Array) -> BoolArray:
+        """(Q,) bool: which ids were screened against every registered test set."""
+        is_screened = np.ones(len(ids), dtype=bool)
+        for ranges in self._screened.values():
+            bounds = np.array(ranges, dtype=np.int64).ravel()  # start, end, start, end, ...
+            is_screened &= np.searchsorted(bounds, ids, side="right") % 2 == 1
+        return is_screened
+
+    def is_all_screened(self, first: int, count: int) -> bool:
+        """Whether every id of a range was screened against every registered test set."""
+        return all(covered(ranges, first, count) for ranges in self._screened.values())
+
     @cached_property
     def _screened(self) -> dict[str, list[tuple[int, int]]]:
         """For every test set the ranges of ids that were screened against its current version."""

@@ -20,6 +20,7 @@ from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.dedup.clusters import cluster_keys
 from retrodb.view.coverage import Coverage
+from retrodb.view.tombstones import mask_of
 from retrodb.view.view import View
 
 EXCLUSIONS = ("document", "sequence", "content", "cluster")
@@ -88,8 +89,13 @@ def missing_rows(view: View, space: str, parts: Sequence[PartFiles]) -> list[tup
     for record in view.manifest.files("vectors", space):
         if any((part.span, part.rows) == (record.span, record.rows) for part in covered.overlapping(*record.span)):
             continue  # one part has all its rows: no need to look at them
-        mask = record.row_set.mask & ~covered.covered_mask(*record.span)
-        if mask.any() and (mask := mask & view.embeddable_mask(*record.span)).any():
+        rows = record.row_set.roaring
+        for part in covered.overlapping(*record.span):
+            rows = rows - part.row_set.roaring.shift(part.first_chunk - record.first_chunk)
+        if not rows:
+            continue
+        mask = mask_of(rows, record.num_chunks) & view.chunks.live_mask(*record.span)  # a file of vectors has keys only
+        if (mask := mask & view.screened_mask(*record.span)).any():
             missing.append((record, RowSet.from_mask(mask)))
     return missing
 
@@ -111,13 +117,11 @@ def live_parts(
     parts = []
     covered_end = 0  # one past the ids of the parts before
     for number, files in enumerate(all_files := parts_of(view, space)):
-        folder = _verified_folder(view, files)
-        first, _ = files.span
-        ids = first + files.row_set.present
-        allowed = _allowed(view, ids, source, documents)
-        if first < covered_end:  # a row that several parts hold is found in the first of them
-            before = Coverage([part.records[0] for part in all_files[:number]])
-            allowed &= ~before.covered_mask(*files.span)[ids - first]
+        folder = verified_folder(view, files)
+        ids = files.span.first_chunk + files.row_set.present
+        overlaps = files.span.first_chunk < covered_end
+        before = Coverage([part.records[0] for part in all_files[:number]]) if overlaps else None
+        allowed = live_rows(view, files, ids, before) & _chosen(view, ids, source, documents)
         covered_end = max(covered_end, files.span.end)
         parts.append(
             LivePart(
@@ -150,11 +154,24 @@ def database_keys(view: View, kind: str, ids: Int64Array) -> ExclusionKeys:
     return view.chunks.content_keys(ids) if kind == "content" else view.chunks.document_ids(ids)
 
 
-def _allowed(view: View, ids: Int64Array, source: str | None, documents: Int64Array | None) -> BoolArray:
+def live_rows(view: View, files: PartFiles, ids: Int64Array, before: Coverage | None) -> BoolArray:
+    """(N,) bool: which rows of a part are live, screened, and in no part before it. A part has keys only.
+
+    Args:
+        ids: (N,) the chunk ids of its rows.
+        before: the parts before, where one of them holds rows of this part too; a row is found in the first of them.
+    """
     if not len(ids):
         return np.zeros(0, dtype=bool)
     first, count = int(ids[0]), int(ids[-1] - ids[0]) + 1
-    mask = view.embeddable_mask(first, count)[ids - first]
+    mask = (view.chunks.live_mask(first, count) & view.screened_mask(first, count))[ids - first]
+    if before is not None:
+        mask &= ~before.covered_mask(*files.span)[ids - files.span.first_chunk]
+    return mask
+
+
+def _chosen(view: View, ids: Int64Array, source: str | None, documents: Int64Array | None) -> BoolArray:
+    mask = np.ones(len(ids), dtype=bool)
     if source is not None:
         index, _ = view.shards.locate(ids)
         mask &= np.array([name == source for name in view.shards.source] + [False])[index]
@@ -163,7 +180,7 @@ def _allowed(view: View, ids: Int64Array, source: str | None, documents: Int64Ar
     return mask
 
 
-def _verified_folder(view: View, files: PartFiles) -> Path:
+def verified_folder(view: View, files: PartFiles) -> Path:
     """The local folder of a part whose files were all verified."""
     try:
         paths = [view.files.open(record) for record in files.records]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import orjson
 
 from retrodb.ann.codebook import Codebook
-from retrodb.ann.rerank import LivePart
+from retrodb.ann.rerank import SearchPart
 from retrodb.ann.search import search
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.arrays import Float32Array, Int64Array
@@ -17,8 +18,9 @@ from retrodb.format.entries import SpaceEntry
 from retrodb.format.json_codec import JsonValue
 from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.printable import escape
-from retrodb.stages.index.live_parts import live_parts, missing_rows, open_codebook, parts_of
+from retrodb.stages.index.live_parts import missing_rows, open_codebook, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
+from retrodb.stages.index.search_parts import num_findable, search_parts
 from retrodb.view.chunk_set import DocumentRow
 from retrodb.view.view import View
 from retrodb.view.where import documents_where
@@ -48,7 +50,7 @@ class Searcher:
     view: View
     space: str
     codebook: Codebook
-    parts: list[LivePart]  # with the rows that may be found
+    parts: list[SearchPart]  # with the rows that may be found
 
     @staticmethod
     def open(view: View, *, space: str | None = None, source: str | None = None, where: str | None = None) -> Searcher:
@@ -69,17 +71,17 @@ class Searcher:
         name = space or view.snapshot.default_space
         codebook = open_codebook(view, name)
         documents = None if where is None else documents_where(view, where)
-        return Searcher(view, name, codebook, live_parts(view, name, source=source, documents=documents))
+        return Searcher(view, name, codebook, search_parts(view, name, source=source, documents=documents))
 
-    @property
+    @cached_property
     def num_chunks(self) -> int:
-        """Chunks that may be found."""
-        return sum(part.num_allowed for part in self.parts)
+        """Chunks that may be found. Only notes and benchmarks ask for it: it looks at all rows of parts with deletions."""
+        return num_findable(self.parts)
 
-    def notes(self, k: int) -> list[str]:
-        """Warnings for a user who asks for k hits."""
+    def notes(self, k: int, hits: Sequence[Sequence[SearchHit]]) -> list[str]:
+        """Warnings for a user whose queries, with k hits asked for, gave these."""
         notes = []
-        if self.num_chunks < k:
+        if any(len(of_query) < k for of_query in hits) and self.num_chunks < k:
             notes.append(f"only {self.num_chunks:,} live chunks can be found, so there are fewer than {k:,} hits")
         missing = missing_rows(self.view, self.space, parts_of(self.view, self.space))
         if missing:
@@ -120,7 +122,7 @@ class Searcher:
         _refuse_text(queries)
         probes = self._nprobe(nprobe, recall)
         vectors = queries if isinstance(queries, np.ndarray) else self.encode(queries, device)
-        width = min(k, self.num_chunks)
+        width = min(k, sum(part.max_allowed for part in self.parts))
         ids = np.full((len(vectors), k), -1, dtype=np.int64)
         distances = np.full((len(vectors), k), np.inf, dtype=np.float32)
         if width:

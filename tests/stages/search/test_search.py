@@ -125,7 +125,9 @@ def test_arrays_are_padded_after_the_last_chunk(database: Database) -> None:
     assert (ids[:, count:] == -1).all()
     assert (values[:, count:] == -np.inf).all()
     assert database.search_arrays(vectors[:0], 2)[0].shape == (0, 2)
-    assert database.searcher().notes(count + 4) == [
+    searcher = database.searcher()
+    assert searcher.notes(count, searcher.hits(["ka"], count)) == []
+    assert searcher.notes(count + 4, searcher.hits(["ka"], count + 4)) == [
         f"only {count:,} live chunks can be found, so there are fewer than {count + 4:,} hits"
     ]
 
@@ -155,7 +157,7 @@ def test_a_recall_that_was_not_measured_is_refused_with_the_command(make_databas
 def test_a_note_counts_chunks_that_are_not_indexed_yet(database: Database, tmp_path: Path) -> None:
     database.ingest([write_documents(tmp_path / "b.jsonl", {"far": made_text(90, 40)})], source="b")
     database.embed()
-    assert "embedded and not yet indexed" in database.searcher().notes(1)[0]
+    assert "embedded and not yet indexed" in database.searcher().notes(1, [])[0]
 
 
 def test_an_index_of_older_vectors_is_refused(database: Database) -> None:

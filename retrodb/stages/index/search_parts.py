@@ -1,0 +1,97 @@
+"""The index parts of a space as a search opens them: by their records, without looking at a single chunk.
+
+Ids follow from the row bitmaps. Whether a chunk may be found is asked for the candidates of a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from retrodb.ann.metric import NO_NEIGHBOUR
+from retrodb.ann.part import Part, open_part
+from retrodb.ann.rerank import LivePart, SearchPart
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, VectorArray
+from retrodb.format.rows import RowSet
+from retrodb.stages.index.live_parts import PartFiles, live_parts, live_rows, parts_of, verified_folder
+from retrodb.view.coverage import Coverage
+from retrodb.view.view import View
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A part of a snapshot that is asked for candidates, see `SearchPart`."""
+
+    view: View
+    space: str
+    files: PartFiles
+    part: Part
+    rows: RowSet  # of the part's span
+    before: Coverage | None  # the parts before, which hold rows of this one too: a row is found in the first of them
+
+    @property
+    def max_allowed(self) -> int:
+        return self.files.num_rows
+
+    @cached_property
+    def asks_candidates(self) -> bool:
+        span, view = self.files.span, self.view
+        return self.before is not None or not (view.chunks.is_all_live(*span) and view.is_all_screened(*span))
+
+    @cached_property
+    def allowed_N(self) -> BoolArray | None:
+        if not self.asks_candidates:
+            return None
+        allowed = live_rows(self.view, self.files, self.ids_of(np.arange(self.files.num_rows)), self.before)
+        return None if allowed.all() else allowed
+
+    @property
+    def num_allowed(self) -> int:
+        """The number of rows that may be found; this looks at all of them."""
+        return self.files.num_rows if self.allowed_N is None else int(np.count_nonzero(self.allowed_N))
+
+    @property
+    def fetch(self) -> Callable[[Int64Array], VectorArray]:
+        return self._vectors
+
+    def ids_of(self, rows: Int64Array) -> Int64Array:
+        return self.files.span.first_chunk + self.rows.select(rows)
+
+    def rows_of(self, ids: Int64Array) -> Int64Array:
+        return self.rows.rank(ids - self.files.span.first_chunk)
+
+    def are_allowed(self, ids: Int64Array) -> BoolArray:
+        asked = np.unique(ids[ids != NO_NEIGHBOUR])
+        allowed = asked[self.view.chunks.is_live(asked) & self.view.is_screened(asked)]
+        if self.before is not None and len(allowed):
+            held = np.concatenate([np.empty(0, np.int64), *(hit.where for hit in self.before.lookup(allowed))])
+            allowed = np.delete(allowed, held)
+        return np.isin(ids, allowed)
+
+    def _vectors(self, rows: Int64Array) -> AnyArray:
+        return self.view.vectors(self.space, self.ids_of(rows))
+
+
+def search_parts(
+    view: View, space: str, *, source: str | None = None, documents: Int64Array | None = None
+) -> list[SearchPart]:
+    """Every part of a space for a search. With a restriction, the allowed rows are known at once, as in `live_parts`."""
+    if source is not None or documents is not None:
+        return [*live_parts(view, space, source=source, documents=documents)]
+    parts: list[SearchPart] = []
+    covered_end = 0  # one past the ids of the parts before
+    for number, files in enumerate(all_files := parts_of(view, space)):
+        overlaps = files.span.first_chunk < covered_end
+        before = Coverage([part.records[0] for part in all_files[:number]]) if overlaps else None
+        covered_end = max(covered_end, files.span.end)
+        folder = verified_folder(view, files)
+        parts.append(StoredPart(view, space, files, open_part(folder), files.row_set, before))
+    return parts
+
+
+def num_findable(parts: list[SearchPart]) -> int:
+    """Chunks that the parts let a search find; this looks at all of them where rows are deleted."""
+    return sum(part.num_allowed for part in parts if isinstance(part, StoredPart | LivePart))
