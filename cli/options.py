@@ -31,7 +31,7 @@ EXIT_MEANINGS = {
     errors.EXIT_REJECTS: "success, but some records were rejected, or some names are unknown",
     errors.EXIT_NO_SPACE: "the disk is full",
     errors.EXIT_DAMAGE: "a file is damaged or missing",
-    errors.EXIT_NO_DATABASE: "no database at this path, or its format is too new",
+    errors.EXIT_NO_DATABASE: "no database at this path, or its format is too new or too old",
     errors.EXIT_CONFLICT: "another command is changing the database; run the command again",
     errors.EXIT_INTERRUPTED: "interrupted; run the same command again to continue",
 }

@@ -15,7 +15,7 @@ Exit codes are a public interface of the command line. They are defined only her
     ├── DamagedFileError        5   the content of a file is not what the snapshot says
     │   └── MissingFileError    5   a file of the snapshot is missing
     ├── NotADatabaseError      10   no database at this path
-    │   └── FormatVersionError 10   the format of the database is too new
+    │   └── FormatVersionError 10   the format of the database is too new or too old
     └── ConflictError          11   another command changed the data that this one read
         └── LockedError        11   another command is working on the same data
 

@@ -1,6 +1,6 @@
 """What lies on disk, byte for byte. README.md in this folder is the specification; this package is its code."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised by one whenever an older retrodb could misread what a newer one writes."""
 
 MAX_SHARD_CHUNKS = 1 << 20

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SEGMENT_RECORDS = 4096
 """A segment is closed at this many records; only the newest, open one is ever rewritten (under a new digest)."""
 
-OP_FILE, OP_SHARD, OP_SCREENED = "file", "shard", "screened"
+OP_FILE, OP_SHARD, OP_SCREENED, OP_COUNTS = "file", "shard", "screened", "counts"
 OP_DROP_FILE, OP_DROP_SHARD = "drop-file", "drop-shard"
 
 
@@ -103,6 +103,21 @@ class ScreenedRecord:
 
 
 @dataclass(frozen=True)
+class CountsRecord:
+    """How much of a shard is live, or how much of it a reason deletes. The newest record of a shard and reason counts.
+
+    It applies to the shard record before it: a shard that is replaced has no counts until new ones are written.
+    """
+
+    first_chunk: int  # of the shard
+    reason: str  # "": what is live
+    num_chunks: int
+    num_documents: int  # with a live chunk; or whose chunks the reason deletes, all that are there
+    num_keys: int = 0  # live chunks that get a vector; 0 for a reason
+    num_tokens: int = 0  # of the documents of the shard, deleted or not; 0 for a reason
+
+
+@dataclass(frozen=True)
 class DropRecord:
     """Takes a file (by path) or a shard (by first chunk) out of the manifest."""
 
@@ -111,7 +126,7 @@ class DropRecord:
     first_chunk: int = -1
 
 
-Record: TypeAlias = FileRecord | ShardRecord | ScreenedRecord | DropRecord
+Record: TypeAlias = FileRecord | ShardRecord | ScreenedRecord | CountsRecord | DropRecord
 
 
 def records_to_table(records: Iterable[Record]) -> pa.Table:
@@ -130,13 +145,15 @@ def _to_row(record: Record) -> tuple[object, ...]:
     match record:
         case FileRecord(kind, name, path, digest, first, count, rows, num_rows):
             digests = (digest.size_bytes, digest.sha256, digest.xxh3)
-            return (OP_FILE, kind, name, path, first, count, 0, rows, num_rows, *digests)
+            return (OP_FILE, kind, name, path, first, count, 0, 0, 0, rows, num_rows, *digests)
         case ShardRecord(task, source, count, num_documents, first):
-            return (OP_SHARD, "", source, task, first, count, num_documents, *_NO_FILE)
+            return (OP_SHARD, "", source, task, first, count, num_documents, 0, 0, *_NO_FILE)
         case ScreenedRecord(testset, first, count):
-            return (OP_SCREENED, "", testset, "", first, count, 0, *_NO_FILE)
+            return (OP_SCREENED, "", testset, "", first, count, 0, 0, 0, *_NO_FILE)
+        case CountsRecord(first, reason, count, num_documents, num_keys, num_tokens):
+            return (OP_COUNTS, "", reason, "", first, count, num_documents, num_keys, num_tokens, *_NO_FILE)
         case DropRecord(op, path, first):
-            return (op, "", "", path, first, 0, 0, *_NO_FILE)
+            return (op, "", "", path, first, 0, 0, 0, 0, *_NO_FILE)
 
 
 _NO_FILE = (None, 0, 0, b"", b"")  # rows, num_rows, size_bytes, sha256, xxh3

@@ -27,7 +27,7 @@ def parse_settings(text: str, *, where: str) -> Settings:
     """Read `retrodb.toml`.
 
     Raises:
-        FormatVersionError: when a newer retrodb wrote it.
+        FormatVersionError: when a newer or an older retrodb wrote it.
         DamagedFileError: when it is not as retrodb writes it.
     """
     try:
@@ -38,6 +38,12 @@ def parse_settings(text: str, *, where: str) -> Settings:
                 f"format version {version} is newer than {FORMAT_VERSION}, the newest this retrodb reads",
                 where=where,
                 remedy="Install a newer retrodb: pip install --upgrade retrodb.",
+            )
+        if isinstance(version, int) and version < FORMAT_VERSION:
+            raise FormatVersionError(
+                f"format version {version}, which this retrodb does not read: it reads and writes {FORMAT_VERSION}",
+                where=where,
+                remedy="Build the database again with 'retrodb build', in another folder, from the files of its recipe.toml.",
             )
         return from_mapping(Settings, values, where=where)
     except ConfigError as error:

@@ -18,15 +18,24 @@ from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.format.entries import Entry, entry_key
 from retrodb.format.json_codec import JsonValue, to_plain_object
 from retrodb.format.kinds import path_of
-from retrodb.format.records import OP_DROP_FILE, OP_DROP_SHARD, DropRecord, FileRecord, ScreenedRecord
+from retrodb.format.records import (
+    OP_DROP_FILE,
+    OP_DROP_SHARD,
+    ChunkRange,
+    DropRecord,
+    FileRecord,
+    ScreenedRecord,
+    ShardRecord,
+)
 from retrodb.format.rows import RowSet
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
 from retrodb.store import publish
-from retrodb.store.chunk_ids import NewShard
+from retrodb.store.chunk_ids import NewShard, give_ids
 from retrodb.store.commit import Change, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import identity
+from retrodb.view.shard_counts import count_shards
 from retrodb.view.tombstones import Tombstone, write_tombstones
 from retrodb.view.view import SELF, View, tombstones_name
 
@@ -45,6 +54,9 @@ class Transaction:
     shards: list[NewShard] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
     screened: list[ScreenedRecord] = field(default_factory=list)
+    changed_ranges: list[ChunkRange] = field(
+        default_factory=list
+    )  # whose tombstones change: their shards are counted again
     drops: list[DropRecord] = field(default_factory=list)
     entries: dict[str, Entry | None] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)  # what the command reports
@@ -133,14 +145,22 @@ class Transaction:
         self.files.extend(file for record in records for file in record.files)
 
     def add_tombstones(
-        self, tombstones: Sequence[Tombstone], *, query_set: str = SELF, task: str | None = None
+        self,
+        tombstones: Sequence[Tombstone],
+        *,
+        query_set: str = SELF,
+        task: str | None = None,
+        changes_counts: bool = True,
     ) -> None:
         """Publish a tombstones file, unless there are no tombstones.
 
         Args:
             query_set: that the rows belong to.
             task: id in the file's name, where the run's would not be unique.
+            changes_counts: whether they delete or revoke something. Compaction writes the same ones again.
         """
+        if query_set == SELF and changes_counts:
+            self.changed_ranges += [ChunkRange(stone.first_chunk, stone.num_chunks) for stone in tombstones]
         if tombstones:
             name = tombstones_name(query_set)
             path = path_of("tombstones", task=task or identity(self.run.id, "tombstones", name))
@@ -167,7 +187,7 @@ class Transaction:
         self.entries[entry_key(kind, name)] = None
 
     def commit(self, complete: CompleteTransaction | None = None) -> Snapshot:
-        """Make the change visible, on top of whatever was committed meanwhile.
+        """Make the change visible, on top of whatever was committed meanwhile. The shards that it changes are counted.
 
         Args:
             complete: adds what follows from the chunk ids of the new shards. Ids are known only for a given head, so it is
@@ -179,16 +199,25 @@ class Transaction:
         """
 
         def completed(head: Snapshot, change: Change) -> Change:
-            assert complete is not None
-            snapshot, records = preview(head, change)
-            staged = View(self.context.storage, self.view.settings, snapshot, records)
-            copy = self._of_change(change, staged)
-            complete(copy)
-            return copy._change()
+            copy = self._of_change(change, self._staged(head, change))
+            if complete is not None:
+                complete(copy)
+                change = copy._change()
+                copy.view = self._staged(head, change)
+            return replace(change, shard_counts=count_shards(copy.view, copy._spans_to_count(head)))
 
-        return commit(
-            self.context.storage, self.view.snapshot, self._change(), completed if complete is not None else None
-        )
+        needs_ids = complete is not None or self.shards or self.changed_ranges
+        return commit(self.context.storage, self.view.snapshot, self._change(), completed if needs_ids else None)
+
+    def _staged(self, head: Snapshot, change: Change) -> View:
+        """The database as it will be with the change on top of a head."""
+        snapshot, records = preview(head, change)
+        return View(self.context.storage, self.view.settings, snapshot, records)
+
+    def _spans_to_count(self, head: Snapshot) -> list[ChunkRange]:
+        """The ranges of the shards that are new, were compacted, or have other tombstones than before."""
+        records, _ = give_ids(self.shards, head.next_chunk)
+        return [record.span for record in records if isinstance(record, ShardRecord)] + self.changed_ranges
 
     def _of_change(self, change: Change, view: View) -> Transaction:
         """A copy of this transaction that holds a rebased change."""
@@ -198,6 +227,7 @@ class Transaction:
             shards=list(change.shards),
             files=list(change.files),
             screened=list(change.screened),
+            changed_ranges=list(self.changed_ranges),
             drops=list(change.drops),
             entries=dict(change.entries),
             counts=dict(change.counts),

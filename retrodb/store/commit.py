@@ -26,6 +26,7 @@ from retrodb.format.kinds import path_of
 from retrodb.format.parquet import open_writer
 from retrodb.format.records import (
     SEGMENT_RECORDS,
+    CountsRecord,
     DropRecord,
     FileRecord,
     Record,
@@ -55,6 +56,7 @@ class Change:
     shards: Sequence[NewShard] = ()
     files: Sequence[FileRecord] = ()  # with their id ranges set, or without ids
     screened: Sequence[ScreenedRecord] = ()
+    shard_counts: Sequence[CountsRecord] = ()  # of the shards that it adds or deletes rows of
     drops: Sequence[DropRecord] = ()
     entries: Mapping[str, Entry | None] = field(default_factory=dict)  # entry key -> new value, None takes it away
     counts: Mapping[str, int] = field(default_factory=dict)  # what the command reports
@@ -205,7 +207,7 @@ def _entries(head: Snapshot, change: Change) -> dict[str, Entry]:
 def _records(next_chunk: int, change: Change) -> tuple[list[Record], int]:
     """The change's manifest records with chunk ids given, and the next free id."""
     shards, next_chunk = give_ids(change.shards, next_chunk)
-    return [*change.drops, *shards, *change.files, *change.screened], next_chunk
+    return [*change.drops, *shards, *change.files, *change.screened, *change.shard_counts], next_chunk
 
 
 def _append(storage: Storage, segments: tuple[SegmentRef, ...], records: list[Record]) -> tuple[SegmentRef, ...]:

@@ -19,11 +19,13 @@ from retrodb.errors import DamagedFileError
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import (
+    OP_COUNTS,
     OP_DROP_FILE,
     OP_DROP_SHARD,
     OP_FILE,
     OP_SCREENED,
     OP_SHARD,
+    CountsRecord,
     FileRecord,
     Record,
     ShardRecord,
@@ -97,8 +99,7 @@ class Manifest:
     @cached_property
     def shards(self) -> ShardTable:
         """The live shards."""
-        rows = self._alive(OP_SHARD, OP_DROP_SHARD, "first_chunk")
-        table = self._table.take(rows).sort_by("first_chunk")
+        table = self._table.take(self._shard_rows)
         return ShardTable(
             first_chunk=table.column("first_chunk").to_numpy(),
             num_chunks=table.column("num_chunks").to_numpy(),
@@ -106,6 +107,12 @@ class Manifest:
             source=tuple(table.column("name").to_pylist()),
             task=tuple(table.column("path").to_pylist()),
         )
+
+    @cached_property
+    def _shard_rows(self) -> Int64Array:
+        """The rows of the live shards' records, by ascending first chunk."""
+        rows = self._alive(OP_SHARD, OP_DROP_SHARD, "first_chunk")
+        return rows[np.argsort(self._table.column("first_chunk").take(rows).to_numpy(), kind="stable")]
 
     @cached_property
     def _files(self) -> pa.Table:
@@ -132,6 +139,20 @@ class Manifest:
         return {
             g["kind"]: (g["size_bytes_count"], g["size_bytes_sum"]) for g in sorted(groups, key=lambda g: g["kind"])
         }
+
+    @cached_property
+    def counts(self) -> dict[int, dict[str, CountsRecord]]:
+        """By first chunk of a live shard and reason, "" for what is live: the counts that the newest commit of each gave."""
+        rows = self._rows_of[OP_COUNTS]
+        names = ("first_chunk", "name", "num_chunks", "num_documents", "num_keys", "num_tokens")
+        table = self._table.take(rows)
+        columns = (table.column(name).to_pylist() for name in names)
+        since = dict(zip(self.shards.first_chunk.tolist(), self._shard_rows.tolist(), strict=True))
+        counts: dict[int, dict[str, CountsRecord]] = {first: {} for first in since}
+        for row, first, reason, *values in zip(rows.tolist(), *columns, strict=True):
+            if row > since.get(first, len(self._table)):
+                counts[first][reason] = CountsRecord(first, reason, *values)
+        return counts
 
     def screened_ranges(self, testset_key: str) -> list[tuple[int, int]]:
         """Sorted, merged ranges (start, end) of chunk ids that were screened against a test set."""
@@ -160,7 +181,7 @@ class Manifest:
         return rows[alive]
 
 
-_OPS = (OP_FILE, OP_SHARD, OP_SCREENED, OP_DROP_FILE, OP_DROP_SHARD)
+_OPS = (OP_FILE, OP_SHARD, OP_SCREENED, OP_COUNTS, OP_DROP_FILE, OP_DROP_SHARD)
 _NONE = np.empty(0, dtype=np.int64)
 
 

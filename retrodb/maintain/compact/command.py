@@ -113,7 +113,8 @@ def _rewrite_ranges(context: Context, plan: CompactPlan) -> list[Rewrite]:
     transaction.conflict_keys = conflict_keys.compact(*_entries_read(records))
     for query_set in query_sets:
         rewrites = [rewrite for rewrite in plan.rewrites if rewrite.query_set == query_set]
-        transaction.add_tombstones(remaining_tombstones(view, query_set, rewrites), query_set=query_set)
+        remaining = remaining_tombstones(view, query_set, rewrites)
+        transaction.add_tombstones(remaining, query_set=query_set, changes_counts=False)
     transaction.drop_files(sorted(old_tombstones, key=lambda record: record.path))
     for rewrite, record in zip(plan.rewrites, records, strict=True):
         _replace_range(transaction, rewrite, record)
