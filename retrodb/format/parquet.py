@@ -66,6 +66,12 @@ def read_table(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> p
         return file.read(columns=_existing(file, columns), use_threads=False)
 
 
+def num_rows_of(path: Path) -> int:
+    """The number of rows that the footer of a file states. Raises as `read_table`."""
+    with open_parquet(path, partial(damaged, path)) as file:
+        return int(file.metadata.num_rows)
+
+
 def read_row_groups(path: Path, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
     """Read some row groups of a file, in the order given. Raises as `read_table`."""
     with open_parquet(path, partial(damaged, path)) as file:

@@ -6,6 +6,7 @@ in ascending order and without gaps; the position of a row in the file is its ra
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -118,3 +119,50 @@ def _bitmap(rows: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> BitMap:
     from pyroaring import BitMap
 
     return BitMap(rows)
+
+
+def mask_of(rows: BitMap, count: int) -> BoolArray:
+    """(count,) bool: true for the rows of a bitmap."""
+    mask = np.zeros(count, dtype=bool)
+    mask[np.frombuffer(rows.to_array(), dtype=np.uint32)] = True
+    return mask
+
+
+def is_in(rows: BitMap, asked: Int64Array, count: int) -> BoolArray:
+    """(Q,) bool: which of some rows below `count` a bitmap has."""
+    if not rows:
+        return np.zeros(len(asked), dtype=bool)
+    if len(asked) <= _FEW_ROWS:
+        return np.array([row in rows for row in asked.tolist()], dtype=bool)
+    return mask_of(rows, count)[asked]
+
+
+def rows_from(rows: BitMap, offset: int, count: int) -> BitMap:
+    """The rows moved by an offset, as far as they are in `[0, count)`.
+
+    Raises:
+        ValueError: `count` is larger than 2^32.
+    """
+    if count > _ALL_ROWS:
+        raise ValueError(f"a range of {count} ids has rows that a bitmap cannot have")
+    moved = rows.shift(offset)
+    moved.remove_range(count, _ALL_ROWS)
+    return moved
+
+
+def dense_rows(start: int, end: int) -> BitMap:
+    """The rows in `[start, end)`."""
+    from pyroaring import BitMap
+
+    return BitMap(range(start, end))
+
+
+def unite(parts: Iterable[BitMap]) -> BitMap:
+    """All rows that some of the bitmaps have."""
+    from pyroaring import BitMap
+
+    given = list(parts)
+    return BitMap.union(*given) if given else BitMap()
+
+
+_ALL_ROWS = 1 << 32  # one past the largest row that a bitmap can have

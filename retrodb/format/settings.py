@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from retrodb.config import dump_toml, from_mapping, parse_toml, to_mapping
 from retrodb.errors import ConfigError, DamagedFileError, FormatVersionError
 from retrodb.format import FORMAT_VERSION
+from retrodb.printable import escape
+
+MAX_CHUNK_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,25 @@ def parse_settings(text: str, *, where: str) -> Settings:
                 where=where,
                 remedy="Build the database again with 'retrodb build', in another folder, from the files of its recipe.toml.",
             )
-        return from_mapping(Settings, values, where=where)
+        settings = from_mapping(Settings, values, where=where)
+        if fault := _fault(settings):
+            raise ConfigError(fault, where=where)
+        return settings
     except ConfigError as error:
         raise DamagedFileError(
             f"damaged settings ({error.what})", where=where, remedy="Restore this file from a backup."
         ) from error
+
+
+def _fault(settings: Settings) -> str:
+    """What no `init` writes: a damaged file can be valid TOML. "" if nothing is wrong."""
+    if settings.token_dtype not in ("uint16", "uint32"):
+        return f"token_dtype is '{escape(settings.token_dtype)}'"
+    if not 1 <= settings.chunk_tokens <= MAX_CHUNK_TOKENS:
+        return f"chunk_tokens is {settings.chunk_tokens}"
+    if not 0 <= settings.pad_token < settings.vocab_size or not 0 <= settings.min_key_tokens <= settings.chunk_tokens:
+        return f"pad_token is {settings.pad_token}, vocab_size {settings.vocab_size}, min_key_tokens {settings.min_key_tokens}"
+    return ""
 
 
 def dump_settings(settings: Settings) -> str:

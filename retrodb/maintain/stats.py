@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.format.entries import DriftEntry, IndexEntry, PinEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
+from retrodb.format.parquet import num_rows_of
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.neighbour_table import NeighbourTable
+from retrodb.view.shard_counts import num_embeddable_chunks, num_embedded_chunks
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -77,7 +80,7 @@ class TableStats:
     space: str
     k: int
     num_rows: int  # live
-    num_short_rows: int  # of these, with fewer than k live neighbours
+    num_short_rows: int  # with fewer than k neighbours, when the table was last computed or repaired
     num_files: int  # its base, and the patches of repairs
     num_edits: int  # banned and pinned neighbours
 
@@ -163,7 +166,7 @@ def read_stats(view: View) -> Stats:
         num_live_chunks=sum(source.num_live_chunks for source in sources),
         num_tokens=sum(source.num_tokens for source in sources),
         size_bytes=sum(kind.size_bytes for kind in files),
-        num_deleted_chunks_by_reason=view.chunks.tombstones.count_by_reason(),
+        num_deleted_chunks_by_reason=_deleted_chunks(view),
         sources=sources,
         spaces=_spaces(view),
         drift=tuple(_drift(view, name) for name in snapshot.names(DriftEntry)),
@@ -176,7 +179,7 @@ def read_stats(view: View) -> Stats:
 
 def list_testsets(view: View) -> list[TestSetInfo]:
     """The registered test sets, by name."""
-    deleted = view.chunks.tombstones.count_by_reason()
+    deleted = _deleted_chunks(view)
     return [_testset(view, name, deleted.get(f"leak:{name}", 0)) for name in view.snapshot.names(TestsetEntry)]
 
 
@@ -202,36 +205,30 @@ def list_snapshots(storage: Storage) -> list[SnapshotInfo]:
 
 
 def _sources(view: View) -> tuple[SourceStats, ...]:
-    """The sources by name. A range belongs to the source of its first shard."""
+    """The sources by name, from the counts of their shards."""
     totals: dict[str, Int64Array] = {}
-    for record in view.chunks.ranges:
-        layout = view.chunks.layout(record)
-        live = view.chunks.live_mask(*record.span)
-        num_live = np.concatenate(([0], np.cumsum(live)))  # of the rows before each row
-        live_chunks = num_live[layout.first_row + layout.num_chunks] - num_live[layout.first_row]
-        counts = [
-            len(live_chunks),
-            (live_chunks > 0).sum(),
-            view.chunks.present_mask(*record.span).sum(),
-            live.sum(),
-            layout.num_tokens.sum(),
-        ]
-        [shard], _ = view.shards.locate(np.array([record.first_chunk]))
-        source = view.shards.source[shard]
+    for number, source in enumerate(view.shards.source):
+        shard = view.shards.record(number)
+        live = view.manifest.live_counts(shard.first_chunk)
+        num_present = view.chunks.file("documents", *shard.span).num_rows
+        counts = shard.num_documents, live.num_documents, num_present, live.num_chunks, live.num_tokens
         totals[source] = totals.get(source, np.zeros(5, dtype=np.int64)) + np.array(counts, dtype=np.int64)
     return tuple(SourceStats(source, *counts.tolist()) for source, counts in sorted(totals.items()))
+
+
+def _deleted_chunks(view: View) -> dict[str, int]:
+    """Chunks that each reason deletes now; a chunk with two reasons counts in both."""
+    counts: Counter[str] = Counter()
+    for by_reason in view.manifest.counts.values():
+        counts.update({reason: record.num_chunks for reason, record in by_reason.items() if reason})
+    return {reason: count for reason, count in sorted(counts.items()) if count}
 
 
 def _spaces(view: View) -> tuple[SpaceStats, ...]:
     names = view.snapshot.names(SpaceEntry)
     if not names:
         return ()
-    num_embeddable, num_vectors = 0, dict.fromkeys(names, 0)
-    for record in view.chunks.ranges:
-        is_embeddable = view.embeddable_mask(*record.span)
-        num_embeddable += int(is_embeddable.sum())
-        for name in names:
-            num_vectors[name] += int((is_embeddable & view.coverage("vectors", name).covered_mask(*record.span)).sum())
+    num_embeddable, num_vectors = num_embeddable_chunks(view), {name: num_embedded_chunks(view, name) for name in names}
     return tuple(_space(view, name, num_vectors[name], num_embeddable) for name in names)
 
 
@@ -268,13 +265,13 @@ def _drift(view: View, name: str) -> DriftStats:
 
 
 def _query_set(name: str, chunks: ChunkSet) -> QuerySetStats:
-    num_documents = sum(len(chunks.layout(record).first_row) for record in chunks.ranges)
+    num_documents = sum(num_rows_of(chunks.files.open(record)) for record in chunks.ranges)
     return QuerySetStats(name, num_documents, chunks.end)
 
 
 def _table(view: View, name: str) -> TableStats:
     table = NeighbourTable(view, name)
-    counts = len(table.rows()), table.num_short(), len(table.files), len(table.edits.all)
+    counts = table.num_live_rows(), table.entry.num_short, len(table.files), len(table.edits.all)
     return TableStats(name, table.query_set, table.entry.space, table.k, *counts)
 
 

@@ -15,7 +15,7 @@ from retrodb.format.entries import DEFAULT_ENCODER_KEY, DEFAULT_SPACE_KEY, Defau
 from retrodb.format.json_codec import to_plain, to_plain_object
 from retrodb.format.kinds import kind_of, path_of
 from retrodb.format.records import FileRecord
-from retrodb.format.settings import Settings, dump_settings
+from retrodb.format.settings import MAX_CHUNK_TOKENS, Settings, dump_settings
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
 from retrodb.store.commit import Change, commit_first
@@ -58,7 +58,7 @@ def plan_init(params: InitParams) -> InitPlan:
     Raises:
         UsageError, InputError: as `run_init`.
     """
-    if not 1 <= params.chunk_tokens <= 4096:
+    if not 1 <= params.chunk_tokens <= MAX_CHUNK_TOKENS:
         raise UsageError(
             f"chunks of {params.chunk_tokens} tokens", remedy="--chunk-tokens is from 1 to 4096; the paper's is 64."
         )

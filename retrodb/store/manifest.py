@@ -154,6 +154,19 @@ class Manifest:
                 counts[first][reason] = CountsRecord(first, reason, *values)
         return counts
 
+    def live_counts(self, first_chunk: int) -> CountsRecord:
+        """What is live of the shard that begins at a chunk.
+
+        Raises:
+            DamagedFileError: the manifest has no counts of it.
+        """
+        counts = self.counts.get(first_chunk, {}).get("")
+        if counts is None:
+            raise DamagedFileError(
+                f"no counts of the shard at chunk {first_chunk:,}", where="manifests", remedy="Run 'retrodb check'."
+            )
+        return counts
+
     def screened_ranges(self, testset_key: str) -> list[tuple[int, int]]:
         """Sorted, merged ranges (start, end) of chunk ids that were screened against a test set."""
         table = self._table.take(self._rows_of[OP_SCREENED])

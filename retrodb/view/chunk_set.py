@@ -19,15 +19,17 @@ from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.arrays import map_array
 from retrodb.format.parquet import read_row_groups, read_table
 from retrodb.format.records import FileRecord
+from retrodb.format.rows import is_in, mask_of
 from retrodb.format.settings import Settings
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
-from retrodb.view.tombstones import TombstoneSet, is_in
+from retrodb.view.tombstones import TombstoneSet
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+    from pyroaring import BitMap
 
     from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, TokenArray
 
@@ -103,12 +105,17 @@ class ChunkSet:
         """(count,) bool: which ids from `first` on the files hold, deleted or not; compaction has dropped the others."""
         return self._coverage["documents"].covered_mask(first, count)
 
+    def present_rows(self, first: int, count: int) -> BitMap:
+        """`present_mask` as a bitmap of rows, relative to `first`."""
+        return self._coverage["documents"].covered_rows(first, count)
+
+    def live_rows(self, first: int, count: int) -> BitMap:
+        """`live_mask` as a bitmap of rows, relative to `first`."""
+        return self.present_rows(first, count) - self.tombstones.deleted_rows(first, count)
+
     def live_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids from `first` on are live."""
-        mask = self.present_mask(first, count)
-        if self.tombstones.touches(first, count):
-            mask &= ~self.tombstones.deleted_mask(first, count)
-        return mask
+        return mask_of(self.live_rows(first, count), count)
 
     def is_all_live(self, first: int, count: int) -> bool:
         """Whether the records alone show that every id of the range is live; False says nothing."""

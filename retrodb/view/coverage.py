@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.format.records import FileRecord
+from retrodb.format.rows import dense_rows, mask_of, rows_from, unite
 
 if TYPE_CHECKING:
+    from pyroaring import BitMap
+
     from retrodb.format.arrays import BoolArray, Int64Array
 
 
@@ -67,10 +70,15 @@ class Coverage:
 
     def covered_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids of the range some file holds."""
-        mask = np.zeros(count, dtype=bool)
-        for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)):
-            offset = self.records[index].first_chunk - first
-            present = self._row_set(index).present
-            low, high = np.searchsorted(present, (-offset, count - offset))
-            mask[present[low:high] + offset] = True
-        return mask
+        return mask_of(self.covered_rows(first, count), count)
+
+    def covered_rows(self, first: int, count: int) -> BitMap:
+        """The rows of a range of at most 2^32 ids that some file holds, relative to `first`."""
+        parts = []
+        for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)).tolist():
+            start, end = int(self._starts[index]) - first, int(self._ends[index]) - first
+            if self.records[index].rows is None:
+                parts.append(dense_rows(max(start, 0), min(end, count)))
+            else:
+                parts.append(rows_from(self._row_set(index).roaring, start, count))
+        return unite(parts)

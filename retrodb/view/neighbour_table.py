@@ -89,6 +89,14 @@ class NeighbourTable:
         ids = [self.edits.apply(block, *self.stored(block))[0][:, : self.k] for block in _blocks(rows)]
         return rows, np.concatenate([np.empty((0, self.k), np.int64), *ids])
 
+    def num_live_rows(self) -> int:
+        """The number of live rows, from row bitmaps."""
+        queries = self.view.query_set(self.query_set)
+        return sum(
+            len(self._coverage.covered_rows(*record.span) & queries.live_rows(*record.span))
+            for record in queries.ranges
+        )
+
     def num_short(self) -> int:
         """Live rows with fewer than k live neighbours. Reads the whole table."""
         return sum(int((self.read(block)[0][:, -1] < 0).sum()) for block in _blocks(self.rows()))

@@ -8,9 +8,10 @@ import numpy as np
 
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.records import ChunkRange, CountsRecord
+from retrodb.format.rows import mask_of
+from retrodb.view.coverage import Coverage
 from retrodb.view.layout import DocumentLayout
-from retrodb.view.tombstones import mask_of
-from retrodb.view.view import View
+from retrodb.view.view import SELF, View
 
 
 def count_shards(view: View, spans: Iterable[ChunkRange]) -> list[CountsRecord]:
@@ -27,6 +28,41 @@ def count_shards(view: View, spans: Iterable[ChunkRange]) -> list[CountsRecord]:
         for record in _counts(view, shards.record(number).span)
         if known.get(record.first_chunk, {}).get(record.reason) != record
     ]
+
+
+def num_embeddable_chunks(view: View) -> int:
+    """Chunks that want a vector. Looks at the chunks of a shard only where a part of it was screened."""
+    return sum(num for _, num in _embeddable(view))
+
+
+def num_embedded_chunks(view: View, space: str) -> int:
+    """Of the chunks that want a vector, those that have one in a space. Reads row bitmaps, and no chunk."""
+    return sum(_num_embedded(view, view.query_vectors(SELF, space), span) for span, num in _embeddable(view) if num)
+
+
+def num_pending_chunks(view: View, space: str) -> int:
+    """Chunks that want a vector in a space and have none."""
+    return num_embeddable_chunks(view) - num_embedded_chunks(view, space)
+
+
+def _embeddable(view: View) -> Iterator[tuple[ChunkRange, int]]:
+    """Every shard, and how many of its chunks want a vector."""
+    for number in range(len(view.shards)):
+        span = view.shards.record(number).span
+        if view.is_all_screened(*span):
+            yield span, view.manifest.live_counts(span.first_chunk).num_keys
+        elif view.screened_mask(*span).any():
+            yield span, int(view.embeddable_mask(*span).sum())
+        else:
+            yield span, 0
+
+
+def _num_embedded(view: View, vectors: Coverage, span: ChunkRange) -> int:
+    """The rows with a vector that are live and screened: a file of vectors has keys only."""
+    rows = vectors.covered_rows(*span) & view.chunks.live_rows(*span)
+    if view.is_all_screened(*span):
+        return len(rows)
+    return int((mask_of(rows, span.num_chunks) & view.screened_mask(*span)).sum())
 
 
 def _counts(view: View, span: ChunkRange) -> Iterator[CountsRecord]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.format.parquet import read_row_groups, read_table, write_table
-from retrodb.format.rows import serialize_rows
+from retrodb.format.rows import mask_of, rows_from, serialize_rows, unite
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,12 +96,9 @@ class TombstoneSet:
         """For every reason that deletes something in the range of at most 2^32 ids, its rows, relative to `first`."""
         from pyroaring import BitMap
 
-        if count > _ALL_ROWS:
-            raise ValueError(f"a range of {count} ids has rows that a bitmap cannot have")
         by_reason: dict[str, BitMap] = {}
         for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)).tolist():
-            rows = self._rows(index).shift(int(self._starts[index]) - first)
-            rows.remove_range(count, _ALL_ROWS)
+            rows = rows_from(self._rows(index), int(self._starts[index]) - first, count)
             reason = self._reason[index]
             if self._active[index]:
                 by_reason[reason] = by_reason.get(reason, BitMap()) | rows
@@ -139,10 +136,7 @@ class TombstoneSet:
 
     def _read_deleted_rows(self, first: int, count: int) -> BitMap:
         """The rows of the range that are deleted for any reason, relative to `first`; not to be changed."""
-        from pyroaring import BitMap
-
-        by_reason = self.rows_by_reason(first, count).values()
-        return BitMap.union(*by_reason) if by_reason else BitMap()
+        return unite(self.rows_by_reason(first, count).values())
 
     def _rows(self, index: int) -> BitMap:
         from pyroaring import BitMap
@@ -152,28 +146,6 @@ class TombstoneSet:
 
     def _read_group(self, file: int, group: int) -> list[bytes]:
         return list(read_row_groups(self._files[file], [group], ["rows"]).column("rows").to_pylist())
-
-
-_ALL_ROWS = 1 << 32  # one past the largest row that a bitmap can have
-
-
-def mask_of(rows: BitMap, count: int) -> BoolArray:
-    """(count,) bool: true for the rows of a bitmap."""
-    mask = np.zeros(count, dtype=bool)
-    mask[np.frombuffer(rows.to_array(), dtype=np.uint32)] = True
-    return mask
-
-
-def is_in(rows: BitMap, asked: Int64Array, count: int) -> BoolArray:
-    """(Q,) bool: which of some rows below `count` a bitmap has."""
-    if not rows:
-        return np.zeros(len(asked), dtype=bool)
-    if len(asked) <= _FEW_ROWS:
-        return np.array([row in rows for row in asked.tolist()], dtype=bool)
-    return mask_of(rows, count)[asked]
-
-
-_FEW_ROWS = 2048  # up to here the bitmap is asked row by row
 
 
 def disjoint_ranges(starts: Int64Array, ends: Int64Array) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up import change, file
@@ -101,6 +102,23 @@ def test_settings_that_make_no_sense_are_damage(opened: Context, text: str) -> N
 def test_settings_that_are_no_text_are_damage(opened: Context) -> None:
     opened.storage.write("retrodb.toml", b"\xff\xfe")
     with pytest.raises(DamagedFileError, match=r"retrodb\.toml"):
+        opened.settings()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_dtype": "wint16"},
+        {"chunk_tokens": 0},
+        {"chunk_tokens": 2**40},
+        {"pad_token": 300},
+        {"min_key_tokens": 65},
+    ],
+)
+def test_settings_that_no_init_writes_are_damage(opened: Context, change: dict[str, Any]) -> None:
+    """A flipped bit can leave valid TOML."""
+    opened.storage.write("retrodb.toml", dump_settings(replace(SETTINGS, **change)).encode())
+    with pytest.raises(DamagedFileError, match=rf"retrodb\.toml: damaged settings .*{next(iter(change))}"):
         opened.settings()
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrodb.format.rows import is_in
 from retrodb.view.tombstones import (
     GROUP_ROWS,
     Tombstone,
     TombstoneSet,
-    is_in,
     tombstone,
     tombstones_to_table,
     write_tombstones,

@@ -17,10 +17,9 @@ from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.format.rows import RowSet, mask_of
 from retrodb.stages.dedup.clusters import cluster_keys
 from retrodb.view.coverage import Coverage
-from retrodb.view.tombstones import mask_of
 from retrodb.view.view import View
 
 EXCLUSIONS = ("document", "sequence", "content", "cluster")
