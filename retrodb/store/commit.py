@@ -36,7 +36,7 @@ from retrodb.format.records import (
 from retrodb.format.snapshot import SegmentRef, Snapshot, dump_snapshot
 from retrodb.store.chunk_ids import NewShard, give_ids
 from retrodb.store.conflict_keys import ConflictKeys, conflicts
-from retrodb.store.manifest import ShardTable, load_manifest, load_segment
+from retrodb.store.manifest import ShardTable, load_manifest, load_segment, load_segments
 from retrodb.store.snapshots import read_head, record_head, since
 from retrodb.store.storage import Storage
 
@@ -158,6 +158,9 @@ def _orphaned(shards: ShardTable, records: list[FileRecord | ScreenedRecord]) ->
     return [records[index] for index in np.flatnonzero(live < count)]
 
 
+CHECKPOINT_RECORDS = 4 * SEGMENT_RECORDS
+"""A log with fewer than twice as many records is never rewritten."""
+
 _COVERAGE = ("vectors", "parts", "attributes", "tokens")
 """Kinds that later commands add to the shards that are there."""
 
@@ -184,6 +187,8 @@ def _put(storage: Storage, snapshot: Snapshot) -> bool:
 def _successor(storage: Storage, head: Snapshot, change: Change) -> Snapshot:
     """The snapshot that follows `head`, with its manifest segments already stored."""
     records, next_chunk = _records(head.next_chunk, change)
+    segments = _append(storage, (change.manifest_of or head).segments, records)
+    segments, checkpoint = _checkpoint(storage, segments, head.totals.get("checkpoint", 0))
     return Snapshot(
         number=head.number + 1,
         parent=head.number,
@@ -193,10 +198,10 @@ def _successor(storage: Storage, head: Snapshot, change: Change) -> Snapshot:
         clock=change.clock,
         next_chunk=next_chunk,
         writes=tuple(sorted(change.writes)),
-        segments=_append(storage, (change.manifest_of or head).segments, records),
+        segments=segments,
         entries=_entries(head, change),
         counts=dict(change.counts),
-        totals=_totals(head.totals, change, records),
+        totals=_totals(head.totals, change, records) | ({"checkpoint": checkpoint} if checkpoint else {}),
     )
 
 
@@ -220,8 +225,28 @@ def _append(storage: Storage, segments: tuple[SegmentRef, ...], records: list[Re
     if segments and segments[-1].records < SEGMENT_RECORDS:
         table = pa.concat_tables([load_segment(storage, segments[-1]), table])
         segments = segments[:-1]
-    added = [_store_segment(storage, table.slice(i, SEGMENT_RECORDS)) for i in range(0, len(table), SEGMENT_RECORDS)]
-    return (*segments, *added)
+    return (*segments, *_store_segments(storage, table))
+
+
+def _checkpoint(storage: Storage, segments: tuple[SegmentRef, ...], last: int) -> tuple[tuple[SegmentRef, ...], int]:
+    """The segments, rewritten without what later records took away once the log has grown to twice what its last checkpoint left.
+
+    Args:
+        last: number of records that the last checkpoint left; 0 if there was none.
+
+    Returns:
+        The segments, and the number of records that the last checkpoint left.
+    """
+    if sum(segment.records for segment in segments) < 2 * max(last, CHECKPOINT_RECORDS):
+        return segments, last
+    table = load_segments(storage, segments).live_table()
+    return _store_segments(storage, table), max(1, len(table))
+
+
+def _store_segments(storage: Storage, table: pa.Table) -> tuple[SegmentRef, ...]:
+    return tuple(
+        _store_segment(storage, table.slice(i, SEGMENT_RECORDS)) for i in range(0, len(table), SEGMENT_RECORDS)
+    )
 
 
 def _store_segment(storage: Storage, table: pa.Table) -> SegmentRef:

@@ -154,6 +154,20 @@ class Manifest:
                 counts[first][reason] = CountsRecord(first, reason, *values)
         return counts
 
+    def live_table(self) -> pa.Table:
+        """The records that still say something, in the order of the log: a manifest made of them equals this one."""
+        counts = {(record.first_chunk, record.reason): record for of in self.counts.values() for record in of.values()}
+        counts_rows = self._rows_of[OP_COUNTS]
+        keys = zip(
+            *(self._table.column(name).take(counts_rows).to_pylist() for name in ("first_chunk", "name")), strict=True
+        )
+        newest = {key: row for key, row in zip(keys, counts_rows.tolist(), strict=True) if key in counts}
+        files = self._alive(OP_FILE, OP_DROP_FILE, "path")
+        rows = np.concatenate(
+            [self._shard_rows, files, self._rows_of[OP_SCREENED], np.array([*newest.values()], np.int64)]
+        )
+        return self._table.take(np.sort(rows, kind="stable"))
+
     def live_counts(self, first_chunk: int) -> CountsRecord:
         """What is live of the shard that begins at a chunk.
 
@@ -207,11 +221,16 @@ def load_manifest(storage: Storage, snapshot: Snapshot, staged: Sequence[Record]
     Raises:
         MissingFileError, DamagedFileError: naming the segment.
     """
+    return load_segments(storage, snapshot.segments, staged)
+
+
+def load_segments(storage: Storage, segments: Sequence[SegmentRef], staged: Sequence[Record] = ()) -> Manifest:
+    """The manifest that some segments make. Arguments and errors are those of `load_manifest`."""
     import pyarrow as pa
 
     from retrodb.format.schemas import MANIFEST
 
-    tables = [load_segment(storage, ref) for ref in snapshot.segments]
+    tables = [load_segment(storage, ref) for ref in segments]
     if staged:
         tables.append(records_to_table(staged))
     return Manifest(pa.concat_tables(tables).combine_chunks() if tables else MANIFEST.empty_table())

@@ -74,13 +74,13 @@ def _counts(view: View, span: ChunkRange) -> Iterator[CountsRecord]:
         reason: mask_of(rows, span.num_chunks) for reason, rows in chunks.tombstones.rows_by_reason(*span).items()
     }
     live = present & ~np.logical_or.reduce([np.zeros_like(present), *by_reason.values()])
-    is_key = layout.is_key(np.arange(span.num_chunks), view.settings.chunk_tokens, view.settings.min_key_tokens)
+    is_key = layout.is_key(np.flatnonzero(live), view.settings.chunk_tokens, view.settings.min_key_tokens)
     yield CountsRecord(
         first_chunk=span.first_chunk,
         reason="",
         num_chunks=int(live.sum()),
         num_documents=int((_rows_of_documents(layout, live) > 0).sum()),
-        num_keys=int((live & is_key).sum()),
+        num_keys=int(is_key.sum()),
         num_tokens=int(layout.num_tokens.sum()),
     )
     num_present = _rows_of_documents(layout, present)

@@ -40,7 +40,11 @@ def counted(database: Database) -> dict[str, object]:
         )
         masks = view.chunks.tombstones.deleted_by_reason(*record.span)
         reasons.update({reason: int(mask.sum()) for reason, mask in masks.items()})
-    return {**sums, "reasons": {reason: count for reason, count in sorted(reasons.items()) if count}}
+    names = ("documents", "live_documents", "chunks", "live_chunks", "tokens", "embeddable", "embedded")
+    return {
+        **{name: sums[name] for name in names},
+        "reasons": {reason: count for reason, count in sorted(reasons.items()) if count},
+    }
 
 
 def stored(database: Database) -> dict[str, object]:

@@ -19,7 +19,7 @@ from retrodb.format.kinds import path_of
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import SEGMENT_RECORDS, FileRecord
 from retrodb.format.snapshot import SegmentRef, snapshot_path
-from retrodb.maintain.check.structure import content_faults, manifest_faults
+from retrodb.maintain.check.structure import content_faults, count_faults, manifest_faults
 from retrodb.store.collection import is_ours
 from retrodb.store.digest import digest_file, identity
 from retrodb.store.manifest import load_manifest, load_segment
@@ -100,6 +100,8 @@ def run_check(
             skipped |= {damage.path for damage in unreadable}
             faults = content_faults(storage, view.settings, manifest, view.snapshot.next_chunk, skipped)
             damaged += [Damage(path, fault, _RESTORE) for path, fault in faults]
+            if not any(damaged):
+                damaged += [Damage(path, fault, _RESTORE) for path, fault in count_faults(view)]
     by_path = {damage.path: damage for damage in reversed(damaged) if damage}
     return CheckResult(
         snapshot=view.snapshot.number,

@@ -21,7 +21,8 @@ from retrodb.format.settings import Settings
 from retrodb.store.manifest import Manifest
 from retrodb.store.storage import Storage
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
-from retrodb.view.view import CHUNK_FILES
+from retrodb.view.shard_counts import count_shards
+from retrodb.view.view import CHUNK_FILES, View
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +48,15 @@ def manifest_faults(manifest: Manifest, next_chunk: int) -> Iterator[Fault]:
             yield folder, "the files of this part cover different rows"
 
 
+def count_faults(view: View) -> Iterator[Fault]:
+    """Counts in the manifest that are not those of their shard's chunks."""
+    for number in range(len(view.shards)):
+        span = view.shards.record(number).span
+        for record in count_shards(view, [span]):
+            name = record.reason or "live"
+            yield "manifests", f"the shard at {span.first_chunk} has other counts ('{name}') than the manifest says"
+
+
 def _shard_faults(manifest: Manifest) -> Iterator[Fault]:
     shards = manifest.shards
     spans = [ChunkRange(*pair) for pair in zip(shards.first_chunk.tolist(), shards.num_chunks.tolist(), strict=True)]
@@ -55,6 +65,8 @@ def _shard_faults(manifest: Manifest) -> Iterator[Fault]:
             yield "manifests", f"the shard at {span.first_chunk} begins inside the one before"
     covered = {kind: {record.span for record in manifest.files(kind)} for kind in CHUNK_FILES}
     for span in spans:
+        if "" not in manifest.counts[span.first_chunk]:
+            yield "manifests", f"the shard at {span.first_chunk} has no counts"
         for kind in CHUNK_FILES:
             if span not in covered[kind]:
                 yield kind, f"the shard at {span.first_chunk} has no file of this kind"
