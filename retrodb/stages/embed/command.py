@@ -150,8 +150,6 @@ def _task(
     codes: PreparedCodes | None,
 ) -> Task[EmbedPayload, NoResult]:
     """The task for one file of chunks. Where vectors are reused, their places are published in the run's folder."""
-    for record in (pending.chunks, pending.hashes):
-        plan.view.files.open(record)
     origins = None
     if len(reusable.origins):
         file = f"reuse/{pending.query_set}-{pending.chunks.first_chunk}.npy"
@@ -165,7 +163,7 @@ def _task(
         codebook=codes.codebook if codes else None,
         query_set=pending.query_set,
         chunks=pending.chunks,
-        hashes=pending.hashes.path,
+        hashes=pending.hashes,
         rows=pending.rows,
         window_rows=encoder.provenance.window_rows,
         origins=origins,

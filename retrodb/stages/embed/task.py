@@ -29,6 +29,7 @@ from retrodb.stages.embed.windows import EncodedWindows, TextFile, encode_window
 from retrodb.stages.index.publish_part import publish_part
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import SELF
 
 STAGE_VERSION = 2
@@ -45,7 +46,7 @@ class EmbedPayload:
     codebook: str | None  # path; None keeps the vectors themselves
     query_set: str  # SELF for the database's own chunks
     chunks: FileRecord
-    hashes: str  # path of the hashes of the texts
+    hashes: FileRecord  # of the texts
     rows: RowSet  # rows to embed
     window_rows: int  # rows per window
     origins: str | None  # path of `ReusableVectors.origins`; None where no vector is reused
@@ -86,6 +87,7 @@ def run_embed_task(
     Raises:
         MismatchError: when the encoder of this process is not the space's.
         InputError: for a vector with NaN or infinity; names the chunk.
+        MissingFileError, DamagedFileError: when a file of chunks or hashes is not what its record says.
     """
     del clock  # no time enters the vectors
     payload, rows = task.payload, task.payload.rows
@@ -95,7 +97,9 @@ def run_embed_task(
     positions = payload.chunks.row_set.rank(rows.present)  # in the files of chunks and hashes
     origins = map_array(storage.local(payload.origins)) if payload.origins else np.empty((0, 3), np.int64)
     fresh = np.delete(np.arange(len(rows)), origins[:, 0])  # rows whose vectors are computed
-    hashes = np.ascontiguousarray(map_array(storage.local(payload.hashes))[positions[fresh]]).view("S16")
+    verified = VerifiedFiles(storage)
+    verified.open(payload.chunks)
+    hashes = np.ascontiguousarray(map_array(verified.open(payload.hashes))[positions[fresh]]).view("S16")
     first, ordinal = _distinct(hashes)
     computed = fresh[first]  # one row of each distinct text
     texts = TextFile(payload.chunks.path, positions[computed], payload.chunks.first_chunk + rows.present[computed])
