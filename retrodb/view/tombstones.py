@@ -60,11 +60,14 @@ class TombstoneSet:
         """All reasons of deletions and undeletions, revoked ones too."""
         return sorted({entry.reason for entry in self._all})
 
+    def overlapping(self, first: int, count: int) -> list[Tombstone]:
+        """The tombstones whose range overlaps `[first, first + count)`, in the order of their commits."""
+        return [self._all[index] for index in np.flatnonzero((self._starts < first + count) & (self._ends > first))]
+
     def deleted_by_reason(self, first: int, count: int) -> dict[str, BoolArray]:
         """For every reason that deletes something in the range, its mask (count,) bool."""
         masks: dict[str, BoolArray] = {}
-        for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)):
-            entry = self._all[index]
+        for entry in self.overlapping(first, count):
             rows = deserialize_rows(entry.rows) + (entry.first_chunk - first)
             mask = masks.setdefault(entry.reason, np.zeros(count, dtype=bool))
             mask[rows[(rows >= 0) & (rows < count)]] = entry.active

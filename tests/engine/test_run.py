@@ -15,9 +15,9 @@ from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord, dump_recor
 from retrodb.errors import DamagedFileError, InputError, RetroDBError
 from retrodb.format.records import FileDigest, FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.store.cached_lines import _shared
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage, Storage
-from retrodb.store.verify import _verified_keys, _VerifiedKeys
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def test_finished_tasks_read_the_record_of_verified_files_once(
     run = open_run(storage, "squares", {})
     LocalEngine().run(run, tasks(5), square, Progress())
     LocalEngine().run(run, tasks(5), square, Progress())  # verifies the outputs, and remembers them
-    _verified_keys.cache_clear()  # as in another process
+    _shared.cache_clear()  # as in another process
     opened: list[str] = []
     real_open = Path.open
 
@@ -134,17 +134,6 @@ def test_finished_tasks_read_the_record_of_verified_files_once(
     LocalEngine().run(run, tasks(5), square, Progress())
     assert opened.count("verified") == 1
     assert not {task.id for task in tasks(5)} & set(opened)  # no output is hashed again
-
-
-def test_what_another_process_verified_is_known(tmp_path: Path) -> None:
-    mine, other = _VerifiedKeys(tmp_path / "verified"), _VerifiedKeys(tmp_path / "verified")
-    mine.add("a")
-    assert "a" in other
-    other.add("b")
-    assert "b" in mine
-    (tmp_path / "verified").write_text("c\nd")  # shorter, and its last line is not complete
-    assert "c" in mine
-    assert "d" not in mine
 
 
 def lose_output(storage: LocalStorage, run: Run, task: Task) -> None:

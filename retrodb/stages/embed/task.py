@@ -24,6 +24,7 @@ from retrodb.format.arrays import Float16Array, Int64Array, growing_array, map_a
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.stages.embed.reuse_tasks import ReusableVectors, read_origins
 from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder, on_own_gpu
 from retrodb.stages.embed.windows import EncodedWindows, TextFile, encode_windows, forget_windows, windows_folder
 from retrodb.stages.index.publish_part import publish_part
@@ -49,8 +50,8 @@ class EmbedPayload:
     hashes: FileRecord  # of the texts
     rows: RowSet  # rows to embed
     window_rows: int  # rows per window
-    origins: str | None  # path of `ReusableVectors.origins`; None where no vector is reused
-    reuse: tuple[str, ...]  # paths of the files with reused vectors
+    part: int  # number of these rows among all pending ones
+    reusable: ReusableVectors | None  # None where no vector can be reused
 
 
 KIND = TaskKind[EmbedPayload, NoResult]("embed", STAGE_VERSION, NoResult)
@@ -95,7 +96,7 @@ def run_embed_task(
     if encoder.identity.fingerprint() != payload.fingerprint:
         raise MismatchError("the encoder of this worker is not that of the space", where=f"space '{payload.space}'")
     positions = payload.chunks.row_set.rank(rows.present)  # in the files of chunks and hashes
-    origins = map_array(storage.local(payload.origins)) if payload.origins else np.empty((0, 3), np.int64)
+    reused, origins = read_origins(storage, payload.reusable, payload.part)
     fresh = np.delete(np.arange(len(rows)), origins[:, 0])  # rows whose vectors are computed
     verified = VerifiedFiles(storage)
     verified.open(payload.chunks)
@@ -107,10 +108,10 @@ def run_embed_task(
     start = time.perf_counter()
     windows = encode_windows(storage, folder, encoder, texts, payload.window_rows)
     totals.add(windows, time.perf_counter() - start)
-    arrays = [*(map_array(storage.local(path)) for path in payload.reuse), *windows.arrays]
+    arrays = [*reused, *windows.arrays]
     vectors = GatheredVectors(arrays, len(rows), encoder.identity.dimension)
     vectors.assign(origins[:, 0], origins[:, 1], origins[:, 2])
-    vectors.assign(fresh, len(payload.reuse) + ordinal // payload.window_rows, ordinal % payload.window_rows)
+    vectors.assign(fresh, len(reused) + ordinal // payload.window_rows, ordinal % payload.window_rows)
     file = _publish(storage, task.id, payload, vectors)
     forget_windows(storage, folder)
     counts = {
