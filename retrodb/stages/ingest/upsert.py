@@ -104,6 +104,8 @@ def compare(
         mirror: whether documents that the input does not have are missing.
     """
     candidate_H, entry_H = equal_keys(candidates, entries)
+    if not len(entry_H) and not mirror:  # so is nearly every file of a large source
+        return _NO_COMPARISON
     rows_H = entries["row"][entry_H]
     is_current_H = is_current(rows_H) if len(rows_H) else np.empty(0, dtype=bool)
     is_same = is_current_H & (candidates["hash_hi"][candidate_H] == entries["hash_hi"][entry_H])
@@ -161,6 +163,7 @@ def _partitions(num_entries: int) -> Iterator[tuple[np.uint64, np.uint64]]:
 
 
 _NO_IDS = np.empty(0, dtype=np.int64)
+_NO_COMPARISON = Comparison(np.empty((0, 2), np.int64), _NO_IDS, _NO_IDS)
 
 
 def equal_keys(first: IdArray, second: IdArray) -> tuple[Int64Array, Int64Array]:
@@ -172,11 +175,13 @@ def equal_keys(first: IdArray, second: IdArray) -> tuple[Int64Array, Int64Array]
     if len(first) > len(second):
         positions, others = equal_keys(second, first)
         return others, positions
-    halves = np.ascontiguousarray(first["key_hi"])
-    low = np.searchsorted(second["key_hi"], halves)
+    halves, others_halves = np.ascontiguousarray(first["key_hi"]), np.asarray(second["key_hi"])
+    low = np.searchsorted(others_halves, halves)
     hits = np.flatnonzero(low < len(second))
-    hits = hits[second["key_hi"][low[hits]] == halves[hits]]
-    counts = np.searchsorted(second["key_hi"], halves[hits], side="right") - low[hits]  # 1, unless keys share this half
+    hits = hits[others_halves[low[hits]] == halves[hits]]
+    if not len(hits):
+        return hits, hits
+    counts = np.searchsorted(others_halves, halves[hits], side="right") - low[hits]  # 1, unless keys share this half
     positions = np.repeat(hits, counts)
     others = np.repeat(low[hits] - np.cumsum(counts) + counts, counts) + np.arange(len(positions))
     is_equal = first["key_lo"][positions] == second["key_lo"][others]
