@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from retrodb.engine.groups import groups_of
-from retrodb.engine.run import add_counts
+from retrodb.engine.run import Engine, add_counts
 from retrodb.format.json_codec import to_json
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
@@ -45,6 +45,7 @@ from retrodb.stages.transaction import Transaction
 
 _RUN_ROWS = 1 << 22  # rows of a task: 128 MiB of a sorted run
 _MIN_FILE_ROWS = 1 << 13  # what a file counts at least, so that a task reads at most 512 files
+_SMALL_ROWS = 1 << 25  # that one process filters before others have started
 
 
 def find_reusable(
@@ -105,7 +106,8 @@ def _old_runs(
     for group, first_file in zip(groups, first_files, strict=False):
         payload = OldRunPayload(run, group, first_file, _hashes_of(plan, group), filter_file)
         tasks.append(OLD_RUN.task(payload, weight=sum(file.vectors.num_rows for file in group)))
-    records = transaction.run_tasks(tasks, run_old_run, unit="chunks")
+    is_small = sum(file.vectors.num_rows for file in files) < _SMALL_ROWS
+    records = transaction.run_tasks(tasks, run_old_run, engine=Engine() if is_small else None, unit="chunks")
     return tuple(file for record in records for file in record.files), add_counts(records).get("rows", 0)
 
 
