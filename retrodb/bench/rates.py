@@ -11,7 +11,7 @@ import orjson
 
 from retrodb.bench.machine import cpu_name
 from retrodb.encode.threads import available_cpus
-from retrodb.store.verify import cache_folder
+from retrodb.store.cached_lines import cache_folder
 
 _Rates: TypeAlias = dict[str, dict[str, dict[str, float]]]  # machine -> encoder -> stage -> rate
 

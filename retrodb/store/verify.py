@@ -6,15 +6,13 @@ modification time in a small file of the user's cache folder, so that the next p
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from retrodb.errors import DamagedFileError, MissingFileError
 from retrodb.format.records import FileRecord
+from retrodb.store.cached_lines import cached_lines
 from retrodb.store.digest import xxh3_file
 from retrodb.store.storage import Storage
-
-CACHE_VARIABLE = "RETRODB_CACHE_DIR"
 
 
 class VerifiedFiles:
@@ -22,8 +20,7 @@ class VerifiedFiles:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._cache = _cache_file()
-        self._known: set[str] | None = None
+        self._verified = cached_lines("verified")
 
     def open(self, record: FileRecord) -> Path:
         """The local path of a live file, verified.
@@ -40,31 +37,14 @@ class VerifiedFiles:
         if stat.st_size != record.digest.size_bytes:
             raise damage(record, f"{stat.st_size} bytes instead of {record.digest.size_bytes}")
         key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{record.digest.xxh3.hex()}"
-        if key not in self._remembered():
+        if key not in self._verified:
             actual = xxh3_file(path)
             if actual != record.digest.xxh3:
                 raise damage(
                     record, f"checksum mismatch (expected {record.digest.xxh3.hex()[:12]}.., got {actual.hex()[:12]}..)"
                 )
-            self._remember(key)
+            self._verified.add([key])
         return path
-
-    def _remembered(self) -> set[str]:
-        if self._known is None:
-            try:
-                self._known = set(self._cache.read_text().splitlines())
-            except OSError:  # no cache yet, or one that cannot be read: then every file is verified again
-                self._known = set()
-        return self._known
-
-    def _remember(self, key: str) -> None:
-        self._remembered().add(key)
-        try:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            with self._cache.open("a") as file:
-                file.write(key + "\n")
-        except OSError:  # a cache that cannot be written costs time, never correctness
-            return
 
 
 def remedy(record: FileRecord) -> str:
@@ -79,14 +59,3 @@ def remedy(record: FileRecord) -> str:
 def damage(record: FileRecord, what: str) -> DamagedFileError:
     """The error for a live file whose bytes are not those of its record."""
     return DamagedFileError(what, where=record.path, remedy=remedy(record))
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of retrodb; `RETRODB_CACHE_DIR` moves it."""
-    if CACHE_VARIABLE in os.environ:
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retrodb"
-
-
-def _cache_file() -> Path:
-    return cache_folder() / "verified"

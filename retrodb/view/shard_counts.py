@@ -45,6 +45,14 @@ def num_pending_chunks(view: View, space: str) -> int:
     return num_embeddable_chunks(view) - num_embedded_chunks(view, space)
 
 
+def has_all_vectors(view: View, space: str, span: ChunkRange) -> bool:
+    """Whether every chunk of a shard that wants a vector has one in a space. False also where that is not known from counts."""
+    if not view.is_all_screened(*span):
+        return False
+    num_keys = view.manifest.live_counts(span.first_chunk).num_keys
+    return num_keys == _num_embedded(view, view.query_vectors(SELF, space), span)
+
+
 def _embeddable(view: View) -> Iterator[tuple[ChunkRange, int]]:
     """Every shard, and how many of its chunks want a vector."""
     for number in range(len(view.shards)):

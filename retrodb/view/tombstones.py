@@ -97,7 +97,7 @@ class TombstoneSet:
         from pyroaring import BitMap
 
         by_reason: dict[str, BitMap] = {}
-        for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)).tolist():
+        for index in self._overlapping(first, count):
             rows = rows_from(self._rows(index), int(self._starts[index]) - first, count)
             reason = self._reason[index]
             if self._active[index]:
@@ -105,6 +105,19 @@ class TombstoneSet:
             elif reason in by_reason:
                 by_reason[reason] -= rows
         return {reason: rows for reason, rows in by_reason.items() if rows}
+
+    def overlapping(self, first: int, count: int) -> list[Tombstone]:
+        """The tombstones whose range overlaps `[first, first + count)`, in the order of their commits."""
+        return [
+            Tombstone(
+                int(self._starts[index]),
+                int(self._ends[index] - self._starts[index]),
+                self._reason[index],
+                self._active[index],
+                self._bytes(index),
+            )
+            for index in self._overlapping(first, count)
+        ]
 
     def deleted_by_reason(self, first: int, count: int) -> dict[str, BoolArray]:
         """For every reason that deletes something in the range, its mask (count,) bool."""
@@ -132,17 +145,23 @@ class TombstoneSet:
 
     def touches(self, first: int, count: int) -> bool:
         """Whether a tombstone's range overlaps `[first, first + count)`."""
-        return bool(((self._starts < first + count) & (self._ends > first)).any())
+        return bool(self._overlapping(first, count))
 
     def _read_deleted_rows(self, first: int, count: int) -> BitMap:
         """The rows of the range that are deleted for any reason, relative to `first`; not to be changed."""
         return unite(self.rows_by_reason(first, count).values())
 
+    def _overlapping(self, first: int, count: int) -> list[int]:
+        return list(np.flatnonzero((self._starts < first + count) & (self._ends > first)).tolist())
+
     def _rows(self, index: int) -> BitMap:
         from pyroaring import BitMap
 
+        return BitMap.deserialize(self._bytes(index))
+
+    def _bytes(self, index: int) -> bytes:
         file, row = self._at[index]
-        return BitMap.deserialize(self._group(file, row // GROUP_ROWS)[row % GROUP_ROWS])
+        return self._group(file, row // GROUP_ROWS)[row % GROUP_ROWS]
 
     def _read_group(self, file: int, group: int) -> list[bytes]:
         return list(read_row_groups(self._files[file], [group], ["rows"]).column("rows").to_pylist())

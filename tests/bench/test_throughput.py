@@ -11,7 +11,7 @@ from made_documents import made_text
 from retrodb.bench.rates import UNITS, keep_rates, read_rates
 from retrodb.database import Database
 from retrodb.errors import UsageError
-from retrodb.store.verify import cache_folder
+from retrodb.store.cached_lines import cache_folder
 
 Make = Callable[..., Database]
 

@@ -15,6 +15,7 @@ from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord, dump_recor
 from retrodb.errors import DamagedFileError, InputError, RetroDBError
 from retrodb.format.records import FileDigest, FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.store.cached_lines import _shared
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage, Storage
 
@@ -113,6 +114,26 @@ def test_finished_tasks_are_skipped_and_records_come_in_the_tasks_order(storage:
     assert [record.result.number for record in records] == [9, 4, 1, 0]
     assert sorted(traces(storage)) == ["0", "1", "2", "3"]
     assert add_counts(records) == {"done": 4}
+
+
+def test_finished_tasks_read_the_record_of_verified_files_once(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(storage, "squares", {})
+    LocalEngine().run(run, tasks(5), square, Progress())
+    LocalEngine().run(run, tasks(5), square, Progress())  # verifies the outputs, and remembers them
+    _shared.cache_clear()  # as in another process
+    opened: list[str] = []
+    real_open = Path.open
+
+    def counting_open(path: Path, mode: str = "r", *args: object, **options: object) -> object:
+        opened.append(path.name)
+        return real_open(path, mode, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", counting_open)
+    LocalEngine().run(run, tasks(5), square, Progress())
+    assert opened.count("verified") == 1
+    assert not {task.id for task in tasks(5)} & set(opened)  # no output is hashed again
 
 
 def lose_output(storage: LocalStorage, run: Run, task: Task) -> None:

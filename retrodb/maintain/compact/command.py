@@ -103,7 +103,7 @@ def _rewrite_ranges(context: Context, plan: CompactPlan) -> list[Rewrite]:
     """Rewrite shards and query sets."""
     if not plan.rewrites:
         return []
-    view, tasks = plan.view, [_rewrite_task(plan.view, rewrite) for rewrite in plan.rewrites]
+    view, tasks = plan.view, [_rewrite_task(rewrite) for rewrite in plan.rewrites]
     query_sets = sorted({rewrite.query_set for rewrite in plan.rewrites}, key=tombstones_name)
     old_tombstones = [record for query_set in query_sets for record in view.tombstone_files(query_set)]
     paths = sorted(record.path for record in old_tombstones)
@@ -126,12 +126,8 @@ def _rewrite_ranges(context: Context, plan: CompactPlan) -> list[Rewrite]:
     return plan.rewrites
 
 
-def _rewrite_task(view: View, rewrite: Rewrite) -> Task[RewritePayload, NoResult]:
-    inputs = [record for file in rewrite.files for record in file.inputs]
-    for record in inputs:
-        view.files.open(record)
-    digests = [record.digest.sha256.hex() for record in inputs]
-    return REWRITE.task(RewritePayload(rewrite.span, rewrite.files), digests, int(rewrite.keep_N.sum()))
+def _rewrite_task(rewrite: Rewrite) -> Task[RewritePayload, NoResult]:
+    return REWRITE.task(RewritePayload(rewrite.span, rewrite.files), (), int(rewrite.keep_N.sum()))
 
 
 def _replace_range(transaction: Transaction, rewrite: Rewrite, record: TaskRecord[NoResult]) -> None:
@@ -171,8 +167,6 @@ def _rewrite_parts(context: Context, plan: CompactPlan, *, space: str) -> int:
     num_parts = sum(map(len, groups))
     if not groups:
         return 0
-    for record in (record for parts in groups for record in files_of(parts)):
-        view.files.open(record)
     tasks = [merge_task(space, parts, view.chunks.live_mask(*span_of(parts))) for parts in groups]
     keys = conflict_keys.merge(space)
     keys = replace(keys, reads=keys.reads | {conflict_keys.REVIVALS})

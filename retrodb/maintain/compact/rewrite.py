@@ -25,6 +25,7 @@ from retrodb.format.schemas import DOCUMENTS, chunks_schema
 from retrodb.format.settings import parse_settings
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class RewrittenFile:
     name: str  # of its manifest record
     path: str  # with {task} for the id of the task
     rows: RowSet  # rows of the range that it will hold
-    inputs: tuple[FileRecord, ...]  # verified; by ascending first chunk
+    inputs: tuple[FileRecord, ...]  # by ascending first chunk
     documents: RowSet | None = None  # first rows of the documents to keep, where its rows are of documents
 
 
@@ -58,7 +59,11 @@ REWRITE = TaskKind[RewritePayload, NoResult]("compact", 2, NoResult)
 
 
 def run_rewrite(storage: Storage, task: Task[RewritePayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """Write the files of one range."""
+    """Write the files of one range.
+
+    Raises:
+        MissingFileError, DamagedFileError: when an input is not what its record says.
+    """
     del clock  # a row keeps its age
     first_chunk = task.payload.span.first_chunk
     records = []
@@ -87,8 +92,8 @@ class _Selection:
         return record.first_chunk - self.first_chunk
 
     def local(self, record: FileRecord) -> Path:
-        """The local path of an input."""
-        return self.storage.local(record.path)
+        """The local path of an input, verified."""
+        return VerifiedFiles(self.storage).open(record)
 
 
 def _write_array(selection: _Selection, out: Path) -> None:

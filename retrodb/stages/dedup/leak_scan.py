@@ -6,7 +6,7 @@ Results name rows of the shard and no chunk ids, so they are valid before a new 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,10 +23,12 @@ from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
+from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet, serialize_rows
 from retrodb.stages.dedup.leak_report import ReportRow, concat_reports, report_table
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.document_blocks import DocumentBlock, document_blocks
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
 
@@ -40,11 +42,10 @@ ScanFunction: TypeAlias = "Callable[[pa.LargeStringArray], ScanResult]"
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The texts of one shard."""
+    """The texts of one shard; the task that reads them verifies them. The shard may have no chunk ids yet."""
 
-    documents: str  # path of the documents file
-    chunks: str  # path of the chunks file
-    rows: RowSet  # rows of the shard that the chunks file has
+    documents: FileRecord
+    chunks: FileRecord
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class CountPayload:
     """Count shingles of a test set in a shard."""
 
     run: str  # id of the run that stores the counts
-    table: str  # path of a file of the test set's shingle table
+    table: tuple[FileRecord, ...]  # the files of the test set's shingle table
     shard: ShardFiles
 
 
@@ -63,7 +64,7 @@ class ScanPayload:
     run: str  # id of the run that stores the report
     testset: str  # name, for the report
     params: DedupParams
-    table: str  # path of a file of the test set's shingle table
+    table: tuple[FileRecord, ...]  # the files of the test set's shingle table
     excluded: str | None  # path of the mask of shingles that do not count because they are too frequent
     shard: ShardFiles
 
@@ -72,7 +73,7 @@ class ScanPayload:
 class CleanPayload:
     """Find all chunks of a shard that shingles of some items touch."""
 
-    table: str  # path of a file of the test set's shingle table
+    table: tuple[FileRecord, ...]  # the files of the test set's shingle table
     items: tuple[int, ...]  # of the table
     shard: ShardFiles
 
@@ -112,7 +113,8 @@ def run_leak_scan(storage: Storage, task: Task[ScanPayload, LeakedRows], clock: 
     del clock  # the report does not depend on the time
     payload = task.payload
     table = _open_table(storage, payload.table)
-    documents = read_table(storage.local(payload.shard.documents), ["source", "doc_id", "first_row", "num_chunks"])
+    shown = ["source", "doc_id", "first_row", "num_chunks"]
+    documents = read_table(VerifiedFiles(storage).open(payload.shard.documents), shown)
     scanner = _Scanner(payload, table, _scan_function(storage, payload, table))
     leaked, reports = [np.empty(0, np.int64)], []
     for block in _blocks(storage, payload.shard):
@@ -149,16 +151,19 @@ def run_clean(storage: Storage, task: Task[CleanPayload, LeakedRows], clock: str
 
 
 def _row_set(shard: ShardFiles, rows: Int64Array) -> RowSet:
-    return RowSet(shard.rows.num_rows_total, serialize_rows(rows))
+    return RowSet(shard.chunks.num_chunks, serialize_rows(rows))
 
 
-def _open_table(storage: Storage, path: str) -> ShingleTable:
-    return load_shingle_table(storage.local(path).parent)
+def _open_table(storage: Storage, files: Sequence[FileRecord]) -> ShingleTable:
+    verified = VerifiedFiles(storage)
+    paths = [verified.open(record) for record in files]
+    return load_shingle_table(paths[0].parent)
 
 
 def _blocks(storage: Storage, shard: ShardFiles) -> Iterator[DocumentBlock]:
-    layout = DocumentLayout.from_table(read_table(storage.local(shard.documents), LAYOUT_COLUMNS))
-    return document_blocks(storage.local(shard.chunks), layout, shard.rows.present)
+    files = VerifiedFiles(storage)
+    layout = DocumentLayout.from_table(read_table(files.open(shard.documents), LAYOUT_COLUMNS))
+    return document_blocks(files.open(shard.chunks), layout, shard.chunks.row_set.present)
 
 
 def _scan_function(storage: Storage, payload: ScanPayload, table: ShingleTable) -> ScanFunction:

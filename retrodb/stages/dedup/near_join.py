@@ -30,6 +30,7 @@ from retrodb.stages.dedup.clusters import Documents, Pairs
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.document_blocks import document_blocks, document_texts
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
 from retrodb.view.view import View
@@ -44,10 +45,8 @@ class BandsPayload:
 
     name: str  # of the bands files
     params: NearDuplicatesParams
-    documents: str  # path of the documents file
-    chunks: str  # path of the chunks file
-    rows: RowSet  # rows of the shard that the chunks file has
-    first_chunk: int  # of the shard
+    documents: FileRecord
+    chunks: FileRecord
 
 
 @dataclass(frozen=True)
@@ -137,26 +136,17 @@ def join_new_shards(
 
 def _bands_task(view: View, params: NearDuplicatesParams, span: ChunkRange) -> Task[BandsPayload, NoResult]:
     documents, chunks = (view.chunks.file(kind, *span) for kind in ("documents", "chunks"))
-    for record in (documents, chunks):
-        view.files.open(record)
-    payload = BandsPayload(
-        name=_bands_name(params),
-        params=replace(params, keep="first", jaccard=1.0),  # the bands do not depend on these
-        documents=documents.path,
-        chunks=chunks.path,
-        rows=chunks.row_set,
-        first_chunk=span.first_chunk,
-    )
-    return BANDS.task(payload, [chunks.digest.sha256.hex()], span.num_chunks)
+    independent = replace(params, keep="first", jaccard=1.0)  # the bands do not depend on these
+    return BANDS.task(BandsPayload(_bands_name(params), independent, documents, chunks), (), span.num_chunks)
 
 
 def run_bands(storage: Storage, task: Task[BandsPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
     """The bands of one shard's documents."""
     del clock
-    payload, params = task.payload, task.payload.params
-    layout = DocumentLayout.from_table(read_table(storage.local(payload.documents), LAYOUT_COLUMNS))
+    payload, params, verified = task.payload, task.payload.params, VerifiedFiles(storage)
+    layout = DocumentLayout.from_table(read_table(verified.open(payload.documents), LAYOUT_COLUMNS))
     sketch = [np.empty((0, params.permutations), np.uint32)]
-    for block in document_blocks(storage.local(payload.chunks), layout, payload.rows.present):
+    for block in document_blocks(verified.open(payload.chunks), layout, payload.chunks.row_set.present):
         sketch.append(signatures(block.documents(), params.permutations, ngram=params.ngram))
     run = sort_bands(np.concatenate(sketch), layout.first_row, parse_bands(params.bands, params.permutations))
     record = publish(
@@ -165,8 +155,8 @@ def run_bands(storage: Storage, task: Task[BandsPayload, NoResult], clock: str) 
         path_of("bands", name=payload.name, task=task.id),
         lambda local: save_array(local, run),
         name=payload.name,
-        first_chunk=payload.first_chunk,
-        rows=RowSet.all(payload.rows.num_rows_total),
+        first_chunk=payload.chunks.first_chunk,
+        rows=RowSet.all(payload.chunks.num_chunks),
     )
     return TaskRecord(task.id, (record,), counts={"documents": len(layout.first_row)})
 

@@ -152,19 +152,15 @@ def _plain(spans: Sequence[ChunkRange]) -> list[list[int]]:
     return [list(span) for span in spans]
 
 
-def _shard_files(view: View, span: ChunkRange) -> tuple[ShardFiles, str]:
-    """The texts of a shard, verified, and their digest."""
-    documents, chunks = (view.chunks.file(kind, *span) for kind in ("documents", "chunks"))
-    for record in (documents, chunks):
-        view.files.open(record)
-    return ShardFiles(documents.path, chunks.path, chunks.row_set), chunks.digest.sha256.hex()
+def _shard_files(view: View, span: ChunkRange) -> ShardFiles:
+    """The texts of a shard, without its chunk ids: a task on a new shard is the same whatever ids the shard gets."""
+    documents, chunks = (view.chunks.file(kind, *span).at(-1) for kind in ("documents", "chunks"))
+    return ShardFiles(documents, chunks)
 
 
-def _table_path(view: View, testset: TestSet) -> str:
-    """A file of the test set's shingle table, all of whose files are verified."""
-    for record in testset.files:
-        view.files.open(record)
-    return next(record.path for record in testset.files if record.path.endswith(".npy"))
+def _table_files(testset: TestSet) -> tuple[FileRecord, ...]:
+    """The files of the test set's shingle table."""
+    return tuple(record for record in testset.files if record.path.endswith(".npy"))
 
 
 def _scan_shards(
@@ -175,12 +171,11 @@ def _scan_shards(
     excluded: FileRecord | None,
     spans: Sequence[ChunkRange],
 ) -> list[TaskRecord[LeakedRows]]:
-    table, tasks = _table_path(view, testset), []
+    table, tasks = _table_files(testset), []
+    mask = excluded.path if excluded else None
+    inputs = [testset.entry.digest, excluded.digest.sha256.hex() if excluded else ""]
     for span in spans:
-        shard, digest = _shard_files(view, span)
-        mask = excluded.path if excluded else None
-        payload = ScanPayload(run.id, testset.name, testset.entry.params, table, mask, shard)
-        inputs = [testset.entry.digest, digest, excluded.digest.sha256.hex() if excluded else ""]
+        payload = ScanPayload(run.id, testset.name, testset.entry.params, table, mask, _shard_files(view, span))
         tasks.append(SCAN.task(payload, inputs, span.num_chunks))
     return context.engine.run(run, tasks, run_leak_scan, context.progress)
 
@@ -216,9 +211,8 @@ def _clean(
         items = tuple(item for item in range(table.num_items) if table.id(item) in leaked)
         tasks = []
         for span in spans:
-            shard, digest = _shard_files(view, span)
-            payload = CleanPayload(_table_path(view, testset), items, shard)
-            tasks.append(CLEAN.task(payload, [testset.entry.digest, digest], span.num_chunks))
+            payload = CleanPayload(_table_files(testset), items, _shard_files(view, span))
+            tasks.append(CLEAN.task(payload, [testset.entry.digest], span.num_chunks))
         records = context.engine.run(run, tasks, run_clean, context.progress)
         for span, record in zip(spans, records, strict=True):
             leaked_rows[span] = np.union1d(leaked_rows.get(span, np.empty(0, np.int64)), record.result.rows.present)
@@ -229,12 +223,10 @@ def _frequencies(
     context: Context, run: Run, view: View, testset: TestSet, spans: Sequence[ChunkRange]
 ) -> tuple[FileRecord, FileRecord]:
     """The counts of these shards, to be kept, and the mask of shingles that are too frequent by all counts."""
-    table, tasks = _table_path(view, testset), []
+    table, tasks = _table_files(testset), []
     for span in spans:
-        shard, digest = _shard_files(view, span)
-        tasks.append(
-            COUNT.task(CountPayload(run.id, table, shard), [testset.entry.digest, digest, ""], span.num_chunks)
-        )
+        payload = CountPayload(run.id, table, _shard_files(view, span))
+        tasks.append(COUNT.task(payload, [testset.entry.digest], span.num_chunks))
     records = context.engine.run(run, tasks, run_count, context.progress)
     new = np.sum([map_array(context.storage.local(record.files[0].path)) for record in records], axis=0)
     task = identity(run.id, testset.entry.digest, _plain(spans))

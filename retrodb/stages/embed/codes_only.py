@@ -7,6 +7,7 @@ it, and every task then turns its vectors into an index part at once. The vector
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -16,15 +17,19 @@ from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.part import quantize
 from retrodb.config import IndexParams
 from retrodb.encode.encoder import Encoder
+from retrodb.engine.run import Run
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_array
 from retrodb.format.entries import IndexEntry
 from retrodb.format.kinds import path_of
+from retrodb.format.records import FileRecord
 from retrodb.stages.embed.embed_plan import EmbedPlan
 from retrodb.stages.embed.pending import own_ids
-from retrodb.stages.embed.reuse import VectorFile
+from retrodb.stages.embed.reuse_tasks import VectorFile
 from retrodb.stages.index.codebook_file import index_entry, publish_codebook
 from retrodb.stages.transaction import Transaction
+from retrodb.store.digest import digest_file
+from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
@@ -69,7 +74,14 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
     record = publish_codebook(transaction, space, codebook)
     recall = round(codes_recall(sample, codebook), 4)
     transaction.set_entry(space, replace(index_entry(codebook, settings, factory), codes_recall=recall))
-    return PreparedCodes(record.path, recall, (VectorFile(path, sample_ids),))
+    return PreparedCodes(record.path, recall, (_vector_file(transaction.run, path, sample_ids),))
+
+
+def _vector_file(run: Run, path: str, ids: Int64Array) -> VectorFile:
+    """The sample as a file of vectors that the tasks can reuse."""
+    vectors = FileRecord("runs", "", path, digest_file(run.storage.local(path)), num_rows=len(ids))
+    ids_path = path_of("runs", run=run.id, file="reuse/sample-ids.npy")
+    return VectorFile(vectors, publish(run.storage, "runs", ids_path, partial(save_array, array=ids)))
 
 
 def codes_recall(vectors_SD: Float16Array, codebook: Codebook) -> float:

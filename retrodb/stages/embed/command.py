@@ -7,22 +7,21 @@ plan decides which rows are computed together: it has their windows and token bu
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 from retrodb.encode.encoder import Encoder, OutOfDeviceMemory
 from retrodb.engine.run import add_counts, run_exists
 from retrodb.engine.task import NoResult, Task
-from retrodb.format.arrays import save_array
 from retrodb.format.json_codec import to_plain_object
-from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
 from retrodb.stages.embed.codes_only import PreparedCodes, prepare_codes
 from retrodb.stages.embed.embed_plan import EmbedPlan, EmbedResult, plan_embed
-from retrodb.stages.embed.pending import PendingRows, own_ids
+from retrodb.stages.embed.pending import keep_complete, own_ids
 from retrodb.stages.embed.rate import estimate_rates, measure_rates
-from retrodb.stages.embed.reuse import ReusableVectors, VectorFile, find_reusable_in_groups
+from retrodb.stages.embed.reuse import find_reusable
+from retrodb.stages.embed.reuse_tasks import ReusableVectors
 from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder
 from retrodb.stages.embed.task import KIND, STAGE_VERSION, EmbedPayload, EncodingTotals, run_embed_task
 from retrodb.stages.transaction import Transaction
@@ -119,20 +118,19 @@ def _embed(
         transaction.set_entry(plan.space, plan.entry)
     codes = None if keeps_vectors else prepare_codes(transaction, plan, encoder)
     totals, start = EncodingTotals(), time.perf_counter()
-    reusable = _reusable_vectors(plan, codes.samples if codes else ())
-    tasks = [
-        _task(transaction, plan, encoder, part, vectors, codes)
-        for part, vectors in zip(plan.pending, reusable, strict=True)
-    ]
+    reusable = find_reusable(transaction, plan, codes.samples if codes else ())
+    tasks = [_task(transaction, plan, encoder, number, reusable, codes) for number in range(len(plan.pending))]
     function = partial(run_embed_task, params=plan.params, hardware=hardware, totals=totals)
     engine = context.engine.with_processes(hardware.gpus)
     records = transaction.run_tasks(tasks, function, engine=engine, unit="chunks", rate_of="tokens")
     transaction.add_files(records)
     counts = transaction.counts = add_counts(records)
     rates = measure_rates(encoder, totals, counts, hardware.gpus, time.perf_counter() - start)
+    number = transaction.commit().number
+    keep_complete(plan.view, plan.pending, plan.space, [record.files[0] for record in records])
     return replace(
         result,
-        snapshot=transaction.commit().number,
+        snapshot=number,
         num_reused=counts.get("reused", 0),
         num_tokens=counts.get("tokens", 0),
         num_truncated=counts.get("truncated", 0),
@@ -145,19 +143,12 @@ def _task(
     transaction: Transaction,
     plan: EmbedPlan,
     encoder: Encoder,
-    pending: PendingRows,
-    reusable: ReusableVectors,
+    number: int,
+    reusable: ReusableVectors | None,
     codes: PreparedCodes | None,
 ) -> Task[EmbedPayload, NoResult]:
-    """The task for one file of chunks. Where vectors are reused, their places are published in the run's folder."""
-    for record in (pending.chunks, pending.hashes):
-        plan.view.files.open(record)
-    origins = None
-    if len(reusable.origins):
-        file = f"reuse/{pending.query_set}-{pending.chunks.first_chunk}.npy"
-        origins = path_of("runs", run=transaction.run.id, file=file)
-        with transaction.run.storage.stage(origins) as local:
-            save_array(local, reusable.origins)
+    """The task for one file of chunks, the part of the pending rows with this number."""
+    pending = plan.pending[number]
     payload = EmbedPayload(
         run=transaction.run.id,
         space=plan.space,
@@ -165,18 +156,10 @@ def _task(
         codebook=codes.codebook if codes else None,
         query_set=pending.query_set,
         chunks=pending.chunks,
-        hashes=pending.hashes.path,
+        hashes=pending.hashes,
         rows=pending.rows,
         window_rows=encoder.provenance.window_rows,
-        origins=origins,
-        reuse=tuple(reusable.paths),
+        part=number,
+        reusable=reusable,
     )
-    return KIND.task(payload, [identity(reusable.origins.tobytes().hex())], len(pending.rows))
-
-
-def _reusable_vectors(plan: EmbedPlan, samples: Sequence[VectorFile]) -> Iterator[ReusableVectors]:
-    """For each part of the pending rows the vectors in the space, or in a sample, of its texts."""
-    records = plan.view.coverage("vectors", plan.space).records
-    files = [VectorFile(record.path, record.first_chunk + record.row_set.present) for record in records]
-    hashes = (plan.view.query_set(part.query_set).text_hashes(part.ids) for part in plan.pending)
-    return find_reusable_in_groups(plan.view.chunks, [*files, *samples], hashes)
+    return KIND.task(payload, (), len(pending.rows))

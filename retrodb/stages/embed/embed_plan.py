@@ -74,7 +74,7 @@ def plan_embed(
     if stored is not None:
         check_identity(name, stored, encoder.identity)
     entry = stored or _entry(params, encoder)
-    pending = find_pending_rows(view, name)
+    pending = find_pending_rows(context, view, name)
     result = EmbedResult(
         snapshot=view.snapshot.number,
         space=name,

@@ -1,17 +1,37 @@
-"""Rows that have no vector in a space yet."""
+"""Rows that have no vector in a space yet.
+
+Most shards are known to lack nothing without a look at their chunks: their counts say so. A range of a query set has no counts.
+Either one file of vectors has all its rows, or it was looked at before, and nothing that decides the answer has changed since:
+its documents, its tombstones and the rows of its vectors. The cache folder of this machine keeps a digest of these. The other
+ranges are looked at: few of them at once, more in tasks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from retrodb.engine.groups import groups_of
+from retrodb.engine.run import open_run
+from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
-from retrodb.format.entries import QueriesEntry
-from retrodb.format.records import FileRecord
+from retrodb.format.entries import QueriesEntry, TestsetEntry
+from retrodb.format.kinds import path_of
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.stages.context import Context, PlannedSnapshot, planned_view
+from retrodb.store.cached_lines import cached_lines
+from retrodb.store.digest import identity
+from retrodb.store.storage import Storage
+from retrodb.view.shard_counts import has_all_vectors
 from retrodb.view.view import SELF, View
+
+_GROUP_CHUNKS = 1 << 22  # that are looked at together: about two seconds
+_MIN_SHARD_CHUNKS = 1 << 13  # what a shard counts at least, so that a group has at most 512 shards
+_CACHE = "embedded"
 
 
 @dataclass(frozen=True)
@@ -29,19 +49,133 @@ class PendingRows:
         return self.chunks.first_chunk + self.rows.present
 
 
-def find_pending_rows(view: View, space: str) -> tuple[PendingRows, ...]:
+@dataclass(frozen=True)
+class ChunksOfSet:
+    """A range of the chunks of a query set."""
+
+    query_set: str
+    span: ChunkRange
+
+
+@dataclass(frozen=True)
+class PendingPayload:
+    """Look at some ranges of chunks."""
+
+    snapshot: PlannedSnapshot
+    space: str
+    ranges: tuple[ChunksOfSet, ...]
+
+
+@dataclass(frozen=True)
+class RowsOfRanges:
+    """The rows without a vector of some ranges, in the order of the payload."""
+
+    rows: tuple[RowSet, ...]
+
+
+PENDING = TaskKind[PendingPayload, RowsOfRanges]("embed-pending", 1, RowsOfRanges)
+
+
+def find_pending_rows(context: Context, view: View, space: str) -> tuple[PendingRows, ...]:
     """All live, screened key chunks, and all key chunks of query sets, that have no vector in a space."""
-    pending = []
+    complete, to_look_at = cached_lines(_CACHE), []
     for query_set in (SELF, *view.snapshot.names(QueriesEntry)):
-        chunks, covered = view.query_set(query_set), view.query_vectors(query_set, space)
-        for record in chunks.ranges:
-            span = record.span
-            keys = view.embeddable_mask(*span) if query_set == SELF else chunks.key_mask(*span)
-            mask = keys & ~covered.covered_mask(*span)
-            if mask.any():
-                rows = RowSet.from_mask(mask)
-                pending.append(PendingRows(query_set, chunks.file("chunks", *span), chunks.file("hashes", *span), rows))
+        covered = view.query_vectors(query_set, space)
+        for record in view.query_set(query_set).ranges:
+            if query_set == SELF and has_all_vectors(view, space, record.span):
+                continue
+            vectors = covered.overlapping(*record.span)
+            if not any(_has_all_rows(file, record.span) for file in vectors):
+                state = complete_state(view, query_set, record, vectors)
+                if state not in complete:
+                    to_look_at.append((ChunksOfSet(query_set, record.span), state))
+    rows = _look_at(context, view, space, [of_set for of_set, _ in to_look_at])
+    pending, unscreened = [], _unscreened(view)
+    for (of_set, _), row_set in zip(to_look_at, rows, strict=True):
+        if len(row_set):
+            chunks = view.query_set(of_set.query_set)
+            chunks_file, hashes_file = (chunks.file(kind, *of_set.span) for kind in ("chunks", "hashes"))
+            pending.append(PendingRows(of_set.query_set, chunks_file, hashes_file, row_set))
+    complete.add(
+        state
+        for (of_set, state), row_set in zip(to_look_at, rows, strict=True)
+        if not len(row_set) and of_set not in unscreened
+    )
     return tuple(pending)
+
+
+def keep_complete(view: View, pending: Sequence[PendingRows], space: str, new_files: Sequence[FileRecord]) -> None:
+    """Remember that ranges lack no vector once the new files of vectors are there, one for each of the pending ranges."""
+    unscreened, states = _unscreened(view), []
+    for part, file in zip(pending, new_files, strict=True):
+        span = part.chunks.span
+        if ChunksOfSet(part.query_set, span) not in unscreened:
+            vectors = [*view.query_vectors(part.query_set, space).overlapping(*span), file]
+            documents = view.query_set(part.query_set).file("documents", *span)
+            states.append(complete_state(view, part.query_set, documents, vectors))
+    cached_lines(_CACHE).add(states)
+
+
+def complete_state(view: View, query_set: str, documents: FileRecord, vectors: Sequence[FileRecord]) -> str:
+    """A digest of all that decides which screened rows of a range have no vector.
+
+    It leaves out which rows are screened. So it may be remembered only of a range that was screened against every test set:
+    a later test set takes rows away, and adds none.
+    """
+    settings = view.settings
+    tombstones = view.query_set(query_set).tombstones.overlapping(*documents.span)
+    return identity(
+        [settings.chunk_tokens, settings.min_key_tokens],
+        [documents.digest.sha256.hex(), *documents.span, (documents.rows or b"").hex()],
+        [[t.first_chunk, t.num_chunks, t.reason, t.active, t.rows.hex()] for t in tombstones],
+        sorted([*file.span, file.rows is None, (file.rows or b"").hex()] for file in vectors),
+    )
+
+
+def _has_all_rows(file: FileRecord, span: ChunkRange) -> bool:
+    return file.rows is None and file.span.first_chunk <= span.first_chunk and span.end <= file.span.end
+
+
+def _unscreened(view: View) -> set[ChunksOfSet]:
+    """The shards that some test set was not compared with."""
+    shards = {shard for name in view.snapshot.names(TestsetEntry) for shard in view.unscreened_shards(name)}
+    return {ChunksOfSet(SELF, view.shards.record(shard).span) for shard in shards}
+
+
+def _look_at(context: Context, view: View, space: str, ranges: Sequence[ChunksOfSet]) -> list[RowSet]:
+    """The rows of each range that have no vector."""
+    groups = list(groups_of(ranges, _weight, _GROUP_CHUNKS))
+    if len(groups) <= 1:  # the planner itself may read so much
+        return [_pending(view, space, of_set) for of_set in ranges]
+    tasks = [
+        PENDING.task(PendingPayload(PlannedSnapshot.of(view), space, group), weight=sum(map(_weight, group)))
+        for group in groups
+    ]
+    run = open_run(context.storage, "embed-pending", [task.id for task in tasks], context.clock)
+    records = context.engine.run(run, tasks, run_pending, context.progress, unit="chunks")
+    for path in reversed(context.storage.list(path_of("runs", run=run.id, file=""))):  # the plan is the last to go
+        context.storage.delete(path)
+    return [rows for record in records for rows in record.result.rows]
+
+
+def run_pending(storage: Storage, task: Task[PendingPayload, RowsOfRanges], clock: str) -> TaskRecord[RowsOfRanges]:
+    """Find the rows of some ranges that have no vector."""
+    del clock
+    payload = task.payload
+    view = planned_view(storage, payload.snapshot)
+    return TaskRecord(
+        task.id, result=RowsOfRanges(tuple(_pending(view, payload.space, of_set) for of_set in payload.ranges))
+    )
+
+
+def _weight(of_set: ChunksOfSet) -> int:
+    return max(of_set.span.num_chunks, _MIN_SHARD_CHUNKS)
+
+
+def _pending(view: View, space: str, of_set: ChunksOfSet) -> RowSet:
+    chunks, covered = view.query_set(of_set.query_set), view.query_vectors(of_set.query_set, space)
+    keys = view.embeddable_mask(*of_set.span) if of_set.query_set == SELF else chunks.key_mask(*of_set.span)
+    return RowSet.from_mask(keys & ~covered.covered_mask(*of_set.span))
 
 
 def own_ids(pending: tuple[PendingRows, ...]) -> Int64Array:

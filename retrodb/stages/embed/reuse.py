@@ -1,99 +1,123 @@
 """Vectors that need no computation, because a chunk with the same text has one in the space already.
 
-Equal texts have equal xxh3-128 hashes in the `hashes` files. The hashes of existing vectors are read one file at a time.
+Equal texts have equal xxh3-128 hashes in the `hashes` files. All new rows of a run are joined at once with all rows that have
+a vector, in tasks that read runs of rows sorted by hash:
+
+    new rows ──NEW_RUN──> sorted runs ──FILTER──> a bit for each prefix that a new hash has
+    old rows ──OLD_RUN──> sorted runs of those rows whose bit is set
+    both runs ──JOIN, by ranges of hashes──> for new rows the place of an existing vector
+
+So one new document reads the hashes of the old rows once and writes next to nothing, and many new documents read everything
+once, write it once, and read it once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import accumulate
 
-import numpy as np
-from numpy.typing import NDArray
+from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Engine, add_counts
+from retrodb.format.json_codec import to_json
+from retrodb.format.kinds import path_of
+from retrodb.format.records import ChunkRange, FileRecord
+from retrodb.stages.embed.embed_plan import EmbedPlan
+from retrodb.stages.embed.pending import PendingRows
+from retrodb.stages.embed.reuse_tasks import (
+    FILTER,
+    JOIN,
+    NEW_RUN,
+    OLD_RUN,
+    FilterPayload,
+    JoinPayload,
+    NewRunPayload,
+    OldRunPayload,
+    ReusableVectors,
+    RowsToMatch,
+    VectorFile,
+    VectorFiles,
+    run_new_run,
+    run_old_run,
+    run_prefix_filter,
+    run_reuse_join,
+)
+from retrodb.stages.transaction import Transaction
 
-from retrodb.format.arrays import Int64Array
-from retrodb.view.chunk_set import ChunkSet
-
-_GROUP_ROWS = 1 << 20
-"""Rows whose vectors are looked up together: 16 MiB of hashes."""
-
-
-@dataclass(frozen=True)
-class VectorFile:
-    """A file of vectors that can be reused."""
-
-    path: str
-    chunk_ids: Int64Array  # (n,) the database's chunks that its rows belong to, in the order of the rows
-
-
-@dataclass(frozen=True)
-class ReusableVectors:
-    """For some rows the place of an existing vector."""
-
-    paths: list[str]  # files of vectors
-    origins: Int64Array  # (R, 3): row without a vector, index of the file in `paths`, position in the file
-
-
-def find_reusable(chunks: ChunkSet, files: Iterable[VectorFile], hashes: NDArray[np.bytes_]) -> ReusableVectors:
-    """Find existing vectors of the texts with these hashes (N,) S16. The first file that has a text is used."""
-    is_missing = np.ones(len(hashes), dtype=bool)
-    paths: list[str] = []
-    origins = [np.empty((0, 3), dtype=np.int64)]
-    for file in files:
-        if not is_missing.any():
-            break
-        positions = _first_equal(hashes, chunks.text_hashes(file.chunk_ids))
-        rows = np.flatnonzero(is_missing & (positions >= 0))
-        if len(rows):
-            is_missing[rows] = False
-            origins.append(np.stack([rows, np.full(len(rows), len(paths)), positions[rows]], axis=1))
-            paths.append(file.path)
-    return ReusableVectors(paths, np.concatenate(origins))
+_RUN_ROWS = 1 << 22  # rows of a task: 128 MiB of a sorted run
+_MIN_FILE_ROWS = 1 << 13  # what a file counts at least, so that a task reads at most 512 files
+_SMALL_ROWS = 1 << 25  # that one process filters before others have started
 
 
-def find_reusable_in_groups(
-    chunks: ChunkSet,
-    files: Sequence[VectorFile],
-    parts: Iterable[NDArray[np.bytes_]],
-    group_rows: int = _GROUP_ROWS,
-) -> Iterator[ReusableVectors]:
-    """Find existing vectors for each of many parts; equal to `find_reusable` of every part.
-
-    Small parts are looked up together, so that the number of times a file is read does not grow with the number of parts.
+def find_reusable(
+    transaction: Transaction, plan: EmbedPlan, samples: Sequence[VectorFile] = ()
+) -> ReusableVectors | None:
+    """Find existing vectors of the texts of all pending rows. Of several files that have a text the first is used.
 
     Args:
-        parts: hashes (n,) S16 of each part.
-        group_rows: parts are looked up together until they have this many rows.
+        samples: further files of vectors, after those of the space.
+
+    Returns:
+        None when there is no vector that could be reused.
     """
-    group: list[NDArray[np.bytes_]] = []
-    num_rows = 0
-    for hashes in parts:
-        group.append(hashes)
-        num_rows += len(hashes)
-        if num_rows >= group_rows:
-            yield from _split(find_reusable(chunks, files, np.concatenate(group)), group)
-            group, num_rows = [], 0
-    if group:
-        yield from _split(find_reusable(chunks, files, np.concatenate(group)), group)
+    records = plan.view.coverage("vectors", plan.space).records
+    files = [*(VectorFile(record) for record in records), *samples]
+    if not files or not plan.pending:
+        return None
+    new_runs = _new_runs(transaction, plan.pending)
+    old_runs, num_old = _old_runs(transaction, plan, files, new_runs)
+    num_rows = num_old + sum(len(part.rows) for part in plan.pending)
+    num_ranges = num_rows // _RUN_ROWS + 1
+    tasks = [
+        JOIN.task(JoinPayload(transaction.run.id, new_runs, old_runs, number, num_ranges))
+        for number in range(num_ranges)
+    ]
+    joined = transaction.run_tasks(tasks, run_reuse_join, unit="ranges")
+    path = path_of("runs", run=transaction.run.id, file="reuse/files.json")
+    transaction.run.storage.write(path, to_json(VectorFiles(tuple(file.vectors for file in files))))
+    return ReusableVectors(path, tuple(file for record in joined for file in record.files))
 
 
-def _split(found: ReusableVectors, group: Sequence[NDArray[np.bytes_]]) -> Iterator[ReusableVectors]:
-    """The vectors of each part of a group; a part names only the files that it uses."""
-    by_row = found.origins[np.argsort(found.origins[:, 0], kind="stable")]
-    ends = np.cumsum([len(hashes) for hashes in group])
-    bounds = np.searchsorted(by_row[:, 0], np.concatenate(([0], ends)))
-    for hashes, end, low, high in zip(group, ends, bounds[:-1], bounds[1:], strict=True):
-        rows, file_of, positions = by_row[low:high].T
-        used, file_of = np.unique(file_of, return_inverse=True)
-        origins = np.stack([rows - (end - len(hashes)), file_of, positions], axis=1)
-        by_file = np.argsort(file_of, kind="stable")
-        yield ReusableVectors([found.paths[index] for index in used], np.ascontiguousarray(origins[by_file]))
+def _new_runs(transaction: Transaction, pending: Sequence[PendingRows]) -> tuple[FileRecord, ...]:
+    """The pending rows, sorted by hash in each run."""
+    groups = list(groups_of(pending, lambda part: max(len(part.rows), _MIN_FILE_ROWS), _RUN_ROWS))
+    first_parts = accumulate((len(group) for group in groups), initial=0)
+    tasks = []
+    for group, first_part in zip(groups, first_parts, strict=False):
+        rows = tuple(RowsToMatch(part.hashes, part.rows) for part in group)
+        payload = NewRunPayload(transaction.run.id, rows, first_part)
+        tasks.append(NEW_RUN.task(payload, weight=sum(len(part.rows) for part in group)))
+    records = transaction.run_tasks(tasks, run_new_run, unit="chunks")
+    return tuple(file for record in records for file in record.files)
 
 
-def _first_equal(new: NDArray[np.bytes_], old: NDArray[np.bytes_]) -> Int64Array:
-    """For every new hash the first position of an equal old one; -1 where there is none."""
-    if not len(old):
-        return np.full(len(new), -1, dtype=np.int64)
-    by_hash = np.argsort(old, kind="stable")
-    ranks = np.minimum(np.searchsorted(old[by_hash], new), len(old) - 1)
-    return np.where(old[by_hash[ranks]] == new, by_hash[ranks], -1)
+def _old_runs(
+    transaction: Transaction, plan: EmbedPlan, files: Sequence[VectorFile], new_runs: tuple[FileRecord, ...]
+) -> tuple[tuple[FileRecord, ...], int]:
+    """The rows with a vector whose text a pending row may have, sorted by hash in each run; and their number."""
+    num_new = sum(len(part.rows) for part in plan.pending)
+    run = transaction.run.id
+    filters = transaction.run_tasks(
+        [FILTER.task(FilterPayload(run, new_runs, num_new))], run_prefix_filter, unit="filters"
+    )
+    filter_file = next((file for record in filters for file in record.files), None)
+    groups = list(groups_of(files, lambda file: max(file.vectors.num_rows, _MIN_FILE_ROWS), _RUN_ROWS))
+    first_files = accumulate((len(group) for group in groups), initial=0)
+    tasks = []
+    for group, first_file in zip(groups, first_files, strict=False):
+        payload = OldRunPayload(run, group, first_file, _hashes_of(plan, group), filter_file)
+        tasks.append(OLD_RUN.task(payload, weight=sum(file.vectors.num_rows for file in group)))
+    is_small = sum(file.vectors.num_rows for file in files) < _SMALL_ROWS
+    records = transaction.run_tasks(tasks, run_old_run, engine=Engine() if is_small else None, unit="chunks")
+    return tuple(file for record in records for file in record.files), add_counts(records).get("rows", 0)
+
+
+def _hashes_of(plan: EmbedPlan, files: Sequence[VectorFile]) -> tuple[FileRecord, ...]:
+    """The files with the text hashes of the rows of files of vectors, by ascending first chunk."""
+    chunks = plan.view.chunks
+    whole = ChunkRange(0, chunks.end)
+    hashes = {
+        record.path: record
+        for file in files
+        for record in chunks.overlapping("hashes", *(file.vectors.span if file.ids is None else whole))
+    }
+    return tuple(sorted(hashes.values(), key=lambda record: record.first_chunk))

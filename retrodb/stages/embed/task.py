@@ -24,11 +24,13 @@ from retrodb.format.arrays import Float16Array, Int64Array, growing_array, map_a
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.stages.embed.reuse_tasks import ReusableVectors, read_origins
 from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder, on_own_gpu
 from retrodb.stages.embed.windows import EncodedWindows, TextFile, encode_windows, forget_windows, windows_folder
 from retrodb.stages.index.publish_part import publish_part
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import SELF
 
 STAGE_VERSION = 2
@@ -45,11 +47,11 @@ class EmbedPayload:
     codebook: str | None  # path; None keeps the vectors themselves
     query_set: str  # SELF for the database's own chunks
     chunks: FileRecord
-    hashes: str  # path of the hashes of the texts
+    hashes: FileRecord  # of the texts
     rows: RowSet  # rows to embed
     window_rows: int  # rows per window
-    origins: str | None  # path of `ReusableVectors.origins`; None where no vector is reused
-    reuse: tuple[str, ...]  # paths of the files with reused vectors
+    part: int  # number of these rows among all pending ones
+    reusable: ReusableVectors | None  # None where no vector can be reused
 
 
 KIND = TaskKind[EmbedPayload, NoResult]("embed", STAGE_VERSION, NoResult)
@@ -86,6 +88,7 @@ def run_embed_task(
     Raises:
         MismatchError: when the encoder of this process is not the space's.
         InputError: for a vector with NaN or infinity; names the chunk.
+        MissingFileError, DamagedFileError: when a file of chunks or hashes is not what its record says.
     """
     del clock  # no time enters the vectors
     payload, rows = task.payload, task.payload.rows
@@ -93,9 +96,11 @@ def run_embed_task(
     if encoder.identity.fingerprint() != payload.fingerprint:
         raise MismatchError("the encoder of this worker is not that of the space", where=f"space '{payload.space}'")
     positions = payload.chunks.row_set.rank(rows.present)  # in the files of chunks and hashes
-    origins = map_array(storage.local(payload.origins)) if payload.origins else np.empty((0, 3), np.int64)
+    reused, origins = read_origins(storage, payload.reusable, payload.part)
     fresh = np.delete(np.arange(len(rows)), origins[:, 0])  # rows whose vectors are computed
-    hashes = np.ascontiguousarray(map_array(storage.local(payload.hashes))[positions[fresh]]).view("S16")
+    verified = VerifiedFiles(storage)
+    verified.open(payload.chunks)
+    hashes = np.ascontiguousarray(map_array(verified.open(payload.hashes))[positions[fresh]]).view("S16")
     first, ordinal = _distinct(hashes)
     computed = fresh[first]  # one row of each distinct text
     texts = TextFile(payload.chunks.path, positions[computed], payload.chunks.first_chunk + rows.present[computed])
@@ -103,10 +108,10 @@ def run_embed_task(
     start = time.perf_counter()
     windows = encode_windows(storage, folder, encoder, texts, payload.window_rows)
     totals.add(windows, time.perf_counter() - start)
-    arrays = [*(map_array(storage.local(path)) for path in payload.reuse), *windows.arrays]
+    arrays = [*reused, *windows.arrays]
     vectors = GatheredVectors(arrays, len(rows), encoder.identity.dimension)
     vectors.assign(origins[:, 0], origins[:, 1], origins[:, 2])
-    vectors.assign(fresh, len(payload.reuse) + ordinal // payload.window_rows, ordinal % payload.window_rows)
+    vectors.assign(fresh, len(reused) + ordinal // payload.window_rows, ordinal % payload.window_rows)
     file = _publish(storage, task.id, payload, vectors)
     forget_windows(storage, folder)
     counts = {

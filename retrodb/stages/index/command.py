@@ -170,7 +170,7 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
         transaction.set_entry(name, in_use)
     else:
         codebook = open_codebook(view, name)
-    tasks = [index_task(view, name, codebook.digest, record, rows) for record, rows in plan.missing]
+    tasks = [index_task(name, codebook.digest, record, rows) for record, rows in plan.missing]
     records = transaction.run_tasks(tasks, partial(run_index_task, threads=context.threads_for(len(tasks))))
     transaction.add_files(records)
     transaction.set_entry(name, drift_entry(view, name, codebook, records, canaries))

@@ -31,6 +31,7 @@ from retrodb.stages.index.publish_part import publish_part_files
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
@@ -39,20 +40,11 @@ MAX_RANGE = 1 << 32
 
 
 @dataclass(frozen=True)
-class PartRows:
-    """An index part and the rows that it holds."""
-
-    folder: str
-    span: ChunkRange
-    rows: RowSet
-
-
-@dataclass(frozen=True)
 class MergePayload:
     """The parts of one merge."""
 
     space: str
-    parts: tuple[PartRows, ...]  # a row that several parts hold is taken from the first of them
+    parts: tuple[PartFiles, ...]  # a row that several parts hold is taken from the first of them
     span: ChunkRange  # of all parts together
     keep: RowSet | None  # rows of the span to keep; None keeps all
 
@@ -111,8 +103,6 @@ def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
     if not plan.groups:
         return replace(plan.result, dry_run=False)
     replaced = files_of([part for group in plan.groups for part in group])
-    for record in replaced:
-        plan.view.files.open(record)
     tasks = [merge_task(plan.space, group) for group in plan.groups]
     transaction = Transaction.open(
         context,
@@ -148,28 +138,33 @@ def merge_task(space: str, parts: Sequence[PartFiles], keep: BoolArray | None = 
     """The task that merges parts of one codebook.
 
     Args:
-        parts: whose files were verified. A row that several parts hold is taken from the first of them.
+        parts: a row that several parts hold is taken from the first of them.
         keep: (num_chunks,) bool over the range that `span_of` gives: rows to keep; None keeps all.
     """
     payload = MergePayload(
         space=space,
-        parts=tuple(PartRows(part.folder, part.span, part.row_set) for part in parts),
+        parts=tuple(parts),
         span=span_of(parts),
         keep=None if keep is None else RowSet.from_mask(keep),
     )
-    digests = [record.digest.sha256.hex() for record in files_of(parts)]
-    return KIND.task(payload, digests, sum(part.num_rows for part in parts))
+    return KIND.task(payload, (), sum(part.num_rows for part in parts))
 
 
 def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """Write the merged part. Publishes no file when no row is kept."""
+    """Write the merged part. Publishes no file when no row is kept.
+
+    Raises:
+        MissingFileError, DamagedFileError: when a file of a part is not what its record says.
+    """
     del clock
     payload = task.payload
     rows_of_parts, merged = _merged_rows(payload)
     if not len(merged):
         return TaskRecord(task.id, counts={"vectors": 0})
     positions: list[Int64Array] = [np.where(rows >= 0, merged.rank(rows), -1) for rows in rows_of_parts]
-    parts = [open_part(storage.local(f"{part.folder}/{INDEX_FILE}").parent) for part in payload.parts]
+    verified = VerifiedFiles(storage)
+    paths = [[verified.open(record) for record in part.records] for part in payload.parts]
+    parts = [open_part(of_part[0].parent) for of_part in paths]
     build = partial(merge_parts, parts, positions)
     files = publish_part_files(storage, payload.space, task.id, build, payload.span.first_chunk, merged)
     return TaskRecord(task.id, files, counts={"vectors": len(merged)})
@@ -182,7 +177,7 @@ def _merged_rows(payload: MergePayload) -> tuple[list[Int64Array], RowSet]:
     is_taken = np.zeros(num_chunks, dtype=bool)
     rows_of_parts = []
     for part in payload.parts:
-        rows = part.span.first_chunk - first + part.rows.present
+        rows = part.span.first_chunk - first + part.row_set.present
         rows = np.where(is_kept[rows] & ~is_taken[rows], rows, -1)
         is_taken[rows[rows >= 0]] = True
         rows_of_parts.append(rows)

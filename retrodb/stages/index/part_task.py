@@ -14,7 +14,7 @@ from retrodb.format.rows import RowSet
 from retrodb.stages.index.publish_part import publish_part
 from retrodb.store.open_storage import open_storage
 from retrodb.store.storage import Storage
-from retrodb.view.view import View
+from retrodb.store.verify import VerifiedFiles
 
 STAGE_VERSION = 2
 
@@ -25,36 +25,33 @@ class IndexPayload:
 
     space: str
     codebook: str  # digest
-    vectors: str  # path of the file of vectors
-    first_chunk: int
-    stored: RowSet  # rows that the file holds
+    vectors: FileRecord
     rows: RowSet  # rows to index
 
 
 KIND = TaskKind[IndexPayload, NoResult]("index", STAGE_VERSION, NoResult)
 
 
-def index_task(
-    view: View, space: str, codebook: str, vectors: FileRecord, rows: RowSet
-) -> Task[IndexPayload, NoResult]:
-    """The task for some rows of a file of vectors, which is verified here."""
-    view.files.open(vectors)
-    payload = IndexPayload(space, codebook, vectors.path, vectors.first_chunk, vectors.row_set, rows)
-    return KIND.task(payload, [vectors.digest.sha256.hex()], len(rows))
+def index_task(space: str, codebook: str, vectors: FileRecord, rows: RowSet) -> Task[IndexPayload, NoResult]:
+    """The task for some rows of a file of vectors."""
+    return KIND.task(IndexPayload(space, codebook, vectors, rows), (), len(rows))
 
 
 def run_index_task(
     storage: Storage, task: Task[IndexPayload, NoResult], clock: str, *, threads: int = 1
 ) -> TaskRecord[NoResult]:
-    """Build the part of some rows of one file of vectors. The number of threads does not change its bytes."""
+    """Build the part of some rows of one file of vectors. The number of threads does not change its bytes.
+
+    Raises:
+        MissingFileError, DamagedFileError: when the file of vectors is not what its record says.
+    """
     del clock
     payload, rows = task.payload, task.payload.rows
     codebook = _load_codebook(storage.url, path_of("codebooks", name=payload.space, digest=payload.codebook))
-    vectors = map_array(storage.local(payload.vectors))
-    selected = vectors if rows == payload.stored else _SelectedRows(vectors, payload.stored.rank(rows.present))
-    files = publish_part(
-        storage, payload.space, task.id, selected, codebook, payload.first_chunk, rows, threads=threads
-    )
+    record, stored = payload.vectors, payload.vectors.row_set
+    vectors = map_array(VerifiedFiles(storage).open(record))
+    selected = vectors if rows == stored else _SelectedRows(vectors, stored.rank(rows.present))
+    files = publish_part(storage, payload.space, task.id, selected, codebook, record.first_chunk, rows, threads=threads)
     return TaskRecord(task.id, files, counts={"vectors": len(rows)})
 
 

@@ -34,6 +34,8 @@ HELD_OUT_SET = "heldout"
 SUPERSEDED, REMOVED = "superseded", "removed"
 """Reasons of the tombstones of an ingest. Any other reason is a decision that a new ingest does not undo."""
 
+_MAX_INPUTS_FILES = 16  # opening one takes a millisecond, and every ingest of the source opens all
+
 TokenizeRecord: TypeAlias = TaskRecord[TokenizeResult]
 
 
@@ -92,13 +94,19 @@ def add_rejects(transaction: Transaction, rejects: pa.Table, source: str) -> Non
 def add_inputs(
     transaction: Transaction, inputs: Inputs, params: IngestParams, decisions: Decisions, rejects: pa.Table
 ) -> None:
-    """Remember the files that were read whole, and forget earlier ones where documents were replaced or removed."""
-    source = params.source
+    """Remember the files that were read whole, and forget earlier ones where documents were replaced or removed.
+
+    Every ingest reads all inputs files of its source, so a large number of them is joined into one.
+    """
+    source, former = params.source, transaction.view.manifest.files("inputs", params.source)
     unread = {row["path"] for row in rejects.to_pylist() if row["reason"] in WHOLE_FILE}
     files: list[IngestedFile] = inputs.ingested(unread) if params.limit is None else []
     if len(decisions.stale) or len(decisions.stale_held_out):
-        transaction.drop_files(transaction.view.manifest.files("inputs", source))
+        transaction.drop_files(former)
         files += inputs.skipped
+    elif files and len(former) >= _MAX_INPUTS_FILES:
+        transaction.drop_files(former)
+        files = list({(file.digest, file.mapping): file for file in [*inputs.known, *files]}.values())
     if files:
         path = path_of("inputs", name=source, task=transaction.run.id)
         transaction.publish("inputs", path, partial(write_table, table=inputs_table(files)), name=source)

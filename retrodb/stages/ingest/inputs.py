@@ -57,6 +57,7 @@ class Inputs:
     skipped: tuple[IngestedFile, ...] = ()
     notes: tuple[str, ...] = ()  # what the user should know of the files
     num_reread: int = 0  # of the files to read: those that were ingested whole with another mapping
+    known: tuple[IngestedFile, ...] = ()  # all that the source was ingested from before
 
     @property
     def plan(self) -> list[list[str]]:
@@ -114,8 +115,15 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
         if file.stream is not None and i not in new:
             view.storage.delete(f"{TEMPORARY}/{os.path.basename(file.path)}")
     skipped = tuple(ingested[digest] for digest in digests if digest in ingested)
-    num_reread = sum(digests[i] in other for i in new)
-    return Inputs(tuple(files[i] for i in new), tuple(digests[i] for i in new), mapping, skipped, notes, num_reread)
+    return Inputs(
+        files=tuple(files[i] for i in new),
+        digests=tuple(digests[i] for i in new),
+        mapping=mapping,
+        skipped=skipped,
+        notes=notes,
+        num_reread=sum(digests[i] in other for i in new),
+        known=tuple(known),
+    )
 
 
 def mirror_identity(inputs: Inputs) -> str:

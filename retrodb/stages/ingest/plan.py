@@ -20,23 +20,22 @@ from retrodb.corpus.readers import UNREADABLE_FILE
 from retrodb.corpus.skipped_files import SkippedFiles, add_skipped
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import InputError, TooManyRejects, UsageError
-from retrodb.format.arrays import BoolArray, Int64Array, map_array
+from retrodb.format.arrays import map_array
 from retrodb.format.document_keys import ID_DTYPE, IdArray
-from retrodb.format.entries import QueriesEntry, SourceEntry
+from retrodb.format.entries import SourceEntry
 from retrodb.format.json_codec import JsonObject, to_plain_object
 from retrodb.format.parquet import read_table
-from retrodb.format.records import FileRecord
 from retrodb.format.schemas import REJECTS
 from retrodb.stages.context import Context
-from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
+from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.stages.ingest.inputs import Inputs, find_inputs, keep_streams, shown_path
+from retrodb.stages.ingest.look_up import look_up
 from retrodb.stages.ingest.read_inputs import CRASHED, STAGE_VERSION, WHOLE_FILE, Segment
 from retrodb.stages.ingest.read_tasks import ReadRecord, read_files
 from retrodb.stages.ingest.remembered import ChangeCounts, refuse_change, resolve_options
-from retrodb.stages.ingest.upsert import ADDED, HELD_OUT, OUTCOMES, Decisions, ExistingDocuments, decide
-from retrodb.view.chunk_set import ChunkSet
+from retrodb.stages.ingest.upsert import ADDED, HELD_OUT, OUTCOMES, Decisions, decide, first_of_each_id
 from retrodb.view.purged import purged_keys
-from retrodb.view.view import View
+from retrodb.view.view import SELF, View
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,13 +132,7 @@ def plan_ingest(
     records = read_files(context, run, files, params)
     segments = tuple(segment for record in records for segment in record.result.segments)
     rejects = _read_rejects(context, records, files)
-    decisions = decide(
-        _new_entries(context, segments),
-        _existing_documents(view, params.source),
-        params.holdout,
-        mirror=params.mirror,
-        purged_keys=purged_keys(view),
-    )
+    decisions = _decide(context, view, run, params, _new_entries(context, segments))
     counts = _count(decisions, rejects)
     skipped = add_skipped(record.result.skipped for record in records)
     if skipped:
@@ -182,41 +175,14 @@ def _new_entries(context: Context, segments: Sequence[Segment]) -> IdArray:
     return entries
 
 
-def _existing_documents(view: View, source: str) -> list[ExistingDocuments]:
-    """The documents of a source, in the database and held out."""
-    of_source = {view.shards.record(i).first_chunk for i, name in enumerate(view.shards.source) if name == source}
-    files = [record for record in view.manifest.files("ids") if record.first_chunk in of_source]
-    existing = [_documents_of(view.chunks, record, is_held_out=False) for record in files]
-    if view.snapshot.entry(QueriesEntry, HELD_OUT_SET):
-        held_out = view.query_set(HELD_OUT_SET)
-        files = [record for record in view.manifest.files("queries", HELD_OUT_SET) if record.path.endswith("/ids.npy")]
-        files = [record for record in files if _source_of(held_out, record) == source]
-        existing += [_documents_of(held_out, record, is_held_out=True) for record in files]
-    return existing
-
-
-def _source_of(held_out: ChunkSet, record: FileRecord) -> str:
-    """The source of a file of held-out documents: one task writes the documents of one source only."""
-    documents = held_out.file("documents", *record.span)
-    sources = held_out.documents_table(documents).column("source")
-    return str(sources[0].as_py()) if len(sources) else ""  # compaction may have dropped all of them
-
-
-def _documents_of(chunks: ChunkSet, ids_file: FileRecord, *, is_held_out: bool) -> ExistingDocuments:
-    entries = chunks.map(ids_file)
-    is_current = _is_current(chunks, ids_file, entries["row"])
-    return ExistingDocuments(entries, ids_file.first_chunk, is_current, is_held_out)
-
-
-def _is_current(chunks: ChunkSet, record: FileRecord, first_rows: Int64Array) -> BoolArray:
-    """(D,) bool: neither superseded nor removed. A document that compaction dropped counts while a decision keeps it out."""
-    masks = chunks.tombstones.deleted_by_reason(*record.span)
-    is_current = chunks.layout(chunks.file("documents", *record.span)).document_of(first_rows) >= 0
-    for reason in masks.keys() - {SUPERSEDED, REMOVED}:
-        is_current |= masks[reason][first_rows]
-    for reason in masks.keys() & {SUPERSEDED, REMOVED}:
-        is_current &= ~masks[reason][first_rows]
-    return is_current
+def _decide(context: Context, view: View, run: Run, params: IngestParams, new: IdArray) -> Decisions:
+    """Compare the records of the input (R,) with the documents of the source, in the database and held out."""
+    candidates = first_of_each_id(new)
+    existing, held_out = (
+        look_up(context, view, run, params.source, candidates, query_set, mirror=params.mirror)
+        for query_set in (SELF, HELD_OUT_SET)
+    )
+    return decide(new, candidates, existing, held_out, params.holdout, purged_keys(view))
 
 
 def _read_rejects(context: Context, records: Sequence[ReadRecord], inputs: Inputs) -> pa.Table:

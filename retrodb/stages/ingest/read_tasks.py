@@ -19,8 +19,8 @@ from retrodb.stages.ingest.read_inputs import PROBE, READ, ReadPayload, ReadResu
 NATIVE_FORMATS = ("parquet", "hf-arrow", "html", "warc", "arc")
 """Formats read by native code that a broken file may crash; the others are plain Python, or orjson line by line."""
 
-# Stored bytes, by stage, that one process works through before others have started: reading is fast, tokenizing is not.
-_SMALL_BYTES = {"read": 64 << 20, "tokenize": 4 << 20}
+# Bytes, by stage, that one process works through before others have started: looking keys up is fast, tokenizing is not.
+_SMALL_BYTES = {"read": 64 << 20, "look-up": 1 << 30, "tokenize": 4 << 20}
 _MIN_SEGMENT, _MAX_SEGMENT = 8 << 20, 160 << 20  # characters; the upper one gives shards of nearly 2^20 chunks
 
 ReadTask = Task[ReadPayload, ReadResult]

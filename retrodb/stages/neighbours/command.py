@@ -14,14 +14,13 @@ from retrodb.engine.run import add_counts
 from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry, TableEntry
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.stages.context import Context
+from retrodb.stages.context import Context, PlannedSnapshot
 from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
 from retrodb.stages.neighbours.recall_sample import RecallSample
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import (
-    PlannedSnapshot,
     allowed_ids,
     publish_compared_sets,
     query_ids,

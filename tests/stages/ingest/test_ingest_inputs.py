@@ -175,3 +175,14 @@ def test_names_that_are_not_utf8_are_stored_escaped(context: Context, tmp_path: 
     rows = read_table(context.storage.local(result.rejects_path)).to_pylist()
     assert {os.path.basename(row["path"]) for row in rows} == {"\\xff.txt", "\\xfe.jsonl.gz"}
     assert ingest(context, folder, max_reject_rate=1.0).num_skipped_inputs == 2
+
+
+def test_many_small_ingests_keep_few_files_of_inputs_and_forget_none(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrodb.stages.ingest.change._MAX_INPUTS_FILES", 3)
+    files = [write_json_lines(tmp_path / f"{number}.jsonl", {f"d{number}": f"text {number}"}) for number in range(8)]
+    for file in files:
+        ingest(context, file)
+        assert len(context.view().manifest.files("inputs", "s")) <= 3
+    assert ingest(context, *files).num_skipped_inputs == len(files)

@@ -1,0 +1,238 @@
+"""The tasks that find vectors of equal texts: runs of rows sorted by the hash of their text, and the join of these runs.
+
+Legend: N new rows, M old rows, H new rows whose vector exists. A run is an array of `RUN_DTYPE`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, map_array, save_array
+from retrodb.format.document_keys import HASH_DTYPE, IdArray
+from retrodb.format.json_codec import from_json
+from retrodb.format.kinds import path_of
+from retrodb.format.records import FileRecord
+from retrodb.format.rows import RowSet
+from retrodb.store.publish import publish
+from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
+from retrodb.view.coverage import Coverage
+
+STAGE_VERSION = 1
+RUN_DTYPE = np.dtype([("hash", "S16"), ("file", "<i8"), ("row", "<i8")])
+"""A row of a run: the hash of its text, the number of its part of the new rows or file of vectors, and its row there."""
+
+_FILTER_ROWS = 1 << 26  # more new rows would set most bits of a filter: then all old rows are joined
+_FILTER_BITS = range(16, 28)  # of a prefix: a filter has at most 128 MiB
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A file of vectors that can be reused."""
+
+    vectors: FileRecord
+    ids: FileRecord | None = None  # the chunks of its rows, (n,) int64 ascending; None: the rows of its record
+
+
+@dataclass(frozen=True)
+class VectorFiles:
+    """Files of vectors by number, as the run's folder has them."""
+
+    files: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True)
+class ReusableVectors:
+    """Where the vectors are that new rows can reuse."""
+
+    files: str  # path of a `VectorFiles`: the files of vectors by number
+    matches: tuple[FileRecord, ...]  # each (H, 4): part of the new rows, row, number of a file, position in it
+
+
+@dataclass(frozen=True)
+class RowsToMatch:
+    """The pending rows of one file of chunks."""
+
+    hashes: FileRecord  # of the texts
+    rows: RowSet
+
+
+@dataclass(frozen=True)
+class NewRunPayload:
+    """Sort pending rows."""
+
+    run: str  # id of the run that stores the sorted run
+    parts: tuple[RowsToMatch, ...]
+    first_part: int  # number of the first one
+
+
+@dataclass(frozen=True)
+class FilterPayload:
+    """Collect the prefixes of the hashes of the pending rows."""
+
+    run: str
+    new_runs: tuple[FileRecord, ...]
+    num_rows: int  # of all these runs
+
+
+@dataclass(frozen=True)
+class OldRunPayload:
+    """Sort the rows of files of vectors."""
+
+    run: str
+    files: tuple[VectorFile, ...]
+    first_file: int  # number of the first one
+    hashes: tuple[FileRecord, ...]  # of the texts of all rows, by ascending first chunk
+    filter: FileRecord | None  # prefixes of hashes that matter; None: all
+
+
+@dataclass(frozen=True)
+class JoinPayload:
+    """Join one of `num_ranges` ranges of hashes."""
+
+    run: str
+    new_runs: tuple[FileRecord, ...]
+    old_runs: tuple[FileRecord, ...]  # in the order of the files
+    number: int
+    num_ranges: int
+
+
+NEW_RUN = TaskKind[NewRunPayload, NoResult]("reuse-new", STAGE_VERSION, NoResult)
+FILTER = TaskKind[FilterPayload, NoResult]("reuse-filter", STAGE_VERSION, NoResult)
+OLD_RUN = TaskKind[OldRunPayload, NoResult]("reuse-old", STAGE_VERSION, NoResult)
+JOIN = TaskKind[JoinPayload, NoResult]("reuse-join", STAGE_VERSION, NoResult)
+
+
+def run_new_run(storage: Storage, task: Task[NewRunPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Sort some pending rows by the hashes of their texts."""
+    del clock
+    verified, blocks = VerifiedFiles(storage), [np.empty(0, RUN_DTYPE)]
+    for number, part in enumerate(task.payload.parts, task.payload.first_part):
+        positions = part.hashes.row_set.rank(part.rows.present)
+        hashes = _as_bytes(map_array(verified.open(part.hashes))[positions])
+        blocks.append(_run(hashes, number, np.arange(len(positions))))
+    return _publish(storage, task.payload.run, task.id, _sorted(np.concatenate(blocks)))
+
+
+def run_prefix_filter(storage: Storage, task: Task[FilterPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """A byte for every prefix, 1 for those that a new hash has, (2^bits,) uint8. No file when nearly all would be 1."""
+    del clock
+    payload = task.payload
+    if payload.num_rows > _FILTER_ROWS:
+        return TaskRecord(task.id)
+    num_bits = min(max((payload.num_rows * 16).bit_length(), _FILTER_BITS.start), _FILTER_BITS.stop - 1)
+    is_wanted = np.zeros(1 << num_bits, dtype=np.uint8)
+    for record in payload.new_runs:
+        is_wanted[_prefixes(np.ascontiguousarray(_open(storage, record)["hash"]), num_bits)] = 1
+    return _publish(storage, payload.run, task.id, is_wanted)
+
+
+def run_old_run(storage: Storage, task: Task[OldRunPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Sort those rows of some files of vectors that pass the filter; of equal texts the first row stays."""
+    del clock
+    payload, verified = task.payload, VerifiedFiles(storage)
+    is_wanted = None if payload.filter is None else _open(storage, payload.filter)
+    coverage, blocks = Coverage(payload.hashes), [np.empty(0, RUN_DTYPE)]
+    arrays: dict[str, AnyArray] = {}
+    for number, file in enumerate(payload.files, payload.first_file):
+        ids = file.vectors.first_chunk + file.vectors.row_set.present if file.ids is None else _open(storage, file.ids)
+        for hit in coverage.lookup(ids):  # rows of which compaction dropped the text are in no hit
+            if hit.record.path not in arrays:
+                arrays[hit.record.path] = map_array(verified.open(hit.record))
+            hashes = _as_bytes(arrays[hit.record.path][hit.positions])
+            kept = slice(None) if is_wanted is None else is_wanted[_prefixes(hashes, _num_bits(is_wanted))] == 1
+            blocks.append(_run(hashes[kept], number, hit.where[kept]))
+    run = _first_of_each_hash(_sorted(np.concatenate(blocks)))
+    return _publish(storage, payload.run, task.id, run, {"rows": len(run)})
+
+
+def run_reuse_join(storage: Storage, task: Task[JoinPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """For the new rows of a range of hashes the place of an existing vector, (H, 4) int64, by part and row."""
+    del clock
+    payload = task.payload
+    new, old = (
+        np.concatenate([np.empty(0, RUN_DTYPE), *(_range_of(_open(storage, record), payload) for record in records)])
+        for records in (payload.new_runs, payload.old_runs)
+    )
+    old = _first_of_each_hash(_sorted(old))
+    position = np.searchsorted(old["hash"], new["hash"])
+    is_found = np.zeros(len(new), dtype=bool)
+    inside = position < len(old)
+    is_found[inside] = old["hash"][position[inside]] == new["hash"][inside]
+    hits, origin = new[is_found], old[position[is_found]]
+    matches = np.stack([hits["file"], hits["row"], origin["file"], origin["row"]], axis=1)
+    return _publish(storage, payload.run, task.id, matches[np.lexsort((hits["row"], hits["file"]))])
+
+
+def read_origins(storage: Storage, reusable: ReusableVectors | None, part: int) -> tuple[list[AnyArray], Int64Array]:
+    """The arrays with vectors for one part of the new rows, and (H, 3) int64: row, index of the array, position in it."""
+    if reusable is None:
+        return [], np.empty((0, 3), np.int64)
+    found = []
+    for record in reusable.matches:
+        matches = _open(storage, record)
+        low, high = np.searchsorted(matches[:, 0], [part, part + 1])
+        found.append(matches[low:high, 1:])
+    origins = np.concatenate(found)
+    origins = origins[np.lexsort((origins[:, 0], origins[:, 1]))]
+    used, origins[:, 1] = np.unique(origins[:, 1], return_inverse=True)
+    files = from_json(VectorFiles, storage.read(reusable.files), where=reusable.files).files if len(used) else ()
+    return [_open(storage, files[number]) for number in used], origins
+
+
+def _run(hashes: NDArray[np.bytes_], number: int, rows: Int64Array) -> IdArray:
+    run = np.empty(len(hashes), dtype=RUN_DTYPE)
+    run["hash"], run["file"], run["row"] = hashes, number, rows
+    return run
+
+
+def _sorted(run: IdArray) -> IdArray:
+    """The rows by hash, rows of equal texts in the order given."""
+    return run[np.argsort(run["hash"], kind="stable")]
+
+
+def _first_of_each_hash(run: IdArray) -> IdArray:
+    is_first = np.ones(len(run), dtype=bool)
+    is_first[1:] = run["hash"][1:] != run["hash"][:-1]
+    return run[is_first]
+
+
+def _range_of(run: IdArray, payload: JoinPayload) -> IdArray:
+    """The rows of one range of hashes of a sorted run."""
+    edges = [(number << 64) // payload.num_ranges for number in (payload.number, payload.number + 1)]
+    low, high = (
+        len(run) if edge == 1 << 64 else int(np.searchsorted(run["hash"], np.bytes_(edge.to_bytes(8, "big"))))
+        for edge in edges
+    )
+    return run[low:high]
+
+
+def _prefixes(hashes: NDArray[np.bytes_], num_bits: int) -> UInt64Array:
+    """The first bits of each hash (n,) S16, contiguous."""
+    upper: UInt64Array = hashes.view(HASH_DTYPE)["hi"].astype(np.uint64)
+    return upper >> np.uint64(64 - num_bits)
+
+
+def _num_bits(is_wanted: AnyArray) -> int:
+    return len(is_wanted).bit_length() - 1
+
+
+def _as_bytes(hashes: AnyArray) -> NDArray[np.bytes_]:
+    """(n,) S16 of entries of a `hashes` file."""
+    return np.ascontiguousarray(hashes).view("S16")
+
+
+def _open(storage: Storage, record: FileRecord) -> AnyArray:
+    return map_array(VerifiedFiles(storage).open(record))
+
+
+def _publish(
+    storage: Storage, run: str, task: str, array: AnyArray, counts: dict[str, int] | None = None
+) -> TaskRecord[NoResult]:
+    path = path_of("runs", run=run, file=f"reuse/{task}.npy")
+    return TaskRecord(task, (publish(storage, "runs", path, partial(save_array, array=array)),), counts=counts or {})

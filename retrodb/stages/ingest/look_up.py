@@ -1,0 +1,147 @@
+"""Looking the records of an input up in the documents that the source already has, one ids file after the other.
+
+An ids file is sorted by key, so a few new keys read a few of its pages. Other files of a shard are read only where a document
+with a new key exists. With `mirror` the whole ids file is compared, because a document may be missing in the input. Few
+files are compared at once, more of them in tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Run
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.arrays import BoolArray, Int64Array, map_array, save_array
+from retrodb.format.document_keys import IdArray
+from retrodb.format.entries import QueriesEntry
+from retrodb.format.kinds import path_of
+from retrodb.format.records import FileRecord
+from retrodb.stages.context import Context, PlannedSnapshot, planned_view
+from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
+from retrodb.stages.ingest.read_tasks import engine_for
+from retrodb.stages.ingest.upsert import HELD_OUT, SUPERSEDES, Comparison, compare
+from retrodb.store.publish import publish
+from retrodb.store.storage import Storage
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.view import SELF, View
+
+_GROUP_BYTES = 64 << 20  # of the ids files that are compared at once: a second of hashing if none was verified before
+_MIN_FILE_BYTES = 128 << 10  # what a file counts at least, so that a group has at most 512 files
+
+
+@dataclass(frozen=True)
+class LookUpPayload:
+    """Compare an input with the documents of some ids files."""
+
+    run: str  # id of the run that stores the comparison
+    snapshot: PlannedSnapshot  # that says which documents are current
+    source: str
+    query_set: str  # SELF, or the held-out documents
+    files: tuple[FileRecord, ...]  # ids files, in the order of their commits
+    candidates: FileRecord  # (C,) entries
+    mirror: bool
+
+
+LOOK_UP = TaskKind[LookUpPayload, NoResult]("look-up", 1, NoResult)
+
+
+def look_up(
+    context: Context, view: View, run: Run, source: str, candidates: IdArray, query_set: str, *, mirror: bool
+) -> Comparison:
+    """Compare an input with the documents of a source.
+
+    Args:
+        candidates: (C,) as `upsert.first_of_each_id` gives them.
+        query_set: SELF for the database's own documents, or `HELD_OUT_SET`.
+        mirror: whether documents that the input does not have are missing.
+    """
+    groups = list(groups_of(_ids_files(view, source, query_set), _weight, _GROUP_BYTES))
+    if len(groups) <= 1:  # the planner itself may read so much
+        return Comparison.join([_compare(view, source, query_set, files, candidates, mirror) for files in groups])
+    path = path_of("runs", run=run.id, file="spool/candidates.npy")
+    file = publish(context.storage, "runs", path, lambda local: save_array(local, candidates))
+    tasks = [
+        LOOK_UP.task(
+            LookUpPayload(run.id, PlannedSnapshot.of(view), source, query_set, files, file, mirror),
+            weight=sum(map(_weight, files)),
+        )
+        for files in groups
+    ]
+    records = engine_for(context, tasks).run(run, tasks, run_look_up, context.progress, unit="B")
+    return Comparison.join([_read(context.storage, record) for record in records])
+
+
+def run_look_up(storage: Storage, task: Task[LookUpPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Compare an input with the documents of some ids files; its files are the arrays of a `Comparison`."""
+    del clock
+    payload = task.payload
+    view = planned_view(storage, payload.snapshot)
+    candidates = map_array(view.files.open(payload.candidates))
+    comparison = _compare(view, payload.source, payload.query_set, payload.files, candidates, payload.mirror)
+    files = []
+    for name, array in vars(comparison).items():
+        path = path_of("runs", run=payload.run, file=f"spool/{task.id}.{name}.npy")
+        files.append(publish(storage, "runs", path, partial(save_array, array=array)))
+    return TaskRecord(task.id, tuple(files))
+
+
+def _read(storage: Storage, record: TaskRecord[NoResult]) -> Comparison:
+    return Comparison(*(map_array(storage.local(file.path)) for file in record.files))
+
+
+def _ids_files(view: View, source: str, query_set: str) -> list[FileRecord]:
+    """The ids files of a source in the order of their commits; held-out ones of all sources, because no record says whose."""
+    if query_set == SELF:
+        shards = view.shards
+        starts = {int(shards.first_chunk[index]) for index, name in enumerate(shards.source) if name == source}
+        return [record for record in view.manifest.files("ids") if record.first_chunk in starts]
+    if view.snapshot.entry(QueriesEntry, query_set) is None:
+        return []
+    return [record for record in view.manifest.files("queries", query_set) if record.path.endswith("/ids.npy")]
+
+
+def _weight(record: FileRecord) -> int:
+    return max(record.digest.size_bytes, _MIN_FILE_BYTES)
+
+
+def _compare(
+    view: View, source: str, query_set: str, files: Sequence[FileRecord], candidates: IdArray, mirror: bool
+) -> Comparison:
+    """Compare an input with ids files, of which one at a time is mapped."""
+    chunks = view.query_set(query_set)
+    return Comparison.join(
+        [
+            compare(
+                candidates,
+                map_array(view.files.open(record)),
+                record.first_chunk,
+                partial(_is_current, chunks, record),
+                changed=SUPERSEDES if query_set == SELF else HELD_OUT,
+                mirror=mirror and (query_set != HELD_OUT_SET or _source_of(chunks, record) == source),
+            )
+            for record in files
+        ]
+    )
+
+
+def _source_of(held_out: ChunkSet, record: FileRecord) -> str:
+    """The source of a file of held-out documents: one task writes the documents of one source only."""
+    documents = held_out.file("documents", *record.span)
+    sources = held_out.documents_table(documents).column("source")
+    return str(sources[0].as_py()) if len(sources) else ""  # compaction may have dropped all of them
+
+
+def _is_current(chunks: ChunkSet, record: FileRecord, first_rows: Int64Array) -> BoolArray:
+    """(n,) bool: neither superseded nor removed. A document that compaction dropped counts while a decision keeps it out."""
+    masks = chunks.tombstones.deleted_by_reason(*record.span)
+    is_current = chunks.layout(chunks.file("documents", *record.span)).document_of(first_rows) >= 0
+    for reason in masks.keys() - {SUPERSEDED, REMOVED}:
+        is_current |= masks[reason][first_rows]
+    for reason in masks.keys() & {SUPERSEDED, REMOVED}:
+        is_current &= ~masks[reason][first_rows]
+    return np.asarray(is_current)
