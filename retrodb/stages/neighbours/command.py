@@ -21,13 +21,13 @@ from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursP
 from retrodb.stages.neighbours.recall_sample import RecallSample
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import (
-    PlannedSnapshot,
     allowed_ids,
     publish_compared_sets,
     query_ids,
     spans_of,
     table_dependencies,
 )
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.compared_sets import ComparedSets

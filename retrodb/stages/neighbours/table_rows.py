@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +15,7 @@ from retrodb.format.parquet import write_table
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.format.schemas import neighbours_schema
-from retrodb.format.settings import parse_settings
 from retrodb.store.publish import publish
-from retrodb.store.snapshots import read_snapshot
 from retrodb.store.storage import Storage
 from retrodb.view.compared_sets import ComparedSets
 from retrodb.view.view import SELF, View
@@ -28,26 +25,6 @@ if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array, Int64Array
 
 _TASK_ROWS = 1 << 20  # query rows of a task: a whole shard, so that many of them probe the same lists
-
-
-@dataclass(frozen=True)
-class PlannedSnapshot:
-    """The snapshot that a task reads. The transaction distinguishes a database that was re-created at the same path."""
-
-    number: int
-    transaction: str
-
-    @staticmethod
-    def of(view: View) -> PlannedSnapshot:
-        """The snapshot of a view."""
-        return PlannedSnapshot(view.snapshot.number, view.snapshot.transaction)
-
-
-@lru_cache(maxsize=1)
-def planned_view(storage: Storage, snapshot: PlannedSnapshot) -> View:
-    """The planned snapshot, opened once per process."""
-    settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
-    return View(storage, settings, read_snapshot(storage, snapshot.number))
 
 
 def spans_of(view: View, queries: str) -> list[ChunkRange]:
