@@ -51,7 +51,7 @@ def run_sql(view: View, query: str) -> SqlResult:
         with duckdb.connect(config={"python_enable_replacements": False}) as connection:
             _refuse_all_but_one_select(query)
             arguments = ["BIGINT", "BIGINT", "BIGINT"]
-            connection.create_function(_IS_LIVE, liveness.of_rows, arguments, "BOOLEAN", type="arrow")  # type: ignore[arg-type]
+            connection.create_function(_IS_LIVE, liveness.of_rows, arguments, "BOOLEAN", type="arrow")  # type: ignore[call-overload]
             named = [attach for name, attach in _TABLES.items() if re.search(rf"\b{name}\b", query, re.IGNORECASE)]
             records = [record for attach in named for record in attach(connection, view)]
             # What is attached stays readable; nothing else is, and no statement can change that.
