@@ -47,8 +47,8 @@ class MaintenanceCommands(DatabaseBase):
         from retrodb.stages.deletion.tag import run_tag
 
         params = params_of(TagParams, options)
-        with self._lock(conflict_keys.tag(name), "tag"):
-            return run_tag(self._context, name, params, device=device, retag=retag, dry_run=dry_run)
+        with self._lock(conflict_keys.tag(name), "tag"), self._planning(dry_run) as context:
+            return run_tag(context, name, params, device=device, retag=retag, dry_run=dry_run)
 
     def filter(
         self,

@@ -13,10 +13,12 @@ from made_documents import made_text, write_documents
 from made_up import CLOCK
 
 import retrodb
+from retrodb.config import TagParams
 from retrodb.database import Database, DocumentName
 from retrodb.errors import UsageError
 from retrodb.stages.deletion import choice as module
 from retrodb.stages.deletion.choice import Choice, plan_choice
+from retrodb.stages.deletion.tag import plan_tag
 from retrodb.store.storage import LocalStorage
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.view import View
@@ -113,6 +115,10 @@ def test_other_processes_give_the_same_bytes(
     assert len(digests[0]) == 1
 
 
+def stored_files(database: Database) -> list[str]:
+    return [path for path in database.view().storage.list("") if not path.startswith("locks/")]
+
+
 def forbid_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything fail that reads documents."""
 
@@ -134,6 +140,41 @@ def test_a_condition_is_planned_without_any_document(database: Database, monkeyp
     assert len(planned.payloads) == view.shards.source.count("made")
     read = [path for _, path in storage.operations[before:]]
     assert not [path for path in read if path.startswith(("documents", "chunks", "ids", "tokens"))]
+
+
+def test_a_tagger_is_planned_by_the_manifest(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.tag("bad", regex="xbadx")
+    storage = FaultyStorage(LocalStorage(database.path))
+    view = Database(storage).view()
+    assert len(view.shards) > 8
+    forbid_rows(monkeypatch)
+    before = len(storage.operations)
+    tagged = plan_tag(view, "bad", TagParams(regex="xbadx"))
+    assert len(tagged.payloads) == len(view.shards)
+    num_superseded = sum(tagged.num_unscored)
+    assert num_superseded == 2
+    assert sum(plan_tag(view, "new", TagParams(regex="xbadx")).num_unscored) == view.shards.num_documents.sum()
+    read = [path for _, path in storage.operations[before:]]
+    assert not [path for path in read if path.startswith(("documents", "chunks", "ids", "tokens", "attributes"))]
+
+
+def test_a_dry_run_of_a_tagger_counts_and_leaves_no_run(database: Database) -> None:
+    database.filter(where="text like '%xbadx%'")
+    files = stored_files(database)
+    dry = database.tag("bad", regex="xbadx", dry_run=True)
+    assert stored_files(database) == files
+    assert database.tag("bad", regex="xbadx").num_documents == dry.num_documents > 0
+    database.undelete("filter")
+    files = stored_files(database)
+    again = database.tag("bad", regex="xbadx", dry_run=True)
+    assert (again.num_tagged_before, again.dry_run) == (dry.num_documents, True)
+    assert stored_files(database) == files
+    result = database.tag("bad", regex="xbadx")
+    assert (result.num_documents, result.num_positive) == (again.num_documents, again.num_documents)
+    assert result.max_score > 0
+    files = stored_files(database)
+    assert database.tag("bad", regex="xbadx").num_tagged_before == result.num_documents + result.num_tagged_before
+    assert stored_files(database) == files
 
 
 def test_names_are_looked_up_by_their_keys(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +202,10 @@ def _bounds(view: View, payload: module.ChoicePayload) -> tuple[int, int]:
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_command_that_deletes_nothing_leaves_no_run(database: Database, dry_run: bool) -> None:
-    before = database.view().storage.list("")
+    before = stored_files(database)
     database.filter(where="false", dry_run=dry_run)
     database.filter(doc_ids=["unknown"], dry_run=dry_run)
     database.filter(where="true", dry_run=True)
     with pytest.raises(UsageError, match="condition: "):
         database.filter(where="cast(text as int) > 1", dry_run=dry_run)
-    assert database.view().storage.list("") == before
+    assert stored_files(database) == before
