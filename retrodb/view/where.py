@@ -9,8 +9,7 @@ Legend: M documents of a range, B of a batch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,47 +48,38 @@ def documents_where(view: View, where: str, *, reason: str | None = None) -> Int
         UsageError: with DuckDB's words for a condition that is wrong, or that reaches for anything else.
         MissingFileError, DamagedFileError: for a file that the condition has to read.
     """
-    with _condition(view, where, reason) as documents_of:
-        return np.concatenate([np.empty(0, dtype=np.int64), *map(documents_of, view.chunks.ranges)])
+    condition = DocumentCondition(view, where, reason=reason)
+    return np.concatenate([np.empty(0, dtype=np.int64), *map(condition.documents_of, view.chunks.ranges)])
 
 
-def documents_of_range(view: View, record: FileRecord, where: str, *, reason: str | None = None) -> Int64Array:
-    """(Q,) int64: those documents of `documents_where` that one range has. Reads the files of this range only."""
-    with _condition(view, where, reason) as documents_of:
-        return documents_of(record)
+class DocumentCondition:
+    """A condition on documents, evaluated for one range of ids at a time. Arguments and errors are those of `documents_where`."""
 
+    def __init__(self, view: View, where: str, *, reason: str | None = None) -> None:
+        """Raises UsageError for a condition that is wrong whatever the documents are. Reads no document."""
+        import duckdb
 
-def check_condition(view: View, where: str) -> None:
-    """Raises UsageError for a condition that `documents_where` would refuse whatever the documents are. Reads no document."""
-    with _condition(view, where, None):
-        pass
+        self._view, self._where, self._reason = view, where, reason
+        self._columns = [name for name in column_names(view) if re.search(rf"\b{name}\b", where, re.IGNORECASE)]
+        self._schema = _schema(self._columns)
+        self._connection = duckdb.connect(config=_CONFINED)
+        self._choose_from(self._schema.empty_table())
 
+    def documents_of(self, record: FileRecord) -> Int64Array:
+        """(Q,) int64: those documents of `documents_where` that one range has. Only files of this range are read."""
+        tables = _tables(self._view, record, self._columns, self._schema, self._reason)
+        return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *map(self._choose_from, tables)]))
 
-@contextmanager
-def _condition(view: View, where: str, reason: str | None) -> Iterator[Callable[[FileRecord], Int64Array]]:
-    """What chooses documents of a range, some of them in memory at a time; raises in the block as `documents_where`."""
-    import duckdb
+    def _choose_from(self, table: pa.Table) -> Int64Array:
+        import duckdb
 
-    columns = [name for name in column_names(view) if re.search(rf"\b{name}\b", where, re.IGNORECASE)]
-    schema = _schema(columns)
-
-    def documents_of(record: FileRecord) -> Int64Array:
-        chosen = [np.empty(0, dtype=np.int64), *map(choose_from, _tables(view, record, columns, schema, reason))]
-        return np.sort(np.concatenate(chosen))
-
-    try:
-        with duckdb.connect(config=_CONFINED) as connection:
-
-            def choose_from(table: pa.Table) -> Int64Array:
-                rows = connection.from_arrow(table).filter(where).project("first_chunk").fetchnumpy()
-                return np.asarray(rows["first_chunk"], dtype=np.int64)
-
-            choose_from(schema.empty_table())  # a wrong condition is refused even if there is no document
-            yield documents_of
-    except duckdb.Error as error:
-        what = " ".join(str(error).partition("\n\nLINE")[0].split()).rstrip(".!")
-        remedy = f"A condition may name: {', '.join(column_names(view))}."
-        raise UsageError(what, where="condition", remedy=remedy) from error
+        try:
+            rows = self._connection.from_arrow(table).filter(self._where).project("first_chunk").fetchnumpy()
+        except duckdb.Error as error:
+            what = " ".join(str(error).partition("\n\nLINE")[0].split()).rstrip(".!")
+            remedy = f"A condition may name: {', '.join(column_names(self._view))}."
+            raise UsageError(what, where="condition", remedy=remedy) from error
+        return np.asarray(rows["first_chunk"], dtype=np.int64)
 
 
 _CONFINED: dict[str, str | bool | int | float | list[str]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.view.named import Name, documents_named
 from retrodb.view.view import View
-from retrodb.view.where import check_condition, documents_of_range
+from retrodb.view.where import DocumentCondition
 
 _CHUNKS_OF_ONE_PROCESS = 1 << 22
 """Choosing among fewer chunks takes no longer than to start more processes, about a second."""
@@ -69,7 +70,7 @@ def plan_choice(view: View, choice: Choice, reason: str) -> PlannedChoice:
     _check_source(view, choice.source)
     where = "true" if choice.where is None and choice.source is not None else choice.where
     if where is not None:
-        check_condition(view, where)
+        DocumentCondition(view, where)  # refuses a wrong one
     named, unknown = None, list[str]()
     if choice.doc_ids is not None:
         named, unknown = documents_named(view, choice.doc_ids)
@@ -93,8 +94,14 @@ def chosen_documents_of(view: View, payload: ChoicePayload, *, among: str | None
     if payload.where is None:
         return named
     record = view.chunks.file("documents", *payload.shard)
-    chosen = documents_of_range(view, record, payload.where, reason=among)
+    chosen = _condition(view, payload.where, among).documents_of(record)
     return chosen if named is None else np.intersect1d(chosen, named)
+
+
+@lru_cache(maxsize=1)
+def _condition(view: View, where: str, reason: str | None) -> DocumentCondition:
+    """The condition of all tasks of a command, parsed once per process."""
+    return DocumentCondition(view, where, reason=reason)
 
 
 def run_choice(
