@@ -73,6 +73,14 @@ def run_exists(storage: Storage, command: str, plan: object) -> bool:
     return storage.exists(path_of("runs", run=identity(command, to_plain(plan)), file="plan.json"))
 
 
+def forget_run(run: Run) -> None:
+    """Delete the files of a run that ends without a commit: otherwise it would count as interrupted for ever."""
+    folder = path_of("runs", run=run.id, file="plan.json").rpartition("/")[0]
+    for path in reversed(run.storage.list(folder)):  # the plan last
+        run.storage.delete(path)
+    run.storage.remove_empty_folders(folder)
+
+
 class Engine:
     """Base of the engines: skips finished tasks, runs the others, returns the records in the order of the tasks."""
 

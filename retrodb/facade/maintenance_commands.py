@@ -47,8 +47,8 @@ class MaintenanceCommands(DatabaseBase):
         from retrodb.stages.deletion.tag import run_tag
 
         params = params_of(TagParams, options)
-        with self._lock(conflict_keys.tag(name), "tag"):
-            return run_tag(self._context, name, params, device=device, retag=retag, dry_run=dry_run)
+        with self._lock(conflict_keys.tag(name), "tag"), self._planning(dry_run) as context:
+            return run_tag(context, name, params, device=device, retag=retag, dry_run=dry_run)
 
     def filter(
         self,
@@ -70,14 +70,15 @@ class MaintenanceCommands(DatabaseBase):
         """
         from retrodb.stages.deletion.filter import run_filter
 
-        return run_filter(
-            self._context,
-            where=where,
-            doc_ids=with_source(doc_ids, source),
-            source=source,
-            reason=reason or "filter",
-            dry_run=dry_run,
-        )
+        with self._planning(dry_run) as context:
+            return run_filter(
+                context,
+                where=where,
+                doc_ids=with_source(doc_ids, source),
+                source=source,
+                reason=reason or "filter",
+                dry_run=dry_run,
+            )
 
     def undelete(
         self,
@@ -96,9 +97,10 @@ class MaintenanceCommands(DatabaseBase):
         """
         from retrodb.stages.deletion.undelete import run_undelete
 
-        return run_undelete(
-            self._context, reason, where=where, doc_ids=with_source(doc_ids, source), source=source, dry_run=dry_run
-        )
+        with self._planning(dry_run) as context:
+            return run_undelete(
+                context, reason, where=where, doc_ids=with_source(doc_ids, source), source=source, dry_run=dry_run
+            )
 
     def repair(
         self,

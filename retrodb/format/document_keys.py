@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from retrodb.format.arrays import Int64Array
+
 IdArray: TypeAlias = NDArray[Any]
 
 ID_DTYPE = np.dtype(
@@ -72,3 +74,34 @@ def id_entries(keys: list[int], hashes: list[int], rows: list[int]) -> IdArray:
 def sort_ids(array: IdArray) -> IdArray:
     """The entries by ascending key, equal keys by ascending row."""
     return array[np.lexsort((array["row"], array["key_lo"], array["key_hi"]))]
+
+
+def find_keys(entries: IdArray, keys: NDArray[np.uint64]) -> Int64Array:
+    """The positions of all entries of an `ids` file that have one of some keys, by binary search: few pages of it are read.
+
+    Args:
+        entries: (M,) ID_DTYPE, sorted.
+        keys: (P, 2) the upper and lower halves of distinct keys, in any order.
+
+    Returns:
+        (Q,) int64, those of equal keys in a row; keys are in the order given.
+    """
+    first, end = (_bound(entries, keys, after_equal=after_equal) for after_equal in (False, True))
+    counts = end - first
+    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.asarray(np.repeat(first, counts) + offsets, dtype=np.int64)
+
+
+def _bound(entries: IdArray, keys: NDArray[np.uint64], *, after_equal: bool) -> Int64Array:
+    """(P,) int64: the number of entries before each key; `after_equal` counts those that are equal too."""
+    low, high = np.zeros(len(keys), dtype=np.int64), np.full(len(keys), len(entries), dtype=np.int64)
+    while (is_open := low < high).any():
+        middle = (low[is_open] + high[is_open]) // 2
+        upper, lower = entries["key_hi"][middle], entries["key_lo"][middle]
+        wanted_upper, wanted_lower = keys[is_open].T
+        is_before = (upper < wanted_upper) | ((upper == wanted_upper) & (lower < wanted_lower))
+        if after_equal:
+            is_before |= (upper == wanted_upper) & (lower == wanted_lower)
+        low[is_open] = np.where(is_before, middle + 1, low[is_open])
+        high[np.flatnonzero(is_open)[~is_before]] = middle[~is_before]
+    return low

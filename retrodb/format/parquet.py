@@ -95,15 +95,21 @@ class FileWithConstants:
 
 
 def open_dataset(files: Sequence[FileWithConstants], schema: pa.Schema) -> pa.dataset.Dataset:
-    """The rows of files as one lazy table with the constants as further int64 columns. Page checksums are verified.
+    """The rows of files as one lazy table: the constants as int64 columns, then those of the schema. Page checksums are verified.
 
-    A reader gets only the columns that it asks for. The pages are read when the table is.
+    A reader gets only the columns that it asks for. The pages are read when the table is, and no footer stays in memory.
 
     Raises:
         DamagedFileError: the structure of a file is not the expected one.
     """
     import pyarrow.dataset as ds
     import pyarrow.fs
+
+    class DatasetWithoutCache(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
+        """Forgets the metadata of each file that was scanned: those of a large file are about a megabyte."""
+
+        def scanner(self, **options: object) -> pa.dataset.Scanner:
+            return super().scanner(cache_metadata=False, **options)
 
     options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     parquet = ds.ParquetFileFormat(default_fragment_scan_options=options)
@@ -116,8 +122,8 @@ def open_dataset(files: Sequence[FileWithConstants], schema: pa.Schema) -> pa.da
         expression = reduce(and_, constants)
         fragments.append(parquet.make_fragment(str(file.path), filesystem=local, partition_expression=expression))
     names = dict.fromkeys(name for file in files for name in file.constants)
-    whole = pa.schema([*schema, *(pa.field(name, pa.int64()) for name in names)])
-    return ds.FileSystemDataset(fragments, whole, parquet, filesystem=local)
+    whole = pa.schema([*(pa.field(name, pa.int64()) for name in names), *schema])
+    return DatasetWithoutCache(fragments, whole, parquet, filesystem=local)
 
 
 def _check_structure(file: FileWithConstants, schema: pa.Schema) -> None:

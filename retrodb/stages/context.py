@@ -1,16 +1,15 @@
-"""What every stage is given: the database's view, an engine, and a place to show progress; and what its tasks read."""
+"""What every stage is given: the database's view, an engine, and a place to show progress."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from retrodb.encode.threads import available_cpus
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import Progress
 from retrodb.engine.run import Engine
 from retrodb.format.settings import Settings, parse_settings
-from retrodb.store.snapshots import read_as_of, read_snapshot
+from retrodb.store.snapshots import read_as_of
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
@@ -41,23 +40,3 @@ class Context:
         """The newest snapshot, or an older one."""
         snapshot = read_as_of(self.storage, as_of)
         return View(self.storage, self.settings(), snapshot)
-
-
-@dataclass(frozen=True)
-class PlannedSnapshot:
-    """The snapshot that a task reads. The transaction distinguishes a database that was re-created at the same path."""
-
-    number: int
-    transaction: str
-
-    @staticmethod
-    def of(view: View) -> PlannedSnapshot:
-        """The snapshot of a view."""
-        return PlannedSnapshot(view.snapshot.number, view.snapshot.transaction)
-
-
-@lru_cache(maxsize=1)
-def planned_view(storage: Storage, snapshot: PlannedSnapshot) -> View:
-    """The planned snapshot, opened once per process."""
-    settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
-    return View(storage, settings, read_snapshot(storage, snapshot.number))

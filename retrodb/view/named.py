@@ -17,9 +17,8 @@ import numpy as np
 
 from retrodb.errors import UsageError
 from retrodb.format.arrays import map_array
-from retrodb.format.document_keys import key_of
+from retrodb.format.document_keys import find_keys, key_of
 from retrodb.printable import escape
-from retrodb.view.purged import KEY_DTYPE, is_among
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -143,16 +142,18 @@ def _ambiguous(names: Mapping[Name, Sequence[Pair]]) -> UsageError:
 
 
 def _lookup(view: View, pairs: Iterable[Pair]) -> dict[Pair, list[int]]:
-    """The first chunk ids of all versions of those of some documents that are in the database."""
+    """The first chunk ids of all versions of those of some documents that are in the database.
+
+    The keys of these documents are searched in one shard after another; no other document is read.
+    """
     wanted = {key_of(*pair): pair for pair in pairs}
     keys = np.array([divmod(key, 1 << 64) for key in sorted(wanted)], dtype=np.uint64).reshape(-1, 2)
     first_chunks: dict[Pair, list[int]] = defaultdict(list)
-    for record in view.coverage("ids").records:
+    for record in view.coverage("ids").records if wanted else ():
         entries = map_array(view.files.open(record))
-        hits = entries[is_among(entries, keys.view(KEY_DTYPE).ravel())]
-        for hit, first in zip(hits, (hits["row"] + record.first_chunk).tolist(), strict=True):
-            if (
-                view.chunks.document_ids(np.array([first]))[0] == first
-            ):  # compaction keeps ids of documents that are gone
-                first_chunks[wanted[int(hit["key_hi"]) << 64 | int(hit["key_lo"])]].append(first)
+        hits = entries[find_keys(entries, keys)]
+        ids = hits["row"] + record.first_chunk
+        exists = view.chunks.document_ids(ids) == ids  # compaction keeps the keys of some documents that are gone
+        for hit, first in zip(hits[exists], ids[exists].tolist(), strict=True):
+            first_chunks[wanted[int(hit["key_hi"]) << 64 | int(hit["key_lo"])]].append(first)
     return dict(first_chunks)

@@ -11,7 +11,7 @@ import numpy as np
 from retrodb.errors import MissingStep
 from retrodb.format.entries import Metric, SpaceEntry, TableEntry
 from retrodb.format.parquet import read_table
-from retrodb.format.records import FileRecord
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.view.coverage import Coverage
 from retrodb.view.edits import Edits
@@ -83,11 +83,13 @@ class NeighbourTable:
         rows = self.all_rows()
         return rows[self.view.query_set(self.query_set).is_live(rows)]
 
-    def written(self) -> tuple[Int64Array, Int64Array]:
-        """All rows (Q,), ascending, and the first k neighbours of each (Q, k), as they were written, with those deleted since."""
-        rows = self.all_rows()
-        ids = [self.edits.apply(block, *self.stored(block))[0][:, : self.k] for block in _blocks(rows)]
-        return rows, np.concatenate([np.empty((0, self.k), np.int64), *ids])
+    def written(self, rows: Int64Array) -> Int64Array:
+        """(Q, k) int64: the first k neighbours of query rows, as they were written, with those deleted since; -1 for none."""
+        return self.edits.apply(rows, *self.stored(rows))[0][:, : self.k]
+
+    def rows_in(self, span: ChunkRange) -> Int64Array:
+        """The rows of the table in a range of the query set, live or not, ascending."""
+        return span.first_chunk + np.flatnonzero(self._coverage.covered_mask(*span))
 
     def num_live_rows(self) -> int:
         """The number of live rows, from row bitmaps."""

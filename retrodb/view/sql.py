@@ -2,26 +2,27 @@
 
 DuckDB reads the Parquet files through Arrow, which verifies the checksums of pages, and asks it for only the columns that a
 query uses. What the files do not hold is made here: where each file's range of ids begins, and which chunks are deleted.
+DuckDB asks for `live` some rows at a time, so that the bitmaps of few shards are in memory, and only where a query uses it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from retrodb.errors import UsageError
 from retrodb.format.parquet import FileWithConstants, iterate_row_groups, open_dataset
 from retrodb.format.records import FileRecord
 from retrodb.view.view import View
-from retrodb.view.where import live_documents
 
 if TYPE_CHECKING:
     import duckdb
-    import pyarrow as pa
 
     from retrodb.format.arrays import Int64Array
 
@@ -45,9 +46,12 @@ def run_sql(view: View, query: str) -> SqlResult:
     import duckdb
 
     records: list[FileRecord] = []
+    liveness = _Liveness(view)
     try:
         with duckdb.connect(config={"python_enable_replacements": False}) as connection:
             _refuse_all_but_one_select(query)
+            arguments = ["BIGINT", "BIGINT", "BIGINT"]
+            connection.create_function(_IS_LIVE, liveness.of_rows, arguments, "BOOLEAN", type="arrow")  # type: ignore[call-overload]
             named = [attach for name, attach in _TABLES.items() if re.search(rf"\b{name}\b", query, re.IGNORECASE)]
             records = [record for attach in named for record in attach(connection, view)]
             # What is attached stays readable; nothing else is, and no statement can change that.
@@ -57,6 +61,8 @@ def run_sql(view: View, query: str) -> SqlResult:
             columns, renamed = unique_columns([column[0] for column in cursor.description or ()])
             return SqlResult(columns, cursor.fetchall(), renamed)
     except duckdb.Error as error:
+        if liveness.error is not None:
+            raise liveness.error from error
         if _READING.search(str(error)):
             for record in records:
                 _read_whole(view, record)
@@ -105,14 +111,7 @@ def _attach_documents(connection: duckdb.DuckDBPyConnection, view: View) -> list
     """`documents`: the columns of the files, and `first_chunk`, `shard` and `live` (some chunk of it is)."""
     from retrodb.format import schemas
 
-    dead = [
-        record.first_chunk + view.chunks.layout(record).first_row[~live_documents(view.chunks, record)]
-        for record in view.chunks.ranges
-    ]
-    connection.register("dead_documents", _ids_table(dead))
-    records = _attach_kind(
-        connection, view, "documents", schemas.DOCUMENTS, lambda record: len(view.chunks.layout(record).first_row)
-    )
+    records = _attach_kind(connection, view, "documents", schemas.DOCUMENTS)
     # No condition on these columns reaches Arrow, which would skip pages by statistics that no checksum protects.
     texts = [f"coalesce(f.{name}, '') AS {name}" for name in ("doc_id", "source", "metadata")]
     numbers = [f"coalesce(f.{field.name}, 0) AS {field.name}" for field in schemas.DOCUMENTS if field.name in _COUNTS]
@@ -122,8 +121,8 @@ def _attach_documents(connection: duckdb.DuckDBPyConnection, view: View) -> list
         SELECT f.* EXCLUDE (base, first_row, shard)
             REPLACE (lower(hex(f.content_hash)) AS content_hash, f.added_at AT TIME ZONE 'UTC' AS added_at,
             {columns}),
-            f.base + f.first_row AS first_chunk, f.shard, dead.id IS NULL AS live
-        FROM documents_files f LEFT JOIN dead_documents dead ON dead.id = f.base + f.first_row"""
+            f.base + f.first_row AS first_chunk, f.shard, {_IS_LIVE}(f.base, f.first_row, f.num_chunks) AS live
+        FROM documents_files f"""
     )
     return records
 
@@ -132,57 +131,82 @@ def _attach_chunks(connection: duckdb.DuckDBPyConnection, view: View) -> list[Fi
     """`chunks`: `chunk_id`, `first_chunk` of its document, `position`, `role`, `num_tokens`, `text`, `live`."""
     from retrodb.format import schemas
 
-    live = [(r.first_chunk, view.chunks.live_mask(*r.span)) for r in view.chunks.ranges]
-    connection.register("dead_chunks", _ids_table([first + np.flatnonzero(~mask) for first, mask in live]))
-    schema = schemas.chunks_schema(view.settings.token_dtype)
-    records = _attach_kind(connection, view, "chunks", schema, lambda record: record.num_rows)
+    records = _attach_kind(connection, view, "chunks", schemas.chunks_schema(view.settings.token_dtype))
     connection.execute(
         f"""CREATE VIEW chunks AS
         SELECT f.base + f.document + f.position AS chunk_id, f.base + f.document AS first_chunk,
             coalesce(f.position, 0) AS position,
             CASE f.role WHEN {schemas.ROLE_KEY} THEN 'key' WHEN {schemas.ROLE_VALUE} THEN 'value' ELSE 'text' END AS role,
-            len(f.tokens) AS num_tokens, coalesce(f.text, '') AS text, dead.id IS NULL AS live
-        FROM chunks_files f LEFT JOIN dead_chunks dead ON dead.id = f.base + f.document + f.position"""
+            len(f.tokens) AS num_tokens, coalesce(f.text, '') AS text,
+            {_IS_LIVE}(f.base, f.document + f.position, 1) AS live
+        FROM chunks_files f"""
     )
     return records
 
 
-def _attach_kind(
-    connection: duckdb.DuckDBPyConnection,
-    view: View,
-    kind: str,
-    schema: pa.Schema,
-    num_rows: Callable[[FileRecord], int],
-) -> list[FileRecord]:
+def _attach_kind(connection: duckdb.DuckDBPyConnection, view: View, kind: str, schema: pa.Schema) -> list[FileRecord]:
     """`<kind>_files`: all rows of the files of a kind, each with the `base` id of its file, and its `shard`.
 
     Returns:
         The records of the files.
     """
-    import pyarrow as pa
-
     records = view.coverage(kind).records
     shards, _ = view.shards.locate(np.array([record.first_chunk for record in records], dtype=np.int64))
+    num_documents = view.shards.num_documents[shards].tolist()
+    num_rows = num_documents if kind == "documents" else [record.num_rows for record in records]
     files = [
-        FileWithConstants(view.files.open(record), num_rows(record), {"base": record.first_chunk, "shard": shard})
-        for record, shard in zip(records, shards.tolist(), strict=True)
+        FileWithConstants(view.files.open(record), count, {"base": record.first_chunk, "shard": shard})
+        for record, shard, count in zip(records, shards.tolist(), num_rows, strict=True)
     ]
-    with_constants = [*schema, pa.field("base", pa.int64()), pa.field("shard", pa.int64())]
+    # To count rows DuckDB reads the first column, which must be one that no page has to be read for.
+    with_constants = [pa.field("base", pa.int64()), pa.field("shard", pa.int64()), *schema]
     rows = open_dataset(files, schema) if files else pa.schema(with_constants).empty_table()
     connection.register(f"{kind}_files", rows)
     return records
 
 
-def _ids_table(parts: list[Int64Array]) -> pa.Table:
-    import pyarrow as pa
+_IS_LIVE = "has_live_chunk"
+"""The function of queries that says what is live, see `_Liveness.of_rows`."""
+_SHARDS_IN_MEMORY = 8  # at most 8 MiB each
 
-    return pa.table({"id": np.concatenate([np.empty(0, dtype=np.int64), *parts])})
+
+class _Liveness:
+    """Tells DuckDB which documents and chunks are live."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._live_before = lru_cache(maxsize=_SHARDS_IN_MEMORY)(self._count_live)
+        self.error: Exception | None = None  # that ended the query
+
+    def of_rows(self, base: pa.Array, first_row: pa.Array, num_rows: pa.Array) -> pa.Array:
+        """(Q,) bool: whether some chunk is live among rows `first_row .. first_row + num_rows` of a shard.
+
+        Args:
+            base: the first chunk of the shard; of none, nothing is live. Each argument (Q,) int64.
+        """
+        bases, first, count = (column.to_numpy() for column in (base, first_row, num_rows))
+        is_live = np.zeros(len(bases), dtype=bool)
+        try:
+            for shard in np.unique(bases).tolist():
+                where = np.flatnonzero(bases == shard)
+                live_before = self._live_before(shard)
+                begin, end = (np.clip(rows[where], 0, len(live_before) - 1) for rows in (first, first + count))
+                is_live[where] = live_before[end] > live_before[begin]
+        except Exception as error:
+            self.error = error  # DuckDB raises an error of its own instead
+            raise
+        return pa.array(is_live)
+
+    def _count_live(self, first_chunk: int) -> Int64Array:
+        """(rows + 1,) int64: the number of live chunks before each row of a shard, and the number of all."""
+        records = self._view.coverage("documents").overlapping(first_chunk, 1)
+        if not records or records[0].first_chunk != first_chunk:
+            return np.zeros(1, dtype=np.int64)
+        return np.concatenate(([0], np.cumsum(~self._view.chunks.deleted_mask(*records[0].span))))
 
 
 def _attach_shards(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
     """`shards`: `shard`, `source`, `first_chunk`, `num_chunks`, `num_documents`."""
-    import pyarrow as pa
-
     shards = view.shards
     columns = {name: getattr(shards, name) for name in ("source", "first_chunk", "num_chunks", "num_documents")}
     connection.register("shards", pa.table({"shard": np.arange(len(shards)), **columns}))
@@ -191,8 +215,6 @@ def _attach_shards(connection: duckdb.DuckDBPyConnection, view: View) -> list[Fi
 
 def _attach_files(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
     """`files`: what the manifest says of every live file; digests in hexadecimal."""
-    import pyarrow as pa
-
     rows = [
         {
             **{name: getattr(file, name) for name in ("kind", "name", "path", "first_chunk", "num_chunks", "num_rows")},

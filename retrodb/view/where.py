@@ -1,6 +1,6 @@
 """Documents chosen by an SQL condition: `lang` of the metadata, a tagger's score, the text, and what the files say of them.
 
-The condition is one expression over one row a document. DuckDB gets these rows from here, some at a time, with
+The condition is one expression over one row a document. DuckDB gets these rows from here, some of one shard at a time, with
 the columns that the condition names and no others, and can reach nothing else: no file, no network, no setting.
 
 Legend: M documents of a range, B of a batch.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,23 +48,38 @@ def documents_where(view: View, where: str, *, reason: str | None = None) -> Int
         UsageError: with DuckDB's words for a condition that is wrong, or that reaches for anything else.
         MissingFileError, DamagedFileError: for a file that the condition has to read.
     """
-    import duckdb
+    condition = DocumentCondition(view, where, reason=reason)
+    return np.concatenate([np.empty(0, dtype=np.int64), *map(condition.documents_of, view.chunks.ranges)])
 
-    columns = [name for name in column_names(view) if re.search(rf"\b{name}\b", where, re.IGNORECASE)]
-    schema = _schema(columns)
-    chosen = [np.empty(0, dtype=np.int64)]
-    try:
-        with duckdb.connect(config=_CONFINED) as connection:
-            for table in chain(
-                [schema.empty_table()], _tables(view, columns, schema, reason)
-            ):  # no document, and it is parsed still
-                rows = connection.from_arrow(table).filter(where).project("first_chunk").fetchnumpy()
-                chosen.append(np.asarray(rows["first_chunk"], dtype=np.int64))
-    except duckdb.Error as error:
-        what = " ".join(str(error).partition("\n\nLINE")[0].split()).rstrip(".!")
-        remedy = f"A condition may name: {', '.join(column_names(view))}."
-        raise UsageError(what, where="condition", remedy=remedy) from error
-    return np.sort(np.concatenate(chosen))
+
+class DocumentCondition:
+    """A condition on documents, evaluated for one range of ids at a time. Arguments and errors are those of `documents_where`."""
+
+    def __init__(self, view: View, where: str, *, reason: str | None = None) -> None:
+        """Raises UsageError for a condition that is wrong whatever the documents are. Reads no document."""
+        import duckdb
+
+        self._view, self._where, self._reason = view, where, reason
+        self._columns = [name for name in column_names(view) if re.search(rf"\b{name}\b", where, re.IGNORECASE)]
+        self._schema = _schema(self._columns)
+        self._connection = duckdb.connect(config=_CONFINED)
+        self._choose_from(self._schema.empty_table())
+
+    def documents_of(self, record: FileRecord) -> Int64Array:
+        """(Q,) int64: those documents of `documents_where` that one range has. Only files of this range are read."""
+        tables = _tables(self._view, record, self._columns, self._schema, self._reason)
+        return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *map(self._choose_from, tables)]))
+
+    def _choose_from(self, table: pa.Table) -> Int64Array:
+        import duckdb
+
+        try:
+            rows = self._connection.from_arrow(table).filter(self._where).project("first_chunk").fetchnumpy()
+        except duckdb.Error as error:
+            what = " ".join(str(error).partition("\n\nLINE")[0].split()).rstrip(".!")
+            remedy = f"A condition may name: {', '.join(column_names(self._view))}."
+            raise UsageError(what, where="condition", remedy=remedy) from error
+        return np.asarray(rows["first_chunk"], dtype=np.int64)
 
 
 _CONFINED: dict[str, str | bool | int | float | list[str]] = {
@@ -115,24 +129,25 @@ def _schema(columns: list[str]) -> pa.Schema:
     return pa.schema([pa.field(name, type_of(name)) for name in dict.fromkeys(["first_chunk", *columns])])
 
 
-def _tables(view: View, columns: list[str], schema: pa.Schema, reason: str | None) -> Iterator[pa.Table]:
-    """The documents to choose among, some of them at a time."""
+def _tables(
+    view: View, record: FileRecord, columns: list[str], schema: pa.Schema, reason: str | None
+) -> Iterator[pa.Table]:
+    """The documents of a range to choose among, some of them at a time."""
     import pyarrow as pa
 
     stored = [name for name in columns if name in STORED_COLUMNS]
     scored = [name for name in columns if name not in RESERVED_COLUMNS]
-    for record in view.chunks.ranges:
-        documents = record.first_chunk + view.chunks.layout(record).first_row
-        candidates = live_documents(view.chunks, record) if reason is None else _deleted(view.chunks, record, reason)
-        if not candidates.any():
-            continue
-        scores = {name: attribute_scores(view, name, documents) for name in scored}
-        for first, table in _stored_columns(view, record, stored, with_text="text" in columns):
-            here = np.flatnonzero(candidates[first : first + table.num_rows])
-            table = table.take(here).append_column("first_chunk", [documents[first + here]])
-            for name, values in scores.items():
-                table = table.append_column(name, pa.array(values[first + here], from_pandas=True))  # NaN becomes null
-            yield table.select(schema.names).cast(schema)
+    candidates = live_documents(view.chunks, record) if reason is None else _deleted(view.chunks, record, reason)
+    if not candidates.any():
+        return
+    documents = record.first_chunk + view.chunks.layout(record).first_row
+    scores = {name: attribute_scores(view, name, documents) for name in scored}
+    for first, table in _stored_columns(view, record, stored, with_text="text" in columns):
+        here = np.flatnonzero(candidates[first : first + table.num_rows])
+        table = table.take(here).append_column("first_chunk", [documents[first + here]])
+        for name, values in scores.items():
+            table = table.append_column(name, pa.array(values[first + here], from_pandas=True))  # NaN becomes null
+        yield table.select(schema.names).cast(schema)
 
 
 def _stored_columns(

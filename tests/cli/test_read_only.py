@@ -21,6 +21,8 @@ COMMANDS: dict[str, Callable[[Path, Path], tuple[str | Path, ...]]] = {
     ),
     "dedup": lambda database, corpus: ("dedup", database, "--against", corpus, "--name", "test-set"),
     "near-duplicates": lambda database, _: ("dedup", database, "--near-duplicates"),
+    "filter": lambda database, _: ("filter", database, "--where", "num_chunks > 1"),
+    "tag": lambda database, _: ("tag", database, "--name", "long", "--regex", "a"),
     "queries add": lambda database, corpus: ("queries", "add", database, corpus, "--name", "more"),
 }
 

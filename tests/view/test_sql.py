@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,8 @@ from retrodb.format.rows import RowSet
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
 from retrodb.store.publish import publish
+from retrodb.view import sql as module
+from retrodb.view.chunk_set import ChunkSet
 
 QUESTIONS = [{"id": f"q{n}", "question": f"What is {n}? " * 9, "answer": f"It is {n}. " * 20} for n in range(4)]
 TEXTS = [{"id": f"t{n}", "text": f"Sentence {n} of many, and again {n}. " * (n + 1), "kind": "text"} for n in range(6)]
@@ -167,3 +171,76 @@ def test_columns_with_one_name_are_all_kept(db: Database) -> None:
     result = db.sql("select 1 as a, 2 as a, 3 as a_1, 4 as a, 5 as b")
     assert (result.columns, result.rows) == (["a", "a_2", "a_1", "a_3", "b"], [(1, 2, 3, 4, 5)])
     assert result.renamed == ("a_2", "a_3")
+
+
+def with_torn_pages(path: Path) -> None:
+    """Overwrite all of a Parquet file but its footer, and keep its modification time, so that it counts as verified."""
+    content, times = path.read_bytes(), path.stat()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    path.write_bytes(content[:4] + bytes(len(content) - footer - 4) + content[-footer:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let everything fail that reads one value for each row."""
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("read rows")
+
+    for name in names:
+        monkeypatch.setattr(ChunkSet, name, fail)
+
+
+def test_counting_reads_no_page_and_no_bitmap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = build(tmp_path / "counted")
+    queries = ["select count(*) from documents", "select count(*) from chunks", "select sum(num_chunks) from shards"]
+    counts = [rows(db, query) for query in queries]
+    for kind in ("documents", "chunks"):
+        for path in (Path(db.path) / kind).iterdir():
+            with_torn_pages(path)
+    forbid(monkeypatch, "_read_layout", "_read_deleted_mask", "live_mask", "is_live", "__init__")
+    assert [rows(db, query) for query in queries] == counts
+    with pytest.raises(DamagedFileError):
+        db.sql("select max(num_chunks) from documents")
+
+
+def test_no_bitmap_is_read_unless_a_query_uses_live(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = ["select max(first_chunk), min(doc_id) from documents", "select max(chunk_id), min(text) from chunks"]
+    answers = [rows(db, query) for query in queries]
+    forbid(monkeypatch, "_read_layout", "_read_deleted_mask", "live_mask", "is_live", "__init__")
+    assert [rows(db, query) for query in queries] == answers
+    with pytest.raises(AssertionError, match="read rows"):
+        db.sql("select count(*) from documents where live")
+
+
+def test_live_is_read_for_some_shards_at_a_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = rows(db, "select chunk_id, chunks.live, documents.live from chunks join documents using (first_chunk)")
+    monkeypatch.setattr(module, "_SHARDS_IN_MEMORY", 1)
+    query = "select chunk_id, chunks.live, documents.live from chunks join documents using (first_chunk)"
+    assert sorted(rows(db, query)) == sorted(expected)
+    assert {live for _, live, _ in expected} == {True, False}
+
+
+def test_compacted_documents_are_live_if_a_chunk_is(db: Database, tmp_path: Path) -> None:
+    db = retrodb.open(shutil.copytree(db.path, tmp_path / "compacted"))
+    db.filter(where="doc_id = 't1'")
+    query = "select doc_id, source from documents where live order by all"
+    chunks = "select chunk_id, text from chunks where live order by all"
+    before, texts = rows(db, query), rows(db, chunks)
+    db.compact(min_deleted=0)
+    assert (rows(db, query), rows(db, chunks)) == (before, texts)
+    assert rows(db, "select count(*) from documents") == [(len(before),)]
+
+
+def test_a_file_that_live_needs_is_reported_as_itself(db: Database, tmp_path: Path) -> None:
+    db = retrodb.open(shutil.copytree(db.path, tmp_path / "damaged"))
+    for path in (Path(db.path) / "tombstones").iterdir():
+        path.write_bytes(b"torn")
+    assert rows(db, "select count(*) from documents")
+    with pytest.raises(DamagedFileError, match=r"^tombstones/"):
+        db.sql("select count(*) from documents where live")
+
+
+def test_the_function_behind_live_knows_no_other_shard(db: Database) -> None:
+    query = "select has_live_chunk(-1, 0, 1), has_live_chunk(0, -5, 99999999), has_live_chunk(0, 99999999, 1)"
+    assert rows(db, query) == [(False, True, False)]

@@ -3,9 +3,9 @@
 The *own text* of a row matches where a shared n-gram touches its chunk, also one that crosses the chunk's border. The
 *neighbours* match where an n-gram is in a neighbour's chunk, and the *continuations* where one touches the chunk after it.
 The table is compared as it was written, because this is what a trainer read. A match is *live* when today's table still
-has it.
+has it. The rows of one shard of the query set are compared at a time.
 
-Legend: Q rows of the table, k neighbours of a row.
+Legend: Q rows of a range of the table, k neighbours of a row.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from retrodb.dedup.exact_scan import scan_texts, touched_chunks
 from retrodb.dedup.shingle_table import ShingleTable
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
+from retrodb.format.records import ChunkRange
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.testset import open_table, registered_testset
 from retrodb.view.chunk_set import ChunkSet
@@ -69,8 +70,20 @@ class _NeighbourItems:
 
 
 @dataclass(frozen=True)
+class _Comparison:
+    """A table that is compared with a test set."""
+
+    view: View
+    table: NeighbourTable
+    queries: ChunkSet
+    chunks_then: ChunkSet | None  # as they were when the table was computed; None when that snapshot has expired
+    items: ShingleTable
+    consumed_samples: int
+
+
+@dataclass(frozen=True)
 class _Matches:
-    """All rows and neighbours of a table that have n-grams of a test set."""
+    """The rows of a range and their neighbours that have n-grams of a test set."""
 
     items: ShingleTable
     own_items: dict[int, set[int]]  # row of the query set -> items
@@ -99,42 +112,68 @@ def run_exposure(
     view = context.view(as_of)
     items = open_table(view, registered_testset(view, testset))
     neighbours = NeighbourTable(view, table)
-    rows, written = neighbours.written()  # (Q,), (Q, k)
-    today = neighbours.read(rows)[0]  # (Q, k)
     queries = view.query_set(neighbours.query_set)
-    chunks_then = _chunks_of_table(context, neighbours)
-    matches = _Matches(
-        items, _own_items(queries, items), _neighbour_items(view, chunks_then, np.union1d(written, today), items)
-    )
-    near = np.hstack([written, today])
-    is_exposed = np.isin(rows, list(matches.own_items)) | np.isin(near, list(matches.neighbour_items)).any(axis=1)
-    is_live = queries.is_live(rows[is_exposed]).tolist()
-    exposed = tuple(
-        _exposed_row(
-            view,
-            matches,
-            row=int(rows[sample]),
-            sample=sample,
-            doc_id=document["doc_id"] if document else "",
-            is_seen=sample < consumed_samples,
-            is_row_live=is_row_live,
-            written=set(written[sample].tolist()),
-            today=set(today[sample].tolist()),
-        )
-        for sample, document, is_row_live in zip(
-            np.flatnonzero(is_exposed).tolist(), queries.documents(rows[is_exposed]), is_live, strict=True
-        )
-    )
+    comparison = _Comparison(view, neighbours, queries, _chunks_of_table(context, neighbours), items, consumed_samples)
+    exposed, num_rows = list[ExposedRow](), 0
+    for span in _spans(neighbours, queries):
+        rows = neighbours.rows_in(span)
+        exposed += _exposed_rows(comparison, span, rows, num_rows) if len(rows) else ()
+        num_rows += len(rows)
     return ExposureResult(
         table=neighbours.name,
         testset=testset,
-        num_rows=len(rows),
-        num_consumed_samples=min(consumed_samples, len(rows)),
+        num_rows=num_rows,
+        num_consumed_samples=min(consumed_samples, num_rows),
         num_exposed_seen=sum(row.is_seen for row in exposed),
         num_exposed_unseen=sum(not row.is_seen for row in exposed),
         num_exposed_unseen_live=sum(row.is_live and not row.is_seen for row in exposed),
-        exposed=exposed,
+        exposed=tuple(exposed),
     )
+
+
+def _spans(table: NeighbourTable, queries: ChunkSet) -> Iterator[ChunkRange]:
+    """Ranges that together have all rows of a table, ascending: those of the query set, and gaps whose documents are lost."""
+    end = 0
+    for span in [
+        *(record.span for record in queries.ranges),
+        ChunkRange(max((r.span.end for r in table.files), default=0), 0),
+    ]:
+        if end < span.first_chunk:
+            yield ChunkRange(end, span.first_chunk - end)
+        if span.num_chunks:
+            yield span
+        end = max(end, span.end)
+
+
+def _exposed_rows(
+    comparison: _Comparison, span: ChunkRange, rows: Int64Array, first_sample: int
+) -> Iterator[ExposedRow]:
+    """The exposed ones of the rows (Q,) that the table has in a range.
+
+    Args:
+        first_sample: position in the table of the first of these rows.
+    """
+    view, queries, items = comparison.view, comparison.queries, comparison.items
+    written, today = comparison.table.written(rows), comparison.table.read(rows)[0]  # (Q, k) each
+    near = np.hstack([written, today])
+    neighbour_items = _neighbour_items(view, comparison.chunks_then, np.unique(near), items)
+    matches = _Matches(items, _own_items(queries, span, items), neighbour_items)
+    is_exposed = np.isin(rows, list(matches.own_items)) | np.isin(near, list(neighbour_items)).any(axis=1)
+    is_live = queries.is_live(rows[is_exposed]).tolist()
+    for index, document, is_row_live in zip(
+        np.flatnonzero(is_exposed).tolist(), queries.documents(rows[is_exposed]), is_live, strict=True
+    ):
+        yield _exposed_row(
+            view,
+            matches,
+            row=int(rows[index]),
+            sample=first_sample + index,
+            doc_id=document["doc_id"] if document else "",
+            is_seen=first_sample + index < comparison.consumed_samples,
+            is_row_live=is_row_live,
+            written=set(written[index].tolist()),
+            today=set(today[index].tolist()),
+        )
 
 
 def _exposed_row(
@@ -174,10 +213,10 @@ def _chunks_of_table(context: Context, table: NeighbourTable) -> ChunkSet | None
         return None
 
 
-def _own_items(chunks: ChunkSet, items: ShingleTable) -> dict[int, set[int]]:
-    """The items that have an n-gram in each row of a query set, in the text of the row's document."""
+def _own_items(chunks: ChunkSet, span: ChunkRange, items: ShingleTable) -> dict[int, set[int]]:
+    """The items that have an n-gram in each row of a range of a query set, in the text of the row's document."""
     items_of: dict[int, set[int]] = defaultdict(set)
-    for record in chunks.ranges:
+    for record in chunks.overlapping("documents", *span):
         file = chunks.file("chunks", *record.span)
         for block in document_blocks(chunks.files.open(file), chunks.layout(record), file.row_set.present):
             hits = scan_texts(block.documents(), items).hits

@@ -1,7 +1,7 @@
 """Stage filter: delete the documents that a condition or a list chooses, under a reason that `undelete` can revoke.
 
-One small file is committed, whatever the size of the database. It takes effect at once in everything that reads. The same
-filter again deletes the documents that were added since.
+The documents of each shard are chosen in a task, see `choice.py`. One small file is committed, whatever the size of the
+database. It takes effect at once in everything that reads. The same filter again deletes the documents that were added since.
 """
 
 from __future__ import annotations
@@ -13,40 +13,39 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from retrodb.engine.run import Run, add_counts, forget_run
+from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.errors import InputError, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import AttributeEntry
 from retrodb.format.json_codec import JsonValue
-from retrodb.format.records import FileRecord
+from retrodb.format.records import ChunkRange, FileRecord
+from retrodb.format.rows import deserialize_rows, serialize_rows
 from retrodb.screen.tagger import Tagger, load_tagger
 from retrodb.stages.context import Context
+from retrodb.stages.deletion.choice import (
+    Choice,
+    ChoicePayload,
+    chosen_documents_of,
+    history_of,
+    plan_choice,
+    run_choice,
+)
+from retrodb.stages.planned_view import planned_view
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.conflict_keys import ConflictKeys
+from retrodb.store.storage import Storage
 from retrodb.view.document_blocks import document_texts
-from retrodb.view.named import Name, documents_named
-from retrodb.view.tombstones import Tombstone, tombstone
+from retrodb.view.named import Name
+from retrodb.view.tombstones import Tombstone
 from retrodb.view.view import View
-from retrodb.view.where import documents_where
 
+STAGE_VERSION = 1
 RESERVED_REASONS = ("superseded", "removed", "purged", "near-duplicate")
 """Reasons of other commands; all reasons that begin with `leak:` are reserved too."""
 _SAMPLE = 8  # documents that a dry run shows
 _EXCERPT_CHARS = 240
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which documents a command is about: those that all given fields choose."""
-
-    where: str | None = None  # a condition, see `view.where.documents_where`
-    doc_ids: Sequence[Name] | None = None  # names, see `view.named.documents_named`: all versions, deleted or not
-    source: str | None = None  # documents of this source
-
-    @property
-    def is_given(self) -> bool:
-        """Whether any field is given."""
-        return self.where is not None or self.doc_ids is not None or self.source is not None
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,22 @@ class FilterResult:
 
 
 @dataclass(frozen=True)
+class FilteredRows:
+    """What a filter deletes of one shard."""
+
+    rows: bytes  # bitmap of the rows
+    documents: bytes  # bitmap of the first rows of their documents
+
+
+FILTER = TaskKind[ChoicePayload, FilteredRows]("filter", STAGE_VERSION, FilteredRows)
+
+
+@dataclass(frozen=True)
 class FilterPlan:
     """What a filter is going to delete."""
 
     view: View
+    run: Run  # that has the rows of each shard
     arguments: Mapping[str, JsonValue]  # for the history
     tombstones: tuple[Tombstone, ...]
     result: FilterResult  # of a dry run
@@ -102,43 +113,64 @@ def run_filter(
     Raises:
         UsageError: no choice is given, or the reason belongs to another command.
     """
-    num_samples = _SAMPLE if dry_run else 0
-    plan = plan_filter(context.view(), Choice(where, doc_ids, source), reason, num_samples=num_samples)
-    return plan.result if dry_run else execute_filter(context, plan)
+    plan = plan_filter(context, Choice(where, doc_ids, source), reason, dry_run=dry_run)
+    if not dry_run and plan.tombstones:
+        return execute_filter(context, plan)
+    forget_run(plan.run)
+    return replace(plan.result, dry_run=dry_run)
 
 
-def plan_filter(view: View, choice: Choice, reason: str, *, num_samples: int = 0) -> FilterPlan:
-    """Find the chunks to delete. Raises as `run_filter`.
-
-    Args:
-        num_samples: how many of the documents the result shows.
-    """
+def plan_filter(context: Context, choice: Choice, reason: str, *, dry_run: bool = False) -> FilterPlan:
+    """Find the chunks to delete, in one task per shard, whose results are stored in the run's folder. Raises as `run_filter`."""
     check_reason(reason)
-    chosen, unknown = choose(view, choice)
-    rows = _rows_to_delete(view, chosen, reason)
-    documents = np.unique(view.chunks.document_ids(rows))
+    if not choice.is_given:
+        raise UsageError("no documents are chosen", remedy="Give --where, --doc-ids or --source.")
+    view = context.view()
+    planned = plan_choice(view, choice, reason)
+    run, records = run_choice(context, "filter", FILTER, run_filter_task, planned, dry_run=dry_run)
+    shards = [payload.shard for payload in planned.payloads]
+    counts = add_counts(records)
+    num_documents = counts.get("documents", 0)
     result = FilterResult(
         snapshot=view.snapshot.number,
         reason=reason,
-        num_documents=len(documents),
-        num_chunks=len(rows),
-        num_documents_by_source=count_by_source(view, documents),
-        unknown_names=tuple(unknown),
-        sample=tuple(_sample(view, documents, choice.where or "", num_samples)) if num_samples else (),
+        num_documents=num_documents,
+        num_chunks=counts.get("chunks", 0),
+        num_documents_by_source=_count_by_source(view, shards, records),
+        unknown_names=planned.unknown_names,
+        sample=tuple(_sample(view, _sample_ids(shards, records), choice.where or "")) if dry_run else (),
         dry_run=True,
     )
-    tombstones = [tombstone(*record.span, reason, in_file) for record, in_file in view.chunks.split(rows)]
-    return FilterPlan(view, history_of(choice, reason, len(documents)), tuple(tombstones), result)
+    tombstones = [
+        Tombstone(*shard, reason, active=True, rows=record.result.rows)
+        for shard, record in zip(shards, records, strict=True)
+        if record.counts["chunks"]
+    ]
+    return FilterPlan(view, run, history_of(choice, reason, num_documents), tuple(tombstones), result)
 
 
 def execute_filter(context: Context, plan: FilterPlan) -> FilterResult:
-    """Commit the tombstones of a plan, unless there are none."""
-    result = replace(plan.result, dry_run=False)
-    if not plan.tombstones:
-        return result
+    """Commit the tombstones of a plan."""
     keys = conflict_keys.filtering()
-    snapshot = commit_tombstones(context, plan.view, "filter", keys, plan.arguments, plan.tombstones)
-    return replace(result, snapshot=snapshot)
+    snapshot = commit_tombstones(context, plan.view, plan.run, keys, plan.arguments, plan.tombstones)
+    return replace(plan.result, snapshot=snapshot, dry_run=False)
+
+
+def run_filter_task(storage: Storage, task: Task[ChoicePayload, FilteredRows], clock: str) -> TaskRecord[FilteredRows]:
+    """Find the rows of a shard that the reason does not delete yet, of all chosen documents."""
+    del clock  # what is deleted does not depend on the time
+    payload = task.payload
+    view = planned_view(storage, payload.snapshot)
+    chosen = chosen_documents_of(view, payload, among=None)
+    assert chosen is not None, "a filter is given a choice"
+    layout = view.chunks.layout(view.chunks.file("documents", *payload.shard))
+    rows = layout.rows_of(chosen - payload.shard.first_chunk)
+    is_deleted = view.chunks.tombstones.deleted_by_reason(*payload.shard).get(payload.reason)
+    if is_deleted is not None:
+        rows = rows[~is_deleted[rows]]
+    documents = np.unique(layout.first_row[layout.document_of(rows)])
+    result = FilteredRows(serialize_rows(rows), serialize_rows(documents))
+    return TaskRecord(task.id, (), result, {"documents": len(documents), "chunks": len(rows)})
 
 
 def check_reason(reason: str) -> None:
@@ -149,47 +181,10 @@ def check_reason(reason: str) -> None:
         raise UsageError(f"the reason '{reason}' belongs to another command", remedy="Choose another name.")
 
 
-def choose(view: View, choice: Choice, *, reason: str | None = None) -> tuple[Int64Array, list[str]]:
-    """The first chunk ids of the chosen documents, ascending; and the names that no document has.
-
-    Args:
-        reason: choose among the documents that this reason deletes, instead of the live ones.
-
-    Raises:
-        UsageError: when no choice is given, or the source does not exist.
-    """
-    source = choice.source
-    if not choice.is_given:
-        raise UsageError("no documents are chosen", remedy="Give --where, --doc-ids or --source.")
-    if source is not None and source not in view.shards.source:
-        sources = ", ".join(sorted(set(view.shards.source)))
-        remedy = f"There are: {sources}." if sources else "The database is empty."
-        raise UsageError(f"no source '{source}'", remedy=remedy)
-    chosen: list[Int64Array] = []
-    unknown: list[str] = []
-    if source is not None:
-        quoted = source.replace("'", "''")
-        chosen.append(documents_where(view, f"source = '{quoted}'", reason=reason))
-    if choice.where is not None:
-        chosen.append(documents_where(view, choice.where, reason=reason))
-    if choice.doc_ids is not None:
-        named, unknown = documents_named(view, choice.doc_ids)
-        chosen.append(named)
-    in_all = chosen[0]
-    for ids in chosen[1:]:
-        in_all = np.intersect1d(in_all, ids)
-    return in_all, unknown
-
-
-def history_of(choice: Choice, reason: str, num_documents: int) -> dict[str, JsonValue]:
-    """The arguments of a filter or undelete, as a snapshot keeps them."""
-    return {"where": choice.where, "source": choice.source, "reason": reason, "documents": num_documents}
-
-
 def commit_tombstones(
     context: Context,
     view: View,
-    command: str,
+    run: Run,
     keys: ConflictKeys,
     arguments: Mapping[str, JsonValue],
     tombstones: Sequence[Tombstone],
@@ -197,36 +192,38 @@ def commit_tombstones(
     dropped: Sequence[FileRecord] = (),
 ) -> int:
     """Commit some tombstones, and that some files are not live any more; gives the snapshot's number."""
-    # A decision may be made, revoked and made again. Each time it is another run, because the snapshot is another one.
-    rows = [change.rows for change in tombstones]
-    plan = {"arguments": arguments, "snapshot": view.snapshot.number, "rows": rows}
     given = {key: value for key, value in arguments.items() if value is not None}
-    transaction = Transaction.open(context, view, command, keys, plan=plan, arguments=given)
+    transaction = Transaction.of_run(context, view, run, run.command, keys, arguments=given)
     transaction.add_tombstones(tombstones)
     transaction.drop_files(dropped)
     return transaction.commit().number
 
 
-def _rows_to_delete(view: View, documents: Int64Array, reason: str) -> Int64Array:
-    """The ids of all chunks of some documents that the reason does not delete yet."""
-    ids = [np.empty(0, np.int64)]
-    for record, first_rows in view.chunks.split(documents):
-        rows = view.chunks.layout(record).rows_of(first_rows)
-        is_deleted = view.chunks.tombstones.deleted_by_reason(*record.span).get(reason)
-        ids.append(record.first_chunk + (rows if is_deleted is None else rows[~is_deleted[rows]]))
-    return np.concatenate(ids)
-
-
-def count_by_source(view: View, documents: Int64Array) -> dict[str, int]:
+def _count_by_source(
+    view: View, shards: Sequence[ChunkRange], records: Sequence[TaskRecord[FilteredRows]]
+) -> dict[str, int]:
     """The number of documents of each source."""
-    shards, _ = view.shards.locate(documents)
-    return dict(sorted(Counter(view.shards.source[shard] for shard in shards.tolist()).items()))
+    indices, _ = view.shards.locate(np.array([shard.first_chunk for shard in shards], dtype=np.int64))
+    counts = Counter[str]()
+    for index, record in zip(indices.tolist(), records, strict=True):
+        counts[view.shards.source[index]] += record.counts["documents"]
+    return {source: count for source, count in sorted(counts.items()) if count}
 
 
-def _sample(view: View, documents: Int64Array, where: str, num_samples: int) -> Iterator[FilteredDocument]:
-    """Some of the documents, with what matches the condition in their texts."""
-    positions = np.unique(np.linspace(0, max(len(documents) - 1, 0), num_samples).astype(np.int64))
-    ids = documents[positions[: len(documents)]]
+def _sample_ids(shards: Sequence[ChunkRange], records: Sequence[TaskRecord[FilteredRows]]) -> Int64Array:
+    """The ids of some of the documents, evenly distributed."""
+    ends = np.cumsum([record.counts["documents"] for record in records], dtype=np.int64)
+    num_documents = int(ends[-1]) if len(ends) else 0
+    positions = np.unique(np.linspace(0, max(num_documents - 1, 0), _SAMPLE).astype(np.int64))[:num_documents]
+    ids = []
+    for index, position in zip(np.searchsorted(ends, positions, "right").tolist(), positions.tolist(), strict=True):
+        documents = deserialize_rows(records[index].result.documents)
+        ids.append(shards[index].first_chunk + int(documents[position - int(ends[index])]))  # counted from the end
+    return np.array(ids, dtype=np.int64)
+
+
+def _sample(view: View, ids: Int64Array, where: str) -> Iterator[FilteredDocument]:
+    """Some documents, with what matches the condition in their texts."""
     taggers = list(_taggers(view, where))
     literals = [piece for piece in re.findall(r"'([^']+)'", where) if re.search(r"\btext\b", where, re.I)]
     for document, text in zip(view.chunks.documents(ids), document_texts(view.chunks, ids).to_pylist(), strict=True):

@@ -1,5 +1,6 @@
 """Stage tag: every live document gets a score from a tagger, stored next to the shards. Deciding is the task of stage filter.
 
+Planning reads the manifest. The task of each shard finds its live documents without a score.
 Existing scores stay. One attribute never has the scores of two taggers: if the word list, expression, function or weights
 behind a name have changed, the command is refused, or with `retag` it scores all documents again.
 """
@@ -7,37 +8,38 @@ behind a name have changed, the command is refused, or with `retag` it scores al
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 
 from retrodb.config import TagParams
-from retrodb.engine.run import add_counts
-from retrodb.engine.task import Task, TaskKind, TaskRecord
+from retrodb.engine.run import add_counts, forget_run, open_run
+from retrodb.engine.task import NoResult, R, Task, TaskKind, TaskRecord
 from retrodb.errors import MismatchError, UsageError
-from retrodb.format.arrays import Int64Array
+from retrodb.format.arrays import Float64Array, Int64Array
 from retrodb.format.entries import AttributeEntry
-from retrodb.format.json_codec import JsonObject, JsonValue, to_plain_object
+from retrodb.format.json_codec import JsonValue, to_plain_object
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import read_table, write_table
-from retrodb.format.records import FileRecord
+from retrodb.format.parquet import write_table
+from retrodb.format.records import ChunkRange
 from retrodb.format.rows import RowSet
 from retrodb.format.schemas import ATTRIBUTES
 from retrodb.screen.tagger import Tagger, load_tagger
 from retrodb.stages.context import Context
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.document_blocks import document_blocks
-from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
 from retrodb.view.view import View
 from retrodb.view.where import RESERVED_COLUMNS, live_documents
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 
 
@@ -58,39 +60,43 @@ class TagResult:
 
 @dataclass(frozen=True)
 class TagPayload:
-    """Score some documents of one range."""
+    """Score the live documents of one shard that have no score yet."""
 
+    snapshot: PlannedSnapshot
+    shard: ChunkRange
     name: str  # of the attribute
     definition: str  # digest of what the tagger says it is
-    documents: str  # path of the documents file
-    chunks: str  # path of the chunks file
-    present: RowSet  # rows of the range that the chunks file has
-    first_chunk: int  # of the range
-    to_score: RowSet  # first rows of the documents to score
+    is_new: bool  # score all live documents, because the attribute has no scores, or those of another tagger
 
 
 @dataclass(frozen=True)
 class TagScores:
     """Scores of one task, summed up."""
 
-    total: float
-    largest: float  # -infinity for no documents
+    total: float  # 0 for no documents
+    largest: float  # 0 for no documents
 
 
 TAG = TaskKind[TagPayload, TagScores]("tag", STAGE_VERSION, TagScores)
+COUNT_UNTAGGED = TaskKind[TagPayload, NoResult]("tag-count", STAGE_VERSION, NoResult)
 
 
 @dataclass(frozen=True)
 class TagPlan:
-    """Which documents a tagger is going to score."""
+    """Which shards a tagger is going to read."""
 
     view: View
     name: str
     params: TagParams
     tagger: Tagger
     is_new: bool  # the attribute has no scores, or those of another tagger
-    tasks: tuple[Task[TagPayload, TagScores], ...]
-    result: TagResult  # of a dry run
+    payloads: tuple[TagPayload, ...]  # one per shard
+    num_unscored: tuple[int, ...]  # at most so many documents of each shard have no score; deleted ones count too
+
+    def tasks(self, kind: TaskKind[TagPayload, R]) -> list[Task[TagPayload, R]]:
+        """One task per shard."""
+        weights = (max(count, 1) for count in self.num_unscored)
+        return [kind.task(payload, weight=weight) for payload, weight in zip(self.payloads, weights, strict=True)]
 
 
 def run_tag(
@@ -108,11 +114,11 @@ def run_tag(
         ConflictError: the same name was tagged meanwhile.
     """
     plan = plan_tag(context.view(), name, params, device=device, retag=retag)
-    return plan.result if dry_run else execute_tag(context, plan)
+    return count_untagged(context, plan) if dry_run else execute_tag(context, plan)
 
 
 def plan_tag(view: View, name: str, params: TagParams, *, device: str = "auto", retag: bool = False) -> TagPlan:
-    """Load the tagger and find the documents to score. Raises as `run_tag`, except ConflictError."""
+    """Load the tagger and find its shards, by the manifest alone. Raises as `run_tag`, except ConflictError."""
     check_attribute_name(name)
     tagger = load_tagger(params, device=device)
     definition = tagger.definition().to_json()
@@ -124,25 +130,30 @@ def plan_tag(view: View, name: str, params: TagParams, *, device: str = "auto", 
             f"attribute '{name}' belongs to another tagger ({former}); this one is {current}",
             remedy="Choose another --name, or score all documents again with --retag.",
         )
-    tasks, num_live, num_scored = [], 0, 0
-    for record, live in _live_documents(view):
-        is_scored = view.coverage("attributes", name).covered_mask(*record.span)
-        rows = live if is_new else live[~is_scored[live]]
-        num_live, num_scored = num_live + len(live), num_scored + len(rows)
-        if len(rows):
-            tasks.append(_task(view, name, definition, record, rows))
-    result = TagResult(
-        snapshot=view.snapshot.number,
+    shards = [view.shards.record(index) for index in range(len(view.shards))]
+    scored = view.coverage("attributes", name)
+    num_scored = [0 if is_new else sum(r.num_rows for r in scored.overlapping(*shard.span)) for shard in shards]
+    snapshot, digest = PlannedSnapshot.of(view), identity(definition)
+    return TagPlan(
+        view=view,
         name=name,
-        kind=str(definition["kind"]),
-        num_documents=num_scored,
-        num_tagged_before=num_live - num_scored,
-        num_positive=0,
-        mean_score=0.0,
-        max_score=0.0,
-        dry_run=True,
+        params=params,
+        tagger=tagger,
+        is_new=is_new,
+        payloads=tuple(TagPayload(snapshot, shard.span, name, digest, is_new) for shard in shards),
+        num_unscored=tuple(
+            max(shard.num_documents - count, 0) for shard, count in zip(shards, num_scored, strict=True)
+        ),
     )
-    return TagPlan(view, name, params, tagger, is_new, tuple(tasks), result)
+
+
+def count_untagged(context: Context, plan: TagPlan) -> TagResult:
+    """The result of a dry run: the documents are counted in one task per shard."""
+    tasks = plan.tasks(COUNT_UNTAGGED)
+    run = open_run(context.storage, "tag", {"count": [task.id for task in tasks]}, context.clock)
+    records = context.engine.with_processes(1).run(run, tasks, run_count_untagged, context.progress)
+    forget_run(run)
+    return replace(_result(plan, records), dry_run=True)
 
 
 def execute_tag(context: Context, plan: TagPlan) -> TagResult:
@@ -151,9 +162,7 @@ def execute_tag(context: Context, plan: TagPlan) -> TagResult:
     Raises:
         ConflictError: the same name was tagged meanwhile.
     """
-    result, name = replace(plan.result, dry_run=False), plan.name
-    if not plan.tasks and not plan.is_new:
-        return result
+    name, tasks = plan.name, plan.tasks(TAG)
     definition = plan.tagger.definition().to_json()
     replaced = plan.view.manifest.files("attributes", name) if plan.is_new else []
     transaction = Transaction.open(
@@ -164,20 +173,40 @@ def execute_tag(context: Context, plan: TagPlan) -> TagResult:
         plan={
             "name": name,
             "definition": definition,
-            "tasks": [task.id for task in plan.tasks],
+            "tasks": [task.id for task in tasks],
             "replaced": [record.path for record in replaced],
         },
         arguments={"name": name, **_given(plan.params)},
     )
-    engine = context.engine.with_processes(1) if device_is_shared(plan.tagger) else context.engine
+    is_alone = device_is_shared(plan.tagger) or not any(plan.num_unscored)
+    engine = context.engine.with_processes(1) if is_alone else context.engine
     function = partial(run_tag_task, tagger=plan.tagger)
-    records = transaction.run_tasks(plan.tasks, function, engine=engine, rate_of="documents")
+    records = transaction.run_tasks(tasks, function, engine=engine, rate_of="documents")
+    result = _with_scores(_result(plan, records), records)
+    if not result.num_documents and not plan.is_new:
+        forget_run(transaction.run)
+        return result
     transaction.add_files(records)
     transaction.drop_files(replaced)
     if plan.is_new:
         transaction.set_entry(name, AttributeEntry(definition, plan.params))
-    transaction.counts = add_counts(records)
-    return _with_scores(replace(result, snapshot=transaction.commit().number), records)
+    transaction.counts = {"documents": result.num_documents, "positive": result.num_positive} if records else {}
+    return replace(result, snapshot=transaction.commit().number)
+
+
+def _result(plan: TagPlan, records: Sequence[TaskRecord[R]]) -> TagResult:
+    """What the tasks counted, without the scores."""
+    counts = add_counts(records)
+    return TagResult(
+        snapshot=plan.view.snapshot.number,
+        name=plan.name,
+        kind=str(plan.tagger.definition().to_json()["kind"]),
+        num_documents=counts.get("documents", 0),
+        num_tagged_before=counts.get("tagged_before", 0),
+        num_positive=0,
+        mean_score=0.0,
+        max_score=0.0,
+    )
 
 
 def check_attribute_name(name: str) -> None:
@@ -204,69 +233,70 @@ def _describe(definition: Mapping[str, JsonValue]) -> str:
     return ", ".join(f"{key} {str(value)[:16]}" for key, value in definition.items())
 
 
-def _live_documents(view: View) -> list[tuple[FileRecord, Int64Array]]:
-    """Every range of ids with the first rows of its live documents."""
-    return [
-        (record, view.chunks.layout(record).first_row[live_documents(view.chunks, record)])
-        for record in view.chunks.ranges
-    ]
-
-
-def _task(
-    view: View, name: str, definition: JsonObject, documents: FileRecord, rows: Int64Array
-) -> Task[TagPayload, TagScores]:
-    chunks = view.chunks.file("chunks", *documents.span)
-    view.files.open(chunks)
-    mask = np.zeros(documents.num_chunks, dtype=bool)
-    mask[rows] = True
-    payload = TagPayload(
-        name=name,
-        definition=identity(definition),
-        documents=documents.path,
-        chunks=chunks.path,
-        present=chunks.row_set,
-        first_chunk=documents.first_chunk,
-        to_score=RowSet.from_mask(mask),
-    )
-    return TAG.task(payload, [chunks.digest.sha256.hex()], len(rows))
+def run_count_untagged(storage: Storage, task: Task[TagPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Count the documents of a shard that a tagger would score."""
+    del clock
+    rows, num_tagged_before = _rows_to_score(planned_view(storage, task.payload.snapshot), task.payload)
+    return TaskRecord(task.id, counts={"documents": len(rows), "tagged_before": num_tagged_before})
 
 
 def run_tag_task(
     storage: Storage, task: Task[TagPayload, TagScores], clock: str, *, tagger: Tagger
 ) -> TaskRecord[TagScores]:
-    """Score some documents of one range."""
-    import pyarrow as pa
-
+    """Score the documents of a shard that have no score yet."""
     del clock  # scores do not depend on the time
     payload = task.payload
-    layout = DocumentLayout.from_table(read_table(storage.local(payload.documents), LAYOUT_COLUMNS))
-    to_score = payload.to_score.mask[layout.first_row]
-    scores = [np.empty(0)]
-    for block in document_blocks(storage.local(payload.chunks), layout, payload.present.present):
-        texts = block.documents()
-        mask = to_score[block.first_document : block.first_document + len(texts)]
-        if mask.any():
-            scores.append(tagger.score(texts.filter(pa.array(mask))))
-    values = np.concatenate(scores)
+    view = planned_view(storage, payload.snapshot)
+    rows, num_tagged_before = _rows_to_score(view, payload)
+    if not len(rows):
+        return TaskRecord(task.id, (), TagScores(0.0, 0.0), {"documents": 0, "tagged_before": num_tagged_before})
+    values = _scores(view, payload.shard, rows, tagger)
+    mask = np.zeros(payload.shard.num_chunks, dtype=bool)
+    mask[rows] = True
     file = publish(
         storage,
         "attributes",
         path_of("attributes", name=payload.name, task=task.id),
         partial(write_table, table=pa.table([values], schema=ATTRIBUTES)),
         name=payload.name,
-        first_chunk=payload.first_chunk,
-        rows=payload.to_score,
+        first_chunk=payload.shard.first_chunk,
+        rows=RowSet.from_mask(mask),
     )
-    counts = {"documents": len(values), "positive": int((values > 0).sum())}
-    return TaskRecord(task.id, (file,), TagScores(float(values.sum()), float(values.max(initial=-np.inf))), counts)
+    counts = {"documents": len(rows), "positive": int((values > 0).sum()), "tagged_before": num_tagged_before}
+    return TaskRecord(task.id, (file,), TagScores(float(values.sum()), float(values.max())), counts)
 
 
-def _with_scores(result: TagResult, records: list[TaskRecord[TagScores]]) -> TagResult:
-    if not records:
+def _rows_to_score(view: View, payload: TagPayload) -> tuple[Int64Array, int]:
+    """The first rows (M,) of a shard's documents to score, ascending; and how many live documents have a score already."""
+    record = view.chunks.file("documents", *payload.shard)
+    live = view.chunks.layout(record).first_row[live_documents(view.chunks, record)]
+    if payload.is_new:
+        return live, 0
+    is_scored = view.coverage("attributes", payload.name).covered_mask(*payload.shard)[live]
+    return live[~is_scored], int(is_scored.sum())
+
+
+def _scores(view: View, shard: ChunkRange, rows: Int64Array, tagger: Tagger) -> Float64Array:
+    """(M,) float64: the scores of the documents that begin at some rows of a shard, ascending."""
+    layout = view.chunks.layout(view.chunks.file("documents", *shard))
+    chunks = view.chunks.file("chunks", *shard)
+    to_score = np.isin(layout.first_row, rows)
+    scores = [np.empty(0)]
+    for block in document_blocks(view.files.open(chunks), layout, chunks.row_set.present):
+        texts = block.documents()
+        mask = to_score[block.first_document : block.first_document + len(texts)]
+        if mask.any():
+            scores.append(tagger.score(texts.filter(pa.array(mask))))
+    return np.concatenate(scores)
+
+
+def _with_scores(result: TagResult, records: Sequence[TaskRecord[TagScores]]) -> TagResult:
+    scored = [record for record in records if record.counts["documents"]]
+    if not scored:
         return result
     return replace(
         result,
-        num_positive=add_counts(records)["positive"],
-        mean_score=sum(record.result.total for record in records) / result.num_documents,
-        max_score=max(record.result.largest for record in records),
+        num_positive=add_counts(scored)["positive"],
+        mean_score=sum(record.result.total for record in scored) / result.num_documents,
+        max_score=max(record.result.largest for record in scored),
     )

@@ -22,7 +22,8 @@ from retrodb.format.entries import QueriesEntry, TestsetEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
-from retrodb.stages.context import Context, PlannedSnapshot, planned_view
+from retrodb.stages.context import Context
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.cached_lines import cached_lines
 from retrodb.store.digest import identity
 from retrodb.store.storage import Storage

@@ -21,10 +21,11 @@ from retrodb.format.document_keys import IdArray
 from retrodb.format.entries import QueriesEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
-from retrodb.stages.context import Context, PlannedSnapshot, planned_view
+from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
 from retrodb.stages.ingest.read_tasks import engine_for
 from retrodb.stages.ingest.upsert import HELD_OUT, SUPERSEDES, Comparison, compare
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet

@@ -14,7 +14,7 @@ from retrodb.engine.run import add_counts
 from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry, TableEntry
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.stages.context import Context, PlannedSnapshot
+from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
@@ -27,6 +27,7 @@ from retrodb.stages.neighbours.table_rows import (
     spans_of,
     table_dependencies,
 )
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.compared_sets import ComparedSets

@@ -24,9 +24,9 @@ from retrodb.format.entries import TableEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.stages.context import PlannedSnapshot, planned_view
 from retrodb.stages.neighbours.repair_task import list_bounds
 from retrodb.stages.neighbours.table_rows import publish_compared_sets, publish_rows, spans_of
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.transaction import Transaction
 from retrodb.store.conflict_keys import RESTORE, ConflictKeys
 from retrodb.store.publish import publish

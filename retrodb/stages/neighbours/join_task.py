@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from retrodb.config import NeighboursParams
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.records import ChunkRange
-from retrodb.stages.context import PlannedSnapshot, planned_view
 from retrodb.stages.neighbours.block_join import JoinHardware
 from retrodb.stages.neighbours.table_inputs import database_side, nearest_chunks
 from retrodb.stages.neighbours.table_rows import publish_rows, query_ids
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 
 STAGE_VERSION = 1

@@ -20,13 +20,14 @@ from functools import partial
 from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.engine.run import add_counts
 from retrodb.format.entries import TableDependencies, TableEntry
-from retrodb.stages.context import Context, PlannedSnapshot
+from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
 from retrodb.stages.neighbours.repair_state import RepairState
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import publish_compared_sets, spans_of, table_dependencies
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.view import View

@@ -12,11 +12,11 @@ from retrodb.ann.exact import Block
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import NewRows
 from retrodb.config import NeighboursParams
-from retrodb.stages.context import PlannedSnapshot, planned_view
 from retrodb.stages.index.live_parts import open_codebook
 from retrodb.stages.neighbours.block_join import lists_of_rows
 from retrodb.stages.neighbours.table_inputs import database_side
 from retrodb.stages.neighbours.table_rows import allowed_ids, query_ids, spans_of
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 from retrodb.view.compared_sets import ComparedSets, ids_of
 from retrodb.view.neighbour_table import NeighbourTable

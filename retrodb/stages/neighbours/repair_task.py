@@ -20,11 +20,11 @@ from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 from retrodb.format.entries import SpaceEntry
 from retrodb.format.records import ChunkRange
-from retrodb.stages.context import PlannedSnapshot
 from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
 from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
 from retrodb.stages.neighbours.table_rows import allowed_ids, publish_rows
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.storage import Storage
 from retrodb.view.compared_sets import within
 

@@ -11,6 +11,7 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.errors import MissingStep, UsageError
+from retrodb.view.neighbour_table import NeighbourTable
 
 from .test_dedup import grams
 
@@ -108,6 +109,37 @@ def test_what_was_removed_since_is_reported_but_not_live(trained: Database, tmp_
     trained.neighbours(k=3, queries="training", table="fresh")
     fresh = trained.exposure("exam", table="fresh")
     assert all(row.own_items and not row.chunks for row in fresh.exposed)
+
+
+def test_rows_are_compared_by_shard_of_the_query_set(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("shard", "tokenize"):
+        monkeypatch.setattr(f"retrodb.stages.ingest.{name}.MAX_SHARD_CHUNKS", 6)
+    texts = {str(i): made_text(i, 150) + (f" {QUESTION}" if i % 4 == 1 else "") for i in range(10)}
+    database = make_database(texts)
+    database.embed()
+    database.index()
+    database.neighbours(k=2)
+    database.dedup([write_documents(tmp_path / "exam.jsonl", {"q": QUESTION})], rule="jaccard>=1")
+    num_shards = len(database.view().shards)
+    assert num_shards > 5
+    whole = database.neighbour_table().all_rows()
+    sizes = []
+    written = NeighbourTable.written
+    monkeypatch.setattr(
+        NeighbourTable, "written", lambda table, rows: (sizes.append(len(rows)), written(table, rows))[1]
+    )
+    result = database.exposure("exam", consumed_samples=len(whole) // 2)
+    assert {
+        row.row: (bool(row.own_items), bool(row.neighbour_items), bool(row.continuation_items))
+        for row in result.exposed
+    } == (expected(database, "self"))
+    assert [row.row for row in result.exposed] == sorted(row.row for row in result.exposed)
+    assert all(whole[row.sample] == row.row for row in result.exposed)
+    assert [row.is_seen for row in result.exposed] == [row.sample < len(whole) // 2 for row in result.exposed]
+    assert (sum(sizes), len(sizes)) == (result.num_rows, num_shards)
+    assert result.num_rows == len(whole)
 
 
 def test_unknown_test_sets_and_tables_are_refused(trained: Database) -> None:
