@@ -27,7 +27,8 @@ from retrodb.format.arrays import Int64Array, save_array
 from retrodb.format.entries import PinEntry, QueriesEntry, SourceEntry, entry_key
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.maintain.compact.command import run_compact
-from retrodb.maintain.compact.ranges import PURGED, RowsToDrop
+from retrodb.maintain.compact.range_contents import PURGED
+from retrodb.maintain.compact.ranges import RowsToDrop
 from retrodb.maintain.purge.expunge import expunge
 from retrodb.maintain.purge.plan import PurgePlan, PurgeResult, plan_purge
 from retrodb.maintain.purge.proof import Proof, run_proof
