@@ -55,8 +55,6 @@ def _summary(result: PurgeResult, *, is_plan: bool = False) -> str:
 
 def _proof(proof: Proof) -> Iterator[str]:
     yield f"proof: {format_count(proof.num_files)} files, {format_size(proof.size_bytes)} decoded and searched"
-    if unchanged := proof.num_files - proof.num_read_files:
-        yield f"{_count(unchanged, 'file')} did not change since an earlier search of this purge: not read again"
     rows = [
         {"trace": kind, "searched for": count, "compared with": proof.num_compared.get(kind, 0)}
         for kind, count in proof.num_traces.items()
