@@ -82,8 +82,10 @@ def command(
     the documents that cannot be recovered. Without --accept-loss, it does not change their files.
     """
     is_partial = subset is not None or max_duration is not None
-    if not repair and (accept_loss or dry_run or is_given("memory_bytes") or is_given("device") or is_given("workers")):
-        raise click.UsageError("--accept-loss, --memory, --device, --workers and --dry-run need --repair.")
+    if not repair and (accept_loss or dry_run or is_given("memory_bytes") or is_given("device")):
+        raise click.UsageError("--accept-loss, --memory, --device and --dry-run need --repair.")
+    if is_given("workers") and not (repair or read_data or is_partial):
+        raise click.UsageError("--workers needs --read-data or --repair.")
     if repair and (is_partial or as_of is not None):
         raise click.UsageError("--repair reads every file of the newest snapshot. Remove the other options.")
     db = open_database(session, database, workers)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--break-pins", is_flag=True, help="Also expire pinned snapshots that contain the documents.")
 @click.option("--include-testsets", is_flag=True, help="Also delete items of test sets that quote the documents.")
+@click.option(
+    "--all", "search_all", is_flag=True, help="Read all files in each search, also files that did not change."
+)
 @task_options
 def command(
     session: Session,
@@ -44,13 +47,15 @@ def command(
     yes: bool,
     break_pins: bool,
     include_testsets: bool,
+    search_all: bool,
     workers: int | None,
     dry_run: bool,
 ) -> int | None:
     """Delete documents from DB and from its older snapshots permanently, and prove that no trace of them is left.
 
     Exit code 5 means that a trace is left, or that a file cannot be read. The output names it. To continue an interrupted
-    purge, run the same command again.
+    purge, run the same command again. It does not read files again that have not changed since they were searched, unless you
+    add '--all'.
     """
     db = open_database(session, database, workers)
     if dry_run or not yes:
@@ -70,6 +75,7 @@ def command(
         break_pins=break_pins,
         include_testsets=include_testsets,
         ignore_unknown=ignore_unknown,
+        search_all=search_all,
     )
     session.output.result(result, purge_result)
     exit_code = note_unknown(session, result.unknown_names, doc_ids, ignore=ignore_unknown)

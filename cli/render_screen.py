@@ -45,6 +45,8 @@ def database_repair_result(result: DatabaseRepairResult) -> str:
         lines.append(f"{style(path, fg='red')}: not changed")
     lines += [f"{style(path, fg='red')}: {will}lost" for path in plan.lost if not is_refused]
     lines += [f"  lost document: {name}" for name in plan.lost_documents]
+    if plan.num_more_lost_documents:
+        lines.append(f"  more lost documents: {format_count(plan.num_more_lost_documents)}")
     if plan.num_unnamed_lost_documents:
         lines.append(f"  lost documents with unknown ids: {format_count(plan.num_unnamed_lost_documents)}")
     lines += [f"{style(file.path, fg='red')}: {file.fault}. {file.remedy}" for file in plan.unrepairable]

@@ -184,6 +184,7 @@ class MaintenanceCommands(DatabaseBase):
         break_pins: bool = False,
         include_testsets: bool = False,
         ignore_unknown: bool = False,
+        search_all: bool = False,
         dry_run: bool = False,
     ) -> PurgeResult:
         """Delete documents permanently, from older snapshots too, and prove that no trace of them is left.
@@ -194,6 +195,7 @@ class MaintenanceCommands(DatabaseBase):
             break_pins: also expire pinned snapshots that contain them.
             include_testsets: also delete items of test sets that quote them.
             ignore_unknown: delete nothing, instead of raising an error, when no document has any of the ids.
+            search_all: read every file in each search, also files that have not changed since this purge searched them.
         """
         from retrodb.maintain.purge.command import run_purge
 
@@ -205,5 +207,6 @@ class MaintenanceCommands(DatabaseBase):
                 break_pins=break_pins,
                 include_testsets=include_testsets,
                 ignore_unknown=ignore_unknown,
+                search_all=search_all,
                 dry_run=dry_run,
             )

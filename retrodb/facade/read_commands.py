@@ -176,8 +176,8 @@ class ReadCommands(DatabaseBase):
         from retrodb.maintain.check.command import run_check
 
         return run_check(
+            self._context,
             self.view(as_of),
-            self._context.progress,
             read_data=read_data,
             subset=subset,
             max_duration_s=max_duration_s,

@@ -17,6 +17,7 @@ from retrodb.database import Database
 from retrodb.errors import RetroDBError
 from retrodb.store.storage import LocalStorage
 from retrodb.view.where import documents_where
+from retrodb_cli.render_screen import database_repair_result
 
 from .asked import answers
 from .test_matrix import flip
@@ -101,6 +102,17 @@ def test_lost_documents_are_named_and_kept_until_the_loss_is_accepted(kind: str,
     assert refused.plan.num_unnamed_lost_documents == (0 if kind == "chunks" else 6)
     assert result.commands_to_run == ("ingest --source second",)
     assert_lost(database, everything - rest)
+
+
+def test_further_lost_documents_are_counted(copy: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = copy()
+    database = retrodb.open(root)
+    harm(root, "chunks", 1)
+    names = database.repair().plan.lost_documents
+    monkeypatch.setattr("retrodb.maintain.check.repair._MAX_NAMED", 1)
+    plan = database.repair(dry_run=True).plan
+    assert (plan.lost_documents, plan.num_more_lost_documents) == (names[:1], 1)
+    assert "more lost documents: 1" in database_repair_result(database.repair(dry_run=True))
 
 
 def assert_lost(database: Database, lost: set[str]) -> None:

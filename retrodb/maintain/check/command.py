@@ -7,35 +7,47 @@ files in a fixed order, the order of the hashes of their paths. Each run continu
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
-from retrodb.engine.progress import Progress
+import numpy as np
+
+from retrodb.engine.run import Run
+from retrodb.engine.task import TaskFunction, TaskKind
 from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.json_codec import from_json, to_json
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import SEGMENT_RECORDS, FileRecord
 from retrodb.format.snapshot import SegmentRef, snapshot_path
-from retrodb.maintain.check.structure import content_faults, count_faults, manifest_faults
+from retrodb.maintain.check.read_task import (
+    COMPARE,
+    READ,
+    RESTORE,
+    CheckPayload,
+    CheckTask,
+    Damage,
+    DamageList,
+    check_tasks,
+    compare_bytes,
+    compare_size,
+    damage_of,
+    file_damage,
+    run_check_compare,
+    run_check_read,
+)
+from retrodb.maintain.check.structure import compared_groups, count_faults, manifest_faults
+from retrodb.stages.context import Context
 from retrodb.store.collection import is_ours
-from retrodb.store.digest import digest_file, identity
+from retrodb.store.digest import identity
 from retrodb.store.manifest import load_manifest, load_segment
+from retrodb.store.scratch import ScratchStorage
 from retrodb.store.snapshots import read_snapshot, recorded_head, snapshot_numbers
-from retrodb.store.storage import Storage
-from retrodb.store.verify import damage, remedy
+from retrodb.store.storage import LocalStorage, Storage
 from retrodb.view.view import View
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One file that is missing or damaged."""
-
-    path: str  # relative to the database
-    fault: str  # what is wrong
-    remedy: str  # what to do
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,8 @@ class CheckPosition:
 
 
 def run_check(
+    context: Context,
     view: View,
-    progress: Progress,
     *,
     read_data: bool = False,
     subset: float | None = None,
@@ -69,7 +81,7 @@ def run_check(
     """Compare the files of one snapshot with what it promises, and read every other snapshot.
 
     Without `read_data`, only the existence and size of files are checked. With it, the SHA-256 digest of every file is compared,
-    Parquet files are decoded, and files of the same chunks are compared with each other.
+    Parquet files are decoded, and files of the same chunks are compared with each other, in tasks.
 
     Args:
         subset: read only this fraction of the bytes; the next check reads the next ones.
@@ -82,26 +94,26 @@ def run_check(
         raise UsageError("subset and max_duration_s limit the reading of data", remedy="Add read_data=True.")
     storage, segments = view.storage, view.snapshot.segments
     segment_damage = [
-        _damage_of(path_of("manifests", digest=ref.digest), partial(load_segment, storage, ref)) for ref in segments
+        damage_of(path_of("manifests", digest=ref.digest), partial(load_segment, storage, ref)) for ref in segments
     ]
     readable = tuple(ref for ref, damaged in zip(segments, segment_damage, strict=True) if damaged is None)
     manifest = load_manifest(storage, replace(view.snapshot, segments=readable))
     records = manifest.all_files()
     damaged = [*_damaged_snapshots(storage), *segment_damage, *_unnamed_segments(view)]
-    damaged += [_file_damage(storage, record, _compare_size) for record in records]
-    damaged += [Damage(path, fault, _RESTORE) for path, fault in manifest_faults(manifest, view.snapshot.next_chunk)]
+    damaged += [file_damage(storage, record, compare_size) for record in records]
+    damaged += [Damage(path, fault, RESTORE) for path, fault in manifest_faults(manifest, view.snapshot.next_chunk)]
     read_bytes = 0
     if read_data:
         skipped = {damage.path for damage in damaged if damage}
         to_read = [record for record in records if record.path not in skipped]
-        unreadable, read_bytes = _read(storage, to_read, progress, subset, max_duration_s)
+        unreadable, read_bytes = _read(context, to_read, subset, max_duration_s)
         damaged += unreadable
         if subset is None and max_duration_s is None:
             skipped |= {damage.path for damage in unreadable}
-            faults = content_faults(storage, view.settings, manifest, view.snapshot.next_chunk, skipped)
-            damaged += [Damage(path, fault, _RESTORE) for path, fault in faults]
+            groups = compared_groups(manifest, skipped)
+            damaged += _in_tasks(context, groups, COMPARE, run_check_compare, view.snapshot.next_chunk)
             if not any(damaged):
-                damaged += [Damage(path, fault, _RESTORE) for path, fault in count_faults(view)]
+                damaged += [Damage(path, fault, RESTORE) for path, fault in count_faults(view)]
     by_path = {damage.path: damage for damage in reversed(damaged) if damage}
     return CheckResult(
         snapshot=view.snapshot.number,
@@ -119,7 +131,7 @@ def _damaged_snapshots(storage: Storage) -> Iterator[Damage | None]:
     numbers = snapshot_numbers(storage)
     newest = max(numbers[-1], recorded_head(storage) or 0)  # the record shows the loss of the newest ones
     for number in range(newest + 1):
-        yield _damage_of(snapshot_path(number), partial(read_snapshot, storage, number))
+        yield damage_of(snapshot_path(number), partial(read_snapshot, storage, number))
 
 
 def _unnamed_segments(view: View) -> Iterator[Damage]:
@@ -151,29 +163,47 @@ def _segments(storage: Storage, number: int) -> tuple[SegmentRef, ...]:
 
 
 def _read(
-    storage: Storage,
+    context: Context,
     records: Sequence[FileRecord],
-    progress: Progress,
     subset: float | None,
     max_duration_s: float | None,
 ) -> tuple[list[Damage], int]:
-    """Read files: all of them, or a part. Gives the damage, and the number of bytes that were read."""
+    """Read files: all of them, or a part. Gives the damage, and the number of bytes that were read.
+
+    A check that is limited in time reads one file after another, so that it ends in time.
+    """
     is_part = subset is not None or max_duration_s is not None
-    ordered = _from_last_position(storage, records) if is_part else records
-    wanted_bytes = (1.0 if subset is None else subset) * sum(record.digest.size_bytes for record in records)
-    deadline = time.monotonic() + (float("inf") if max_duration_s is None else max_duration_s)
-    damaged, read_bytes, last = [], 0, ""
-    with progress.stage("check", int(wanted_bytes), "B") as bar:
-        for record in ordered:
-            if last and (read_bytes >= wanted_bytes or time.monotonic() > deadline):
+    ordered = _from_last_position(context.storage, records) if is_part else records
+    chosen = ordered if subset is None else _first_bytes(ordered, subset)
+    if max_duration_s is None:
+        damaged = _in_tasks(context, [(record,) for record in chosen], READ, run_check_read, 0)
+    else:
+        damaged, chosen = _read_until(context, chosen, time.monotonic() + max_duration_s)
+    if is_part and chosen:
+        context.storage.write(path_of("checked"), to_json(CheckPosition(identity(chosen[-1].path))))
+    return damaged, sum(record.digest.size_bytes for record in chosen)
+
+
+def _first_bytes(records: Sequence[FileRecord], part: float) -> Sequence[FileRecord]:
+    """The first files that together have a part of the bytes; at least one."""
+    ends = np.cumsum([record.digest.size_bytes for record in records])
+    return records[: max(1, int(np.searchsorted(ends, part * ends[-1])) + 1)] if len(records) else records
+
+
+def _read_until(
+    context: Context, records: Sequence[FileRecord], deadline: float
+) -> tuple[list[Damage], Sequence[FileRecord]]:
+    """Read files, but begin with no further one after a time. Gives the damage, and the files that were read."""
+    damaged, num_read = [], 0
+    with context.progress.stage("check", sum(record.digest.size_bytes for record in records), "B") as bar:
+        for record in records:
+            if num_read and time.monotonic() > deadline:
                 break
-            if file_damage := _file_damage(storage, record, _compare_bytes):
-                damaged.append(file_damage)
-            read_bytes, last = read_bytes + record.digest.size_bytes, identity(record.path)
+            if found := file_damage(context.storage, record, compare_bytes):
+                damaged.append(found)
+            num_read += 1
             bar.advance(record.digest.size_bytes)
-    if is_part and last:
-        storage.write(path_of("checked"), to_json(CheckPosition(last)))
-    return damaged, read_bytes
+    return damaged, records[:num_read]
 
 
 def _from_last_position(storage: Storage, records: Sequence[FileRecord]) -> list[FileRecord]:
@@ -188,39 +218,35 @@ def _from_last_position(storage: Storage, records: Sequence[FileRecord]) -> list
     return ordered[begin:] + ordered[:begin]
 
 
-def _file_damage(storage: Storage, record: FileRecord, compare: Callable[[Storage, FileRecord], None]) -> Damage | None:
-    file_damage = _damage_of(record.path, partial(compare, storage, record))
-    return replace(file_damage, remedy=remedy(record)) if file_damage else None
+def _in_tasks(
+    context: Context,
+    groups: Sequence[tuple[FileRecord, ...]],
+    kind: TaskKind[CheckPayload, DamageList],
+    function: TaskFunction[CheckPayload, DamageList],
+    next_chunk: int,
+) -> list[Damage]:
+    """What tasks find in groups of files, in their order. A check leaves nothing in the database, also no records of tasks."""
+    tasks, results = check_tasks(kind, groups, next_chunk), dict[str, DamageList]()
+    with context.progress.stage("check", sum(task.weight for task in tasks), "B") as bar:
+        for task, result in _execute(context, tasks, function):
+            results[task.id] = result
+            bar.advance(task.weight)
+    return [damage for task in tasks for damage in results[task.id].damaged]
 
 
-def _damage_of(path: str, read: Callable[[], object]) -> Damage | None:
-    """The damage that shows when a file is read."""
-    try:
-        read()
-    except DamagedFileError as error:
-        return Damage(path, error.what, error.remedy or _RESTORE)
-    except OSError as error:  # the disk cannot read the bytes
-        return Damage(path, error.strerror or str(error), _RESTORE)
-    return None
+def _execute(
+    context: Context, tasks: Sequence[CheckTask], function: TaskFunction[CheckPayload, DamageList]
+) -> Iterator[tuple[CheckTask, DamageList]]:
+    """Run tasks, in several processes where the storage is a folder."""
+    if not isinstance(context.storage, LocalStorage) or context.num_workers == 1:
+        yield from ((task, function(context.storage, task, "").result) for task in tasks)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(ScratchStorage(Path(folder), context.storage), identity("check"), "check", "")
+        for task, record in context.engine.execute(run, tasks, function):
+            yield task, record.result
 
 
-_RESTORE = "Restore it from a backup."
 _COMMIT_LOST = (
     "If a command was interrupted, run it again. If none was, the newest snapshot is missing: restore it from a backup."
 )
-
-
-def _compare_size(storage: Storage, record: FileRecord) -> None:
-    size_bytes = storage.local(record.path).stat().st_size
-    if size_bytes != record.digest.size_bytes:
-        raise damage(record, f"{size_bytes} bytes instead of {record.digest.size_bytes}")
-
-
-def _compare_bytes(storage: Storage, record: FileRecord) -> None:
-    path = storage.local(record.path)
-    expected, actual = record.digest.sha256.hex(), digest_file(path).sha256.hex()
-    if actual != expected:
-        raise damage(record, f"checksum mismatch (expected {expected[:12]}.., got {actual[:12]}..)")
-    if record.path.endswith(".parquet"):
-        for _ in iterate_row_groups(path):
-            pass

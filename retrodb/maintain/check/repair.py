@@ -21,9 +21,10 @@ import numpy as np
 from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.format.entries import DuplicatesEntry
 from retrodb.format.kinds import KINDS, path_of
-from retrodb.format.parquet import read_table
+from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.maintain.check.command import Damage, run_check
+from retrodb.maintain.check.command import run_check
+from retrodb.maintain.check.read_task import Damage
 from retrodb.maintain.check.rebuild import REBUILDABLE, content_of, rebuild
 from retrodb.maintain.check.recompute import RECOMPUTED, PendingWork, recompute, sources_of
 from retrodb.stages.context import Context
@@ -40,6 +41,7 @@ QUARANTINE = "quarantine"
 
 LOST = ("documents", "chunks", "reports", "rejects", "edits")
 """Kinds of files whose damage loses something for good. With documents or chunks, their whole shard is lost."""
+_MAX_NAMED = 10_000  # lost documents: more names help nobody who reads them
 _REPLACED_BY_COMMAND = ("codebooks", "neighbours", "joined")
 """Kinds whose command replaces the old files in its own commit: readers need the old ones until then."""
 
@@ -52,7 +54,8 @@ class RepairPlan:
     rebuilt: tuple[str, ...]  # files that are rebuilt in place
     recomputed: tuple[str, ...]  # files that are removed from the manifest; a command recomputes them
     lost: tuple[str, ...]  # files that are removed for good: needs accept_loss
-    lost_documents: tuple[str, ...]  # live documents that are lost with them, as source/id
+    lost_documents: tuple[str, ...]  # live documents that are lost with them, as source/id: the first 10,000
+    num_more_lost_documents: int  # further ones, whose names 'retrodb sql' can list until the loss is accepted
     num_unnamed_lost_documents: int  # lost documents whose names cannot be read any more
     unrepairable: tuple[Damage, ...]  # files that a repair cannot restore, each with its remedy
 
@@ -106,22 +109,21 @@ def run_repair(
 def plan_repair(context: Context) -> RepairPlan:
     """Read every byte of the newest snapshot, and sort the damaged files by what can be done."""
     view = context.view()
-    damaged = {damage.path: damage for damage in run_check(view, context.progress, read_data=True).damaged}
+    damaged = {damage.path: damage for damage in run_check(context, view, read_data=True).damaged}
     records = {record.path: record for record in view.manifest.all_files() if record.path in damaged}
     shards = sorted(_lost_shards(records.values()))
     paths: dict[str, list[str]] = {"rebuilt": [], "recomputed": [], "lost": [], "unrepairable": []}
     for path in damaged:
         paths[_outcome(records[path], shards) if path in records else "unrepairable"].append(path)
-    documents = {span: _document_names(view, span, damaged) for span in shards}
+    documents = _LostDocuments.of(view, shards, damaged)
     return RepairPlan(
         snapshot=view.snapshot.number,
         rebuilt=tuple(paths["rebuilt"]),
         recomputed=tuple(paths["recomputed"]),
         lost=tuple(paths["lost"]),
-        lost_documents=tuple(name for names in documents.values() for name in names or ()),
-        num_unnamed_lost_documents=sum(
-            _num_documents(view, span) for span, names in documents.items() if names is None
-        ),
+        lost_documents=tuple(documents.names),
+        num_more_lost_documents=documents.num_more,
+        num_unnamed_lost_documents=documents.num_unnamed,
         unrepairable=tuple(damaged[path] for path in paths["unrepairable"]),
     )
 
@@ -171,14 +173,31 @@ def _outcome(record: FileRecord, lost_shards: Collection[ChunkRange]) -> str:
     return "lost" if record.kind in LOST else "unrepairable"
 
 
-def _document_names(view: View, span: ChunkRange, damaged: Collection[str]) -> list[str] | None:
-    """The live documents of a shard as source/id; None when they cannot be read."""
-    [record] = [record for record in view.manifest.files("documents") if record.span == span]
-    if record.path in damaged:
-        return None
-    live = live_documents(view.chunks, record)
-    table = read_table(view.files.open(record), ["source", "doc_id"]).filter(live)
-    return [f"{row['source']}/{row['doc_id']}" for row in table.to_pylist()]
+@dataclass
+class _LostDocuments:
+    """The documents of lost shards, the first of them by name."""
+
+    names: list[str]  # live documents as source/id, at most _MAX_NAMED
+    num_more: int = 0  # live documents after these
+    num_unnamed: int = 0  # whose names cannot be read
+
+    @staticmethod
+    def of(view: View, spans: Sequence[ChunkRange], damaged: Collection[str]) -> _LostDocuments:
+        """The documents of some shards, one row group after another."""
+        lost = _LostDocuments([])
+        records = {record.span: record for record in view.manifest.files("documents")}
+        for span in spans:
+            if records[span].path in damaged:
+                lost.num_unnamed += _num_documents(view, span)
+                continue
+            live, start = live_documents(view.chunks, records[span]), 0
+            for group in iterate_row_groups(view.files.open(records[span]), ["source", "doc_id"]):
+                table = group.filter(live[start : start + group.num_rows])
+                start += group.num_rows
+                named = table.slice(0, _MAX_NAMED - len(lost.names)).to_pylist()
+                lost.names += [f"{row['source']}/{row['doc_id']}" for row in named]
+                lost.num_more += table.num_rows - len(named)
+        return lost
 
 
 def _num_documents(view: View, span: ChunkRange) -> int:

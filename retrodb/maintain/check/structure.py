@@ -6,7 +6,7 @@ Legend: M documents and N chunks of a range, m tokens of a chunk.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -82,24 +82,36 @@ def _record_faults(record: FileRecord, next_chunk: int) -> Iterator[Fault]:
         yield record.path, f"its bitmap reaches beyond its range of {record.num_chunks} rows"
 
 
-def content_faults(
-    storage: Storage, settings: Settings, manifest: Manifest, next_chunk: int, damaged: set[str]
-) -> Iterator[Fault]:
-    """Contradictions between the contents of files; damaged files are not read."""
-    shard_files: dict[ChunkRange, dict[str, FileRecord]] = defaultdict(dict)
+def compared_groups(manifest: Manifest, damaged: Collection[str]) -> list[tuple[FileRecord, ...]]:
+    """The files whose contents `content_faults` can compare with their records, or with those of the same shard.
+
+    Args:
+        damaged: paths of files that cannot be read.
+    """
+    alone, shards = [], defaultdict[ChunkRange, list[FileRecord]](list)
     for record in manifest.all_files():
         if record.path in damaged:
             continue
         if record.kind in CHUNK_FILES:
-            shard_files[record.span][record.kind] = record
-        elif record.path.endswith(".npy") and record.kind == "vectors":
+            shards[record.span].append(record)
+        elif record.kind in ("vectors", "attributes", "neighbours"):
+            alone.append((record,))
+    return [*alone, *map(tuple, shards.values())]
+
+
+def content_faults(
+    storage: Storage, settings: Settings, group: Sequence[FileRecord], next_chunk: int
+) -> Iterator[Fault]:
+    """Contradictions between the contents of a group of undamaged files."""
+    shard_files = {record.kind: record for record in group if record.kind in CHUNK_FILES}
+    for record in group:
+        if record.path.endswith(".npy") and record.kind == "vectors":
             if len(map_array(storage.local(record.path))) != record.num_rows:
                 yield record.path, f"does not hold {record.num_rows} vectors"
         elif record.kind in ("attributes", "neighbours"):
             yield from _table_faults(storage, record, next_chunk)
-    for files in shard_files.values():
-        if "documents" in files:
-            yield from _range_faults(storage, settings, files)
+    if "documents" in shard_files:
+        yield from _range_faults(storage, settings, shard_files)
 
 
 def _table_faults(storage: Storage, record: FileRecord, next_chunk: int) -> Iterator[Fault]:

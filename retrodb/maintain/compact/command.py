@@ -12,13 +12,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from retrodb.engine.task import NoResult, Task, TaskRecord
+from retrodb.engine.task import TaskRecord
 from retrodb.errors import ConflictError
 from retrodb.format.entries import AttributeEntry, Entry, IndexEntry, QueriesEntry, SpaceEntry, TableEntry, entry_key
 from retrodb.format.records import ShardRecord
-from retrodb.maintain.compact.plan import CompactPlan, CompactResult, compact_result, plan_compact
-from retrodb.maintain.compact.ranges import Rewrite, RowsToDrop, remaining_tombstones
-from retrodb.maintain.compact.rewrite import REWRITE, RewritePayload, run_rewrite
+from retrodb.maintain.compact.plan import (
+    CompactedRange,
+    CompactPlan,
+    CompactResult,
+    compact_result,
+    compacted_range,
+    plan_compact,
+)
+from retrodb.maintain.compact.ranges import Rewrite, RowsToDrop, untouched_tombstones
+from retrodb.maintain.compact.rewrite import RewrittenRange, rewrite_task, run_rewrite
+from retrodb.maintain.compact.row_counts import live_row_set
 from retrodb.stages.context import Context
 from retrodb.stages.index.merge import files_of, merge_task, run_merge_task, span_of
 from retrodb.stages.neighbours.fold import run_fold_task
@@ -59,7 +67,7 @@ def execute_compact(context: Context, plan: CompactPlan) -> CompactResult:
     Raises:
         ConflictError: other commits keep changing what is read.
     """
-    rewrites = _until_committed(context, plan, _rewrite_ranges)
+    ranges = _until_committed(context, plan, _rewrite_ranges)
     num_parts = sum(
         _until_committed(context, replace(plan, view=context.view()), partial(_rewrite_parts, space=space))
         for space in context.view().snapshot.names(IndexEntry)
@@ -70,7 +78,7 @@ def execute_compact(context: Context, plan: CompactPlan) -> CompactResult:
         if _until_committed(context, replace(plan, view=context.view()), partial(_fold_table, table=table))
     ]
     view = context.view()
-    return compact_result(view, rewrites, num_parts, tables, freed_bytes=_live_bytes(plan.view) - _live_bytes(view))
+    return compact_result(view, ranges, num_parts, tables, freed_bytes=_live_bytes(plan.view) - _live_bytes(view))
 
 
 T = TypeVar("T")
@@ -99,11 +107,11 @@ class _RangesRun:
     tombstones: tuple[str, ...]  # paths of the files that it replaces
 
 
-def _rewrite_ranges(context: Context, plan: CompactPlan) -> list[Rewrite]:
+def _rewrite_ranges(context: Context, plan: CompactPlan) -> list[CompactedRange]:
     """Rewrite shards and query sets."""
     if not plan.rewrites:
         return []
-    view, tasks = plan.view, [_rewrite_task(rewrite) for rewrite in plan.rewrites]
+    view, tasks = plan.view, [rewrite_task(plan.view, rewrite) for rewrite in plan.rewrites]
     query_sets = sorted({rewrite.query_set for rewrite in plan.rewrites}, key=tombstones_name)
     old_tombstones = [record for query_set in query_sets for record in view.tombstone_files(query_set)]
     paths = sorted(record.path for record in old_tombstones)
@@ -112,41 +120,39 @@ def _rewrite_ranges(context: Context, plan: CompactPlan) -> list[Rewrite]:
     records = transaction.run_tasks(tasks, run_rewrite)
     transaction.conflict_keys = conflict_keys.compact(*_entries_read(records))
     for query_set in query_sets:
-        rewrites = [rewrite for rewrite in plan.rewrites if rewrite.query_set == query_set]
-        remaining = remaining_tombstones(view, query_set, rewrites)
+        pairs = zip(plan.rewrites, records, strict=True)
+        remaining = [t for rewrite, record in pairs if rewrite.query_set == query_set for t in record.result.tombstones]
+        remaining += untouched_tombstones(view, query_set, plan.rewrites)
         transaction.add_tombstones(remaining, query_set=query_set, changes_counts=False)
     transaction.drop_files(sorted(old_tombstones, key=lambda record: record.path))
     for rewrite, record in zip(plan.rewrites, records, strict=True):
         _replace_range(transaction, rewrite, record)
     transaction.counts = {
         "chunks": sum(rewrite.num_dropped_chunks for rewrite in plan.rewrites),
-        "documents": sum(rewrite.num_dropped_documents for rewrite in plan.rewrites),
+        "documents": sum(record.result.num_dropped_documents for record in records),
     }
     transaction.commit()
-    return plan.rewrites
+    pairs = zip(plan.rewrites, records, strict=True)
+    return [compacted_range(rewrite, record.result.num_dropped_documents) for rewrite, record in pairs]
 
 
-def _rewrite_task(rewrite: Rewrite) -> Task[RewritePayload, NoResult]:
-    return REWRITE.task(RewritePayload(rewrite.span, rewrite.files), (), int(rewrite.keep_N.sum()))
-
-
-def _replace_range(transaction: Transaction, rewrite: Rewrite, record: TaskRecord[NoResult]) -> None:
-    transaction.drop_paths(rewrite.replaced)
+def _replace_range(transaction: Transaction, rewrite: Rewrite, record: TaskRecord[RewrittenRange]) -> None:
+    transaction.drop_files(rewrite.replaced)
     if rewrite.query_set != SELF:
         transaction.add_files([record])
         return
     starts = transaction.view.shards.first_chunk
     for first_chunk in starts[(starts >= rewrite.span.first_chunk) & (starts < rewrite.span.end)].tolist():
         transaction.drop_shard(first_chunk)
-    num_documents = int(rewrite.documents_N.sum())
-    shard = ShardRecord(record.task, rewrite.source, rewrite.span.num_chunks, num_documents, rewrite.span.first_chunk)
+    num_documents, span = record.result.num_documents, rewrite.span
+    shard = ShardRecord(record.task, rewrite.source, span.num_chunks, num_documents, span.first_chunk)
     transaction.shards.append(NewShard(shard, record.files))
 
 
 _ENTRY_OF_FILES: dict[str, type[Entry]] = {"vectors": SpaceEntry, "attributes": AttributeEntry, "queries": QueriesEntry}
 
 
-def _entries_read(records: Sequence[TaskRecord[NoResult]]) -> list[str]:
+def _entries_read(records: Sequence[TaskRecord[RewrittenRange]]) -> list[str]:
     """The keys of the entries that the new files depend on: when one of them changed, the files may be useless."""
     files = [file for record in records for file in record.files if file.kind in _ENTRY_OF_FILES]
     return sorted({entry_key(_ENTRY_OF_FILES[file.kind], file.name) for file in files})
@@ -167,7 +173,7 @@ def _rewrite_parts(context: Context, plan: CompactPlan, *, space: str) -> int:
     num_parts = sum(map(len, groups))
     if not groups:
         return 0
-    tasks = [merge_task(space, parts, view.chunks.live_mask(*span_of(parts))) for parts in groups]
+    tasks = [merge_task(space, parts, live_row_set(view.chunks, span_of(parts))) for parts in groups]
     keys = conflict_keys.merge(space)
     keys = replace(keys, reads=keys.reads | {conflict_keys.REVIVALS})
     run_plan = _PartsRun(STAGE_VERSION, space, tuple(task.id for task in tasks))

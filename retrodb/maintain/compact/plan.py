@@ -11,7 +11,9 @@ from functools import cached_property
 
 from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry, QueriesEntry, TableEntry
+from retrodb.maintain.compact.range_contents import kept_rows
 from retrodb.maintain.compact.ranges import Rewrite, RowsToDrop, plan_rewrites
+from retrodb.maintain.compact.row_counts import count_held_rows
 from retrodb.stages.index.live_parts import PartFiles, parts_of
 from retrodb.stages.index.merge import plan_merge
 from retrodb.stages.neighbours.fold import FoldPlan, plan_fold
@@ -87,18 +89,22 @@ class CompactPlan:
 
     @property
     def result(self) -> CompactResult:
-        """The result of a dry run. It reads every neighbour table."""
+        """The result of a dry run. It reads every neighbour table, and the layouts of the documents in the ranges to rewrite."""
         num_parts = sum(len(parts) for space in self.spaces for parts in self.part_groups(space))
         tables = [table for table in self.tables if self.fold(table) is not None]
-        return compact_result(self.view, self.rewrites, num_parts, tables, freed_bytes=None, dry_run=True)
+        ranges = [compacted_range(rewrite, self._num_dropped_documents(rewrite)) for rewrite in self.rewrites]
+        return compact_result(self.view, ranges, num_parts, tables, freed_bytes=None, dry_run=True)
+
+    def _num_dropped_documents(self, rewrite: Rewrite) -> int:
+        return kept_rows(self.view.query_set(rewrite.query_set), rewrite.span).num_dropped_documents
 
     def _needs_rewrite(self, part: PartFiles) -> bool:
-        span, held = part.span, part.row_set.mask
+        held = count_held_rows(self.view.chunks, part.span, part.row_set)
         if self.rows_to_drop is not None:  # also rows that the shards do not have any more
-            unwanted = self.rows_to_drop.mask(SELF, span) | ~self.view.chunks.present_mask(*span)
-            return bool((unwanted & held).any())
-        num_deleted = int((held & ~self.view.chunks.live_mask(*span)).sum())
-        return 0 < num_deleted >= self.min_deleted * int(held.sum())
+            unwanted = part.row_set.rank(self.rows_to_drop.rows(SELF, part.span)) >= 0
+            return held.num_present < part.num_rows or bool(unwanted.any())
+        num_deleted = part.num_rows - held.num_live
+        return 0 < num_deleted >= self.min_deleted * part.num_rows
 
 
 def plan_compact(view: View, min_deleted: float, rows_to_drop: RowsToDrop | None = None) -> CompactPlan:
@@ -112,9 +118,22 @@ def plan_compact(view: View, min_deleted: float, rows_to_drop: RowsToDrop | None
     return CompactPlan(view, min_deleted, rows_to_drop)
 
 
+def compacted_range(rewrite: Rewrite, num_dropped_documents: int) -> CompactedRange:
+    """What happens to a range."""
+    return CompactedRange(
+        query_set=rewrite.query_set,
+        source=rewrite.source,
+        first_chunk=rewrite.span.first_chunk,
+        num_chunks=rewrite.span.num_chunks,
+        num_shards=rewrite.num_shards,
+        num_dropped_chunks=rewrite.num_dropped_chunks,
+        num_dropped_documents=num_dropped_documents,
+    )
+
+
 def compact_result(
     view: View,
-    rewrites: Sequence[Rewrite],
+    ranges: Sequence[CompactedRange],
     num_parts: int,
     tables: Sequence[str],
     *,
@@ -127,13 +146,9 @@ def compact_result(
         num_parts: index parts that were rewritten.
         tables: neighbour tables that were folded.
     """
-    ranges = tuple(
-        CompactedRange(r.query_set, r.source, *r.span, r.num_shards, r.num_dropped_chunks, r.num_dropped_documents)
-        for r in rewrites
-    )
     return CompactResult(
         snapshot=view.snapshot.number,
-        ranges=ranges,
+        ranges=tuple(ranges),
         num_dropped_chunks=sum(compacted.num_dropped_chunks for compacted in ranges),
         num_dropped_documents=sum(compacted.num_dropped_documents for compacted in ranges),
         num_rewritten_parts=num_parts,

@@ -6,15 +6,16 @@ range. These are shifted when the new range begins earlier.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.arrays import growing_array, map_array, save_array
 from retrodb.format.document_keys import sort_ids
@@ -23,10 +24,15 @@ from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.format.schemas import DOCUMENTS, chunks_schema
 from retrodb.format.settings import parse_settings
+from retrodb.maintain.compact.range_contents import kept_rows, rewritten_files
+from retrodb.maintain.compact.ranges import Rewrite
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
+from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
-from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
+from retrodb.view.tombstones import Tombstone
+from retrodb.view.view import View
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,46 +41,65 @@ _BLOCK_ROWS = 1 << 14  # rows of an array that are in memory at once
 
 
 @dataclass(frozen=True)
-class RewrittenFile:
-    """A file to write from rows of others."""
+class RewritePayload:
+    """One range of ids."""
 
-    content: str  # a key of `_WRITERS`
-    kind: str  # of its manifest record
-    name: str  # of its manifest record
-    path: str  # with {task} for the id of the task
-    rows: RowSet  # rows of the range that it will hold
-    inputs: tuple[FileRecord, ...]  # by ascending first chunk
-    documents: RowSet | None = None  # first rows of the documents to keep, where its rows are of documents
+    snapshot: PlannedSnapshot
+    query_set: str
+    span: ChunkRange
 
 
 @dataclass(frozen=True)
-class RewritePayload:
-    """The files of one range of ids."""
+class RewrittenRange:
+    """What a range is after it was rewritten."""
 
-    span: ChunkRange
-    files: tuple[RewrittenFile, ...]
-
-
-REWRITE = TaskKind[RewritePayload, NoResult]("compact", 2, NoResult)
+    num_documents: int
+    num_dropped_documents: int
+    tombstones: tuple[Tombstone, ...]  # that are still needed
 
 
-def run_rewrite(storage: Storage, task: Task[RewritePayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """Write the files of one range.
+REWRITE = TaskKind[RewritePayload, RewrittenRange]("compact", 3, RewrittenRange)
 
-    Raises:
-        MissingFileError, DamagedFileError: when an input is not what its record says.
+
+def rewrite_task(view: View, rewrite: Rewrite) -> Task[RewritePayload, RewrittenRange]:
+    """The task that rewrites a range.
+
+    Its id depends on what the task reads of the snapshot, the files and the deletions of the range, and not on the snapshot's
+    number: after another commit, finished ranges that it did not change are not rewritten again.
     """
+    task = REWRITE.task(RewritePayload(PlannedSnapshot.of(view), rewrite.query_set, rewrite.span))
+    files = [(record.path, record.digest.sha256.hex()) for record in rewrite.replaced]
+    deletions = [
+        (record.first_chunk, reason, hashlib.sha256(np.packbits(mask).tobytes()).hexdigest())
+        for record in view.query_set(rewrite.query_set).overlapping("documents", *rewrite.span)
+        for reason, mask in sorted(view.query_set(rewrite.query_set).tombstones.deleted_by_reason(*record.span).items())
+    ]
+    task_id = identity(REWRITE.stage, REWRITE.version, rewrite.query_set, *rewrite.span, files, deletions)
+    return replace(task, id=task_id, weight=rewrite.num_rows)
+
+
+def run_rewrite(storage: Storage, task: Task[RewritePayload, RewrittenRange], clock: str) -> TaskRecord[RewrittenRange]:
+    """Write the files of one range, whose old files are verified first."""
     del clock  # a row keeps its age
-    first_chunk = task.payload.span.first_chunk
+    span, query_set = task.payload.span, task.payload.query_set
+    view = planned_view(storage, task.payload.snapshot)
+    chunks = view.query_set(query_set)
+    kept = kept_rows(chunks, span)
     records = []
-    for file in task.payload.files:
-        documents = RowSet.all(task.payload.span.num_chunks) if file.documents is None else file.documents
-        write = partial(_WRITERS[file.content], _Selection(storage, file.inputs, first_chunk, file.rows, documents))
+    for file in rewritten_files(view, query_set, span, kept):
+        for record in file.inputs:
+            view.files.open(record)
+        documents = RowSet.all(span.num_chunks) if file.documents is None else file.documents
+        write = partial(
+            _WRITERS[file.content], _Selection(storage, file.inputs, span.first_chunk, file.rows, documents)
+        )
         path = file.path.replace("{task}", task.id)
         records.append(
-            publish(storage, file.kind, path, write, name=file.name, first_chunk=first_chunk, rows=file.rows)
+            publish(storage, file.kind, path, write, name=file.name, first_chunk=span.first_chunk, rows=file.rows)
         )
-    return TaskRecord(task.id, tuple(records))
+    tombstones = tuple(kept.remaining_tombstones(chunks, span))
+    result = RewrittenRange(int(kept.documents_N.sum()), kept.num_dropped_documents, tombstones)
+    return TaskRecord(task.id, tuple(records), result)
 
 
 @dataclass(frozen=True)
@@ -92,8 +117,8 @@ class _Selection:
         return record.first_chunk - self.first_chunk
 
     def local(self, record: FileRecord) -> Path:
-        """The local path of an input, verified."""
-        return VerifiedFiles(self.storage).open(record)
+        """The local path of an input."""
+        return self.storage.local(record.path)
 
 
 def _write_array(selection: _Selection, out: Path) -> None:

@@ -23,22 +23,22 @@ import numpy as np
 
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import UsageError
-from retrodb.format.arrays import Int64Array, map_array, save_array
+from retrodb.format.arrays import Int64Array, save_array
 from retrodb.format.entries import PinEntry, QueriesEntry, SourceEntry, entry_key
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.maintain.compact.command import run_compact
-from retrodb.maintain.compact.ranges import PURGED, RowsToDrop
+from retrodb.maintain.compact.range_contents import PURGED
+from retrodb.maintain.compact.ranges import RowsToDrop
 from retrodb.maintain.purge.expunge import expunge
 from retrodb.maintain.purge.plan import PurgePlan, PurgeResult, plan_purge
 from retrodb.maintain.purge.proof import Proof, run_proof
 from retrodb.maintain.purge.records import remove_mentions, remove_quoting_items, testsets_to_search
 from retrodb.maintain.purge.targets import Targets
-from retrodb.maintain.purge.traces import Traces, string_values, traces_of
+from retrodb.maintain.purge.traces import Traces, store_traces, stored_traces, string_values, traces_of
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.digest import identity
-from retrodb.store.publish import publish
 from retrodb.store.snapshots import head_number, read_snapshot, snapshot_numbers
 from retrodb.view.named import Name
 from retrodb.view.purged import purged_keys
@@ -63,6 +63,7 @@ def run_purge(
     break_pins: bool = False,
     include_testsets: bool = False,
     ignore_unknown: bool = False,
+    search_all: bool = False,
     dry_run: bool = False,
 ) -> PurgeResult:
     """Delete documents for good.
@@ -72,6 +73,7 @@ def run_purge(
         ignore_unknown: delete nothing, instead of raising an error, when no document has any of the names.
         break_pins: whether pinned snapshots may expire, too.
         include_testsets: whether to remove items that quote the documents from registered test sets.
+        search_all: whether each proof reads every file, also those that an earlier one searched (see `proof.py`).
 
     Raises:
         UsageError: no name is given, no document has any of the names, or a pinned snapshot has one of the documents.
@@ -80,11 +82,16 @@ def run_purge(
     plan = plan_purge(context, names, ignore_unknown=ignore_unknown)
     if dry_run or not len(plan.targets.keys):
         return replace(plan.result, dry_run=dry_run)
-    return execute_purge(context, plan, break_pins=break_pins, include_testsets=include_testsets)
+    return execute_purge(context, plan, break_pins=break_pins, include_testsets=include_testsets, search_all=search_all)
 
 
 def execute_purge(
-    context: Context, plan: PurgePlan, *, break_pins: bool = False, include_testsets: bool = False
+    context: Context,
+    plan: PurgePlan,
+    *,
+    break_pins: bool = False,
+    include_testsets: bool = False,
+    search_all: bool = False,
 ) -> PurgeResult:
     """Execute a plan; arguments and errors are those of `run_purge`."""
     view, targets, result = plan.view, plan.targets, plan.result
@@ -99,19 +106,13 @@ def execute_purge(
     has_held_out = any(target.query_set != SELF for target in targets.documents)
     testsets = testsets_to_search(context.view(), include_all=include_testsets, has_held_out=has_held_out)
     remove_quoting_items(context, run, traces, testsets)
-    prove = partial(
-        run_proof,
-        traces=traces,
-        id_strings=targets.id_strings,
-        progress=context.progress,
-        skip=path_of("runs", run=run.id, file=""),
-    )
-    proof = prove(context.view())
+    prove = partial(run_proof, context, run=run, read_all=search_all)
+    proof = prove(view=context.view())
     if (deleted := _deleted_rows_with_traces(context.view(), proof)).ids:
         run_compact(context, rows_to_drop=deleted)
-        proof = prove(context.view())
+        proof = prove(view=context.view())
     expunged = expunge(context, run, proof, break_pins=break_pins)
-    proof = prove(context.view())
+    proof = prove(view=context.view())
     if not proof.remaining:
         _close(context, run, proof)
     return replace(
@@ -151,11 +152,8 @@ def _stored_traces(view: View, run: Run, targets: Targets) -> Traces:
     ids = Traces.of({"id": [string_values(targets.id_strings)], "key": [targets.keys["key_hi"]]})
     query_sets = sorted({target.query_set for target in targets.documents})
     contents = [traces_of(view, name, targets.first_chunks(name)) for name in query_sets]
-    array = Traces.from_arrays([traces.to_array() for traces in (ids, *contents)]).to_array()
-    path = path_of("runs", run=run.id, file=f"traces/{identity(array.tobytes().hex())}.npy")
-    publish(view.storage, "runs", path, lambda local: save_array(local, array))
-    paths = view.storage.list(path_of("runs", run=run.id, file="traces"))
-    return Traces.from_arrays([map_array(view.storage.local(path)) for path in paths])
+    store_traces(view.storage, run.id, Traces.from_arrays([traces.to_array() for traces in (ids, *contents)]))
+    return stored_traces(view.storage, run.id)
 
 
 def _mark(context: Context, plan: PurgePlan, run: Run) -> None:

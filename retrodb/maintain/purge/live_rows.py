@@ -46,27 +46,39 @@ class LiveRows:
     def _records(self) -> dict[str, FileRecord]:
         return {record.path: record for record in self._view.manifest.all_files()}
 
-    def of(self, path: str) -> RowOwnership:
-        """The owners of a file's rows; those of a file that the snapshot does not name have none."""
+    def of(self, path: str, xxh3: str, num_rows: int) -> RowOwnership:
+        """The owners of the rows of a file.
+
+        A file that the snapshot does not name has no owner, and neither has one whose bytes are not those that it promises.
+
+        Args:
+            xxh3: digest of the file's bytes, hexadecimal.
+            num_rows: that the file holds.
+        """
         record = self._records.get(path)
+        if record is None or record.digest.xxh3.hex() != xxh3:
+            return UNOWNED
+        owners = self._of_record(record)
+        return owners if owners.is_live is None or len(owners.is_live) == num_rows else UNOWNED
+
+    def _of_record(self, record: FileRecord) -> RowOwnership:
         kind, chunks = self._content(record)
-        if record is None or chunks is None:
+        if chunks is None:
             return UNOWNED
         ids = record.first_chunk + record.row_set.present
         if kind == "documents":
             return _document_owners(chunks, record)
         if kind == "parts":  # the codes lie in the order of the lists
-            if not path.endswith(("/codes.npy", "/index.faiss")):
+            if not record.path.endswith(("/codes.npy", "/index.faiss")):
                 return UNOWNED
-            ids = ids[map_array(self._view.storage.local(f"{path.rpartition('/')[0]}/order.npy"))]
+            order = self._records[f"{record.path.rpartition('/')[0]}/order.npy"]
+            ids = ids[map_array(self._view.files.open(order))]
         elif kind not in _OF_CHUNKS:
             return UNOWNED
         return RowOwnership(chunks.is_live(ids), chunks.document_ids(ids) if kind == "chunks" else None)
 
-    def _content(self, record: FileRecord | None) -> tuple[str, ChunkSet | None]:
+    def _content(self, record: FileRecord) -> tuple[str, ChunkSet | None]:
         """The content of a file, and the chunks that its rows belong to."""
-        if record is None:
-            return "", None
         if record.kind == "queries":
             held_out = self._view.query_set(record.name) if record.name == HELD_OUT_SET else None
             return record.path.rpartition("/")[2].partition(".")[0], held_out

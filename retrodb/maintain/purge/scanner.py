@@ -1,158 +1,110 @@
-"""Search files of any kind for traces of purged documents.
+"""Search the bytes of files of any kind for traces of purged documents.
 
-Legend: N values that are compared at once.
+What is found in a file depends on its bytes, on its name and on the traces, and on nothing else. Whether a row belongs to a live
+document is decided later (`live_rows.py`), because that can change while the file stays the same.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import orjson
+import xxhash
 
-from retrodb.dedup.shingles import shingle_sets
-from retrodb.errors import DamagedFileError, MissingFileError
+from retrodb.errors import DamagedFileError
 from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, map_array
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.part_files import INDEX_FILE
-from retrodb.maintain.purge.live_rows import UNOWNED, LiveRows, RowOwnership
-from retrodb.maintain.purge.traces import (
-    Traces,
-    first_halves,
-    index_values,
-    json_strings,
-    row_values,
-    string_pieces,
-    string_values,
-    token_runs,
-)
-from retrodb.view.view import View
+from retrodb.format.text_arrays import text_buffers
+from retrodb.maintain.purge.matching import RUN_TOKENS, matching_runs, matching_shingles, row_values
+from retrodb.maintain.purge.traces import Traces, first_halves, index_values, json_strings, string_pieces, string_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+METADATA = "column metadata"
+"""Location of JSON about a document. An id in it may be the name of another document."""
 _BLOCK_ROWS = 1 << 15
 _MIN_ID_CHARS = 4  # a shorter id is searched only where ids are expected, not in paths, plans and metadata
 _PATH_COLUMNS = ("path",)  # an id may be a part of their strings
-_JSON_COLUMNS = ("metadata",)  # an id may be one of the strings in their JSON
 
-
-@dataclass(frozen=True)
-class RemainingTrace:
-    """A trace of a purged document in a file."""
-
-    path: str
-    location: str  # in the file, such as "column text, row 3"
-    kind: str  # of trace; or why the file could not be searched
-    num_values: int
-
-
-@dataclass(frozen=True)
-class _Match:
-    """Values of one kind that match traces, in rows of no live document."""
-
-    path: str
-    location: str
-    kind: str
-    values: UInt64Array  # (N,)
-    rows: Int64Array  # (N,)
+Found: TypeAlias = Callable[[str, str, UInt64Array, Int64Array], None]
+"""Is told the location in a file, the kind of trace, and the values and rows (n,) of the traces there."""
 
 
 class TraceScanner:
-    """Searches files one after another and remembers what it found."""
+    """Searches one file."""
 
-    def __init__(self, view: View, traces: Traces, id_strings: frozenset[str]) -> None:
-        self._view, self._traces, self._id_strings = view, traces, id_strings
-        self._live = LiveRows(view)
-        self._matches: list[_Match] = []
-        self._live_values: dict[str, list[UInt64Array]] = defaultdict(list)  # kind -> matches in live documents
-        self._unreadable: list[RemainingTrace] = []
-        self.shared_shingles: Counter[int] = Counter()  # first chunk of a live document -> shingles in common
+    def __init__(self, traces: Traces, found: Found) -> None:
+        self._traces, self._found = traces, found
+        self.num_rows = 0  # of a table, an array or an index
         self.num_compared: Counter[str] = Counter()  # kind -> values
 
-    def scan_file(self, path: str) -> None:
-        """Search one file."""
-        readers = {"parquet": self._scan_parquet, "arrow": self._scan_arrow, "npy": self._scan_npy}
-        readers["json"] = self._scan_json
+    def scan(self, path: str, local: Path) -> None:
+        """Search a file.
+
+        Raises:
+            DamagedFileError: the file cannot be read as what it is named.
+        """
         ending = path.rpartition(".")[2]
+        readers = {
+            "parquet": self._scan_parquet,
+            "arrow": self._scan_arrow,
+            "npy": self._scan_npy,
+            "json": self._scan_json,
+        }
         try:
-            local = self._view.storage.local(path)
-            if path.startswith("tmp/"):
-                self._unreadable.append(RemainingTrace(path, "-", "unfinished file", 1))
-            elif ending in readers:
-                readers[ending](path, local)
+            if ending in readers:
+                readers[ending](local)
             elif path.endswith("/" + INDEX_FILE):
-                self._scan_index(path, local)
+                self._scan_index(local)
             elif ending != "faiss":  # a codebook holds no rows
-                self._scan_lines(path, local)
-        except MissingFileError:  # another command deleted it
-            return
-        except (DamagedFileError, orjson.JSONDecodeError, UnicodeDecodeError):
-            self._unreadable.append(RemainingTrace(path, "-", "cannot be read", 1))
+                self._scan_lines(local)
+        except (orjson.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DamagedFileError("neither JSON nor text", where=path) from error
 
-    def remaining(self) -> Iterator[RemainingTrace]:
-        """The traces that were found and are not in live documents, and the files that could not be searched."""
-        for match in self._matches:
-            live_values = np.concatenate([np.empty(0, np.uint64), *self._live_values[match.kind]])
-            is_remaining = ~np.isin(match.values, live_values)
-            if is_remaining.any():
-                location = f"{match.location}, row {int(match.rows[is_remaining][0])}"
-                yield RemainingTrace(match.path, location, match.kind, int(is_remaining.sum()))
-        yield from self._unreadable
-
-    def _compare(
-        self, path: str, location: str, kind: str, values: UInt64Array, rows: Int64Array, owners: RowOwnership
-    ) -> None:
+    def _compare(self, location: str, kind: str, values: UInt64Array, rows: Int64Array) -> None:
         """Compare values (N,) of rows (N,) with the traces."""
         self.num_compared[kind] += len(values)
         is_trace = self._traces.contains(kind, values)
-        if not is_trace.any():
-            return
-        values, rows = values[is_trace], rows[is_trace]
-        is_live = owners.live(rows)
-        self._live_values[kind].append(values[is_live])
-        if kind == "shingle" and owners.documents is not None:
-            pairs = np.unique(np.stack([owners.documents[rows[is_live]], values[is_live].view(np.int64)]), axis=1)
-            self.shared_shingles.update(pairs[0].tolist())
-        if not is_live.all():
-            self._matches.append(_Match(path, location, kind, values[~is_live], rows[~is_live]))
+        if is_trace.any():
+            self._found(location, kind, values[is_trace], rows[is_trace])
 
-    def _scan_parquet(self, path: str, local: Path) -> None:
-        owners, start = self._live.of(path), 0
+    def _scan_parquet(self, local: Path) -> None:
         for table in iterate_row_groups(local):
-            self._scan_table(path, table, owners, start)
-            start += table.num_rows
+            self._scan_table(table)
 
-    def _scan_arrow(self, path: str, local: Path) -> None:
+    def _scan_arrow(self, local: Path) -> None:
         import pyarrow as pa
 
         try:
             with pa.memory_map(str(local)) as source:
-                reader, start = pa.ipc.open_file(source), 0
+                reader = pa.ipc.open_file(source)
                 for number in range(reader.num_record_batches):
-                    table = pa.table(reader.get_batch(number))
-                    self._scan_table(path, table, UNOWNED, start)
-                    start += table.num_rows
+                    self._scan_table(pa.table(reader.get_batch(number)))
         except pa.ArrowException as error:
-            raise DamagedFileError("not an Arrow file", where=path) from error
+            raise DamagedFileError("not an Arrow file", where=str(local)) from error
 
-    def _scan_table(self, path: str, table: pa.Table, owners: RowOwnership, start: int) -> None:
+    def _scan_table(self, table: pa.Table) -> None:
+        import pyarrow as pa
+
+        rows = self.num_rows + np.arange(table.num_rows)
+        self.num_rows += table.num_rows
         for name in table.column_names:
             column, location = table.column(name).combine_chunks(), f"column {name}"
-            rows = start + np.arange(len(column))
             if name in _PATH_COLUMNS:
-                self._scan_strings(path, location, column.to_pylist(), rows, owners)
-                continue
-            self._scan_column(path, location, column, rows, owners)
-            if name in _JSON_COLUMNS:
-                is_of_none = ~owners.live(rows)  # what a live document says about another one belongs to it
-                self._scan_metadata(path, location, column.filter(is_of_none).to_pylist(), rows[is_of_none])
+                self._scan_strings(location, column.to_pylist(), rows)
+            elif location == METADATA:
+                self._scan_metadata(column.fill_null("").cast(pa.large_string()), rows)
+            else:
+                self._scan_column(location, column, rows)
 
-    def _scan_column(self, path: str, location: str, column: pa.Array, rows: Int64Array, owners: RowOwnership) -> None:
+    def _scan_column(self, location: str, column: pa.Array, rows: Int64Array) -> None:
         """Search the values of a column, or of lists in it; `rows` gives the row of each."""
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -160,115 +112,103 @@ class TraceScanner:
 
         if types.is_large_list(column.type) or types.is_list(column.type) or types.is_fixed_size_list(column.type):
             if types.is_integer(column.type.value_type):
-                self._scan_token_lists(path, location, column, rows, owners)
+                self._scan_token_lists(location, column, rows)
             else:
                 list_rows = rows[pc.list_parent_indices(column).to_numpy()]
-                self._scan_column(path, location, column.flatten(), list_rows, owners)
+                self._scan_column(location, column.flatten(), list_rows)
         elif types.is_string(column.type) or types.is_large_string(column.type):
             strings = column.fill_null("").cast(pa.large_string())
-            self._compare_whole(path, location, strings, rows, owners)
-            self._compare_words(path, location, strings, rows, owners)
+            self._compare(location, "id", _whole_values(strings), rows)
+            self._compare_words(location, strings, rows)
         elif types.is_fixed_size_binary(column.type) and column.type.byte_width == 16 and column.null_count == 0:
             hashes = np.array(column.to_pylist(), dtype="S16")
-            self._compare(path, location, "text", first_halves(hashes), rows, owners)
+            self._compare(location, "text", first_halves(hashes), rows)
 
-    def _scan_token_lists(
-        self, path: str, location: str, column: pa.Array, rows: Int64Array, owners: RowOwnership
-    ) -> None:
+    def _scan_token_lists(self, location: str, column: pa.Array, rows: Int64Array) -> None:
         import pyarrow.compute as pc
 
         tokens = column.flatten().to_numpy(zero_copy_only=False)
-        list_of = pc.list_parent_indices(column).to_numpy()
-        runs = token_runs(tokens)
-        starts, ends = list_of[: len(runs)], list_of[len(list_of) - len(runs) :]
-        is_inside = starts == ends  # a run does not continue in the next list
-        self._compare(path, location, "tokens", runs[is_inside], rows[starts[is_inside]], owners)
+        ends = np.cumsum(pc.list_value_length(column).fill_null(0).to_numpy())
+        matches = matching_runs(tokens[None, :], self._traces.sets["tokens"])
+        list_of = np.searchsorted(ends, matches.positions, "right")
+        is_inside = matches.positions + RUN_TOKENS <= ends[list_of]  # a run does not continue in the next list
+        self.num_compared["tokens"] += matches.num_compared
+        if is_inside.any():
+            self._found(location, "tokens", matches.values[is_inside], rows[list_of[is_inside]])
 
-    def _scan_metadata(self, path: str, location: str, texts: Sequence[str], rows: Int64Array) -> None:
-        """Compare the strings in JSON with the ids, in rows of no live document."""
-        strings = [[s for s in _strings_of_line(text) if len(s) >= _MIN_ID_CHARS] for text in texts]
-        self._compare_ids(path, location, strings, rows, UNOWNED)
+    def _scan_metadata(self, texts: pa.LargeStringArray, rows: Int64Array) -> None:
+        """Search JSON in which an id may be one of the strings."""
+        strings = ((text, *_strings_of_line(text)) for text in texts.to_pylist())
+        parts = [[part for part in of_row if len(part) >= _MIN_ID_CHARS] for of_row in strings]
+        self._compare_ids(METADATA, parts, rows)
+        self._compare_words(METADATA, texts, rows)
 
-    def _compare_whole(
-        self, path: str, location: str, strings: pa.Array, rows: Int64Array, owners: RowOwnership
-    ) -> None:
-        """Compare whole strings with the ids."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        if self._id_strings:
-            ids = pa.array(sorted(self._id_strings), strings.type)
-            equal = np.flatnonzero(pc.is_in(strings, value_set=ids))
-            self.num_compared["id"] += len(strings) - len(equal)
-            equal_strings = [[string] for string in strings.take(pa.array(equal)).to_pylist()]
-            self._compare_ids(path, location, equal_strings, rows[equal], owners)
-
-    def _compare_ids(
-        self, path: str, location: str, strings: Sequence[Sequence[str]], rows: Int64Array, owners: RowOwnership
-    ) -> None:
+    def _compare_ids(self, location: str, strings: Sequence[Sequence[str]], rows: Int64Array) -> None:
         """Compare the strings of each row with the ids."""
         row_of_string = np.repeat(rows, [len(of_row) for of_row in strings])
-        values = string_values(string for of_row in strings for string in of_row)
-        self._compare(path, location, "id", values, row_of_string, owners)
+        self._compare(location, "id", string_values(string for of_row in strings for string in of_row), row_of_string)
 
-    def _compare_words(
-        self, path: str, location: str, strings: pa.Array, rows: Int64Array, owners: RowOwnership
-    ) -> None:
+    def _compare_words(self, location: str, strings: pa.Array, rows: Int64Array) -> None:
         """Compare 13 words in a row, or all words of a short text, with those of the documents."""
-        sets = shingle_sets(strings)
-        string_of = np.repeat(np.arange(len(strings)), sets.sizes())
-        self._compare(path, location, "shingle", sets.keys, rows[string_of], owners)
-        short = np.flatnonzero(sets.whole_keys)
-        self._compare(path, location, "shingle", sets.whole_keys[short], rows[short], owners)
+        matches = matching_shingles(strings, self._traces.sets["shingle"])
+        self.num_compared["shingle"] += matches.num_compared
+        if len(matches.values):
+            self._found(location, "shingle", matches.values, rows[matches.positions])
 
-    def _scan_npy(self, path: str, local: Path) -> None:
-        array, owners = map_array(local), self._live.of(path)
+    def _scan_npy(self, local: Path) -> None:
+        array = map_array(local)
+        self.num_rows = len(array)
         for start in range(0, len(array), _BLOCK_ROWS):
-            block = np.asarray(array[start : start + _BLOCK_ROWS])
-            for kind, values, rows in _array_values(block):
-                self._compare(path, "array", kind, values, start + rows, owners)
+            self._scan_block(np.asarray(array[start : start + _BLOCK_ROWS]), start)
 
-    def _scan_index(self, path: str, local: Path) -> None:
-        values, owners = index_values(local), self._live.of(path)
-        if owners.is_live is not None and len(owners.is_live) != len(values):
-            owners = UNOWNED  # the rows are not those that the snapshot promises
-        self._compare(path, "index", "vector", values, np.arange(len(values)), owners)
+    def _scan_block(self, block: AnyArray, start: int) -> None:
+        """Search rows of an array; `start` is the first row."""
+        rows, names = start + np.arange(len(block)), block.dtype.names or ()
+        if "key_hi" in names:
+            self._compare("array", "key", block["key_hi"].astype(np.uint64), rows)
+        elif names == ("hi", "lo"):
+            self._compare("array", "text", block["hi"].astype(np.uint64), rows)
+        elif block.ndim == 2 and block.dtype in (np.float16, np.float32):
+            self._compare("array", "vector", row_values(block.astype(np.float16, copy=False)), rows)
+        elif block.ndim == 2 and block.dtype == np.int8:
+            self._compare("array", "vector", row_values(block), rows)
+        elif block.ndim in (1, 2) and block.dtype.kind in "iu":
+            tokens = block if block.ndim == 2 else block[None, :]
+            matches = matching_runs(tokens, self._traces.sets["tokens"])
+            self.num_compared["tokens"] += matches.num_compared
+            if len(matches.values):
+                at = matches.positions // tokens.shape[1] if block.ndim == 2 else matches.positions
+                self._found("array", "tokens", matches.values, rows[at])
 
-    def _scan_json(self, path: str, local: Path) -> None:
+    def _scan_index(self, local: Path) -> None:
+        values = index_values(local)
+        self.num_rows = len(values)
+        self._compare("index", "vector", values, np.arange(len(values)))
+
+    def _scan_json(self, local: Path) -> None:
         strings = json_strings(local.read_bytes())
-        self._scan_strings(path, "JSON", strings, np.arange(len(strings)), UNOWNED)
+        self._scan_strings("JSON", strings, np.arange(len(strings)))
 
-    def _scan_lines(self, path: str, local: Path) -> None:
+    def _scan_lines(self, local: Path) -> None:
         lines = local.read_bytes().decode().splitlines()
         strings = [string for line in lines for string in (line, *_strings_of_line(line))]
-        self._scan_strings(path, "lines", strings, np.arange(len(strings)), UNOWNED)
+        self._scan_strings("lines", strings, np.arange(len(strings)))
 
-    def _scan_strings(
-        self, path: str, location: str, strings: Sequence[str], rows: Int64Array, owners: RowOwnership
-    ) -> None:
+    def _scan_strings(self, location: str, strings: Sequence[str], rows: Int64Array) -> None:
         """Search strings of which an id may be a part."""
         import pyarrow as pa
 
         parts = [[part for part in string_pieces(string) if len(part) >= _MIN_ID_CHARS] for string in strings]
-        self._compare_ids(path, location, parts, rows, owners)
-        self._compare_words(path, location, pa.array(strings, pa.large_string()), rows, owners)
+        self._compare_ids(location, parts, rows)
+        self._compare_words(location, pa.array(strings, pa.large_string()), rows)
 
 
-def _array_values(block: AnyArray) -> Iterator[tuple[str, UInt64Array, Int64Array]]:
-    """The kinds of traces that an array can contain, each with the values of its rows, and the row of each value."""
-    rows, names = np.arange(len(block)), block.dtype.names or ()
-    if "key_hi" in names:
-        yield "key", block["key_hi"].astype(np.uint64), rows
-    elif names == ("hi", "lo"):
-        yield "text", block["hi"].astype(np.uint64), rows
-    elif block.ndim == 2 and block.dtype in (np.float16, np.float32):
-        yield "vector", row_values(block.astype(np.float16)), rows
-    elif block.ndim == 2 and block.dtype == np.int8:
-        yield "vector", row_values(block), rows
-    elif block.ndim <= 2 and block.dtype.kind in "iu":
-        runs = token_runs(block)
-        row_of_run = np.repeat(rows, runs.shape[1]) if block.ndim == 2 else rows[: len(runs)]
-        yield "tokens", runs.ravel(), row_of_run
+def _whole_values(strings: pa.LargeStringArray) -> UInt64Array:
+    """(N,) the value of each whole string, as `string_values` gives it."""
+    data, offsets = text_buffers(strings)
+    view = data.data
+    hashes = (xxhash.xxh3_64_intdigest(view[start:end]) for start, end in pairwise(offsets.tolist()))
+    return np.fromiter(hashes, np.uint64, len(strings))
 
 
 def _strings_of_line(line: str) -> list[str]:

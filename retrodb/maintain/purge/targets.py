@@ -18,7 +18,7 @@ from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.named import Name, Pair, resolve
-from retrodb.view.purged import KEY_DTYPE, is_among, purged_keys
+from retrodb.view.purged import KEY_DTYPE, entries_with_keys, is_among, purged_keys
 from retrodb.view.view import SELF, View
 
 
@@ -98,7 +98,7 @@ def _look_up(view: View, pairs: Sequence[tuple[str, str]]) -> list[Target]:
     targets = []
     for query_set, record in _id_files(view):
         entries = map_array(view.files.open(record))
-        entries = entries[is_among(entries, keys)]
+        entries = entries[entries_with_keys(entries, keys)]
         for entry, first_chunk in zip(entries, (entries["row"] + record.first_chunk).tolist(), strict=True):
             source, doc_id = pair_of_key[int(entry["key_hi"]) << 64 | int(entry["key_lo"])]
             targets.append(Target(query_set, source, doc_id, first_chunk))
@@ -127,7 +127,7 @@ def holding_snapshots(context: Context, keys: IdArray) -> list[int]:
         records = [*manifest.files("ids"), *(record for record in held_out if record.path.endswith("/ids.npy"))]
         for record in records:
             if record.path not in has_key:
-                has_key[record.path] = bool(is_among(map_array(files.open(record)), keys).any())
+                has_key[record.path] = len(entries_with_keys(map_array(files.open(record)), keys)) > 0
         if any(has_key[record.path] for record in records):
             holding.append(number)
     return holding

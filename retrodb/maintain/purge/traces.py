@@ -18,9 +18,11 @@ Legend: N rows, D dimensions, T tokens.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +32,23 @@ import xxhash
 from retrodb.ann.inverted_lists import stored_rows
 from retrodb.ann.part import read_index
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
-from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, UInt64Array
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, UInt64Array, map_array, save_array
 from retrodb.format.entries import SpaceEntry
 from retrodb.format.json_codec import JsonValue
+from retrodb.format.kinds import path_of
 from retrodb.format.part_files import INDEX_FILE
+from retrodb.maintain.purge.matching import ValueSet, row_values, token_runs
 from retrodb.stages.index.live_parts import parts_of
+from retrodb.store.digest import identity
+from retrodb.store.publish import publish
+from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.document_blocks import document_texts
 from retrodb.view.view import SELF, View
 
 KINDS = ("id", "key", "text", "shingle", "tokens", "vector")
-RUN_TOKENS = 16  # of 64: a copy of a quarter of a chunk is found wherever it begins
 TRACE_DTYPE = np.dtype([("kind", "u1"), ("value", "<u8")])
 _DELIMITERS = re.compile(r"[\'\"/\\,=()\n\t|]+")
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,17 @@ class Traces:
 
     def contains(self, kind: str, values: UInt64Array) -> BoolArray:
         """(N,) bool: which values are traces of a kind."""
-        traces = self.values[kind]
-        if not len(traces):
-            return np.zeros(len(values), dtype=bool)
-        positions = np.minimum(np.searchsorted(traces, values), len(traces) - 1)
-        is_trace: BoolArray = traces[positions] == values
-        return is_trace
+        return self.sets[kind].contains(values)
+
+    @cached_property
+    def sets(self) -> Mapping[str, ValueSet]:
+        """The values of each kind, ready to be compared with very many."""
+        return {kind: ValueSet.of(values) for kind, values in self.values.items()}
+
+    @property
+    def id(self) -> str:
+        """A name of exactly these values."""
+        return identity(hashlib.sha256(self.to_array().tobytes()).hexdigest())
 
     def to_array(self) -> AnyArray:
         """(n,) TRACE_DTYPE, to be stored."""
@@ -79,6 +89,19 @@ class Traces:
         """The traces of several stored arrays."""
         entries = np.concatenate([np.empty(0, TRACE_DTYPE), *arrays])
         return Traces.of({kind: [entries["value"][entries["kind"] == number]] for number, kind in enumerate(KINDS)})
+
+
+def store_traces(storage: Storage, run: str, traces: Traces) -> None:
+    """Keep traces with a run, in addition to those that it has."""
+    array = traces.to_array()
+    path = path_of("runs", run=run, file=f"traces/{identity(array.tobytes().hex())}.npy")
+    publish(storage, "runs", path, lambda local: save_array(local, array))
+
+
+def stored_traces(storage: Storage, run: str) -> Traces:
+    """All traces that a run has stored, also in earlier attempts."""
+    paths = storage.list(path_of("runs", run=run, file="traces"))
+    return Traces.from_arrays([map_array(storage.local(path)) for path in paths])
 
 
 def traces_of(view: View, query_set: str, first_chunks: Int64Array) -> Traces:
@@ -113,11 +136,15 @@ def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[UInt64Arra
     """The vectors in every space, and the codes of the index parts: a space may have stored only these."""
     for space in view.snapshot.names(SpaceEntry):
         for hit in view.query_vectors(query_set, space).lookup(ids):
-            yield row_values(np.asarray(view.chunks.map(hit.record)[hit.positions]))
+            if hit.record.kind != "parts":
+                yield row_values(np.asarray(view.chunks.map(hit.record)[hit.positions]))
         for part in parts_of(view, space) if query_set == SELF else ():
+            inside = ids[(ids >= part.span.first_chunk) & (ids < part.span.end)]
+            positions = part.row_set.rank(inside - part.span.first_chunk)
+            if not len(positions := positions[positions >= 0]):
+                continue
             files = {record.path.rpartition("/")[2]: record for record in part.records}
-            order = view.chunks.map(files["order.npy"])
-            is_wanted = np.isin(part.span.first_chunk + part.row_set.present, ids)[order]
+            is_wanted = np.isin(view.chunks.map(files["order.npy"]), positions)
             yield row_values(np.asarray(view.chunks.map(files["codes.npy"])[is_wanted]))
             yield index_values(view.files.open(files[INDEX_FILE]))[is_wanted]
 
@@ -175,25 +202,3 @@ def _strings_in(value: JsonValue) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _strings_in(item)
-
-
-def token_runs(tokens: AnyArray) -> UInt64Array:
-    """(..., T - 15) the values of all runs of 16 tokens along the last axis of (..., T)."""
-    length = tokens.shape[-1] - RUN_TOKENS + 1
-    if length < 1:
-        return np.empty((*tokens.shape[:-1], 0), np.uint64)
-    runs = np.zeros((*tokens.shape[:-1], length), np.uint64)
-    for offset in range(RUN_TOKENS):
-        runs = runs * _MULTIPLIER + tokens[..., offset : offset + length].astype(np.uint64) + np.uint64(1)
-    return runs
-
-
-def row_values(rows: AnyArray) -> UInt64Array:
-    """(N,) the values of rows (N, D) of float16 or single bytes; different rows have different values (almost surely)."""
-    unsigned = {1: np.uint8, 2: np.uint16}[rows.dtype.itemsize]
-    weights = np.random.Generator(np.random.PCG64(rows.dtype.itemsize)).integers(
-        0, 1 << 63, rows.shape[1], dtype=np.uint64
-    )
-    numbers = np.ascontiguousarray(rows).view(unsigned).astype(np.uint64)
-    values: UInt64Array = ((numbers + np.uint64(1)) * (2 * weights + np.uint64(1))).sum(axis=1, dtype=np.uint64)
-    return values

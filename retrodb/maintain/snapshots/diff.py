@@ -2,25 +2,32 @@
 
 A chunk id never changes its meaning, so snapshots are compared by which ids are live in them. No text is read.
 
+Ranges whose files and deletions are the same in both snapshots are not looked at. Of a new shard without deleted rows, the
+numbers in the manifest suffice. The other ranges are read one after another; what is kept of them are counts, and the 128-bit
+keys of documents with a new version.
+
 Legend: N rows of a range.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
 from retrodb.errors import UsageError
-from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
-from retrodb.format.records import ChunkRange
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, map_array
+from retrodb.format.document_keys import IdArray
+from retrodb.format.records import ChunkRange, ShardRecord
+from retrodb.maintain.compact.row_counts import dead_mask
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import SUPERSEDED
+from retrodb.view.purged import KEY_DTYPE, is_among
 from retrodb.view.tombstones import disjoint_ranges
-from retrodb.view.view import View
+from retrodb.view.view import SELF, View
 
 ADDED, REMOVED, CHANGED = "added", "removed", "changed"
 NEW, BACK, GONE, COMPACTED, NEW_VERSION = "new", "back", "not there", "compacted", "new version"
@@ -73,49 +80,84 @@ def run_diff(context: Context, a: int, b: int, *, documents: bool = False) -> Di
     if a > b:
         raise UsageError(f"snapshot {a} is later than {b}", remedy=f"Give the earlier one first: 'diff DB {b} {a}'.")
     earlier, later = context.view(a), context.view(b)
-    reasons = _Reasons(context, earlier, later)
-    num_chunks: Counter[tuple[str, str, str]] = Counter()
-    num_documents: Counter[tuple[str, str, str]] = Counter()
-    listed: list[DiffDocument] = []
-    changes = _changed_documents(earlier, later, reasons)
-    for changed in _changed_rows(earlier, later, reasons):
-        pairs = zip(changed.sources, changed.reasons, strict=True)
-        num_chunks.update((source, changed.change, reason) for source, reason in pairs)
-        for document in changed.whole_documents():
-            shown = document
-            if (document.source, document.doc_id) in changes and document.reason in (NEW, SUPERSEDED):
-                shown = replace(document, change=CHANGED, reason=NEW_VERSION)
-                num_chunks[document.source, document.change, document.reason] -= document.num_chunks
-                if document.change == REMOVED:  # the old version; the new one counts
-                    continue
-                num_chunks[shown.source, shown.change, shown.reason] += shown.num_chunks
-            num_documents[shown.source, shown.change, shown.reason] += 1
-            if documents:
-                listed.append(shown)
-    rows = tuple(DiffRow(*key, num_documents[key], num_chunks[key]) for key in sorted(num_chunks) if num_chunks[key])
-    listed.sort(key=lambda document: (document.source, document.doc_id, document.first_chunk))
-    return DiffResult(a, b, rows, tuple(listed))
+    totals = _Totals(documents)
+    comparison = _Comparison(earlier, later, _Reasons(context, earlier, later))
+    new_versions = comparison.keys_of_new_versions()
+    for span in comparison.ranges:
+        shard = None if documents or len(new_versions) else comparison.new_shard(span)
+        if shard is not None:
+            totals.add_shard(shard, NEW if span.first_chunk >= earlier.snapshot.next_chunk else BACK)
+            continue
+        for changed in comparison.changed_rows(span):
+            totals.add(changed, new_versions)
+    return totals.result(a, b)
 
 
-def _changed_documents(earlier: View, later: View, reasons: _Reasons) -> set[tuple[str, str]]:
-    """Source and id of the documents of which a new version replaced a removed one."""
-    removed = {
-        (document.source, document.doc_id)
-        for changed in _changed_rows(earlier, later, reasons)
-        if changed.change == REMOVED and SUPERSEDED in changed.reasons
-        for document in changed.whole_documents()
-        if document.reason == SUPERSEDED
-    }
-    if not removed:
-        return set()
-    added = {
-        (document.source, document.doc_id)
-        for changed in _changed_rows(earlier, later, reasons)
-        if changed.change == ADDED
-        for document in changed.whole_documents()
-        if document.reason == NEW
-    }
-    return removed & added
+class _Totals:
+    """Counts of everything that changed, and the changed documents if they are asked for."""
+
+    def __init__(self, lists_documents: bool) -> None:
+        self._lists_documents = lists_documents
+        self._num_chunks: Counter[tuple[str, str, str]] = Counter()
+        self._num_documents: Counter[tuple[str, str, str]] = Counter()
+        self._listed: list[DiffDocument] = []
+
+    def add_shard(self, shard: ShardRecord, reason: str) -> None:
+        """Add a whole shard of which every row is new."""
+        self._num_chunks[shard.source, ADDED, reason] += shard.num_chunks
+        self._num_documents[shard.source, ADDED, reason] += shard.num_documents
+
+    def add(self, changed: _ChangedRows, new_versions: IdArray) -> None:
+        """Add the changed rows of a range. A document with a new version counts once, as changed."""
+        for source, reason, count in changed.count(np.arange(len(changed.rows)), 1):
+            self._num_chunks[source, changed.change, reason] += count
+        whole = changed.whole_documents
+        is_new_version = is_among(changed.keys(whole), new_versions) if len(new_versions) else _none_of(whole)
+        is_new_version &= changed.reasons.are_among(whole.rows, (NEW, SUPERSEDED))
+        for source, reason, count in changed.count(whole.rows[is_new_version], whole.num_rows[is_new_version]):
+            self._num_chunks[source, changed.change, reason] -= count
+            if changed.change == ADDED:
+                self._num_chunks[source, CHANGED, NEW_VERSION] += count
+        for source, reason, count in changed.count(whole.rows[~is_new_version], 1):
+            self._num_documents[source, changed.change, reason] += count
+        if changed.change == ADDED:
+            for source, _, count in changed.count(whole.rows[is_new_version], 1):
+                self._num_documents[source, CHANGED, NEW_VERSION] += count
+        if self._lists_documents:
+            self._listed += changed.list_documents(is_new_version)
+
+    def result(self, a: int, b: int) -> DiffResult:
+        """All that was added."""
+        counts = self._num_chunks
+        rows = tuple(DiffRow(*key, self._num_documents[key], counts[key]) for key in sorted(counts) if counts[key])
+        self._listed.sort(key=lambda document: (document.source, document.doc_id, document.first_chunk))
+        return DiffResult(a, b, rows, tuple(self._listed))
+
+
+@dataclass(frozen=True)
+class _WholeDocuments:
+    """Documents (M,) of which the other snapshot has no live chunk."""
+
+    rows: Int64Array  # position of the first changed row of each among the changed rows
+    num_rows: Int64Array  # live rows
+    first_chunks: Int64Array  # ids of their first chunks, ascending
+
+
+def _none_of(documents: _WholeDocuments) -> BoolArray:
+    return np.zeros(len(documents.rows), dtype=bool)
+
+
+@dataclass(frozen=True)
+class _ReasonOfRows:
+    """The reason of every changed row (n,)."""
+
+    names: tuple[str, ...]
+    codes: Int64Array  # (n,) numbers of the names
+
+    def are_among(self, positions: Int64Array, names: Iterable[str]) -> BoolArray:
+        """(m,) bool: which of some rows have one of the reasons."""
+        codes = [code for code, name in enumerate(self.names) if name in set(names)]
+        return np.isin(self.codes[positions], codes)
 
 
 @dataclass(frozen=True)
@@ -125,69 +167,166 @@ class _ChangedRows:
     change: str
     view: View  # in which they are live
     span: ChunkRange
-    rows: Int64Array  # ascending
-    reasons: list[str]  # of each row
+    rows: Int64Array  # (n,) ascending
+    reasons: _ReasonOfRows
     is_live_in_other_N: BoolArray
 
     @cached_property
-    def document_ids(self) -> Int64Array:
-        """The id of the first chunk of each row's document."""
+    def _document_ids(self) -> Int64Array:
+        """(n,) the id of the first chunk of each row's document."""
         return self.view.chunks.document_ids(self.span.first_chunk + self.rows)
 
     @cached_property
-    def sources(self) -> list[str]:
-        """The source of each row."""
-        shards, _ = self.view.shards.locate(self.document_ids)
-        return [self.view.shards.source[shard] for shard in shards.tolist()]
+    def _shards(self) -> Int64Array:
+        """(n,) the number of each row's shard."""
+        return self.view.shards.locate(self._document_ids)[0]
 
-    def whole_documents(self) -> Iterator[DiffDocument]:
-        """The documents of which the other snapshot has no live chunk."""
-        document_ids, sources = self.document_ids, self.sources
-        starts = np.flatnonzero(np.diff(document_ids, prepend=-1))
-        lengths = np.diff(np.append(starts, len(document_ids))).tolist()
-        documents = self.view.chunks.documents((self.span.first_chunk + self.rows)[starts])
-        for start, length, document in zip(starts.tolist(), lengths, documents, strict=True):
-            first_row = int(document_ids[start]) - self.span.first_chunk
-            if document is None or self.is_live_in_other_N[first_row : first_row + document["num_chunks"]].any():
-                continue  # only some of its chunks changed
+    def count(self, positions: Int64Array, weights: Int64Array | int) -> Iterator[tuple[str, str, int]]:
+        """The weights (m,) of some of the rows, added up by source and reason."""
+        pairs = self._shards[positions] * len(self.reasons.names) + self.reasons.codes[positions]
+        values, index = np.unique(pairs, return_inverse=True)
+        sums = np.bincount(index, np.broadcast_to(weights, len(pairs)), len(values)).astype(np.int64)
+        for value, total in zip(values.tolist(), sums.tolist(), strict=True):
+            shard, code = divmod(value, len(self.reasons.names))
+            yield self.view.shards.source[shard], self.reasons.names[code], total
+
+    @cached_property
+    def whole_documents(self) -> _WholeDocuments:
+        """The documents of which the other snapshot has no live chunk, not only some chunks."""
+        starts = np.flatnonzero(np.diff(self._document_ids, prepend=-1))
+        num_rows, first_chunks = np.diff(np.append(starts, len(self.rows))), self._document_ids[starts]
+        num_live = np.concatenate(([0], np.cumsum(self.is_live_in_other_N)))  # of the rows before each row
+        first_rows = first_chunks - self.span.first_chunk
+        is_whole = num_live[first_rows + self._lengths(first_chunks)] == num_live[first_rows]
+        return _WholeDocuments(starts[is_whole], num_rows[is_whole], first_chunks[is_whole])
+
+    def _lengths(self, first_chunks: Int64Array) -> Int64Array:
+        """(m,) rows of the documents that begin at these ids."""
+        lengths = np.zeros(len(first_chunks), dtype=np.int64)
+        for record in self.view.chunks.overlapping("documents", *self.span):
+            layout = self.view.chunks.layout(record)
+            index = layout.document_of(first_chunks - record.first_chunk)
+            lengths[index >= 0] = layout.num_chunks[index[index >= 0]]
+        return lengths
+
+    def keys(self, documents: _WholeDocuments) -> IdArray:
+        """(M,) KEY_DTYPE: the keys of documents."""
+        keys = np.zeros(len(documents.rows), KEY_DTYPE)
+        for record in self.view.chunks.overlapping("ids", *self.span):
+            entries = map_array(self.view.files.open(record))
+            if not len(entries):
+                continue
+            ids = entries["row"] + record.first_chunk
+            order = np.argsort(ids, kind="stable")
+            position = np.minimum(np.searchsorted(ids, documents.first_chunks, sorter=order), len(ids) - 1)
+            is_here = ids[order[position]] == documents.first_chunks
+            for field in ("key_hi", "key_lo"):
+                keys[field][is_here] = entries[field][order[position[is_here]]]
+        return keys
+
+    def list_documents(self, is_new_version: BoolArray) -> Iterator[DiffDocument]:
+        """The whole documents by name; of those with a new version (M,), the new ones."""
+        whole, names = self.whole_documents, self.reasons.names
+        rows = self.view.chunks.documents(whole.first_chunks)
+        for number, document in enumerate(rows):
+            if document is None or (is_new_version[number] and self.change == REMOVED):
+                continue
+            position = int(whole.rows[number])
+            is_new = bool(is_new_version[number])
             yield DiffDocument(
-                source=sources[start],
+                source=self.view.shards.source[int(self._shards[position])],
                 doc_id=document["doc_id"],
-                change=self.change,
-                reason=self.reasons[start],
-                first_chunk=int(document_ids[start]),
-                num_chunks=length,
+                change=CHANGED if is_new else self.change,
+                reason=NEW_VERSION if is_new else names[int(self.reasons.codes[position])],
+                first_chunk=int(whole.first_chunks[number]),
+                num_chunks=int(whole.num_rows[number]),
             )
 
 
-def _changed_rows(earlier: View, later: View, reasons: _Reasons) -> Iterator[_ChangedRows]:
-    for span in _document_ranges(earlier, later):
-        was_live, is_live = earlier.chunks.live_mask(*span), later.chunks.live_mask(*span)
+class _Comparison:
+    """Two snapshots, compared by ranges of ids that hold whole documents in both."""
+
+    def __init__(self, earlier: View, later: View, reasons: _Reasons) -> None:
+        self._earlier, self._later, self._reasons = earlier, later, reasons
+
+    @cached_property
+    def ranges(self) -> list[ChunkRange]:
+        """The ranges that differ."""
+        spans = [record.span for view in (self._earlier, self._later) for record in view.chunks.ranges]
+        starts, ends = np.array([(span.first_chunk, span.end) for span in spans], dtype=np.int64).reshape(-1, 2).T
+        ranges = (ChunkRange(start, end - start) for start, end in disjoint_ranges(starts, ends))
+        return [span for span in ranges if not self._is_same(span)]
+
+    @cached_property
+    def _has_same_tombstones(self) -> bool:
+        earlier, later = (view.tombstone_files(SELF) for view in (self._earlier, self._later))
+        return [record.path for record in earlier] == [record.path for record in later]
+
+    def _is_same(self, span: ChunkRange) -> bool:
+        """Whether both snapshots have the same files and deleted rows in a range. No file of a shard is opened."""
+        earlier, later = (view.chunks.overlapping("documents", *span) for view in (self._earlier, self._later))
+        if [record.path for record in earlier] != [record.path for record in later]:
+            return False
+        if self._has_same_tombstones:
+            return True
+        was_deleted = self._earlier.chunks.tombstones.deleted_by_reason(*span)
+        is_deleted = self._later.chunks.tombstones.deleted_by_reason(*span)
+        return was_deleted.keys() == is_deleted.keys() and all(
+            np.array_equal(mask, is_deleted[reason]) for reason, mask in was_deleted.items()
+        )
+
+    def new_shard(self, span: ChunkRange) -> ShardRecord | None:
+        """The shard that a range is, when the earlier snapshot has nothing there and no row of the shard is deleted."""
+        records = self._later.chunks.overlapping("documents", *span)
+        if self._earlier.chunks.overlapping("documents", *span) or len(records) != 1:
+            return None
+        if records[0].span != span or dead_mask(self._later.chunks, records[0]) is not None:
+            return None
+        [shard] = self._later.shards.locate(np.array([span.first_chunk]))[0].tolist()
+        return self._later.shards.record(shard)
+
+    def keys_of_new_versions(self) -> IdArray:
+        """(V,) KEY_DTYPE, sorted: the documents of which a new version replaced a removed one."""
+        removed = self._keys(REMOVED, SUPERSEDED)
+        return np.intersect1d(removed, self._keys(ADDED, NEW)) if len(removed) else removed
+
+    def _keys(self, change: str, reason: str) -> IdArray:
+        """The keys of the documents that changed in one way, for one reason."""
+        view = self._earlier if change == REMOVED else self._later
+        parts = [np.empty(0, KEY_DTYPE)]
+        for span in self.ranges:
+            if not view.chunks.overlapping("documents", *span):
+                continue
+            for changed in self.changed_rows(span):
+                if changed.change == change and reason in changed.reasons.names:
+                    keys = changed.keys(changed.whole_documents)
+                    parts.append(keys[changed.reasons.are_among(changed.whole_documents.rows, (reason,))])
+        return np.unique(np.concatenate(parts))
+
+    def changed_rows(self, span: ChunkRange) -> Iterator[_ChangedRows]:
+        """The rows of a range that were added, and those that were removed."""
+        was_live, is_live = self._earlier.chunks.live_mask(*span), self._later.chunks.live_mask(*span)
         added, removed = np.flatnonzero(is_live & ~was_live), np.flatnonzero(was_live & ~is_live)
         if len(added):
-            yield _ChangedRows(ADDED, later, span, added, reasons.of_added(span.first_chunk + added), was_live)
+            reasons = self._reasons.of_added(span.first_chunk + added)
+            yield _ChangedRows(ADDED, self._later, span, added, reasons, was_live)
         if len(removed):
-            yield _ChangedRows(REMOVED, earlier, span, removed, reasons.of_removed(span, removed), is_live)
-
-
-def _document_ranges(earlier: View, later: View) -> list[ChunkRange]:
-    """Ranges that hold whole documents in both snapshots."""
-    spans = [record.span for view in (earlier, later) for record in view.chunks.ranges]
-    starts, ends = np.array([(span.first_chunk, span.end) for span in spans], dtype=np.int64).reshape(-1, 2).T
-    return [ChunkRange(start, end - start) for start, end in disjoint_ranges(starts, ends)]
+            reasons = self._reasons.of_removed(span, removed)
+            yield _ChangedRows(REMOVED, self._earlier, span, removed, reasons, is_live)
 
 
 class _Reasons:
     """Why chunks were added and removed between two snapshots."""
 
     def __init__(self, context: Context, earlier: View, later: View) -> None:
-        self._context, self._earlier, self._later = context, earlier, later
+        self._earlier, self._later = earlier, later
+        self._readable = lru_cache(maxsize=16)(partial(_readable, context))
 
-    def of_added(self, ids: Int64Array) -> list[str]:
+    def of_added(self, ids: Int64Array) -> _ReasonOfRows:
         """The reason of each added chunk."""
-        return [NEW if chunk >= self._earlier.snapshot.next_chunk else BACK for chunk in ids.tolist()]
+        return _ReasonOfRows((BACK, NEW), (ids >= self._earlier.snapshot.next_chunk).astype(np.int64))
 
-    def of_removed(self, span: ChunkRange, rows: Int64Array) -> list[str]:
+    def of_removed(self, span: ChunkRange, rows: Int64Array) -> _ReasonOfRows:
         """The reasons of each removed row: from the later snapshot, or from the newest one before it that has them."""
         reasons = np.full(len(rows), COMPACTED, dtype=object)
         shards, _ = self._later.shards.locate(span.first_chunk + rows)
@@ -198,20 +337,26 @@ class _Reasons:
             view = self._readable(number)
             if view is not None:
                 is_open = _set_reasons(reasons, is_open, view.chunks.tombstones.deleted_by_reason(*span), rows)
-        return [str(reason) for reason in reasons]
+        names = sorted(set(reasons.tolist()))
+        codes = np.zeros(len(rows), dtype=np.int64)
+        for code, name in enumerate(names):
+            codes[reasons == name] = code
+        return _ReasonOfRows(tuple(names), codes)
 
-    def _readable(self, number: int) -> View | None:
-        try:
-            return self._context.view(number)
-        except UsageError:  # expired
-            return None
+
+def _readable(context: Context, number: int) -> View | None:
+    try:
+        return context.view(number)
+    except UsageError:  # expired
+        return None
 
 
 def _set_reasons(reasons: AnyArray, is_open: BoolArray, masks: dict[str, BoolArray], rows: Int64Array) -> BoolArray:
-    """Write the reasons of the open rows that some mask covers; returns the rows that stay open."""
+    """Write the reasons of the open rows that some mask covers, joined by ", "; returns the rows that stay open."""
     still_open = is_open.copy()
     for reason in sorted(masks):
-        for index in np.flatnonzero(is_open & masks[reason][rows]).tolist():
-            reasons[index] = reason if still_open[index] else f"{reasons[index]}, {reason}"
-            still_open[index] = False
+        is_deleted = is_open & masks[reason][rows]
+        reasons[is_deleted & still_open] = reason
+        reasons[is_deleted & ~still_open] += f", {reason}"
+        still_open &= ~is_deleted
     return still_open

@@ -5,7 +5,7 @@ them by a size-tiered policy: a row is rewritten at most once per tier, and part
 a shard costs the same on a large database as on a small one. Ids never change: a merged part covers the range from its
 first to its last row, with a bitmap of the rows that it has. Compaction uses the same task to drop deleted rows:
 
-    task = merge_task(space, parts, keep)  # keep: (num_chunks,) bool over `span_of(parts)`
+    task = merge_task(space, parts, keep)  # keep: rows of `span_of(parts)`
     [record] = transaction.run_tasks([task], run_merge_task)  # its files are the new part's; none when no row is kept
 """
 
@@ -21,7 +21,7 @@ from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.ann.part import open_part
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.arrays import Int64Array
 from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
@@ -134,18 +134,18 @@ def files_of(parts: Sequence[PartFiles]) -> list[FileRecord]:
     return [record for part in parts for record in part.records]
 
 
-def merge_task(space: str, parts: Sequence[PartFiles], keep: BoolArray | None = None) -> Task[MergePayload, NoResult]:
+def merge_task(space: str, parts: Sequence[PartFiles], keep: RowSet | None = None) -> Task[MergePayload, NoResult]:
     """The task that merges parts of one codebook.
 
     Args:
         parts: a row that several parts hold is taken from the first of them.
-        keep: (num_chunks,) bool over the range that `span_of` gives: rows to keep; None keeps all.
+        keep: rows to keep of the range that `span_of` gives; None keeps all.
     """
     payload = MergePayload(
         space=space,
         parts=tuple(parts),
         span=span_of(parts),
-        keep=None if keep is None else RowSet.from_mask(keep),
+        keep=keep,
     )
     return KIND.task(payload, (), sum(part.num_rows for part in parts))
 

@@ -14,11 +14,13 @@ import pytest
 import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
-from retrodb.engine.progress import Progress
+from retrodb.engine.local import LocalEngine
 from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.arrays import save_array
 from retrodb.format.records import OP_DROP_FILE, DropRecord
+from retrodb.maintain.check import command, read_task
 from retrodb.maintain.check.command import run_check
+from retrodb.stages.context import Context
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
 from retrodb.store.publish import publish
@@ -47,7 +49,7 @@ def flip(path: Path) -> None:
 
 def damaged(view: View, *, read_data: bool) -> dict[str, str]:
     """Path -> fault, each with a remedy."""
-    result = run_check(view, Progress(), read_data=read_data)
+    result = run_check(Context(view.storage), view, read_data=read_data)
     assert all(each.remedy for each in result.damaged)
     return {each.path: each.fault for each in result.damaged}
 
@@ -213,3 +215,39 @@ def test_files_that_contradict_each_other_are_found_although_every_digest_is_rig
     found = {each.path: each.fault for each in db.check(read_data=True).damaged}
     assert found["tokens/other.npy"] == "its tokens are not those of its chunks"
     assert found.keys() == {"tokens/other.npy", "vectors/x"}
+
+
+def test_tasks_in_processes_find_what_one_process_finds_in_its_order(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = db.view()
+    for number, record in enumerate(view.manifest.all_files()):
+        if number % 3 == 0:
+            flip(Path(db.path) / record.path)
+    context = Context(view.storage)
+    files = view.storage.list("")
+    expected = run_check(context, view, read_data=True)
+    assert len(expected.damaged) > 3
+    monkeypatch.setattr(read_task, "_TASK_FILES", 2)
+    assert run_check(context, view, read_data=True) == expected
+    assert run_check(replace(context, engine=LocalEngine(2)), view, read_data=True) == expected
+    assert view.storage.list("") == files, "a check leaves nothing in the database"
+
+
+def test_parts_of_a_check_read_every_file_once_in_turn(db: Database) -> None:
+    view, read = db.view(), list[str]()
+    context, records = Context(view.storage), view.manifest.all_files()
+    sizes = {record.path: record.digest.size_bytes for record in records}
+    compare = read_task.compare_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (read_task, command):
+            patch.setattr(
+                module, "compare_bytes", lambda storage, record: read.append(record.path) or compare(storage, record)
+            )
+        while len(read) < len(records):
+            before = len(read)
+            result = run_check(context, view, read_data=True, subset=0.25)
+            assert result.read_bytes == sum(sizes[path] for path in read[before:]) >= 0.25 * sum(sizes.values())
+        run_check(context, view, read_data=True, max_duration_s=0)
+    assert set(read[: len(records)]) == set(sizes)
+    assert read[-1] == read[len(read) - 1 - len(records)], "the next file of the round"

@@ -18,7 +18,7 @@ from made_documents import made_text, write_documents
 
 from retrodb.corpus.chunking import chunk_documents
 from retrodb.database import Database, DocumentName
-from retrodb.engine.progress import Progress
+from retrodb.engine.run import open_run
 from retrodb.errors import UsageError
 from retrodb.format import schemas
 from retrodb.format.arrays import AnyArray, save_array
@@ -26,9 +26,9 @@ from retrodb.format.entries import PinEntry
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
 from retrodb.format.snapshot import dump_snapshot
-from retrodb.maintain.purge.proof import run_proof
+from retrodb.maintain.purge.proof import Proof, run_proof
 from retrodb.maintain.purge.targets import find_targets
-from retrodb.maintain.purge.traces import Traces, string_values, traces_of
+from retrodb.maintain.purge.traces import Traces, store_traces, string_values, traces_of
 from retrodb.store.storage import LocalStorage
 from retrodb.view.view import SELF
 
@@ -50,6 +50,13 @@ def built(make: Make, tmp_path: Path) -> Database:
     database.neighbours(k=2, spare_neighbours=1, exact=True)
     database.near_duplicates()
     return database
+
+
+def search(database: Database, traces: Traces, *, read_all: bool = False) -> Proof:
+    """Search all files for traces, in a run of these traces."""
+    run = open_run(database._context.storage, "purge", {"traces": traces.id})
+    store_traces(run.storage, run.id, traces)
+    return run_proof(database._context, database.view(), run, read_all=read_all)
 
 
 def test_nothing_is_left_of_a_purged_document(make_database: Make, tmp_path: Path) -> None:
@@ -84,7 +91,7 @@ def test_a_copy_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path
     assert database.purge([GONE]).is_clean
 
     def remaining_paths() -> set[str]:
-        return {e.path for e in run_proof(database.view(), traces, targets.id_strings, Progress()).remaining}
+        return {trace.path for trace in search(database, traces).remaining}
 
     assert remaining_paths() == set()
     planted = 0
@@ -116,11 +123,11 @@ def test_codes_that_only_an_index_file_contains_are_found(factory: str, make_dat
     target = Path(database.path) / record.path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(before)
-    [trace] = run_proof(database.view(), traces, frozenset(), Progress()).remaining
+    [trace] = search(database, traces).remaining
     assert (trace.path, trace.location[:5], trace.kind) == (record.path, "index", "vector")
     assert trace.num_values > 0
     target.unlink()
-    assert run_proof(database.view(), traces, frozenset(), Progress()).remaining == ()
+    assert search(database, traces).remaining == ()
 
 
 def _copies(before: Path, held: list[FileRecord]) -> Iterator[tuple[str, Callable[[Path], Any]]]:

@@ -13,11 +13,11 @@ from made_documents import made_text
 from made_up import id_of
 
 from retrodb.database import Database
-from retrodb.engine.progress import Progress
+from retrodb.engine.run import open_run
 from retrodb.format.parquet import read_table, write_table
 from retrodb.maintain.purge.proof import run_proof
 from retrodb.maintain.purge.targets import find_targets
-from retrodb.maintain.purge.traces import Traces, string_values
+from retrodb.maintain.purge.traces import Traces, store_traces, string_values
 
 Make = Callable[..., Database]
 
@@ -89,7 +89,9 @@ def test_an_id_in_metadata_is_reported(name: str, make_database: Make) -> None:
     view = database.view()
     ids = find_targets(view, [PURGED]).id_strings
     traces = Traces.of({"id": [string_values(ids)]})
-    [trace] = run_proof(view, traces, ids, Progress()).remaining
+    run = open_run(view.storage, "purge", {"names": "some"})
+    store_traces(view.storage, run.id, traces)
+    [trace] = run_proof(database._context, view, run).remaining
     assert (trace.location, trace.kind, trace.num_values) == ("column metadata, row 0", "id", 1)
     assert path.match(trace.path)
     assert database.purge([PURGED]).is_clean, "no snapshot names this file, so it is deleted"

@@ -15,6 +15,7 @@ import retrodb
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.database import Database
 from retrodb.errors import RetroDBError
+from retrodb.format.rows import RowSet
 from retrodb.stages.index.live_parts import live_parts, missing_rows, parts_of
 from retrodb.stages.index.merge import merge_task, run_merge_task, span_of
 from retrodb.store.open_storage import open_storage
@@ -90,7 +91,7 @@ def test_a_merge_can_drop_rows_and_keeps_the_ids_of_the_others(grown: Database, 
     span = span_of(parts)
     keep = np.random.default_rng(0).random(span.num_chunks) >= fraction
     storage = open_storage(grown.path)
-    record = run_merge_task(storage, merge_task("default", parts, keep), "")
+    record = run_merge_task(storage, merge_task("default", parts, RowSet.from_mask(keep)), "")
     kept = parts[0].row_set.mask & keep
     if not kept.any():
         assert record.files == ()

@@ -1,0 +1,124 @@
+"""The tasks of a check that reads data: some files are read whole, or the files of some shards are compared with each other.
+
+What is wrong is the result of a task and never an error, so that one damaged file does not hide the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
+
+from retrodb.engine.task import Task, TaskKind, TaskRecord
+from retrodb.errors import DamagedFileError
+from retrodb.format.parquet import iterate_row_groups
+from retrodb.format.records import FileRecord
+from retrodb.format.settings import parse_settings
+from retrodb.maintain.check.structure import content_faults
+from retrodb.store.digest import digest_file
+from retrodb.store.storage import Storage
+from retrodb.store.verify import damage, remedy
+
+RESTORE = "Restore it from a backup."
+_TASK_BYTES, _TASK_FILES = 64 << 20, 256  # small files are read together
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is missing or damaged."""
+
+    path: str  # relative to the database
+    fault: str  # what is wrong
+    remedy: str  # what to do
+
+
+@dataclass(frozen=True)
+class CheckPayload:
+    """What to read."""
+
+    groups: tuple[tuple[FileRecord, ...], ...]  # files that are compared with each other, such as those of a shard
+    next_chunk: int  # of the snapshot
+
+
+@dataclass(frozen=True)
+class DamageList:
+    """What a task found."""
+
+    damaged: tuple[Damage, ...]  # in the order of the files
+
+
+CheckTask: TypeAlias = Task[CheckPayload, DamageList]
+
+READ = TaskKind[CheckPayload, DamageList]("check-read", 1, DamageList)
+COMPARE = TaskKind[CheckPayload, DamageList]("check-compare", 1, DamageList)
+
+
+def check_tasks(
+    kind: TaskKind[CheckPayload, DamageList], groups: Sequence[tuple[FileRecord, ...]], next_chunk: int
+) -> list[CheckTask]:
+    """Tasks for groups of files, in their order: large groups alone, small ones together."""
+    tasks, pending, size_bytes, num_files = [], list[tuple[FileRecord, ...]](), 0, 0
+    for position, group in enumerate(groups, 1):
+        pending.append(group)
+        size_bytes += sum(record.digest.size_bytes for record in group)
+        num_files += len(group)
+        if size_bytes >= _TASK_BYTES or num_files >= _TASK_FILES or position == len(groups):
+            digests = [record.digest.sha256.hex() for of_group in pending for record in of_group]
+            tasks.append(kind.task(CheckPayload(tuple(pending), next_chunk), digests, size_bytes))
+            pending, size_bytes, num_files = [], 0, 0
+    return tasks
+
+
+def run_check_read(storage: Storage, task: CheckTask, clock: str) -> TaskRecord[DamageList]:
+    """Read files, compare their digests, and decode Parquet files."""
+    del clock
+    found = (file_damage(storage, record, compare_bytes) for group in task.payload.groups for record in group)
+    return TaskRecord(task.id, (), DamageList(tuple(item for item in found if item)))
+
+
+def run_check_compare(storage: Storage, task: CheckTask, clock: str) -> TaskRecord[DamageList]:
+    """Compare the contents of the files of each group, whose bytes were read without damage."""
+    del clock
+    settings = parse_settings(storage.read("retrodb.toml").decode(errors="replace"), where="retrodb.toml")
+    faults = (
+        fault
+        for group in task.payload.groups
+        for fault in content_faults(storage, settings, group, task.payload.next_chunk)
+    )
+    return TaskRecord(task.id, (), DamageList(tuple(Damage(path, fault, RESTORE) for path, fault in faults)))
+
+
+def file_damage(storage: Storage, record: FileRecord, compare: Callable[[Storage, FileRecord], None]) -> Damage | None:
+    """What is wrong with a live file."""
+    found = damage_of(record.path, partial(compare, storage, record))
+    return replace(found, remedy=remedy(record)) if found else None
+
+
+def damage_of(path: str, read: Callable[[], object]) -> Damage | None:
+    """The damage that shows when a file is read."""
+    try:
+        read()
+    except DamagedFileError as error:
+        return Damage(path, error.what, error.remedy or RESTORE)
+    except OSError as error:  # the disk cannot read the bytes
+        return Damage(path, error.strerror or str(error), RESTORE)
+    return None
+
+
+def compare_size(storage: Storage, record: FileRecord) -> None:
+    """Raises DamagedFileError when the size of a file is not that of its record, MissingFileError when it is missing."""
+    size_bytes = storage.local(record.path).stat().st_size
+    if size_bytes != record.digest.size_bytes:
+        raise damage(record, f"{size_bytes} bytes instead of {record.digest.size_bytes}")
+
+
+def compare_bytes(storage: Storage, record: FileRecord) -> None:
+    """Raises DamagedFileError when a file has other bytes than its record promises, or is Parquet that cannot be decoded."""
+    path = storage.local(record.path)
+    expected, actual = record.digest.sha256.hex(), digest_file(path).sha256.hex()
+    if actual != expected:
+        raise damage(record, f"checksum mismatch (expected {expected[:12]}.., got {actual[:12]}..)")
+    if record.path.endswith(".parquet"):
+        for _ in iterate_row_groups(path):
+            pass

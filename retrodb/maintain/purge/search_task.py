@@ -1,0 +1,134 @@
+"""The tasks of a proof: each searches some files for the traces of a run, and records what it searched and found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from retrodb.engine.task import Task, TaskKind, TaskRecord
+from retrodb.errors import DamagedFileError, MissingFileError
+from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, growing_array
+from retrodb.format.kinds import path_of
+from retrodb.maintain.purge.scanner import TraceScanner
+from retrodb.maintain.purge.traces import KINDS, Traces, stored_traces
+from retrodb.store.digest import xxh3_file
+from retrodb.store.publish import publish
+from retrodb.store.storage import TEMPORARY, Storage
+
+STAGE_VERSION = (
+    1  # raised when the same bytes are searched in another way: then nothing that was searched before counts
+)
+HIT_DTYPE = np.dtype([("location", "<i4"), ("kind", "u1"), ("value", "<u8"), ("row", "<i8")])
+"""One trace in a file: its location (a number of `SearchResult.locations`), its kind (a number of `KINDS`), value and row."""
+
+_SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system: two changes at the same tick leave equal stamps
+_CHANGING = ""  # stamp of a file that changed so recently that a further change might not show
+
+
+@dataclass(frozen=True)
+class SearchPayload:
+    """Files to search."""
+
+    run: str  # id of the run, which stores the traces and the hits
+    traces: str  # name of all its traces
+    paths: tuple[str, ...]
+    number: int  # of this search among those of the run, so that it never takes the record of an earlier one
+
+
+@dataclass(frozen=True)
+class SearchedFile:
+    """One file, and where its hits are among those of its task."""
+
+    path: str
+    stamp: str  # of the file when it was read, see `stamp_of`
+    xxh3: str  # of the bytes that were searched, hexadecimal
+    num_rows: int  # of a table, an array or an index
+    num_compared: dict[str, int]  # values of each kind that were compared with the traces
+    first_hit: int
+    num_hits: int
+    problem: str  # why it could not be searched to its end; "" when it was
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a task searched."""
+
+    traces: str  # as in the payload
+    version: int  # STAGE_VERSION
+    files: tuple[SearchedFile, ...]  # without those that another command deleted
+    locations: tuple[str, ...]  # in files
+
+
+KIND = TaskKind[SearchPayload, SearchResult]("purge-search", STAGE_VERSION, SearchResult)
+
+
+def stamp_of(local: Path) -> str:
+    """What changes whenever a file does: device, inode, size, and the times of the last change of its bytes and of its inode.
+
+    A program can set the first of these times, but not the second.
+    """
+    stat = local.stat()
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+
+def run_search(storage: Storage, task: Task[SearchPayload, SearchResult], clock: str) -> TaskRecord[SearchResult]:
+    """Search some files. The hits, (n,) HIT_DTYPE, are a file of the run."""
+    del clock
+    payload, search = task.payload, _Search(storage, stored_traces(storage, task.payload.run))
+    path = path_of("runs", run=payload.run, file=f"reports/{task.id}.npy")
+    hits = publish(storage, "runs", path, partial(search.run, payload.paths))
+    result = SearchResult(payload.traces, STAGE_VERSION, tuple(search.files), tuple(search.locations))
+    return TaskRecord(task.id, (hits,), result)
+
+
+class _Search:
+    """The search of one task."""
+
+    def __init__(self, storage: Storage, traces: Traces) -> None:
+        self._storage, self._traces = storage, traces
+        self._num_hits = 0
+        self.files: list[SearchedFile] = []
+        self.locations: dict[str, int] = {}  # each with its number
+
+    def run(self, paths: tuple[str, ...], out: Path) -> None:
+        """Search the files, and write the hits."""
+        with growing_array(out, HIT_DTYPE) as append:
+            for path in paths:
+                try:
+                    self.files.append(self._search(path, self._storage.local(path), append))
+                except MissingFileError:  # another command deleted it
+                    continue
+
+    def _search(self, path: str, local: Path, append: Callable[[AnyArray], None]) -> SearchedFile:
+        def found(location: str, kind: str, values: UInt64Array, rows: Int64Array) -> None:
+            hits = np.empty(len(values), HIT_DTYPE)
+            hits["location"] = self.locations.setdefault(location, len(self.locations))
+            hits["kind"], hits["value"], hits["row"] = KINDS.index(kind), values, rows
+            append(hits)
+            self._num_hits += len(hits)
+
+        first_hit, stamp, problem = self._num_hits, _settled_stamp(local), ""
+        scanner = TraceScanner(self._traces, found)
+        if path.startswith(f"{TEMPORARY}/"):
+            problem = "unfinished file"
+        else:
+            try:
+                scanner.scan(path, local)
+            except DamagedFileError:
+                problem = "cannot be read"
+        xxh3 = xxh3_file(local).hex()
+        if stamp_of(local) != stamp:
+            stamp = _CHANGING
+        num_hits, num_compared = self._num_hits - first_hit, dict(scanner.num_compared)
+        return SearchedFile(path, stamp, xxh3, scanner.num_rows, num_compared, first_hit, num_hits, problem)
+
+
+def _settled_stamp(local: Path) -> str:
+    """The stamp of a file; _CHANGING when it changed so recently that a further change might leave the same stamp."""
+    is_settled = time.time_ns() - local.stat().st_ctime_ns > _SETTLED_NS
+    return stamp_of(local) if is_settled else _CHANGING
