@@ -1,0 +1,153 @@
+"""The search for near-duplicates in tasks: it gives what one process gives, and its planning reads no documents."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_documents import made_text, write_documents
+from one_process_search import expected_search
+
+from retrodb.config import NearDuplicatesParams
+from retrodb.database import Database
+from retrodb.engine.local import LocalEngine
+from retrodb.engine.run import Engine, Run, run_task
+from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
+from retrodb.format.kinds import kind_of
+from retrodb.format.rows import deserialize_rows
+from retrodb.stages.context import Context
+from retrodb.stages.dedup import near_documents, near_files, near_join, near_verify
+from retrodb.stages.dedup.clusters import read_clusters, read_pairs
+from retrodb.stages.dedup.near_duplicates import execute_near_duplicates, plan_near_duplicates, run_near_duplicates
+from retrodb.store.storage import LocalStorage
+from retrodb.view.view import View
+
+Make = Callable[..., Database]
+
+PARAMS = NearDuplicatesParams(jaccard=0.5, ngram=2, permutations=24, bands="8x3")
+MAX_BUCKET = 5
+
+
+@pytest.fixture
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits at which a few dozen documents make several tasks of every kind."""
+    monkeypatch.setattr(near_files, "GROUP_CHUNKS", 12)
+    monkeypatch.setattr(near_documents, "PREFIX_DOCUMENTS", 5)
+    monkeypatch.setattr(near_join, "PART_ENTRIES", 60)
+    monkeypatch.setattr(near_join, "PREFIX_ENTRIES", 12)
+    monkeypatch.setattr(near_join, "MAX_BUCKET", MAX_BUCKET)
+    monkeypatch.setattr(near_join, "MAX_PAIRS", 6)
+    monkeypatch.setattr(near_verify, "TASK_PAIRS", 5)
+    monkeypatch.setattr(near_verify, "_BLOCK_CHUNKS", 4)
+
+
+def made_up(rng: random.Random) -> str:
+    """A text that is equal or similar to others, or too short for a shingle."""
+    words = made_text(f"family {rng.randrange(5)}", rng.choice([1, 12, 30, 30, 90])).split()
+    for _ in range(rng.choice([0, 0, 1, 2, 6])):
+        words[rng.randrange(len(words))] = f"x{rng.randrange(1000)}"
+    return " ".join(words)
+
+
+class History:
+    """A database that changes at random."""
+
+    def __init__(self, database: Database, folder: Path, seed: int) -> None:
+        self.database, self._folder, self._rng, self._number = database, folder, random.Random(seed), 0
+
+    def change(self) -> str:
+        """One change; gives its name."""
+        name = self._rng.choice(["grow", "grow", "grow", "mirror", "delete", "undelete", "compact", "split"])
+        getattr(self, name)()
+        return name
+
+    def _documents(self, count: int, **others: str) -> Path:
+        self._number += 1
+        documents = others | {f"d{self._rng.randrange(40)}": made_up(self._rng) for _ in range(count)}
+        return write_documents(self._folder / f"{self._number}.jsonl", documents)
+
+    def grow(self) -> None:
+        self.database.ingest([self._documents(self._rng.randrange(1, 15))], source=self._rng.choice("ab"))
+
+    def split(self) -> None:
+        for source in "abc":
+            crowd = {f"near{n}": f"{made_text(1, 60)} {source}{n}" for n in range(3)}
+            self.database.ingest([self._documents(4, same=made_text(1, 60), **crowd)], source=source)
+
+    def mirror(self) -> None:
+        self.database.ingest([self._documents(6)], source=self._rng.choice("ab"), mirror=True)
+
+    def delete(self) -> None:
+        self.database.filter(doc_ids=[f"d{self._rng.randrange(40)}" for _ in range(6)], source="a", reason="toxic")
+
+    def undelete(self) -> None:
+        if "toxic" in self.database.stats().num_deleted_chunks_by_reason:
+            self.database.undelete(reason="toxic")
+
+    def compact(self) -> None:
+        self.database.compact(min_deleted=0)
+
+    def params(self) -> NearDuplicatesParams:
+        """Mostly the same ones, so that pairs of earlier searches are kept."""
+        changed = [PARAMS, PARAMS, PARAMS, replace(PARAMS, keep="longest"), replace(PARAMS, keep="newest")]
+        return self._rng.choice([*changed, replace(PARAMS, jaccard=0.7), replace(PARAMS, bands="12x2")])
+
+
+def search_and_compare(context: Context, params: NearDuplicatesParams) -> Counter[str]:
+    """Search, compare all that it gives with the reference, and count what happened."""
+    before = context.view()
+    expected, former_pairs = expected_search(before, params, MAX_BUCKET), all_pairs(before)
+    plan = plan_near_duplicates(context, params)
+    tombstones = [(t.first_chunk, t.active, deserialize_rows(t.rows).tolist()) for t in plan.tombstones]
+    assert tombstones == expected.tombstones
+    assert plan.has_changes == expected.has_changes
+    if plan.has_changes:
+        execute_near_duplicates(context, plan)
+        clusters = read_clusters(context.view())
+        columns = (clusters.document, clusters.label, clusters.keeper, clusters.jaccard)
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected.clusters
+    assert all_pairs(context.view()) == [*(former_pairs if plan.keeps_pairs else []), *expected.new_pairs]
+    result = plan.result
+    for name in (
+        *("num_documents", "num_hashed_documents", "num_compared_pairs"),
+        *("num_equal_documents", "num_hot_buckets", "num_removed_chunks"),
+    ):
+        assert getattr(result, name) == getattr(expected, name), name
+    assert result.num_similar_pairs == len(expected.new_pairs)
+    assert result.num_clusters == len({row[1] for row in expected.clusters})
+    assert result.num_removed_documents == sum(row[0] != row[2] for row in expected.clusters)
+    return Counter(
+        clusters=result.num_clusters,
+        hot=result.num_hot_buckets,
+        equal=result.num_equal_documents,
+        pairs=result.num_similar_pairs,
+        kept=int(plan.keeps_pairs and bool(former_pairs)),
+        revoked=sum(not t.active for t in plan.tombstones),
+    )
+
+
+def all_pairs(view: View) -> list[tuple[int, int, float]]:
+    return [
+        row
+        for pairs in read_pairs(view)
+        for row in zip(pairs.first.tolist(), pairs.second.tolist(), pairs.jaccard.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(n, marks=pytest.mark.soak) for n in range(6, 60))])
+def test_a_search_in_tasks_gives_what_one_process_gives(
+    make_database: Make, tmp_path: Path, small_tasks: None, seed: int
+) -> None:
+    database = make_database({})
+    history, seen = History(database, tmp_path, seed), Counter[str]()
+    context = Context(LocalStorage(tmp_path / "db"))
+    history.split()
+    for _ in range(4):
+        seen[history.change()] += 1
+        seen += search_and_compare(context, history.params())
+    assert min(seen[name] for name in ("clusters", "pairs", "equal", "hot")) > 0
