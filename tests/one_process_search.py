@@ -185,7 +185,9 @@ def _clusters(
         keeper = _keeper([documents[id] for id in ids], keep)
         for id in ids:
             nodes = sorted((node_of[id], node_of[keeper]))
-            rows.append((id, min(ids), keeper, 1.0 if nodes[0] == nodes[1] else similarity.get((nodes[0], nodes[1]), 0.0)))
+            rows.append(
+                (id, min(ids), keeper, 1.0 if nodes[0] == nodes[1] else similarity.get((nodes[0], nodes[1]), 0.0))
+            )
     return sorted(rows)
 
 
@@ -203,6 +205,6 @@ def _tombstones(view: View, deleted: set[int]) -> list[tuple[int, bool, list[int
 
 def _keeper(documents: list[_Document], keep: str) -> int:
     rule: Keep = keep  # type: ignore[assignment]
-    lengths, times = (np.array(values, np.int64) for values in zip(*((d.num_chars, d.added_at) for d in documents)))
+    lengths, times = np.array([(d.num_chars, d.added_at) for d in documents], np.int64).T
     labels: Int64Array = np.zeros(len(documents), np.int64)
     return documents[int(choose_keepers(labels, rule, lengths, times)[0])].id

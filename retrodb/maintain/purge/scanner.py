@@ -259,8 +259,10 @@ def _array_values(block: AnyArray) -> Iterator[tuple[str, UInt64Array, Int64Arra
     rows, names = np.arange(len(block)), block.dtype.names or ()
     if "key_hi" in names:
         yield "key", block["key_hi"].astype(np.uint64), rows
-    elif names == ("hi", "lo"):
+    elif names[:2] == ("hi", "lo"):
         yield "text", block["hi"].astype(np.uint64), rows
+    elif names == ("shingle",):
+        yield "shingle", block["shingle"].astype(np.uint64), rows
     elif block.ndim == 2 and block.dtype in (np.float16, np.float32):
         yield "vector", row_values(block.astype(np.float16)), rows
     elif block.ndim == 2 and block.dtype == np.int8:

@@ -7,7 +7,7 @@ Shapes: `E` pairs, `C` documents that are in a cluster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,13 +37,11 @@ class Pairs:
         """No pairs."""
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))
 
-    def concat(self, other: Pairs) -> Pairs:
-        """The pairs of both."""
-        return Pairs(
-            np.concatenate([self.first, other.first]),
-            np.concatenate([self.second, other.second]),
-            np.concatenate([self.jaccard, other.jaccard]),
-        )
+    @staticmethod
+    def concat(blocks: Sequence[Pairs]) -> Pairs:
+        """The pairs of all blocks, of which there is one or more."""
+        columns = ([getattr(block, name) for block in blocks] for name in ("first", "second", "jaccard"))
+        return Pairs(*map(np.concatenate, columns))
 
     def table(self) -> pa.Table:
         """As schema DUPLICATE_PAIRS."""

@@ -105,7 +105,8 @@ def run_near_duplicates(
         UsageError: for invalid parameters.
         ConflictError: another search was committed meanwhile.
     """
-    plan = plan_near_duplicates(context, params)
+    with context.engine.sharing_processes() as engine:
+        plan = plan_near_duplicates(replace(context, engine=engine), params)
     if not plan.has_changes:
         delete_run(plan.run)
         return replace(plan.result, dry_run=dry_run)

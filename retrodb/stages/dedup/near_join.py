@@ -25,7 +25,7 @@ from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
 STAGE_VERSION = 2
-PART_ENTRIES = 1 << 22  # entries of several bands in a task
+PART_ENTRIES = 1 << 19  # entries of several bands in a task
 PREFIX_ENTRIES = 1 << 24  # entries of one band in a task: 256 MB, and about three times as much to sort them
 _SAMPLES = 64  # of the candidates of a task
 
@@ -58,6 +58,7 @@ class JoinedBands:
     """The candidates of all parts; a pair may be in several."""
 
     files: FileRecord  # list of the files of candidates, (E, 2) ids each, ascending
+    documents: FileRecord  # list of files of the documents in these pairs, ids, ascending
     samples: tuple[CandidateSample, ...]
     num_pairs: int
     num_hot_buckets: int
@@ -73,9 +74,11 @@ def join_bands(context: Context, view: View, run: Run, params: NearDuplicatesPar
     ]
     records = context.engine.run(run, tasks, run_join, context.progress)
     counts = add_counts(records)
-    paths = tuple(file.path for record in records for file in record.files)
+    documents = tuple(record.files[-1].path for record in records)
+    candidates = tuple(file.path for record in records for file in record.files[:-1])
     return JoinedBands(
-        files=publish_list(context.storage, run.id, "candidates", FileList(paths)),
+        files=publish_list(context.storage, run.id, "candidates", FileList(candidates)),
+        documents=publish_list(context.storage, run.id, "compared", FileList(documents)),
         samples=tuple(record.result for record in records),
         num_pairs=counts["pairs"],
         num_hot_buckets=counts["hot_buckets"],
@@ -94,19 +97,21 @@ def parts_of_bands(num_documents: int, num_bands: int) -> list[tuple[int, int, i
 
 
 def run_join(storage: Storage, task: Task[JoinPayload, CandidateSample], clock: str) -> TaskRecord[CandidateSample]:
-    """The candidates of one part, in files of about MAX_PAIRS, ascending in each."""
+    """The candidates of one part, in files of about MAX_PAIRS, ascending in each; the last file has their documents."""
     del clock
     payload, num_hot = task.payload, 0
     files: list[FileRecord] = []
     runs = read_list(storage, payload.bands).bands
     firsts: list[Int64Array] = []
     pending: list[Int64Array] = []
+    documents = [np.empty(0, np.int64)]
 
     def flush() -> None:
         if sum(map(len, pending)):
             pairs = unique_pairs(np.concatenate(pending))
             files.append(publish_array(storage, payload.run, f"candidates/{task.id}-{len(files)}", pairs))
             firsts.append(pairs[:, 0])
+            documents.append(np.unique(pairs))
         pending.clear()
 
     for band in range(payload.first_band, payload.end_band):
@@ -117,6 +122,7 @@ def run_join(storage: Storage, task: Task[JoinPayload, CandidateSample], clock: 
             if sum(map(len, pending)) > MAX_PAIRS:
                 flush()
     flush()
+    files.append(publish_array(storage, payload.run, f"compared/{task.id}", np.unique(np.concatenate(documents))))
     counts = {"pairs": sum(map(len, firsts)), "hot_buckets": num_hot}
     return TaskRecord(task.id, tuple(files), _sample(firsts), counts)
 

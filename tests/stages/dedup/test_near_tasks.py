@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
+from faulty_storage import Crash, FaultyStorage
 from made_documents import made_text, write_documents
 from one_process_search import expected_search
 
@@ -21,8 +23,8 @@ from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.format.kinds import kind_of
 from retrodb.format.rows import deserialize_rows
 from retrodb.stages.context import Context
-from retrodb.stages.dedup import near_documents, near_files, near_join, near_verify
-from retrodb.stages.dedup.clusters import read_clusters, read_pairs
+from retrodb.stages.dedup import near_clusters, near_documents, near_files, near_join, near_verify
+from retrodb.stages.dedup.clusters import Clusters, read_clusters, read_pairs
 from retrodb.stages.dedup.near_duplicates import execute_near_duplicates, plan_near_duplicates, run_near_duplicates
 from retrodb.store.storage import LocalStorage
 from retrodb.view.view import View
@@ -44,6 +46,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_join, "MAX_PAIRS", 6)
     monkeypatch.setattr(near_verify, "TASK_PAIRS", 5)
     monkeypatch.setattr(near_verify, "_BLOCK_CHUNKS", 4)
+    monkeypatch.setattr(near_verify, "_BLOCK_SHINGLES", 100)
 
 
 def made_up(rng: random.Random) -> str:
@@ -151,3 +154,115 @@ def test_a_search_in_tasks_gives_what_one_process_gives(
         seen[history.change()] += 1
         seen += search_and_compare(context, history.params())
     assert min(seen[name] for name in ("clusters", "pairs", "equal", "hot")) > 0
+
+
+class WatchedEngine(Engine):
+    """Runs tasks in this process, and says when."""
+
+    def __init__(self) -> None:
+        self.is_in_task = False
+
+    def execute(
+        self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
+    ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
+        for task in tasks:
+            self.is_in_task = True
+            record = run_task(run, task, function)
+            self.is_in_task = False
+            yield task, record
+
+
+class WatchedStorage(LocalStorage):
+    """Remembers what is read outside of tasks."""
+
+    def __init__(self, root: Path, engine: WatchedEngine) -> None:
+        super().__init__(root)
+        self._engine, self.read_outside = engine, list[str]()
+
+    def _note(self, path: str) -> None:
+        if not self._engine.is_in_task:
+            self.read_outside.append(path)
+
+    def read(self, path: str) -> bytes:
+        self._note(path)
+        return super().read(path)
+
+    def local(self, path: str) -> Path:
+        self._note(path)
+        return super().local(path)
+
+
+def test_planning_reads_no_documents_bands_or_pairs(make_database: Make, tmp_path: Path, small_tasks: None) -> None:
+    history = History(make_database({}), tmp_path, 0)
+    for _ in range(2):
+        history.split()
+        engine = WatchedEngine()
+        storage = WatchedStorage(tmp_path / "db", engine)
+        result = run_near_duplicates(Context(storage, engine), PARAMS)
+        assert result.num_similar_pairs > 0
+        kinds = Counter(kind_of(path) for path in storage.read_outside)
+        assert set(kinds) <= {"settings", "tokenizer", "snapshots", "manifests", "heads", "runs"}, kinds
+        of_runs = {path.partition("/near/")[2] for path in storage.read_outside if "/near/" in path}
+        assert of_runs <= {"clusters.parquet"}, of_runs
+
+
+def test_clusters_hold_only_documents_that_are_in_a_pair_or_equal(
+    make_database: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, held = made_text(1, 100), list[int]()
+
+    def find(documents: near_clusters.LinkedDocuments, *arguments: Any) -> Clusters:
+        held.append(len(documents.ids))
+        return find_clusters(documents, *arguments)
+
+    find_clusters = near_clusters.find_clusters
+    monkeypatch.setattr(near_clusters, "find_clusters", find)
+    others = {f"other{n}": made_text(100 + n, 60) for n in range(30)}
+    database = make_database(others | {"a": text, "b": text, "c": f"{text} again"})
+    assert database.near_duplicates().num_removed_documents == 2
+    assert held == [3]
+
+
+def test_a_search_leaves_nothing_in_its_run_and_one_without_changes_leaves_no_run(
+    make_database: Make, tmp_path: Path
+) -> None:
+    database, storage = (
+        make_database({"a": made_text(1, 100), "b": f"{made_text(1, 100)} again"}),
+        LocalStorage(tmp_path / "db"),
+    )
+    database.near_duplicates()
+    paths = storage.list("runs")
+    assert not [path for path in paths if "/near/" in path]
+    for dry_run in (False, True):
+        assert database.near_duplicates(dry_run=dry_run).num_removed_documents == 1
+        assert storage.list("runs") == paths
+
+
+def test_bytes_do_not_depend_on_workers_or_interruption(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({})
+    History(database, tmp_path, 5).split()
+    clock, params = "2026-01-01T00:00:00.000000+00:00", replace(PARAMS, jaccard=0.6)
+
+    def committed(name: str, *searches: Callable[[Context], object]) -> dict[str, bytes]:
+        storage = LocalStorage(shutil.copytree(tmp_path / "db", tmp_path / name))
+        for search in searches:
+            search(Context(storage, clock=clock))
+        return {record.path: record.digest.sha256 for record in Context(storage).view().manifest.all_files()}
+
+    def search(context: Context) -> object:
+        return run_near_duplicates(context, params)
+
+    def with_two_workers(context: Context) -> object:
+        return run_near_duplicates(replace(context, engine=LocalEngine(2)), params)
+
+    def interrupted(context: Context) -> object:
+        for at in range(8, 10_000, 37):
+            try:
+                return search(replace(context, storage=FaultyStorage(context.storage, at, "crash")))
+            except Crash:
+                continue
+        raise AssertionError
+
+    one = committed("one", search)
+    assert committed("two", with_two_workers) == one
+    assert committed("interrupted", interrupted) == one
