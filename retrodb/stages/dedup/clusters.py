@@ -107,13 +107,14 @@ def cluster_blocks(view: View) -> Iterator[Clusters]:
 
 def cluster_keys(view: View, ids: Int64Array) -> Int64Array:
     """(Q,) int64: equal for chunks of documents of one cluster; the document's id outside of clusters; -1 for no document."""
-    documents = view.chunks.document_ids(ids)
+    documents, inverse = np.unique(view.chunks.document_ids(ids), return_inverse=True)
     keys = documents.copy()
     for clusters in cluster_blocks(view):
-        position = np.minimum(np.searchsorted(clusters.document, documents), len(clusters.document) - 1)
-        is_member = clusters.document[position] == documents
-        keys[is_member] = clusters.label[position[is_member]]
-    return keys
+        low, high = np.searchsorted(documents, [clusters.document[0], clusters.document[-1] + 1])
+        position = np.searchsorted(clusters.document, documents[low:high])
+        is_member = clusters.document[position] == documents[low:high]
+        keys[low:high][is_member] = clusters.label[position[is_member]]
+    return keys[inverse]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,14 @@ database now: when a keeper is deleted, another document of its cluster comes ba
 
 Documents of equal content are one node of the graph, and the first of them represents all in the join. So they are always
 found, even when they are too short for a shingle, and do not fill up the buckets.
+
+All work is done by tasks that exchange files in the run's folder (`near_files`). Planning sees their counts and the manifest:
+
+    near_documents  facts of the documents of each shard; documents of equal content, by prefixes of their hashes
+    near_bands      bands of new shards; bands without the documents of repeated content
+    near_join       candidate pairs, by bands and prefixes of their hashes
+    near_verify     shingle sets of the candidates of each shard; similar pairs, by ranges of first documents
+    near_clusters   clusters of all pairs; tombstones of each shard
 """
 
 from __future__ import annotations
@@ -31,7 +39,6 @@ from retrodb.stages.context import Context
 from retrodb.stages.dedup.clusters import CLUSTERS, PAIRS
 from retrodb.stages.dedup.near_bands import bands_files, distinct_bands, hash_shards
 from retrodb.stages.dedup.near_clusters import CLUSTERS_FILE, changed_tombstones, cluster_pairs
-from retrodb.stages.dedup.near_documents import REASON as REASON
 from retrodb.stages.dedup.near_documents import DescribedDocuments, describe_documents
 from retrodb.stages.dedup.near_files import (
     BandsRun,

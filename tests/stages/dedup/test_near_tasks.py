@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from faulty_storage import Crash, FaultyStorage
 from made_documents import made_text, write_documents
@@ -21,10 +23,11 @@ from retrodb.engine.local import LocalEngine
 from retrodb.engine.run import Engine, Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.format.kinds import kind_of
+from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.rows import deserialize_rows
 from retrodb.stages.context import Context
-from retrodb.stages.dedup import near_clusters, near_documents, near_files, near_join, near_verify
-from retrodb.stages.dedup.clusters import Clusters, read_clusters, read_pairs
+from retrodb.stages.dedup import clusters, near_clusters, near_documents, near_files, near_join, near_verify
+from retrodb.stages.dedup.clusters import Clusters, cluster_keys, read_clusters, read_pairs
 from retrodb.stages.dedup.near_duplicates import execute_near_duplicates, plan_near_duplicates, run_near_duplicates
 from retrodb.store.storage import LocalStorage
 from retrodb.view.view import View
@@ -111,8 +114,8 @@ def search_and_compare(context: Context, params: NearDuplicatesParams) -> Counte
     assert plan.has_changes == expected.has_changes
     if plan.has_changes:
         execute_near_duplicates(context, plan)
-        clusters = read_clusters(context.view())
-        columns = (clusters.document, clusters.label, clusters.keeper, clusters.jaccard)
+        stored = read_clusters(context.view())
+        columns = (stored.document, stored.label, stored.keeper, stored.jaccard)
         assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected.clusters
     assert all_pairs(context.view()) == [*(former_pairs if plan.keeps_pairs else []), *expected.new_pairs]
     result = plan.result
@@ -266,3 +269,24 @@ def test_bytes_do_not_depend_on_workers_or_interruption(make_database: Make, tmp
     one = committed("one", search)
     assert committed("two", with_two_workers) == one
     assert committed("interrupted", interrupted) == one
+
+
+def test_clusters_are_read_in_blocks(make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = make_database({})
+    History(database, tmp_path, 1).split()
+    database.near_duplicates(jaccard=0.5)
+    view = database.view()
+    expected, ids = read_clusters(view), np.arange(-1, view.chunks.end + 1)
+    keys, reported = cluster_keys(view, ids), database.duplicates()
+    label = dict(zip(expected.document.tolist(), expected.label.tolist(), strict=True))
+    assert keys.tolist() == [label.get(document, document) for document in view.chunks.document_ids(ids).tolist()]
+    assert [row.first_chunk for row in reported] == expected.removed.tolist() != []
+
+    def rows_one_by_one(path: Path) -> Iterator[pa.Table]:
+        for table in iterate_row_groups(path):
+            yield from (table.slice(row, 1) for row in range(table.num_rows))
+
+    monkeypatch.setattr(clusters, "iterate_row_groups", rows_one_by_one)
+    np.testing.assert_array_equal(cluster_keys(view, ids), keys)
+    assert database.duplicates() == reported
+    assert read_clusters(view).table() == expected.table()
