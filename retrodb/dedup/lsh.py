@@ -12,8 +12,9 @@ true pairs is missed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,9 @@ MAX_BUCKET = 100  # documents, so 4,950 pairs. In a larger bucket all are compar
 BAND_DTYPE = np.dtype([("hash", "<u8"), ("document", "<i8")])
 SortedBands = NDArray[np.void]
 """A (B, M) array of BAND_DTYPE: for each band all documents, ascending by hash, then document."""
-ShiftedBands = tuple[SortedBands, int]
-"""Sorted bands, and the number that is added to their documents to get ids."""
+BandEntries = NDArray[np.void]
+"""An (n,) array of BAND_DTYPE: documents of one band by their ids, ascending by hash, then document."""
+MAX_PAIRS = 1 << 22  # of a block of candidates, unless one bucket has more: 64 MB
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Banding:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs with a common bucket, without repetition."""
+    """A block of pairs with a common bucket of a band, without repetition."""
 
     pairs: Int64Array  # (E, 2) documents, the smaller id first; pairs ascend
     num_hot_buckets: int  # buckets above the limit, of which not all pairs are included
@@ -94,51 +96,57 @@ def common_buckets(left: SortedBands, right: SortedBands) -> Int64Array:
         count = np.searchsorted(b["hash"], a["hash"], "right") - low
         left_rows = np.repeat(np.arange(len(a)), count)
         right_rows = np.arange(len(left_rows)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-        pairs.append(_unique_pairs(np.stack([a["document"][left_rows], b["document"][right_rows]], axis=1)))
-    return _unique_pairs(np.concatenate(pairs))
+        pairs.append(unique_pairs(np.stack([a["document"][left_rows], b["document"][right_rows]], axis=1)))
+    return unique_pairs(np.concatenate(pairs))
 
 
-def candidate_pairs(
-    new: Sequence[ShiftedBands],
-    old: Sequence[ShiftedBands] = (),
-    without: Int64Array | None = None,
-    max_bucket: int = MAX_BUCKET,
-) -> Candidates:
-    """All pairs of two new documents, and of a new and an old document, with a common bucket.
+def prefix_rows(hashes: UInt64Array, prefix: int, num_prefixes: int) -> slice[int, int, None]:
+    """The rows of ascending hashes (n,) that begin with a prefix, found by binary search: a mapped file is not read whole.
 
     Args:
-        new: bands of `sort_bands` with the same banding. They may be memory-mapped; one band is read at a time.
-        old: bands of other documents.
-        without: ids, ascending, of documents to leave out.
-        max_bucket: a larger bucket gives only the pairs with its smallest id, and is counted as hot.
+        prefix: 0 .. num_prefixes - 1.
+        num_prefixes: a power of two.
     """
-    pairs, hot = [np.zeros((0, 2), np.int64)], 0
-    for band in range(len(new[0][0]) if new else 0):
-        hashes, documents = _band(new, band, without)
-        wanted = np.unique(hashes)
-        parts = [_band([bands], band, without, wanted) for bands in old]
-        is_new = np.arange(len(hashes) + sum(len(part[0]) for part in parts)) < len(hashes)
-        hashes = np.concatenate([hashes, *(part[0] for part in parts)])
-        documents = np.concatenate([documents, *(part[1] for part in parts)])
-        order = np.lexsort((documents, hashes))
-        bucket_pairs, num_hot = _bucket_pairs(hashes[order], documents[order], is_new[order], max_bucket)
-        pairs.append(_unique_pairs(bucket_pairs))
-        hot += num_hot
-    return Candidates(_unique_pairs(np.concatenate(pairs)), hot)
+    shift = 65 - num_prefixes.bit_length()
+    is_last = prefix == num_prefixes - 1
+    end = len(hashes) if is_last else int(np.searchsorted(hashes, np.uint64((prefix + 1) << shift)))
+    return slice(int(np.searchsorted(hashes, np.uint64(prefix << shift))) if prefix else 0, end)
 
 
-def _band(
-    shifted: Sequence[ShiftedBands], band: int, without: Int64Array | None, wanted: UInt64Array | None = None
-) -> tuple[UInt64Array, Int64Array]:
-    """Hashes and ids of one band; only of the wanted hashes (ascending), if they are given."""
-    hashes = np.concatenate([bands["hash"][band] for bands, _ in shifted])
-    documents = np.concatenate([bands["document"][band] + first for bands, first in shifted])
-    chosen = np.ones(len(hashes), np.bool_)
-    if wanted is not None:
-        chosen &= _is_in_sorted(hashes, wanted)
-    if without is not None:
-        chosen &= ~_is_in_sorted(documents, without)
-    return hashes[chosen], documents[chosen]
+def join_band(
+    new: Iterable[BandEntries],
+    old: Iterable[BandEntries] = (),
+    max_bucket: int = MAX_BUCKET,
+    max_pairs: int = MAX_PAIRS,
+) -> Iterator[Candidates]:
+    """All pairs of two new documents, and of a new and an old document, with a common bucket of one band, in blocks.
+
+    Args:
+        new: entries of one band, or of the same prefix of it. They are copied, so they may be memory-mapped.
+        old: entries of other documents; they are read one after another, and only those in buckets of new ones are kept.
+        max_bucket: a larger bucket gives only the pairs with its smallest id, and is counted as hot.
+        max_pairs: of a block, about; at most twice as many unless one bucket has more.
+    """
+    entries = np.concatenate([np.empty(0, BAND_DTYPE), *new])
+    wanted = np.unique(entries["hash"])
+    if not len(wanted):
+        return
+    num_new = len(entries)
+    entries = np.concatenate([entries, *(part[_is_in_sorted(part["hash"], wanted)] for part in old)])
+    order = np.lexsort((entries["document"], entries["hash"]))
+    hashes, documents, is_new = entries["hash"][order], entries["document"][order], order < num_new
+    for first, end in pairwise(_block_bounds(hashes, max_bucket, max_pairs)):
+        pairs, num_hot = _bucket_pairs(hashes[first:end], documents[first:end], is_new[first:end], max_bucket)
+        yield Candidates(unique_pairs(pairs), num_hot)
+
+
+def _block_bounds(hashes: UInt64Array, max_bucket: int, max_pairs: int) -> list[int]:
+    """Rows of ascending hashes at which blocks of whole buckets begin, and the end."""
+    starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
+    sizes = np.diff(starts, append=len(hashes))
+    num_pairs = np.where(sizes > max_bucket, sizes - 1, sizes * (sizes - 1) // 2)
+    is_first = np.diff(np.cumsum(num_pairs) // max_pairs, prepend=-1) > 0
+    return [*starts[is_first].tolist(), len(hashes)]
 
 
 def _is_in_sorted(values: AnyArray, known: AnyArray) -> NDArray[np.bool_]:
@@ -148,7 +156,8 @@ def _is_in_sorted(values: AnyArray, known: AnyArray) -> NDArray[np.bool_]:
     return np.asarray(known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values)
 
 
-def _unique_pairs(pairs: Int64Array) -> Int64Array:
+def unique_pairs(pairs: Int64Array) -> Int64Array:
+    """The pairs (E, 2) in ascending order, without repetition."""
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     is_first = np.ones(len(pairs), np.bool_)
     is_first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 
 from retrodb.engine.run import Engine, Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
@@ -21,10 +22,18 @@ class LocalEngine(Engine):
 
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
+        self._shared: ProcessPoolExecutor | None = None  # of a block that shares processes
 
     def with_processes(self, count: int) -> Engine:
         """An engine with `count` processes; with one, tasks run one after another in this process."""
         return LocalEngine(count)
+
+    @contextmanager
+    def sharing_processes(self) -> Iterator[Engine]:
+        """An engine whose processes start when they are first needed, and stay until the block ends."""
+        engine = LocalEngine(self.workers)
+        with _new_pool(self.workers) as engine._shared:
+            yield engine
 
     def execute(
         self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
@@ -34,7 +43,7 @@ class LocalEngine(Engine):
         if workers == 0 or (workers == 1 and not isolated):
             yield from super().execute(run, tasks, function)
             return
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with _new_pool(workers) if self._shared is None else nullcontext(self._shared) as pool:
             pending = {
                 pool.submit(_run_elsewhere, run.storage.url, run.id, run.command, run.clock, task, function): task
                 for task in tasks
@@ -50,7 +59,12 @@ class LocalEngine(Engine):
                     remedy="Run the same command again; fewer --workers need less memory.",
                 ) from error
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                for future in pending:
+                    future.cancel()
+
+
+def _new_pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
 
 
 def _run_elsewhere(

@@ -6,7 +6,8 @@ plan, takes its clock, verifies the finished tasks, runs the others, and ends in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -88,6 +89,11 @@ class Engine:
         """An engine for tasks of which `count` keep the machine busy; this one, unless a subclass differs."""
         del count
         return self
+
+    @contextmanager
+    def sharing_processes(self) -> Iterator[Engine]:
+        """An engine that starts its processes once for all its runs in the block; this one, unless a subclass differs."""
+        yield self
 
     def run(
         self,

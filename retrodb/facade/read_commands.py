@@ -108,7 +108,7 @@ class ReadCommands(DatabaseBase):
         """The documents that were deleted as near-duplicates, each with the document that was kept."""
         from retrodb.stages.dedup.clusters import read_duplicates
 
-        return read_duplicates(self.view(as_of))
+        return list(read_duplicates(self.view(as_of)))
 
     def leaks(self, testset: str | None = None, *, as_of: int | None = None) -> list[LeakHit]:
         """The matches that dedup found between test items and documents."""

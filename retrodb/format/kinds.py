@@ -79,8 +79,8 @@ _FILES = {
     "parts": "|".join(re.escape(name) for name in PART_FILES),
     "testsets": rf"items\.parquet|(?:{_TABLE_ARRAYS})\.npy",
     "queries": r"(?:documents|chunks)\.parquet|(?:tokens|hashes|ids|vectors\.[^/]+)\.npy",
-    "runs": r"plan\.json|(?:excluded|candidates|sample|outcomes)\.npy"
-    r"|(?:tasks|reports|counts|similarity|reuse|windows|spool|traces|order)/.+",
+    "runs": r"plan\.json|(?:excluded|sample|outcomes)\.npy"
+    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order)/.+",
 }
 
 

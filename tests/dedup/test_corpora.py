@@ -15,7 +15,7 @@ from real_corpora import DATA, content
 
 from retrodb.dedup.exact_scan import scan_texts
 from retrodb.dedup.leak_rule import LeakRule, parse_rule
-from retrodb.dedup.lsh import candidate_pairs, parse_bands, sort_bands
+from retrodb.dedup.lsh import join_band, parse_bands, sort_bands, unique_pairs
 from retrodb.dedup.minhash import signatures
 from retrodb.dedup.pair_similarity import intersection_and_union
 from retrodb.dedup.shingle_table import ShingleTable, build_shingle_table
@@ -82,7 +82,7 @@ def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force(folder: str, 
     texts, rule = pa.concat_arrays([eips, ercs]), parse_rule("jaccard>=0.8")
     expected = brute_force_pairs(shingle_sets(eips), shingle_sets(ercs), rule)
     run = sort_bands(signatures(texts, 256), np.arange(len(texts)), parse_bands("32x8", 256))
-    pairs = candidate_pairs([(run, 0)]).pairs
+    pairs = unique_pairs(np.concatenate([block.pairs for band in run for block in join_band([band])]))
     intersection, union = intersection_and_union(pairs, shingle_sets(texts))
     verified = pairs[(intersection > 0) & rule.is_reached(intersection, union)]
     across = verified[(verified[:, 0] < len(eips)) & (verified[:, 1] >= len(eips))]

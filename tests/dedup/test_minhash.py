@@ -14,11 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrodb.dedup.leak_rule import LeakRule
-from retrodb.dedup.lsh import Banding, candidate_pairs, parse_bands, sort_bands
+from retrodb.dedup.lsh import (
+    BAND_DTYPE,
+    Banding,
+    SortedBands,
+    join_band,
+    parse_bands,
+    prefix_rows,
+    sort_bands,
+    unique_pairs,
+)
 from retrodb.dedup.minhash import NO_SHINGLES, signatures
 from retrodb.dedup.pair_similarity import intersection_and_union
 from retrodb.dedup.shingles import shingle_sets
-from retrodb.dedup.union_find import choose_keepers, connected_components, equal_content_pairs
+from retrodb.dedup.union_find import CONTENT_DTYPE, choose_keepers, connected_components, equal_content_pairs
 from retrodb.errors import UsageError
 
 JACCARD_80 = LeakRule("jaccard", Fraction(4, 5))
@@ -48,6 +57,25 @@ def corrupted(rng: random.Random, text: str, count: int) -> str:
     return " ".join(words)
 
 
+def joined(
+    new: SortedBands, old: SortedBands | None = None, num_prefixes: int = 1, max_bucket: int = 100, max_pairs: int = 7
+) -> tuple[list[list[int]], int]:
+    """The candidates of all bands, prefix by prefix, and the number of hot buckets."""
+    blocks = [
+        block
+        for band in range(len(new))
+        for prefix in range(num_prefixes)
+        for block in join_band(
+            [new[band, prefix_rows(new["hash"][band], prefix, num_prefixes)]],
+            [] if old is None else [old[band, prefix_rows(old["hash"][band], prefix, num_prefixes)]],
+            max_bucket,
+            max_pairs,
+        )
+    ]
+    pairs = unique_pairs(np.concatenate([np.empty((0, 2), np.int64), *(block.pairs for block in blocks)]))
+    return pairs.tolist(), sum(block.num_hot_buckets for block in blocks)
+
+
 def test_minhash_recall_is_what_its_bands_predict() -> None:
     rng = random.Random(0)
     originals = [" ".join(f"w{rng.randrange(20_000)}" for _ in range(rng.randrange(150, 400))) for _ in range(1500)]
@@ -57,7 +85,7 @@ def test_minhash_recall_is_what_its_bands_predict() -> None:
     true = pairs[JACCARD_80.is_reached(*intersection_and_union(pairs, sets))]
     keys = [set(sets.keys[sets.offsets[d] : sets.offsets[d + 1]].tolist()) for d in range(3000)]
     jaccard = np.array([len(keys[a] & keys[b]) / len(keys[a] | keys[b]) for a, b in true.tolist()])
-    candidates = candidate_pairs([(sort_bands(signatures(texts), np.arange(3000), bands), 0)]).pairs
+    candidates = np.array(joined(sort_bands(signatures(texts), np.arange(3000), bands))[0])
     recalled = np.isin(true[:, 1], candidates[candidates[:, 1] - candidates[:, 0] == 1500, 1])
     misses = bands.miss_probability(jaccard)
     assert len(true) > 500
@@ -82,22 +110,36 @@ def test_candidates_are_the_pairs_that_agree_in_a_band_however_they_came(rows: l
         (ids[a], ids[b]) for a, b in combinations(range(len(rows)), 2)
         if any(rows[a][k : k + 2] == rows[b][k : k + 2] for k in (0, 2, 4))
     ]  # fmt: skip
-    whole = candidate_pairs([(sort_bands(sketch, ids, bands), 0)])
-    assert whole.pairs.tolist() == [list(pair) for pair in expected]
-    assert whole.num_hot_buckets == 0
-    old, new = (
-        (sort_bands(sketch[:split], ids[:split], bands), 0),
-        (sort_bands(sketch[split:], ids[split:] - 1, bands), 1),
-    )
-    in_two = np.concatenate([candidate_pairs([old]).pairs, candidate_pairs([new], [old]).pairs])
-    assert sorted(in_two.tolist()) == whole.pairs.tolist()
+    whole = sort_bands(sketch, ids, bands)
+    assert joined(whole) == ([list(pair) for pair in expected], 0)
+    assert joined(whole, num_prefixes=4, max_pairs=1) == joined(whole)
+    old, new = sort_bands(sketch[:split], ids[:split], bands), sort_bands(sketch[split:], ids[split:], bands)
+    assert sorted(joined(old)[0] + joined(new, old, num_prefixes=2)[0]) == joined(whole)[0]
 
 
 def test_hot_bucket_gives_the_pairs_with_its_smallest_id_and_is_counted() -> None:
     sketch = np.ones((20, 4), np.uint32)
-    candidates = candidate_pairs([(sort_bands(sketch, np.arange(20), Banding(2, 2)), 0)], max_bucket=10)
-    assert candidates.pairs.tolist() == [[0, i] for i in range(1, 20)]
-    assert candidates.num_hot_buckets == 2
+    assert joined(sort_bands(sketch, np.arange(20), Banding(2, 2)), max_bucket=10) == (
+        [[0, i] for i in range(1, 20)],
+        2,
+    )
+
+
+def test_blocks_of_candidates_are_bounded() -> None:
+    entries = np.array([(bucket, document) for bucket in range(50) for document in range(3)], BAND_DTYPE)
+    blocks = list(join_band([entries], max_pairs=6))
+    assert sum(len(block.pairs) for block in blocks) > 6 * 6
+    assert max(len(block.pairs) for block in blocks) <= 12
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=40), st.sampled_from([1, 2, 8]))
+@settings(max_examples=100, deadline=None)
+def test_every_row_has_one_prefix(values: list[int], num_prefixes: int) -> None:
+    hashes = np.sort(np.array(values, np.uint64))
+    parts = [hashes[prefix_rows(hashes, prefix, num_prefixes)] for prefix in range(num_prefixes)]
+    assert np.array_equal(np.concatenate(parts), hashes)
+    for prefix, part in enumerate(parts):
+        assert all(value * num_prefixes >> 64 == prefix for value in part.tolist())
 
 
 def test_documents_without_shingles_are_no_candidates() -> None:
@@ -124,7 +166,8 @@ def test_clusters_are_connected_components_named_by_their_smallest(edges: list[t
     for a, b in edges:
         for member in (joined := groups[a] | groups[b]):
             groups[member] = joined
-    labels = connected_components(12, np.array(edges, np.int64).reshape(-1, 2))
+    pairs = np.array(edges, np.int64).reshape(-1, 2)
+    labels = connected_components(12, [pairs[:4], pairs[4:]])
     assert labels.tolist() == [min(groups[d]) for d in range(12)]
 
 
@@ -137,5 +180,6 @@ def test_keeper_follows_the_rule_and_ties_go_to_the_first() -> None:
 
 
 def test_equal_contents_are_always_found() -> None:
-    hashes = np.array([b"aa", b"bb", b"aa", b"cc", b"aa", b"bb"], "S2")
-    assert equal_content_pairs(hashes).tolist() == [[0, 2], [0, 4], [1, 5]]
+    contents = [(1, 1, 40), (2, 1, 10), (1, 1, 20), (1, 2, 30), (1, 1, 0), (2, 1, 50)]
+    assert equal_content_pairs(np.array(contents, CONTENT_DTYPE)).tolist() == [[0, 20], [0, 40], [10, 50]]
+    assert equal_content_pairs(np.empty(0, CONTENT_DTYPE)).shape == (0, 2)

@@ -10,7 +10,7 @@ import pytest
 
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import LineProgress, Progress, make_progress
-from retrodb.engine.run import Run, add_counts, finished, open_run, run_task
+from retrodb.engine.run import Engine, Run, add_counts, finished, open_run, run_task
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord, dump_record, parse_record
 from retrodb.errors import DamagedFileError, InputError, RetroDBError
 from retrodb.format.records import FileDigest, FileRecord
@@ -167,6 +167,27 @@ def test_number_of_workers_changes_nothing(tmp_path: Path) -> None:
         run = open_run(storage, "squares", {}, "2026-01-01T00:00:00.000000+00:00")
         made.append(LocalEngine(workers).run(run, tasks(7), square, Progress()))
     assert made[0] == made[1]
+
+
+def write_process(storage: Storage, task: Task[Number, Number], clock: str) -> TaskRecord[Number]:
+    import os
+
+    return TaskRecord(task.id, result=Number(os.getpid()))
+
+
+def test_shared_processes_are_started_once_for_several_runs(storage: LocalStorage) -> None:
+    runs = [open_run(storage, "squares", {"number": number}) for number in range(3)]
+
+    def processes(engine: Engine) -> set[int]:
+        return {record.result.number for run in runs for record in engine.run(run, tasks(4), write_process, Progress())}
+
+    with LocalEngine(2).sharing_processes() as engine:
+        assert len(processes(engine)) <= 2
+        with pytest.raises(InputError):
+            engine.run(open_run(storage, "squares", {}), tasks(40), fail_at_three, Progress())
+        assert len(engine.run(open_run(storage, "squares", {}), tasks(4), square, Progress())) == 4
+    with LocalEngine().sharing_processes() as engine:
+        assert len(engine.run(open_run(storage, "squares", {"alone": 1}), tasks(4), square, Progress())) == 4
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -166,8 +166,10 @@ class TraceScanner:
         rows, names = start + np.arange(len(block)), block.dtype.names or ()
         if "key_hi" in names:
             self._compare("array", "key", block["key_hi"].astype(np.uint64), rows)
-        elif names == ("hi", "lo"):
+        elif names[:2] == ("hi", "lo"):
             self._compare("array", "text", block["hi"].astype(np.uint64), rows)
+        elif names == ("shingle",):
+            self._compare("array", "shingle", block["shingle"].astype(np.uint64), rows)
         elif block.ndim == 2 and block.dtype in (np.float16, np.float32):
             self._compare("array", "vector", row_values(block.astype(np.float16, copy=False)), rows)
         elif block.ndim == 2 and block.dtype == np.int8:

@@ -1,74 +1,27 @@
-"""Documents, pairs of similar documents, and the clusters of these: what near-duplicates reads.
+"""Pairs of similar documents, and their clusters: what a search for near-duplicates leaves, and its readers.
 
-Shapes: `M` documents, `E` pairs, `C` documents that are in a cluster.
+Readers hold one block of rows at a time: clusters have a row for each of their documents, and there may be many.
+
+Shapes: `E` pairs, `C` documents that are in a cluster.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from retrodb.dedup.union_find import Keep, choose_keepers, connected_components, equal_content_pairs
-from retrodb.format.arrays import BoolArray, Float64Array, Int64Array
-from retrodb.format.parquet import read_table
+from retrodb.format.arrays import Float64Array, Int64Array
+from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.schemas import DUPLICATE_CLUSTERS, DUPLICATE_PAIRS
 from retrodb.view.view import View
 
 PAIRS, CLUSTERS = "pairs", "clusters"
 """Names of the two kinds of duplicates files."""
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Every document of the database, deleted or not, by ascending id."""
-
-    ids: Int64Array  # (M,) of the first chunk
-    num_chunks: Int64Array  # (M,)
-    representative: Int64Array  # (M,) the first document (0 .. M-1) of the same content
-    is_present: BoolArray  # (M,) some chunk of it is live, or deleted as a near-duplicate only
-    num_chars: Int64Array  # (M,)
-    added_at: Int64Array  # (M,) microseconds
-
-    def index(self, ids: Int64Array) -> Int64Array:
-        """The number (0 .. M-1) of each document, by id."""
-        return np.searchsorted(self.ids, ids)
-
-    def repeated(self) -> Int64Array:
-        """Ids of the documents with the same content as an earlier one."""
-        return np.asarray(self.ids[self.representative != np.arange(len(self.ids))])
-
-    def num_equal(self) -> int:
-        """How many present documents have the same content as an earlier present one."""
-        present = self.representative[self.is_present]
-        return len(present) - len(np.unique(present))
-
-
-def read_documents(view: View, reason: str) -> Documents:
-    """All documents; those that only `reason` deletes count as present."""
-    parts = []
-    for record in view.chunks.ranges:
-        table = view.chunks.documents_table(record)
-        columns = [table.column(name).to_numpy().astype(np.int64) for name in ("first_row", "num_chunks", "num_chars")]
-        first_row, num_chunks, num_chars = columns
-        is_deleted = ~view.chunks.present_mask(*record.span)
-        for name, mask in view.chunks.tombstones.deleted_by_reason(*record.span).items():
-            is_deleted |= mask & (name != reason)
-        num_live = np.concatenate(([0], np.cumsum(~is_deleted)))
-        is_present = num_live[first_row + num_chunks] > num_live[first_row]
-        added_at = table.column("added_at").cast(pa.int64()).to_numpy()
-        hashes = np.array(table.column("content_hash").to_pylist(), dtype="S16")
-        parts.append((first_row + record.first_chunk, num_chunks, is_present, num_chars, added_at, hashes))
-    if not parts:
-        none = np.empty(0, np.int64)
-        return Documents(none, none, none, none.astype(bool), none, none)
-    ids, num_chunks, is_present, num_chars, added_at, hashes = map(np.concatenate, zip(*parts, strict=True))
-    representative = np.arange(len(ids))
-    equal = equal_content_pairs(hashes)
-    representative[equal[:, 1]] = equal[:, 0]
-    return Documents(ids, num_chunks, representative, is_present, num_chars, added_at)
 
 
 @dataclass(frozen=True)
@@ -84,30 +37,27 @@ class Pairs:
         """No pairs."""
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))
 
-    def concat(self, other: Pairs) -> Pairs:
-        """The pairs of both."""
-        return Pairs(
-            np.concatenate([self.first, other.first]),
-            np.concatenate([self.second, other.second]),
-            np.concatenate([self.jaccard, other.jaccard]),
-        )
-
-    def restrict_to(self, ids: Int64Array) -> Pairs:
-        """The pairs of two of these documents. Compaction drops documents, but never pairs."""
-        has_both = np.isin(self.first, ids) & np.isin(self.second, ids)
-        return Pairs(self.first[has_both], self.second[has_both], self.jaccard[has_both])
+    @staticmethod
+    def concat(blocks: Sequence[Pairs]) -> Pairs:
+        """The pairs of all blocks, of which there is one or more."""
+        columns = ([getattr(block, name) for block in blocks] for name in ("first", "second", "jaccard"))
+        return Pairs(*map(np.concatenate, columns))
 
     def table(self) -> pa.Table:
         """As schema DUPLICATE_PAIRS."""
         return pa.table([self.first, self.second, self.jaccard], schema=DUPLICATE_PAIRS)
 
 
-def read_pairs(view: View) -> Pairs:
-    """All pairs that earlier runs found."""
-    pairs = Pairs.none()
+def read_pairs(view: View) -> Iterator[Pairs]:
+    """The pairs that earlier searches found, in blocks."""
     for record in view.manifest.files("duplicates", PAIRS):
-        pairs = pairs.concat(Pairs(*(c.to_numpy() for c in read_table(view.files.open(record)).columns)))
-    return pairs
+        yield from pair_blocks(view.files.open(record))
+
+
+def pair_blocks(path: Path) -> Iterator[Pairs]:
+    """The pairs of a file, in blocks."""
+    for table in iterate_row_groups(path):
+        yield Pairs(*(column.to_numpy() for column in table.columns))
 
 
 @dataclass(frozen=True)
@@ -120,24 +70,10 @@ class Clusters:
     jaccard: Float64Array  # (C,) similarity to the keeper; 0 where only other documents of the cluster connect the two
 
     @staticmethod
-    def of(documents: Documents, pairs: Pairs, keep: Keep) -> Clusters:
-        """The connected components. Documents of equal content are one node, and only present documents connect others."""
-        node = documents.representative
-        has_present = np.zeros(len(node), dtype=bool)
-        has_present[node[documents.is_present]] = True
-        pairs = pairs.restrict_to(documents.ids)
-        first, second = node[documents.index(pairs.first)], node[documents.index(pairs.second)]
-        connects = has_present[first] & has_present[second]
-        labels = connected_components(len(node), np.stack([first, second], axis=1)[connects])[node]
-        present = np.flatnonzero(documents.is_present)
-        _, cluster_of, sizes = np.unique(labels[present], return_inverse=True, return_counts=True)
-        chosen = present[sizes[cluster_of] > 1]
-        labels = labels[chosen]
-        kept = choose_keepers(labels, keep, documents.num_chars[chosen], documents.added_at[chosen])
-        smallest = choose_keepers(labels, "first", documents.num_chars[chosen], documents.added_at[chosen])
-        jaccard = _similarity(node[chosen], node[chosen][kept], first, second, pairs.jaccard)
-        ids = documents.ids[chosen]
-        return Clusters(ids, ids[smallest], ids[kept], jaccard)
+    def none() -> Clusters:
+        """No clusters."""
+        none = np.empty(0, np.int64)
+        return Clusters(none, none, none, np.empty(0, np.float64))
 
     @cached_property
     def removed(self) -> Int64Array:
@@ -156,19 +92,29 @@ class Clusters:
 
 def read_clusters(view: View) -> Clusters:
     """The clusters as of the last search for near-duplicates; none before the first one."""
+    blocks = [Clusters.none(), *cluster_blocks(view)]
+    columns = ([getattr(block, name) for block in blocks] for name in ("document", "label", "keeper", "jaccard"))
+    return Clusters(*map(np.concatenate, columns))
+
+
+def cluster_blocks(view: View) -> Iterator[Clusters]:
+    """The clusters in blocks of consecutive documents; a cluster may be in several blocks."""
     for record in view.manifest.files("duplicates", CLUSTERS):
-        return Clusters(*(column.to_numpy() for column in read_table(view.files.open(record)).columns))
-    none = np.empty(0, np.int64)
-    return Clusters(none, none, none, np.empty(0, np.float64))
+        for table in iterate_row_groups(view.files.open(record)):
+            if table.num_rows:
+                yield Clusters(*(column.to_numpy() for column in table.columns))
 
 
 def cluster_keys(view: View, ids: Int64Array) -> Int64Array:
     """(Q,) int64: equal for chunks of documents of one cluster; the document's id outside of clusters; -1 for no document."""
-    clusters, documents = read_clusters(view), view.chunks.document_ids(ids)
-    if not len(clusters.document):
-        return documents
-    position = np.minimum(np.searchsorted(clusters.document, documents), len(clusters.document) - 1)
-    return np.where(clusters.document[position] == documents, clusters.label[position], documents)
+    documents, inverse = np.unique(view.chunks.document_ids(ids), return_inverse=True)
+    keys = documents.copy()
+    for clusters in cluster_blocks(view):
+        low, high = np.searchsorted(documents, [clusters.document[0], clusters.document[-1] + 1])
+        position = np.searchsorted(clusters.document, documents[low:high])
+        is_member = clusters.document[position] == documents[low:high]
+        keys[low:high][is_member] = clusters.label[position[is_member]]
+    return keys[inverse]
 
 
 @dataclass(frozen=True)
@@ -187,40 +133,31 @@ class Duplicate:
     keeper_excerpt: str
 
 
-def read_duplicates(view: View) -> list[Duplicate]:
+def read_duplicates(view: View) -> Iterator[Duplicate]:
     """Every document that is deleted as a near-duplicate, with its keeper."""
-    clusters = read_clusters(view)
+    for clusters in cluster_blocks(view):
+        yield from _duplicates(view, clusters)
+
+
+def _duplicates(view: View, clusters: Clusters) -> Iterator[Duplicate]:
+    """The deleted documents of a block."""
     rows = np.flatnonzero(clusters.document != clusters.keeper)
     ids, kept = clusters.document[rows], clusters.keeper[rows]
     excerpts, keeper_excerpts = (view.chunks.texts(first, deleted_too=True) for first in (ids, kept))
     documents, keepers_of = view.chunks.documents(ids), view.chunks.documents(kept)
-    return [
-        Duplicate(
-            source=document["source"],
-            doc_id=document["doc_id"],
-            first_chunk=document["first_chunk"],
-            keeper_source=keeper["source"],
-            keeper_doc_id=keeper["doc_id"],
-            keeper_first_chunk=keeper["first_chunk"],
-            cluster=int(clusters.label[row]),
-            jaccard=float(clusters.jaccard[row]),
-            excerpt=excerpt,
-            keeper_excerpt=keeper_excerpt,
-        )
-        for row, document, keeper, excerpt, keeper_excerpt in zip(
-            rows.tolist(), documents, keepers_of, excerpts, keeper_excerpts, strict=True
-        )
-        if document and keeper
-    ]
-
-
-def _similarity(
-    nodes: Int64Array, kept: Int64Array, first: Int64Array, second: Int64Array, jaccard: Float64Array
-) -> Float64Array:
-    """(C,) the similarity of each node to the one that is kept: 1 to itself, 0 where the two are no pair."""
-    jaccard_of = dict(zip(zip(first.tolist(), second.tolist(), strict=True), jaccard.tolist(), strict=True))
-    similarities = [
-        1.0 if a == b else jaccard_of.get((min(a, b), max(a, b)), 0.0)
-        for a, b in zip(nodes.tolist(), kept.tolist(), strict=True)
-    ]
-    return np.array(similarities, dtype=np.float64)
+    for row, document, keeper, excerpt, keeper_excerpt in zip(
+        rows.tolist(), documents, keepers_of, excerpts, keeper_excerpts, strict=True
+    ):
+        if document and keeper:
+            yield Duplicate(
+                source=document["source"],
+                doc_id=document["doc_id"],
+                first_chunk=document["first_chunk"],
+                keeper_source=keeper["source"],
+                keeper_doc_id=keeper["doc_id"],
+                keeper_first_chunk=keeper["first_chunk"],
+                cluster=int(clusters.label[row]),
+                jaccard=float(clusters.jaccard[row]),
+                excerpt=excerpt,
+                keeper_excerpt=keeper_excerpt,
+            )

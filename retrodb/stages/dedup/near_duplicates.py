@@ -6,40 +6,57 @@ database now: when a keeper is deleted, another document of its cluster comes ba
 
 Documents of equal content are one node of the graph, and the first of them represents all in the join. So they are always
 found, even when they are too short for a shingle, and do not fill up the buckets.
+
+All work is done by tasks that exchange files in the run's folder (`near_files`). Planning sees their counts and the manifest:
+
+    near_documents  facts of the documents of each shard; documents of equal content, by prefixes of their hashes
+    near_bands      bands of new shards; bands without the documents of repeated content
+    near_join       candidate pairs, by bands and prefixes of their hashes
+    near_verify     shingle sets of the candidates of each shard; similar pairs, by ranges of first documents
+    near_clusters   clusters of all pairs; tombstones of each shard
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
-
-import numpy as np
+from pathlib import Path
 
 from retrodb.config import NearDuplicatesParams
 from retrodb.dedup.lsh import parse_bands
 from retrodb.dedup.shingles import check_ngram
 from retrodb.dedup.union_find import Keep
+from retrodb.engine.run import Run, add_counts, open_run
+from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.errors import UsageError
 from retrodb.format.entries import DuplicatesEntry
 from retrodb.format.json_codec import to_plain_object
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import write_table
-from retrodb.format.records import ChunkRange
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
-from retrodb.stages.dedup.clusters import CLUSTERS, PAIRS, Clusters, Documents, Pairs, read_documents, read_pairs
-from retrodb.stages.dedup.near_join import NewPairs, bands_files, jaccard_rule, join_new_shards, open_search
+from retrodb.stages.dedup.clusters import CLUSTERS, PAIRS
+from retrodb.stages.dedup.near_bands import bands_files, distinct_bands, hash_shards
+from retrodb.stages.dedup.near_clusters import CLUSTERS_FILE, changed_tombstones, cluster_pairs
+from retrodb.stages.dedup.near_documents import DescribedDocuments, describe_documents
+from retrodb.stages.dedup.near_files import (
+    BandsRun,
+    delete_near_files,
+    delete_run,
+    documents_records,
+    near_path,
+)
+from retrodb.stages.dedup.near_join import join_bands
+from retrodb.stages.dedup.near_verify import compare_candidates, jaccard_rule
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.view.tombstones import Tombstone, tombstone
+from retrodb.store.digest import identity
+from retrodb.view.tombstones import Tombstone
 from retrodb.view.view import View
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-REASON = "near-duplicate"
 ENTRY = "near"
+STAGE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -61,13 +78,25 @@ class NearDuplicatesResult:
 
 
 @dataclass(frozen=True)
+class NewPairs:
+    """The pairs with a document of a new shard, and the counts of finding them."""
+
+    bands: tuple[FileRecord, ...] = ()  # of shards that were hashed
+    pairs: tuple[FileRecord, ...] = ()
+    num_hashed: int = 0
+    num_compared: int = 0
+    num_similar: int = 0
+    num_hot_buckets: int = 0
+
+
+@dataclass(frozen=True)
 class NearDuplicatesPlan:
     """What a search for near-duplicates is going to delete and to bring back."""
 
     view: View
+    run: Run
     params: NearDuplicatesParams
     join: NewPairs
-    clusters: Clusters
     tombstones: tuple[Tombstone, ...]
     keeps_pairs: bool  # pairs of the last search stay valid
     has_changes: bool
@@ -83,15 +112,20 @@ def run_near_duplicates(
         UsageError: for invalid parameters.
         ConflictError: another search was committed meanwhile.
     """
-    plan = plan_near_duplicates(context, params)
+    with context.engine.sharing_processes() as engine:
+        plan = plan_near_duplicates(replace(context, engine=engine), params)
+    if not plan.has_changes:
+        delete_run(plan.run)
+        return replace(plan.result, dry_run=dry_run)
     return plan.result if dry_run else execute_near_duplicates(context, plan)
 
 
 def plan_near_duplicates(context: Context, params: NearDuplicatesParams) -> NearDuplicatesPlan:
     """Find the clusters, and what has to be deleted or brought back.
 
-    New shards are hashed and joined here, because the clusters follow from the pairs. This work is stored in the run's folder
-    and in bands files, and `execute_near_duplicates` and any later run of the same command use it.
+    The documents of all shards are read and new shards are hashed and joined here, in tasks, because the clusters follow from
+    them. This work is stored in the run's folder, and in bands and pairs files, and `execute_near_duplicates` and any later run
+    of the same command use it.
 
     Raises:
         UsageError: for invalid parameters.
@@ -99,21 +133,21 @@ def plan_near_duplicates(context: Context, params: NearDuplicatesParams) -> Near
     _check(params)
     keep = _keep(params)
     view = context.view()
+    run = _open_search(context, view, params)
     former = view.snapshot.entry(DuplicatesEntry, ENTRY)
     keeps_pairs = former is not None and replace(former.params, keep=params.keep) == params
-    documents = read_documents(view, REASON)
-    spans = [record.span for record in view.chunks.ranges]
+    spans = [record.span for record in documents_records(view)]
     bands = {record.first_chunk: record for record in bands_files(view, params, spans)}
     new = [span for span in spans if not (keeps_pairs and span.first_chunk in bands)]
-    join = join_new_shards(context, view, params, documents, spans, new, bands)
-    former_pairs = read_pairs(view) if keeps_pairs else Pairs.none()
-    clusters = Clusters.of(documents, former_pairs.concat(join.pairs), keep)
-    tombstones = _tombstones(view, spans, clusters)
+    documents = describe_documents(context, view, run)
+    join = _join_new_shards(context, view, run, params, documents, bands, new)
+    clusters = cluster_pairs(context, view, run, keep, documents, join.pairs, has_former_pairs=keeps_pairs)
+    tombstones = changed_tombstones(context, view, run, clusters)
     return NearDuplicatesPlan(
         view=view,
+        run=run,
         params=params,
         join=join,
-        clusters=clusters,
         tombstones=tuple(tombstones),
         keeps_pairs=keeps_pairs,
         has_changes=former != DuplicatesEntry(params) or bool(new) or bool(tombstones),
@@ -121,36 +155,70 @@ def plan_near_duplicates(context: Context, params: NearDuplicatesParams) -> Near
     )
 
 
+def _open_search(context: Context, view: View, params: NearDuplicatesParams) -> Run:
+    """The run of a search; opened twice it is the same."""
+    state = identity(sorted(view.manifest.paths()))
+    plan = {"version": STAGE_VERSION, "state": state, "near": to_plain_object(params)}
+    return open_run(context.storage, "dedup", plan, context.clock)
+
+
+def _join_new_shards(
+    context: Context,
+    view: View,
+    run: Run,
+    params: NearDuplicatesParams,
+    documents: DescribedDocuments,
+    bands: dict[int, FileRecord],
+    new: Sequence[ChunkRange],
+) -> NewPairs:
+    """Hash the shards without bands, and find the pairs that documents of the new shards are part of."""
+    if not new:
+        return NewPairs()
+    hashed = hash_shards(context, view, run, params, [span for span in new if span.first_chunk not in bands])
+    new_bands = tuple(file for record in hashed for file in record.files)
+    is_new = {span.first_chunk for span in new}
+    all_bands = sorted([*bands.values(), *new_bands], key=lambda record: record.first_chunk)
+    runs = [BandsRun(record, record.first_chunk in is_new) for record in all_bands]
+    joined = join_bands(context, view, run, params, distinct_bands(context, view, run, documents, runs))
+    compared = compare_candidates(context, view, run, params, joined)
+    counts = add_counts([*hashed, *compared])
+    return NewPairs(
+        bands=new_bands,
+        pairs=tuple(file for record in compared for file in record.files),
+        num_hashed=counts.get("documents", 0),
+        num_compared=counts.get("compared", 0),
+        num_similar=counts.get("similar", 0),
+        num_hot_buckets=joined.num_hot_buckets,
+    )
+
+
 def execute_near_duplicates(context: Context, plan: NearDuplicatesPlan) -> NearDuplicatesResult:
-    """Commit the clusters and tombstones of a plan.
+    """Commit the clusters and tombstones of a plan that has changes.
 
     Raises:
         ConflictError: another search was committed meanwhile.
     """
-    result = replace(plan.result, dry_run=False)
-    if not plan.has_changes:
-        return result
-    view, clusters, pairs = plan.view, plan.clusters, plan.join.pairs
-    run = open_search(context, view, plan.params)
+    view, run, result = plan.view, plan.run, plan.result
     arguments = {"near_duplicates": True, **to_plain_object(plan.params)}
     keys = conflict_keys.near_duplicates()
     transaction = Transaction.of_run(context, view, run, "dedup", keys, arguments=arguments)
     transaction.drop_files(view.manifest.files("duplicates", CLUSTERS))
     if not plan.keeps_pairs:
         transaction.drop_files(view.manifest.files("duplicates", PAIRS))
-    transaction.files += plan.join.files
+    transaction.files += [*plan.join.bands, *plan.join.pairs]
     transaction.add_tombstones(plan.tombstones)
-    if len(pairs.first):
-        _publish(transaction, PAIRS, pairs.table())
-    _publish(transaction, CLUSTERS, clusters.table())
+    clusters = context.storage.local(near_path(run.id, CLUSTERS_FILE))
+    path = path_of("duplicates", name=CLUSTERS, task=run.id)
+    transaction.publish("duplicates", path, partial(_copy, clusters), name=CLUSTERS)
     transaction.set_entry(ENTRY, DuplicatesEntry(plan.params))
-    transaction.counts = {"clusters": clusters.num_clusters, "removed_documents": len(clusters.removed)}
-    return replace(result, snapshot=transaction.commit().number)
+    transaction.counts = {"clusters": result.num_clusters, "removed_documents": result.num_removed_documents}
+    snapshot = transaction.commit()
+    delete_near_files(run)
+    return replace(result, dry_run=False, snapshot=snapshot.number)
 
 
-def _publish(transaction: Transaction, name: str, table: pa.Table) -> None:
-    path = path_of("duplicates", name=name, task=transaction.run.id)
-    transaction.publish("duplicates", path, partial(write_table, table=table), name=name)
+def _copy(source: Path, local: Path) -> None:
+    shutil.copyfile(source, local)
 
 
 def _keep(params: NearDuplicatesParams) -> Keep:
@@ -161,42 +229,28 @@ def _keep(params: NearDuplicatesParams) -> Keep:
 
 
 def _check(params: NearDuplicatesParams) -> None:
-    jaccard_rule(params)
+    jaccard_rule(params.jaccard)
     check_ngram(params.ngram)
     parse_bands(params.bands, params.permutations)
 
 
-def _tombstones(view: View, spans: Sequence[ChunkRange], clusters: Clusters) -> list[Tombstone]:
-    """What has to be deleted that is not, and what has to come back."""
-    changes = []
-    removed = clusters.removed
-    for first, count in spans:
-        layout = view.chunks.layout(view.chunks.file("documents", first, count))
-        first_rows = removed[(removed >= first) & (removed < first + count)] - first
-        should_delete = np.zeros(count, dtype=bool)
-        should_delete[layout.rows_of(first_rows)] = True
-        is_deleted = view.chunks.tombstones.deleted_by_reason(first, count).get(REASON, np.zeros(count, dtype=bool))
-        is_deleted &= view.chunks.present_mask(first, count)  # what compaction dropped cannot come back
-        for rows, active in ((should_delete & ~is_deleted, True), (is_deleted & ~should_delete, False)):
-            if rows.any():
-                changes.append(tombstone(first, count, REASON, np.flatnonzero(rows), active=active))
-    return changes
-
-
 def _result(
-    view: View, params: NearDuplicatesParams, documents: Documents, clusters: Clusters, join: NewPairs
+    view: View,
+    params: NearDuplicatesParams,
+    documents: DescribedDocuments,
+    clusters: TaskRecord[NoResult],
+    join: NewPairs,
 ) -> NearDuplicatesResult:
-    removed = clusters.removed
     return NearDuplicatesResult(
         snapshot=view.snapshot.number,
-        num_documents=int(documents.is_present.sum()),
+        num_documents=documents.num_present,
         num_hashed_documents=join.num_hashed,
         num_compared_pairs=join.num_compared,
-        num_similar_pairs=len(join.pairs.first),
-        num_equal_documents=documents.num_equal(),
-        num_clusters=clusters.num_clusters,
-        num_removed_documents=len(removed),
-        num_removed_chunks=int(documents.num_chunks[documents.index(removed)].sum()),
+        num_similar_pairs=join.num_similar,
+        num_equal_documents=clusters.counts["equal_documents"],
+        num_clusters=clusters.counts["clusters"],
+        num_removed_documents=clusters.counts["removed_documents"],
+        num_removed_chunks=clusters.counts["removed_chunks"],
         num_hot_buckets=join.num_hot_buckets,
         expected_miss=parse_bands(params.bands, params.permutations).expected_miss(params.jaccard),
         dry_run=True,

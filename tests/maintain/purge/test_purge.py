@@ -18,10 +18,13 @@ from made_documents import made_text, write_documents
 
 from retrodb.corpus.chunking import chunk_documents
 from retrodb.database import Database, DocumentName
+from retrodb.dedup.shingles import shingle_sets
+from retrodb.dedup.union_find import CONTENT_DTYPE
 from retrodb.engine.run import open_run
 from retrodb.errors import UsageError
 from retrodb.format import schemas
 from retrodb.format.arrays import AnyArray, save_array
+from retrodb.format.document_keys import content_hash
 from retrodb.format.entries import PinEntry
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
@@ -29,6 +32,7 @@ from retrodb.format.snapshot import dump_snapshot
 from retrodb.maintain.purge.proof import Proof, run_proof
 from retrodb.maintain.purge.targets import find_targets
 from retrodb.maintain.purge.traces import Traces, store_traces, string_values, traces_of
+from retrodb.stages.dedup.near_verify import SHINGLE_DTYPE
 from retrodb.store.storage import LocalStorage
 from retrodb.view.view import SELF
 
@@ -78,6 +82,15 @@ def test_nothing_is_left_of_a_purged_document(make_database: Make, tmp_path: Pat
     assert database.ingest([changed], source="made").num_added == 0
 
 
+def test_nothing_is_left_of_it_in_an_unfinished_search_for_near_duplicates(make_database: Make, tmp_path: Path) -> None:
+    database = make_database({GONE: TEXT, "near": f"{TEXT} again", "same": TEXT, "other": made_text(1, 100)})
+    database.near_duplicates(dry_run=True)
+    assert list(Path(database.path).glob("runs/*/near/contents/0.npy"))
+    assert list(Path(database.path).glob("runs/*/near/shingles/0.npy"))
+    assert database.purge([GONE, "near", "same"]).is_clean
+    assert not list(Path(database.path).glob("runs/*/near"))
+
+
 def test_a_copy_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     before = Path(shutil.copytree(database.path, tmp_path / "before"))
@@ -102,7 +115,7 @@ def test_a_copy_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path
         assert any(remaining.startswith(path) for remaining in remaining_paths()), path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
         planted += 1
-    assert planted == 18
+    assert planted == 20
     assert remaining_paths() == set()
 
 
@@ -158,12 +171,20 @@ def _made(database: Database) -> Iterator[tuple[str, Callable[[Path], Any]]]:
     yield "queries/q/x/tokens.npy", lambda path: save_array(path, _tokens(database))
     yield "runs/x/plan.json", lambda path: path.write_bytes(orjson.dumps({"where": f"doc_id = '{GONE}'"}))
     yield "runs/x/tasks/t.json", lambda path: path.write_bytes(orjson.dumps({"result": {"excerpt": quote}}))
+    content = int.from_bytes(content_hash(TEXT, None)[:8], "big")
+    contents, shingles = np.array([(content, 0, 7)], CONTENT_DTYPE), np.array([1, 2, _shingle()], np.uint64)
+    yield "runs/x/near/contents/0.npy", lambda path: save_array(path, contents)
+    yield "runs/x/near/shingles/0.npy", lambda path: save_array(path, shingles.view(SHINGLE_DTYPE))
     yield "runs/x/spool/a.arrow", lambda path: _write_arrow(path, spool)
     yield "runs/x/spool/standard-input", lambda path: path.write_bytes(orjson.dumps({"id": "y", "text": quote}))
     head = database.view().snapshot
     named = replace(head, number=999, arguments={"doc_ids": [GONE]})
     yield named.path, lambda path: path.write_bytes(dump_snapshot(named))
     yield "tmp/left-behind.npy", lambda path: path.write_bytes(b"half of something")
+
+
+def _shingle() -> int:
+    return int(shingle_sets(pa.array([TEXT], pa.large_string())).keys[0])
 
 
 def _nothing(kind: pa.DataType) -> Any:

@@ -12,9 +12,8 @@ from real_corpora import DATA, unpack
 import retrodb
 from retrodb.database import Database
 from retrodb.dedup.shingles import words_of
-from retrodb.stages.dedup.clusters import read_documents, read_pairs
+from retrodb.stages.dedup.clusters import read_pairs
 from retrodb.stages.dedup.leak_report import CONTAINED
-from retrodb.stages.dedup.near_duplicates import REASON
 
 pytestmark = [pytest.mark.corpora, pytest.mark.skipif(not DATA.exists(), reason="no corpora next to the repository")]
 
@@ -86,10 +85,11 @@ def test_near_duplicates_of_eips_and_ercs_are_those_of_brute_force(tmp_path: Pat
             having[gram].append(first)
     shared = Counter((a, b) for b, shingles in ercs.items() for gram in shingles for a in having.get(gram, ()))
     expected = {(a, b) for (a, b), n in shared.items() if 5 * n >= 4 * (len(eips[a]) + len(ercs[b]) - n)}
-    pairs, documents = read_pairs(view), read_documents(view, REASON)
-    similar = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
-    first_equal = dict(zip(documents.ids.tolist(), documents.ids[documents.representative].tolist(), strict=True))
-    similar |= {(a, b) for b, a in first_equal.items() if a != b}  # of equal texts the first stands for all
+    blocks = list(read_pairs(view))
+    similar = {pair for pairs in blocks for pair in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)}
+    contents = dict(zip(firsts.tolist(), view.chunks.content_keys(firsts).tolist(), strict=True))
+    first_of = {key: first for first, key in sorted(contents.items(), reverse=True)}
+    similar |= {(first_of[key], first) for first, key in contents.items() if first_of[key] != first}  # equal texts
     assert {(a, b) for a, b in similar if a in eips and b in ercs} == expected
     assert len(expected) >= 2
 
