@@ -33,7 +33,8 @@ from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.stages.ingest.plan import IngestResult
 from retrodb.store.snapshots import since
 from retrodb.store.storage import translate_os_error
-from retrodb.view.view import SELF, View
+from retrodb.view.shard_counts import num_pending_chunks
+from retrodb.view.view import View
 
 DONE, NOTHING_NEW, FAILED, LEFT_OUT = "done", "nothing new", "failed", "left out"
 
@@ -204,13 +205,11 @@ def spaces_of(view: View, recipe: Recipe) -> list[str]:
 
 def pending_vectors(view: View, space: str) -> int:
     """How many live, screened keys, and rows of query sets, have no vector in a space."""
-    count = 0
-    for query_set in (SELF, *view.snapshot.names(QueriesEntry)):
+    count = num_pending_chunks(view, space)
+    for query_set in view.snapshot.names(QueriesEntry):
         chunks, covered = view.query_set(query_set), view.query_vectors(query_set, space)
         for record in chunks.ranges:
-            span = record.first_chunk, record.num_chunks
-            wanted = view.embeddable_mask(*span) if query_set == SELF else chunks.key_mask(*span)
-            count += int((wanted & ~covered.covered_mask(*span)).sum())
+            count += int((chunks.key_mask(*record.span) & ~covered.covered_mask(*record.span)).sum())
     return count
 
 
