@@ -21,6 +21,7 @@ from retrodb.format.document_keys import IdArray
 from retrodb.format.entries import QueriesEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
+from retrodb.format.rows import is_in
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
 from retrodb.stages.ingest.read_tasks import engine_for
@@ -139,10 +140,10 @@ def _source_of(held_out: ChunkSet, record: FileRecord) -> str:
 
 def _is_current(chunks: ChunkSet, record: FileRecord, first_rows: Int64Array) -> BoolArray:
     """(n,) bool: neither superseded nor removed. A document that compaction dropped counts while a decision keeps it out."""
-    masks = chunks.tombstones.deleted_by_reason(*record.span)
+    deleted = chunks.tombstones.rows_by_reason(*record.span)
     is_current = chunks.layout(chunks.file("documents", *record.span)).document_of(first_rows) >= 0
-    for reason in masks.keys() - {SUPERSEDED, REMOVED}:
-        is_current |= masks[reason][first_rows]
-    for reason in masks.keys() & {SUPERSEDED, REMOVED}:
-        is_current &= ~masks[reason][first_rows]
+    for reason in deleted.keys() - {SUPERSEDED, REMOVED}:
+        is_current |= is_in(deleted[reason], first_rows, record.num_chunks)
+    for reason in deleted.keys() & {SUPERSEDED, REMOVED}:
+        is_current &= ~is_in(deleted[reason], first_rows, record.num_chunks)
     return np.asarray(is_current)
