@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Pair: TypeAlias = tuple[str, str]
 """Source and id of a document."""
 _SHOWN = 3  # ambiguous names that a message lists
-_PASSES_OF_SEARCH = 16  # a binary search for one key takes about as long as one pass over so many entries
+_PASSES_OF_SEARCH = 4  # a binary search for one key takes about as long as one pass over so many entries
 
 
 @dataclass(frozen=True)
