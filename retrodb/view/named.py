@@ -19,6 +19,7 @@ from retrodb.errors import UsageError
 from retrodb.format.arrays import map_array
 from retrodb.format.document_keys import find_keys, key_of
 from retrodb.printable import escape
+from retrodb.view.purged import KEY_DTYPE, is_among
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Pair: TypeAlias = tuple[str, str]
 """Source and id of a document."""
 _SHOWN = 3  # ambiguous names that a message lists
+_PASSES_OF_SEARCH = 4  # a binary search for one key takes about as long as one pass over so many entries
 
 
 @dataclass(frozen=True)
@@ -144,14 +146,15 @@ def _ambiguous(names: Mapping[Name, Sequence[Pair]]) -> UsageError:
 def _lookup(view: View, pairs: Iterable[Pair]) -> dict[Pair, list[int]]:
     """The first chunk ids of all versions of those of some documents that are in the database.
 
-    The keys of these documents are searched in one shard after another; no other document is read.
+    The keys of these documents are searched in one shard after another. A short list reads few pages of each.
     """
     wanted = {key_of(*pair): pair for pair in pairs}
     keys = np.array([divmod(key, 1 << 64) for key in sorted(wanted)], dtype=np.uint64).reshape(-1, 2)
     first_chunks: dict[Pair, list[int]] = defaultdict(list)
     for record in view.coverage("ids").records if wanted else ():
         entries = map_array(view.files.open(record))
-        hits = entries[find_keys(entries, keys)]
+        is_short = len(keys) * _PASSES_OF_SEARCH < len(entries)
+        hits = entries[find_keys(entries, keys) if is_short else is_among(entries, keys.view(KEY_DTYPE).ravel())]
         ids = hits["row"] + record.first_chunk
         exists = view.chunks.document_ids(ids) == ids  # compaction keeps the keys of some documents that are gone
         for hit, first in zip(hits[exists], ids[exists].tolist(), strict=True):

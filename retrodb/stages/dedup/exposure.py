@@ -133,11 +133,8 @@ def run_exposure(
 
 def _spans(table: NeighbourTable, queries: ChunkSet) -> Iterator[ChunkRange]:
     """Ranges that together have all rows of a table, ascending: those of the query set, and gaps whose documents are lost."""
-    end = 0
-    for span in [
-        *(record.span for record in queries.ranges),
-        ChunkRange(max((r.span.end for r in table.files), default=0), 0),
-    ]:
+    end, last = 0, ChunkRange(max((file.span.end for file in table.files), default=0), 0)
+    for span in [*(record.span for record in queries.ranges), last]:
         if end < span.first_chunk:
             yield ChunkRange(end, span.first_chunk - end)
         if span.num_chunks:

@@ -119,7 +119,8 @@ def run_choice(
         UsageError: the condition is invalid for some document.
     """
     tasks = [kind.task(payload, weight=payload.shard.num_chunks) for payload in planned.payloads]
-    # A dry run is another run, because it deletes its records when it ends.
+    # A decision may be made, revoked and made again: each time it is another run, because the tasks name another snapshot.
+    # A dry run is another one too, because it deletes its records when it ends.
     plan = {"tasks": [task.id for task in tasks], "dry_run": dry_run}
     run = open_run(context.storage, command, plan, context.clock)
     is_small = sum(task.weight for task in tasks) <= _CHUNKS_OF_ONE_PROCESS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.errors import MissingStep, UsageError
+from retrodb.format.records import ChunkRange
+from retrodb.stages.dedup.exposure import _spans
 from retrodb.view.neighbour_table import NeighbourTable
 
 from .test_dedup import grams
@@ -140,6 +143,23 @@ def test_rows_are_compared_by_shard_of_the_query_set(
     assert [row.is_seen for row in result.exposed] == [row.sample < len(whole) // 2 for row in result.exposed]
     assert (sum(sizes), len(sizes)) == (result.num_rows, num_shards)
     assert result.num_rows == len(whole)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "end", "spans"),
+    [
+        ([], 0, []),
+        ([(0, 5), (5, 3)], 8, [(0, 5), (5, 3)]),
+        ([(2, 3), (7, 1)], 12, [(0, 2), (2, 3), (5, 2), (7, 1), (8, 4)]),
+        ([(0, 5)], 3, [(0, 5)]),
+    ],
+)
+def test_rows_of_lost_documents_are_compared_too(
+    ranges: list[tuple[int, int]], end: int, spans: list[tuple[int, int]]
+) -> None:
+    table = SimpleNamespace(files=[SimpleNamespace(span=ChunkRange(0, end))])
+    queries = SimpleNamespace(ranges=[SimpleNamespace(span=ChunkRange(*span)) for span in ranges])
+    assert list(_spans(table, queries)) == spans  # type: ignore[arg-type]
 
 
 def test_unknown_test_sets_and_tables_are_refused(trained: Database) -> None:

@@ -16,6 +16,7 @@ import retrodb
 from retrodb.config import TagParams
 from retrodb.database import Database, DocumentName
 from retrodb.errors import UsageError
+from retrodb.format.rows import deserialize_rows
 from retrodb.stages.deletion import choice as module
 from retrodb.stages.deletion.choice import Choice, plan_choice
 from retrodb.stages.deletion.tag import plan_tag
@@ -184,6 +185,17 @@ def test_names_are_looked_up_by_their_keys(database: Database, monkeypatch: pyte
     planned = plan_choice(view, unknown, "filter")
     assert planned.payloads == ()
     assert len(planned.unknown_names) == 2
+
+
+def test_short_and_long_lists_of_names_find_the_same(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    doc_ids = [f"d{n}" for n in range(15)]
+    found = []
+    for passes in (0, 1 << 40):
+        monkeypatch.setattr("retrodb.view.named._PASSES_OF_SEARCH", passes)
+        found.append(plan_choice(database.view(), Choice(doc_ids=doc_ids), "filter"))
+    assert found[0] == found[1]
+    named = [deserialize_rows(payload.named) for payload in found[0].payloads if payload.named]
+    assert sum(map(len, named)) == len(doc_ids) + 2  # two have an older version
 
 
 def test_only_shards_of_the_named_documents_get_a_task(database: Database) -> None:
