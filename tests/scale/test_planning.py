@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from _pytest.mark import ParameterSet
 from made_documents import made_text, write_documents
@@ -257,6 +258,16 @@ def commands(not_yet: dict[str, str]) -> list[ParameterSet]:
         return [] if reason is None else [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)]
 
     return [pytest.param(name, marks=marks(name)) for name in COMMANDS]
+
+
+def test_a_database_of_copied_shards_is_sound(grown: Grown) -> None:
+    once, eightfold = (retrodb.open(grown.folder / str(times)) for times in (1, TIMES))
+    assert len(eightfold.view().shards) == TIMES * len(once.view().shards) == TIMES * SHARDS
+    assert eightfold.stats().num_live_chunks == TIMES * once.stats().num_live_chunks
+    assert not eightfold.check(read_data=True).damaged
+    ids = np.arange(once.view().chunks.end)
+    texts = eightfold.view().chunks.texts(np.concatenate([ids, ids + (TIMES - 1) * len(ids)]))
+    assert texts[: len(ids)] == texts[len(ids) :] == once.view().chunks.texts(ids)
 
 
 @pytest.mark.parametrize("name", commands(NOT_YET))
