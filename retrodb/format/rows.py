@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from retrodb.format.arrays import BoolArray, Int64Array
 
-MAX_ROWS = 1 << 32
-"""Length of the longest range that a bitmap can describe: its rows are 32-bit numbers."""
+MAX_ROWS = (1 << 32) - 1
+"""Length of the longest range that a bitmap can describe: its rows are 32-bit numbers, and the last of these is no row."""
 
 
 @dataclass(frozen=True)
