@@ -96,8 +96,8 @@ class Lists:
     def columns(self, list_: int) -> ListColumns:
         """A list; without exclusion keys."""
         rows = slice(self.offsets[list_], self.offsets[list_ + 1])
-        ranks = self.order[rows].numpy()
-        return ListColumns(self.codes[rows], self.scales[rows], ranks, np.empty((0, len(ranks)), np.int64))
+        ids = self.order[rows].numpy()
+        return ListColumns(self.codes[rows], self.scales[rows], ids, np.empty((0, len(ids)), np.int64))
 
 
 def reranked(vectors: torch.Tensor, queries: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tensor:

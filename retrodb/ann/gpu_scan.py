@@ -1,8 +1,8 @@
 """The scan of the join in PyTorch, for GPUs: the same codes and the same order of work as the compiled scan, on tensor cores.
 
-Products of codes are exact integers here too (`torch._int_mm`). A query keeps one 64-bit number for each candidate: the
-distance, as an integer of the same order, in the high half, and the rank by id in the low half. So ties go to the smaller
-id, and an unordered `topk` is enough. This module needs nothing but PyTorch and NumPy.
+Products of codes are exact integers here too (`torch._int_mm`). Candidates are compared by one 64-bit number: the distance,
+as an integer of the same order, in the high half, and the position among the candidates by ascending id in the low half. So
+ties go to the smaller id, and ids may have all 64 bits. This module needs nothing but PyTorch and NumPy.
 
 Legend: Q queries, A lists of a query, W candidates kept, R queries of a tile, C columns of a list, D dimensions, J kinds.
 """
@@ -27,7 +27,9 @@ LEVELS = 31  # codes from -31 to 31, as in `codegen/six_bit_codes.py`, which nee
 _PRODUCT_BYTES = 4 * 4 + 4 + 8 + 4
 TILE_PRODUCTS = (2 << 30) // _PRODUCT_BYTES  # products at once: 2 GiB
 _MULTIPLE = 32  # `torch._int_mm` on CUDA needs more than 16 rows, and dimensions and columns in multiples of 8
-_NONE = np.iinfo(np.int64).max
+_NONE = np.iinfo(np.int64).max  # the number of an excluded candidate, and the id of none: after all others
+_NO_DISTANCE = _NONE >> 32
+_LOW_HALF = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ListColumns:
 
     codes_CD: NDArray[np.int8]
     scales_C: Float32Array  # a vector is code * scale
-    ranks_C: Int64Array  # by id, below 2^32
+    ids_C: Int64Array  # ascending
     keys_JC: Int64Array  # exclusion keys
 
 
@@ -50,7 +52,7 @@ def scan_on_device(
     width: int,
     device: str,
 ) -> Int64Array:
-    """The ranks of the `width` nearest of each query in its lists, nearest first, -1 padded.
+    """The ids of the `width` nearest of each query in its lists, nearest first, -1 padded.
 
     Args:
         columns_of: reads a list.
@@ -63,22 +65,60 @@ def scan_on_device(
         codes_QD, scales_Q = _encode(torch.from_numpy(queries_QD).to(device) - centre)
         weights_Q = scales_Q * (2 if is_l2 else 1)
         keys = [torch.from_numpy(keys_of_kind).to(device) for keys_of_kind in query_keys]
-        best_QW = torch.full((len(queries_QD), width), _NONE, dtype=torch.int64, device=device)
+        best = _Nearest.none(len(queries_QD), width, device)
         for lists in (lists_QA[:, :1], lists_QA[:, 1:]):  # home lists first
             for list_, rows_R in _rows_by_list(lists):
                 columns = columns_of(list_)
-                if not len(columns.ranks_C):
+                if not len(columns.ids_C):
                     continue
                 tile = _Tile.of(columns, centre, is_l2, device)
-                step = max(1, TILE_PRODUCTS // len(columns.ranks_C))
+                step = max(1, TILE_PRODUCTS // len(columns.ids_C))
                 for start in range(0, len(rows_R), step):
                     rows = torch.from_numpy(rows_R[start : start + step]).to(device)
                     keys_of_rows = [keys_of_kind[rows] for keys_of_kind in keys]
                     nearest = tile.nearest(codes_QD[rows], weights_Q[rows], keys_of_rows, width)
-                    both = torch.cat([best_QW[rows], nearest], dim=1)
-                    best_QW[rows] = torch.topk(both, width, dim=1, largest=False).values
-        ranks_QW = torch.where(best_QW == _NONE, -1, best_QW & 0xFFFFFFFF)
-        return np.asarray(ranks_QW.cpu().numpy())
+                    best.put(rows, best.of(rows).merged(nearest))
+        return np.asarray(torch.where(best.ids_QW == _NONE, -1, best.ids_QW).cpu().numpy())
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """Candidates of queries, nearest first."""
+
+    distances_QW: Tensor  # int64, in the order of the distances and within 32 bits
+    ids_QW: Tensor  # int64
+
+    @classmethod
+    def none(cls, num_queries: int, width: int, device: str) -> _Nearest:
+        import torch
+
+        ids_QW = torch.full((num_queries, width), _NONE, dtype=torch.int64, device=device)
+        return cls(torch.full_like(ids_QW, _NO_DISTANCE), ids_QW)
+
+    def of(self, rows: Tensor) -> _Nearest:
+        return _Nearest(self.distances_QW[rows], self.ids_QW[rows])
+
+    def put(self, rows: Tensor, nearest: _Nearest) -> None:
+        self.distances_QW[rows], self.ids_QW[rows] = nearest.distances_QW, nearest.ids_QW
+
+    def merged(self, other: _Nearest) -> _Nearest:
+        """The nearest of both, as many as this has."""
+        import torch
+
+        ids = torch.cat([self.ids_QW, other.ids_QW], dim=1)
+        distances = torch.cat([self.distances_QW, other.distances_QW], dim=1)
+        by_id = torch.argsort(ids, dim=1, stable=True)
+        numbers = _numbers(distances.gather(1, by_id))
+        nearest = torch.topk(numbers, self.ids_QW.shape[1], dim=1, largest=False).values
+        positions = by_id.gather(1, nearest & _LOW_HALF)
+        return _Nearest(distances.gather(1, positions), ids.gather(1, positions))
+
+
+def _numbers(distances_QC: Tensor) -> Tensor:
+    """What candidates are compared by, where they are ordered by id: all numbers of a query are different."""
+    import torch
+
+    return (distances_QC << 32) | torch.arange(distances_QC.shape[1], device=distances_QC.device)
 
 
 @dataclass(frozen=True)
@@ -88,36 +128,39 @@ class _Tile:
     codes_CD: Tensor
     scales_C: Tensor
     norms_C: Tensor
-    ranks_C: Tensor
+    ids_C: Tensor
     keys_JC: Tensor
 
     @classmethod
     def of(cls, columns: ListColumns, centre: Tensor, is_l2: bool, device: str) -> _Tile:
         import torch
 
-        raw, scales_C, ranks_C, keys_JC = (
+        raw, scales_C, ids_C, keys_JC = (
             torch.from_numpy(array).to(device)
-            for array in (columns.codes_CD, columns.scales_C, columns.ranks_C, columns.keys_JC)
+            for array in (columns.codes_CD, columns.scales_C, columns.ids_C, columns.keys_JC)
         )
         vectors_CD = raw * scales_C[:, None] - centre
         wide = vectors_CD.double()  # so that the rounded sum does not depend on its order
         norms_C = (wide**2).sum(1) if is_l2 else -(wide @ centre.double())
         codes_CD, new_scales_C = _encode(vectors_CD)
-        return cls(codes_CD, new_scales_C, norms_C.float(), ranks_C, keys_JC)
+        return cls(codes_CD, new_scales_C, norms_C.float(), ids_C, keys_JC)
 
-    def nearest(self, codes_RD: Tensor, weights_R: Tensor, keys: list[Tensor], width: int) -> Tensor:
-        """The `width` nearest columns of some queries as numbers (R, at most width)."""
+    def nearest(self, codes_RD: Tensor, weights_R: Tensor, keys: list[Tensor], width: int) -> _Nearest:
+        """The nearest columns of some queries (R, at most width)."""
         import torch
 
         products = _exact_product(codes_RD, self.codes_CD)
         distances = self.norms_C - weights_R[:, None] * (self.scales_C * products)
         bits = distances.view(torch.int32)
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        numbers = (ordered.long() << 32) | self.ranks_C
+        numbers = _numbers(ordered.long())
         for keys_of_kind, column_keys in zip(keys, self.keys_JC, strict=True):
             for key in keys_of_kind.unbind(1):
                 numbers.masked_fill_((key[:, None] == column_keys) & (column_keys != -1), _NONE)
-        return torch.topk(numbers, min(width, numbers.shape[1]), dim=1, largest=False).values
+        nearest = torch.topk(numbers, min(width, numbers.shape[1]), dim=1, largest=False).values
+        is_none = nearest == _NONE
+        ids = self.ids_C[torch.where(is_none, 0, nearest & _LOW_HALF)]
+        return _Nearest(nearest >> 32, torch.where(is_none, _NONE, ids))
 
 
 def _encode(vectors_ND: Tensor) -> tuple[Tensor, Tensor]:

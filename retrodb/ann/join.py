@@ -167,24 +167,17 @@ def _scan_on_gpu(
     """`_scan_on_cpu` on a device of PyTorch."""
     if not database.parts:
         return np.full((len(queries), width), NO_NEIGHBOUR, dtype=np.int64)
-    ids_N = np.concatenate([part.ids_N for part in database.parts])
-    order = np.argsort(ids_N, kind="stable")
-    ranks_N = np.empty_like(order)
-    ranks_N[order] = np.arange(len(order))
-    firsts = np.cumsum([0, *(len(part.ids_N) for part in database.parts)])
 
     def columns_of(list_: int) -> ListColumns:
         return _concatenated([
-            _columns(live, keys, list_, ranks_N[first : first + len(live.ids_N)])
-            for live, keys, first in zip(database.parts, database.keys, firsts, strict=False)
+            _columns(live, keys, list_) for live, keys in zip(database.parts, database.keys, strict=True)
         ])  # fmt: skip
 
     keys = [exclusion.padded(kind) for kind in range(len(exclusion.kinds))]
-    ranks_QW = scan_on_device(queries, lists_QA, columns_of, keys, *database.space, width, device)
-    return np.append(ids_N[order], NO_NEIGHBOUR)[ranks_QW]
+    return scan_on_device(queries, lists_QA, columns_of, keys, *database.space, width, device)
 
 
-def _columns(live: LivePart, keys: tuple[Int64Array, ...], list_: int, ranks_N: Int64Array) -> ListColumns:
+def _columns(live: LivePart, keys: tuple[Int64Array, ...], list_: int) -> ListColumns:
     """The allowed vectors of a list in one part."""
     part = live.part
     start, stop = part.offsets_L1[list_ : list_ + 2].tolist()
@@ -194,13 +187,18 @@ def _columns(live: LivePart, keys: tuple[Int64Array, ...], list_: int, ranks_N: 
         positions, rows = positions[allowed], rows[allowed]
     keys_of_kinds = [keys_N[rows] for keys_N in keys if len(keys_N)]
     keys_JC = np.stack(keys_of_kinds) if len(keys[0]) else np.empty((0, len(rows)), np.int64)
-    return ListColumns(part.codes_ND[positions], part.scales_N2[positions, 0], ranks_N[rows], keys_JC)
+    return ListColumns(part.codes_ND[positions], part.scales_N2[positions, 0], live.ids_N[rows], keys_JC)
 
 
 def _concatenated(pieces: Sequence[ListColumns]) -> ListColumns:
+    """The columns of all parts by ascending id; those of one part are in this order."""
+    if len(pieces) == 1:
+        return pieces[0]
+    ids_C = np.concatenate([piece.ids_C for piece in pieces])
+    order = np.argsort(ids_C, kind="stable")
     return ListColumns(
-        np.concatenate([piece.codes_CD for piece in pieces]),
-        np.concatenate([piece.scales_C for piece in pieces]),
-        np.concatenate([piece.ranks_C for piece in pieces]),
-        np.concatenate([piece.keys_JC for piece in pieces], axis=1),
+        np.concatenate([piece.codes_CD for piece in pieces])[order],
+        np.concatenate([piece.scales_C for piece in pieces])[order],
+        ids_C[order],
+        np.concatenate([piece.keys_JC for piece in pieces], axis=1)[:, order],
     )

@@ -96,15 +96,15 @@ class WordBuffers(NamedTuple):
     """Room for the words of one document: entry i is word i. numba reads it like three arrays."""
 
     hashes: UInt64Array
-    starts: Int32Array  # first byte, from the start of the document
-    ends: Int32Array  # end, from the start of the document
+    starts: Int64Array  # first byte, from the start of the document
+    ends: Int64Array  # end, from the start of the document
 
 
 def word_buffers(begins: Int64Array, ends: Int64Array) -> WordBuffers:
     """Room for the words of the longest document, used for one document after the other."""
     # Words are at least one byte apart, or have three bytes.
     capacity = int((ends - begins).max(initial=0)) // 2 + 1
-    return WordBuffers(np.empty(capacity, np.uint64), np.empty(capacity, np.int32), np.empty(capacity, np.int32))
+    return WordBuffers(np.empty(capacity, np.uint64), np.empty(capacity, np.int64), np.empty(capacity, np.int64))
 
 
 @kernel

@@ -23,6 +23,9 @@ from retrodb.format import ROW_GROUP_ROWS
 ParquetFile: TypeAlias = pq.ParquetFile
 ParquetWriter: TypeAlias = pq.ParquetWriter
 
+MAX_STRING_BYTES = (1 << 31) - 1
+"""Greatest offset of an Arrow array of strings, which has 32 bits."""
+
 
 def write_table(path: Path, table: pa.Table, *, row_group_rows: int = ROW_GROUP_ROWS) -> None:
     """Write a table; equal tables give equal bytes with equal library versions."""
@@ -63,7 +66,7 @@ def read_table(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> p
         DamagedFileError: when a page's checksum or the file's structure is wrong.
     """
     with open_parquet(path, partial(damaged, path)) as file:
-        return file.read(columns=_existing(file, columns), use_threads=False)
+        return widened(file.read(columns=_existing(file, columns), use_threads=False))
 
 
 def num_rows_of(path: Path) -> int:
@@ -75,7 +78,16 @@ def num_rows_of(path: Path) -> int:
 def read_row_groups(path: Path, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
     """Read some row groups of a file, in the order given. Raises as `read_table`."""
     with open_parquet(path, partial(damaged, path)) as file:
-        return file.read_row_groups(list(groups), columns=_existing(file, columns))
+        return widened(file.read_row_groups(list(groups), columns=_existing(file, columns)))
+
+
+def widened(table: pa.Table) -> pa.Table:
+    """The table, with `large_string` for strings of more than 2 GiB: Arrow cannot take rows of them or join their chunks."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) and table.column(index).nbytes > MAX_STRING_BYTES:
+            wide = pa.field(field.name, pa.large_string(), field.nullable)
+            table = table.set_column(index, wide, table.column(index).cast(pa.large_string()))
+    return table
 
 
 def iterate_row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retrodb.errors import MismatchError
+
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
     from retrodb.format.arrays import BoolArray, Int64Array
+
+MAX_ROWS = (1 << 32) - 1
+"""Length of the longest range that a bitmap can describe: its rows are 32-bit numbers, and the last of these is no row."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,15 @@ _NO_ROW = (1 << 32) - 1  # no bitmap has it
 
 
 def serialize_rows(rows: Int64Array) -> bytes:
-    """A roaring bitmap of the rows, run-optimised, in the portable format."""
+    """A roaring bitmap of the rows, run-optimised, in the portable format.
+
+    Raises:
+        MismatchError: a row does not fit into 32 bits, which is all that the format has.
+    """
+    if len(rows) and not 0 <= rows.min() <= rows.max() < MAX_ROWS:
+        raise MismatchError(
+            f"the rows {rows.min()} to {rows.max()} are not all within the {MAX_ROWS:,} rows of a bitmap"
+        )
     return serialize_bitmap(_bitmap(np.ascontiguousarray(rows, dtype=np.uint32)))
 
 

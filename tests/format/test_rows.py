@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrodb.errors import MismatchError
 from retrodb.format.rows import RowSet, deserialize_rows, serialize_rows
 
 MASKS = st.lists(st.booleans(), max_size=300)
@@ -41,3 +43,15 @@ def test_run_of_a_whole_shard_takes_few_bytes() -> None:
 def test_serialisation_is_the_portable_one() -> None:
     """Bytes that every roaring library reads: cookie 12346 for arrays, one container, key 0, cardinality 3."""
     assert serialize_rows(np.array([1, 2, 70])).hex() == "3a300000010000000000020010000000010002004600"
+
+
+@pytest.mark.parametrize("rows", [[0, 1 << 32], [(1 << 32) - 1], [(1 << 33) + 7], [-1, 5]])
+def test_rows_that_32_bits_cannot_hold_are_refused(rows: list[int]) -> None:
+    """They were once cut to 32 bits: row 2^32 became row 0."""
+    with pytest.raises(MismatchError, match="not all within the 4,294,967,295 rows"):
+        serialize_rows(np.array(rows, dtype=np.int64))
+
+
+def test_the_last_row_of_a_bitmap_is_kept() -> None:
+    rows = np.array([0, (1 << 32) - 2])
+    assert np.array_equal(deserialize_rows(serialize_rows(rows)), rows)

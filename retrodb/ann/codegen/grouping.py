@@ -9,6 +9,8 @@ import numpy as np
 from retrodb.ann.codegen.compiled import compiled
 from retrodb.format.arrays import Float32Array, Float64Array, Int32Array, Int64Array
 
+MAX_ROWS = 1 << 31  # of a block, which has 32-bit row numbers; ids have 64 bits
+
 
 class ListGroups(NamedTuple):
     """Rows by list: `rows_M[offsets_L1[l]:offsets_L1[l + 1]]` probe list l."""
@@ -23,6 +25,7 @@ class ListGroups(NamedTuple):
 
 def group_by_list_portable(probes_QA: Int32Array, first: int, stop: int, num_lists: int) -> ListGroups:
     """The definition of `group_by_list`."""
+    assert stop <= MAX_ROWS
     rows, columns = np.nonzero(probes_QA[first:stop] >= 0)
     lists = probes_QA[first:stop][rows, columns]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(lists, minlength=num_lists))])
@@ -38,6 +41,7 @@ def sum_by_list_portable(lists_N: Int64Array, vectors_ND: Float32Array, sums_LD:
 @compiled
 def group_by_list(probes_QA: Int32Array, first: int, stop: int, num_lists: int) -> ListGroups:
     """The rows first..stop by the lists that they probe (-1: none), ascending within a list."""
+    assert stop <= MAX_ROWS
     offsets_L1 = np.zeros(num_lists + 1, dtype=np.int64)
     for q in range(first, stop):
         for a in range(probes_QA.shape[1]):

@@ -24,7 +24,7 @@ from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
 from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.format.rows import MAX_ROWS, RowSet
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import PartFiles, parts_of
 from retrodb.stages.index.publish_part import publish_part_files
@@ -35,8 +35,6 @@ from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
-MAX_RANGE = 1 << 32
-"""Longest id range of one file: the rows of its bitmap are 32-bit numbers."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def plan_merge(view: View, space: str, memory_bytes: int) -> MergePlan:
     parts = parts_of(view, space)
     chosen = [[parts[position] for position in group] for group in choose_merges([part.num_rows for part in parts])]
     groups = [
-        group for group in chosen if _faiss_bytes(group) <= memory_bytes and span_of(group).num_chunks <= MAX_RANGE
+        group for group in chosen if _faiss_bytes(group) <= memory_bytes and span_of(group).num_chunks <= MAX_ROWS
     ]
     num_merged = sum(map(len, groups))
     result = MergeResult(view.snapshot.number, num_merged, len(parts) - num_merged + len(groups), dry_run=True)

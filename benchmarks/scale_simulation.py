@@ -1,0 +1,145 @@
+"""A database of 1.56e10 chunks in made-up records: what opening, planning and a commit cost, and how large its records are.
+
+A first small shard is real, embedded and indexed. Of the others, their vectors and index parts only the records exist. Bitmaps
+and tombstones are as large as real ones: a shard has partial last chunks without a vector, and 5% scattered deletions. A
+command that opens a file of a shard fails with its name, which shows that its planning needs more than records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from made_documents import made_text, write_documents
+from made_up import change, file, id_of, shard
+from process_cost import run_measured
+from scale_commands import command_line, environment_of_commands
+
+import retrodb
+from retrodb.corpus.train_tokenizer import train_byte_bpe
+from retrodb.format.kinds import path_of
+from retrodb.format.parquet import write_table
+from retrodb.format.part_files import PART_FILES
+from retrodb.format.records import FileRecord
+from retrodb.format.rows import RowSet
+from retrodb.store.commit import commit
+from retrodb.store.publish import publish
+from retrodb.store.snapshots import read_head
+from retrodb.store.storage import LocalStorage
+from retrodb.view.tombstones import tombstone, tombstones_to_table
+
+SHARDS = 15_000
+SHARD_CHUNKS = 1_040_000
+SHARDS_OF_A_COMMIT = 250
+NO_VECTOR = (
+    0.0075  # of the chunks: every 16th is the last of its document, and one of eight of these is too short for a key
+)
+DELETED = 0.05
+LIMIT_S, LIMIT_BYTES = 10, 2 << 30
+
+_OPEN = "import sys, retrodb; view = retrodb.open(sys.argv[1]).view(); "
+_COMMIT = (
+    "import sys; from made_up import change, shard, id_of; from retrodb.store.commit import commit; "
+    "from retrodb.store.snapshots import read_head, read_snapshot; from retrodb.store.storage import LocalStorage; "
+    "storage = LocalStorage(sys.argv[1]); head = read_head(storage); "
+)
+_SHARD = "shards=[shard(id_of('{0}'), 'made', 1000)]"
+STEPS: dict[str, tuple[str, ...]] = {
+    "open: manifest and shards": ("program", _OPEN + "view.manifest; view.shards"),
+    "open: chunks, with what is deleted": ("program", _OPEN + "view.chunks"),
+    "open: files of vectors and parts by id": (
+        "program",
+        _OPEN + "view.coverage('vectors', 'default'); view.coverage('parts', 'default')",
+    ),
+    "plan: ranges of a neighbour table": (
+        "program",
+        _OPEN + "from retrodb.stages.neighbours.table_rows import spans_of; spans_of(view, 'self')",
+    ),
+    "plan: merge of index parts": (
+        "program",
+        _OPEN + "from retrodb.stages.index.merge import plan_merge; plan_merge(view, 'default', 1 << 36)",
+    ),
+    "commit of a shard": ("program", _COMMIT + f"commit(storage, head, change('a', {_SHARD.format('a')}))"),
+    "commit of a file, rebased": (
+        "program",
+        _COMMIT + "from made_up import file; base = read_snapshot(storage, head.number - 1); "
+        "commit(storage, base, change('b', files=[file('vectors', 'vectors/default/' + id_of('b') + '.npy', "
+        "name='default', first=0, count=1000)]))",
+    ),
+    "snapshots": ("snapshots", "{db}"),
+    "pin": ("pin", "{db}", "--name", "kept", "--dry-run"),
+    "gc": ("gc", "{db}", "--dry-run"),
+    "stats": ("stats", "{db}"),
+    "diff of two snapshots": ("diff", "{db}", "{before}", "{head}"),
+    "dedup": ("dedup", "{db}", "--against", "{inputs}/testset.jsonl", "--dry-run"),
+    "filter": ("filter", "{db}", "--where", "num_chars < 0", "--dry-run"),
+    "embed": ("embed", "{db}", "--dry-run"),
+    "index": ("index", "{db}", "--dry-run"),
+    "compact": ("compact", "{db}", "--dry-run"),
+    "neighbours": ("neighbours", "{db}", "--dry-run"),
+}
+"""Commands, and programs with the database as argument: each runs in a process of its own."""
+
+
+def simulate(folder: Path, num_shards: int, environment: dict[str, str]) -> Iterator[str]:
+    """Makes the records in a folder, and gives the lines of a table in Markdown."""
+    root = folder / "db"
+    tokenizer = folder / "tokenizer.json"
+    train_byte_bpe([made_text(seed, 200) for seed in range(20)], 400).save(tokenizer)
+    db = retrodb.create(root, tokenizer=str(tokenizer), encoder="hashing:64")
+    db.ingest([write_documents(folder / "one.jsonl", {"one": made_text("one", 600)})], source="made")
+    db.embed()
+    db.index()
+    write_documents(folder / "testset.jsonl", {"t": made_text("t", 100)})
+    commit_records(LocalStorage(root), num_shards)
+    yield f"{num_shards:,} shards with {num_shards * SHARD_CHUNKS:,} chunks; files of records:"
+    yield ""
+    for kind in ("snapshots", "manifests", "tombstones", "rows"):
+        sizes = [path.stat().st_size for path in (root / kind).rglob("*") if path.is_file()]
+        if sizes:
+            yield f"- {kind}: {len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB"
+    yield from ("", "| step | CPU | memory | under 10 s and 2 GiB |", "|---|---|---|---|")
+    head = read_head(LocalStorage(root)).number
+    tests = Path(__file__).resolve().parents[1] / "tests"
+    environment = {**environment_of_commands(folder / "cache", environment), "PYTHONPATH": str(tests)}
+    values = {"db": str(root), "inputs": str(folder), "head": str(head), "before": str(head - 1)}
+    for name, arguments in STEPS.items():
+        cost = run_measured(command_line(arguments, **values), environment, 600)
+        is_under = cost.cpu_s < LIMIT_S and cost.peak_bytes < LIMIT_BYTES
+        verdict = f"fails: {cost.error.strip()[:100]}" if cost.error else "yes" if is_under else "no"
+        yield f"| {name} | {cost.cpu_s:.2f} s | {cost.peak_bytes / 1e6:,.0f} MB | {verdict} |"
+
+
+def commit_records(storage: LocalStorage, num_shards: int) -> None:
+    """Commits shards with their vectors, index parts and deletions, some at a time."""
+    random, first = np.random.default_rng(0), read_head(storage).next_chunk
+    for start in range(0, num_shards, SHARDS_OF_A_COMMIT):
+        numbers = range(start, min(start + SHARDS_OF_A_COMMIT, num_shards))
+        firsts = [first + number * SHARD_CHUNKS for number in numbers]
+        made = change(
+            id_of(f"commit {start}"),
+            shards=[shard(id_of(f"shard {n}"), f"source{n % 7}", SHARD_CHUNKS, SHARD_CHUNKS // 16) for n in numbers],
+            files=[*(record for f in firsts for record in _covering(f, random)), _deletions(storage, firsts, random)],
+        )
+        commit(storage, read_head(storage), made)
+
+
+def _covering(first: int, random: np.random.Generator) -> Iterator[FileRecord]:
+    """The vectors of a shard, and the files of its index part."""
+    task, rows = id_of(f"covering {first}"), RowSet.from_mask(random.random(SHARD_CHUNKS) >= NO_VECTOR)
+    paths = [("vectors", path_of("vectors", name="default", task=task))]
+    paths += [("parts", path_of("parts", name="default", task=task, file=name)) for name in PART_FILES]
+    for kind, path in paths:
+        record = file(kind, path, name="default", first=first, count=SHARD_CHUNKS)
+        yield replace(record, rows=rows.bitmap, num_rows=len(rows))
+
+
+def _deletions(storage: LocalStorage, firsts: Sequence[int], random: np.random.Generator) -> FileRecord:
+    tombstones = [
+        tombstone(first, SHARD_CHUNKS, "old", np.flatnonzero(random.random(SHARD_CHUNKS) < DELETED)) for first in firsts
+    ]
+    path = path_of("tombstones", task=id_of(f"tombstones {firsts[0]}"))
+    return publish(storage, "tombstones", path, partial(write_table, table=tombstones_to_table(tombstones)))

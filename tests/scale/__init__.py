@@ -1,0 +1,1 @@
+"""The laws of scale, on small databases that grow eightfold."""
