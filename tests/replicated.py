@@ -11,18 +11,21 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from retrodb.format.kinds import KINDS
 from retrodb.format.records import FileRecord, ShardRecord
+from retrodb.format.settings import parse_settings
 from retrodb.format.snapshot import Snapshot
 from retrodb.store.chunk_ids import NewShard
-from retrodb.store.commit import Change, commit
+from retrodb.store.commit import Change, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import identity
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_head
 from retrodb.store.storage import LocalStorage
-from retrodb.view.view import CHUNK_FILES
+from retrodb.view.shard_counts import count_shards
+from retrodb.view.view import CHUNK_FILES, View
 
 _TASK = re.compile(r"[0-9a-f]{32,64}")
 
@@ -52,7 +55,15 @@ def replicate(storage: LocalStorage, copies: int) -> Snapshot:
             for file in covering
         ],
     )
-    return commit(storage, head, change)
+    return commit(storage, head, change, partial(_counted, storage))
+
+
+def _counted(storage: LocalStorage, head: Snapshot, change: Change) -> Change:
+    """The change with the counts of its shards, as a transaction adds them."""
+    snapshot, records = preview(head, change)
+    view = View(storage, parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml"), snapshot, records)
+    spans = [record.span for record in records if isinstance(record, ShardRecord)]
+    return replace(change, shard_counts=count_shards(view, spans))
 
 
 def _copy_of_shard(storage: LocalStorage, shard: ShardRecord, files: Sequence[FileRecord], copy: int) -> NewShard:
