@@ -71,6 +71,8 @@ def test_purge_asks_proves_and_names_removed_pins(built: Path, fresh: Fresh, tmp
     assert done.out.splitlines()[-1] == "0 traces left"
     row = run("purge", database, "--doc-ids", names, "--yes", "--json").row
     assert row["proof"]["remaining"] == []
+    everything = run("purge", database, "--doc-ids", names, "--yes", "--all", "--json").row["proof"]
+    assert everything["num_read_files"] == everything["num_files"]
     assert ok("check", database, "--read-data", "--json").row["damaged"] == []
     aside = database / "quarantine" / "chunks" / "x.parquet"
     aside.parent.mkdir(parents=True)

@@ -58,6 +58,7 @@ def test_document_ids_come_from_a_file_or_stdin(
         (("tag", "--name", "X y", "--regex", "a"), "small letters"),
         (("check", "--accept-loss"), "need --repair"),
         (("check", "--memory", "8GiB"), "need --repair"),
+        (("check", "--workers", "2"), "--workers needs --read-data or --repair"),
         (("check", "--repair", "--memory", "1KiB"), "too small for a join"),
         (("check", "--repair", "--max-duration", "1h"), "--repair reads every file"),
         (("check", "--read-data-subset", "7"), "not a fraction"),

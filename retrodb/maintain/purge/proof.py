@@ -155,10 +155,17 @@ def _size_bytes(stamp: str) -> int:
     return int(stamp.split(":")[2])
 
 
+def _changed_ns(stamp: str) -> int:
+    return int(stamp.split(":")[4])
+
+
 def _tasks(run: Run, traces: str, stamps: Mapping[str, str], number: int) -> list[Task[SearchPayload, SearchResult]]:
-    """The tasks that search files: large files alone, small ones together."""
+    """The tasks that search files: large files alone, small ones together.
+
+    Files that changed last come last: until then they may have settled, so that the next proof need not read them again.
+    """
     tasks, paths, size_bytes = [], list[str](), 0
-    for position, (path, stamp) in enumerate(stamps.items(), 1):
+    for position, (path, stamp) in enumerate(sorted(stamps.items(), key=lambda item: _changed_ns(item[1])), 1):
         paths.append(path)
         size_bytes += _size_bytes(stamp)
         if size_bytes >= _TASK_BYTES or len(paths) >= _TASK_FILES or position == len(stamps):

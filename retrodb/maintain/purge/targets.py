@@ -10,6 +10,7 @@ import numpy as np
 from retrodb.format.arrays import Int64Array, map_array
 from retrodb.format.document_keys import IdArray, key_of
 from retrodb.format.entries import QueriesEntry, SourceEntry
+from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import FileRecord
 from retrodb.maintain.purge.traces import json_strings
 from retrodb.stages.context import Context
@@ -136,7 +137,7 @@ def holding_snapshots(context: Context, keys: IdArray) -> list[int]:
 def packed_sequences(view: View, full_names: frozenset[str]) -> dict[str, Int64Array]:
     """The packed sequences that contain one of the documents: for every query set, the ids of their first rows, ascending.
 
-    The metadata of a sequence names its documents as source/id.
+    The metadata of a sequence names its documents as source/id. It is read one row group after another.
     """
     sequences: dict[str, Int64Array] = {}
     for query_set in view.snapshot.names(QueriesEntry):
@@ -144,8 +145,9 @@ def packed_sequences(view: View, full_names: frozenset[str]) -> dict[str, Int64A
             continue
         first_rows = [np.empty(0, np.int64)]
         for record in view.query_set(query_set).ranges:
-            table = view.query_set(query_set).documents_table(record)
-            has_name = [not full_names.isdisjoint(json_strings(text)) for text in table.column("metadata").to_pylist()]
-            first_rows.append(record.first_chunk + table.column("first_row").to_numpy()[np.array(has_name, dtype=bool)])
+            for group in iterate_row_groups(view.files.open(record), ["first_row", "metadata"]):
+                texts = group.column("metadata").to_pylist()
+                has_name = np.array([not full_names.isdisjoint(json_strings(text)) for text in texts], dtype=bool)
+                first_rows.append(record.first_chunk + group.column("first_row").to_numpy()[has_name])
         sequences[query_set] = np.concatenate(first_rows)
     return {query_set: ids for query_set, ids in sequences.items() if len(ids)}

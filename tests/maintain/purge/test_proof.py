@@ -16,7 +16,7 @@ from retrodb.corpus.chunking import chunk_documents
 from retrodb.database import Database
 from retrodb.dedup.shingles import shingle_sets
 from retrodb.engine.local import LocalEngine
-from retrodb.engine.run import open_run
+from retrodb.engine.run import Run, open_run
 from retrodb.format.arrays import save_array
 from retrodb.format.parquet import write_table
 from retrodb.maintain.purge import proof, search_task
@@ -25,6 +25,7 @@ from retrodb.maintain.purge.scanner import TraceScanner
 from retrodb.maintain.purge.targets import find_targets
 from retrodb.maintain.purge.traces import Traces, store_traces, traces_of
 from retrodb.stages.ingest.tokenize import load_tokenizer
+from retrodb.store.storage import LocalStorage
 from retrodb.view.view import SELF
 
 Make = Callable[..., Database]
@@ -238,3 +239,14 @@ def _tokens_of(database: Database, text: str) -> np.ndarray:
     tokenizer = load_tokenizer(database.path, database.view().settings.tokenizer_sha256)
     chunks = chunk_documents(pa.array([text], pa.large_string()), None, tokenizer, 64, num_threads=1)
     return np.asarray(chunks.tokens)
+
+
+def test_files_that_changed_last_are_searched_last() -> None:
+    run = Run(LocalStorage("unused"), "run", "purge", "")
+    stamps = {path: f"1:{inode}:{size}:7:{changed_ns}" for path, inode, size, changed_ns in FILES}
+    tasks = proof._tasks(run, "traces", stamps, 0)
+    assert [task.payload.paths for task in tasks] == [("old.npy", "large.npy"), ("new.npy", "newest.json")]
+    assert [task.weight for task in tasks] == [(65 << 20) + 10, 30]
+
+
+FILES = [("large.npy", 1, 65 << 20, 20), ("newest.json", 2, 10, 40), ("new.npy", 3, 20, 30), ("old.npy", 4, 10, 10)]
