@@ -88,7 +88,7 @@ class DatabaseBase:
             yield self._context
             return
         with TemporaryDirectory(prefix="retrodb-dry-run-") as folder:
-            yield replace(self._context, storage=ScratchStorage(Path(folder), storage))
+            yield replace(self._context, storage=ScratchStorage.create(Path(folder), storage))
 
     def _check_space(self, space: str | None, as_of: int | None = None) -> None:
         """Raises UsageError for a space that does not exist, with the names of those that do."""

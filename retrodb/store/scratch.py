@@ -17,7 +17,12 @@ class ScratchStorage:
 
     def __init__(self, folder: Path, base: LocalStorage) -> None:
         self._folder, self._written, self._base = folder, LocalStorage(folder), base
+
+    @staticmethod
+    def create(folder: Path, base: LocalStorage) -> ScratchStorage:
+        """The storage with a new temporary folder, which other processes can open by its URL."""
         (folder / _BASE_FILE).write_text(str(base.root), encoding="utf-8")
+        return ScratchStorage(folder, base)
 
     @staticmethod
     def open(url: str) -> ScratchStorage:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrodb.errors import EXIT_REJECTS
+
 from .made_site import picture, write_new_version, write_site
 from .shell import User
 
@@ -43,7 +45,9 @@ def _build(user: User) -> None:
     assert "draft.md" in failed
     assert "--max-reject-rate" in failed
     options += " --max-reject-rate 5%"
-    assert "Next steps:" in user.types(f"retrodb build site.retrodb site {options} --yes").out
+    built = user.types(f"retrodb build site.retrodb site {options} --yes", code=EXIT_REJECTS).out
+    assert "1 of 31 records were rejected" in built
+    assert "Next steps:" in built
 
 
 def _read(user: User) -> None:
