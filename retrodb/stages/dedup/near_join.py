@@ -28,7 +28,7 @@ from retrodb.view.view import View
 STAGE_VERSION = 2
 PART_ENTRIES = 1 << 19  # entries of several bands in a task
 PREFIX_ENTRIES = 1 << 24  # entries of one band in a task: 256 MB, and about three times as much to sort them
-_SAMPLES = 64  # of the candidates of a task
+_SAMPLES = 64  # of the candidates in a file
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class JoinPayload:
 
 @dataclass(frozen=True)
 class CandidateSample:
-    """Some of the candidates of a task, evenly spaced: they show how many begin with which document."""
+    """Some of the candidates of a task, evenly spaced in each file: they show how many begin with which document."""
 
     firsts: tuple[int, ...]  # first documents of the pairs
-    weight: float  # candidates that each of them stands for
+    weights: tuple[int, ...]  # candidates that each of them stands for
 
 
 JOIN = TaskKind[JoinPayload, CandidateSample]("near-join", STAGE_VERSION, CandidateSample)
@@ -100,32 +100,52 @@ def parts_of_bands(num_documents: int, num_bands: int) -> list[tuple[int, int, i
 def run_join(storage: Storage, task: Task[JoinPayload, CandidateSample], clock: str) -> TaskRecord[CandidateSample]:
     """The candidates of one part, in files of about MAX_PAIRS, ascending in each; the last file has their documents."""
     del clock
-    payload, num_hot = task.payload, 0
-    files: list[FileRecord] = []
-    runs = read_list(storage, payload.bands).bands
-    firsts: list[Int64Array] = []
-    pending: list[Int64Array] = []
-    documents = [np.empty(0, np.int64)]
-
-    def flush() -> None:
-        if sum(map(len, pending)):
-            pairs = unique_pairs(np.concatenate(pending))
-            files.append(publish_array(storage, payload.run, f"candidates/{task.id}-{len(files)}", pairs))
-            firsts.append(pairs[:, 0])
-            documents.append(np.unique(pairs))
-        pending.clear()
-
+    payload = task.payload
+    out = _CandidateFiles(storage, payload.run, task.id)
+    runs, num_hot = read_list(storage, payload.bands).bands, 0
     for band in range(payload.first_band, payload.end_band):
         new, old = (_entries(storage, payload, band, runs, is_new=is_new) for is_new in (True, False))
         for candidates in join_band(new, old, MAX_BUCKET, MAX_PAIRS):
-            pending.append(candidates.pairs)
+            out.add(candidates.pairs)
             num_hot += candidates.num_hot_buckets
-            if sum(map(len, pending)) > MAX_PAIRS:
-                flush()
-    flush()
-    files.append(publish_array(storage, payload.run, f"compared/{task.id}", np.unique(np.concatenate(documents))))
-    counts = {"pairs": sum(map(len, firsts)), "hot_buckets": num_hot}
-    return TaskRecord(task.id, tuple(files), _sample(firsts), counts)
+    out.flush()
+    documents = publish_array(storage, payload.run, f"compared/{task.id}", out.documents)
+    sample = CandidateSample(tuple(out.firsts), tuple(out.weights))
+    return TaskRecord(task.id, (*out.files, documents), sample, {"pairs": out.num_pairs, "hot_buckets": num_hot})
+
+
+class _CandidateFiles:
+    """Writes candidates of several bands to files of about MAX_PAIRS."""
+
+    def __init__(self, storage: Storage, run: str, task: str) -> None:
+        self._storage, self._run, self._task = storage, run, task
+        self._pending: list[Int64Array] = []
+        self.files: list[FileRecord] = []
+        self.documents = np.empty(0, np.int64)  # in the candidates, ascending
+        self.firsts: list[int] = []
+        self.weights: list[int] = []
+        self.num_pairs = 0
+
+    def add(self, pairs: Int64Array) -> None:
+        """Add the candidates (E, 2) of a band."""
+        self._pending.append(pairs)
+        if sum(map(len, self._pending)) > MAX_PAIRS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added."""
+        pairs = unique_pairs(np.concatenate([np.empty((0, 2), np.int64), *self._pending]))
+        self._pending.clear()
+        if not len(pairs):
+            return
+        name = f"candidates/{self._task}-{len(self.files)}"
+        self.files.append(publish_array(self._storage, self._run, name, pairs))
+        self.documents = np.union1d(self.documents, pairs)
+        step = max(1, len(pairs) // _SAMPLES)
+        firsts = pairs[::step, 0].tolist()
+        self.firsts += firsts
+        self.weights += [step] * len(firsts)
+        self.num_pairs += len(pairs)
 
 
 def _entries(
@@ -140,9 +160,3 @@ def _entries(
             entries = np.array(bands[band, prefix_rows(hashes, payload.prefix, payload.num_prefixes)])
             entries["document"] += run.file.first_chunk
             yield entries
-
-
-def _sample(firsts: Sequence[Int64Array]) -> CandidateSample:
-    """About _SAMPLES of the first documents of files."""
-    step = max(1, sum(map(len, firsts)) // _SAMPLES)
-    return CandidateSample(tuple(first for of_file in firsts for first in of_file[::step].tolist()), float(step))

@@ -115,7 +115,7 @@ def _num_tasks(num_pairs: int) -> int:
 def _cuts(samples: Sequence[CandidateSample], num_tasks: int) -> list[int]:
     """First documents, ascending, that cut the candidates into tasks of about equal size."""
     firsts = np.concatenate([np.array(sample.firsts, np.int64) for sample in samples])
-    weights = np.concatenate([np.full(len(sample.firsts), sample.weight) for sample in samples])
+    weights = np.concatenate([np.array(sample.weights, np.int64) for sample in samples])
     order = np.argsort(firsts, kind="stable")
     part = np.cumsum(weights[order]) * num_tasks // weights.sum()
     is_cut = (np.diff(part, prepend=0) > 0) & (part < num_tasks)

@@ -145,7 +145,7 @@ def all_pairs(view: View) -> list[tuple[int, int, float]]:
     ]
 
 
-@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(n, marks=pytest.mark.soak) for n in range(6, 60))])
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=pytest.mark.soak) for n in range(4, 60))])
 def test_a_search_in_tasks_gives_what_one_process_gives(
     make_database: Make, tmp_path: Path, small_tasks: None, seed: int
 ) -> None:
@@ -207,6 +207,17 @@ def test_planning_reads_no_documents_bands_or_pairs(make_database: Make, tmp_pat
         assert set(kinds) <= {"settings", "tokenizer", "snapshots", "manifests", "heads", "runs"}, kinds
         of_runs = {path.partition("/near/")[2] for path in storage.read_outside if "/near/" in path}
         assert of_runs <= {"clusters.parquet"}, of_runs
+
+
+def test_parts_of_bands_follow_from_the_number_of_documents_and_are_bounded() -> None:
+    assert near_join.parts_of_bands(0, 32) == near_join.parts_of_bands(10_000, 32) == [(0, 32, 0, 1)]
+    for num_documents in (10_000, 60_000, 10**7, 10**9):
+        parts = near_join.parts_of_bands(num_documents, 32)
+        covered = [(band, prefix) for first, end, prefix, _ in parts for band in range(first, end)]
+        num_prefixes = parts[0][3]
+        assert sorted(covered) == [(band, prefix) for band in range(32) for prefix in range(num_prefixes)]
+        assert num_documents / num_prefixes <= near_join.PREFIX_ENTRIES
+    assert len(parts) == 2048
 
 
 def test_clusters_hold_only_documents_that_are_in_a_pair_or_equal(
