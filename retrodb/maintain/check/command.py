@@ -242,7 +242,7 @@ def _execute(
         yield from ((task, function(context.storage, task, "").result) for task in tasks)
         return
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(ScratchStorage(Path(folder), context.storage), identity("check"), "check", "")
+        run = Run(ScratchStorage.create(Path(folder), context.storage), identity("check"), "check", "")
         for task, record in context.engine.execute(run, tasks, function):
             yield task, record.result
 
