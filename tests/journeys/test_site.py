@@ -73,7 +73,7 @@ def _update(user: User) -> None:
     before = user.types("retrodb snapshots site.retrodb --json").rows[-1]["snapshot"]
     plan = user.types("retrodb update site.retrodb --mirror --dry-run")
     assert "6 new or changed documents" in plan.out
-    steps = user.types("retrodb update site.retrodb --mirror").out
+    steps = user.types("retrodb update site.retrodb --mirror", code=EXIT_REJECTS).out
     assert "added 2" in steps
     assert "removed 2, superseded 4" in steps
     assert "unchanged 24" in steps
