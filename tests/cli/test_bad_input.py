@@ -12,6 +12,7 @@ import pytest
 import zstandard
 
 from retrodb import errors, open
+from retrodb.format import FORMAT_VERSION
 from retrodb.stages.embed.space_encoder import load_encoder
 from retrodb.store import conflict_keys, storage
 from retrodb.store.lock import advisory_lock
@@ -220,11 +221,23 @@ def test_a_read_only_directory_is_refused(tmp_path: Path, tokenizer: Path) -> No
 def test_a_newer_format_is_refused(empty: Path, fresh: Fresh) -> None:
     database = fresh(empty)
     settings = database / "retrodb.toml"
-    settings.write_text(settings.read_text().replace("format_version = 1", "format_version = 99"))
+    text = settings.read_text()
+    settings.write_text(text.replace(f"format_version = {FORMAT_VERSION}", "format_version = 99"))
     done = run("stats", database)
     assert done.code == errors.EXIT_NO_DATABASE
     assert "format version 99 is newer" in done.err
     assert "pip install --upgrade retrodb" in done.err
+
+
+def test_an_older_format_is_refused_with_what_to_do(empty: Path, fresh: Fresh) -> None:
+    database = fresh(empty)
+    settings = database / "retrodb.toml"
+    settings.write_text(settings.read_text().replace(f"format_version = {FORMAT_VERSION}", "format_version = 1"))
+    for command in ("stats", "check", "search"):
+        done = run(command, database, *(["words"] if command == "search" else []))
+        assert done.code == errors.EXIT_NO_DATABASE
+        assert "format version 1, which this retrodb does not read" in done.err
+        assert "retrodb build" in done.err
 
 
 def test_a_damaged_file_is_refused_by_name_before_it_is_used(built: Path, fresh: Fresh) -> None:
@@ -233,7 +246,7 @@ def test_a_damaged_file_is_refused_by_name_before_it_is_used(built: Path, fresh:
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
-    done = run("stats", database, "--json")
+    done = run("sql", database, "select doc_id from documents", "--json")
     assert done.code == errors.EXIT_DAMAGE
     assert f"documents/{part.name}: checksum mismatch" in done.errors[-1]["message"]
 

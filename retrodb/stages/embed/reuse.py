@@ -29,10 +29,10 @@ from retrodb.stages.embed.reuse_tasks import (
     NEW_RUN,
     OLD_RUN,
     FilterPayload,
-    JoinPayload,
     NewRunPayload,
     OldRunPayload,
     ReusableVectors,
+    ReuseJoinPayload,
     RowsToMatch,
     VectorFile,
     VectorFiles,
@@ -68,7 +68,7 @@ def find_reusable(
     num_rows = num_old + sum(len(part.rows) for part in plan.pending)
     num_ranges = num_rows // _RUN_ROWS + 1
     tasks = [
-        JOIN.task(JoinPayload(transaction.run.id, new_runs, old_runs, number, num_ranges))
+        JOIN.task(ReuseJoinPayload(transaction.run.id, new_runs, old_runs, number, num_ranges))
         for number in range(num_ranges)
     ]
     joined = transaction.run_tasks(tasks, run_reuse_join, unit="ranges")

@@ -92,7 +92,7 @@ class OldRunPayload:
 
 
 @dataclass(frozen=True)
-class JoinPayload:
+class ReuseJoinPayload:
     """Join one of `num_ranges` ranges of hashes."""
 
     run: str
@@ -105,7 +105,7 @@ class JoinPayload:
 NEW_RUN = TaskKind[NewRunPayload, NoResult]("reuse-new", STAGE_VERSION, NoResult)
 FILTER = TaskKind[FilterPayload, NoResult]("reuse-filter", STAGE_VERSION, NoResult)
 OLD_RUN = TaskKind[OldRunPayload, NoResult]("reuse-old", STAGE_VERSION, NoResult)
-JOIN = TaskKind[JoinPayload, NoResult]("reuse-join", STAGE_VERSION, NoResult)
+JOIN = TaskKind[ReuseJoinPayload, NoResult]("reuse-join", STAGE_VERSION, NoResult)
 
 
 def run_new_run(storage: Storage, task: Task[NewRunPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
@@ -151,7 +151,7 @@ def run_old_run(storage: Storage, task: Task[OldRunPayload, NoResult], clock: st
     return _publish(storage, payload.run, task.id, run, {"rows": len(run)})
 
 
-def run_reuse_join(storage: Storage, task: Task[JoinPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+def run_reuse_join(storage: Storage, task: Task[ReuseJoinPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
     """For the new rows of a range of hashes the place of an existing vector, (H, 4) int64, by part and row."""
     del clock
     payload = task.payload
@@ -202,7 +202,7 @@ def _first_of_each_hash(run: IdArray) -> IdArray:
     return run[is_first]
 
 
-def _range_of(run: IdArray, payload: JoinPayload) -> IdArray:
+def _range_of(run: IdArray, payload: ReuseJoinPayload) -> IdArray:
     """The rows of one range of hashes of a sorted run."""
     edges = [(number << 64) // payload.num_ranges for number in (payload.number, payload.number + 1)]
     low, high = (

@@ -129,4 +129,4 @@ def test_ranges_without_pending_rows_are_not_looked_at_again(
     database.filter(doc_ids=["d3"], reason="bad")
     read.clear()
     assert database.embed().num_chunks == 0
-    assert len(read) == 1, "only the shard with the new tombstone"
+    assert not read, "the counts of the shard with the new tombstone say enough"

@@ -158,7 +158,8 @@ def test_spare_neighbours_replace_deleted_ones_before_a_row_is_recomputed(make_d
     assert result.num_recomputed == 0
     assert len(database.neighbour_table().files) == 1
     mark(database, ids[0, 3:4])
-    assert database.stats().tables[0].num_short_rows == database.neighbour_table().num_short() > 0
+    assert database.neighbour_table().num_short() > 0
+    assert database.stats().tables[0].num_short_rows == 0  # that of the last repair: stats do not read the table
     assert database.repair_neighbours()[0].num_recomputed > 0
     assert database.neighbour_table().num_short() == 0
     assert_equals_rebuild(database, k=2, spare_neighbours=3, exact=True)
