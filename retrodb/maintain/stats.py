@@ -274,7 +274,7 @@ def _query_set(name: str, chunks: ChunkSet) -> QuerySetStats:
 
 def _table(view: View, name: str) -> TableStats:
     table = NeighbourTable(view, name)
-    counts = len(table.rows()), table.num_short(), len(table.files), len(table.edits.all)
+    counts = table.num_rows(), table.num_short(), len(table.files), len(table.edits.all)
     return TableStats(name, table.query_set, table.entry.space, table.k, *counts)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from retrodb.errors import MissingStep
 from retrodb.format.entries import Metric, SpaceEntry, TableEntry
 from retrodb.format.parquet import read_table
-from retrodb.format.records import FileRecord
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.view.coverage import Coverage
 from retrodb.view.edits import Edits
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array, Int64Array
 
 _BLOCK_ROWS = 1 << 16
+_SPAN_ROWS = 1 << 20  # as many as a shard
 
 
 class NeighbourTable:
@@ -78,10 +79,36 @@ class NeighbourTable:
             ids[hit.where], distances[hit.where] = stored_ids[hit.positions], stored_distances[hit.positions]
         return ids, distances
 
-    def rows(self) -> Int64Array:
-        """The live rows of the table, ascending."""
-        rows = self.all_rows()
+    def spans(self) -> list[ChunkRange]:
+        """Ranges of at most `_SPAN_ROWS` ids that hold all rows of the table, ascending: they follow from the files' records."""
+        spans: list[ChunkRange] = []
+        end = 0  # of the last span
+        for record in sorted(self.files, key=lambda record: record.first_chunk):
+            for first in range(max(end, record.first_chunk), record.span.end, _SPAN_ROWS):
+                spans.append(ChunkRange(first, min(_SPAN_ROWS, record.span.end - first)))
+            end = max(end, record.span.end)
+        return spans
+
+    def rows_in(self, first: int, count: int) -> Int64Array:
+        """The live rows of the table in one range of ids, ascending."""
+        rows = self._all_rows_in(first, count)
         return rows[self.view.query_set(self.query_set).is_live(rows)]
+
+    def blocks(self) -> Iterator[Int64Array]:
+        """The live rows of the table, ascending, in blocks of at most `_BLOCK_ROWS`: none has all of them."""
+        return (block for span in self.spans() for block in _blocks(self.rows_in(*span)))
+
+    def has_row(self, row: int) -> bool:
+        """Whether the table has a row, and it is live."""
+        return len(self.rows_in(row, 1)) > 0
+
+    def num_rows(self) -> int:
+        """The number of live rows. Reads which rows there are, one range after the other."""
+        return sum(len(self.rows_in(*span)) for span in self.spans())
+
+    def rows(self) -> Int64Array:
+        """The live rows of the table, ascending, all in one array: for tables that fit into memory."""
+        return np.concatenate([np.empty(0, np.int64), *self.blocks()])
 
     def written(self) -> tuple[Int64Array, Int64Array]:
         """All rows (Q,), ascending, and the first k neighbours of each (Q, k), as they were written, with those deleted since."""
@@ -90,14 +117,15 @@ class NeighbourTable:
         return rows, np.concatenate([np.empty((0, self.k), np.int64), *ids])
 
     def num_short(self) -> int:
-        """Live rows with fewer than k live neighbours. Reads the whole table."""
-        return sum(int((self.read(block)[0][:, -1] < 0).sum()) for block in _blocks(self.rows()))
+        """Live rows with fewer than k live neighbours. Reads the whole table, one block of rows after the other."""
+        return sum(int((self.read(block)[0][:, -1] < 0).sum()) for block in self.blocks())
 
     def all_rows(self) -> Int64Array:
-        """The rows of the table, live or not, ascending."""
-        return np.unique(
-            np.concatenate([np.empty(0, np.int64), *(f.first_chunk + f.row_set.present for f in self.files)])
-        )
+        """The rows of the table, live or not, ascending, all in one array."""
+        return np.concatenate([np.empty(0, np.int64), *(self._all_rows_in(*span) for span in self.spans())])
+
+    def _all_rows_in(self, first: int, count: int) -> Int64Array:
+        return first + np.flatnonzero(self._coverage.covered_mask(first, count))
 
     def _read(self, record: FileRecord) -> tuple[Int64Array, Float32Array]:
         content = read_table(self.view.files.open(record))
