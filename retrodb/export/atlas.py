@@ -5,13 +5,15 @@ Atlas finds passages by line. A chunk that is deleted later keeps its line, with
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import orjson
 
 from retrodb.export.dpr import chunk_titles
+from retrodb.export.export_file import ExportFile, whole_file
 from retrodb.export.export_source import ExportSource
-from retrodb.export.folder import ExportFile
+from retrodb.store.digest import identity
 
 _BYTES_PER_TOKEN = 4.5
 
@@ -28,4 +30,8 @@ def atlas_files(source: ExportSource) -> list[ExportFile]:
                     file.write(orjson.dumps({"id": str(chunk_id), "title": title, "text": text}) + b"\n")
 
     size = int(len(source.chunks) * source.chunk_tokens * _BYTES_PER_TOKEN)
-    return [ExportFile("passages.jsonl", size, source.chunks_digest, write)]
+    return [whole_file("passages.jsonl", size, partial(_chunks_digest, source), write)]
+
+
+def _chunks_digest(source: ExportSource) -> str:
+    return identity([source.chunks_digest(span) for span in source.chunks.spans])

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from retrodb.export.export_file import ExportFile, whole_file
 from retrodb.export.export_source import ExportSource, arrays_digest
-from retrodb.export.folder import ExportFile
 from retrodb.export.positions import BLOCK_CHUNKS
-from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.view.chunk_set import ChunkSet
 
 NO_SCORE = -1e9  # of a missing neighbour, because JSON has no infinity
@@ -32,38 +32,43 @@ _BYTES_PER_TOKEN = 4.5
 
 def dpr_files(source: ExportSource) -> list[ExportFile]:
     """The file of the export."""
-    rows = rows_with_target(source)
-    blocks = [rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS)]
+
+    def blocks() -> Iterator[Int64Array]:
+        return (_with_target(source, rows) for rows in _blocks(source))
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
             before = b"[\n"
-            for record in (record for block in blocks for record in _records(source, block)):
+            for record in (record for block in blocks() for record in _records(source, block)):
                 file.write(before + orjson.dumps(record))
                 before = b",\n"
-            file.write(b"\n]\n" if rows.size else b"[]\n")
+            file.write(b"[]\n" if before == b"[\n" else b"\n]\n")
 
     def inputs_digest() -> str:
-        return arrays_digest(array for block in blocks for array in _inputs(source, block))
+        return arrays_digest(array for block in blocks() for array in _inputs(source, block))
 
-    size = int(len(rows) * (2 * source.k + 2) * source.chunk_tokens * _BYTES_PER_TOKEN)
-    return [ExportFile("train.json", size, inputs_digest, write)]
-
-
-def rows_with_target(source: ExportSource) -> Int64Array:
-    """The live rows of the table that something follows: the value of a key, or the next chunk."""
-    parts = [np.empty(0, np.int64)]
-    rows = source.table.rows()
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
-        texts = _answers(source, block)
-        parts.append(block[np.array([bool(text) for text in texts], dtype=bool)])
-    return np.concatenate(parts)
+    num_rows = sum(span.num_chunks for span in source.table.spans())
+    size = int(num_rows * (2 * source.k + 2) * source.chunk_tokens * _BYTES_PER_TOKEN)
+    return [whole_file("train.json", size, inputs_digest, write)]
 
 
-def num_rows_without_target(source: ExportSource) -> int:
-    """The live rows of the table that are left out."""
-    return len(source.table.rows()) - len(rows_with_target(source))
+def _blocks(source: ExportSource) -> Iterator[Int64Array]:
+    """The live rows of the table, a few at a time: their texts are in memory together."""
+    for rows in source.table.blocks():
+        yield from (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
+
+
+def _with_target(source: ExportSource, rows: Int64Array) -> Int64Array:
+    """Those rows that something follows: the value of a key, or the next chunk."""
+    has_target: BoolArray = np.array([bool(text) for text in _answers(source, rows)], dtype=bool)
+    with_target: Int64Array = rows[has_target]
+    return with_target
+
+
+def count_without_target(source: ExportSource, rows: Int64Array) -> int:
+    """How many live rows of the table are left out."""
+    blocks = (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
+    return sum(len(block) - len(_with_target(source, block)) for block in blocks)
 
 
 def _inputs(source: ExportSource, rows: Int64Array) -> Iterator[AnyArray]:

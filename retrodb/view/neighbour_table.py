@@ -96,7 +96,11 @@ class NeighbourTable:
 
     def blocks(self) -> Iterator[Int64Array]:
         """The live rows of the table, ascending, in blocks of at most `_BLOCK_ROWS`: none has all of them."""
-        return (block for span in self.spans() for block in _blocks(self.rows_in(*span)))
+        return (block for span in self.spans() for block in self.blocks_in(*span))
+
+    def blocks_in(self, first: int, count: int) -> Iterator[Int64Array]:
+        """The same for one range of ids."""
+        return _blocks(self.rows_in(first, count))
 
     def has_row(self, row: int) -> bool:
         """Whether the table has a row, and it is live."""
