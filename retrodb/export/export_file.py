@@ -18,6 +18,7 @@ import xxhash
 
 from retrodb.format.arrays import AnyArray
 from retrodb.store.digest import digest_bytes, identity, xxh3_file
+from retrodb.store.whole_file import sync_file
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def whole_file(
     def write_and_digest(target: Path) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target)
+        sync_file(target)
         return xxh3_file(target).hex()
 
     return ExportFile(path, [FilePiece(size_bytes, inputs_digest, write_and_digest)], must_reopen=must_reopen)

@@ -21,7 +21,7 @@ from retrodb.export.record import (
     read_record,
     write_record,
 )
-from retrodb.store.whole_file import publish_whole
+from retrodb.store.whole_file import publish_whole, sync_file
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class ExportFolder:
             self._pieces[file.path], self._runs[file.path] = {}, run
             if file.prepare is not None and target != self.path / file.path:
                 file.prepare(target)
+                sync_file(target)
         done = self._pieces[file.path]
         return [PieceToWrite(file, number, target) for number in range(len(file.pieces)) if number not in done]
 

@@ -26,7 +26,7 @@ def num_words(num_chunks: int) -> int:
     return -(-num_chunks // WORD_CHUNKS)
 
 
-def words_of(is_present: BoolArray, starts: Int64Array) -> AnyArray:
+def position_words(is_present: BoolArray, starts: Int64Array) -> AnyArray:
     """The words (W,) of a range.
 
     Args:

@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 
 from retrodb.errors import DamagedFileError
-from retrodb.export.position_words import WORD, WORD_CHUNKS, bit_ranks, num_words, rows_of_bits, words_of
+from retrodb.export.position_words import WORD, WORD_CHUNKS, bit_ranks, num_words, position_words, rows_of_bits
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.store.digest import identity
 from retrodb.view.chunk_set import ChunkSet
@@ -218,7 +218,7 @@ def live_span(chunks: ChunkSet, first_chunk: int, num_chunks: int) -> tuple[Span
     is_continued = (np.diff(ids) == 1) & (np.diff(chunks.document_ids(ids)) == 0)
     starts = np.flatnonzero(np.concatenate(([True], ~is_continued))[: len(ids)])
     sizes = np.diff(np.append(starts, len(ids)))
-    words = words_of(is_live, starts)
+    words = position_words(is_live, starts)
     record = SpanRecord(
         first_chunk=first_chunk,
         num_chunks=num_chunks,
