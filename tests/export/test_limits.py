@@ -74,6 +74,19 @@ def test_the_largest_counts_that_fit_are_planned_in_64_bits(name: str, exportabl
     assert files[path].size_bytes == size
 
 
+@pytest.mark.parametrize(
+    "name", ["arrays", "norlund", "nemo", "lucidrains", pytest.param("megatron", marks=needs_megatron)]
+)
+def test_files_are_described_from_counts_of_shards_alone(name: str, exportable: Database, tmp_path: Path) -> None:
+    """There are no words, so that reading a position of the made-up shards would fail."""
+    records = [SpanRecord(n << 20, 0, 1000, 10, 100, 40, f"shard {n}") for n in range(1500)]
+    made = ExportPositions(records, np.empty(0, dtype=WORD))
+    table = exportable.neighbour_table()
+    files = FORMATS[name].files(ExportSource(table, TablePositions(made, made), ExportParams(), tmp_path))
+    assert sum(len(file.pieces) for file in files) > 1500
+    assert sum(file.size_bytes for file in files) > 2 * table.view.settings.chunk_tokens * 1500 * 1000
+
+
 def test_nothing_is_left_of_a_refused_export(
     exportable: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
