@@ -294,9 +294,9 @@ def _chunks_of_samples(
 ) -> Iterator[Int64Array]:
     """The chunks of samples, in blocks; samples are cut from the chunks of `documents`, one after the other."""
     of_documents = sizes[documents]
-    first_chunk, first_place = np.cumsum(sizes) - sizes, np.cumsum(of_documents) - of_documents
+    first_chunk, first_position = np.cumsum(sizes) - sizes, np.cumsum(of_documents) - of_documents
     for start in range(0, len(samples), _BLOCK_SAMPLES):
         block = samples[start : start + _BLOCK_SAMPLES]
-        place = (block[:, None] * chunks_per_sample + np.arange(chunks_per_sample)).ravel()
-        number = np.searchsorted(first_place, place, side="right") - 1
-        yield first_chunk[documents[number]] + place - first_place[number]
+        positions = (block[:, None] * chunks_per_sample + np.arange(chunks_per_sample)).ravel()
+        number = np.searchsorted(first_position, positions, side="right") - 1
+        yield first_chunk[documents[number]] + positions - first_position[number]

@@ -173,11 +173,11 @@ class RetroData:
         shards = self.shards()
         shuffled = [shards[number] for number in rng.permutation(len(shards))]
         for start in range(0, len(shuffled), SHUFFLED_SHARDS):
-            near = [self.windows(num_chunks, stride, rows) for rows in shuffled[start : start + SHUFFLED_SHARDS]]
+            cuts = [self.windows(num_chunks, stride, rows) for rows in shuffled[start : start + SHUFFLED_SHARDS]]
             windows = ChunkWindows(
-                np.concatenate([each.first for each in near]),
-                np.concatenate([each.count for each in near]),
-                np.concatenate([each.context for each in near]),
+                np.concatenate([cut.first for cut in cuts]),
+                np.concatenate([cut.count for cut in cuts]),
+                np.concatenate([cut.context for cut in cuts]),
             )
             yield from ((windows, chosen) for chosen in _shuffled_batches(windows, batch_chunks, rng))
 
