@@ -14,48 +14,45 @@ exist, and no negative contexts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import orjson
 
-from retrodb.export.export_file import ExportFile, whole_file
+from retrodb.export.export_file import Delimiters, ExportFile, TextPiece, text_file
 from retrodb.export.export_source import ExportSource, arrays_digest
 from retrodb.export.positions import BLOCK_CHUNKS
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
+from retrodb.format.records import ChunkRange
 from retrodb.view.chunk_set import ChunkSet
 
 NO_SCORE = -1e9  # of a missing neighbour, because JSON has no infinity
 _BLOCK_ROWS = BLOCK_CHUNKS // 8
 _BYTES_PER_TOKEN = 4.5
+_LIST = Delimiters(start=b"[\n", between=b",\n", end=b"\n]\n", empty=b"[]\n")
 
 
 def dpr_files(source: ExportSource) -> list[ExportFile]:
     """The file of the export."""
+    row_bytes = (2 * source.k + 2) * source.chunk_tokens * _BYTES_PER_TOKEN
 
-    def blocks() -> Iterator[Int64Array]:
-        return (_with_target(source, rows) for rows in _blocks(source))
+    def inputs_digest(span: ChunkRange) -> str:
+        return arrays_digest(array for block in _blocks(source, span) for array in _inputs(source, block))
 
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            before = b"[\n"
-            for record in (record for block in blocks() for record in _records(source, block)):
-                file.write(before + orjson.dumps(record))
-                before = b",\n"
-            file.write(b"[]\n" if before == b"[\n" else b"\n]\n")
+    def records(span: ChunkRange) -> Iterator[bytes]:
+        return (orjson.dumps(record) for block in _blocks(source, span) for record in _records(source, block))
 
-    def inputs_digest() -> str:
-        return arrays_digest(array for block in blocks() for array in _inputs(source, block))
-
-    num_rows = sum(span.num_chunks for span in source.table.spans())
-    size = int(num_rows * (2 * source.k + 2) * source.chunk_tokens * _BYTES_PER_TOKEN)
-    return [whole_file("train.json", size, inputs_digest, write)]
+    pieces = [
+        TextPiece(int(span.num_chunks * row_bytes), partial(inputs_digest, span), partial(records, span))
+        for span in source.table.spans()
+    ]
+    return [text_file("train.json", pieces, _LIST, source.scratch)]
 
 
-def _blocks(source: ExportSource) -> Iterator[Int64Array]:
-    """The live rows of the table, a few at a time: their texts are in memory together."""
-    for rows in source.table.blocks():
-        yield from (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
+def _blocks(source: ExportSource, span: ChunkRange) -> Iterator[Int64Array]:
+    """The live rows of a range that something follows, a few at a time: their texts are in memory together."""
+    rows = source.table.rows_in(*span)
+    return (_with_target(source, rows[start : start + _BLOCK_ROWS]) for start in range(0, len(rows), _BLOCK_ROWS))
 
 
 def _with_target(source: ExportSource, rows: Int64Array) -> Int64Array:

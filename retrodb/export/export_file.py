@@ -2,12 +2,14 @@
 
 A piece has a digest of everything that its content depends on, so that a piece with the recorded digest is left alone, and a
 function that writes it. Arrays and other files of known size are made at their full size first. Then every piece writes its range
-of bytes, one range of chunks after the other. All other files have one piece, which writes all of it.
+of bytes, one range of chunks after the other. Pieces of a text file are joined in the end. All other files have one piece, which
+writes all of it.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ import xxhash
 from retrodb.format.arrays import AnyArray
 from retrodb.store.digest import digest_bytes, identity, xxh3_file
 from retrodb.store.whole_file import sync_file
+
+_COPY_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class ExportFile:
     path: str  # below the export's folder
     pieces: Sequence[FilePiece]
     prepare: Callable[[Path], None] | None = None  # makes the file in which the pieces write their ranges
+    join: Callable[[Path], None] | None = None  # makes the file from what the pieces wrote elsewhere
     is_patched: bool = False  # readers have it mapped: a refresh changes it in place
     must_reopen: bool = True  # whether a running reader sees the old content until it opens the file again
     is_fixed: bool = False  # small, and its content is known already
@@ -81,6 +86,53 @@ def fixed_file(path: str, content: bytes) -> ExportFile:
 def json_file(path: str, value: object) -> ExportFile:
     """A JSON file of plain values or dataclasses."""
     return fixed_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """Some of the records of a text file."""
+
+    size_bytes: int  # estimate
+    inputs_digest: Callable[[], str]
+    records: Callable[[], Iterable[bytes]]
+
+
+@dataclass(frozen=True)
+class Delimiters:
+    """What comes before the first record of a text file, between two, and after the last; `empty` is a file without records."""
+
+    start: bytes
+    between: bytes
+    end: bytes
+    empty: bytes
+
+
+def text_file(path: str, pieces: Sequence[TextPiece], delimiters: Delimiters, scratch: Path) -> ExportFile:
+    """A file of records of any length: its pieces are written to a folder of their own and joined in the end."""
+    parts = [scratch / f"{path}.{number:06d}" for number in range(len(pieces))]
+
+    def file_piece(piece: TextPiece, part: Path) -> FilePiece:
+        def write(target: Path) -> str:
+            del target
+            with part.open("wb") as file:
+                for number, record in enumerate(piece.records()):
+                    file.write(delimiters.between + record if number else record)
+            sync_file(part)
+            return xxh3_file(part).hex()
+
+        return FilePiece(piece.size_bytes, piece.inputs_digest, write)
+
+    def join(target: Path) -> None:
+        with_records = [part for part in parts if part.stat().st_size]
+        with target.open("wb") as file:
+            for number, part in enumerate(with_records):
+                file.write(delimiters.between if number else delimiters.start)
+                with part.open("rb") as records:
+                    shutil.copyfileobj(records, file, _COPY_BYTES)
+            file.write(delimiters.end if with_records else delimiters.empty)
+
+    files = [file_piece(piece, part) for piece, part in zip(pieces, parts, strict=True)]
+    return ExportFile(path, files, prepare=Path.touch, join=join)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from retrodb.engine.run import Engine, Run
 from retrodb.engine.task import Task
-from retrodb.errors import RetroDBError
+from retrodb.errors import MismatchError, UsageError
 from retrodb.export.card import ExportCard, make_card, merged_licences
 from retrodb.export.export_file import ExportFile, state_of_pieces
 from retrodb.export.export_tasks import (
@@ -78,10 +78,10 @@ class ExportRun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Forget what this process has opened. Delete what only the tasks needed, unless they were interrupted."""
+        """Forget what this process has opened. Delete what only the tasks needed, unless the same command can continue."""
         opened_export.cache_clear()
         snapshot_view.cache_clear()
-        if kind is None or issubclass(kind, RetroDBError):
+        if kind is None or issubclass(kind, UsageError | MismatchError):
             shutil.rmtree(self.plan.scratch, ignore_errors=True)
 
     @property

@@ -158,6 +158,8 @@ class ExportFolder:
         if not state:  # nothing to write
             self._append(LogLine(file.path))
             return
+        if file.join is not None:
+            file.join(target)
         if target != path:
             publish_whole(target, path)
         written = WrittenFile(path.stat().st_size, state, tuple(piece.xxh3 for piece in pieces))

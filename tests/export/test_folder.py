@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from retrodb.errors import DamagedFileError
-from retrodb.export.export_file import ExportFile, FileRange, RangedPiece, json_file, ranged_file, write_ranges
+from retrodb.export.export_file import (
+    Delimiters,
+    ExportFile,
+    FileRange,
+    RangedPiece,
+    TextPiece,
+    json_file,
+    ranged_file,
+    text_file,
+    write_ranges,
+)
 from retrodb.export.export_tasks import handled_piece
 from retrodb.export.folder import ExportFolder, PieceToWrite
 from retrodb.export.record import LOG, LogLine, RecordLog, WrittenPiece
@@ -82,6 +92,24 @@ def test_a_patched_file_keeps_its_place_and_the_rows_that_are_equal(tmp_path: Pa
     folder.update("two", [array_in_pieces(changed, is_patched=True)], write)
     assert path.stat().st_ino == inode
     assert mapped.tolist() == changed.ravel().tolist(), "a reader that has it mapped sees the change"
+
+
+@pytest.mark.parametrize("records", [[], [[], []], [[b"1"]], [[], [b"1", b"2"], [], [b"3"], []]])
+def test_texts_are_joined_in_order_after_any_number_of_kills(tmp_path: Path, records: list[list[bytes]]) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    pieces = [TextPiece(1, lambda n=n: f"piece {n}", lambda lines=lines: lines) for n, lines in enumerate(records)]  # type: ignore[misc]
+    file = text_file("list.json", pieces, Delimiters(b"[", b", ", b"]\n", b"nothing"), scratch)
+    while True:
+        folder = ExportFolder(tmp_path)
+        try:
+            folder.update("run", folder.unwritten([file]), lambda pieces: write(pieces, 1))
+            break
+        except KeyboardInterrupt:
+            pass
+    lines = [line for lines in records for line in lines]
+    expected = b"[" + b", ".join(lines) + b"]\n" if lines else b"nothing"
+    assert (tmp_path / "list.json").read_bytes() == expected
 
 
 def test_a_range_of_another_size_than_planned_is_never_recorded(tmp_path: Path) -> None:
