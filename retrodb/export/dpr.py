@@ -40,7 +40,8 @@ def dpr_files(source: ExportSource) -> list[ExportFile]:
         return arrays_digest(array for block in _blocks(source, span) for array in _inputs(source, block))
 
     def records(span: ChunkRange) -> Iterator[bytes]:
-        return (orjson.dumps(record) for block in _blocks(source, span) for record in _records(source, block))
+        blocks = (_with_target(source, rows) for rows in _blocks(source, span))
+        return (orjson.dumps(record) for block in blocks for record in _records(source, block))
 
     pieces = [
         TextPiece(int(span.num_chunks * row_bytes), partial(inputs_digest, span), partial(records, span))
@@ -50,9 +51,9 @@ def dpr_files(source: ExportSource) -> list[ExportFile]:
 
 
 def _blocks(source: ExportSource, span: ChunkRange) -> Iterator[Int64Array]:
-    """The live rows of a range that something follows, a few at a time: their texts are in memory together."""
+    """The live rows of a range, a few at a time: their texts are in memory together."""
     rows = source.table.rows_in(*span)
-    return (_with_target(source, rows[start : start + _BLOCK_ROWS]) for start in range(0, len(rows), _BLOCK_ROWS))
+    return (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
 
 
 def _with_target(source: ExportSource, rows: Int64Array) -> Int64Array:
@@ -72,6 +73,16 @@ def _inputs(source: ExportSource, rows: Int64Array) -> Iterator[AnyArray]:
     """Everything that the lines of these rows depend on."""
     ids, distances = source.table.read(rows)
     yield from (rows, source.queries.continuation(rows), ids, source.database.continuation(ids.ravel()), distances)
+    yield from (source.queries.is_live(value) for value in _values_of_keys(source, rows).values())
+
+
+def _values_of_keys(source: ExportSource, rows: Int64Array) -> dict[int, Int64Array]:
+    """The chunks of the value of each row that is part of a key, by the index of the row."""
+    return {
+        number: document["first_chunk"] + np.arange(document["num_key_chunks"], document["num_chunks"])
+        for number, document in enumerate(source.queries.documents(rows))
+        if document is not None and document["num_key_chunks"]
+    }
 
 
 def _records(source: ExportSource, rows: Int64Array) -> Iterator[dict[str, object]]:
@@ -125,12 +136,8 @@ def _are_last_of_key(chunks: ChunkSet, ids: Int64Array) -> list[bool]:
 def _answers(source: ExportSource, rows: Int64Array) -> list[str]:
     """The whole value of a key's document; for other rows the text of the next chunk."""
     following = source.queries.texts(source.queries.continuation(rows))
-    documents = source.queries.documents(rows)
-    for number, document in enumerate(documents):
-        if document is not None and document["num_key_chunks"]:
-            first = document["first_chunk"]
-            value = np.arange(first + document["num_key_chunks"], first + document["num_chunks"])
-            following[number] = "".join(source.queries.texts(value))
+    for number, value in _values_of_keys(source, rows).items():
+        following[number] = "".join(source.queries.texts(value))
     return following
 
 
