@@ -12,26 +12,27 @@ A chunk of length 0 is padding: it was deleted after the export, and keeps its p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
 from retrodb.export.arrays_format import FORMAT, META_FILE, VERSION, ArraysMeta
+from retrodb.export.export_file import ExportFile, FileRange, RangedPiece, json_file, ranged_file
 from retrodb.export.export_source import ExportSource
-from retrodb.export.folder import ExportFile, json_file
 from retrodb.export.padding import IntegerDtype
-from retrodb.export.positions import ExportPositions
-from retrodb.format.arrays import AnyArray, Int64Array, growing_array
+from retrodb.export.positions import ExportPositions, PositionSpan
+from retrodb.format.arrays import AnyArray, Int64Array, array_header
 from retrodb.format.entries import SpaceEntry
 from retrodb.view.chunk_set import ChunkSet
 
 Gather: TypeAlias = Callable[[Int64Array], AnyArray]
 """A block of ids (Q,) -> their rows of an array (Q, ...)."""
+SpanDigest: TypeAlias = Callable[[PositionSpan], str]
+"""A span -> a digest of everything that its rows depend on."""
 
 _POSITION, _LENGTH = np.dtype(np.int64), np.dtype(np.uint16)
-_NPY_HEADER_BYTES = 128
 
 
 def arrays_files(source: ExportSource) -> list[ExportFile]:
@@ -63,24 +64,26 @@ def array_file(
     positions: ExportPositions,
     dtype: IntegerDtype,
     shape: tuple[int, ...],
-    inputs_digest: Callable[[], str],
+    inputs_digest: SpanDigest,
     gather: Gather,
 ) -> ExportFile:
-    """A `.npy` file with one row for every position.
+    """A `.npy` file with one row for every position, in one piece for every span.
 
     Args:
         shape: of one row.
-        inputs_digest: of everything that the rows depend on.
         gather: gives the rows of a block of ids.
     """
+    head = array_header(dtype, (len(positions), *shape))
+    row_bytes = dtype.itemsize * math.prod(shape)
 
-    def write(path: Path) -> None:
-        with growing_array(path, dtype, shape) as append:
-            for ids in positions.blocks():
-                append(gather(ids))
+    def piece(span: PositionSpan) -> RangedPiece:
+        def blocks() -> Iterator[AnyArray]:
+            return (gather(ids).astype(dtype, copy=False) for ids in span.blocks())
 
-    size = _NPY_HEADER_BYTES + len(positions) * dtype.itemsize * math.prod(shape)
-    return ExportFile(name, size, inputs_digest, write)
+        part = FileRange(len(head) + span.first * row_bytes, len(span) * row_bytes, blocks)
+        return RangedPiece(partial(inputs_digest, span), [part])
+
+    return ranged_file(name, [piece(span) for span in positions.spans], head=head)
 
 
 def _text_bytes(chunks: ChunkSet, ids: Int64Array) -> AnyArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,8 +66,13 @@ class ExportCard:
         return " ".join(f"{subset}={table['name']}" for subset, table in self.subsets.items())
 
 
-def make_card(source: ExportSource, to: str, out: Path) -> ExportCard:
-    """The card of an export in the format `to` to the folder `out`."""
+def make_card(source: ExportSource, to: str, out: Path, num_rows: int, licences: dict[str, list[str]]) -> ExportCard:
+    """The card of an export in the format `to` to the folder `out`.
+
+    Args:
+        num_rows: live rows of all tables.
+        licences: by source.
+    """
     table, view = source.table, source.view
     space = view.snapshot.existing(SpaceEntry, table.entry.space)
     path = str(out.absolute())
@@ -79,7 +84,7 @@ def make_card(source: ExportSource, to: str, out: Path) -> ExportCard:
         database=str(Path(view.storage.url).absolute()),
         snapshot=view.snapshot.number,
         clock=view.snapshot.clock,
-        rows=sum(len(each.table.rows()) for each in source.tables.values()),
+        rows=num_rows,
         chunk_tokens=source.chunk_tokens,
         tokenizer=TokenizerCard(settings.tokenizer_name, settings.tokenizer_sha256, settings.vocab_size),
         space={
@@ -89,7 +94,7 @@ def make_card(source: ExportSource, to: str, out: Path) -> ExportCard:
         },
         table=_table_fields(source),
         queries=None if queries is None else _without_nulls(_entry_fields(queries)),
-        sources=source_licences(view),
+        sources=licences,
         testsets=view.snapshot.names(TestsetEntry),
         subsets={subset: _table_fields(of_subset) for subset, of_subset in source.subsets.items()},
         params=source.params,
@@ -128,17 +133,26 @@ def write_card(folder: Path, card: ExportCard) -> None:
     write_whole(folder / CARD, orjson.dumps(card, option=orjson.OPT_INDENT_2))
 
 
-def source_licences(view: View) -> dict[str, list[str]]:
-    """Every source with the licences that the metadata of its documents name."""
+def range_licences(view: View, first: int, count: int) -> tuple[str, list[str]]:
+    """The source of a range of chunks, and the licences that the metadata of its documents name."""
     import pyarrow.compute as pc
 
+    [record] = view.chunks.overlapping("documents", first, count)
+    table = read_table(view.files.open(record), ["source", "metadata"])
+    named = table.filter(pc.match_substring_regex(table.column("metadata"), "licen[sc]e", ignore_case=True))
+    licences: set[str] = set()
+    for metadata in named.column("metadata").to_pylist():
+        fields = orjson.loads(metadata)
+        if len(licences) < _MAX_LICENCES:
+            licences |= {str(value) for name, value in fields.items() if name.lower() in _LICENCE_FIELDS and value}
+    return str(table.column("source")[0]) if table.num_rows else "", sorted(licences)
+
+
+def merged_licences(view: View, of_ranges: Iterable[tuple[str, Iterable[str]]]) -> dict[str, list[str]]:
+    """Every source with the licences that its documents name, from those of its ranges in their order."""
     licences: dict[str, set[str]] = {name: set() for name in sorted(set(view.shards.source))}
-    for record in view.chunks.ranges:
-        table = read_table(view.files.open(record), ["source", "metadata"])
-        named = table.filter(pc.match_substring_regex(table.column("metadata"), "licen[sc]e", ignore_case=True))
-        for source, metadata in zip(*(named.column(name).to_pylist() for name in ("source", "metadata")), strict=True):
-            fields = orjson.loads(metadata)
-            of_source = licences.setdefault(source, set())
-            if len(of_source) < _MAX_LICENCES:
-                of_source |= {str(value) for name, value in fields.items() if name.lower() in _LICENCE_FIELDS and value}
+    for source, names in ((source, names) for source, names in of_ranges if source):
+        of_source = licences.setdefault(source, set())
+        if len(of_source) < _MAX_LICENCES:
+            of_source |= set(names)
     return {source: sorted(names) for source, names in licences.items()}

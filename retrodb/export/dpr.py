@@ -14,62 +14,75 @@ exist, and no negative contexts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import orjson
 
+from retrodb.export.export_file import Delimiters, ExportFile, TextPiece, text_file
 from retrodb.export.export_source import ExportSource, arrays_digest
-from retrodb.export.folder import ExportFile
 from retrodb.export.positions import BLOCK_CHUNKS
-from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
+from retrodb.format.records import ChunkRange
 from retrodb.view.chunk_set import ChunkSet
 
 NO_SCORE = -1e9  # of a missing neighbour, because JSON has no infinity
 _BLOCK_ROWS = BLOCK_CHUNKS // 8
 _BYTES_PER_TOKEN = 4.5
+_LIST = Delimiters(start=b"[\n", between=b",\n", end=b"\n]\n", empty=b"[]\n")
 
 
 def dpr_files(source: ExportSource) -> list[ExportFile]:
     """The file of the export."""
-    rows = rows_with_target(source)
-    blocks = [rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS)]
+    row_bytes = (2 * source.k + 2) * source.chunk_tokens * _BYTES_PER_TOKEN
 
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            before = b"[\n"
-            for record in (record for block in blocks for record in _records(source, block)):
-                file.write(before + orjson.dumps(record))
-                before = b",\n"
-            file.write(b"\n]\n" if rows.size else b"[]\n")
+    def inputs_digest(span: ChunkRange) -> str:
+        return arrays_digest(array for block in _blocks(source, span) for array in _inputs(source, block))
 
-    def inputs_digest() -> str:
-        return arrays_digest(array for block in blocks for array in _inputs(source, block))
+    def records(span: ChunkRange) -> Iterator[bytes]:
+        blocks = (_with_target(source, rows) for rows in _blocks(source, span))
+        return (orjson.dumps(record) for block in blocks for record in _records(source, block))
 
-    size = int(len(rows) * (2 * source.k + 2) * source.chunk_tokens * _BYTES_PER_TOKEN)
-    return [ExportFile("train.json", size, inputs_digest, write)]
+    pieces = [
+        TextPiece(int(span.num_chunks * row_bytes), partial(inputs_digest, span), partial(records, span))
+        for span in source.table.spans()
+    ]
+    return [text_file("train.json", pieces, _LIST, source.scratch)]
 
 
-def rows_with_target(source: ExportSource) -> Int64Array:
-    """The live rows of the table that something follows: the value of a key, or the next chunk."""
-    parts = [np.empty(0, np.int64)]
-    rows = source.table.rows()
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
-        texts = _answers(source, block)
-        parts.append(block[np.array([bool(text) for text in texts], dtype=bool)])
-    return np.concatenate(parts)
+def _blocks(source: ExportSource, span: ChunkRange) -> Iterator[Int64Array]:
+    """The live rows of a range, a few at a time: their texts are in memory together."""
+    rows = source.table.rows_in(*span)
+    return (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
 
 
-def num_rows_without_target(source: ExportSource) -> int:
-    """The live rows of the table that are left out."""
-    return len(source.table.rows()) - len(rows_with_target(source))
+def _with_target(source: ExportSource, rows: Int64Array) -> Int64Array:
+    """Those rows that something follows: the value of a key, or the next chunk."""
+    has_target: BoolArray = np.array([bool(text) for text in _answers(source, rows)], dtype=bool)
+    with_target: Int64Array = rows[has_target]
+    return with_target
+
+
+def count_without_target(source: ExportSource, rows: Int64Array) -> int:
+    """How many live rows of the table are left out."""
+    blocks = (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
+    return sum(len(block) - len(_with_target(source, block)) for block in blocks)
 
 
 def _inputs(source: ExportSource, rows: Int64Array) -> Iterator[AnyArray]:
     """Everything that the lines of these rows depend on."""
     ids, distances = source.table.read(rows)
     yield from (rows, source.queries.continuation(rows), ids, source.database.continuation(ids.ravel()), distances)
+    yield from (source.queries.is_live(value) for value in _values_of_keys(source, rows).values())
+
+
+def _values_of_keys(source: ExportSource, rows: Int64Array) -> dict[int, Int64Array]:
+    """The chunks of the value of each row that is part of a key, by the index of the row."""
+    return {
+        number: document["first_chunk"] + np.arange(document["num_key_chunks"], document["num_chunks"])
+        for number, document in enumerate(source.queries.documents(rows))
+        if document is not None and document["num_key_chunks"]
+    }
 
 
 def _records(source: ExportSource, rows: Int64Array) -> Iterator[dict[str, object]]:
@@ -123,12 +136,8 @@ def _are_last_of_key(chunks: ChunkSet, ids: Int64Array) -> list[bool]:
 def _answers(source: ExportSource, rows: Int64Array) -> list[str]:
     """The whole value of a key's document; for other rows the text of the next chunk."""
     following = source.queries.texts(source.queries.continuation(rows))
-    documents = source.queries.documents(rows)
-    for number, document in enumerate(documents):
-        if document is not None and document["num_key_chunks"]:
-            first = document["first_chunk"]
-            value = np.arange(first + document["num_key_chunks"], first + document["num_chunks"])
-            following[number] = "".join(source.queries.texts(value))
+    for number, value in _values_of_keys(source, rows).items():
+        following[number] = "".join(source.queries.texts(value))
     return following
 
 

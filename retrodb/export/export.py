@@ -1,4 +1,4 @@
-"""Exporting: the formats by name, writing an export, and registering it in the database.
+"""Exporting: writing an export, and registering it in the database.
 
 A new export is written to a temporary folder next to its target and renamed when it is complete, so that a reader never sees
 half of one. What an interrupted run has finished is kept: the same command continues from there.
@@ -8,57 +8,30 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from retrodb.config import ExportParams
-from retrodb.errors import UsageError
-from retrodb.export.arrays import arrays_files
-from retrodb.export.atlas import atlas_files
-from retrodb.export.card import CARD, ExportCard, make_card, write_card
-from retrodb.export.dpr import dpr_files, num_rows_without_target
+from retrodb.errors import RetroDBError, UsageError
+from retrodb.export.card import CARD, ExportCard, write_card
+from retrodb.export.export_file import ExportFile
 from retrodb.export.export_params import check_format_params
-from retrodb.export.export_source import ExportSource, TablePositions
-from retrodb.export.folder import ExportFile, ExportFolder, ExportRecord
-from retrodb.export.huggingface import huggingface_files
-from retrodb.export.lucidrains import lucidrains_files
-from retrodb.export.megatron import megatron_counts, megatron_files
-from retrodb.export.nemo import nemo_files
-from retrodb.export.norlund import norlund_files
-from retrodb.export.parquet import parquet_files
+from retrodb.export.export_run import SCRATCH, ExportFacts, ExportRun, delete_other_plan
+from retrodb.export.export_tasks import ExportPlan
+from retrodb.export.folder import ExportFolder
+from retrodb.export.formats import FORMATS
+from retrodb.export.megatron import megatron_counts
 from retrodb.format.entries import ExportEntry, entry_key
 from retrodb.stages.context import Context
 from retrodb.stages.queries.megatron import SUBSETS
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.digest import identity
 from retrodb.store.snapshots import read_snapshot
 from retrodb.store.storage import translate_os_error
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
-
-
-@dataclass(frozen=True)
-class ExportFormat:
-    """The format of one trainer."""
-
-    files: Callable[[ExportSource], list[ExportFile]]
-    has_positions: bool = True  # whether its reader finds chunks by position, so that positions must never change
-    has_subsets: bool = False  # whether one export can hold a table for each of `SUBSETS`
-
-
-FORMATS: dict[str, ExportFormat] = {
-    "parquet": ExportFormat(parquet_files, has_positions=False),
-    "huggingface": ExportFormat(huggingface_files, has_positions=False),
-    "arrays": ExportFormat(arrays_files),
-    "megatron": ExportFormat(megatron_files, has_subsets=True),
-    "lucidrains": ExportFormat(lucidrains_files),
-    "norlund": ExportFormat(norlund_files),
-    "nemo": ExportFormat(nemo_files),
-    "dpr": ExportFormat(dpr_files, has_positions=False),
-    "atlas": ExportFormat(atlas_files),
-}
 
 
 @dataclass(frozen=True)
@@ -118,40 +91,92 @@ def run_export(
     if out.exists() and not (out / CARD).is_file():
         raise UsageError("exists and is no export of retrodb", where=str(out), remedy="Choose another folder.")
     view = exported_view(context, as_of)
-    tables = {subset: NeighbourTable(view, name) for subset, name in names.items()}
-    positions = _positions(tables, FORMATS[to])
-    source = ExportSource.of_tables(tables, positions, params)
-    files = FORMATS[to].files(source)
-    card = make_card(source, to, out)
+    tables = {subset: NeighbourTable(view, name).name for subset, name in names.items()}
+    partial = out.absolute().with_name(f".{out.name}.partial")
+    if not dry_run:
+        plan = planned_export(view, tables, to, params, partial, partial / SCRATCH)
+        return _written_export(context, plan, out, is_registered=is_registered)
+    with TemporaryDirectory(prefix="retrodb-export-") as folder:
+        plan = planned_export(view, tables, to, params, Path(folder), Path(folder) / SCRATCH)
+        with ExportRun(context, plan) as run:
+            run.begin()
+            files = [*run.files, *run.index({file.path: "planned" for file in run.files})]
+            card, facts = run.card(out)
+            result = _result(run, out, card, facts)
+    return replace(result, num_files=len(files), size_bytes=sum(file.size_bytes for file in files), dry_run=True)
 
-    def result(num_files: int, size_bytes: int) -> ExportResult:
-        counts = megatron_counts(source) if to == "megatron" else None
-        return ExportResult(
-            path=str(out),
-            format=to,
-            table=card.table_name,
-            snapshot=view.snapshot.number,
-            num_rows=card.rows,
-            num_files=num_files,
-            size_bytes=size_bytes,
-            num_rows_without_target=num_rows_without_target(source) if to == "dpr" else None,
-            subsets=() if counts is None else tuple(SubsetCounts(*count) for count in counts.subsets),
-            notes=() if counts is None else counts.notes,
-            dry_run=dry_run,
-        )
 
-    if dry_run:
-        return result(len(files), sum(file.size_bytes for file in files))
+def planned_export(
+    view: View, tables: Mapping[str, str], to: str, params: ExportParams, folder: Path, scratch: Path
+) -> ExportPlan:
+    """The plan of an export.
+
+    Args:
+        tables: by subset.
+        folder: that the export is written to.
+        scratch: for the files of its tasks.
+    """
+    return ExportPlan(
+        database=view.storage.url,
+        snapshot=view.snapshot.number,
+        transaction=view.snapshot.transaction,
+        format=to,
+        tables=tuple(tables.items()),
+        params=params,
+        folder=str(folder.absolute()),
+        scratch=str(scratch.absolute()),
+    )
+
+
+def _written_export(context: Context, plan: ExportPlan, out: Path, *, is_registered: bool) -> ExportResult:
+    """Write an export, or continue to write it, next to its target, and put it there."""
+    folder = Path(plan.folder)
     try:
-        folder = _partial_folder(out, identity(card, view.snapshot.transaction), positions)
-        update = folder.update(files, context.progress)
-        write_card(folder.path, card)
-        _replace(folder.path, out)
+        delete_other_plan(plan)
+        with ExportRun(context, plan) as run:
+            run.begin()
+            files = _described_files(run)
+            card, facts = run.card(out)
+            run.write_scratch()
+            export = ExportFolder(folder)
+            run.write(export, export.unwritten(files))
+            states = {file.path: written.state for file in files if (written := export.record.files.get(file.path))}
+            run.write(export, export.unwritten(run.index(states)))
+            result = _result(run, out, card, facts)
+        update = export.finish()
+        write_card(folder, card)
+        _replace(folder, out)
     except OSError as error:
         raise translate_os_error(error, str(out)) from error
     if is_registered:
         register_export(context, card)
-    return result(len(update.written) + update.num_unchanged, update.size_bytes)
+    return replace(result, num_files=update.num_files, size_bytes=update.size_bytes)
+
+
+def _described_files(run: ExportRun) -> list[ExportFile]:
+    """The files of a new export. Nothing is left of one that its format refuses."""
+    try:
+        return run.files
+    except RetroDBError:
+        shutil.rmtree(run.plan.folder, ignore_errors=True)
+        raise
+
+
+def _result(run: ExportRun, out: Path, card: ExportCard, facts: ExportFacts) -> ExportResult:
+    """What is known before the files are written."""
+    counts = megatron_counts(run.opened.source) if run.plan.format == "megatron" else None
+    return ExportResult(
+        path=str(out),
+        format=card.format,
+        table=card.table_name,
+        snapshot=card.snapshot,
+        num_rows=card.rows,
+        num_files=0,
+        size_bytes=0,
+        num_rows_without_target=facts.num_rows_without_target if run.plan.format == "dpr" else None,
+        subsets=() if counts is None else tuple(SubsetCounts(*count) for count in counts.subsets),
+        notes=() if counts is None else counts.notes,
+    )
 
 
 def exported_view(context: Context, as_of: int | None = None) -> View:
@@ -198,37 +223,6 @@ def _names_by_subset(table: str | Mapping[str, str] | None, to: str) -> dict[str
         if subset not in SUBSETS:
             raise UsageError(f"unknown subset '{subset}'", remedy=f"Known are: {', '.join(SUBSETS)}.")
     return {subset: table[subset] for subset in SUBSETS if subset in table}
-
-
-def _positions(tables: Mapping[str, NeighbourTable], export_format: ExportFormat) -> dict[str, TablePositions]:
-    """The positions of each table; those of the database's chunks are the same for all."""
-    positions: dict[str, TablePositions] = {}
-    for subset, table in tables.items():
-        if not export_format.has_positions:
-            positions[subset] = TablePositions.empty()
-            continue
-        before = next(iter(positions.values()), None)
-        positions[subset] = TablePositions.of_live(table, before.chunks if before else None)
-    return positions
-
-
-def _partial_folder(out: Path, plan: str, positions: Mapping[str, TablePositions]) -> ExportFolder:
-    """The folder that an export is written to: that of an interrupted run of the same plan, or a new one."""
-    temporary = out.with_name(f".{out.name}.partial")
-    if temporary.exists() and (folder := ExportFolder.read(temporary)).record.plan == plan:
-        return folder
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    first, *further = positions
-    record = ExportRecord(
-        plan=plan,
-        chunks=positions[first].chunks.to_records(),
-        rows=positions[first].rows.to_records(),
-        subset_rows={subset: positions[subset].rows.to_records() for subset in further},
-    )
-    folder = ExportFolder(temporary, record)
-    folder.save()
-    return folder
 
 
 def _replace(temporary: Path, out: Path) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from retrodb.config import ExportParams
-from retrodb.export.positions import ExportPositions
+from retrodb.export.positions import ExportPositions, PositionSpan
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.neighbour_table import NeighbourTable
@@ -27,19 +27,6 @@ class TablePositions:
     chunks: ExportPositions  # of the database's chunks
     rows: ExportPositions  # of the query set's chunks; the same object when the query set is the database
 
-    @classmethod
-    def of_live(cls, table: NeighbourTable, chunks: ExportPositions | None = None) -> TablePositions:
-        """Positions for everything that is live now; `chunks` are those of another table of the export."""
-        chunks = chunks or ExportPositions.of_live(table.view.chunks)
-        if table.query_set == SELF:
-            return cls(chunks, chunks)
-        return cls(chunks, ExportPositions.of_live(table.view.query_set(table.query_set)))
-
-    @classmethod
-    def empty(cls) -> TablePositions:
-        """No positions, for formats whose readers find chunks by id."""
-        return cls(ExportPositions([]), ExportPositions([]))
-
 
 class ExportSource:
     """A neighbour table with the chunks of its query set and of the database, each at its position.
@@ -47,10 +34,11 @@ class ExportSource:
     Attributes:
         subsets: all tables of an export of several, by what they are for; the first one is this. Empty for a single table.
         params: those that only some formats have.
+        scratch: folder of files that others are written from.
     """
 
-    def __init__(self, table: NeighbourTable, positions: TablePositions, params: ExportParams | None = None) -> None:
-        self.params = params or ExportParams()
+    def __init__(self, table: NeighbourTable, positions: TablePositions, params: ExportParams, scratch: Path) -> None:
+        self.params, self.scratch = params, scratch
         self.subsets: Mapping[str, ExportSource] = {}
         self.table, self.view, self.settings = table, table.view, table.view.settings
         self.chunks, self.rows = positions.chunks, positions.rows
@@ -58,16 +46,17 @@ class ExportSource:
         self.queries: ChunkSet = self.view.query_set(table.query_set)
         self.k: int = table.k
         self.chunk_tokens: int = self.settings.chunk_tokens
-        self.chunks_digest = lru_cache(maxsize=None)(lambda: live_chunks_digest(self.database, self.chunks))
-        self.rows_digest = lru_cache(maxsize=None)(lambda: live_chunks_digest(self.queries, self.rows))
-        self.neighbours_digest = lru_cache(maxsize=None)(self._digest_neighbours)
 
     @classmethod
     def of_tables(
-        cls, tables: Mapping[str, NeighbourTable], positions: Mapping[str, TablePositions], params: ExportParams
+        cls,
+        tables: Mapping[str, NeighbourTable],
+        positions: Mapping[str, TablePositions],
+        params: ExportParams,
+        scratch: Path,
     ) -> ExportSource:
         """The source of one table, whose name in the mapping is "", or of several with their subsets."""
-        sources = {subset: cls(table, positions[subset], params) for subset, table in tables.items()}
+        sources = {subset: cls(table, positions[subset], params, scratch) for subset, table in tables.items()}
         first = next(iter(sources.values()))
         if "" not in sources:
             first.subsets = sources
@@ -92,14 +81,23 @@ class ExportSource:
         """(Q,) positions of the live continuations of the database's chunks, -1 where there is none."""
         return self.chunks.positions(self.database.continuation(ids))
 
-    def _digest_neighbours(self) -> str:
-        return arrays_digest(self.neighbours(rows) for rows in self.rows.blocks())
+    def chunks_digest(self, span: PositionSpan) -> str:
+        """Of everything that the tokens and continuations of the database's chunks in a span depend on."""
+        return live_chunks_digest(self.database, span)
+
+    def rows_digest(self, span: PositionSpan) -> str:
+        """The same for the chunks of the query set."""
+        return live_chunks_digest(self.queries, span)
+
+    def neighbours_digest(self, span: PositionSpan) -> str:
+        """Of the neighbours of a span of rows."""
+        return arrays_digest(self.neighbours(rows) for rows in span.blocks())
 
 
-def live_chunks_digest(chunks: ChunkSet, positions: ExportPositions) -> str:
+def live_chunks_digest(chunks: ChunkSet, span: PositionSpan) -> str:
     """A digest of which chunks with a position are live. As an id always means the same chunk, it covers their tokens."""
-    is_live = map(chunks.is_live, positions.blocks())
-    return arrays_digest([np.frombuffer(positions.digest.encode(), np.uint8), *is_live])
+    is_live = map(chunks.is_live, span.blocks())
+    return arrays_digest([np.frombuffer(span.record.digest.encode(), np.uint8), *is_live])
 
 
 def arrays_digest(arrays: Iterable[AnyArray]) -> str:

@@ -1,147 +1,166 @@
-"""The files of an export and how they are brought up to date: the same for a new export, an interrupted one and a refresh.
+"""The folder of an export and how its files are brought up to date: the same for a new export, an interrupted one and a refresh.
 
-A format describes each of its files as an `ExportFile`: a digest of everything that the content depends on, and a function that
-writes it. A file whose digest is the recorded one is left alone. Every other file is written under a temporary name and renamed,
-or changed in place if readers have it mapped. The record is rewritten after every file, so that an interrupted run continues with
-the next one.
+A file whose recorded digest is that of its inputs is left alone. Every other file is written under a temporary name and renamed
+when all of its pieces are there, or changed in place if readers have it mapped. Each finished piece and file is a line of the
+log, so that an interrupted run continues with the pieces that are missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
-from retrodb.engine.progress import Progress
-from retrodb.export.positions import SpanRecord
-from retrodb.format.json_codec import from_json, to_json
-from retrodb.store.digest import digest_bytes, xxh3_file
-from retrodb.store.whole_file import publish_whole, write_whole
-
-RECORD = "retrodb-state.json"
-
-
-@dataclass(frozen=True)
-class ExportFile:
-    """One file of an export."""
-
-    path: str  # below the export's folder
-    size_bytes: int  # estimate
-    inputs_digest: Callable[[], str]  # of everything that the content depends on: equal digests mean equal bytes
-    write: Callable[[Path], None]
-    patch: Callable[[Path], None] | None = None  # changes the file in place, for readers that have it mapped
-    must_reopen: bool = True  # whether a running reader sees the old content until it opens the file again
+from retrodb.export.export_file import ExportFile, state_of_pieces
+from retrodb.export.record import (
+    ExportRecord,
+    LogLine,
+    RecordLog,
+    WrittenFile,
+    WrittenPiece,
+    read_record,
+    write_record,
+)
+from retrodb.store.whole_file import publish_whole, sync_file
 
 
 @dataclass(frozen=True)
-class WrittenFile:
-    """What the record of an export says about one file."""
+class PieceToWrite:
+    """A piece that a task has to write."""
 
-    size_bytes: int
-    state: str  # `inputs_digest` when it was written
-    xxh3: str  # of the content, hexadecimal
+    file: ExportFile
+    number: int
+    target: Path  # the file to write it into
 
 
-@dataclass
-class ExportRecord:
-    """The files of an export, and the positions of its chunks."""
-
-    chunks: list[SpanRecord] = field(default_factory=list)  # positions of the database's chunks
-    files: dict[str, WrittenFile] = field(default_factory=dict)  # by path
-    plan: str = ""  # identity of the export; "" when there is no record
-    rows: list[SpanRecord] = field(default_factory=list)  # positions of the query set's chunks
-    subset_rows: dict[str, list[SpanRecord]] = field(default_factory=dict)  # the same for further tables, by subset
+PieceWriter = Callable[[Sequence[PieceToWrite]], Iterable[tuple[PieceToWrite, WrittenPiece]]]
+"""Writes pieces in any order, and gives each as soon as it is written."""
 
 
 @dataclass(frozen=True)
 class FolderUpdate:
     """What an update of a folder did."""
 
-    written: tuple[ExportFile, ...]
-    num_unchanged: int  # files that were left alone
+    num_files: int  # of all files now
     size_bytes: int  # of all files now
 
 
 class ExportFolder:
-    """A folder with the record of its files."""
+    """A folder with the record of its files.
+
+    Raises:
+        DamagedFileError: when the record or its log cannot be read.
+    """
 
     def __init__(self, path: Path, record: ExportRecord | None = None) -> None:
         self.path = path
-        self.record = record or ExportRecord()
+        self.record = record or read_record(path)
+        self._log = RecordLog(path)
+        self._pieces: dict[str, dict[int, WrittenPiece]] = {}  # of files that are not finished
+        self._runs: dict[str, str] = {}  # path -> the run that wrote these
+        for line in self._log.lines():
+            self._apply(line)
 
-    @classmethod
-    def read(cls, path: Path) -> ExportFolder:
-        """The folder with its record, which is empty when there is none.
+    def outdated(self, files: Sequence[ExportFile], states: Mapping[str, str]) -> list[ExportFile]:
+        """The files that are missing, or were written from other inputs than `states`, path -> digest, has."""
+        return [file for file in files if states[file.path] and not self._is_current(file.path, states[file.path])]
 
-        Raises:
-            DamagedFileError: when the record cannot be read.
-        """
-        if not (path / RECORD).is_file():
-            return cls(path)
-        content = (path / RECORD).read_bytes()
-        return cls(path, from_json(ExportRecord, content, where=str(path / RECORD), remedy="Export again."))
+    def unwritten(self, files: Sequence[ExportFile]) -> list[ExportFile]:
+        """The files that are missing, whatever the others were written from."""
+        return [file for file in files if not self._is_whole(file.path)]
 
-    def outdated(self, files: Sequence[ExportFile]) -> list[ExportFile]:
-        """The files that are missing, or were written from other inputs."""
-        return [file for file in files if not self._is_current(file)]
-
-    def abandoned(self, files: Sequence[ExportFile]) -> list[str]:
+    def abandoned(self, states: Mapping[str, str]) -> list[str]:
         """The recorded paths that no file has any more, because all of its rows are deleted."""
-        return sorted(set(self.record.files) - {file.path for file in files})
+        return sorted(path for path in self.record.files if not states.get(path))
 
-    def update(self, files: Sequence[ExportFile], progress: Progress) -> FolderUpdate:
-        """Write the outdated files and remove the abandoned ones."""
-        outdated = self.outdated(files)
-        with progress.stage("export", sum(file.size_bytes for file in outdated), "B") as bar:
-            for file in outdated:
-                self._write(file)
-                bar.advance(file.size_bytes)
-        for path in self.abandoned(files):
+    def update(self, run: str, files: Sequence[ExportFile], write: PieceWriter) -> None:
+        """Write files. What an earlier attempt of the same run has written is kept.
+
+        Args:
+            run: identity of the update: equal for equal states of all files.
+        """
+        pending = {file.path: file for file in files}
+        pieces = [piece for file in files for piece in self._begin(run, file)]
+        for path in [path for path, file in pending.items() if self._is_complete(file)]:
+            self._finish(pending.pop(path))
+        for piece, written in write(pieces):
+            self._finish_piece(run, piece, written)
+            if self._is_complete(piece.file):
+                self._finish(pending.pop(piece.file.path))
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Delete files."""
+        for path in paths:
             (self.path / path).unlink(missing_ok=True)
-            del self.record.files[path]
-        self.save()
-        size = sum(written.size_bytes for written in self.record.files.values())
-        return FolderUpdate(tuple(outdated), len(files) - len(outdated), size)
+            self._append(LogLine(path))
 
-    def save(self) -> None:
-        """Write the record."""
-        write_whole(self.path / RECORD, to_json(self.record))
+    def finish(self) -> FolderUpdate:
+        """Fold the log into the record."""
+        write_record(self.path, self.record)
+        self._log.remove()
+        written = self.record.files.values()
+        return FolderUpdate(len(written), sum(file.size_bytes for file in written))
 
-    def _is_current(self, file: ExportFile) -> bool:
-        written = self.record.files.get(file.path)
-        path = self.path / file.path
-        return (
-            written is not None
-            and path.is_file()
-            and path.stat().st_size == written.size_bytes
-            and written.state == file.inputs_digest()
-        )
+    def _append(self, line: LogLine) -> None:
+        self._log.append(line)
+        self._apply(line)
 
-    def _write(self, file: ExportFile) -> None:
-        path = self.path / file.path
-        digest = file.inputs_digest()
-        if file.patch and file.path in self.record.files and path.is_file():
-            file.patch(path)
+    def _apply(self, line: LogLine) -> None:
+        if line.piece is not None:
+            if self._runs.get(line.path) != line.run:
+                self._runs[line.path], self._pieces[line.path] = line.run, {}
+            self._pieces[line.path][line.number] = line.piece
+            return
+        self._pieces.pop(line.path, None)
+        self._runs.pop(line.path, None)
+        if line.file is None:
+            self.record.files.pop(line.path, None)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.partial")
-            file.write(temporary)
-            publish_whole(temporary, path)
-        self.record.files[file.path] = WrittenFile(path.stat().st_size, digest, xxh3_file(path).hex())
-        self.save()
+            self.record.files[line.path] = line.file
 
+    def _is_current(self, path: str, state: str) -> bool:
+        return self._is_whole(path) and self.record.files[path].state == state
 
-def fixed_file(path: str, content: bytes) -> ExportFile:
-    """A file whose content is known already."""
+    def _is_whole(self, path: str) -> bool:
+        written, file = self.record.files.get(path), self.path / path
+        return written is not None and file.is_file() and file.stat().st_size == written.size_bytes
 
-    def write(target: Path) -> None:
-        target.write_bytes(content)
+    def _begin(self, run: str, file: ExportFile) -> list[PieceToWrite]:
+        """The pieces of a file that are not written yet, and the file that they are written into."""
+        target = self._target(file)
+        if self._runs.get(file.path) != run or not target.is_file():
+            self._pieces[file.path], self._runs[file.path] = {}, run
+            if file.prepare is not None and target != self.path / file.path:
+                file.prepare(target)
+                sync_file(target)
+        done = self._pieces[file.path]
+        return [PieceToWrite(file, number, target) for number in range(len(file.pieces)) if number not in done]
 
-    return ExportFile(path, len(content), lambda: digest_bytes(content).sha256.hex(), write)
+    def _target(self, file: ExportFile) -> Path:
+        path, written = self.path / file.path, self.record.files.get(file.path)
+        if file.is_patched and written and path.is_file() and path.stat().st_size == file.size_bytes:
+            return path
+        return path.with_name(f".{path.name}.partial")
 
+    def _is_complete(self, file: ExportFile) -> bool:
+        return len(self._pieces.get(file.path, ())) == len(file.pieces)
 
-def json_file(path: str, value: object) -> ExportFile:
-    """A JSON file of plain values or dataclasses."""
-    return fixed_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2))
+    def _finish_piece(self, run: str, piece: PieceToWrite, written: WrittenPiece) -> None:
+        self._append(LogLine(piece.file.path, run, piece.number, written))
+
+    def _finish(self, file: ExportFile) -> None:
+        pieces = [self._pieces[file.path][number] for number in range(len(file.pieces))]
+        state, path, target = (
+            state_of_pieces([piece.state for piece in pieces]),
+            self.path / file.path,
+            self._target(file),
+        )
+        if not state:  # nothing to write
+            self._append(LogLine(file.path))
+            return
+        if file.join is not None:
+            file.join(target)
+        if target != path:
+            publish_whole(target, path)
+        written = WrittenFile(path.stat().st_size, state, tuple(piece.xxh3 for piece in pieces))
+        self._append(LogLine(file.path, file=written))

@@ -5,10 +5,11 @@ The folder is what that library saves, but written without it: Arrow streams, an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from retrodb.export.export_file import ExportFile, json_file, whole_file
 from retrodb.export.export_source import ExportSource
-from retrodb.export.folder import ExportFile, json_file
 from retrodb.export.tables import TablePart, table_parts
 from retrodb.store.digest import identity
 
@@ -18,14 +19,22 @@ _INFO_FIELDS = ("citation", "description", "homepage", "license")
 
 
 def huggingface_files(source: ExportSource) -> list[ExportFile]:
-    """The files of the export."""
-    parts = table_parts(source)
-    files = [_file(part) for part in parts]
+    """The Arrow files of the export."""
+    return [_file(part) for part in table_parts(source)]
+
+
+def huggingface_index(states: Mapping[str, str]) -> list[ExportFile]:
+    """The JSON files, which name the Arrow files that have rows.
+
+    Args:
+        states: the digest of the inputs of each Arrow file by its path; "" for one without rows.
+    """
+    files = []
     for table in _TABLES:
-        of_table = [part for part in parts if part.table == table]
+        of_table = {path: state for path, state in states.items() if state and path.startswith(f"{table}/")}
         state: dict[str, object] = {
-            "_data_files": [{"filename": _file_name(part)} for part in of_table],
-            "_fingerprint": identity([part.inputs_digest() for part in of_table])[:16],
+            "_data_files": [{"filename": path.removeprefix(f"{table}/")} for path in of_table],
+            "_fingerprint": identity(list(of_table.values()))[:16],
             "_format_columns": None,
             "_format_kwargs": {},
             "_format_type": None,
@@ -45,8 +54,4 @@ def _file(part: TablePart) -> ExportFile:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, content.schema) as writer:
             writer.write_table(content, max_chunksize=_BATCH_ROWS)
 
-    return ExportFile(f"{part.table}/{_file_name(part)}", part.size_bytes, part.inputs_digest, write)
-
-
-def _file_name(part: TablePart) -> str:
-    return f"data-{part.number:08d}.arrow"
+    return whole_file(f"{part.table}/data-{part.number:08d}.arrow", part.size_bytes, part.inputs_digest, write)

@@ -16,26 +16,23 @@ The reader knows only one array of chunks, so the rows of another query set foll
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from retrodb.corpus.special_tokens import SpecialIds, special_ids
-from retrodb.errors import UsageError
+from retrodb.export.export_file import ExportFile, FileRange, RangedPiece, json_file, ranged_file
 from retrodb.export.export_source import ExportSource
-from retrodb.export.folder import ExportFile, json_file
+from retrodb.export.limits import INT32_MAX, check_count
 from retrodb.export.padding import padded_chunk_tokens
-from retrodb.export.positions import ExportPositions, PositionSpan
+from retrodb.export.positions import SEQUENCE_CHUNKS, ExportPositions, PositionSpan
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.store.digest import identity
 from retrodb.view.chunk_set import ChunkSet
 
-SEQUENCE_CHUNKS = 32  # 2,048 tokens of the paper
 _TAIL_ROWS = 64  # so that a sequence of up to 4,096 tokens may begin at the last row
-_MAX_ROWS = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,17 @@ class _Part:
         runs = self.positions.runs_until(positions)
         return np.where(positions >= 0, self.first_row + positions + runs - 1, -1)
 
-    def blocks(self, of_chunks: Callable[[Int64Array], AnyArray], of_end: AnyArray) -> Iterator[AnyArray]:
-        """Rows of chunks, with one more after every run."""
-        for span in self.positions.spans:
-            for ids, ends in span.blocks_with_ends():
-                yield np.insert(of_chunks(ids), ends, of_end, axis=0)
+    def span_rows(self, span: PositionSpan) -> _Rows:
+        """The rows of a span: its chunks, with one more row after every run."""
+        return _Rows(self.first_row + span.first + span.first_run, len(span) + span.record.num_runs)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A range of rows."""
+
+    first: int
+    count: int
 
 
 def lucidrains_files(source: ExportSource) -> list[ExportFile]:
@@ -71,36 +74,59 @@ def lucidrains_files(source: ExportSource) -> list[ExportFile]:
     """
     parts = _parts(source)
     num_rows = sum(part.num_rows for part in parts)
-    if num_rows > _MAX_ROWS:
-        raise UsageError(f"{num_rows:,} rows are more than the 32-bit row numbers of this format can count")
+    check_count("rows", num_rows, INT32_MAX, "lucidrains", "Export with --to arrays, which has 64-bit numbers.")
     special, offset = _special(source)
     m, k = source.chunk_tokens, source.k
-    sequences = np.concatenate(
-        [_sequences(parts[-1], span) for span in parts[-1].positions.spans] or [np.empty(0, np.int64)]
-    )
     stats = {
         "chunks": num_rows,
         "docs": sum(part.positions.num_runs for part in parts),
-        "seqs": len(sequences),
+        "seqs": parts[-1].positions.num_sequences,
         "eos_id": special.end + offset,
         "token_offset": offset,
         "seq_len": SEQUENCE_CHUNKS * m,
         "num_tokens": max(special.end + 1, source.settings.vocab_size) + offset,
     }
-    positions_digest = identity([part.positions.digest for part in parts])
-    tokens_digest = partial(_tokens_digest, source, positions_digest)
+    tail = _Rows(num_rows, _TAIL_ROWS)
+    tokens = [
+        _piece(
+            part.span_rows(span),
+            m + 1,
+            partial(_tokens_digest, source, part, span),
+            partial(_tokens, source, part, span),
+        )
+        for part in parts
+        for span in part.positions.spans
+    ]
+    knn = [
+        _piece(
+            part.span_rows(span),
+            k,
+            partial(_knn_digest, source, part, span),
+            partial(_knn, source, parts[0], part, span),
+        )
+        for part in parts
+        for span in part.positions.spans
+    ]
+    no_tokens = _piece(tail, m + 1, lambda: "tail", lambda: [np.tile(_end_row(source), (_TAIL_ROWS, 1))])
+    no_neighbours = _piece(tail, k, lambda: "tail", lambda: [np.full((_TAIL_ROWS, k), -1)])
     return [
-        _file("train.chunks.dat", (num_rows + _TAIL_ROWS) * (m + 1), tokens_digest, partial(_tokens, source, parts)),
-        _file(
-            "train.chunks.knn.dat",
-            (num_rows + _TAIL_ROWS) * k,
-            source.neighbours_digest,
-            partial(_knn, source, parts),
-        ),
-        _file("train.seq.dat", len(sequences), lambda: positions_digest, lambda: iter([sequences])),
-        _file("train.doc_ids.dat", num_rows, lambda: positions_digest, partial(_documents, parts)),
+        ranged_file("train.chunks.dat", [*tokens, no_tokens]),
+        ranged_file("train.chunks.knn.dat", [*knn, no_neighbours]),
+        ranged_file("train.seq.dat", [_sequence_piece(parts[-1], span) for span in parts[-1].positions.spans]),
+        ranged_file("train.doc_ids.dat", list(_document_pieces(parts))),
         json_file("processed-stats.json", stats),
     ]
+
+
+def _piece(
+    rows: _Rows, width: int, inputs_digest: Callable[[], str], blocks: Callable[[], Iterable[AnyArray]]
+) -> RangedPiece:
+    """Rows of `width` int32 values each."""
+
+    def values() -> Iterator[AnyArray]:
+        return (np.ascontiguousarray(block, dtype=np.int32) for block in blocks())
+
+    return RangedPiece(inputs_digest, [FileRange(4 * width * rows.first, 4 * width * rows.count, values)])
 
 
 def _parts(source: ExportSource) -> list[_Part]:
@@ -116,27 +142,31 @@ def _special(source: ExportSource) -> tuple[SpecialIds, int]:
     return special, 0 if special.pad == 0 and special.end != 0 else 1
 
 
-def _tokens_digest(source: ExportSource, positions_digest: str) -> str:
-    return identity(positions_digest, source.chunks_digest(), source.rows_digest())
+def _tokens_digest(source: ExportSource, part: _Part, span: PositionSpan) -> str:
+    return (source.chunks_digest if part.chunks is source.database else source.rows_digest)(span)
 
 
-def _file(
-    path: str, num_values: int, inputs_digest: Callable[[], str], blocks: Callable[[], Iterator[AnyArray]]
-) -> ExportFile:
-    def write(file: Path) -> None:
-        with file.open("wb") as sink:
-            for block in blocks():
-                sink.write(np.ascontiguousarray(block, dtype=np.int32).data)
-
-    return ExportFile(path, 4 * num_values, inputs_digest, write)
+def _knn_digest(source: ExportSource, part: _Part, span: PositionSpan) -> str:
+    return source.neighbours_digest(span) if part.has_neighbours else span.record.digest
 
 
-def _tokens(source: ExportSource, parts: list[_Part]) -> Iterator[AnyArray]:
+def _end_row(source: ExportSource) -> AnyArray:
+    """(m + 1,) the row that follows every run."""
     special, offset = _special(source)
-    end, m = special.end + offset, source.chunk_tokens
-    end_row = np.where(np.arange(m + 1) == 0, end, 0)
+    return np.where(np.arange(source.chunk_tokens + 1) == 0, special.end + offset, 0)
 
-    def rows(chunks: ChunkSet, ids: Int64Array) -> AnyArray:
+
+def _with_ends(span: PositionSpan, of_chunks: Callable[[Int64Array], AnyArray], of_end: AnyArray) -> Iterator[AnyArray]:
+    """Rows of the chunks of a span, with one more after every run."""
+    for ids, ends in span.blocks_with_ends():
+        yield np.insert(of_chunks(ids), ends, of_end, axis=0)
+
+
+def _tokens(source: ExportSource, part: _Part, span: PositionSpan) -> Iterator[AnyArray]:
+    special, offset = _special(source)
+    end, m, chunks = special.end + offset, source.chunk_tokens, part.chunks
+
+    def rows(ids: Int64Array) -> AnyArray:
         """(Q, m + 1): the tokens and the first one of the next chunk; `end` after the last token where there is no next."""
         following = chunks.continuation(ids)
         batch = chunks.gather_tokens(ids)
@@ -149,16 +179,11 @@ def _tokens(source: ExportSource, parts: list[_Part]) -> Iterator[AnyArray]:
         tokens[is_last, batch.lengths[is_last]] = end
         return tokens
 
-    for part in parts:
-        yield from part.blocks(partial(rows, part.chunks), end_row)
-    yield np.broadcast_to(end_row, (_TAIL_ROWS, m + 1))
+    return _with_ends(span, rows, _end_row(source))
 
 
-def _knn(source: ExportSource, parts: list[_Part]) -> Iterator[AnyArray]:
-    none = np.full(source.k, -1)
-    for part in parts:
-        yield from part.blocks(partial(_neighbours, source, parts[0], part), none)
-    yield np.broadcast_to(none, (_TAIL_ROWS, source.k))
+def _knn(source: ExportSource, database: _Part, part: _Part, span: PositionSpan) -> Iterator[AnyArray]:
+    return _with_ends(span, partial(_neighbours, source, database, part), np.full(source.k, -1))
 
 
 def _neighbours(source: ExportSource, database: _Part, part: _Part, ids: Int64Array) -> AnyArray:
@@ -167,19 +192,27 @@ def _neighbours(source: ExportSource, database: _Part, part: _Part, ids: Int64Ar
     return database.rows(source.neighbours(ids))
 
 
-def _sequences(part: _Part, span: PositionSpan) -> Int64Array:
+def _sequence_piece(part: _Part, span: PositionSpan) -> RangedPiece:
     """The rows at which the sequences of a span begin: every `SEQUENCE_CHUNKS` rows from the start of a run."""
-    position = np.arange(len(span))
-    starts = span.run_starts
-    in_run = position - starts[np.searchsorted(starts, position, side="right") - 1]
-    return part.rows(span.first + position[in_run % SEQUENCE_CHUNKS == 0])
+
+    def sequences() -> list[AnyArray]:
+        position, starts = np.arange(len(span)), span.run_starts
+        in_run = position - starts[np.searchsorted(starts, position, side="right") - 1]
+        return [part.rows(span.first + position[in_run % SEQUENCE_CHUNKS == 0])]
+
+    rows = _Rows(span.first_sequence, span.record.num_sequences)
+    return _piece(rows, 1, lambda: span.record.digest, sequences)
 
 
-def _documents(parts: list[_Part]) -> Iterator[AnyArray]:
+def _document_pieces(parts: list[_Part]) -> Iterator[RangedPiece]:
     """The document number of every row, counted from 0. The empty row after a run belongs to its document."""
+
+    def documents(first: int, span: PositionSpan) -> list[AnyArray]:
+        return [np.repeat(first + np.arange(span.record.num_runs), span.run_sizes + 1)]
+
     first = 0
     for part in parts:
         for span in part.positions.spans:
-            sizes = span.run_sizes + 1
-            yield np.repeat(first + np.arange(len(sizes)), sizes)
-            first += len(sizes)
+            inputs_digest = partial(identity, first, span.record.digest)
+            yield _piece(part.span_rows(span), 1, inputs_digest, partial(documents, first + span.first_run, span))
+        first += part.positions.num_runs

@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,19 +32,28 @@ import orjson
 
 from retrodb.corpus.special_tokens import SpecialIds, special_ids
 from retrodb.errors import MissingDependency, UsageError
+from retrodb.export.arrays import array_file
+from retrodb.export.export_file import (
+    ExportFile,
+    FilePiece,
+    FileRange,
+    fixed_file,
+    json_file,
+    whole_file,
+    write_ranges,
+)
 from retrodb.export.export_source import ExportSource, arrays_digest
-from retrodb.export.folder import ExportFile, fixed_file, json_file
 from retrodb.export.megatron_data import SpanTokens, data_files
 from retrodb.export.megatron_samples import (
     SAMPLES,
     SamplePlan,
     plan_samples,
     project_subsets,
-    sample_order,
+    write_sample_order,
 )
 from retrodb.export.padding import token_dtype
 from retrodb.export.positions import BLOCK_CHUNKS, PositionSpan
-from retrodb.format.arrays import Int64Array
+from retrodb.format.arrays import AnyArray, Int64Array, map_array
 from retrodb.stages.queries.megatron import SUBSETS
 from retrodb.store.digest import identity
 
@@ -99,8 +107,8 @@ def megatron_files(source: ExportSource) -> list[ExportFile]:
         *_tokenizer_files(project),
         json_file("db/indexed_dataset_infos.json", _infos(source)),
         _merged(source, "train", source.chunks.spans),
-        _merged(source, "valid", ()),
-        _merged(source, "sampled", ()),
+        _merged(source, "valid", []),
+        _merged(source, "sampled", []),
         *(file for subset in SUBSETS for file in _neighbour_files(project, subset)),
         json_file("config.json", _config(project)),
     ]
@@ -156,31 +164,57 @@ def _tokenizer_files(project: MegatronProject) -> Iterator[ExportFile]:
     yield json_file("tokenizer/tokenizer_config.json", config)
 
 
-def _merged(source: ExportSource, name: str, spans: tuple[PositionSpan, ...]) -> ExportFile:
+def _merged(source: ExportSource, name: str, spans: Sequence[PositionSpan]) -> ExportFile:
     """A file of chunk rows. It never changes, because positions never change."""
-    num_rows = 2 + sum(len(span) + len(span.run_starts) for span in spans) if spans else 0
-    num_runs = sum(len(span.run_starts) for span in spans)
+    num_rows = 2 + sum(len(span) + span.record.num_runs for span in spans) if spans else 0
+    num_runs = sum(span.record.num_runs for span in spans)
 
-    def write(path: Path) -> None:
-        with _h5py().File(path, "w") as file:
-            chunks = file.create_dataset("chunks", (num_rows, 5), dtype="uint32")
-            offsets = file.create_dataset("doc_offsets", (num_runs, 3), dtype="uint64")
-            file.create_dataset("n_written", data=np.array([num_rows], dtype=np.uint64))
-            row, run = 1, 0
-            for number, span in enumerate(spans):
-                rows = _chunk_rows(source, number, span)
-                ends = row + np.cumsum(span.run_sizes + 1)
-                chunks[row : row + len(rows)] = rows
-                offsets[run : run + len(ends)] = np.stack(
-                    [np.full(len(ends), number), np.arange(len(ends)), ends], axis=1
-                )
-                row, run = row + len(rows), run + len(ends)
+    def piece(number: int, span: PositionSpan) -> FilePiece:
+        first_row = 1 + span.first + span.first_run
+        of_span = len(span) + span.record.num_runs
+        sizes = {"chunks": 20 * of_span, "doc_offsets": 24 * span.record.num_runs}
 
-    size = 4096 + 20 * num_rows + 24 * num_runs
-    return ExportFile(f"db/merged/{name}.hdf5", size, lambda: f"{name}-{source.chunks.digest}", write)
+        def write(path: Path) -> str:
+            with _h5py().File(path, "r") as file:
+                chunks, offsets = (file[dataset].id.get_offset() for dataset in sizes)
+            of_chunks = FileRange(chunks + 20 * first_row, sizes["chunks"], lambda: [_chunk_rows(source, number, span)])
+            of_runs = FileRange(
+                offsets + 24 * span.first_run, sizes["doc_offsets"], lambda: [_run_ends(number, span, first_row)]
+            )
+            return write_ranges(path, [of_chunks, of_runs])
+
+        return FilePiece(sum(sizes.values()), lambda: identity(number, span.first, span.record.digest), write)
+
+    of_head = FilePiece(4096, lambda: identity(name, num_rows), lambda _: "")
+    pieces = [of_head, *(piece(number, span) for number, span in enumerate(spans))]
+    return ExportFile(f"db/merged/{name}.hdf5", pieces, partial(_prepare_merged, num_rows=num_rows, num_runs=num_runs))
 
 
-def _chunk_rows(source: ExportSource, number: int, span: PositionSpan) -> Int64Array:
+def _prepare_merged(path: Path, num_rows: int, num_runs: int) -> None:
+    """Make a file of chunk rows in which every dataset has all of its bytes in one range, where pieces are written."""
+    h5py = _h5py()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("n_written", data=np.array([num_rows], dtype=np.uint64))
+        for name, shape, dtype in (("chunks", (num_rows, 5), "uint32"), ("doc_offsets", (num_runs, 3), "uint64")):
+            if not num_rows:
+                file.create_dataset(name, shape, dtype=dtype)
+                continue
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            properties.set_obj_track_times(False)
+            kind, space = h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape)
+            h5py.h5d.create(file.id, name.encode(), kind, space, properties)
+
+
+def _run_ends(number: int, span: PositionSpan, first_row: int) -> AnyArray:
+    """(R, 3) data file, sequence, and one past the last row of every run of a span."""
+    ends = first_row + np.cumsum(span.run_sizes + 1)
+    return np.stack([np.full(len(ends), number), np.arange(len(ends)), ends], axis=1).astype(np.uint64)
+
+
+def _chunk_rows(source: ExportSource, number: int, span: PositionSpan) -> AnyArray:
     """Rows of `chunks` for a span: data file, sequence, first token, end, tokens. An empty row ends every run."""
     starts = span.run_starts
     position = np.arange(len(span))
@@ -190,8 +224,7 @@ def _chunk_rows(source: ExportSource, number: int, span: PositionSpan) -> Int64A
     chunks = np.stack([np.full(len(span), number), run, first, first + lengths, lengths], axis=1)
     ends = span.run_sizes * source.chunk_tokens
     empty = np.stack([np.full(len(starts), number), np.arange(len(starts)), ends, ends, 0 * ends], axis=1)
-    rows: Int64Array = np.insert(chunks, np.append(starts[1:], len(span)), empty, axis=0)
-    return rows
+    return np.insert(chunks, np.append(starts[1:], len(span)), empty, axis=0).astype(np.uint32)
 
 
 def _neighbour_files(project: MegatronProject, subset: str) -> Iterator[ExportFile]:
@@ -207,10 +240,10 @@ def _neighbour_files(project: MegatronProject, subset: str) -> Iterator[ExportFi
     for start in range(0, total, BLOCK_ROWS):
         stop = min(total, start + BLOCK_ROWS)
         name = f"{start:0{digits}d}-{stop:0{digits}d}.hdf5"
-        yield ExportFile(
+        yield whole_file(
             f"query/{folder}/{name}",
             4096 + (stop - start) * width * 8,
-            rows.digest if plan.own_data else partial(_blocks_digest, partial(rows.in_order, start, stop)),
+            partial(_blocks_digest, partial(rows.blocks, start, stop)),
             partial(_write_neighbours, partial(rows.blocks, start, stop), (stop - start, width)),
             must_reopen=False,
         )
@@ -227,41 +260,51 @@ class SampleRows:
         self._project, self._subset = project, subset
         self._source = project.subsets[subset]
 
-    def in_order(self, start: int, stop: int) -> Iterator[Int64Array]:
-        """Those of the table's rows at the positions from `start` up to `stop`."""
-        source = self._source
-        for first in range(start, stop, BLOCK_CHUNKS):
-            positions = source.neighbours(source.rows.ids(first, min(stop, first + BLOCK_CHUNKS)))
-            yield np.where(positions >= 0, positions + source.chunks.runs_until(positions), -1)
+    def of_ids(self, ids: Int64Array) -> Int64Array:
+        """Those of rows of the table."""
+        positions = self._source.neighbours(ids)
+        return np.where(positions >= 0, positions + self._source.chunks.runs_until(positions), -1)
 
     def blocks(self, start: int, stop: int) -> Iterator[Int64Array]:
         """Those of the chunks of samples number `start` up to `stop`."""
-        if not self._project.plan.own_data:
-            yield from self.in_order(start, stop)
-            return
         for first in range(start, stop, BLOCK_CHUNKS):
-            yield self._sorted[self._order[first : min(stop, first + BLOCK_CHUNKS)]]
+            last = min(stop, first + BLOCK_CHUNKS)
+            if self._project.plan.own_data:
+                yield self._by_position[self._order[first:last]]
+            else:
+                yield self.of_ids(self._source.rows.ids(first, last))
 
-    def digest(self) -> str:
-        """Equal for equal rows: the order follows from the name of the folder."""
-        return arrays_digest(self.in_order(0, len(self._source.rows)))
+    def scratch(self) -> Iterator[ExportFile]:
+        """The files for `ExportSource.scratch` that samples are read from, which need the rows in any order."""
+        project, subset, source = self._project, self._subset, self._source
+        write = partial(write_sample_order, subsets=project.subsets, plan=project.plan, subset=subset)
+        size = 8 * project.plan.num_samples[subset] * (project.plan.seq_length // source.chunk_tokens)
+        yield whole_file(self._order_file, size, lambda: "order", write)
+        dtype = np.dtype(np.int64)
+        yield array_file(self._rows_file, source.rows, dtype, (source.k,), lambda _: "rows", self.of_ids)
+
+    @property
+    def _order_file(self) -> str:
+        return f"order-{self._subset}.npy"
+
+    @property
+    def _rows_file(self) -> str:
+        return f"rows-{self._subset}.npy"
 
     @cached_property
-    def _order(self) -> Int64Array:
-        return sample_order(self._project.subsets, self._project.plan, self._subset)
+    def _order(self) -> AnyArray:
+        return map_array(self._source.scratch / self._order_file)
 
     @cached_property
-    def _sorted(self) -> Int64Array:
-        """All rows in the order of the positions, in a file without a name: samples read them in any order."""
-        shape = len(self._source.rows), self._source.k
-        with tempfile.TemporaryFile() as file:
-            file.truncate(8 * shape[0] * shape[1])
-            rows = np.memmap(file, dtype=np.int64, mode="r+", shape=shape)
-        first = 0
-        for block in self.in_order(0, shape[0]):
-            rows[first : first + len(block)] = block
-            first += len(block)
-        return rows
+    def _by_position(self) -> AnyArray:
+        return map_array(self._source.scratch / self._rows_file)
+
+
+def megatron_scratch(source: ExportSource) -> list[ExportFile]:
+    """The files that the neighbours of a project are written from."""
+    project = MegatronProject.of(source)
+    subsets = project.subsets if project.plan.own_data else ()
+    return [file for subset in subsets for file in SampleRows(project, subset).scratch()]
 
 
 def _write_neighbours(blocks: Callable[[], Iterator[Int64Array]], shape: tuple[int, int], path: Path) -> None:
@@ -279,10 +322,10 @@ def _infos(source: ExportSource) -> list[dict[str, object]]:
         {
             "ratio": len(span) / len(source.chunks),
             "prefix": _prefix(number),
-            "n_docs": len(span.run_starts),
-            "n_docs_train": len(span.run_starts),
-            "n_chunks": len(span) + len(span.run_starts),
-            "n_chunks_train": len(span) + len(span.run_starts),
+            "n_docs": span.record.num_runs,
+            "n_docs_train": span.record.num_runs,
+            "n_chunks": len(span) + span.record.num_runs,
+            "n_chunks_train": len(span) + span.record.num_runs,
             "n_chunks_invalid": 0,
             "n_chunks_sampled": 0,
         }

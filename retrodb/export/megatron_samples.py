@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
@@ -20,14 +20,16 @@ import numpy as np
 from retrodb.config import ExportParams
 from retrodb.errors import MismatchError, MissingDependency, UsageError
 from retrodb.export.export_source import ExportSource
-from retrodb.export.megatron_data import index_bytes, run_sizes
-from retrodb.format.arrays import AnyArray, Int64Array
+from retrodb.export.limits import INT32_MAX, check_count
+from retrodb.export.megatron_data import run_sizes, write_index
+from retrodb.format.arrays import AnyArray, Int64Array, growing_array
 from retrodb.format.entries import QueriesEntry
 from retrodb.stages.queries.megatron import SUBSETS, MegatronPacking, MegatronSequences
 
 SAMPLES = "samples"  # prefix of the token files of document tables
 SEED = 1234  # Megatron's default
 _SAMPLE_TOKENS = 2048  # Borgeaud et al. 2022, section 2: the length of their sequences
+_BLOCK_SAMPLES = 1 << 12
 _MAX_BATCH = 256  # samples of a step in Megatron's example of RETRO
 
 
@@ -197,6 +199,9 @@ def _plan_documents(subsets: Mapping[str, ExportSource], params: ExportParams) -
     if importlib.util.find_spec("megatron") is None:
         remedy = "Run: pip install --no-deps megatron-core==0.15.3."
         raise MissingDependency("the order of the samples is megatron-core's own", remedy=remedy)
+    num_documents = sum(subset.rows.num_runs for subset in subsets.values())
+    remedy = "Export tables of fewer documents, or export with --to arrays."
+    check_count("documents of the training set", num_documents, INT32_MAX, "megatron", remedy)
     num_chunks = {name: len(subset.rows) for name, subset in subsets.items()}
     m = next(iter(subsets.values())).chunk_tokens
     seq_length = _seq_length(subsets, params, m)
@@ -253,16 +258,19 @@ class _ShuffledDataset(Protocol):
     shuffle_index: AnyArray  # which of the samples that are cut from them comes at each place
 
 
-def sample_order(subsets: Mapping[str, ExportSource], plan: SamplePlan, subset: str) -> Int64Array:
-    """(num_samples * l,) the position, among the rows of the subset, of every chunk of its samples in the trainer's order."""
-    sizes = {name: run_sizes(source.rows.spans) for name, source in subsets.items()}
+def write_sample_order(path: Path, subsets: Mapping[str, ExportSource], plan: SamplePlan, subset: str) -> None:
+    """Write (num_samples * l,) int64: the position, among the rows of the subset, of every chunk of its samples.
+
+    The samples are in the trainer's order. megatron-core has the order of all documents and samples in memory, also here.
+    """
+    spans = {name: subsets[name].rows.spans for name in SUBSETS if name in subsets}
     m = subsets[subset].chunk_tokens
     with tempfile.TemporaryDirectory(prefix="retrodb-megatron-") as folder:
         prefix = Path(folder) / SAMPLES
-        lengths = np.concatenate([sizes[name] for name in SUBSETS if name in sizes]) * m
-        prefix.with_suffix(".idx").write_bytes(index_bytes(lengths, np.dtype(np.uint16)))
+        all_spans = [span for of_subset in spans.values() for span in of_subset]
+        write_index(prefix.with_suffix(".idx"), all_spans, m, np.dtype(np.uint16))
         with prefix.with_suffix(".bin").open("wb") as file:
-            file.truncate(2 * int(lengths.sum()))  # the order does not depend on the tokens
+            file.truncate(2 * m * sum(len(span) for span in all_spans))  # the order does not depend on the tokens
         packing = MegatronPacking(
             prefixes=(str(prefix),),
             weights=None,
@@ -275,17 +283,20 @@ def sample_order(subsets: Mapping[str, ExportSource], plan: SamplePlan, subset: 
         dataset = cast("_ShuffledDataset", MegatronSequences.open(packing, Path(folder) / "order").dataset)
         documents = np.asarray(dataset.document_index, dtype=np.int64)
         samples = np.asarray(dataset.shuffle_index[: plan.num_samples[subset]], dtype=np.int64)
-    documents -= sum(len(sizes[name]) for name in SUBSETS[: SUBSETS.index(subset)] if name in sizes)
-    return _chunks_of_samples(sizes[subset], documents, samples, plan.seq_length // m)
+    documents -= sum(subsets[name].rows.num_runs for name in SUBSETS[: SUBSETS.index(subset)] if name in subsets)
+    with growing_array(path, np.dtype(np.int64)) as append:
+        for chunks in _chunks_of_samples(run_sizes(spans[subset]), documents, samples, plan.seq_length // m):
+            append(chunks)
 
 
 def _chunks_of_samples(
     sizes: Int64Array, documents: Int64Array, samples: Int64Array, chunks_per_sample: int
-) -> Int64Array:
-    """The chunks of samples, which are cut from the chunks of `documents`, one after the other."""
+) -> Iterator[Int64Array]:
+    """The chunks of samples, in blocks; samples are cut from the chunks of `documents`, one after the other."""
     of_documents = sizes[documents]
-    first_chunk, first_place = np.cumsum(sizes) - sizes, np.cumsum(of_documents) - of_documents
-    in_document = np.arange(int(of_documents.sum())) - np.repeat(first_place, of_documents)
-    stream = np.repeat(first_chunk[documents], of_documents) + in_document
-    chunks: Int64Array = stream[(samples[:, None] * chunks_per_sample + np.arange(chunks_per_sample)).ravel()]
-    return chunks
+    first_chunk, first_position = np.cumsum(sizes) - sizes, np.cumsum(of_documents) - of_documents
+    for start in range(0, len(samples), _BLOCK_SAMPLES):
+        block = samples[start : start + _BLOCK_SAMPLES]
+        positions = (block[:, None] * chunks_per_sample + np.arange(chunks_per_sample)).ravel()
+        number = np.searchsorted(first_position, positions, side="right") - 1
+        yield first_chunk[documents[number]] + positions - first_position[number]

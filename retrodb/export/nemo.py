@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from retrodb.corpus.special_tokens import special_ids
+from retrodb.export.arrays import SpanDigest
+from retrodb.export.export_file import ExportFile, FileRange, RangedPiece, ranged_file
 from retrodb.export.export_source import ExportSource
-from retrodb.export.folder import ExportFile
+from retrodb.export.limits import INT32_MAX, check_count
 from retrodb.export.padding import IntegerDtype, padded_chunk_tokens, token_dtype
-from retrodb.export.positions import ExportPositions
-from retrodb.format.arrays import AnyArray
+from retrodb.export.positions import ExportPositions, PositionSpan
+from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.view.chunk_set import ChunkSet
 
 _KNN_MAGIC, _IDX_MAGIC = b"KNNRETM\x00\x00", b"MMIDRET\x00\x00"
@@ -31,63 +33,153 @@ _DTYPE_CODES = {"int32": 4, "uint16": 8}
 
 
 def nemo_files(source: ExportSource) -> list[ExportFile]:
-    """The files of the export."""
-    knn_size = len(_KNN_MAGIC) + 32 + 8 * source.k * (1 + len(source.rows))
+    """The files of the export.
+
+    Raises:
+        UsageError: when a document has more tokens than a signed 32-bit number can count.
+    """
     return [
-        *_dataset(source, "retrieval", source.database, source.chunks, source.chunks_digest, is_retrieval=True),
-        *_dataset(source, "train", source.queries, source.rows, source.rows_digest, is_retrieval=False),
-        ExportFile("knn.idx", knn_size, source.neighbours_digest, partial(_write_knn, source)),
+        *_Dataset(source, "retrieval", source.database, source.chunks, source.chunks_digest, is_retrieval=True).files(),
+        *_Dataset(source, "train", source.queries, source.rows, source.rows_digest, is_retrieval=False).files(),
+        _knn_file(source),
     ]
 
 
-def _write_knn(source: ExportSource, path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(_KNN_MAGIC + struct.pack("<QQQQ", 1, source.k, 1 + len(source.rows), 0))
-        file.write(np.full(source.k, -1, dtype=np.int64).data)
-        for ids in source.rows.blocks():
-            file.write(source.neighbours(ids).data)
+def _knn_file(source: ExportSource) -> ExportFile:
+    """The neighbours. The first row, of the document of padding, has none."""
+    none = np.full(source.k, -1, dtype=np.int64).tobytes()
+    head = _KNN_MAGIC + struct.pack("<QQQQ", 1, source.k, 1 + len(source.rows), 0) + none
+
+    def piece(span: PositionSpan) -> RangedPiece:
+        def blocks() -> Iterator[AnyArray]:
+            return (source.neighbours(ids) for ids in span.blocks())
+
+        part = FileRange(len(head) + span.first * len(none), len(span) * len(none), blocks)
+        return RangedPiece(partial(source.neighbours_digest, span), [part])
+
+    return ranged_file("knn.idx", [piece(span) for span in source.rows.spans], head=head)
 
 
-def _dataset(
-    source: ExportSource,
-    name: str,
-    chunks: ChunkSet,
-    positions: ExportPositions,
-    inputs_digest: Callable[[], str],
-    *,
-    is_retrieval: bool,
-) -> Iterator[ExportFile]:
-    pad = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size).pad
-    m, dtype = source.chunk_tokens, token_dtype(max(pad, source.settings.vocab_size - 1))
-    padding = np.full(m, pad, dtype=dtype)
+class _Dataset:
+    """The two files of one chunk set.
 
-    def write_tokens(path: Path) -> None:
-        with path.open("wb") as file:
-            file.write(padding.data if not is_retrieval else b"")
-            for span in positions.spans:
+    The documents are the runs of chunks and one of padding: the last of the database, whose other documents end in a chunk of
+    padding too, and the first of the training data.
+    """
+
+    def __init__(
+        self,
+        source: ExportSource,
+        name: str,
+        chunks: ChunkSet,
+        positions: ExportPositions,
+        inputs_digest: SpanDigest,
+        *,
+        is_retrieval: bool,
+    ) -> None:
+        self._name, self._chunks, self._positions, self._digest = name, chunks, positions, inputs_digest
+        self._is_retrieval = is_retrieval
+        self._pad = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size).pad
+        self._m = source.chunk_tokens
+        self._dtype: IntegerDtype = token_dtype(max(self._pad, source.settings.vocab_size - 1))
+        self._chunk_bytes = self._m * self._dtype.itemsize
+        longest = (positions.longest_run + is_retrieval) * self._m
+        remedy = "Split long documents before 'retrodb ingest', or export with --to arrays."
+        check_count("tokens in a document", longest, INT32_MAX, "nemo", remedy)
+
+    def files(self) -> list[ExportFile]:
+        """The tokens and their index."""
+        return [self._tokens(), self._index()]
+
+    def _tokens(self) -> ExportFile:
+        padding = np.full(self._m, self._pad, dtype=self._dtype)
+
+        def piece(span: PositionSpan) -> RangedPiece:
+            def blocks() -> Iterator[AnyArray]:
                 for ids, ends in span.blocks_with_ends():
-                    tokens = padded_chunk_tokens(chunks, ids, pad, dtype)
-                    file.write((np.insert(tokens, ends, padding, axis=0) if is_retrieval else tokens).data)
-            file.write(np.tile(padding, 2 if is_retrieval else 0).data)
+                    tokens = padded_chunk_tokens(self._chunks, ids, self._pad, self._dtype)
+                    yield np.insert(tokens, ends, padding, axis=0) if self._is_retrieval else tokens
 
-    def write_index(path: Path) -> None:
-        one, runs = np.ones(1, dtype=np.int64), [span.run_sizes for span in positions.spans]
-        sizes = np.concatenate([*runs, one] if is_retrieval else [one, *runs])
-        path.write_bytes(_index(sizes, m, dtype, is_retrieval))
+            size = len(span) + span.record.num_runs * self._is_retrieval
+            part = FileRange(self._first_stored(span) * self._chunk_bytes, size * self._chunk_bytes, blocks)
+            return RangedPiece(partial(self._digest, span), [part])
 
-    num_chunks = len(positions) + (positions.num_runs + 2 if is_retrieval else 1)
-    yield ExportFile(f"{name}.bin", num_chunks * m * dtype.itemsize, inputs_digest, write_tokens)
-    index_size = len(_IDX_MAGIC) + 34 + 20 * (positions.num_runs + 1) + 8 * (len(positions) + 1)
-    yield ExportFile(f"{name}.idx", index_size, lambda: positions.digest, write_index)
+        head = b"" if self._is_retrieval else padding.tobytes()
+        pieces = [piece(span) for span in self._positions.spans]
+        if self._is_retrieval:
+            end = (len(self._positions) + self._positions.num_runs) * self._chunk_bytes
+            tail = FileRange(end, 2 * self._chunk_bytes, lambda: [np.tile(padding, (2, 1))])
+            pieces.append(RangedPiece(lambda: "tail", [tail]))
+        return ranged_file(f"{self._name}.bin", pieces, head=head)
+
+    def _first_stored(self, span: PositionSpan) -> int:
+        """The chunks, with those of padding, that are stored before those of a span."""
+        return span.first + (span.first_run if self._is_retrieval else 1)
+
+    def _index(self) -> ExportFile:
+        """For all documents their tokens, where they begin, and their first chunk ids; and where every chunk begins."""
+        num_documents, num_chunks = self._positions.num_runs + 1, len(self._positions) + 1
+        head = _IDX_MAGIC + struct.pack(
+            "<LLBQQQB",
+            1,
+            self._m,
+            _DTYPE_CODES[self._dtype.name],
+            num_documents,
+            self._m,
+            num_chunks,
+            self._is_retrieval,
+        )
+        counts = (4 * num_documents, 8 * num_documents, 8 * num_documents, 8 * num_chunks)
+        columns = len(head) + np.cumsum([0, *counts[:-1]], dtype=np.int64)  # where each column begins
+        first = 0 if self._is_retrieval else 1  # documents and chunks of padding before the runs
+        pieces = [
+            RangedPiece(partial(str, span.record.digest), self._index_ranges(columns, _DocumentsOfSpan.of(span, first)))
+            for span in self._positions.spans
+        ]
+        end = (num_documents - 1, num_chunks - 1) if self._is_retrieval else (0, 0)
+        padding = _DocumentsOfSpan(*end, 1, 1, lambda: np.ones(1, dtype=np.int64))
+        of_padding = RangedPiece(lambda: "padding", self._index_ranges(columns, padding))
+        return ranged_file(f"{self._name}.idx", [*pieces, of_padding], head=head)
+
+    def _index_ranges(self, columns: Int64Array, documents: _DocumentsOfSpan) -> list[FileRange]:
+        """The ranges of the four columns for some documents."""
+        stored_before = documents.first_chunk + (documents.first_document if self._is_retrieval else 0)
+
+        def values() -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
+            sizes = documents.sizes()
+            stored = sizes + self._is_retrieval
+            first_stored, first_chunk = stored_before + np.cumsum(stored) - stored, np.cumsum(sizes) - sizes
+            in_document = np.arange(int(sizes.sum())) - np.repeat(first_chunk, sizes)
+            addresses = (np.repeat(first_stored, sizes) + in_document) * self._chunk_bytes
+            tokens = (sizes * self._m).astype(np.int32)
+            return tokens, first_stored * self._chunk_bytes, documents.first_chunk + first_chunk, addresses
+
+        of_documents, of_chunks = documents.first_document, documents.first_chunk
+        shapes = (
+            (4 * of_documents, 4 * documents.num_documents),
+            (8 * of_documents, 8 * documents.num_documents),
+            (8 * of_documents, 8 * documents.num_documents),
+            (8 * of_chunks, 8 * documents.num_chunks),
+        )
+        return [
+            FileRange(int(columns[number]) + offset, size, lambda number=number: [values()[number]])  # type: ignore[misc]
+            for number, (offset, size) in enumerate(shapes)
+        ]
 
 
-def _index(sizes: AnyArray, m: int, dtype: IntegerDtype, is_retrieval: bool) -> bytes:
-    """Documents of `sizes` chunks: their tokens, where they begin, their first chunk ids, and where every chunk begins."""
-    stored = sizes + is_retrieval  # chunks of each with its padding
-    chunk_bytes = m * dtype.itemsize
-    first_stored, first_chunk = np.cumsum(stored) - stored, np.cumsum(sizes) - sizes
-    in_document = np.arange(int(sizes.sum())) - np.repeat(first_chunk, sizes)
-    addresses = (np.repeat(first_stored, sizes) + in_document) * chunk_bytes
-    head = struct.pack("<LLBQQQB", 1, m, _DTYPE_CODES[dtype.name], len(sizes), m, len(addresses), is_retrieval)
-    columns = ((sizes * m).astype(np.int32), first_stored * chunk_bytes, first_chunk, addresses)
-    return _IDX_MAGIC + head + b"".join(column.tobytes() for column in columns)
+@dataclass(frozen=True)
+class _DocumentsOfSpan:
+    """Documents that follow each other in an index, without the chunks of padding at their ends."""
+
+    first_document: int
+    first_chunk: int
+    num_documents: int
+    num_chunks: int
+    sizes: Callable[[], Int64Array]  # chunks of each
+
+    @classmethod
+    def of(cls, span: PositionSpan, before: int) -> _DocumentsOfSpan:
+        """The runs of a span, after so many documents of one chunk of padding."""
+        return cls(
+            before + span.first_run, before + span.first, span.record.num_runs, len(span), lambda: span.run_sizes
+        )

@@ -13,22 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from retrodb.corpus.special_tokens import special_ids
-from retrodb.export.arrays import array_file
+from retrodb.export.arrays import SpanDigest, array_file
+from retrodb.export.export_file import ExportFile, FileRange, RangedPiece, json_file, ranged_file
 from retrodb.export.export_source import ExportSource
-from retrodb.export.folder import ExportFile, json_file
+from retrodb.export.limits import INT32_MAX, check_count
 from retrodb.export.padding import IntegerDtype, padded_chunk_tokens
-from retrodb.export.positions import ExportPositions
-from retrodb.format.arrays import growing_array
+from retrodb.export.positions import ExportPositions, PositionSpan
+from retrodb.format.arrays import AnyArray, array_header
 from retrodb.view.chunk_set import ChunkSet
+
+_FIRST, _SEQUENCE = np.dtype(np.int64), np.dtype(np.int32)
 
 
 def norlund_files(source: ExportSource) -> list[ExportFile]:
-    """The files of the export."""
+    """The files of the export.
+
+    Raises:
+        UsageError: when there are more sequences than a signed 32-bit number can count.
+    """
     pad = special_ids(source.view.storage.read("tokenizer.json"), source.settings.vocab_size).pad
     is_short = max(pad, source.settings.vocab_size - 1) < 1 << 16
     dtype: IntegerDtype = np.dtype(np.uint16) if is_short else np.dtype(np.uint32)
@@ -49,32 +55,43 @@ def _part(
     folder: str,
     chunks: ChunkSet,
     positions: ExportPositions,
-    inputs_digest: Callable[[], str],
+    inputs_digest: SpanDigest,
     *,
     m: int,
     pad: int,
     dtype: IntegerDtype,
 ) -> list[ExportFile]:
     """The files of one chunk set; only the tokens ever change."""
+    check_count(
+        "sequences", positions.num_runs, INT32_MAX, "norlund", "Export with --to arrays, which has 64-bit numbers."
+    )
     names = _names(folder)
     gather = partial(padded_chunk_tokens, chunks, pad=pad, dtype=dtype)
+    first_head = array_header(_FIRST, (positions.num_runs,))
+    sequence_head = array_header(_SEQUENCE, (len(positions),))
 
-    def write_firsts(path: Path) -> None:
-        with growing_array(path, np.dtype(np.int64)) as append:
-            for span in positions.spans:
-                append(span.first + span.run_starts)
+    def firsts(span: PositionSpan) -> list[AnyArray]:
+        return [span.first + span.run_starts]
 
-    def write_sequences(path: Path) -> None:
-        first = 0
-        with growing_array(path, np.dtype(np.int32)) as append:
-            for span in positions.spans:
-                append(np.repeat(first + np.arange(len(span.run_sizes)), span.run_sizes))
-                first += len(span.run_sizes)
+    def sequences(span: PositionSpan) -> list[AnyArray]:
+        numbers = span.first_run + np.arange(span.record.num_runs)
+        return [np.repeat(numbers, span.run_sizes).astype(_SEQUENCE)]
 
+    def piece(
+        span: PositionSpan, offset: int, size: int, blocks: Callable[[PositionSpan], list[AnyArray]]
+    ) -> RangedPiece:
+        return RangedPiece(lambda: span.record.digest, [FileRange(offset, size, partial(blocks, span))])
+
+    of_firsts = [
+        piece(span, len(first_head) + 8 * span.first_run, 8 * span.record.num_runs, firsts) for span in positions.spans
+    ]
+    of_sequences = [
+        piece(span, len(sequence_head) + 4 * span.first, 4 * len(span), sequences) for span in positions.spans
+    ]
     return [
         array_file(names["chunks"], positions, dtype, (m,), inputs_digest, gather),
-        ExportFile(names["seq2chunk"], 128 + 8 * positions.num_runs, lambda: positions.digest, write_firsts),
-        ExportFile(names["chunk2seq"], 128 + 4 * len(positions), lambda: positions.digest, write_sequences),
+        ranged_file(names["seq2chunk"], of_firsts, head=first_head),
+        ranged_file(names["chunk2seq"], of_sequences, head=sequence_head),
     ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from retrodb.export.export_file import ExportFile, whole_file
 from retrodb.export.export_source import ExportSource
-from retrodb.export.folder import ExportFile
 from retrodb.export.tables import TablePart, table_parts
 from retrodb.format.parquet import write_table
 
@@ -19,4 +19,4 @@ def _file(part: TablePart) -> ExportFile:
     def write(path: Path) -> None:
         write_table(path, part.content())
 
-    return ExportFile(f"{part.table}/{part.number:08d}.parquet", part.size_bytes, part.inputs_digest, write)
+    return whole_file(f"{part.table}/{part.number:08d}.parquet", part.size_bytes, part.inputs_digest, write)

@@ -5,37 +5,46 @@ live when the export is made, in the order of their ids. A chunk that is deleted
 
 Chunks form *runs*: consecutive chunks of one document, all of them live when the export was made. At the end of a run there is
 no continuation, although the next position has another chunk.
+
+The export's record has the counts of each range of ids, and the positions themselves are words in a file. So opening them costs
+one small record per range, and a lookup reads one word per id.
 """
 
 from __future__ import annotations
 
-import base64
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
+from pathlib import Path
 
 import numpy as np
+import xxhash
 
-from retrodb.format.arrays import Int64Array
-from retrodb.format.records import FileDigest, FileRecord
-from retrodb.format.rows import RowSet, deserialize_rows, serialize_rows
+from retrodb.errors import DamagedFileError
+from retrodb.export.position_words import WORD, WORD_CHUNKS, bit_ranks, num_words, position_words, rows_of_bits
+from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.store.digest import identity
 from retrodb.view.chunk_set import ChunkSet
-from retrodb.view.coverage import Coverage
 
 BLOCK_CHUNKS = 1 << 15
 """Chunks that are gathered at a time: an export holds a few such blocks in memory."""
+SEQUENCE_CHUNKS = 32
+"""Chunks of a sequence of formats that cut runs into sequences: the 2,048 tokens of the paper."""
 
 
 @dataclass(frozen=True)
 class SpanRecord:
-    """A `PositionSpan` as it is stored."""
+    """The counts of a `PositionSpan`, as the export's record has them."""
 
     first_chunk: int
     num_chunks: int  # of the range, with and without a position
-    rows: str | None  # base64 of the bitmap of the chunks with a position; None when all have one
-    starts: str  # base64 of the bitmap of the run starts
+    num_positions: int
+    num_runs: int
+    longest_run: int  # chunks
+    num_sequences: int  # of `SEQUENCE_CHUNKS` chunks or fewer, into which its runs can be cut
+    digest: str  # of its words
 
 
 @dataclass(frozen=True)
@@ -43,21 +52,23 @@ class PositionSpan:
     """The positions that lie in one range of ids."""
 
     first: int  # position of its first chunk
-    chunks: FileRecord  # the range, and which of its chunks have a position
-    starts: bytes  # bitmap of the offsets in the span at which a run begins
+    first_run: int  # runs of the spans before it
+    first_sequence: int  # sequences of the spans before it
+    record: SpanRecord
+    words: AnyArray  # (W,) see `position_words.py`; may be memory-mapped
 
     def __len__(self) -> int:
-        return self.chunks.num_rows
+        return self.record.num_positions
 
     @property
     def ids(self) -> Int64Array:
         """The ids in the order of their positions."""
-        return self.chunks.first_chunk + self.chunks.row_set.present
+        return self.record.first_chunk + rows_of_bits(self.words, "present")
 
     @property
     def run_starts(self) -> Int64Array:
         """The offsets in the span at which a run begins."""
-        return deserialize_rows(self.starts)
+        return rows_of_bits(self.words, "starts")
 
     @property
     def run_sizes(self) -> Int64Array:
@@ -79,101 +90,142 @@ class PositionSpan:
 
 
 class ExportPositions:
-    """The positions 0, 1, ... of the chunks of a chunk set."""
+    """The positions of one chunk set in an export.
 
-    def __init__(self, spans: Sequence[PositionSpan]) -> None:
-        self.spans = tuple(spans)
-        self._coverage = Coverage([span.chunks for span in spans])
-        self._first = {span.chunks.first_chunk: span.first for span in spans}
+    Args:
+        records: of the ranges of ids, ascending.
+        words: of all ranges, one after the other; may be memory-mapped.
+    """
 
-    @classmethod
-    def of_live(cls, chunks: ChunkSet) -> ExportPositions:
-        """Positions for all live chunks."""
-        spans: list[PositionSpan] = []
-        first = 0
-        for record in chunks.ranges:
-            rows = RowSet.from_mask(chunks.live_mask(record.first_chunk, record.num_chunks))
-            if len(rows):
-                spans.append(_span(first, record.first_chunk, rows, _run_starts(chunks, record, rows)))
-                first += len(rows)
-        return cls(spans)
-
-    @classmethod
-    def from_records(cls, records: Sequence[SpanRecord]) -> ExportPositions:
-        """The positions that `to_records` described."""
-        spans: list[PositionSpan] = []
-        first = 0
-        for record in records:
-            rows = RowSet(record.num_chunks, None if record.rows is None else base64.b64decode(record.rows))
-            spans.append(_span(first, record.first_chunk, rows, base64.b64decode(record.starts)))
-            first += len(rows)
-        return cls(spans)
-
-    def to_records(self) -> list[SpanRecord]:
-        """The positions as they are stored."""
-        return [
-            SpanRecord(
-                first_chunk=span.chunks.first_chunk,
-                num_chunks=span.chunks.num_chunks,
-                rows=None if span.chunks.rows is None else base64.b64encode(span.chunks.rows).decode(),
-                starts=base64.b64encode(span.starts).decode(),
+    def __init__(self, records: Sequence[SpanRecord], words: AnyArray) -> None:
+        self.records, self._words = list(records), words
+        self._first_chunk, self._num_chunks = (
+            np.array([getattr(record, name) for record in records], dtype=np.int64)
+            for name in ("first_chunk", "num_chunks")
+        )
+        self._first, self._first_run, first_sequence, first_word = (
+            _sums_before(counts)
+            for counts in (
+                [record.num_positions for record in records],
+                [record.num_runs for record in records],
+                [record.num_sequences for record in records],
+                [num_words(record.num_chunks) for record in records],
             )
-            for span in self.spans
+        )
+        self._first_word = first_word
+        self.num_sequences = int(first_sequence[-1])  # of all spans
+        self._all = [
+            PositionSpan(
+                int(self._first[number]),
+                int(self._first_run[number]),
+                int(first_sequence[number]),
+                record,
+                words[first_word[number] : first_word[number + 1]],
+            )
+            for number, record in enumerate(records)
         ]
 
-    def __len__(self) -> int:
-        return self.spans[-1].first + len(self.spans[-1]) if self.spans else 0
+    @classmethod
+    def empty(cls) -> ExportPositions:
+        """No positions."""
+        return cls([], np.empty(0, dtype=WORD))
+
+    @classmethod
+    def open(cls, path: Path, records: Sequence[SpanRecord]) -> ExportPositions:
+        """The positions of a file of words, memory-mapped.
+
+        Raises:
+            DamagedFileError: when the file is missing or too short.
+        """
+        size = sum(num_words(record.num_chunks) for record in records)
+        if size and (not path.is_file() or path.stat().st_size != size * WORD.itemsize):
+            raise DamagedFileError("the positions of the export are damaged", where=str(path), remedy="Export again.")
+        return cls(records, np.memmap(path, dtype=WORD, mode="r", shape=(size,)) if size else np.empty(0, dtype=WORD))
 
     @cached_property
+    def spans(self) -> list[PositionSpan]:
+        """The ranges that have a position, ascending."""
+        return [span for span in self._all if len(span)]
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
     def num_runs(self) -> int:
         """Runs of all spans."""
-        return sum(len(span.run_starts) for span in self.spans)
+        return int(self._first_run[-1])
+
+    @property
+    def longest_run(self) -> int:
+        """Chunks of the longest run."""
+        return max((record.longest_run for record in self.records), default=0)
 
     @cached_property
     def digest(self) -> str:
         """Equal for equal positions."""
-        return identity(self.to_records())
+        return identity(self.records)
 
     def positions(self, ids: Int64Array) -> Int64Array:
         """The position of each id, in the shape of `ids`; -1 for ids without one, and for -1."""
         flat = ids.ravel()
         positions = np.full(len(flat), -1, dtype=np.int64)
-        for hit in self._coverage.lookup(flat):
-            positions[hit.where] = self._first[hit.record.first_chunk] + hit.positions
+        number = np.searchsorted(self._first_chunk, flat, side="right") - 1
+        row = flat - self._first_chunk[number] if len(self.records) else flat
+        where = np.flatnonzero((number >= 0) & (row < self._num_chunks[number])) if len(self.records) else number[:0]
+        number, row = number[where], row[where]
+        is_present, rank = bit_ranks(
+            self._words[self._first_word[number] + row // WORD_CHUNKS], "present", row % WORD_CHUNKS
+        )
+        positions[where[is_present]] = (self._first[number] + rank)[is_present]
         return positions.reshape(ids.shape)
 
     def ids(self, start: int, stop: int) -> Int64Array:
         """The ids at the positions from `start` up to `stop`."""
         parts = [np.empty(0, np.int64)]
-        for span in self.spans:
-            low, high = max(start - span.first, 0), min(stop - span.first, len(span))
-            if low < high:
-                parts.append(span.ids[low:high])
+        for span in self.spans[bisect_right(self.spans, start, key=lambda span: span.first + len(span)) :]:
+            if span.first >= stop:
+                break
+            parts.append(span.ids[max(start - span.first, 0) : stop - span.first])
         return np.concatenate(parts)
 
     def runs_until(self, positions: Int64Array) -> Int64Array:
         """The number of runs that begin at each position or before it; 0 for -1."""
-        counts = np.zeros(positions.shape, dtype=np.int64)
-        before = 0
-        for span in self.spans:
-            starts = span.run_starts
-            is_inside = (positions >= span.first) & (positions < span.first + len(span))
-            counts[is_inside] = before + np.searchsorted(starts, positions[is_inside] - span.first, side="right")
-            before += len(starts)
-        return counts
+        flat = positions.ravel()
+        counts = np.zeros(len(flat), dtype=np.int64)
+        where = np.flatnonzero((flat >= 0) & (flat < len(self)))
+        number = np.searchsorted(self._first, flat[where], side="right") - 1
+        offset = flat[where] - self._first[number]
+        is_start, rank = bit_ranks(
+            self._words[self._first_word[number] + offset // WORD_CHUNKS], "starts", offset % WORD_CHUNKS
+        )
+        counts[where] = self._first_run[number] + rank + is_start
+        return counts.reshape(positions.shape)
 
     def blocks(self) -> Iterator[Int64Array]:
         """All ids in the order of their positions, `BLOCK_CHUNKS` at a time."""
         return chain.from_iterable(span.blocks() for span in self.spans)
 
 
-def _span(first: int, first_chunk: int, rows: RowSet, starts: bytes) -> PositionSpan:
-    record = FileRecord("", "", "", FileDigest(0, b"", b""), first_chunk, rows.num_rows_total, rows.bitmap, len(rows))
-    return PositionSpan(first, record, starts)
+def _sums_before(counts: Sequence[int]) -> Int64Array:
+    """(n + 1,) the sum of the counts before each, and the sum of all."""
+    return np.array([0, *accumulate(counts)], dtype=np.int64)
 
 
-def _run_starts(chunks: ChunkSet, record: FileRecord, rows: RowSet) -> bytes:
-    ids = record.first_chunk + rows.present
-    documents = chunks.document_ids(ids)
-    is_continued = (np.diff(ids) == 1) & (np.diff(documents) == 0)
-    return serialize_rows(np.flatnonzero(np.concatenate(([True], ~is_continued))))
+def live_span(chunks: ChunkSet, first_chunk: int, num_chunks: int) -> tuple[SpanRecord, AnyArray]:
+    """The positions of the chunks of a range that are live now: counts and words."""
+    is_live = chunks.live_mask(first_chunk, num_chunks)
+    ids = first_chunk + np.flatnonzero(is_live)
+    is_continued = (np.diff(ids) == 1) & (np.diff(chunks.document_ids(ids)) == 0)
+    starts = np.flatnonzero(np.concatenate(([True], ~is_continued))[: len(ids)])
+    sizes = np.diff(np.append(starts, len(ids)))
+    words = position_words(is_live, starts)
+    record = SpanRecord(
+        first_chunk=first_chunk,
+        num_chunks=num_chunks,
+        num_positions=len(ids),
+        num_runs=len(starts),
+        longest_run=int(sizes.max(initial=0)),
+        num_sequences=int((-(-sizes // SEQUENCE_CHUNKS)).sum()),
+        digest=xxhash.xxh3_128_hexdigest(words.tobytes()),
+    )
+    return record, words

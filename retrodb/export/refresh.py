@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from retrodb.errors import DamagedFileError, MismatchError
-from retrodb.export.card import ExportCard, make_card, read_card, write_card
-from retrodb.export.export import FORMATS, exported_view, register_export
-from retrodb.export.export_source import ExportSource, TablePositions
-from retrodb.export.folder import RECORD, ExportFolder
-from retrodb.export.positions import ExportPositions
+from retrodb.errors import MismatchError
+from retrodb.export.card import ExportCard, read_card, write_card
+from retrodb.export.export import exported_view, planned_export, register_export
+from retrodb.export.export_run import SCRATCH, ExportRun
+from retrodb.export.folder import ExportFolder
+from retrodb.export.formats import FORMATS
+from retrodb.export.record import recorded_export
 from retrodb.format.entries import ExportEntry
 from retrodb.stages.context import Context
 from retrodb.store.storage import translate_os_error
@@ -61,35 +61,49 @@ def run_refresh(context: Context, out: Path, *, dry_run: bool = False) -> Refres
     """
     card = read_card(out)
     view = exported_view(context)
-    tables = {subset: NeighbourTable(view, str(table["name"])) for subset, table in card.tables.items()}
-    folder = _recorded_folder(out)
-    source = ExportSource.of_tables(tables, _recorded_positions(folder, list(tables)), card.params)
-    new_card = make_card(source, card.format, out)
+    tables = {subset: NeighbourTable(view, str(table["name"])).name for subset, table in card.tables.items()}
+    recorded_export(out)
+    with TemporaryDirectory(prefix="retrodb-export-") as folder:
+        scratch = Path(folder) if dry_run else out / SCRATCH
+        plan = planned_export(view, tables, card.format, card.params, out, scratch)
+        try:
+            with ExportRun(context, plan) as run:
+                result, new_card = _refresh(run, card, out, dry_run=dry_run)
+        except OSError as error:
+            raise translate_os_error(error, str(out)) from error
+    if not dry_run:
+        register_export(context, new_card)
+    return result
+
+
+def _refresh(run: ExportRun, card: ExportCard, out: Path, *, dry_run: bool) -> tuple[RefreshResult, ExportCard]:
+    new_card, facts = run.card(out)
     _check_same_origin(card, new_card, out)
-    export_format = FORMATS[card.format]
-    files = export_format.files(source)
-    changed, removed = folder.outdated(files), folder.abandoned(files)
+    run.write_scratch()
+    folder, states = ExportFolder(out), run.states()
+    index = run.index(states)
+    files = [*run.files, *index]
+    states |= {file.path: file.pieces[0].inputs_digest() for file in index}
+    changed, removed = folder.outdated(files, states), folder.abandoned(states)
+    has_positions = FORMATS[card.format].has_positions
     result = RefreshResult(
         path=str(out),
         format=card.format,
         table=card.table_name,
-        snapshot=view.snapshot.number,
+        snapshot=run.view.snapshot.number,
         changed=tuple(file.path for file in changed),
         removed=tuple(removed),
-        num_unchanged_files=len(files) - len(changed),
+        num_unchanged_files=sum(1 for state in states.values() if state) - len(changed),
         must_reopen=(*(file.path for file in changed if file.must_reopen), *removed),
-        num_rows_without_position=_num_rows_without_position(source) if export_format.has_positions else 0,
+        num_rows_without_position=facts.num_rows_without_position if has_positions else 0,
         dry_run=dry_run,
     )
-    if dry_run:
-        return result
-    try:
-        folder.update(files, context.progress)
+    if not dry_run:
+        run.write(folder, changed)
+        folder.remove(removed)
+        folder.finish()
         write_card(out, new_card)
-    except OSError as error:
-        raise translate_os_error(error, str(out)) from error
-    register_export(context, new_card)
-    return result
+    return result, new_card
 
 
 def list_exports(context: Context) -> list[ExportInfo]:
@@ -97,25 +111,6 @@ def list_exports(context: Context) -> list[ExportInfo]:
     snapshot = context.view().snapshot
     entries = {name: snapshot.existing(ExportEntry, name) for name in snapshot.names(ExportEntry)}
     return [ExportInfo(name, entry.path, entry.format, entry.table, entry.snapshot) for name, entry in entries.items()]
-
-
-def _recorded_folder(out: Path) -> ExportFolder:
-    folder = ExportFolder.read(out)
-    if not folder.record.plan:
-        raise DamagedFileError("the record of the export is missing", where=str(out / RECORD), remedy="Export again.")
-    return folder
-
-
-def _recorded_positions(folder: ExportFolder, subsets: list[str]) -> dict[str, TablePositions]:
-    record = folder.record
-    chunks = ExportPositions.from_records(record.chunks)
-    positions = {}
-    for subset in subsets:
-        rows = record.subset_rows.get(subset, record.rows)
-        positions[subset] = TablePositions(
-            chunks, chunks if rows == record.chunks else ExportPositions.from_records(rows)
-        )
-    return positions
 
 
 def _check_same_origin(card: ExportCard, new_card: ExportCard, out: Path) -> None:
@@ -132,7 +127,3 @@ def _check_same_origin(card: ExportCard, new_card: ExportCard, out: Path) -> Non
 
 
 _EXPORT_AGAIN = "Export to a new folder. To stop updates from refreshing this one, delete it."
-
-
-def _num_rows_without_position(source: ExportSource) -> int:
-    return sum(int(np.count_nonzero(table.rows.positions(table.table.rows()) < 0)) for table in source.tables.values())

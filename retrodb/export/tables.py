@@ -10,21 +10,27 @@ Each part covers one range of ids, so that it changes only when something in tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retrodb.export.export_file import ExportFile, whole_file
 from retrodb.export.export_source import ExportSource, arrays_digest
 from retrodb.format.arrays import Int64Array
+from retrodb.format.records import ChunkRange
 from retrodb.view.chunk_set import ChunkTokens
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _RANGE_IDS = 1 << 17
+_MAX_STRING_BYTES = (1 << 31) - 1
+_NAMED_FILES = 16
+"""Files with the bits of chunks that are neighbours: so many tasks find them, and each file has a bit for every chunk."""
 
 
 @dataclass(frozen=True)
@@ -39,50 +45,93 @@ class TablePart:
 
 
 def table_parts(source: ExportSource) -> list[TablePart]:
-    """The parts of both tables."""
+    """The parts that both tables can have; one whose digest is "" has no rows."""
     token_bytes = source.chunk_tokens * np.dtype(source.settings.token_dtype).itemsize
-    rows = list(split_by_range(source.table.rows()))
-    chunks = split_by_range(_neighbour_ids(source, rows))
+    num_rows = sum(span.num_chunks for span in source.table.spans())
+    num_chunks = sum(record.num_chunks for record in source.database.ranges)
+    named = min(1.0, num_rows * source.k / max(1, num_chunks))  # an upper bound of the fraction that is a neighbour
+    rows_bytes, chunks_bytes = token_bytes + 12 * source.k + 24, int((2 * token_bytes + 40) * named)
+    ranges = [record.span for record in source.database.ranges]
     return [
-        *_parts("rows", rows, token_bytes + 12 * source.k + 24, source, _rows_digest, _rows_table),
-        *_parts("chunks", chunks, 2 * token_bytes + 40, source, _chunks_digest, _chunks_table),
+        *_parts(source, "rows", source.table.spans(), rows_bytes, _rows_of_range, _rows_digest, _rows_table),
+        *_parts(source, "chunks", ranges, chunks_bytes, _named_of_range, _chunks_digest, _chunks_table),
     ]
 
 
-def split_by_range(ids: Int64Array) -> Iterator[Int64Array]:
-    """Ascending ids, cut where a new range begins."""
-    return iter(np.split(ids, np.flatnonzero(np.diff(ids // _RANGE_IDS)) + 1) if len(ids) else [])
-
-
-def range_number(ids: Int64Array) -> int:
-    """The number of the range that all of these ids lie in."""
-    return int(ids[0] // _RANGE_IDS)
-
-
 def _parts(
-    table: str,
-    ranges: Iterable[Int64Array],
-    row_bytes: int,
     source: ExportSource,
+    table: str,
+    spans: Iterable[ChunkRange],
+    row_bytes: int,
+    ids_of: Callable[[ExportSource, int], Int64Array],
     inputs_digest: Callable[[ExportSource, Int64Array], str],
     content: Callable[[ExportSource, Int64Array], pa.Table],
 ) -> Iterator[TablePart]:
-    for ids in ranges:
-        size = len(ids) * row_bytes
+    def digest(number: int) -> str:
+        ids = ids_of(source, number)
+        return inputs_digest(source, ids) if len(ids) else ""
+
+    for number, num_ids in _ids_by_range(spans).items():
         yield TablePart(
-            table, range_number(ids), size, partial(inputs_digest, source, ids), partial(content, source, ids)
+            table,
+            number,
+            num_ids * row_bytes,
+            partial(digest, number),
+            lambda number=number: content(source, ids_of(source, number)),  # type: ignore[misc]
         )
 
 
-def _neighbour_ids(source: ExportSource, rows: list[Int64Array]) -> Int64Array:
-    """The ids of all chunks that are a neighbour of any row, ascending."""
-    from pyroaring import BitMap64
+def _ids_by_range(spans: Iterable[ChunkRange]) -> dict[int, int]:
+    """The ids that spans have in each range, by the number of the range, ascending."""
+    counts: dict[int, int] = {}
+    for span in spans:
+        for number in range(span.first_chunk // _RANGE_IDS, -(-span.end // _RANGE_IDS)):
+            start, end = max(span.first_chunk, number * _RANGE_IDS), min(span.end, (number + 1) * _RANGE_IDS)
+            counts[number] = counts.get(number, 0) + end - start
+    return dict(sorted(counts.items()))
 
-    named = BitMap64()
-    for block in rows:
-        ids, _ = source.table.read(block)
-        named.update(np.unique(ids[ids >= 0]).tolist())
-    return np.fromiter(named, dtype=np.int64, count=len(named))
+
+def _rows_of_range(source: ExportSource, number: int) -> Int64Array:
+    return source.table.rows_in(number * _RANGE_IDS, _RANGE_IDS)
+
+
+def named_files(source: ExportSource) -> list[ExportFile]:
+    """Files for `ExportSource.scratch`: a bit for every chunk that is a neighbour of a row, each file for some of the rows."""
+    spans = source.table.spans()
+    groups = np.array_split(np.arange(len(spans)), min(_NAMED_FILES, max(1, len(spans))))
+    size = -(-source.database.end // 8)
+
+    def write(path: Path, group: Int64Array) -> None:
+        with path.open("wb") as file:
+            file.truncate(size)
+        if not size:
+            return
+        bits = np.memmap(path, dtype=np.uint8, mode="r+")
+        for number in group.tolist():
+            for rows in source.table.blocks_in(*spans[number]):
+                ids = source.table.read(rows)[0]
+                ids = np.unique(ids[ids >= 0])
+                np.bitwise_or.at(bits, ids >> 3, (1 << (ids & 7)).astype(np.uint8))
+        bits.flush()
+
+    return [
+        whole_file(_named_file(number), size, lambda: "named", partial(write, group=group))
+        for number, group in enumerate(groups)
+    ]
+
+
+def _named_of_range(source: ExportSource, number: int) -> Int64Array:
+    """The chunks of a range that are a neighbour of any row, ascending."""
+    first, count = number * _RANGE_IDS // 8, _RANGE_IDS // 8
+    named = np.zeros(count, dtype=np.uint8)
+    for file in range(min(_NAMED_FILES, max(1, len(source.table.spans())))):
+        bits = np.fromfile(source.scratch / _named_file(file), dtype=np.uint8, count=count, offset=first)
+        named[: len(bits)] |= bits
+    return number * _RANGE_IDS + np.flatnonzero(np.unpackbits(named, bitorder="little"))
+
+
+def _named_file(number: int) -> str:
+    return f"named-{number:02d}.bits"
 
 
 def _rows_digest(source: ExportSource, rows: Int64Array) -> str:
@@ -118,18 +167,30 @@ def _chunks_table(source: ExportSource, ids: Int64Array) -> pa.Table:
     chunks = source.database
     unique, inverse = np.unique(chunks.document_ids(ids), return_inverse=True)
     documents = chunks.documents(unique)
-    named = {
-        "doc_id": pa.array([document and document["doc_id"] for document in documents], pa.string()),
-        "source": pa.array([document and document["source"] for document in documents], pa.string()),
-    }
     return pa.table(
         {
             "chunk_id": ids,
             "tokens": token_lists(chunks.gather_tokens(ids)),
             "continuation": token_lists(chunks.gather_tokens(chunks.continuation(ids))),
-            **{name: column.take(pa.array(inverse)) for name, column in named.items()},
+            "doc_id": repeated_strings([document and document["doc_id"] for document in documents], inverse),
+            "source": repeated_strings([document and document["source"] for document in documents], inverse),
         }
     )
+
+
+def repeated_strings(values: Sequence[str | None], inverse: Int64Array) -> pa.ChunkedArray:
+    """The value of each row (Q,) by its number, as Arrow strings: in batches whose bytes 32-bit offsets can address."""
+    import pyarrow as pa
+
+    sizes = np.array([0 if value is None else len(value.encode()) for value in values], dtype=np.int64)
+    ends = np.cumsum(sizes[inverse])
+    batches, start = [], 0
+    while start < len(inverse):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _MAX_STRING_BYTES, side="right")))
+        batches.append(pa.array([values[number] for number in inverse[start:stop].tolist()], pa.string()))
+        start = stop
+    return pa.chunked_array(batches, pa.string())
 
 
 def token_lists(batch: ChunkTokens) -> pa.LargeListArray:

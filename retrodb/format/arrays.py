@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +33,14 @@ def save_array(path: Path, array: AnyArray) -> None:
         np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
 
 
+def array_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The bytes before the values of an `.npy` file (version 1.0, C order), as `save_array` writes them."""
+    file = BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
 @contextmanager
 def growing_array(
     path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...] = ()
@@ -41,12 +50,7 @@ def growing_array(
     with path.open("wb") as file:
 
         def write_header() -> None:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": (num_rows, *row_shape),
-            }
-            np.lib.format.write_array_header_1_0(file, header)  # numpy leaves room for the first dimension to grow
+            file.write(array_header(dtype, (num_rows, *row_shape)))  # numpy leaves room for the first dimension to grow
 
         def append(block: AnyArray) -> None:
             nonlocal num_rows

@@ -271,7 +271,7 @@ def _query_set(name: str, chunks: ChunkSet) -> QuerySetStats:
 
 def _table(view: View, name: str) -> TableStats:
     table = NeighbourTable(view, name)
-    counts = table.num_live_rows(), table.entry.num_short, len(table.files), len(table.edits.all)
+    counts = table.num_rows(), table.entry.num_short, len(table.files), len(table.edits.all)
     return TableStats(name, table.query_set, table.entry.space, table.k, *counts)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.entries import SpaceEntry
-from retrodb.retro.data import RetroData, sample_documents
+from retrodb.retro.data import RetroData
+from retrodb.retro.sampling import sample_by_shards, sample_documents
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
@@ -77,13 +78,16 @@ def data_of_chunks(
 
 
 def sample_rows(queries: ChunkSet, max_chunks: int, seed: int) -> Int64Array:
-    """Rows of whole live documents, in order: a random sample of the documents."""
-    parts = []
-    for record in queries.ranges:
-        live = record.first_chunk + np.flatnonzero(queries.live_mask(record.first_chunk, record.num_chunks))
-        parts.append(live[queries.lengths(live) > 0])
-    rows = np.concatenate([np.empty(0, np.int64), *parts])
-    return rows[sample_documents(queries.document_ids(rows), max_chunks, seed)]
+    """Rows of whole live documents, in order: a random sample of the documents, drawn from one range of ids at a time."""
+    ranges = queries.ranges
+
+    def draw(number: int, wanted: int) -> Int64Array:
+        first, count = ranges[number].span
+        live = first + np.flatnonzero(queries.live_mask(first, count))
+        rows = live[queries.lengths(live) > 0]
+        return rows[sample_documents(queries.document_ids(rows), wanted, (seed, number))]
+
+    return sample_by_shards([record.num_chunks for record in ranges], draw, max_chunks, seed)
 
 
 def _positions_in(sorted_ids: Int64Array, ids: Int64Array) -> Int64Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,13 @@ import numpy as np
 from retrodb.errors import InputError, MissingFileError
 from retrodb.export.arrays_format import DIMENSIONS, read_arrays_meta
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
+from retrodb.retro.sampling import sample_by_shards, sample_documents
+
+SHARD_ROWS = 1 << 18
+"""Query rows that are read at a time: a shard has so many, and the rest of its last document."""
+SHUFFLED_SHARDS = 4
+"""Shards whose windows are shuffled together: what an epoch has in memory."""
+_DOCUMENT_ROWS = 1 << 12  # rows in which the end of a document is looked for
 
 
 @dataclass(frozen=True)
@@ -95,11 +103,18 @@ class RetroData:
 
     def without(self) -> RetroData:
         """The same queries without neighbours."""
-        return replace(self, neighbours=np.full_like(self.neighbours, -1))
+        return replace(self, neighbours=np.broadcast_to(np.int64(-1), self.neighbours.shape))
 
     def sample(self, max_chunks: int, seed: int) -> RetroData:
         """The queries of random documents, in their order: documents are drawn until they have `max_chunks` chunks."""
-        rows = sample_documents(self.query_documents, max_chunks, seed)
+        shards = self.shards()
+
+        def draw(number: int, wanted: int) -> Int64Array:
+            rows = shards[number]
+            documents = np.asarray(self.query_documents[rows.start : rows.stop])
+            return rows.start + sample_documents(documents, wanted, (seed, number))
+
+        rows = sample_by_shards([len(shard) for shard in shards], draw, max_chunks, seed)
         fields = [name for name in DIMENSIONS if name.startswith("query_")] + ["neighbours"]
         return replace(self, **{name: getattr(self, name)[rows] for name in fields})
 
@@ -110,37 +125,61 @@ class RetroData:
         )
         return np.bincount(self.queries(rows).ravel(), minlength=vocab_size + 1)[:vocab_size]
 
-    def windows(self, num_chunks: int, stride: int) -> ChunkWindows:
-        """Cuts every document into windows of at most `num_chunks`, each `stride` chunks after the one before."""
-        changes = np.flatnonzero(np.diff(self.query_documents)) + 1
-        starts = np.concatenate(([0], changes)) if len(self.query_documents) else changes
-        sizes = np.diff(starts, append=len(self.query_documents))
+    def shards(self) -> list[range]:
+        """All query rows in ranges of about `SHARD_ROWS`, each of whole documents."""
+        bounds, end = [0], len(self.query_documents)
+        while bounds[-1] < end:
+            bounds.append(self._document_end(min(end, bounds[-1] + SHARD_ROWS)))
+        return [range(*pair) for pair in pairwise(bounds)]
+
+    def _document_end(self, row: int) -> int:
+        """The first row from `row` on that begins a document, or the number of rows."""
+        documents = self.query_documents
+        while row < len(documents):
+            is_next = documents[row : row + _DOCUMENT_ROWS] != documents[row - 1]
+            if is_next.any():
+                return row + int(is_next.argmax())
+            row += len(is_next)
+        return row
+
+    def windows(self, num_chunks: int, stride: int, rows: range) -> ChunkWindows:
+        """Cuts the documents of a shard into windows of at most `num_chunks`, each `stride` chunks after the one before."""
+        documents = np.asarray(self.query_documents[rows.start : rows.stop])
+        starts = np.flatnonzero(np.concatenate(([True], np.diff(documents) != 0))[: len(documents)])
+        sizes = np.diff(starts, append=len(documents))
         per_document = 1 + np.maximum(0, -(-(sizes - num_chunks) // stride))
         document = np.repeat(np.arange(len(starts)), per_document)
         number = np.arange(len(document)) - np.repeat(np.cumsum(per_document) - per_document, per_document)
         count = np.minimum(num_chunks, sizes[document] - number * stride)
-        return ChunkWindows(starts[document] + number * stride, count, np.where(number > 0, num_chunks - stride, 0))
+        first = rows.start + starts[document] + number * stride
+        return ChunkWindows(first, count, np.where(number > 0, num_chunks - stride, 0))
 
     def batches(
-        self, windows: ChunkWindows, batch_chunks: int, k: int, seed: tuple[int, ...]
+        self, num_chunks: int, stride: int, *, batch_chunks: int, k: int, seed: tuple[int, ...]
     ) -> Iterator[SequenceBatch]:
-        """All windows once, in the order that the seed gives."""
-        return (self.batch(windows, chosen, k) for chosen in self.order(windows, batch_chunks, seed))
+        """All windows of at most `num_chunks` chunks once, in the order that the seed gives."""
+        order = self.order(num_chunks, stride, batch_chunks, seed)
+        return (self.batch(windows, chosen, k) for windows, chosen in order)
 
-    def order(self, windows: ChunkWindows, batch_chunks: int, seed: tuple[int, ...]) -> list[Int64Array]:
-        """The windows of each batch of an epoch, about `batch_chunks` chunks per batch.
+    def order(
+        self, num_chunks: int, stride: int, batch_chunks: int, seed: tuple[int, ...]
+    ) -> Iterator[tuple[ChunkWindows, Int64Array]]:
+        """The batches of an epoch, about `batch_chunks` chunks each: windows, and which of them the batch has.
 
+        The shards are shuffled, then the windows of `SHUFFLED_SHARDS` shards at a time: memory does not grow with the rows.
         Windows of similar length form a batch, so that there is little padding.
         """
         rng = np.random.default_rng(seed)
-        order = rng.permutation(len(windows.first))
-        order = order[np.argsort(-windows.count[order], kind="stable")]
-        batches, start = [], 0
-        while start < len(order):
-            size = max(1, batch_chunks // int(windows.count[order[start]]))
-            batches.append(order[start : start + size])
-            start += size
-        return [batches[number] for number in rng.permutation(len(batches))]
+        shards = self.shards()
+        shuffled = [shards[number] for number in rng.permutation(len(shards))]
+        for start in range(0, len(shuffled), SHUFFLED_SHARDS):
+            cuts = [self.windows(num_chunks, stride, rows) for rows in shuffled[start : start + SHUFFLED_SHARDS]]
+            windows = ChunkWindows(
+                np.concatenate([cut.first for cut in cuts]),
+                np.concatenate([cut.count for cut in cuts]),
+                np.concatenate([cut.context for cut in cuts]),
+            )
+            yield from ((windows, chosen) for chosen in _shuffled_batches(windows, batch_chunks, rng))
 
     def batch(self, windows: ChunkWindows, chosen: Int64Array, k: int) -> SequenceBatch:
         """Some of the windows as the model reads them, each chunk with its first k neighbours."""
@@ -156,15 +195,15 @@ class RetroData:
         )
 
 
-def sample_documents(documents: Int64Array, max_chunks: int, seed: int) -> Int64Array:
-    """The rows of all chunks of some random documents, ascending; `documents` (Q,) is the document of each row.
-
-    Documents are drawn until they have `max_chunks` chunks: at least one, unless `max_chunks` is 0 or there is none.
-    """
-    _, inverse, counts = np.unique(documents, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(counts))
-    before = np.cumsum(counts[order]) - counts[order]
-    return np.flatnonzero(np.isin(inverse, order[before < max_chunks]))
+def _shuffled_batches(windows: ChunkWindows, batch_chunks: int, rng: np.random.Generator) -> list[Int64Array]:
+    order = rng.permutation(len(windows.first))
+    order = order[np.argsort(-windows.count[order], kind="stable")]
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, batch_chunks // int(windows.count[order[start]]))
+        batches.append(order[start : start + size])
+        start += size
+    return [batches[number] for number in rng.permutation(len(batches))]
 
 
 def _gather(tokens: AnyArray, lengths: AnyArray, rows: Int64Array, pad_token: int) -> Int64Array:

@@ -110,9 +110,11 @@ def chunk_bits(
     model, config = trained.model.to(device).eval(), trained.model.config
     check_compatible(config, data, trained.tokenizer)
     bits = np.zeros(len(data.query_tokens))
-    windows = data.windows(config.num_chunks, stride=max(1, config.num_chunks // 2))
+    batches = data.batches(
+        config.num_chunks, max(1, config.num_chunks // 2), batch_chunks=batch_chunks, k=config.k, seed=(0,)
+    )
     with torch.inference_mode():
-        for batch in data.batches(windows, batch_chunks, config.k, (0,)):
+        for batch in batches:
             losses = batch_loss(model, batch, device)[1].double().cpu()
             per_chunk = losses.view(*batch.rows.shape, config.chunk_tokens).sum(dim=-1).numpy() / math.log(2)
             bits[batch.rows[batch.is_scored]] = per_chunk[batch.is_scored]

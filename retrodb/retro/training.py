@@ -191,11 +191,12 @@ def check_compatible(config: RetroConfig, data: RetroData, tokenizer: str | None
 
 
 def _endless_batches(data: RetroData, config: RetroConfig, batch_chunks: int, skip: int) -> Iterator[SequenceBatch]:
-    windows = data.windows(config.num_chunks, stride=config.num_chunks)
     for epoch in count():
-        order = data.order(windows, batch_chunks, (config.seed, epoch))
-        yield from (data.batch(windows, chosen, config.k) for chosen in order[skip:])
-        skip = max(0, skip - len(order))
+        for windows, chosen in data.order(config.num_chunks, config.num_chunks, batch_chunks, (config.seed, epoch)):
+            if skip:
+                skip -= 1
+            else:
+                yield data.batch(windows, chosen, config.k)
 
 
 def _optimiser(model: nn.Module) -> torch.optim.AdamW:

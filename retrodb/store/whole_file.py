@@ -21,6 +21,11 @@ def write_whole_with(path: Path, write: Callable[[Path], object]) -> None:
 
 def publish_whole(temporary: Path, path: Path) -> None:
     """Give a finished file its name, after its bytes are on the disk."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(temporary)
     os.replace(temporary, path)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the bytes of a file are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from retrodb.format.arrays import Float32Array, Int64Array
 
 _BLOCK_ROWS = 1 << 16
+_SPAN_ROWS = 1 << 20  # as many as a shard
 
 
 class NeighbourTable:
@@ -78,20 +79,34 @@ class NeighbourTable:
             ids[hit.where], distances[hit.where] = stored_ids[hit.positions], stored_distances[hit.positions]
         return ids, distances
 
-    def rows(self) -> Int64Array:
-        """The live rows of the table, ascending."""
-        rows = self.all_rows()
+    def spans(self) -> list[ChunkRange]:
+        """Ranges of at most `_SPAN_ROWS` ids that hold all rows of the table, ascending: they follow from the files' records."""
+        spans: list[ChunkRange] = []
+        end = 0  # of the last span
+        for record in sorted(self.files, key=lambda record: record.first_chunk):
+            for first in range(max(end, record.first_chunk), record.span.end, _SPAN_ROWS):
+                spans.append(ChunkRange(first, min(_SPAN_ROWS, record.span.end - first)))
+            end = max(end, record.span.end)
+        return spans
+
+    def rows_in(self, first: int, count: int) -> Int64Array:
+        """The live rows of the table in one range of ids, ascending."""
+        rows = self.all_rows_in(first, count)
         return rows[self.view.query_set(self.query_set).is_live(rows)]
 
-    def written(self, rows: Int64Array) -> Int64Array:
-        """(Q, k) int64: the first k neighbours of query rows, as they were written, with those deleted since; -1 for none."""
-        return self.edits.apply(rows, *self.stored(rows))[0][:, : self.k]
+    def blocks(self) -> Iterator[Int64Array]:
+        """The live rows of the table, ascending, in blocks of at most `_BLOCK_ROWS`: none has all of them."""
+        return (block for span in self.spans() for block in self.blocks_in(*span))
 
-    def rows_in(self, span: ChunkRange) -> Int64Array:
-        """The rows of the table in a range of the query set, live or not, ascending."""
-        return span.first_chunk + np.flatnonzero(self._coverage.covered_mask(*span))
+    def blocks_in(self, first: int, count: int) -> Iterator[Int64Array]:
+        """The same for one range of ids."""
+        return _blocks(self.rows_in(first, count))
 
-    def num_live_rows(self) -> int:
+    def has_row(self, row: int) -> bool:
+        """Whether the table has a row, and it is live."""
+        return len(self.rows_in(row, 1)) > 0
+
+    def num_rows(self) -> int:
         """The number of live rows, from row bitmaps."""
         queries = self.view.query_set(self.query_set)
         return sum(
@@ -99,15 +114,25 @@ class NeighbourTable:
             for record in queries.ranges
         )
 
+    def rows(self) -> Int64Array:
+        """The live rows of the table, ascending, all in one array: for tables that fit into memory."""
+        return np.concatenate([np.empty(0, np.int64), *self.blocks()])
+
+    def written(self, rows: Int64Array) -> Int64Array:
+        """(Q, k) int64: the first k neighbours of query rows, as they were written, with those deleted since; -1 for none."""
+        return self.edits.apply(rows, *self.stored(rows))[0][:, : self.k]
+
     def num_short(self) -> int:
-        """Live rows with fewer than k live neighbours. Reads the whole table."""
-        return sum(int((self.read(block)[0][:, -1] < 0).sum()) for block in _blocks(self.rows()))
+        """Live rows with fewer than k live neighbours. Reads the whole table, one block of rows after the other."""
+        return sum(int((self.read(block)[0][:, -1] < 0).sum()) for block in self.blocks())
 
     def all_rows(self) -> Int64Array:
-        """The rows of the table, live or not, ascending."""
-        return np.unique(
-            np.concatenate([np.empty(0, np.int64), *(f.first_chunk + f.row_set.present for f in self.files)])
-        )
+        """The rows of the table, live or not, ascending, all in one array."""
+        return np.concatenate([np.empty(0, np.int64), *(self.all_rows_in(*span) for span in self.spans())])
+
+    def all_rows_in(self, first: int, count: int) -> Int64Array:
+        """The rows of the table in one range of ids, live or not, ascending."""
+        return first + np.flatnonzero(self._coverage.covered_mask(first, count))
 
     def _read(self, record: FileRecord) -> tuple[Int64Array, Float32Array]:
         content = read_table(self.view.files.open(record))

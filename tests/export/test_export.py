@@ -13,14 +13,18 @@ import pytest
 from made_documents import made_text, write_documents
 from made_models import write_model
 
+import retrodb
 from retrodb.config import EXPORT_FORMATS
 from retrodb.database import Database
 from retrodb.errors import DamagedFileError, MismatchError, MissingStep, UsageError
-from retrodb.export import folder, positions
+from retrodb.export import export_run, folder, positions
 from retrodb.export.card import CARD
-from retrodb.export.export import FORMATS
-from retrodb.export.folder import RECORD, ExportFile, ExportFolder
+from retrodb.export.folder import ExportFolder, PieceToWrite
+from retrodb.export.formats import FORMATS
+from retrodb.export.record import LOG, RECORD, WrittenPiece
 from retrodb.format.entries import SpaceEntry
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.neighbour_table import NeighbourTable
 
 from .conftest import remove
 from .peers import needs_megatron
@@ -47,16 +51,18 @@ def test_an_interrupted_export_continues_and_ends_in_the_same_bytes(
     number = exportable.view().snapshot.number
     whole = content(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "before")
-    written: list[str] = []
+    written: list[tuple[str, str, int]] = []
 
-    def failing(self: ExportFolder, file: ExportFile) -> None:
+    def failing(self: ExportFolder, run: str, piece: PieceToWrite, result: WrittenPiece) -> None:
+        real(self, run, piece, result)
+        written.append((self.path.name, piece.file.path, piece.number))
         if len(written) == allowed:
+            with (self.path / LOG).open("ab") as log:
+                log.write(b'{"path": "torn')  # a kill in the middle of a line
             raise KeyboardInterrupt
-        written.append(file.path)
-        real(self, file)
 
-    real = ExportFolder._write
-    monkeypatch.setattr(ExportFolder, "_write", failing)
+    real = ExportFolder._finish_piece
+    monkeypatch.setattr(ExportFolder, "_finish_piece", failing)
     allowed = 0
     while not (tmp_path / "out").exists():
         allowed += 1
@@ -64,10 +70,61 @@ def test_an_interrupted_export_continues_and_ends_in_the_same_bytes(
             exportable.export(tmp_path / "out", to=name)
         except KeyboardInterrupt:
             assert not (tmp_path / "out").exists(), "no reader sees half of an export"
-    assert len(written) == len(set(written)), "no file is written twice"
+    assert len(written) == len(set(written)), "no piece is written twice"
+    assert not (tmp_path / "out" / LOG).exists()
     assert content(tmp_path / "out") == whole
     assert exportable.view().snapshot.number == number, "it was registered before, as it is"
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []
+
+
+@pytest.mark.parametrize("name", ["arrays", "huggingface", pytest.param("megatron", marks=needs_megatron)])
+def test_two_processes_write_the_same_bytes(
+    name: str, exportable: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In ranges of files, in files that are written from others, and in both."""
+    exportable.export(tmp_path / "out", to=name, is_registered=False)
+    whole = content(tmp_path / "out")
+    monkeypatch.setattr(export_run, "_ONE_PROCESS_BYTES", -1)
+    retrodb.open(exportable.path, workers=2).export(tmp_path / "out", to=name, is_registered=False)
+    assert content(tmp_path / "out") == whole
+
+
+@every_format
+def test_planning_reads_no_chunk_and_no_row(
+    name: str, exportable: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only tasks read shards: outside of them, nothing of a chunk set or a table is asked for."""
+    inside: list[bool] = []
+
+    def in_task(function: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object) -> object:
+            inside.append(True)
+            try:
+                return function(*args)
+            finally:
+                inside.pop()
+
+        return run
+
+    def only_in_tasks(kind: type, method: str) -> None:
+        real = getattr(kind, method)
+
+        def checked(*args: object, **kwargs: object) -> object:
+            assert inside, f"{method} is read while the export is planned"
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(kind, method, checked)
+
+    for task in ("run_positions", "run_facts", "run_piece"):
+        monkeypatch.setattr(export_run, task, in_task(getattr(export_run, task)))
+    for method in ("is_live", "document_ids", "layout", "gather_tokens", "texts", "documents", "continuation"):
+        if hasattr(ChunkSet, method):
+            only_in_tasks(ChunkSet, method)
+    for method in ("stored", "rows_in", "rows"):
+        only_in_tasks(NeighbourTable, method)
+    exportable.export(tmp_path / "out", to=name)
+    exportable.refresh_export(tmp_path / "out")
+    exportable.export(tmp_path / "dry", to=name, dry_run=True)
 
 
 @every_format
@@ -110,11 +167,14 @@ def test_exports_are_listed_once(make_exportable: Callable[[], Database], tmp_pa
 def test_memory_does_not_grow_with_the_database(
     make_database: Callable[..., Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In blocks of 64 chunks, four times the chunks take hardly more."""
+    """In blocks of 64 chunks, four times the shards take hardly more."""
     monkeypatch.setattr(positions, "BLOCK_CHUNKS", 64)
     peaks = []
-    for number, size in enumerate((20, 80)):
-        database = make_database({str(i): made_text(i, 1500) for i in range(size)}, name=f"db{number}")
+    for number, num_shards in enumerate((1, 4)):
+        database = make_database({}, name=f"db{number}")
+        for shard in range(num_shards):
+            texts = {f"{shard}-{i}": made_text(f"{shard}-{i}", 1500) for i in range(20)}
+            database.ingest([write_documents(tmp_path / f"{shard}.jsonl", texts)], source=f"s{shard}")
         database.embed()
         database.index()
         database.neighbours()
@@ -198,7 +258,7 @@ def test_an_interrupted_refresh_continues(
     result = database.refresh_export(out)
     assert set(result.changed) < set(planned.changed), "the data files were brought up to date before"
     changed = {path for path, data in content(out).items() if before.get(path) != data}
-    assert changed - {"retrodb.json", "retrodb-state.json"} == set(planned.changed)
+    assert changed - {"retrodb.json", RECORD} == set(planned.changed)
     assert not list(out.rglob("*.partial"))
 
 

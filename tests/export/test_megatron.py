@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 from retrodb.config import ExportParams
 from retrodb.database import Database
 from retrodb.errors import MismatchError, UsageError
-from retrodb.export.megatron_data import index_bytes
 from retrodb.export.megatron_samples import _batch_sizes, _fixed_evaluation
 
 from .conftest import K, Truth, live_ids, remove
@@ -69,6 +69,14 @@ def neighbours_of(truth: Truth, row: int, k: int, end: int) -> list[list[int]]:
     """What a reader of k neighbours finds for a row: padding where the table has none."""
     pairs = [*truth.neighbours(row), *[([], [])] * k][:k]
     return [padded(near, end) + padded(following, end) for near, following in pairs]
+
+
+def index_of(num_documents: int, num_tokens: int) -> bytes:
+    """The index of a training set of Megatron: uint16 documents of equal lengths."""
+    head = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, num_documents, num_documents + 1)
+    number = np.arange(num_documents + 1)
+    columns = np.full(num_documents, num_tokens, np.int32), 2 * num_tokens * number[:-1], number
+    return head + b"".join(column.tobytes() for column in columns)
 
 
 @needs_megatron
@@ -219,7 +227,7 @@ def test_sets_of_a_training_set_of_megatron_are_a_project_with_the_paths_of_its_
         prefix.parent.mkdir(exist_ok=True)
         tokens = np.random.default_rng(len(prefixes)).integers(1, 300, (20, 150)).astype(np.uint16)
         prefix.with_suffix(".bin").write_bytes(tokens.tobytes())
-        prefix.with_suffix(".idx").write_bytes(index_bytes(np.full(20, 150), np.dtype(np.uint16)))
+        prefix.with_suffix(".idx").write_bytes(index_of(20, 150))
         prefixes.append(str(prefix))
     blend = f"0.25 {prefixes[0]} 0.75 {prefixes[1]}"
     shared = {"blend": blend, "seq_length": 128, "split": "60,20,20"}

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+from made_documents import made_text
 
 from retrodb.database import Database
 
-from .conftest import live_ids, remove
+from .conftest import K, live_ids, remove
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -71,6 +72,25 @@ def test_a_retriever_is_trained_on_the_neighbours_that_there_are(exportable: Dat
         assert [context["id"] for context in record["positive_ctxs"]] == [str(i) for i in near if i >= 0]
         assert record["negative_ctxs"] == record["hard_negative_ctxs"] == []
         assert "ctxs" not in record
+
+
+def test_a_refresh_removes_the_deleted_end_of_a_value(make_exportable: Callable[[], Database], tmp_path: Path) -> None:
+    database, out, value = make_exportable(), tmp_path / "out", made_text("long value", 250)
+    (tmp_path / "pair.json").write_bytes(orjson.dumps({"id": "long", "key": made_text("key", 30), "value": value}))
+    database.ingest([tmp_path / "pair.json"], source="long", key_field="key", value_field="value")
+    database.embed()
+    database.index()
+    database.neighbours(k=K, spare_neighbours=2)
+    database.export(out, to="dpr")
+    before = targets(database)
+    remove(database, tmp_path, {"end": value[-150:]}, "chunk")
+    after = targets(database)
+    assert before.keys() == after.keys()
+    [changed] = [row for row, text in after.items() if text != before[row]]
+    assert before[changed].startswith(after[changed])
+    assert database.refresh_export(out).changed == ("train.json",)
+    records = orjson.loads((out / "train.json").read_bytes())
+    assert [record["answers"] for record in records] == [[text] for text in after.values()]
 
 
 def test_atlas_passages_keep_their_lines(

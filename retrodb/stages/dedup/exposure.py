@@ -116,7 +116,7 @@ def run_exposure(
     comparison = _Comparison(view, neighbours, queries, _chunks_of_table(context, neighbours), items, consumed_samples)
     exposed, num_rows = list[ExposedRow](), 0
     for span in _spans(neighbours, queries):
-        rows = neighbours.rows_in(span)
+        rows = neighbours.all_rows_in(*span)
         exposed += _exposed_rows(comparison, span, rows, num_rows) if len(rows) else ()
         num_rows += len(rows)
     return ExposureResult(

@@ -118,8 +118,7 @@ def run_fold_task(storage: Storage, task: Task[FoldPayload, NoResult], clock: st
     table = NeighbourTable(view, task.payload.table)
     if span is None:
         return TaskRecord(task.id, tuple(_fold_sets(storage, table, task.id)))
-    rows = table.rows()
-    rows = rows[(rows >= span.first_chunk) & (rows < span.end)]
+    rows = table.rows_in(*span)
     if not len(rows):
         return TaskRecord(task.id)
     ids, distances = table.stored(rows)

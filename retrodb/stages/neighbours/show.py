@@ -98,7 +98,7 @@ def show_row(view: View, row: int, table: str | None = None) -> ShownRow:
 
 def refuse_dead_row(table: NeighbourTable, row: int) -> None:
     """Raises UsageError when a table does not have a row, or the row is deleted."""
-    if not np.isin(row, table.rows()):
+    if not table.has_row(row):
         raise UsageError(
             f"table '{table.name}' has no live row {row}", remedy="Rows are chunk ids, or rows of the query set."
         )
