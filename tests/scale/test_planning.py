@@ -141,22 +141,12 @@ COMMANDS: dict[str, Planned] = {
 }
 
 NOT_YET: dict[str, str] = {
-    "searcher": "documents",
-    "search": "documents",
-    "search after a filter": "documents",
     "show neighbours": "documents, neighbours",
-    "stats": "documents",
     "check reading": "every file",
-    "diff": "documents",
-    "diff of a filter": "documents",
     "ingest": "documents, ids",
     "ingest screened": "documents, ids",
-    "dedup": "documents, chunks",
     "near-duplicates": "documents, chunks, bands",
-    "tag": "documents, chunks",
     "filter ids": "ids",
-    "filter where": "documents",
-    "embed nothing": "documents",
     "embed": "documents, hashes",
     "embed new space": "documents, chunks, hashes",
     "index": "parts",
@@ -164,19 +154,9 @@ NOT_YET: dict[str, str] = {
     "neighbours": "documents, parts",
     "repair nothing": "documents, parts",
     "repair": "documents, parts",
-    "edit": "documents",
-    "export arrays": "documents, chunks, tokens, neighbours",
-    "export parquet": "documents, tokens, neighbours",
-    "export lucidrains": "documents, tokens, neighbours",
-    "export norlund": "documents, tokens, neighbours",
-    "export nemo": "documents, tokens, neighbours",
-    "export dpr": "documents, chunks, neighbours",
-    "export atlas": "documents, chunks",
-    "refresh": "documents, neighbours",
     "exposure": "documents, chunks, neighbours",
     "compact": "documents, ids",
     "purge": "every file",
-    "update nothing": "documents",
 }
 """Commands that still open such files of every shard before any task runs, or without tasks."""
 
