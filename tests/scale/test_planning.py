@@ -143,20 +143,20 @@ COMMANDS: dict[str, Planned] = {
 NOT_YET: dict[str, str] = {
     "show neighbours": "documents, neighbours",
     "check reading": "every file",
-    "ingest": "documents, ids",
-    "ingest screened": "documents, ids",
-    "near-duplicates": "documents, chunks, bands",
+    "ingest": "ids",
+    "ingest screened": "ids",
+    "near-duplicates": "documents of the shards that it changes, which the commit counts",
     "filter ids": "ids",
-    "embed": "documents, hashes",
-    "embed new space": "documents, chunks, hashes",
+    "embed": "hashes",
+    "embed new space": "documents",
     "index": "parts",
-    "index training": "documents, vectors, parts",
+    "index training": "parts",
     "neighbours": "documents, parts",
     "repair nothing": "documents, parts",
     "repair": "documents, parts",
     "exposure": "documents, chunks, neighbours",
     "compact": "documents, ids",
-    "purge": "every file",
+    "purge": "parts, and what has a purged document",
 }
 """Commands that still open such files of every shard before any task runs, or without tasks."""
 
