@@ -21,15 +21,15 @@ from scale_commands import command_line, environment_of_commands
 import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import write_table
 from retrodb.format.part_files import PART_FILES
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.store.commit import commit
 from retrodb.store.publish import publish
+from retrodb.store.row_files import store_rows
 from retrodb.store.snapshots import read_head
 from retrodb.store.storage import LocalStorage
-from retrodb.view.tombstones import tombstone, tombstones_to_table
+from retrodb.view.tombstones import tombstone, write_tombstones
 
 SHARDS = 15_000
 SHARD_CHUNKS = 1_040_000
@@ -122,19 +122,23 @@ def commit_records(storage: LocalStorage, num_shards: int) -> None:
         made = change(
             id_of(f"commit {start}"),
             shards=[shard(id_of(f"shard {n}"), f"source{n % 7}", SHARD_CHUNKS, SHARD_CHUNKS // 16) for n in numbers],
-            files=[*(record for f in firsts for record in _covering(f, random)), _deletions(storage, firsts, random)],
+            files=[
+                *(record for f in firsts for record in _covering(storage, f, random)),
+                _deletions(storage, firsts, random),
+            ],
         )
         commit(storage, read_head(storage), made)
 
 
-def _covering(first: int, random: np.random.Generator) -> Iterator[FileRecord]:
+def _covering(storage: LocalStorage, first: int, random: np.random.Generator) -> Iterator[FileRecord]:
     """The vectors of a shard, and the files of its index part."""
     task, rows = id_of(f"covering {first}"), RowSet.from_mask(random.random(SHARD_CHUNKS) >= NO_VECTOR)
+    digest = store_rows(storage, rows)
     paths = [("vectors", path_of("vectors", name="default", task=task))]
     paths += [("parts", path_of("parts", name="default", task=task, file=name)) for name in PART_FILES]
     for kind, path in paths:
         record = file(kind, path, name="default", first=first, count=SHARD_CHUNKS)
-        yield replace(record, rows=rows.bitmap, num_rows=len(rows))
+        yield replace(record, rows=digest, num_rows=len(rows))
 
 
 def _deletions(storage: LocalStorage, firsts: Sequence[int], random: np.random.Generator) -> FileRecord:
@@ -142,4 +146,4 @@ def _deletions(storage: LocalStorage, firsts: Sequence[int], random: np.random.G
         tombstone(first, SHARD_CHUNKS, "old", np.flatnonzero(random.random(SHARD_CHUNKS) < DELETED)) for first in firsts
     ]
     path = path_of("tombstones", task=id_of(f"tombstones {firsts[0]}"))
-    return publish(storage, "tombstones", path, partial(write_table, table=tombstones_to_table(tombstones)))
+    return publish(storage, "tombstones", path, partial(write_tombstones, tombstones=tombstones))

@@ -108,7 +108,7 @@ def _bands(view: View, params: NearDuplicatesParams, span: ChunkRange) -> Sorted
     documents, chunks = (view.chunks.file(kind, *span) for kind in ("documents", "chunks"))
     layout = view.chunks.layout(documents)
     sketch = [np.empty((0, params.permutations), np.uint32)]
-    for block in document_blocks(view.files.open(chunks), layout, chunks.row_set.present):
+    for block in document_blocks(view.files.open(chunks), layout, view.files.rows(chunks).present):
         sketch.append(signatures(block.documents(), params.permutations, ngram=params.ngram))
     banding = parse_bands(params.bands, params.permutations)
     return sort_bands(np.concatenate(sketch), layout.first_row + span.first_chunk, banding)

@@ -158,6 +158,7 @@ def finished(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
         files = VerifiedFiles(run.storage)
         for file in record.files:
             files.open(file)
+            files.rows(file)
     except RetroDBError:
         return None  # torn, damaged or collected: the task runs again
     return record

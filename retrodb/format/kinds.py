@@ -27,6 +27,7 @@ _KINDS = (
     FileKind("tokenizer", "tokenizer.json", "-", "-"),
     FileKind("snapshots", "snapshots/{number}.json", "-", "-"),
     FileKind("manifests", "manifests/{digest}.parquet", "-", "-"),
+    FileKind("rows", "rows/{digest}.roaring", "-", "-"),
     FileKind("documents", "documents/{task}.parquet", "chunks", "-"),
     FileKind("chunks", "chunks/{task}.parquet", "chunks", "-"),
     FileKind("tokens", "tokens/{task}.npy", "chunks", "chunks"),

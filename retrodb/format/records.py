@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from retrodb.format.rows import RowSet
+from retrodb.format.kinds import path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +54,9 @@ class FileRecord:
     digest: FileDigest
     first_chunk: int = -1  # start of the id range (or of the query rows), -1 for files without ids
     num_chunks: int = 0  # length of the id range
-    rows: bytes | None = None  # roaring bitmap of the rows present; None means all
+    rows: str | None = (
+        None  # digest of the bitmap of the rows present, the name of a file of kind "rows"; None means all
+    )
     num_rows: int = 0  # number of rows present
 
     @property
@@ -63,9 +65,9 @@ class FileRecord:
         return ChunkRange(self.first_chunk, self.num_chunks)
 
     @property
-    def row_set(self) -> RowSet:
-        """The rows of the range that the file holds."""
-        return RowSet(self.num_chunks, self.rows)
+    def rows_path(self) -> str | None:
+        """The path of its row bitmap; None if all rows are present."""
+        return None if self.rows is None else path_of("rows", digest=self.rows)
 
     def at(self, first_chunk: int) -> FileRecord:
         """The same file once its shard's ids are given."""
@@ -145,7 +147,8 @@ def _to_row(record: Record) -> tuple[object, ...]:
     match record:
         case FileRecord(kind, name, path, digest, first, count, rows, num_rows):
             digests = (digest.size_bytes, digest.sha256, digest.xxh3)
-            return (OP_FILE, kind, name, path, first, count, 0, 0, 0, rows, num_rows, *digests)
+            rows_digest = None if rows is None else bytes.fromhex(rows)
+            return (OP_FILE, kind, name, path, first, count, 0, 0, 0, rows_digest, num_rows, *digests)
         case ShardRecord(task, source, count, num_documents, first):
             return (OP_SHARD, "", source, task, first, count, num_documents, 0, 0, *_NO_FILE)
         case ScreenedRecord(testset, first, count):
@@ -164,7 +167,9 @@ def file_records(table: pa.Table) -> list[FileRecord]:
     names = ("kind", "name", "path", "size_bytes", "sha256", "xxh3", "first_chunk", "num_chunks", "rows", "num_rows")
     columns = (table.column(name).to_pylist() for name in names)
     return [
-        FileRecord(kind, name, path, FileDigest(size_bytes, sha256, xxh3), first, count, rows, num_rows)
+        FileRecord(
+            kind, name, path, FileDigest(size_bytes, sha256, xxh3), first, count, rows.hex() if rows else None, num_rows
+        )
         for kind, name, path, size_bytes, sha256, xxh3, first, count, rows, num_rows in zip(*columns, strict=True)
     ]
 

@@ -43,6 +43,13 @@ class RowSet:
             return RowSet(len(mask))
         return RowSet(len(mask), serialize_rows(np.flatnonzero(mask)))
 
+    @staticmethod
+    def from_rows(rows: BitMap, num_rows_total: int) -> RowSet:
+        """The rows of a bitmap; equal rows give equal bytes, however the bitmap was made."""
+        if len(rows) == num_rows_total:
+            return RowSet(num_rows_total)
+        return RowSet(num_rows_total, serialize_rows(np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64)))
+
     @cached_property
     def present(self) -> Int64Array:
         """The rows that are present, ascending, (m,) int64."""

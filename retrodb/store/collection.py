@@ -135,7 +135,9 @@ def _open_runs(storage: Storage, committed: set[str]) -> dict[str, set[str]]:
 def _outputs(record: bytes, where: str) -> list[str]:
     """The paths in a completion record, which `engine/task.py` writes."""
     try:
-        return [file["path"] for file in orjson.loads(record)["files"]]
+        files = orjson.loads(record)["files"]
+        bitmaps = {file["rows"] for file in files if file.get("rows")}
+        return [*(file["path"] for file in files), *(path_of("rows", digest=digest) for digest in bitmaps)]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise DamagedFileError(
             "damaged completion record", where=where, remedy="Delete this file: the run does its task again."

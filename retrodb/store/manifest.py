@@ -130,8 +130,13 @@ class Manifest:
         return file_records(self._files)
 
     def paths(self) -> list[str]:
-        """The paths of all live files: a twentieth of the time of `all_files`."""
-        return list(self._files.column("path").to_pylist())
+        """The paths of all live files and of their row bitmaps: a twentieth of the time of `all_files`."""
+        return [*self._files.column("path").to_pylist(), *self.row_files()]
+
+    def row_files(self) -> list[str]:
+        """The paths of the row bitmaps of all live files, sorted."""
+        digests = self._files.column("rows").unique().drop_null().to_pylist()
+        return sorted(path_of("rows", digest=digest.hex()) for digest in digests)
 
     def size_by_kind(self) -> dict[str, tuple[int, int]]:
         """Number and bytes of the live files of each kind."""

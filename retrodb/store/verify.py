@@ -6,13 +6,18 @@ modification time in a small file of the user's cache folder, so that the next p
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from retrodb.errors import DamagedFileError, MissingFileError
 from retrodb.format.records import FileRecord
+from retrodb.format.rows import RowSet
 from retrodb.store.cached_lines import cached_lines
 from retrodb.store.digest import xxh3_file
+from retrodb.store.row_files import read_bitmap
 from retrodb.store.storage import Storage
+
+_BITMAPS = 256  # in memory, at most 128 KiB each for the rows of a shard
 
 
 class VerifiedFiles:
@@ -21,6 +26,15 @@ class VerifiedFiles:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._verified = cached_lines("verified")
+        self._bitmap = lru_cache(maxsize=_BITMAPS)(lambda digest: read_bitmap(storage, digest))
+
+    def rows(self, record: FileRecord) -> RowSet:
+        """The rows of its range that a live file holds.
+
+        Raises:
+            MissingFileError, DamagedFileError: for its row bitmap.
+        """
+        return RowSet(record.num_chunks, None if record.rows is None else self._bitmap(record.rows))
 
     def open(self, record: FileRecord) -> Path:
         """The local path of a live file, verified.

@@ -70,7 +70,7 @@ class ChunkSet:
         tombstones: TombstoneSet,
     ) -> None:
         self.files, self.settings, self.tombstones = files, settings, tombstones
-        self._coverage = {kind: Coverage(of_kind) for kind, of_kind in records.items()}
+        self._coverage = {kind: Coverage(of_kind, files) for kind, of_kind in records.items()}
         self.layout = lru_cache(maxsize=256)(self._read_layout)
         self.documents_table = lru_cache(maxsize=64)(self._read_documents)
         self.deleted_mask = lru_cache(maxsize=16)(self._read_deleted_mask)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyroaring import BitMap
 
     from retrodb.format.arrays import BoolArray, Int64Array
+    from retrodb.store.verify import VerifiedFiles
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,16 @@ class Coverage:
 
     Args:
         records: in the order of their commits.
+        files: reads their row bitmaps.
         newest_first: where two files hold the same row, the one committed last is read; otherwise both hold the same.
     """
 
-    def __init__(self, records: Sequence[FileRecord], *, newest_first: bool = False) -> None:
+    def __init__(self, records: Sequence[FileRecord], files: VerifiedFiles, *, newest_first: bool = False) -> None:
         by_range = sorted(records, key=lambda record: record.first_chunk)
         self.records = list(reversed(records)) if newest_first else by_range  # in the order of lookup
         self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
         self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
-        self._row_set = lru_cache(maxsize=32)(lambda index: self.records[index].row_set)  # at most 8 MiB each
+        self._row_set = lru_cache(maxsize=32)(lambda index: files.rows(self.records[index]))  # at most 8 MiB each
 
     def lookup(self, ids: Int64Array) -> Iterator[Hit]:
         """The files that hold the ids; ids that none holds, and -1, are in no hit."""

@@ -44,7 +44,7 @@ class NeighbourTable:
         self.query_set: str = entry.queries
         self.files = view.manifest.files("neighbours", name)  # the base, then its patches
         self.edits = Edits.read(view, name)
-        self._coverage = Coverage(self.files, newest_first=True)
+        self._coverage = Coverage(self.files, view.files, newest_first=True)
         self._content = lru_cache(maxsize=16)(self._read)
 
     def read(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:

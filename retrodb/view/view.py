@@ -101,7 +101,7 @@ class View:
         """The files of a kind, found by id."""
         key = (kind, name)
         if key not in self._coverages:
-            self._coverages[key] = Coverage(self.manifest.files(kind, name))
+            self._coverages[key] = Coverage(self.manifest.files(kind, name), self.files)
         return self._coverages[key]
 
     def embeddable_mask(self, first: int, count: int) -> BoolArray:
@@ -151,7 +151,7 @@ class View:
         if query_set == SELF:
             return self.coverage("vectors", space) if self.keeps_vectors(space) else self._codes(space)
         ending = f"/vectors.{space}.npy"
-        return Coverage([r for r in self.manifest.files("queries", query_set) if r.path.endswith(ending)])
+        return Coverage([r for r in self.manifest.files("queries", query_set) if r.path.endswith(ending)], self.files)
 
     def vectors(self, space: str, ids: Int64Array, query_set: str = SELF) -> AnyArray:
         """Vectors (Q, D) float16 of rows of a query set in a space; zeros for rows without one."""
@@ -172,7 +172,7 @@ class View:
         key = ("codes", space)
         if key not in self._coverages:
             records = self.manifest.files("parts", space)
-            self._coverages[key] = Coverage([r for r in records if r.path.endswith(f"/{CODES_FILE}")])
+            self._coverages[key] = Coverage([r for r in records if r.path.endswith(f"/{CODES_FILE}")], self.files)
         return self._coverages[key]
 
     def _part_codes(self, codes: FileRecord) -> PartCodes:

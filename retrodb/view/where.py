@@ -172,7 +172,7 @@ def _texts(view: View, record: FileRecord, begin: int, end: int) -> Iterator[tup
 
     chunks, layout = view.chunks.file("chunks", *record.span), view.chunks.layout(record)
     first_rows = np.append(layout.first_row, record.num_chunks)[begin : end + 1]
-    bounds = np.searchsorted(chunks.row_set.present, first_rows)
+    bounds = np.searchsorted(view.files.rows(chunks).present, first_rows)
     while begin < end:
         count = max(1, int(np.searchsorted(bounds, bounds[0] + _TEXT_BATCH_CHUNKS)) - 1)
         group, last = int(bounds[0]) // ROW_GROUP_ROWS, (int(bounds[count]) - 1) // ROW_GROUP_ROWS

@@ -37,9 +37,8 @@ from retrodb.store.manifest import Manifest
 IDS = st.integers(0, 2**50)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 DIGESTS = st.builds(FileDigest, IDS, st.binary(min_size=32, max_size=32), st.binary(min_size=16, max_size=16))
-FILES = st.builds(
-    FileRecord, st.sampled_from(["chunks", "vectors"]), TEXT, TEXT, DIGESTS, IDS, IDS, st.none() | st.binary(), IDS
-)
+BITMAPS = st.none() | st.binary(min_size=32, max_size=32).map(bytes.hex)
+FILES = st.builds(FileRecord, st.sampled_from(["chunks", "vectors"]), TEXT, TEXT, DIGESTS, IDS, IDS, BITMAPS, IDS)
 
 
 @settings(max_examples=100, deadline=None)
@@ -49,7 +48,9 @@ def test_file_records_survive_the_manifest(files: list[FileRecord]) -> None:
     assert table.schema == MANIFEST
     manifest = Manifest(table)
     assert manifest.all_files() == files
-    assert manifest.paths() == [file.path for file in files]
+    bitmaps = sorted({f"rows/{file.rows}.roaring" for file in files if file.rows})
+    assert manifest.row_files() == bitmaps
+    assert manifest.paths() == [*(file.path for file in files), *bitmaps]
     for kind in ("chunks", "vectors"):
         assert manifest.files(kind) == [file for file in files if file.kind == kind]
     assert manifest.files("chunks", "x") == [f for f in files if (f.kind, f.name) == ("chunks", "x")]

@@ -17,6 +17,7 @@ from retrodb.store.commit import commit, commit_first
 from retrodb.store.manifest import Manifest, load_manifest
 from retrodb.store.snapshots import read_head
 from retrodb.store.storage import LocalStorage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 
 SHARDS, CHUNKS = 20_000, 800_000
@@ -62,7 +63,7 @@ def test_opening_takes_under_two_seconds(large: Simulated) -> None:
         manifest = load_manifest(large.storage, read_head(large.storage))
         assert len(manifest.shards) >= SHARDS
         for kind in ("documents", "chunks", "tokens", "ids", "vectors"):
-            assert len(Coverage(manifest.files(kind)).records) >= SHARDS
+            assert len(Coverage(manifest.files(kind), VerifiedFiles(large.storage)).records) >= SHARDS
 
     assert best_time("open, with what covers which ids", open_it, clock=time.process_time) < 2
     show("peak memory of the process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB")
@@ -109,7 +110,7 @@ def test_id_to_shard_and_row_takes_under_a_microsecond(large: Simulated) -> None
 
 def test_id_to_file_and_position_stays_within_microseconds(large: Simulated) -> None:
     """The dearest case: every file of 20,000 is hit, by 50 ids."""
-    vectors = Coverage(large.manifest.files("vectors"))
+    vectors = Coverage(large.manifest.files("vectors"), VerifiedFiles(large.storage))
     ids = np.random.default_rng(0).integers(0, SHARDS * CHUNKS, BATCH)
     assert best_time("1 M ids to file and position", lambda: list(vectors.lookup(ids))) / BATCH < 5e-6
 

@@ -18,6 +18,7 @@ from retrodb.format.rows import RowSet
 from retrodb.format.schemas import DOCUMENTS, ROLE_KEY, ROLE_TEXT, ROLE_VALUE, chunks_schema
 from retrodb.format.settings import Settings
 from retrodb.store.digest import digest_bytes
+from retrodb.store.row_files import store_rows
 from retrodb.store.storage import LocalStorage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.chunk_set import ChunkSet
@@ -93,7 +94,9 @@ def make_chunk_set(
             path = f"{kind}/{first}"
             storage.write(path, data)
             digest = digest_bytes(data)
-            records[kind].append(FileRecord(kind, "", path, digest, first, len(chunks), rows.bitmap, len(rows)))
+            records[kind].append(
+                FileRecord(kind, "", path, digest, first, len(chunks), store_rows(storage, rows), len(rows))
+            )
         own = np.array([i - first for i in deleted if first <= i < first + len(chunks)], dtype=np.int64)
         stones.append(tombstone(first, len(chunks), "removed", own))
     write_tombstones(folder / "tombstones.parquet", stones)

@@ -37,7 +37,7 @@ def test_spans_and_blocks_have_every_live_row_once(
     monkeypatch.setattr(neighbour_table, "_BLOCK_ROWS", block_rows)
     table = database.neighbour_table()
     assert len(table.files) > 2
-    stored = np.unique(np.concatenate([file.first_chunk + file.row_set.present for file in table.files]))
+    stored = np.unique(np.concatenate([file.first_chunk + table.view.files.rows(file).present for file in table.files]))
     live = stored[table.view.chunks.is_live(stored)]
     assert 0 < len(live) < len(stored)
     assert table.all_rows().tolist() == stored.tolist()

@@ -39,11 +39,12 @@ from retrodb.maintain.check.read_task import (
     run_check_compare,
     run_check_read,
 )
-from retrodb.maintain.check.structure import compared_groups, count_faults, manifest_faults
+from retrodb.maintain.check.structure import compared_groups, count_faults, manifest_faults, row_faults
 from retrodb.stages.context import Context
 from retrodb.store.collection import is_ours
 from retrodb.store.digest import identity
 from retrodb.store.manifest import load_manifest, load_segment
+from retrodb.store.row_files import digest_of, find_bitmap, read_bitmap
 from retrodb.store.scratch import ScratchStorage
 from retrodb.store.snapshots import read_snapshot, recorded_head, snapshot_numbers
 from retrodb.store.storage import LocalStorage, Storage
@@ -101,6 +102,9 @@ def run_check(
     records = manifest.all_files()
     damaged = [*_damaged_snapshots(storage), *segment_damage, *_unnamed_segments(view)]
     damaged += [file_damage(storage, record, compare_size) for record in records]
+    compare_rows = read_bitmap if read_data else find_bitmap
+    bitmaps = manifest.row_files()
+    damaged += [damage_of(path, partial(compare_rows, storage, digest_of(path))) for path in bitmaps]
     damaged += [Damage(path, fault, RESTORE) for path, fault in manifest_faults(manifest, view.snapshot.next_chunk)]
     read_bytes = 0
     if read_data:
@@ -112,12 +116,13 @@ def run_check(
             skipped |= {damage.path for damage in unreadable}
             groups = compared_groups(manifest, skipped)
             damaged += _in_tasks(context, groups, COMPARE, run_check_compare, view.snapshot.next_chunk)
+            damaged += [Damage(path, fault, RESTORE) for path, fault in row_faults(storage, manifest, skipped)]
             if not any(damaged):
                 damaged += [Damage(path, fault, RESTORE) for path, fault in count_faults(view)]
     by_path = {damage.path: damage for damage in reversed(damaged) if damage}
     return CheckResult(
         snapshot=view.snapshot.number,
-        num_files=len(snapshot_numbers(storage)) + len(segments) + len(records),
+        num_files=len(snapshot_numbers(storage)) + len(segments) + len(records) + len(bitmaps),
         size_bytes=sum(record.digest.size_bytes for record in records),
         is_data_read=read_data,
         damaged=tuple(reversed(by_path.values())),

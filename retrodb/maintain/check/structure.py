@@ -20,6 +20,7 @@ from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.settings import Settings
 from retrodb.store.manifest import Manifest
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
 from retrodb.view.shard_counts import count_shards
 from retrodb.view.view import CHUNK_FILES, View
@@ -36,7 +37,7 @@ Fault = tuple[str, str]
 def manifest_faults(manifest: Manifest, next_chunk: int) -> Iterator[Fault]:
     """Ranges, bitmaps and shards that contradict each other in the manifest; no file is opened."""
     yield from _shard_faults(manifest)
-    part_rows: dict[str, set[tuple[ChunkRange, bytes | None]]] = defaultdict(set)
+    part_rows: dict[str, set[tuple[ChunkRange, str | None]]] = defaultdict(set)
     for record in manifest.all_files():
         if record.first_chunk < 0:
             continue
@@ -75,11 +76,21 @@ def _shard_faults(manifest: Manifest) -> Iterator[Fault]:
 def _record_faults(record: FileRecord, next_chunk: int) -> Iterator[Fault]:
     if KINDS[record.kind].covers == "chunks" and record.span.end > next_chunk:
         yield record.path, f"covers ids up to {record.span.end}, but only {next_chunk} ids were given"
-    present = record.row_set.present if record.rows is not None else None
-    if (record.num_chunks if present is None else len(present)) != record.num_rows:
-        yield record.path, f"its bitmap does not have {record.num_rows} rows"
-    elif present is not None and len(present) and present[-1] >= record.num_chunks:
-        yield record.path, f"its bitmap reaches beyond its range of {record.num_chunks} rows"
+    if record.rows is None and record.num_chunks != record.num_rows:
+        yield record.path, f"has {record.num_rows} of {record.num_chunks} rows, and no row bitmap"
+
+
+def row_faults(storage: Storage, manifest: Manifest, damaged: Collection[str]) -> Iterator[Fault]:
+    """Files whose row bitmap, if it can be read, is not that of their record."""
+    files = VerifiedFiles(storage)
+    for record in manifest.all_files():
+        if record.rows_path is None or record.rows_path in damaged:
+            continue
+        rows = files.rows(record).roaring
+        if len(rows) != record.num_rows:
+            yield record.path, f"its bitmap does not have {record.num_rows} rows"
+        elif rows and rows.max() >= record.num_chunks:
+            yield record.path, f"its bitmap reaches beyond its range of {record.num_chunks} rows"
 
 
 def compared_groups(manifest: Manifest, damaged: Collection[str]) -> list[tuple[FileRecord, ...]]:
@@ -90,7 +101,7 @@ def compared_groups(manifest: Manifest, damaged: Collection[str]) -> list[tuple[
     """
     alone, shards = [], defaultdict[ChunkRange, list[FileRecord]](list)
     for record in manifest.all_files():
-        if record.path in damaged:
+        if record.path in damaged or record.rows_path in damaged:
             continue
         if record.kind in CHUNK_FILES:
             shards[record.span].append(record)
@@ -122,7 +133,9 @@ def _table_faults(storage: Storage, record: FileRecord, next_chunk: int) -> Iter
         ids = table.column("neighbours").combine_chunks().flatten().to_numpy()
         if len(ids) and (ids.max() >= next_chunk or ids.min() < -1):
             yield record.path, "names chunks whose ids were never given"
-        if not np.array_equal(table.column("row").to_numpy(), record.first_chunk + record.row_set.present):
+        if not np.array_equal(
+            table.column("row").to_numpy(), record.first_chunk + VerifiedFiles(storage).rows(record).present
+        ):
             yield record.path, "its rows are not those of its bitmap"
 
 
@@ -148,7 +161,7 @@ def _chunk_faults(
 ) -> Iterator[Fault]:
     """The first contradiction of a chunks file with the documents, or of tokens and hashes with the chunks."""
     chunks, start = files["chunks"], 0
-    present = chunks.row_set.present
+    present = VerifiedFiles(storage).rows(chunks).present
     arrays = {kind: map_array(storage.local(files[kind].path)) for kind in ("tokens", "hashes") if kind in files}
     for kind, array in arrays.items():
         if len(array) != files[kind].num_rows or files[kind].rows != chunks.rows:

@@ -99,9 +99,10 @@ class CompactPlan:
         return kept_rows(self.view.query_set(rewrite.query_set), rewrite.span).num_dropped_documents
 
     def _needs_rewrite(self, part: PartFiles) -> bool:
-        held = count_held_rows(self.view.chunks, part.span, part.row_set)
+        rows = part.row_set(self.view.files)
+        held = count_held_rows(self.view.chunks, part.span, rows)
         if self.rows_to_drop is not None:  # also rows that the shards do not have any more
-            unwanted = part.row_set.rank(self.rows_to_drop.rows(SELF, part.span)) >= 0
+            unwanted = rows.rank(self.rows_to_drop.rows(SELF, part.span)) >= 0
             return held.num_present < part.num_rows or bool(unwanted.any())
         num_deleted = part.num_rows - held.num_live
         return 0 < num_deleted >= self.min_deleted * part.num_rows

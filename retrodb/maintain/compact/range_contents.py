@@ -22,6 +22,7 @@ from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.ingest.change import REMOVED, SUPERSEDED
 from retrodb.stages.ingest.shard import SHARD_KINDS
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.coverage import Coverage
 from retrodb.view.tombstones import Tombstone, tombstone
@@ -93,7 +94,7 @@ def rewritten_files(view: View, query_set: str, span: ChunkRange, kept: KeptRows
     chunks = view.query_set(query_set)
     num_shards = len(chunks.overlapping("documents", *span))
     files = [_shard_file(chunks, query_set, span, kind, kept) for kind in SHARD_KINDS]
-    others = (_other_file(other, num_shards, span, kept) for other in other_files(view, query_set))
+    others = (_other_file(other, num_shards, span, kept, view.files) for other in other_files(view, query_set))
     return [*files, *(file for file in others if file is not None)]
 
 
@@ -171,7 +172,9 @@ def _shard_file(chunks: ChunkSet, query_set: str, span: ChunkRange, kind: str, k
     )
 
 
-def _other_file(other: OtherFiles, num_shards: int, span: ChunkRange, kept: KeptRows) -> RewrittenFile | None:
+def _other_file(
+    other: OtherFiles, num_shards: int, span: ChunkRange, kept: KeptRows, files: VerifiedFiles
+) -> RewrittenFile | None:
     """The file that replaces others; None when no row is left."""
     inputs = other.inside(span)
     new_file = partial(RewrittenFile, other.content, other.kind, other.name, other.path)
@@ -179,5 +182,5 @@ def _other_file(other: OtherFiles, num_shards: int, span: ChunkRange, kept: Kept
         if len(inputs) != num_shards:  # the bands of some shards are not those of the whole range
             return None
         return new_file(RowSet.all(span.num_chunks), tuple(inputs), RowSet.from_mask(kept.documents_N))
-    rows = (kept.documents_N if other.content == "table" else kept.rows_N) & Coverage(inputs).covered_mask(*span)
+    rows = (kept.documents_N if other.content == "table" else kept.rows_N) & Coverage(inputs, files).covered_mask(*span)
     return new_file(RowSet.from_mask(rows), tuple(inputs)) if rows.any() else None

@@ -17,6 +17,7 @@ from retrodb.maintain.compact.policy import ShardState, choose_compactions
 from retrodb.maintain.compact.range_contents import OtherFiles, other_files, tombstones_of
 from retrodb.maintain.compact.row_counts import num_deleted_rows
 from retrodb.stages.ingest.shard import SHARD_KINDS
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.tombstones import Tombstone
 from retrodb.view.view import SELF, View
@@ -75,7 +76,7 @@ def _shard_state(
     has_rows = False
     if rows_to_drop is not None:
         has_rows = _has_rows(chunks, record, rows_to_drop.rows(query_set, record.span)) or any(
-            _holds_more(other, record)
+            _holds_more(view.files, other, record)
             for files in others
             if files.content == "array"
             for other in files.coverage.overlapping(*record.span)
@@ -88,7 +89,7 @@ def _has_rows(chunks: ChunkSet, record: FileRecord, rows: Int64Array) -> bool:
     """Whether a shard holds one of the rows, or the key of a document that began at one of them."""
     if not len(rows):
         return False
-    if (record.row_set.rank(rows) >= 0).any():
+    if (chunks.files.rows(record).rank(rows) >= 0).any():
         return True
     starts = (
         map_array(chunks.files.open(ids))["row"] + ids.first_chunk - record.first_chunk
@@ -97,13 +98,13 @@ def _has_rows(chunks: ChunkSet, record: FileRecord, rows: Int64Array) -> bool:
     return any(bool(np.isin(rows, of_file).any()) for of_file in starts)
 
 
-def _holds_more(other: FileRecord, shard: FileRecord) -> bool:
+def _holds_more(files: VerifiedFiles, other: FileRecord, shard: FileRecord) -> bool:
     """Whether a file holds rows of a shard's range that the shard does not have any more: it was added after a compaction."""
     if shard.num_rows == shard.num_chunks:
         return False
-    rows = other.row_set.present + other.first_chunk - shard.first_chunk
+    rows = files.rows(other).present + other.first_chunk - shard.first_chunk
     rows = rows[(rows >= 0) & (rows < shard.num_chunks)]
-    return not shard.row_set.mask[rows].all()
+    return not files.rows(shard).mask[rows].all()
 
 
 def _source(view: View, query_set: str, record: FileRecord) -> str:

@@ -30,6 +30,7 @@ from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.tombstones import Tombstone
 from retrodb.view.view import View
@@ -123,7 +124,7 @@ class _Selection:
 
 def _write_array(selection: _Selection, out: Path) -> None:
     """Arrays with one entry per row."""
-    coverage = Coverage(selection.inputs)
+    coverage = Coverage(selection.inputs, VerifiedFiles(selection.storage))
     arrays = {record.path: map_array(selection.local(record)) for record in selection.inputs}
     sample = arrays[selection.inputs[0].path]
     wanted = selection.first_chunk + selection.rows.present
@@ -160,7 +161,7 @@ def _chunk_tables(selection: _Selection) -> Iterator[pa.Table]:
 
     is_selected = selection.rows.mask
     for record in selection.inputs:
-        present, position = record.row_set.present + selection.offset(record), 0
+        present, position = VerifiedFiles(selection.storage).rows(record).present + selection.offset(record), 0
         for table in iterate_row_groups(selection.local(record)):
             rows = present[position : position + table.num_rows]
             position += table.num_rows
@@ -214,7 +215,7 @@ def _write_table(selection: _Selection, out: Path) -> None:
     """Parquet files with one line per row."""
     import pyarrow as pa
 
-    coverage = Coverage(selection.inputs)
+    coverage = Coverage(selection.inputs, VerifiedFiles(selection.storage))
     tables = {record.path: read_table(selection.local(record)) for record in selection.inputs}
     starts = dict(zip(tables, np.cumsum([0, *(table.num_rows for table in tables.values())]).tolist(), strict=False))
     lines = np.empty(len(selection.rows), dtype=np.int64)

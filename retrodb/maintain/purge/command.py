@@ -208,7 +208,7 @@ def _deleted_rows_with_traces(view: View, proof: Proof) -> RowsToDrop:
         is_of_rows = KINDS[record.kind].covers == "chunks" or record.kind == "queries"
         if record.path in paths and is_of_rows:
             query_set = record.name if record.kind == "queries" else SELF
-            ids = record.first_chunk + record.row_set.present
+            ids = record.first_chunk + view.files.rows(record).present
             ids = ids[~view.query_set(query_set).is_live(ids)]
             if len(ids):
                 deleted[query_set].append(ids)

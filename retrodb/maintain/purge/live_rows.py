@@ -65,7 +65,7 @@ class LiveRows:
         kind, chunks = self._content(record)
         if chunks is None:
             return UNOWNED
-        ids = record.first_chunk + record.row_set.present
+        ids = record.first_chunk + self._view.files.rows(record).present
         if kind == "documents":
             return _document_owners(chunks, record)
         if kind == "parts":  # the codes lie in the order of the lists

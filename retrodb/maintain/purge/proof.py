@@ -54,8 +54,8 @@ from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
 _MAX_SHOWN = 10  # live documents that are named because they share text
-_SKIPPED = ("purged/", "locks/", "retrodb.toml", "tokenizer.json")
-"""The keys of purged documents, the holders of locks, and files that are older than every document and never change."""
+_SKIPPED = ("purged/", "rows/", "locks/", "retrodb.toml", "tokenizer.json")
+"""The keys of purged documents, row numbers, the holders of locks, and files that are older than every document."""
 _TASK_BYTES, _TASK_FILES = 64 << 20, 1024  # small files are searched together, so that few records are written
 
 

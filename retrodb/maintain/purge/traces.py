@@ -140,7 +140,7 @@ def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[UInt64Arra
                 yield row_values(np.asarray(view.chunks.map(hit.record)[hit.positions]))
         for part in parts_of(view, space) if query_set == SELF else ():
             inside = ids[(ids >= part.span.first_chunk) & (ids < part.span.end)]
-            positions = part.row_set.rank(inside - part.span.first_chunk)
+            positions = part.row_set(view.files).rank(inside - part.span.first_chunk)
             if not len(positions := positions[positions >= 0]):
                 continue
             files = {record.path.rpartition("/")[2]: record for record in part.records}

@@ -22,7 +22,6 @@ from retrodb.errors import UsageError
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, map_array
 from retrodb.format.document_keys import IdArray
 from retrodb.format.records import ChunkRange, ShardRecord
-from retrodb.maintain.compact.row_counts import dead_mask
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import SUPERSEDED
 from retrodb.view.purged import KEY_DTYPE, is_among
@@ -280,7 +279,7 @@ class _Comparison:
         records = self._later.chunks.overlapping("documents", *span)
         if self._earlier.chunks.overlapping("documents", *span) or len(records) != 1:
             return None
-        if records[0].span != span or dead_mask(self._later.chunks, records[0]) is not None:
+        if records[0].span != span or not self._later.chunks.is_all_live(*span):
             return None
         [shard] = self._later.shards.locate(np.array([span.first_chunk]))[0].tolist()
         return self._later.shards.record(shard)

@@ -215,7 +215,7 @@ def _own_items(chunks: ChunkSet, span: ChunkRange, items: ShingleTable) -> dict[
     items_of: dict[int, set[int]] = defaultdict(set)
     for record in chunks.overlapping("documents", *span):
         file = chunks.file("chunks", *record.span)
-        for block in document_blocks(chunks.files.open(file), chunks.layout(record), file.row_set.present):
+        for block in document_blocks(chunks.files.open(file), chunks.layout(record), chunks.files.rows(file).present):
             hits = scan_texts(block.documents(), items).hits
             for hit, document in enumerate(hits.document.tolist()):
                 first, end = block.bounds[document], block.bounds[document + 1]

@@ -163,7 +163,7 @@ def _open_table(storage: Storage, files: Sequence[FileRecord]) -> ShingleTable:
 def _blocks(storage: Storage, shard: ShardFiles) -> Iterator[DocumentBlock]:
     files = VerifiedFiles(storage)
     layout = DocumentLayout.from_table(read_table(files.open(shard.documents), LAYOUT_COLUMNS))
-    return document_blocks(files.open(shard.chunks), layout, shard.chunks.row_set.present)
+    return document_blocks(files.open(shard.chunks), layout, files.rows(shard.chunks).present)
 
 
 def _scan_function(storage: Storage, payload: ScanPayload, table: ShingleTable) -> ScanFunction:

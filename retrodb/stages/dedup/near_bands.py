@@ -96,7 +96,7 @@ def run_bands(storage: Storage, task: Task[BandsPayload, NoResult], clock: str) 
     )
     layout = DocumentLayout.from_table(read_table(view.files.open(documents), LAYOUT_COLUMNS))
     sketch = [np.empty((0, params.permutations), np.uint32)]
-    for block in document_blocks(view.files.open(chunks), layout, chunks.row_set.present):
+    for block in document_blocks(view.files.open(chunks), layout, view.files.rows(chunks).present):
         sketch.append(signatures(block.documents(), params.permutations, ngram=params.ngram))
     bands = sort_bands(np.concatenate(sketch), layout.first_row, parse_bands(params.bands, params.permutations))
     record = publish(

@@ -282,7 +282,7 @@ def _scores(view: View, shard: ChunkRange, rows: Int64Array, tagger: Tagger) -> 
     chunks = view.chunks.file("chunks", *shard)
     to_score = np.isin(layout.first_row, rows)
     scores = [np.empty(0)]
-    for block in document_blocks(view.files.open(chunks), layout, chunks.row_set.present):
+    for block in document_blocks(view.files.open(chunks), layout, view.files.rows(chunks).present):
         texts = block.documents()
         mask = to_score[block.first_document : block.first_document + len(texts)]
         if mask.any():

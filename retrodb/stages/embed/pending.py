@@ -127,9 +127,9 @@ def complete_state(view: View, query_set: str, documents: FileRecord, vectors: S
     tombstones = view.query_set(query_set).tombstones.overlapping(*documents.span)
     return identity(
         [settings.chunk_tokens, settings.min_key_tokens],
-        [documents.digest.sha256.hex(), *documents.span, (documents.rows or b"").hex()],
+        [documents.digest.sha256.hex(), *documents.span, documents.rows],
         [[t.first_chunk, t.num_chunks, t.reason, t.active, t.rows.hex()] for t in tombstones],
-        sorted([*file.span, file.rows is None, (file.rows or b"").hex()] for file in vectors),
+        sorted([*file.span, file.rows or ""] for file in vectors),
     )
 
 

@@ -113,7 +113,7 @@ def run_new_run(storage: Storage, task: Task[NewRunPayload, NoResult], clock: st
     del clock
     verified, blocks = VerifiedFiles(storage), [np.empty(0, RUN_DTYPE)]
     for number, part in enumerate(task.payload.parts, task.payload.first_part):
-        positions = part.hashes.row_set.rank(part.rows.present)
+        positions = VerifiedFiles(storage).rows(part.hashes).rank(part.rows.present)
         hashes = _as_bytes(map_array(verified.open(part.hashes))[positions])
         blocks.append(_run(hashes, number, np.arange(len(positions))))
     return _publish(storage, task.payload.run, task.id, _sorted(np.concatenate(blocks)))
@@ -132,15 +132,19 @@ def run_prefix_filter(storage: Storage, task: Task[FilterPayload, NoResult], clo
     return _publish(storage, payload.run, task.id, is_wanted)
 
 
+def _stored_ids(files: VerifiedFiles, vectors: FileRecord) -> Int64Array:
+    return vectors.first_chunk + files.rows(vectors).present
+
+
 def run_old_run(storage: Storage, task: Task[OldRunPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
     """Sort those rows of some files of vectors that pass the filter; of equal texts the first row stays."""
     del clock
     payload, verified = task.payload, VerifiedFiles(storage)
     is_wanted = None if payload.filter is None else _open(storage, payload.filter)
-    coverage, blocks = Coverage(payload.hashes), [np.empty(0, RUN_DTYPE)]
+    coverage, blocks = Coverage(payload.hashes, verified), [np.empty(0, RUN_DTYPE)]
     arrays: dict[str, AnyArray] = {}
     for number, file in enumerate(payload.files, payload.first_file):
-        ids = file.vectors.first_chunk + file.vectors.row_set.present if file.ids is None else _open(storage, file.ids)
+        ids = _stored_ids(verified, file.vectors) if file.ids is None else _open(storage, file.ids)
         for hit in coverage.lookup(ids):  # rows of which compaction dropped the text are in no hit
             if hit.record.path not in arrays:
                 arrays[hit.record.path] = map_array(verified.open(hit.record))

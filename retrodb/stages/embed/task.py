@@ -95,7 +95,7 @@ def run_embed_task(
     encoder = load_encoder(params, on_own_gpu(hardware, current_process().name))
     if encoder.identity.fingerprint() != payload.fingerprint:
         raise MismatchError("the encoder of this worker is not that of the space", where=f"space '{payload.space}'")
-    positions = payload.chunks.row_set.rank(rows.present)  # in the files of chunks and hashes
+    positions = VerifiedFiles(storage).rows(payload.chunks).rank(rows.present)  # in the files of chunks and hashes
     reused, origins = read_origins(storage, payload.reusable, payload.part)
     fresh = np.delete(np.arange(len(rows)), origins[:, 0])  # rows whose vectors are computed
     verified = VerifiedFiles(storage)

@@ -19,6 +19,7 @@ from retrodb.format.entries import Canaries, DriftEntry, DriftFigures, IndexEntr
 from retrodb.stages.index.live_parts import PartFiles, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
 NUM_CANARIES = 64  # 640 neighbours: recall@10 of 0.9 is known within 2 * sqrt(0.9 * 0.1 / 640) = 0.024
@@ -108,7 +109,7 @@ def _part(view: View, files: PartFiles) -> Part:
 
 def _new_part(storage: Storage, record: TaskRecord[NoResult]) -> tuple[Part, Int64Array]:
     file = record.files[0]  # all files of a part cover the same rows
-    return open_part(storage.local(file.path).parent), file.first_chunk + file.row_set.present
+    return open_part(storage.local(file.path).parent), file.first_chunk + VerifiedFiles(storage).rows(file).present
 
 
 def _without_deleted(view: View, truth: Truth) -> Truth:

@@ -19,6 +19,7 @@ from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet, mask_of
 from retrodb.stages.dedup.clusters import cluster_keys
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
@@ -38,10 +39,9 @@ class PartFiles:
         """The range of ids that its rows are numbered in."""
         return self.records[0].span
 
-    @property
-    def row_set(self) -> RowSet:
+    def row_set(self, files: VerifiedFiles) -> RowSet:
         """The rows of the range that it holds."""
-        return self.records[0].row_set
+        return files.rows(self.records[0])
 
     @property
     def num_rows(self) -> int:
@@ -83,14 +83,14 @@ def open_codebook(view: View, space: str) -> Codebook:
 
 def missing_rows(view: View, space: str, parts: Sequence[PartFiles]) -> list[tuple[FileRecord, RowSet]]:
     """The files of vectors with embeddable rows that no part holds, each with these rows of its range."""
-    covered = Coverage([part.records[0] for part in parts])
+    covered = Coverage([part.records[0] for part in parts], view.files)
     missing = []
     for record in view.manifest.files("vectors", space):
         if any((part.span, part.rows) == (record.span, record.rows) for part in covered.overlapping(*record.span)):
             continue  # one part has all its rows: no need to look at them
-        rows = record.row_set.roaring
+        rows = view.files.rows(record).roaring
         for part in covered.overlapping(*record.span):
-            rows = rows - part.row_set.roaring.shift(part.first_chunk - record.first_chunk)
+            rows = rows - view.files.rows(part).roaring.shift(part.first_chunk - record.first_chunk)
         if not rows:
             continue
         mask = mask_of(rows, record.num_chunks) & view.chunks.live_mask(*record.span)  # a file of vectors has keys only
@@ -117,9 +117,9 @@ def live_parts(
     covered_end = 0  # one past the ids of the parts before
     for number, files in enumerate(all_files := parts_of(view, space)):
         folder = verified_folder(view, files)
-        ids = files.span.first_chunk + files.row_set.present
+        ids = files.span.first_chunk + files.row_set(view.files).present
         overlaps = files.span.first_chunk < covered_end
-        before = Coverage([part.records[0] for part in all_files[:number]]) if overlaps else None
+        before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
         allowed = live_rows(view, files, ids, before) & _chosen(view, ids, source, documents)
         covered_end = max(covered_end, files.span.end)
         parts.append(

@@ -156,7 +156,7 @@ def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: 
     """
     del clock
     payload = task.payload
-    rows_of_parts, merged = _merged_rows(payload)
+    rows_of_parts, merged = _merged_rows(payload, VerifiedFiles(storage))
     if not len(merged):
         return TaskRecord(task.id, counts={"vectors": 0})
     positions: list[Int64Array] = [np.where(rows >= 0, merged.rank(rows), -1) for rows in rows_of_parts]
@@ -168,14 +168,14 @@ def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: 
     return TaskRecord(task.id, files, counts={"vectors": len(merged)})
 
 
-def _merged_rows(payload: MergePayload) -> tuple[list[Int64Array], RowSet]:
+def _merged_rows(payload: MergePayload, files: VerifiedFiles) -> tuple[list[Int64Array], RowSet]:
     """For each part the row of the whole range that each of its rows becomes, -1 for dropped rows; and all kept rows."""
     first, num_chunks = payload.span
     is_kept = np.ones(num_chunks, dtype=bool) if payload.keep is None else payload.keep.mask
     is_taken = np.zeros(num_chunks, dtype=bool)
     rows_of_parts = []
     for part in payload.parts:
-        rows = part.span.first_chunk - first + part.row_set.present
+        rows = part.span.first_chunk - first + part.row_set(files).present
         rows = np.where(is_kept[rows] & ~is_taken[rows], rows, -1)
         is_taken[rows[rows >= 0]] = True
         rows_of_parts.append(rows)

@@ -48,7 +48,7 @@ def run_index_task(
     del clock
     payload, rows = task.payload, task.payload.rows
     codebook = _load_codebook(storage.url, path_of("codebooks", name=payload.space, digest=payload.codebook))
-    record, stored = payload.vectors, payload.vectors.row_set
+    record, stored = payload.vectors, VerifiedFiles(storage).rows(payload.vectors)
     vectors = map_array(VerifiedFiles(storage).open(record))
     selected = vectors if rows == stored else _SelectedRows(vectors, stored.rank(rows.present))
     files = publish_part(storage, payload.space, task.id, selected, codebook, record.first_chunk, rows, threads=threads)

@@ -85,10 +85,10 @@ def search_parts(
     covered_end = 0  # one past the ids of the parts before
     for number, files in enumerate(all_files := parts_of(view, space)):
         overlaps = files.span.first_chunk < covered_end
-        before = Coverage([part.records[0] for part in all_files[:number]]) if overlaps else None
+        before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
         covered_end = max(covered_end, files.span.end)
         folder = verified_folder(view, files)
-        parts.append(StoredPart(view, space, files, open_part(folder), files.row_set, before))
+        parts.append(StoredPart(view, space, files, open_part(folder), files.row_set(view.files), before))
     return parts
 
 

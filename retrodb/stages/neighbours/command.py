@@ -172,7 +172,7 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
     files = list(transaction.files)
     reached = 1.0 if entry.nprobe == 0 else plan.sample.recall_of(context.storage, files)
     compared = ComparedSets.of(
-        allowed_ids(plan.sample.parts), (file.first_chunk + file.row_set.present for file in files)
+        allowed_ids(plan.sample.parts), (file.first_chunk + plan.view.files.rows(file).present for file in files)
     )
     transaction.files.append(publish_compared_sets(context.storage, table, transaction.run.id, compared))
     transaction.drop_files(_replaced_files(plan))

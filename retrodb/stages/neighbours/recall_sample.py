@@ -97,7 +97,7 @@ class RecallSample:
         if not (self.truth[0] >= 0).any():
             return 1.0
         ids, distances = np.empty((len(self.rows), k), np.int64), np.empty((len(self.rows), k), np.float32)
-        for hit in Coverage(files).lookup(self.rows):
+        for hit in Coverage(files, self._view.files).lookup(self.rows):
             table = read_table(storage.local(hit.record.path)).take(hit.positions)
             columns = [table.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]
             ids[hit.where], distances[hit.where] = (column.reshape(table.num_rows, -1)[:, :k] for column in columns)

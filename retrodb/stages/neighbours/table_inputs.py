@@ -31,7 +31,7 @@ def refuse_missing(view: View, queries: str, space: str) -> None:
 def live_state(view: View) -> str:
     """A digest of the live files that neighbours can depend on: equal digests give equal tables."""
     tables, screening = ("neighbours/", "joined/", "edits/"), ("reports/", "rejects/", "inputs/", "testsets/")
-    other = (*tables, *screening, "bands/", "duplicates/")
+    other = (*tables, *screening, "bands/", "duplicates/", "rows/")  # which rows a file has follows from its path
     return identity(sorted(path for path in view.manifest.paths() if not path.startswith(other)))
 
 

@@ -205,7 +205,9 @@ def test_files_that_contradict_each_other_are_found_although_every_digest_is_rig
     record = view.manifest.files("tokens")[0]
     tokens = np.array(np.load(Path(db.path) / record.path))
     tokens[0, 0] += 1
-    file = publish(view.storage, "tokens", "tokens/other.npy", partial(save_array, array=tokens), rows=record.row_set)
+    file = publish(
+        view.storage, "tokens", "tokens/other.npy", partial(save_array, array=tokens), rows=view.files.rows(record)
+    )
     wrong = [replace(file, first_chunk=0), replace(view.manifest.files("vectors")[0], path="vectors/x", num_rows=7)]
     change = Change(
         transaction="x", command="x", arguments={}, clock="2026-01-01T00:00:00+00:00", conflict_keys=conflict_keys.filtering(),

@@ -85,7 +85,7 @@ def embedded_texts(db: Database) -> Counter[str]:
     chunks, found = db.view().chunks, Counter[str]()
     for record in db.view().manifest.files("vectors", "default"):
         table = read_table(chunks.files.open(chunks.file("chunks", record.first_chunk, record.num_chunks)), ["text"])
-        found.update(table.column("text").take(record.row_set.present).to_pylist())
+        found.update(table.column("text").take(chunks.files.rows(record).present).to_pylist())
     return found
 
 

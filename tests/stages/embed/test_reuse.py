@@ -28,6 +28,7 @@ from retrodb.stages.embed.reuse_tasks import ReusableVectors, VectorFile, read_o
 from retrodb.stages.transaction import Transaction
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import SELF
 
@@ -73,12 +74,15 @@ def test_each_row_gets_the_first_vector_of_its_text(
     rng, storage = np.random.default_rng(seed), LocalStorage(tmp_path)
     all_hashes = made_hashes(rng, NUM_SHARDS * SHARD_ROWS)
     files, hashes, pending, sample = made_shards(rng, storage, all_hashes)
-    chunks = SimpleNamespace(end=len(all_hashes), overlapping=lambda kind, *span: Coverage(hashes).overlapping(*span))
+    stored = VerifiedFiles(storage)
+    chunks = SimpleNamespace(
+        end=len(all_hashes), overlapping=lambda kind, *span: Coverage(hashes, stored).overlapping(*span)
+    )
     view = SimpleNamespace(chunks=chunks, coverage=lambda kind, space: SimpleNamespace(records=files))
     plan = cast(EmbedPlan, SimpleNamespace(view=view, space="s", pending=pending))
     reusable = reuse.find_reusable(cast(Transaction, Tasks(storage)), plan, [sample])
     # By brute force: the number and position of the first row with each text.
-    old_ids = [file.first_chunk + file.row_set.present for file in files] + [np.load(tmp_path / "runs/ids.npy")]
+    old_ids = [file.first_chunk + stored.rows(file).present for file in files] + [np.load(tmp_path / "runs/ids.npy")]
     first: dict[bytes, tuple[int, int]] = {}
     for number, ids in enumerate(old_ids):
         for position, text in enumerate(all_hashes[ids].tolist()):
