@@ -16,8 +16,8 @@ from retrodb.export.export_tasks import (
     FACTS,
     PIECES,
     POSITIONS,
+    CardFactsPayload,
     ExportPlan,
-    FactsPayload,
     OpenedExport,
     PiecePayload,
     PositionsPayload,
@@ -25,7 +25,7 @@ from retrodb.export.export_tasks import (
     handled_piece,
     opened_export,
     positions_file,
-    run_facts,
+    run_card_facts,
     run_piece,
     run_positions,
     snapshot_view,
@@ -142,15 +142,15 @@ class ExportRun:
     def facts(self) -> ExportFacts:
         """What the card and the result say of all rows and documents."""
         payloads = [
-            FactsPayload(self.plan, subset, *span)
+            CardFactsPayload(self.plan, subset, *span)
             for subset, source in self.opened.source.tables.items()
             for span in source.table.spans()
         ]
         view = self.view
-        payloads += [FactsPayload(self.plan, None, *record.span) for record in view.chunks.ranges]
+        payloads += [CardFactsPayload(self.plan, None, *record.span) for record in view.chunks.ranges]
         tasks = [FACTS.task(payload, weight=payload.count) for payload in payloads]
         engine = self._engine(sum(task.weight for task in tasks))
-        records = engine.run(self._run, tasks, run_facts, self._context.progress, unit="chunks")
+        records = engine.run(self._run, tasks, run_card_facts, self._context.progress, unit="chunks")
         results: list[RangeFacts] = [record.result for record in records]
         return ExportFacts(
             num_rows=sum(facts.num_rows for facts in results),

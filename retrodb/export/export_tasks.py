@@ -122,7 +122,7 @@ def run_positions(storage: Storage, task: Task[PositionsPayload, SpanRecord], cl
 
 
 @dataclass(frozen=True)
-class FactsPayload:
+class CardFactsPayload:
     """Count the rows of a table in a range, or with subset None, find the licences of a range of the database."""
 
     plan: ExportPlan
@@ -142,10 +142,10 @@ class RangeFacts:
     source: str = ""  # of the documents
 
 
-FACTS = TaskKind[FactsPayload, RangeFacts]("export-facts", STAGE_VERSION, RangeFacts)
+FACTS = TaskKind[CardFactsPayload, RangeFacts]("export-facts", STAGE_VERSION, RangeFacts)
 
 
-def run_facts(storage: Storage, task: Task[FactsPayload, RangeFacts], clock: str) -> TaskRecord[RangeFacts]:
+def run_card_facts(storage: Storage, task: Task[CardFactsPayload, RangeFacts], clock: str) -> TaskRecord[RangeFacts]:
     """Read one range."""
     del storage, clock
     payload = task.payload

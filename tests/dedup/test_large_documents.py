@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from retrodb.dedup.codepoints import codepoint_tables
-from retrodb.dedup.lsh import BAND_DTYPE, Banding, candidate_pairs, common_buckets, sort_bands
+from retrodb.dedup.lsh import BAND_DTYPE, BandEntries, Banding, common_buckets, join_band, sort_bands, unique_pairs
 from retrodb.dedup.shingles import WordBuffers, split_words
+from retrodb.format.arrays import Int64Array
 
 LARGE = np.array([3, 1, 2, 0]) * (1 << 32) + (1 << 33)
 """Ids that are equal in their low 32 bits."""
@@ -18,15 +19,23 @@ def test_candidates_keep_ids_beyond_32_bits() -> None:
     bands = sort_bands(signatures, LARGE, Banding(2, 4))
     assert bands.dtype == BAND_DTYPE
     expected = [sorted(LARGE[[2, 3]].tolist()), sorted(LARGE[[0, 1]].tolist())]
-    assert candidate_pairs([(bands, 0)]).pairs.tolist() == expected
+    assert _pairs(bands[0]).tolist() == expected
     small = sort_bands(signatures, np.arange(4), Banding(2, 4))
-    shifted = candidate_pairs([(small, 1 << 33)], [(small, 1 << 34)]).pairs - (1 << 33)
+    near, far = (small[0].copy() for _ in range(2))
+    near["document"] += 1 << 33
+    far["document"] += 1 << 34
+    shifted = _pairs(near, far) - (1 << 33)
     assert set(map(tuple, shifted.tolist())) == {
         *((0, 1), (2, 3)),
         *((a, b + (1 << 33)) for a in range(4) for b in range(4) if (a < 2) == (b < 2)),
     }
     pairs = common_buckets(bands, bands)
     assert set(pairs.ravel().tolist()) == set(LARGE.tolist())
+
+
+def _pairs(new: BandEntries, *old: BandEntries) -> Int64Array:
+    """The candidates of one band."""
+    return unique_pairs(np.concatenate([candidates.pairs for candidates in join_band([new], old)]))
 
 
 def test_words_are_found_beyond_2_gib_of_a_document() -> None:

@@ -115,7 +115,7 @@ def test_planning_reads_no_chunk_and_no_row(
 
         monkeypatch.setattr(kind, method, checked)
 
-    for task in ("run_positions", "run_facts", "run_piece"):
+    for task in ("run_positions", "run_card_facts", "run_piece"):
         monkeypatch.setattr(export_run, task, in_task(getattr(export_run, task)))
     for method in ("is_live", "document_ids", "layout", "gather_tokens", "texts", "documents", "continuation"):
         if hasattr(ChunkSet, method):
