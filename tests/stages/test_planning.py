@@ -20,7 +20,7 @@ from retrodb.stages.ingest.plan import plan_ingest
 from retrodb.store.storage import LocalStorage
 
 SMALL, LARGE = 2, 16  # shards: the same database at 1x and at 8x
-RECORDS = {"snapshots", "manifests", "retrodb.toml", "tokenizer.json", "tombstones", "heads"}
+RECORDS = {"snapshots", "manifests", "rows", "retrodb.toml", "tokenizer.json", "tombstones", "heads"}
 """What planning may read of any database."""
 
 
