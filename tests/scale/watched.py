@@ -15,7 +15,18 @@ from retrodb.engine.run import Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.store.storage import LocalStorage
 
-RECORDS = {"retrodb.toml", "tokenizer.json", "snapshots", "manifests", "rows", "heads", "runs", "locks", "tmp", "recipe.toml"}
+RECORDS = {
+    "retrodb.toml",
+    "tokenizer.json",
+    "snapshots",
+    "manifests",
+    "rows",
+    "heads",
+    "runs",
+    "locks",
+    "tmp",
+    "recipe.toml",
+}
 """Folders and files that are records themselves: reading all of them is what planning costs."""
 
 
