@@ -175,8 +175,11 @@ def main() -> None:
     )
     sizes, centre = np.diff(store.offsets), centroids.float().mean(0).cpu().numpy()
     least = own_lists[:200, : options.nprobe[0]]
+    all_ids = range(len(vectors))
     ids = [
-        scan_on_device(queries[:200].float().cpu().numpy(), least, store.columns, [], centre, False, k, where)
+        scan_on_device(
+            queries[:200].float().cpu().numpy(), least, store.columns, [], centre, False, k, where, range(len(vectors))
+        )
         for where in (device, "cpu")
     ]
     print(f"200 queries on this device and on the CPU: {(ids[0] == ids[1]).mean():.4%} of the ids are equal")
@@ -194,6 +197,7 @@ def main() -> None:
                 False,
                 k + options.rerank_margin,
                 device,
+                all_ids,
             )
             return reranked(vectors, queries, torch.from_numpy(ids).to(device), k)
 

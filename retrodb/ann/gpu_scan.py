@@ -1,8 +1,8 @@
 """The scan of the join in PyTorch, for GPUs: the same codes and the same order of work as the compiled scan, on tensor cores.
 
-Products of codes are exact integers here too (`torch._int_mm`). Candidates are compared by one 64-bit number: the distance,
-as an integer of the same order, in the high half, and the position among the candidates by ascending id in the low half. So
-ties go to the smaller id, and ids may have all 64 bits. This module needs nothing but PyTorch and NumPy.
+Products of codes are exact integers here too (`torch._int_mm`). Candidates are compared by one 64-bit number. Its high half is
+the distance, as an integer of the same order. Its low half orders equal distances by id: it is the id itself, counted from the
+smallest, where all ids fit, and otherwise the position among the candidates by id. This module needs only PyTorch and NumPy.
 
 Legend: Q queries, A lists of a query, W candidates kept, R queries of a tile, C columns of a list, D dimensions, J kinds.
 """
@@ -30,6 +30,7 @@ _MULTIPLE = 32  # `torch._int_mm` on CUDA needs more than 16 rows, and dimension
 _NONE = np.iinfo(np.int64).max  # the number of an excluded candidate, and the id of none: after all others
 _NO_DISTANCE = _NONE >> 32
 _LOW_HALF = 0xFFFFFFFF
+_NONE_IN_RANGE = _LOW_HALF  # low half of `_NONE`, which no candidate may have
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ def scan_on_device(
     is_l2: bool,
     width: int,
     device: str,
+    ids: range,
 ) -> Int64Array:
     """The ids of the `width` nearest of each query in its lists, nearest first, -1 padded.
 
     Args:
         columns_of: reads a list.
         query_keys: for each kind (Q, any) exclusion keys, -1 padded.
+        ids: a range that has all ids of the lists. A range of 2^32 ids or more takes up to twice the time.
     """
     import torch
 
@@ -65,7 +68,8 @@ def scan_on_device(
         codes_QD, scales_Q = _encode(torch.from_numpy(queries_QD).to(device) - centre)
         weights_Q = scales_Q * (2 if is_l2 else 1)
         keys = [torch.from_numpy(keys_of_kind).to(device) for keys_of_kind in query_keys]
-        best = _Nearest.none(len(queries_QD), width, device)
+        shape = (len(queries_QD), width)
+        best = _NearestInRange(shape, ids, device) if len(ids) < _NONE_IN_RANGE else _Nearest(shape, device)
         for lists in (lists_QA[:, :1], lists_QA[:, 1:]):  # home lists first
             for list_, rows_R in _rows_by_list(lists):
                 columns = columns_of(list_)
@@ -76,49 +80,72 @@ def scan_on_device(
                 for start in range(0, len(rows_R), step):
                     rows = torch.from_numpy(rows_R[start : start + step]).to(device)
                     keys_of_rows = [keys_of_kind[rows] for keys_of_kind in keys]
-                    nearest = tile.nearest(codes_QD[rows], weights_Q[rows], keys_of_rows, width)
-                    best.put(rows, best.of(rows).merged(nearest))
-        return np.asarray(torch.where(best.ids_QW == _NONE, -1, best.ids_QW).cpu().numpy())
+                    low_C = best.low_half(tile.ids_C)
+                    best.add(
+                        rows, tile.nearest(codes_QD[rows], weights_Q[rows], keys_of_rows, low_C, width), tile.ids_C
+                    )
+        return np.asarray(best.ids().cpu().numpy())
 
 
-@dataclass(frozen=True)
+class _NearestInRange:
+    """The nearest candidates of queries, as numbers that contain the id: ids are of a range of less than 2^32 - 1."""
+
+    def __init__(self, shape: tuple[int, int], ids: range, device: str) -> None:
+        import torch
+
+        self._first_id = ids.start
+        self._numbers_QW = torch.full(shape, _NONE, dtype=torch.int64, device=device)
+
+    def low_half(self, ids_C: Tensor) -> Tensor:
+        """The low halves of the numbers of some candidates."""
+        return ids_C - self._first_id
+
+    def add(self, rows: Tensor, numbers_RW: Tensor, ids_C: Tensor) -> None:
+        """Add the nearest candidates of a list to those of some queries."""
+        import torch
+
+        del ids_C
+        both = torch.cat([self._numbers_QW[rows], numbers_RW], dim=1)
+        self._numbers_QW[rows] = torch.topk(both, self._numbers_QW.shape[1], dim=1, largest=False).values
+
+    def ids(self) -> Tensor:
+        """(Q, W) int64 ids, nearest first, -1 padded."""
+        import torch
+
+        return torch.where(self._numbers_QW == _NONE, -1, (self._numbers_QW & _LOW_HALF) + self._first_id)
+
+
 class _Nearest:
-    """Candidates of queries, nearest first."""
+    """The same for any ids: distances and ids are kept apart, and a number has the position of its candidate by id."""
 
-    distances_QW: Tensor  # int64, in the order of the distances and within 32 bits
-    ids_QW: Tensor  # int64
-
-    @classmethod
-    def none(cls, num_queries: int, width: int, device: str) -> _Nearest:
+    def __init__(self, shape: tuple[int, int], device: str) -> None:
         import torch
 
-        ids_QW = torch.full((num_queries, width), _NONE, dtype=torch.int64, device=device)
-        return cls(torch.full_like(ids_QW, _NO_DISTANCE), ids_QW)
+        self._ids_QW = torch.full(shape, _NONE, dtype=torch.int64, device=device)
+        self._distances_QW = torch.full_like(self._ids_QW, _NO_DISTANCE)  # within 32 bits
 
-    def of(self, rows: Tensor) -> _Nearest:
-        return _Nearest(self.distances_QW[rows], self.ids_QW[rows])
-
-    def put(self, rows: Tensor, nearest: _Nearest) -> None:
-        self.distances_QW[rows], self.ids_QW[rows] = nearest.distances_QW, nearest.ids_QW
-
-    def merged(self, other: _Nearest) -> _Nearest:
-        """The nearest of both, as many as this has."""
+    def low_half(self, ids_C: Tensor) -> Tensor:
         import torch
 
-        ids = torch.cat([self.ids_QW, other.ids_QW], dim=1)
-        distances = torch.cat([self.distances_QW, other.distances_QW], dim=1)
+        return torch.arange(len(ids_C), device=ids_C.device)
+
+    def add(self, rows: Tensor, numbers_RW: Tensor, ids_C: Tensor) -> None:
+        import torch
+
+        is_none = numbers_RW == _NONE
+        ids_RW = torch.where(is_none, _NONE, ids_C[torch.where(is_none, 0, numbers_RW & _LOW_HALF)])
+        ids = torch.cat([self._ids_QW[rows], ids_RW], dim=1)
+        distances = torch.cat([self._distances_QW[rows], numbers_RW >> 32], dim=1)
         by_id = torch.argsort(ids, dim=1, stable=True)
-        numbers = _numbers(distances.gather(1, by_id))
-        nearest = torch.topk(numbers, self.ids_QW.shape[1], dim=1, largest=False).values
+        numbers = (distances.gather(1, by_id) << 32) | torch.arange(ids.shape[1], device=ids.device)
+        nearest = torch.topk(numbers, self._ids_QW.shape[1], dim=1, largest=False).values
         positions = by_id.gather(1, nearest & _LOW_HALF)
-        return _Nearest(distances.gather(1, positions), ids.gather(1, positions))
+        self._distances_QW[rows], self._ids_QW[rows] = distances.gather(1, positions), ids.gather(1, positions)
 
+    def ids(self) -> Tensor:
+        import torch
 
-def _numbers(distances_QC: Tensor) -> Tensor:
-    """What candidates are compared by, where they are ordered by id: all numbers of a query are different."""
-    import torch
-
-    return (distances_QC << 32) | torch.arange(distances_QC.shape[1], device=distances_QC.device)
+        return torch.where(self._ids_QW == _NONE, -1, self._ids_QW)
 
 
 @dataclass(frozen=True)
@@ -145,22 +172,19 @@ class _Tile:
         codes_CD, new_scales_C = _encode(vectors_CD)
         return cls(codes_CD, new_scales_C, norms_C.float(), ids_C, keys_JC)
 
-    def nearest(self, codes_RD: Tensor, weights_R: Tensor, keys: list[Tensor], width: int) -> _Nearest:
-        """The nearest columns of some queries (R, at most width)."""
+    def nearest(self, codes_RD: Tensor, weights_R: Tensor, keys: list[Tensor], low_C: Tensor, width: int) -> Tensor:
+        """The `width` nearest columns of some queries as numbers (R, at most width) with these low halves (C,)."""
         import torch
 
         products = _exact_product(codes_RD, self.codes_CD)
         distances = self.norms_C - weights_R[:, None] * (self.scales_C * products)
         bits = distances.view(torch.int32)
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        numbers = _numbers(ordered.long())
+        numbers = (ordered.long() << 32) | low_C
         for keys_of_kind, column_keys in zip(keys, self.keys_JC, strict=True):
             for key in keys_of_kind.unbind(1):
                 numbers.masked_fill_((key[:, None] == column_keys) & (column_keys != -1), _NONE)
-        nearest = torch.topk(numbers, min(width, numbers.shape[1]), dim=1, largest=False).values
-        is_none = nearest == _NONE
-        ids = self.ids_C[torch.where(is_none, 0, nearest & _LOW_HALF)]
-        return _Nearest(nearest >> 32, torch.where(is_none, _NONE, ids))
+        return torch.topk(numbers, min(width, numbers.shape[1]), dim=1, largest=False).values
 
 
 def _encode(vectors_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,9 +36,10 @@ def test_both_scans_have_the_same_codes() -> None:
     assert gpu_scan.LEVELS == six_bit_codes.LEVELS
 
 
-def test_the_scan_in_torch_keeps_ids_of_64_bits() -> None:
-    """Ids that are equal in their low 32 bits, in two lists; equal vectors tie, and the smallest ids come first."""
-    ids = (1 << 33) + (np.arange(12) << 32)
+@pytest.mark.parametrize("step", [1, (1 << 32) // 12 - 1, 1 << 29, 1 << 32])
+def test_the_scan_in_torch_keeps_ids_of_64_bits(step: int) -> None:
+    """Ids beyond 2^33, also equal in their low 32 bits, in two lists; equal vectors tie, and the smallest ids come first."""
+    ids = (1 << 33) + 7 + np.arange(12) * step
     codes = np.full((6, 32), 10, dtype=np.int8)
     columns = [
         gpu_scan.ListColumns(codes, np.ones(6, np.float32), ids[list_::2], np.empty((0, 6), np.int64))
@@ -46,5 +47,7 @@ def test_the_scan_in_torch_keeps_ids_of_64_bits() -> None:
     ]
     queries, lists = np.ones((2, 32), np.float32), np.array([[0, 1], [1, -1]], np.int32)
     centre = np.zeros(32, np.float32)
-    found = gpu_scan.scan_on_device(queries, lists, columns.__getitem__, [], centre, False, 8, "cpu")
+    found = gpu_scan.scan_on_device(
+        queries, lists, columns.__getitem__, [], centre, False, 8, "cpu", range(int(ids[0]), int(ids[-1]) + 1)
+    )
     np.testing.assert_array_equal(found, [ids[:8], [*ids[1::2], -1, -1]])
