@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from retrodb.format.arrays import BoolArray, Int64Array, map_array
-from retrodb.format.document_keys import IdArray
+from retrodb.format.document_keys import IdArray, find_keys
 from retrodb.view.view import View
 
 KEY_DTYPE = np.dtype([("key_hi", "<u8"), ("key_lo", "<u8")])
@@ -33,25 +33,5 @@ def is_among(entries: IdArray, keys: IdArray) -> BoolArray:
 
 
 def entries_with_keys(entries: IdArray, keys: IdArray) -> Int64Array:
-    """(n,) ascending positions of the entries of an ids file (M,) that have one of the keys (P,).
-
-    Entries are sorted by key, so a mapped file is read at about log2(M) entries for each key.
-    """
-    if not len(entries) or not len(keys):
-        return np.empty(0, dtype=np.int64)
-    low, high = np.zeros(len(keys), np.int64), np.full(len(keys), len(entries), np.int64)
-    while (is_open := low < high).any():
-        middle = (low + high) // 2
-        entry = entries[np.minimum(middle, len(entries) - 1)]
-        is_equal_high = entry["key_hi"] == keys["key_hi"]
-        is_before = (entry["key_hi"] < keys["key_hi"]) | (is_equal_high & (entry["key_lo"] < keys["key_lo"]))
-        low, high = np.where(is_open & is_before, middle + 1, low), np.where(is_open & ~is_before, middle, high)
-    positions = []
-    while len(low):  # versions of one document follow each other
-        low, keys = low[low < len(entries)], keys[low < len(entries)]
-        entry = entries[low]
-        is_equal = (entry["key_hi"] == keys["key_hi"]) & (entry["key_lo"] == keys["key_lo"])
-        low, keys = low[is_equal], keys[is_equal]
-        positions.append(low)
-        low = low + 1
-    return np.unique(np.concatenate(positions))
+    """(n,) ascending positions of the entries of an ids file (M,) that have one of the distinct keys (P,) KEY_DTYPE."""
+    return np.sort(find_keys(entries, np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 2)), kind="stable")
