@@ -73,6 +73,7 @@ def grow(base: ScaleDatabase, folder: Path, num_chunks: int, run: Callable[[list
         shutil.rmtree(unfinished, ignore_errors=True)
         copy_by_links(base.folder, unfinished)
         replicate(LocalStorage(unfinished), max(1, round(num_chunks / base.num_chunks) - 1))
+        run(["index", str(unfinished)])  # merges the copied parts, which otherwise "nothing new" would do
         run(delete_some(unfinished))
         unfinished.rename(folder)
     return ScaleDatabase.at(folder, "replicated")
