@@ -22,7 +22,7 @@ import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.format.kinds import path_of
 from retrodb.format.part_files import PART_FILES
-from retrodb.format.records import FileRecord
+from retrodb.format.records import CountsRecord, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.store.commit import commit
 from retrodb.store.publish import publish
@@ -126,6 +126,7 @@ def commit_records(storage: LocalStorage, num_shards: int) -> None:
                 *(record for f in firsts for record in _covering(storage, f, random)),
                 _deletions(storage, firsts, random),
             ],
+            shard_counts=[record for f in firsts for record in _counts(f)],
         )
         commit(storage, read_head(storage), made)
 
@@ -139,6 +140,14 @@ def _covering(storage: LocalStorage, first: int, random: np.random.Generator) ->
     for kind, path in paths:
         record = file(kind, path, name="default", first=first, count=SHARD_CHUNKS)
         yield replace(record, rows=digest, num_rows=len(rows))
+
+
+def _counts(first: int) -> tuple[CountsRecord, CountsRecord]:
+    """About what is live of a shard and what is deleted: the numbers are made up like all else."""
+    num_deleted = round(DELETED * SHARD_CHUNKS)
+    num_live, num_keys = SHARD_CHUNKS - num_deleted, round((1 - NO_VECTOR) * (SHARD_CHUNKS - num_deleted))
+    live = CountsRecord(first, "", num_live, SHARD_CHUNKS // 16, num_keys, 64 * SHARD_CHUNKS)
+    return live, CountsRecord(first, "old", num_deleted, 0)
 
 
 def _deletions(storage: LocalStorage, firsts: Sequence[int], random: np.random.Generator) -> FileRecord:
