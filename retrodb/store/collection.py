@@ -23,6 +23,7 @@ from retrodb.format.entries import PinEntry
 from retrodb.format.kinds import KINDS, kind_of, path_of
 from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_path
 from retrodb.store.manifest import load_manifest
+from retrodb.store.row_files import written_since
 from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
 from retrodb.store.storage import TEMPORARY, Storage, is_temporary
 
@@ -75,7 +76,7 @@ def plan_collection(
     marks, time = _read_marks(storage), now.isoformat(timespec="seconds")
     first_mark = _not_before(head, now).isoformat(timespec="seconds")
     unneeded = {
-        path: marks[path] if path in marks and _is_plausible(marks[path], now, grace) else first_mark
+        path: marks[path] if path in marks and _is_valid(storage, path, marks[path], now, grace) else first_mark
         for path in _all_files(storage)
         if path not in needed
     }
@@ -165,9 +166,16 @@ COLLECTED = {kind.pattern.partition("/")[0] for kind in KINDS.values() if "/" in
 _LONGEST_GAP = timedelta(days=366)  # between two collections; a longer one more probably is a wrong clock
 
 
-def _is_plausible(since: str, now: datetime, grace: timedelta) -> bool:
-    """Whether a mark's time fits this clock. If not, one of the two clocks was wrong, and the grace starts again."""
-    return now - grace - _LONGEST_GAP <= datetime.fromisoformat(since) <= now
+def _is_valid(storage: Storage, path: str, since: str, now: datetime, grace: timedelta) -> bool:
+    """Whether a mark counts. If not, the grace starts again.
+
+    Its time must fit this clock: otherwise one of the two clocks was wrong. And a row bitmap must not have been written since:
+    it is named by its content, so a command that has not committed yet may have found it and use it.
+    """
+    time = datetime.fromisoformat(since)
+    if not now - grace - _LONGEST_GAP <= time <= now:
+        return False
+    return kind_of(path) != "rows" or not written_since(storage, path, time.timestamp() + 1)  # marks have seconds
 
 
 def _not_before(head: Snapshot, now: datetime) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 from retrodb.errors import DamagedFileError, MissingFileError
 from retrodb.format.kinds import path_of
@@ -13,14 +14,26 @@ _REMEDY = "Restore it from a backup, or read an older snapshot, such as with 're
 
 
 def store_rows(storage: Storage, rows: RowSet) -> str | None:
-    """Publish a bitmap, unless it is there; gives its digest, or None if all rows are present."""
+    """Publish a bitmap; gives its digest, or None if all rows are present.
+
+    One that is there is written again unless it is new: collection may have marked it, and begins again with a file that was
+    written since.
+    """
     if rows.bitmap is None:
         return None
     digest = hashlib.sha256(rows.bitmap).hexdigest()
     path = path_of("rows", digest=digest)
-    if not storage.exists(path):
+    if not written_since(storage, path, time.time() - _NEW_S):
         storage.write(path, rows.bitmap)
     return digest
+
+
+def written_since(storage: Storage, path: str, seconds: float) -> bool:
+    """Whether a bitmap is there and was written after a time in seconds since 1970."""
+    return storage.exists(path) and storage.local(path).stat().st_mtime > seconds
+
+
+_NEW_S = 60.0
 
 
 def digest_of(path: str) -> str:

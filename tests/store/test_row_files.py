@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from made_documents import made_text, write_documents
 
@@ -103,3 +105,20 @@ def test_collection_keeps_the_bitmaps_that_a_snapshot_or_an_open_run_needs(compa
     assert compacted.check(read_data=True).damaged == ()
     compacted.ingest([write_documents(tmp_path / "more.jsonl", {"more": made_text(77, 90)})], source="more")
     assert compacted.search([made_text(3, 60)], k=3)[0]
+
+
+def test_a_bitmap_that_a_command_uses_again_is_not_collected_by_an_old_mark(compacted: Database) -> None:
+    """It is named by its content: a file that nothing needed for weeks may be needed by the next commit."""
+    storage = LocalStorage(Path(compacted.path))
+    store_rows(storage, ROWS)
+    [path] = set(storage.list("rows")) - set(compacted.view().manifest.row_files())
+    now, grace = datetime.now(UTC), timedelta(days=7)
+    long_ago = (now - timedelta(days=20)).timestamp()
+    marks = {path: (now - timedelta(days=10)).isoformat(timespec="seconds")}
+    for is_used_again in (True, False):
+        storage.write("collection.json", orjson.dumps(marks))
+        os.utime(storage.local(path), (long_ago, long_ago))
+        if is_used_again:
+            store_rows(storage, ROWS)
+        plan = plan_collection(storage, 1, now + timedelta(seconds=5), grace)
+        assert (path in plan.delete) is not is_used_again
