@@ -224,6 +224,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
         monkeypatch.setattr(
             "retrodb.stages.index.merge.choose_merges", lambda sizes: []
         )  # they have tests of their own
+        # What a purge remembers of a file depends on the file's age: here no file is old enough.
+        monkeypatch.setattr("retrodb.maintain.purge.search_task._SETTLED_NS", 1 << 62)
         monkeypatch.setenv("RETRODB_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         watch_tasks(monkeypatch)
         yield Grown(tmp_path_factory.mktemp("grown"))
