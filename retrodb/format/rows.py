@@ -2,6 +2,8 @@
 
 A file that covers chunk ids `[first_chunk, first_chunk + num_chunks)` holds some of the rows `0 .. num_chunks - 1`,
 in ascending order and without gaps; the position of a row in the file is its rank among those present.
+
+A bitmap has rows of 32 bits. Only merged index parts can cover a range that is longer: its bitmap has rows of 64 bits.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import numpy as np
 from retrodb.errors import MismatchError
 
 if TYPE_CHECKING:
-    from pyroaring import BitMap
+    from pyroaring import BitMap, BitMap64
 
     from retrodb.format.arrays import BoolArray, Int64Array
 
 MAX_ROWS = (1 << 32) - 1
-"""Length of the longest range that a bitmap can describe: its rows are 32-bit numbers, and the last of these is no row."""
+"""Length of the longest range whose bitmap has rows of 32 bits; the last such number is no row."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class RowSet:
     """A set of rows of a range of `num_rows_total` rows."""
 
     num_rows_total: int  # length of the range
-    bitmap: bytes | None = None  # serialised roaring bitmap (portable format); None means every row is present
+    bitmap: bytes | None = (
+        None  # serialised roaring bitmap (portable format), of 64 bits for a long range; None means all rows are present
+    )
 
     @staticmethod
     def all(num_rows_total: int) -> RowSet:
@@ -50,22 +54,68 @@ class RowSet:
             return RowSet(num_rows_total)
         return RowSet(num_rows_total, serialize_rows(np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64)))
 
+    @staticmethod
+    def from_present(rows: Int64Array, num_rows_total: int) -> RowSet:
+        """Some different rows (m,) int64 of the range."""
+        if len(rows) == num_rows_total:
+            return RowSet(num_rows_total)
+        if num_rows_total <= MAX_ROWS:
+            return RowSet(num_rows_total, serialize_rows(rows))
+        return RowSet(num_rows_total, _serialize_long(rows))
+
     @cached_property
     def present(self) -> Int64Array:
         """The rows that are present, ascending, (m,) int64."""
         if self.bitmap is None:
             return np.arange(self.num_rows_total, dtype=np.int64)
+        if self._is_long:
+            return np.frombuffer(self._rows.to_array(), dtype=np.uint64).astype(np.int64)
         return deserialize_rows(self.bitmap)
 
     def __len__(self) -> int:
-        return self.num_rows_total if self.bitmap is None else len(self.roaring)
+        return self.num_rows_total if self.bitmap is None else len(self._rows)
+
+    @property
+    def max_row(self) -> int:
+        """The largest row; -1 in an empty set."""
+        if self.bitmap is None:
+            return self.num_rows_total - 1
+        return self._rows.max() if self._rows else -1
+
+    def rows_in(self, offset: int, count: int) -> BitMap:
+        """The rows moved by an offset, as far as they are in `[0, count)`; `count` is at most 2^32."""
+        if self.bitmap is None:
+            return dense_rows(max(offset, 0), max(min(offset + self.num_rows_total, count), 0))
+        if not self._is_long:
+            return rows_from(self.roaring, offset, count)
+        from pyroaring import BitMap, BitMap64
+
+        window = BitMap64(range(max(-offset, 0), max(count - offset, 0)))
+        window &= self._rows  # type: ignore[arg-type]
+        rows = np.frombuffer(window.to_array(), dtype=np.uint64).astype(np.int64) + offset
+        return BitMap(rows.astype(np.uint32))
 
     @cached_property
     def roaring(self) -> BitMap:
-        """The rows that are present, as a bitmap that takes a few bytes where rows are dense or rare."""
-        from pyroaring import BitMap
+        """The rows that are present, as a bitmap that takes a few bytes where rows are dense or rare.
 
-        return BitMap(range(self.num_rows_total)) if self.bitmap is None else BitMap.deserialize(self.bitmap)
+        Raises:
+            ValueError: the range is longer than `MAX_ROWS`. Use `rows_in`.
+        """
+        if self._is_long:
+            raise ValueError(f"a range of {self.num_rows_total} rows has no bitmap of 32 bits")
+        return self._rows  # type: ignore[return-value]
+
+    @property
+    def _is_long(self) -> bool:
+        return self.num_rows_total > MAX_ROWS
+
+    @cached_property
+    def _rows(self) -> BitMap | BitMap64:
+        from pyroaring import BitMap, BitMap64
+
+        kind = BitMap64 if self._is_long else BitMap
+        return kind(range(self.num_rows_total)) if self.bitmap is None else kind.deserialize(self.bitmap)
 
     @cached_property
     def mask(self) -> BoolArray:
@@ -83,10 +133,9 @@ class RowSet:
         if not len(self):
             return np.full(rows.shape, -1, dtype=np.int64)
         if rows.size <= _FEW_ROWS:
-            bitmap = self.roaring
+            bitmap, absent = self._rows, _NO_LONG_ROW if self._is_long else _NO_ROW
             ranks = [
-                bitmap.rank(row) - 1 if row in bitmap else -1
-                for row in np.where(inside, rows, _NO_ROW).ravel().tolist()
+                bitmap.rank(row) - 1 if row in bitmap else -1 for row in np.where(inside, rows, absent).ravel().tolist()
             ]
             return np.array(ranks, dtype=np.int64).reshape(rows.shape)
         position = np.searchsorted(self.present, rows)
@@ -99,14 +148,15 @@ class RowSet:
         if self.bitmap is None:
             return positions
         if positions.size <= _FEW_ROWS:
-            return np.array([self.roaring[at] for at in positions.ravel().tolist()], dtype=np.int64).reshape(
+            return np.array([self._rows[at] for at in positions.ravel().tolist()], dtype=np.int64).reshape(
                 positions.shape
             )
         return self.present[positions]
 
 
 _FEW_ROWS = 2048  # up to here the bitmap is asked row by row, and no array of all its rows is made
-_NO_ROW = (1 << 32) - 1  # no bitmap has it
+_NO_ROW = (1 << 32) - 1  # no bitmap of 32 bits has it
+_NO_LONG_ROW = (1 << 63) - 1  # no bitmap has it: it is no chunk id
 
 
 def serialize_rows(rows: Int64Array) -> bytes:
@@ -120,6 +170,15 @@ def serialize_rows(rows: Int64Array) -> bytes:
             f"the rows {rows.min()} to {rows.max()} are not all within the {MAX_ROWS:,} rows of a bitmap"
         )
     return serialize_bitmap(_bitmap(np.ascontiguousarray(rows, dtype=np.uint32)))
+
+
+def _serialize_long(rows: Int64Array) -> bytes:
+    """As `serialize_rows`, with rows of 64 bits."""
+    from pyroaring import BitMap64
+
+    bitmap = BitMap64(np.ascontiguousarray(rows, dtype=np.uint64))
+    bitmap.run_optimize()
+    return bytes(bitmap.serialize())
 
 
 def deserialize_rows(data: bytes) -> Int64Array:

@@ -2,12 +2,18 @@
 
 A commit conflicts with an earlier one that wrote a key which it had read. Entry keys that a change sets count as written. The
 matrix in `format/README.md` follows from this file, and a test compares the two.
+
+A key may end in a range of chunk ids, `@first-end`. Two such keys are equal if the rest is equal and the ranges overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from retrodb.format.records import ChunkRange
 
 RESTORE = "restore"  # written by restore; read by commands that must not be rebased over a restore
 ROWS = "rows"  # which rows exist in files: written by compact, read by compact and undelete
@@ -72,10 +78,10 @@ def index(space: str) -> ConflictKeys:
     return _keys({f"space/{space}", f"index/{space}"})
 
 
-def merge(space: str) -> ConflictKeys:
-    """Replaces several index parts by one; they must still exist, under the same codebook."""
-    keys = f"parts/{space}"
-    return _keys({f"space/{space}", f"index/{space}", keys, RESTORE}, {keys})
+def merge(space: str, ranges: Iterable[ChunkRange]) -> ConflictKeys:
+    """Replaces the index parts of some ranges; they must still exist, under the same codebook."""
+    keys = {f"parts/{space}@{span.first_chunk}-{span.end}" for span in ranges}
+    return _keys({f"space/{space}", f"index/{space}", RESTORE} | keys, keys)
 
 
 def drop_space(space: str, tables: Sequence[str] = ()) -> ConflictKeys:
@@ -141,5 +147,26 @@ def export(name: str) -> ConflictKeys:
 
 
 def conflicts(reads: frozenset[str], writes: frozenset[str]) -> frozenset[str]:
-    """What keeps a change that read `reads` from being rebased over one that wrote `writes`."""
-    return frozenset({ANYTHING}) if ANYTHING in reads else reads & writes
+    """What keeps a change that read `reads` from being rebased over one that wrote `writes`: keys that were read."""
+    return frozenset({ANYTHING}) if ANYTHING in reads else (reads & writes) | _overlapping(reads, writes)
+
+
+_RANGE_KEY = re.compile(r"(.+)@(\d+)-(\d+)")
+
+
+def _overlapping(reads: frozenset[str], writes: frozenset[str]) -> frozenset[str]:
+    """The keys with ranges that were read, and that overlap ranges which were written."""
+    written = defaultdict[str, list[ChunkRange]](list)
+    for _, name, span in _ranges(writes):
+        written[name].append(span)
+    return frozenset(
+        key
+        for key, name, span in _ranges(reads)
+        if any(span.first_chunk < other.end and other.first_chunk < span.end for other in written[name])
+    )
+
+
+def _ranges(keys: Iterable[str]) -> list[tuple[str, str, ChunkRange]]:
+    """The keys with ranges: each with the part before its range, and the range."""
+    matches = ((key, _RANGE_KEY.fullmatch(key)) for key in keys)
+    return [(key, m[1], ChunkRange(int(m[2]), int(m[3]) - int(m[2]))) for key, m in matches if m]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.format.records import FileRecord
-from retrodb.format.rows import dense_rows, mask_of, rows_from, unite
+from retrodb.format.rows import dense_rows, mask_of, unite
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
@@ -46,7 +46,7 @@ class Coverage:
         self.records = list(reversed(records)) if newest_first else by_range  # in the order of lookup
         self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
         self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
-        self._row_set = lru_cache(maxsize=32)(lambda index: files.rows(self.records[index]))  # at most 8 MiB each
+        self._row_set = lru_cache(maxsize=32)(lambda index: files.rows(self.records[index]))
 
     def lookup(self, ids: Int64Array) -> Iterator[Hit]:
         """The files that hold the ids; ids that none holds, and -1, are in no hit."""
@@ -79,8 +79,8 @@ class Coverage:
         parts = []
         for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)).tolist():
             start, end = int(self._starts[index]) - first, int(self._ends[index]) - first
-            if self.records[index].rows is None:
+            if self.records[index].rows is None:  # an entry of the cache is for a file with a bitmap
                 parts.append(dense_rows(max(start, 0), min(end, count)))
             else:
-                parts.append(rows_from(self._row_set(index).roaring, start, count))
+                parts.append(self._row_set(index).rows_in(start, count))
         return unite(parts)

@@ -55,3 +55,40 @@ def test_rows_that_32_bits_cannot_hold_are_refused(rows: list[int]) -> None:
 def test_the_last_row_of_a_bitmap_is_kept() -> None:
     rows = np.array([0, (1 << 32) - 2])
     assert np.array_equal(deserialize_rows(serialize_rows(rows)), rows)
+
+
+LONG = 3 << 32  # rows of a range that needs a bitmap of 64 bits
+LONG_ROWS = st.sets(
+    st.one_of(st.integers(0, 300), st.integers((1 << 32) - 3, (1 << 32) + 3), st.integers(LONG - 9, LONG - 1))
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LONG_ROWS, st.integers(-5, 5), st.sampled_from([0, (1 << 32) - 2, LONG - 7]))
+def test_a_range_of_more_rows_than_32_bits_can_number_answers_alike(chosen: set[int], shift: int, start: int) -> None:
+    ordered = np.array(sorted(chosen), dtype=np.int64)
+    rows = RowSet.from_present(ordered[::-1].copy(), LONG)
+    assert rows == RowSet.from_present(ordered, LONG)
+    assert rows.bitmap is not None
+    assert np.array_equal(rows.present, ordered)
+    assert (len(rows), rows.max_row) == (len(ordered), max(chosen, default=-1))
+    asked = np.array([-1, 0, 5, 1 << 32, LONG - 1, LONG, *chosen], dtype=np.int64)
+    ranks = [sorted(chosen).index(row) if row in chosen else -1 for row in asked.tolist()]
+    assert rows.rank(asked).tolist() == ranks
+    assert rows.rank(np.tile(asked, 1 + 2048 // len(asked))).tolist() == ranks * (1 + 2048 // len(asked))
+    assert np.array_equal(rows.select(np.arange(len(ordered))), ordered)
+    offset = shift - start
+    window = [row + offset for row in sorted(chosen) if 0 <= row + offset < 400]
+    assert list(rows.rows_in(offset, 400)) == window
+    with pytest.raises(ValueError, match="no bitmap of 32 bits"):
+        _ = rows.roaring
+
+
+@settings(max_examples=100, deadline=None)
+@given(MASKS, st.integers(-20, 20), st.integers(0, 320))
+def test_rows_in_moves_and_cuts(mask: list[bool], offset: int, count: int) -> None:
+    rows = RowSet.from_mask(np.array(mask, dtype=bool))
+    moved = [row + offset for row, there in enumerate(mask) if there and 0 <= row + offset < count]
+    assert list(rows.rows_in(offset, count)) == moved
+    assert rows.max_row == max((row for row, there in enumerate(mask) if there), default=-1)
+    assert rows == RowSet.from_present(rows.present, len(mask))

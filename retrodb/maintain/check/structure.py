@@ -86,10 +86,10 @@ def row_faults(storage: Storage, manifest: Manifest, damaged: Collection[str]) -
     for record in manifest.all_files():
         if record.rows_path is None or record.rows_path in damaged:
             continue
-        rows = files.rows(record).roaring
+        rows = files.rows(record)
         if len(rows) != record.num_rows:
             yield record.path, f"its bitmap does not have {record.num_rows} rows"
-        elif rows and rows.max() >= record.num_chunks:
+        elif rows.max_row >= record.num_chunks:
             yield record.path, f"its bitmap reaches beyond its range of {record.num_chunks} rows"
 
 

@@ -88,9 +88,7 @@ def missing_rows(view: View, space: str, parts: Sequence[PartFiles]) -> list[tup
     for record in view.manifest.files("vectors", space):
         if any((part.span, part.rows) == (record.span, record.rows) for part in covered.overlapping(*record.span)):
             continue  # one part has all its rows: no need to look at them
-        rows = view.files.rows(record).roaring
-        for part in covered.overlapping(*record.span):
-            rows = rows - view.files.rows(part).roaring.shift(part.first_chunk - record.first_chunk)
+        rows = view.files.rows(record).roaring - covered.covered_rows(*record.span)
         if not rows:
             continue
         mask = mask_of(rows, record.num_chunks) & view.chunks.live_mask(*record.span)  # a file of vectors has keys only

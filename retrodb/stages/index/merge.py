@@ -21,10 +21,10 @@ from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.ann.part import open_part
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import Int64Array
+from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import MAX_ROWS, RowSet
+from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import PartFiles, parts_of
 from retrodb.stages.index.publish_part import publish_part_files
@@ -84,9 +84,7 @@ def plan_merge(view: View, space: str, memory_bytes: int) -> MergePlan:
     """
     parts = parts_of(view, space)
     chosen = [[parts[position] for position in group] for group in choose_merges([part.num_rows for part in parts])]
-    groups = [
-        group for group in chosen if _faiss_bytes(group) <= memory_bytes and span_of(group).num_chunks <= MAX_ROWS
-    ]
+    groups = [group for group in chosen if _faiss_bytes(group) <= memory_bytes]
     num_merged = sum(map(len, groups))
     result = MergeResult(view.snapshot.number, num_merged, len(parts) - num_merged + len(groups), dry_run=True)
     return MergePlan(view, space, tuple(map(tuple, groups)), result)
@@ -96,7 +94,7 @@ def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
     """Merge each group of a plan and commit the new parts in place of the old ones.
 
     Raises:
-        ConflictError: when the index of the space changed since the plan.
+        ConflictError: when the index of the space, or one of these parts, changed since the plan.
     """
     if not plan.groups:
         return replace(plan.result, dry_run=False)
@@ -106,7 +104,7 @@ def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
         context,
         plan.view,
         "merge",
-        conflict_keys.merge(plan.space),
+        conflict_keys.merge(plan.space, map(span_of, plan.groups)),
         plan={"version": STAGE_VERSION, "space": plan.space, "tasks": [task.id for task in tasks]},
         arguments={"space": plan.space},
     )
@@ -171,12 +169,13 @@ def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: 
 def _merged_rows(payload: MergePayload, files: VerifiedFiles) -> tuple[list[Int64Array], RowSet]:
     """For each part the row of the whole range that each of its rows becomes, -1 for dropped rows; and all kept rows."""
     first, num_chunks = payload.span
-    is_kept = np.ones(num_chunks, dtype=bool) if payload.keep is None else payload.keep.mask
-    is_taken = np.zeros(num_chunks, dtype=bool)
+    taken: Int64Array = np.empty(0, dtype=np.int64)  # rows of the range, ascending
     rows_of_parts = []
     for part in payload.parts:
         rows = part.span.first_chunk - first + part.row_set(files).present
-        rows = np.where(is_kept[rows] & ~is_taken[rows], rows, -1)
-        is_taken[rows[rows >= 0]] = True
-        rows_of_parts.append(rows)
-    return rows_of_parts, RowSet.from_mask(is_taken)
+        is_kept: BoolArray = ~np.isin(rows, taken, assume_unique=True)
+        if payload.keep is not None:
+            is_kept &= payload.keep.rank(rows) >= 0
+        rows_of_parts.append(np.where(is_kept, rows, -1))
+        taken = np.union1d(taken, rows[is_kept])
+    return rows_of_parts, RowSet.from_present(taken, num_chunks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from made_documents import made_text, write_documents
 import retrodb
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.database import Database
-from retrodb.errors import RetroDBError
+from retrodb.errors import ConflictError, RetroDBError
 from retrodb.format.rows import RowSet
+from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import live_parts, missing_rows, parts_of
-from retrodb.stages.index.merge import merge_task, run_merge_task, span_of
+from retrodb.stages.index.merge import MergePlan, MergeResult, execute_merge, merge_task, run_merge_task, span_of
 from retrodb.store.open_storage import open_storage
+from retrodb.view.coverage import Coverage
 
 Make = Callable[..., Database]
 SHARDS = 3
@@ -109,6 +112,45 @@ def test_a_row_of_two_parts_is_merged_once(grown: Database) -> None:
     storage = open_storage(grown.path)
     record = run_merge_task(storage, merge_task("default", twice), "")
     assert record.counts["vectors"] == parts[0].num_rows
+
+
+def test_merges_of_different_ranges_run_side_by_side(grown: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrodb.stages.index.merge.choose_merges", lambda sizes: [])
+    grown.index()
+    expected = answers(grown)
+    context = Context(open_storage(grown.path))
+    view = context.view()
+    parts = parts_of(view, "default")
+    assert len(parts) == SHARDS
+    plan = partial(MergePlan, view, "default", result=MergeResult(view.snapshot.number, 1, SHARDS))
+    first, second, both = plan((tuple(parts[:1]),)), plan((tuple(parts[1:]),)), plan((tuple(parts),))
+    execute_merge(context, first)
+    result = execute_merge(context, second)  # planned on the same snapshot, and rebased
+    assert result.snapshot == view.snapshot.number + 2
+    assert len(parts_of(grown.view(), "default")) == 2
+    assert same(expected, answers(grown))
+    with pytest.raises(ConflictError, match="parts/default@"):
+        execute_merge(context, both)
+
+
+def test_a_merged_part_may_span_more_ids_than_32_bits(grown: Database) -> None:
+    grown.index()
+    view = grown.view()
+    [part] = parts_of(view, "default")
+    far = 1 << 33
+    moved = replace(part, records=tuple(record.at(record.first_chunk + far) for record in part.records))
+    storage = open_storage(grown.path)
+    record = run_merge_task(storage, merge_task("default", [part, moved]), "")
+    [file, *_] = record.files
+    rows = part.row_set(view.files).present
+    assert np.array_equal(view.files.rows(file).present, np.concatenate([rows, rows + far]))
+    covered = Coverage([file], view.files)
+    assert np.array_equal(np.array(covered.covered_rows(part.span.first_chunk + far, part.span.num_chunks)), rows)
+    [hit] = covered.lookup(part.span.first_chunk + np.array([rows[1], rows[0] + far, rows[0] + far - 1]))
+    assert (hit.where.tolist(), hit.positions.tolist()) == ([0, 1], [1, len(rows)])
+    keep = RowSet.from_present(rows[::2] + far, file.num_chunks)
+    [file, *_] = run_merge_task(storage, merge_task("default", [part, moved], keep), "").files
+    assert np.array_equal(view.files.rows(file).present, rows[::2] + far)
 
 
 def test_missing_rows_are_those_that_no_part_has(grown: Database) -> None:
