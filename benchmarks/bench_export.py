@@ -32,8 +32,12 @@ from retrodb.config import EXPORT_FORMATS, ExportParams
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.export.export_source import ExportSource, TablePositions
-from retrodb.export.megatron_samples import plan_samples, sample_order
+from retrodb.export.export_tasks import positions_file
+from retrodb.export.megatron_samples import plan_samples, write_sample_order
+from retrodb.export.positions import ExportPositions
+from retrodb.export.record import read_record
 from retrodb.retro.data import load_arrays
+from retrodb.view.view import SELF
 
 Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
 """The number of a sequence -> its tokens (l, m), and those of its neighbours (l, K, 2 m)."""
@@ -101,11 +105,14 @@ def megatron_reader(out: Path, rows: np.ndarray, length: int, k: int) -> Reader:
     return read
 
 
-def megatron_order(database: Database, seq_length: int) -> np.ndarray:
-    """The rows of the table in the order of Megatron's samples."""
-    table = database.neighbour_table()
-    source = ExportSource(table, TablePositions.of_live(table), ExportParams(seq_length=seq_length))
-    return sample_order({"train": source}, plan_samples({"train": source}, source.params), "train")
+def megatron_order(database: Database, seq_length: int, folder: Path) -> np.ndarray:
+    """The rows of the table in the order of Megatron's samples, at the positions of the `megatron` export in a folder."""
+    table, out = database.neighbour_table(), folder / "megatron"
+    positions = ExportPositions.open(positions_file(out, SELF), read_record(out).positions[SELF])
+    source = ExportSource(table, TablePositions(positions, positions), ExportParams(seq_length=seq_length), folder)
+    order = folder / "order.npy"
+    write_sample_order(order, {"train": source}, plan_samples({"train": source}, source.params), "train")
+    return np.load(order, mmap_mode="r")
 
 
 def samples_per_s(read: Reader, order: Sequence[int]) -> float:
@@ -192,7 +199,7 @@ def reading(database: Database, folder: Path, options: argparse.Namespace) -> li
     ours = arrays_reader(folder / "arrays", length, options.k)
     if installed("megatron-core") == "-":
         return ["megatron-core is not installed, so reading is not compared"]
-    order = megatron_order(database, options.seq_length)
+    order = megatron_order(database, options.seq_length, folder)
     theirs = megatron_reader(folder / "megatron", np.asarray(rows)[order], length, options.k)
     rng = np.random.default_rng(options.seed)
     count = len(order) // length

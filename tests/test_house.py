@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -145,6 +148,19 @@ def test_public_functions_and_classes_say_what_they_give() -> None:
     assert not silent
 
 
+def test_benchmarks_and_examples_import_what_there_is() -> None:
+    """No test runs most of them, so a renamed function would be noticed by the next person who measures."""
+    missing = [
+        f"{path.relative_to(ROOT)} imports {name} from {node.module}"
+        for path in sources("benchmarks", "examples")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("retrodb", "retrodb_cli")
+        for name in (alias.name for alias in node.names)
+        if not is_defined(importlib.import_module(node.module), name)
+    ]
+    assert not missing
+
+
 def test_the_listed_packages_are_the_folders() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in sources("retrodb")}
@@ -162,6 +178,13 @@ def test_help_answers_at_once() -> None:
     """Processor time, the best of five: other work of the machine does not count."""
     command = [sys.executable, "-c", "from retrodb_cli.main import main; main(['--help'])"]
     assert min(cpu_seconds(command) for _ in range(5)) < MAX_HELP_CPU_S
+
+
+def is_defined(module: ModuleType, name: str) -> bool:
+    """Whether `from module import name` finds a name in the module, or a module of the package."""
+    return hasattr(module, name) or name in {
+        found.name for found in pkgutil.iter_modules(getattr(module, "__path__", []))
+    }
 
 
 def sources(*folders: str) -> list[Path]:
