@@ -145,25 +145,35 @@ class _Dataset:
         """The ranges of the four columns for some documents."""
         stored_before = documents.first_chunk + (documents.first_document if self._is_retrieval else 0)
 
-        def values() -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
+        def first_stored() -> Int64Array:  # place of each document's first chunk among those that are stored
+            stored = documents.sizes() + self._is_retrieval
+            return stored_before + np.cumsum(stored) - stored
+
+        def tokens() -> AnyArray:
+            return (documents.sizes() * self._m).astype(np.int32)
+
+        def first_bytes() -> AnyArray:
+            return first_stored() * self._chunk_bytes
+
+        def first_chunks() -> AnyArray:
             sizes = documents.sizes()
-            stored = sizes + self._is_retrieval
-            first_stored, first_chunk = stored_before + np.cumsum(stored) - stored, np.cumsum(sizes) - sizes
-            in_document = np.arange(int(sizes.sum())) - np.repeat(first_chunk, sizes)
-            addresses = (np.repeat(first_stored, sizes) + in_document) * self._chunk_bytes
-            tokens = (sizes * self._m).astype(np.int32)
-            return tokens, first_stored * self._chunk_bytes, documents.first_chunk + first_chunk, addresses
+            return documents.first_chunk + np.cumsum(sizes) - sizes
+
+        def addresses() -> AnyArray:
+            sizes = documents.sizes()
+            in_document = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            return (np.repeat(first_stored(), sizes) + in_document) * self._chunk_bytes
 
         of_documents, of_chunks = documents.first_document, documents.first_chunk
         shapes = (
-            (4 * of_documents, 4 * documents.num_documents),
-            (8 * of_documents, 8 * documents.num_documents),
-            (8 * of_documents, 8 * documents.num_documents),
-            (8 * of_chunks, 8 * documents.num_chunks),
+            (tokens, 4 * of_documents, 4 * documents.num_documents),
+            (first_bytes, 8 * of_documents, 8 * documents.num_documents),
+            (first_chunks, 8 * of_documents, 8 * documents.num_documents),
+            (addresses, 8 * of_chunks, 8 * documents.num_chunks),
         )
         return [
-            FileRange(int(columns[number]) + offset, size, lambda number=number: [values()[number]])  # type: ignore[misc]
-            for number, (offset, size) in enumerate(shapes)
+            FileRange(int(columns[number]) + offset, size, lambda values=values: [values()])  # type: ignore[misc]
+            for number, (values, offset, size) in enumerate(shapes)
         ]
 
 
