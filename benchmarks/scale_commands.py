@@ -13,6 +13,8 @@ Arguments = tuple[str, ...]
 _PROGRAM = "program"
 _OPEN = "import sys, retrodb; view = retrodb.open(sys.argv[1]).view(); "
 _INGEST: Arguments = ("ingest", "{db}", "{inputs}/one.jsonl", "--source", "made")
+_FILTER: Arguments = ("filter", "{db}", "--doc-ids", "{inputs}/ids.txt", "--reason", "bench")
+_SEARCH: Arguments = ("search", "{db}", made_text("query", 30), "--k", "5")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ COMMANDS = (
             "live_parts(view, 'default', kinds=('document',))",
         ),
     ),
-    ScaleCommand("search", ("search", "{db}", made_text("query", 30), "--k", "5")),
+    ScaleCommand("search", _SEARCH),
+    ScaleCommand("search-filtered", _SEARCH, (_FILTER,)),
     ScaleCommand("embed-nothing", ("embed", "{db}")),
     ScaleCommand("embed-one", ("embed", "{db}"), (_INGEST,)),
     ScaleCommand("index-nothing", ("index", "{db}")),
@@ -44,12 +47,13 @@ COMMANDS = (
     ScaleCommand("ingest-one", _INGEST),
     ScaleCommand("dedup-testset", ("dedup", "{db}", "--against", "{inputs}/testset.jsonl")),
     ScaleCommand("near-duplicates", ("dedup", "{db}", "--near-duplicates")),
-    ScaleCommand("filter-ids", ("filter", "{db}", "--doc-ids", "{inputs}/ids.txt", "--reason", "bench")),
+    ScaleCommand("filter-ids", _FILTER),
     ScaleCommand("filter-where", ("filter", "{db}", "--where", "num_chars % 1009 = 0", "--reason", "bench")),
     ScaleCommand("sql-documents", ("sql", "{db}", "select count(*) from documents where live")),
     ScaleCommand("sql-chunks", ("sql", "{db}", "select count(*) from chunks where live")),
     ScaleCommand("stats", ("stats", "{db}")),
     ScaleCommand("check", ("check", "{db}")),
+    ScaleCommand("check-reading", ("check", "{db}", "--read-data"), largest=1_500_000),
     ScaleCommand("diff", ("diff", "{db}", "0", "{head}")),
     ScaleCommand("compact-dry", ("compact", "{db}", "--dry-run")),
     ScaleCommand("purge-one", ("purge", "{db}", "--doc-ids", "{inputs}/ids.txt", "--yes"), largest=600_000),
@@ -63,6 +67,7 @@ COMMANDS = (
         largest=1_500_000,
         needs_table=True,
     ),
+    ScaleCommand("neighbours-show", ("neighbours", "show", "{db}", "0"), needs_table=True),
     ScaleCommand(
         "export-arrays", ("export", "{db}", "{db}-arrays", "--to", "arrays"), largest=1_500_000, needs_table=True
     ),
