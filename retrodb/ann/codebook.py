@@ -135,6 +135,17 @@ class Codebook:
         return np.asarray(self.ivf.quantizer.reconstruct_n(0, self.ivf.nlist), dtype=np.float32)
 
     @cached_property
+    def centre_D(self) -> Float32Array:
+        """What the codes of vectors are relative to: the centroids' mean where they are in the vectors' own space, else zero.
+
+        Any centre gives right answers; a near one gives better codes.
+        """
+        origin = np.zeros((1, self.dim), dtype=np.float32)
+        is_same_space = self.transform(origin) is origin
+        centre_D: Float32Array = self.centroids_LD.mean(axis=0) if is_same_space else origin[0]
+        return centre_D
+
+    @cached_property
     def _centroids(self) -> FixedRows:
         return FixedRows.of(self.centroids_LD)
 

@@ -17,7 +17,7 @@ from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.metric import NO_NEIGHBOUR
-from retrodb.ann.part import Part
+from retrodb.ann.part import Part, decode
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 
 # Beyond any of these limits retraining is recommended. The limits are choices, not measurements.
@@ -105,8 +105,7 @@ def _decoded(part: Part, ids_N: Int64Array) -> Iterator[Block]:
 
 
 def _vectors(part: Part, positions: slice[int, int | None, int | None]) -> Float32Array:
-    codes: Float32Array = part.codes_ND[positions].astype(np.float32)
-    return codes * part.scales_N2[positions, :1]
+    return decode(part.codes_ND[positions], part.scales_N2[positions], part.centre_D)
 
 
 def residual(part: Part, codebook: Codebook) -> float:

@@ -38,7 +38,7 @@ class ListColumns:
     """The allowed vectors of one list."""
 
     codes_CD: NDArray[np.int8]
-    scales_C: Float32Array  # a vector is code * scale
+    scales_C: Float32Array  # a vector is code * scale + centre
     ids_C: Int64Array  # ascending
     keys_JC: Int64Array  # exclusion keys
 
@@ -166,7 +166,7 @@ class _Tile:
             torch.from_numpy(array).to(device)
             for array in (columns.codes_CD, columns.scales_C, columns.ids_C, columns.keys_JC)
         )
-        vectors_CD = raw * scales_C[:, None] - centre
+        vectors_CD = raw * scales_C[:, None]  # relative to the centre
         wide = vectors_CD.double()  # so that the rounded sum does not depend on its order
         norms_C = (wide**2).sum(1) if is_l2 else -(wide @ centre.double())
         codes_CD, new_scales_C = _encode(vectors_CD)

@@ -92,18 +92,7 @@ class _ScannedDatabase:
     def of(cls, parts: Sequence[LivePart], codebook: Codebook, exclusion: Exclusion) -> _ScannedDatabase:
         keys = [exclusion.columns(part.keys, len(part.ids_N), str(part.part.folder)) for part in parts]
         sizes_L = sum((np.diff(part.part.offsets_L1) for part in parts), np.zeros(codebook.num_lists, np.int64))
-        return cls(parts, keys, sizes_L, CodeSpace(_centre(codebook), codebook.metric == "squared_l2"))
-
-
-def _centre(codebook: Codebook) -> Float32Array:
-    """What codes are relative to: the centroids' mean where they are in the vectors' own space, else zero.
-
-    Any centre gives right answers; a near one gives better codes.
-    """
-    origin = np.zeros((1, codebook.dim), dtype=np.float32)
-    is_same_space = codebook.transform(origin) is origin
-    centre_D: Float32Array = codebook.centroids_LD.mean(axis=0) if is_same_space else origin[0]
-    return centre_D
+        return cls(parts, keys, sizes_L, CodeSpace(codebook.centre_D, codebook.metric == "squared_l2"))
 
 
 def _scan_on_cpu(

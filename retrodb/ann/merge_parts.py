@@ -52,7 +52,7 @@ def merge_parts(parts: Sequence[Part], merged_rows: Sequence[Int64Array], folder
     _scatter(stores, positions)
     index = _merged_index(parts, positions, order_N, offsets_L1)
     faiss_module().write_index(index, str(folder / INDEX_FILE))
-    finish_part(folder, meta, order_N, offsets_L1)
+    finish_part(folder, meta, order_N, offsets_L1, parts[0].centre_D)
     return meta
 
 

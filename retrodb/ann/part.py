@@ -7,9 +7,10 @@ index.faiss           FAISS                        an ordinary index; its ids ar
 lists.npy             int32 (N, A)                 each vector's nearest lists by closeness; the first is its own
 order.npy             int64 (N,)                   rows sorted by (list, row)
 offsets.npy           int64 (L + 1,)               list l is order[offsets[l]:offsets[l + 1]]
-codes.npy             int8 (N, D)                  vectors in that order; value = code * scale
+codes.npy             int8 (N, D)                  vectors in that order; value = code * scale + centre
 scales.npy            float32 (N, 2)               in that order: scale, squared length of the vector
-part.json                                          rows, dimension, metric, codebook digest
+centre.npy            float32 (D,)                 the codebook's centre, see `Codebook.centre_D`
+part.json                                          rows, dimension, metric, codebook digest, width of codes
 ====================  ===========================  ===========================================================
 """
 
@@ -34,6 +35,7 @@ from retrodb.format.arrays import ByteArray, Float32Array, Int32Array, Int64Arra
 from retrodb.format.entries import Metric
 from retrodb.format.part_files import (
     ARRAY_FILES,
+    CENTRE_FILE,
     CODES_FILE,
     INDEX_FILE,
     LISTS_FILE,
@@ -46,6 +48,8 @@ from retrodb.format.part_files import (
 
 # Nearest lists stored per vector: 32 * 4 bytes (int32) = 128 bytes, and enough for recall 0.95 by the measured curve.
 LISTS_KEPT = 32
+CODE_BITS = 8  # width of the codes that this version writes
+LARGEST_CODE = (1 << CODE_BITS - 1) - 1
 BLOCK_ROWS = 16_384  # vectors in float32 at once: 16,384 * 384 dimensions * 4 bytes = 25 MB
 _REBUILD = "Run 'retrodb index --retrain', which builds all parts of the space from its vectors"
 
@@ -59,6 +63,7 @@ class PartMeta:
     metric: Metric
     num_lists: int
     codebook: str  # its digest
+    code_bits: int = CODE_BITS  # of a code; 8 is the only width that this version reads
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Part:
     offsets_L1: Int64Array
     codes_ND: NDArray[np.int8]  # in list order
     scales_N2: Float32Array  # in list order
+    centre_D: Float32Array  # what codes are relative to
 
     @cached_property
     def index(self) -> FaissIndex:
@@ -122,18 +128,25 @@ def build_part(
     for start in range(0, num_rows, BLOCK_ROWS):
         rows = order_N[start : start + BLOCK_ROWS]
         codes_ND[start : start + len(rows)], scales_N2[start : start + len(rows)] = quantize(
-            np.asarray(vectors_ND[rows], dtype=np.float32)
+            np.asarray(vectors_ND[rows], dtype=np.float32), codebook.centre_D
         )
-    finish_part(folder, meta, order_N, offsets_L1)
+    finish_part(folder, meta, order_N, offsets_L1, codebook.centre_D)
     return meta
 
 
-def quantize(vectors_ND: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
-    """Symmetric int8 codes with one scale a vector, and (scale, squared length) as (N, 2) float32."""
-    scales_N = np.abs(vectors_ND).max(axis=1, initial=0) / np.float32(127)
+def quantize(vectors_ND: Float32Array, centre_D: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
+    """Symmetric int8 codes relative to a centre, with one scale a vector, and (scale, squared length of the vector) as (N, 2)."""
+    relative_ND = vectors_ND - centre_D
+    scales_N = np.abs(relative_ND).max(axis=1, initial=0) / np.float32(LARGEST_CODE)
     divisors_N = np.where(scales_N > 0, scales_N, np.float32(1))
-    codes_ND = np.rint(vectors_ND / divisors_N[:, None]).astype(np.int8)
+    codes_ND = np.rint(relative_ND / divisors_N[:, None]).astype(np.int8)
     return codes_ND, np.stack([scales_N, (vectors_ND**2).sum(axis=1)], axis=1).astype(np.float32)
+
+
+def decode(codes_ND: NDArray[np.int8], scales_N2: Float32Array, centre_D: Float32Array) -> Float32Array:
+    """The vectors (N, D) that codes stand for."""
+    vectors_ND: Float32Array = codes_ND.astype(np.float32) * scales_N2[:, :1] + centre_D
+    return vectors_ND
 
 
 def sort_by_list(list_N: Int32Array, num_lists: int) -> tuple[Int64Array, Int64Array]:
@@ -148,13 +161,16 @@ def create_store(folder: Path, meta: PartMeta) -> tuple[NDArray[np.int8], Float3
     return codes, open_memmap(folder / SCALES_FILE, mode="w+", dtype=np.float32, shape=(meta.rows, 2))
 
 
-def finish_part(folder: Path, meta: PartMeta, order_N: Int64Array, offsets_L1: Int64Array) -> None:
-    """Write the rest of a part: its order and description.
+def finish_part(
+    folder: Path, meta: PartMeta, order_N: Int64Array, offsets_L1: Int64Array, centre_D: Float32Array
+) -> None:
+    """Write the rest of a part: its order, centre and description.
 
     The arrays that are mapped for writing need no flush: publishing a file writes its mapped pages to the disk too.
     """
     np.save(folder / ORDER_FILE, order_N)
     np.save(folder / OFFSETS_FILE, offsets_L1)
+    np.save(folder / CENTRE_FILE, centre_D)
     (folder / META_FILE).write_text(json.dumps(asdict(meta), sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -174,8 +190,13 @@ def open_part(folder: Path) -> Part:
     except (ValueError, TypeError) as error:
         raise DamagedFileError(f"not an index part ({error})", where=str(folder), remedy=_REBUILD) from error
     part = Part(folder, meta, *arrays)
-    shapes = (part.order_N.shape, part.offsets_L1.shape, part.codes_ND.shape, part.scales_N2.shape)
-    expected = ((meta.rows,), (meta.num_lists + 1,), (meta.rows, meta.dim), (meta.rows, 2))
+    if meta.code_bits != CODE_BITS:
+        raise DamagedFileError(
+            f"codes of {meta.code_bits} bits, which this version cannot read", where=str(folder), remedy=_REBUILD
+        )
+    arrays_of_part = (part.order_N, part.offsets_L1, part.codes_ND, part.scales_N2, part.centre_D)
+    shapes = tuple(array.shape for array in arrays_of_part)
+    expected = ((meta.rows,), (meta.num_lists + 1,), (meta.rows, meta.dim), (meta.rows, 2), (meta.dim,))
     if shapes != expected or len(part.lists_NA) != meta.rows:
         raise DamagedFileError("files of different parts are mixed", where=str(folder), remedy=_REBUILD)
     return part

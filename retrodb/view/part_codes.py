@@ -1,6 +1,6 @@
 """Vectors from the int8 codes of an index part, for spaces that keep no vectors.
 
-A part holds its codes in the order of its lists (see `ann/part.py`); a row's vector is its code times its scale. About 0.99 of a
+A part holds its codes in the order of its lists (see `ann/part.py`); a row's vector is its code times its scale, plus the centre. About 0.99 of a
 vector's ten nearest stay the same; the index entry of such a space has the measured figure, `codes_recall`.
 """
 
@@ -19,8 +19,8 @@ class PartCodes:
 
     def __init__(self, folder: Path) -> None:
         """The files in the folder have been verified."""
-        codes, order, scales = (map_array(folder / name) for name in CODE_FILES)
-        self._codes_ND, self._scales_N2 = codes, scales
+        codes, order, scales, centre = (map_array(folder / name) for name in CODE_FILES)
+        self._codes_ND, self._scales_N2, self._centre_D = codes, scales, centre
         self._position_N = np.empty(len(order), dtype=np.int64)  # of each row in the order of the lists
         self._position_N[order] = np.arange(len(order))
 
@@ -28,4 +28,4 @@ class PartCodes:
         """(n, D) float32 of rows of the part."""
         positions = self._position_N[rows]
         vectors: Float32Array = self._codes_ND[positions].astype(np.float32) * self._scales_N2[positions, :1]
-        return vectors
+        return vectors + self._centre_D

@@ -1,6 +1,6 @@
 """The scan of a part's lists: each list is packed once, and compared with all queries that probe it.
 
-Tiles of up to `TILE_PANELS` panels of a list are encoded again relative to the centre (`six_bit_codes`) and multiplied with
+Tiles of up to `TILE_PANELS` panels of a list are encoded again with fewer bits (`six_bit_codes`) and multiplied with
 blocks of queries (`code_product`).
 """
 
@@ -43,7 +43,7 @@ class ScannedLists(NamedTuple):
 
     offsets_L1: Int64Array
     order_N: Int64Array  # the row at each position
-    codes_ND: NDArray[np.int8]  # by position
+    codes_ND: NDArray[np.int8]  # by position, relative to the centre of the space
     scales_N2: Float32Array  # by position: scale, squared length
     allowed_N: BoolArray  # by row; empty: all
     ids_N: Int64Array  # by row
@@ -66,7 +66,7 @@ def scan_lists_portable(queries: ScannedQueries, lists: ScannedLists, space: Cod
             row = lists.order_N[position]
             if len(lists.allowed_N) and not lists.allowed_N[row]:
                 continue
-            vector_D = lists.scales_N2[position, 0] * lists.codes_ND[position].astype(np.float32) - space.centre_D
+            vector_D = lists.scales_N2[position, 0] * lists.codes_ND[position].astype(np.float32)
             codes_D, scale = encode_vector_portable(vector_D)
             norm = dot_portable(vector_D, vector_D) if space.is_l2 else -dot_portable(space.centre_D, vector_D)
             kinds = range(len(queries.keys.offsets_JQ1))
@@ -124,7 +124,7 @@ def _pack_tile(position: int, end: int, lists: ScannedLists, space: CodeSpace, t
         if allowed_N.shape[0] == 0 or allowed_N[row]:
             scale, codes_D = scales_N2[position, 0], codes_ND[position]
             for d in range(vector_D.shape[0]):
-                vector_D[d] = scale * np.float32(codes_D[d]) - centre_D[d]
+                vector_D[d] = scale * np.float32(codes_D[d])
             affine_3C[1, count] = encode_vector(vector_D, signed_D)
             affine_3C[0, count] = dot(vector_D, vector_D) if space.is_l2 else -dot(centre_D, vector_D)
             total = np.int32(0)

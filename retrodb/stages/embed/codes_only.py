@@ -14,7 +14,7 @@ import numpy as np
 from retrodb.ann.codebook import Codebook, choose_factory, sample_size, train
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.part import quantize
+from retrodb.ann.part import decode, quantize
 from retrodb.config import IndexParams
 from retrodb.encode.encoder import Encoder
 from retrodb.engine.run import Run
@@ -89,8 +89,7 @@ def codes_recall(vectors_SD: Float16Array, codebook: Codebook) -> float:
     base = np.asarray(vectors_SD[:_RECALL_ROWS], dtype=np.float32)
     ids = np.arange(len(base))
     queries = base[:_RECALL_QUERIES]
-    codes_SD, scales_S2 = quantize(base)
-    rounded = codes_SD.astype(np.float32) * scales_S2[:, :1]
+    rounded = decode(*quantize(base, codebook.centre_D), codebook.centre_D)
     others = Exclusion.of(len(queries), document=ids[: len(queries)])
     true_ids, code_ids = (
         exact_topk(queries, [Block(ids, rows_SD, None, {"document": ids})], RECALL_K, codebook.metric, others)[0]

@@ -16,7 +16,7 @@ from retrodb.store.open_storage import open_storage
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 @dataclass(frozen=True)

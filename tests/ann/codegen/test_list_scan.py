@@ -42,10 +42,11 @@ def test_a_scan_equals_its_portable_definition(
     vectors[: num_vectors // 3] = vectors[:1]  # equal vectors: ties are broken by id
     lists = (random.integers(0, LISTS, num_vectors) // 2 * 2).astype(np.int32)  # two lists are empty
     order, offsets = sort_by_list(lists, LISTS)
-    codes, scales = quantize(vectors[order])
+    centre = random.standard_normal(dim).astype(np.float32) / 3
+    codes, scales = quantize(vectors[order], centre)
     queries = random.standard_normal((num_queries, dim)).astype(np.float32)
     queries[: num_queries // 2] = vectors[0] if num_vectors else 0
-    space = CodeSpace(random.standard_normal(dim).astype(np.float32) / 3, is_l2)
+    space = CodeSpace(centre, is_l2)
     allowed = random.random(num_vectors) < 0.7 if has_mask else np.empty(0, dtype=np.bool_)
     ids = np.sort(random.permutation(10 * num_vectors + 1)[:num_vectors])
     kinds = {"document": random.integers(0, 5, num_queries), "content": random.integers(-1, 9, num_queries)}
