@@ -1,7 +1,8 @@
 """Vectors from the int8 codes of an index part, for spaces that keep no vectors.
 
-A part holds its codes in the order of its lists (see `ann/part.py`); a row's vector is its code times its scale, plus the centre. About 0.99 of a
-vector's ten nearest stay the same; the index entry of such a space has the measured figure, `codes_recall`.
+A part holds its codes in the order of its lists (see `ann/part.py`); a row's vector is its code times its scale, plus the
+centre. About 0.99 of a vector's ten nearest stay the same; the index entry of such a space has the measured figure,
+`codes_recall`.
 """
 
 from __future__ import annotations
