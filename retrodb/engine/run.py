@@ -157,7 +157,7 @@ def finished(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
         record = parse_record(run.storage.read(path), task.kind.result, where=path)
         files = VerifiedFiles(run.storage)
         for file in record.files:
-            files.open(file)
+            files.verify(file)
             files.rows(file)
     except RetroDBError:
         return None  # torn, damaged or collected: the task runs again

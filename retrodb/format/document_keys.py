@@ -6,7 +6,7 @@ Sorted by key, so that a new version of a source is compared with the old by mer
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import xxhash
@@ -76,11 +76,19 @@ def sort_ids(array: IdArray) -> IdArray:
     return array[np.lexsort((array["row"], array["key_lo"], array["key_hi"]))]
 
 
-def find_keys(entries: IdArray, keys: NDArray[np.uint64]) -> Int64Array:
+class SortedEntries(Protocol):
+    """(M,) ID_DTYPE, sorted: an array, or a mapped file of which only what is asked for is read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: Int64Array, /) -> IdArray: ...
+
+
+def find_keys(entries: SortedEntries, keys: NDArray[np.uint64]) -> Int64Array:
     """The positions of all entries of an `ids` file that have one of some keys, by binary search: few pages of it are read.
 
     Args:
-        entries: (M,) ID_DTYPE, sorted.
+        entries: M entries.
         keys: (P, 2) the upper and lower halves of distinct keys, in any order.
 
     Returns:
@@ -92,12 +100,13 @@ def find_keys(entries: IdArray, keys: NDArray[np.uint64]) -> Int64Array:
     return np.asarray(np.repeat(first, counts) + offsets, dtype=np.int64)
 
 
-def _bound(entries: IdArray, keys: NDArray[np.uint64], *, after_equal: bool) -> Int64Array:
+def _bound(entries: SortedEntries, keys: NDArray[np.uint64], *, after_equal: bool) -> Int64Array:
     """(P,) int64: the number of entries before each key; `after_equal` counts those that are equal too."""
     low, high = np.zeros(len(keys), dtype=np.int64), np.full(len(keys), len(entries), dtype=np.int64)
     while (is_open := low < high).any():
         middle = (low[is_open] + high[is_open]) // 2
-        upper, lower = entries["key_hi"][middle], entries["key_lo"][middle]
+        rows = entries[middle]
+        upper, lower = rows["key_hi"], rows["key_lo"]
         wanted_upper, wanted_lower = keys[is_open].T
         is_before = (upper < wanted_upper) | ((upper == wanted_upper) & (lower < wanted_lower))
         if after_equal:

@@ -28,6 +28,7 @@ _KINDS = (
     FileKind("snapshots", "snapshots/{number}.json", "-", "-"),
     FileKind("manifests", "manifests/{digest}.parquet", "-", "-"),
     FileKind("rows", "rows/{digest}.roaring", "-", "-"),
+    FileKind("blocks", "blocks/{digest}.xxh3", "-", "-"),
     FileKind("documents", "documents/{task}.parquet", "chunks", "-"),
     FileKind("chunks", "chunks/{task}.parquet", "chunks", "-"),
     FileKind("tokens", "tokens/{task}.npy", "chunks", "chunks"),

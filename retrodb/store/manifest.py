@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.errors import DamagedFileError
+from retrodb.format.blocks import has_block_file
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import (
@@ -130,13 +131,19 @@ class Manifest:
         return file_records(self._files)
 
     def paths(self) -> list[str]:
-        """The paths of all live files and of their row bitmaps: a twentieth of the time of `all_files`."""
-        return [*self._files.column("path").to_pylist(), *self.row_files()]
+        """The paths of all live files, of their row bitmaps and block digests: a twentieth of the time of `all_files`."""
+        return [*self._files.column("path").to_pylist(), *self.row_files(), *self.block_files()]
 
     def row_files(self) -> list[str]:
         """The paths of the row bitmaps of all live files, sorted."""
         digests = self._files.column("rows").unique().drop_null().to_pylist()
         return sorted(path_of("rows", digest=digest.hex()) for digest in digests)
+
+    def block_files(self) -> list[str]:
+        """The paths of the block digests of all live files, sorted."""
+        columns = (self._files.column(name).to_pylist() for name in ("kind", "size_bytes", "sha256"))
+        digests = {sha256 for kind, size, sha256 in zip(*columns, strict=True) if has_block_file(kind, size)}
+        return sorted(path_of("blocks", digest=digest.hex()) for digest in digests)
 
     def size_by_kind(self) -> dict[str, tuple[int, int]]:
         """Number and bytes of the live files of each kind."""

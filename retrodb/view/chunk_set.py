@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from retrodb.format import ROW_GROUP_ROWS
-from retrodb.format.arrays import map_array
 from retrodb.format.parquet import read_row_groups, read_table
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import is_in, mask_of
 from retrodb.format.settings import Settings
+from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pyroaring import BitMap
 
-    from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, TokenArray
+    from retrodb.format.arrays import BoolArray, Int64Array, TokenArray
 
 
 class DocumentRow(TypedDict):
@@ -74,7 +74,7 @@ class ChunkSet:
         self.layout = lru_cache(maxsize=256)(self._read_layout)
         self.documents_table = lru_cache(maxsize=64)(self._read_documents)
         self.deleted_mask = lru_cache(maxsize=16)(self._read_deleted_mask)
-        self._maps: dict[str, AnyArray] = {}
+        self._maps: dict[str, VerifiedArray] = {}
 
     @property
     def ranges(self) -> list[FileRecord]:
@@ -223,10 +223,10 @@ class ChunkSet:
         """The files of a kind whose range overlaps another, by ascending first id."""
         return self._coverage[kind].overlapping(first, count)
 
-    def map(self, record: FileRecord) -> AnyArray:
-        """A live `.npy` file, verified and memory-mapped."""
+    def map(self, record: FileRecord) -> VerifiedArray:
+        """A live `.npy` file, memory-mapped; its rows are verified when they are read."""
         if record.path not in self._maps:
-            self._maps[record.path] = map_array(self.files.open(record))
+            self._maps[record.path] = self.files.array(record)
         return self._maps[record.path]
 
     def _read_documents(self, record: FileRecord) -> pa.Table:

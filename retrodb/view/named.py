@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from retrodb.errors import UsageError
-from retrodb.format.arrays import map_array
 from retrodb.format.document_keys import find_keys, key_of
 from retrodb.printable import escape
 from retrodb.view.purged import KEY_DTYPE, is_among
@@ -152,9 +151,11 @@ def _lookup(view: View, pairs: Iterable[Pair]) -> dict[Pair, list[int]]:
     keys = np.array([divmod(key, 1 << 64) for key in sorted(wanted)], dtype=np.uint64).reshape(-1, 2)
     first_chunks: dict[Pair, list[int]] = defaultdict(list)
     for record in view.coverage("ids").records if wanted else ():
-        entries = map_array(view.files.open(record))
+        entries = view.files.array(record)
         is_short = len(keys) * _PASSES_OF_SEARCH < len(entries)
-        hits = entries[find_keys(entries, keys) if is_short else is_among(entries, keys.view(KEY_DTYPE).ravel())]
+        hits = entries[
+            find_keys(entries, keys) if is_short else is_among(entries.whole(), keys.view(KEY_DTYPE).ravel())
+        ]
         ids = hits["row"] + record.first_chunk
         exists = view.chunks.document_ids(ids) == ids  # compaction keeps the keys of some documents that are gone
         for hit, first in zip(hits[exists], ids[exists].tolist(), strict=True):

@@ -31,16 +31,18 @@ from retrodb.maintain.check.read_task import (
     CheckTask,
     Damage,
     DamageList,
+    blocks_damage,
     check_tasks,
-    compare_bytes,
     compare_size,
     damage_of,
     file_damage,
+    read_damages,
     run_check_compare,
     run_check_read,
 )
 from retrodb.maintain.check.structure import compared_groups, count_faults, manifest_faults, row_faults
 from retrodb.stages.context import Context
+from retrodb.store.block_files import find_blocks
 from retrodb.store.collection import is_ours
 from retrodb.store.digest import identity
 from retrodb.store.manifest import load_manifest, load_segment
@@ -102,8 +104,9 @@ def run_check(
     records = manifest.all_files()
     damaged = [*_damaged_snapshots(storage), *segment_damage, *_unnamed_segments(view)]
     damaged += [file_damage(storage, record, compare_size) for record in records]
+    damaged += [blocks_damage(storage, record, find_blocks) for record in records]
     compare_rows = read_bitmap if read_data else find_bitmap
-    bitmaps = manifest.row_files()
+    bitmaps, block_files = manifest.row_files(), manifest.block_files()
     damaged += [damage_of(path, partial(compare_rows, storage, digest_of(path))) for path in bitmaps]
     damaged += [Damage(path, fault, RESTORE) for path, fault in manifest_faults(manifest, view.snapshot.next_chunk)]
     read_bytes = 0
@@ -122,7 +125,7 @@ def run_check(
     by_path = {damage.path: damage for damage in reversed(damaged) if damage}
     return CheckResult(
         snapshot=view.snapshot.number,
-        num_files=len(snapshot_numbers(storage)) + len(segments) + len(records) + len(bitmaps),
+        num_files=len(snapshot_numbers(storage)) + len(segments) + len(records) + len(bitmaps) + len(block_files),
         size_bytes=sum(record.digest.size_bytes for record in records),
         is_data_read=read_data,
         damaged=tuple(reversed(by_path.values())),
@@ -199,13 +202,12 @@ def _read_until(
     context: Context, records: Sequence[FileRecord], deadline: float
 ) -> tuple[list[Damage], Sequence[FileRecord]]:
     """Read files, but begin with no further one after a time. Gives the damage, and the files that were read."""
-    damaged, num_read = [], 0
+    damaged, num_read = list[Damage](), 0
     with context.progress.stage("check", sum(record.digest.size_bytes for record in records), "B") as bar:
         for record in records:
             if num_read and time.monotonic() > deadline:
                 break
-            if found := file_damage(context.storage, record, compare_bytes):
-                damaged.append(found)
+            damaged += read_damages(context.storage, record)
             num_read += 1
             bar.advance(record.digest.size_bytes)
     return damaged, records[:num_read]

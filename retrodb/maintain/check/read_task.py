@@ -16,6 +16,7 @@ from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import FileRecord
 from retrodb.format.settings import parse_settings
 from retrodb.maintain.check.structure import content_faults
+from retrodb.store.block_files import read_blocks
 from retrodb.store.digest import digest_file
 from retrodb.store.storage import Storage
 from retrodb.store.verify import damage, remedy
@@ -73,8 +74,8 @@ def check_tasks(
 def run_check_read(storage: Storage, task: CheckTask, clock: str) -> TaskRecord[DamageList]:
     """Read files, compare their digests, and decode Parquet files."""
     del clock
-    found = (file_damage(storage, record, compare_bytes) for group in task.payload.groups for record in group)
-    return TaskRecord(task.id, (), DamageList(tuple(item for item in found if item)))
+    found = (item for group in task.payload.groups for record in group for item in read_damages(storage, record))
+    return TaskRecord(task.id, (), DamageList(tuple(found)))
 
 
 def run_check_compare(storage: Storage, task: CheckTask, clock: str) -> TaskRecord[DamageList]:
@@ -93,6 +94,21 @@ def file_damage(storage: Storage, record: FileRecord, compare: Callable[[Storage
     """What is wrong with a live file."""
     found = damage_of(record.path, partial(compare, storage, record))
     return replace(found, remedy=remedy(record)) if found else None
+
+
+def read_damages(storage: Storage, record: FileRecord) -> list[Damage]:
+    """What is wrong with the bytes of a live file, and with its block digests."""
+    found = file_damage(storage, record, compare_bytes), blocks_damage(storage, record, read_blocks)
+    return [item for item in found if item]
+
+
+def blocks_damage(
+    storage: Storage, record: FileRecord, compare: Callable[[Storage, FileRecord], object]
+) -> Damage | None:
+    """What is wrong with the block digests of a live file, where it has some."""
+    if record.blocks_path is None:
+        return None
+    return damage_of(record.blocks_path, partial(compare, storage, record))
 
 
 def damage_of(path: str, read: Callable[[], object]) -> Damage | None:

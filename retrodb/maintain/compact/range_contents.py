@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from retrodb.format.arrays import BoolArray, map_array
+from retrodb.format.arrays import BoolArray
 from retrodb.format.entries import AttributeEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
@@ -147,7 +147,7 @@ def document_starts(chunks: ChunkSet, span: ChunkRange) -> BoolArray:
     """(N,) bool: first rows of documents, including those of which only the key is left."""
     starts = np.zeros(span.num_chunks, dtype=bool)
     for record in chunks.overlapping("ids", *span):
-        starts[map_array(chunks.files.open(record))["row"] + record.first_chunk - span.first_chunk] = True
+        starts[chunks.files.array(record)["row"] + record.first_chunk - span.first_chunk] = True
     return starts
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodb.format.arrays import Int64Array, map_array
+from retrodb.format.arrays import Int64Array
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.maintain.compact.policy import ShardState, choose_compactions
@@ -92,7 +92,7 @@ def _has_rows(chunks: ChunkSet, record: FileRecord, rows: Int64Array) -> bool:
     if (chunks.files.rows(record).rank(rows) >= 0).any():
         return True
     starts = (
-        map_array(chunks.files.open(ids))["row"] + ids.first_chunk - record.first_chunk
+        chunks.files.array(ids)["row"] + ids.first_chunk - record.first_chunk
         for ids in chunks.overlapping("ids", *record.span)
     )
     return any(bool(np.isin(rows, of_file).any()) for of_file in starts)

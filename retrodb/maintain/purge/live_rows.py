@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from retrodb.format.arrays import BoolArray, Int64Array, map_array
+from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.records import FileRecord
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.view.chunk_set import ChunkSet
@@ -72,7 +72,7 @@ class LiveRows:
             if not record.path.endswith(("/codes.npy", "/index.faiss")):
                 return UNOWNED
             order = self._records[f"{record.path.rpartition('/')[0]}/order.npy"]
-            ids = ids[map_array(self._view.files.open(order))]
+            ids = ids[self._view.files.array(order).whole()]
         elif kind not in _OF_CHUNKS:
             return UNOWNED
         return RowOwnership(chunks.is_live(ids), chunks.document_ids(ids) if kind == "chunks" else None)

@@ -49,13 +49,14 @@ from retrodb.maintain.purge.search_task import (
 )
 from retrodb.maintain.purge.traces import KINDS, stored_traces
 from retrodb.stages.context import Context
+from retrodb.store.collection import unused_blocks
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
 _MAX_SHOWN = 10  # live documents that are named because they share text
-_SKIPPED = ("purged/", "rows/", "locks/", "retrodb.toml", "tokenizer.json")
-"""The keys of purged documents, row numbers, the holders of locks, and files that are older than every document."""
+_SKIPPED = ("purged/", "rows/", "blocks/", "locks/", "retrodb.toml", "tokenizer.json")
+"""The keys of purged documents, row numbers, block digests, holders of locks, and files that are older than every document."""
 _TASK_BYTES, _TASK_FILES = 64 << 20, 1024  # small files are searched together, so that few records are written
 
 
@@ -129,7 +130,7 @@ def run_proof(context: Context, view: View, run: Run, *, read_all: bool = False)
         num_read_files=len(stamps) - len(known),
         num_traces={kind: len(values) for kind, values in traces.values.items()},
         num_compared=dict(num_compared),
-        remaining=tuple(_remaining(view, results, live.values)),
+        remaining=(*_remaining(view, results, live.values), *_blocks_without_file(context.storage)),
         num_sharing_documents=live.num_sharing,
         sharing_documents=tuple(
             SharingDocument(document["source"], document["doc_id"], num_shingles)
@@ -137,6 +138,12 @@ def run_proof(context: Context, view: View, run: Run, *, read_all: bool = False)
             if document is not None
         ),
     )
+
+
+def _blocks_without_file(storage: Storage) -> Iterator[RemainingTrace]:
+    """Digests of blocks whose file is gone: the digests of live files say nothing that these files do not say."""
+    for path in unused_blocks(storage):
+        yield RemainingTrace(path, "-", "block digests of a file that is gone", 1)
 
 
 def _stamps(storage: Storage, skip: str) -> dict[str, str]:

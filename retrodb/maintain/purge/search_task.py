@@ -16,7 +16,7 @@ from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, growing_arr
 from retrodb.format.kinds import path_of
 from retrodb.maintain.purge.scanner import TraceScanner
 from retrodb.maintain.purge.traces import KINDS, Traces, stored_traces
-from retrodb.store.digest import xxh3_file
+from retrodb.store.digest import root_of_file
 from retrodb.store.publish import publish
 from retrodb.store.storage import TEMPORARY, Storage
 
@@ -46,7 +46,7 @@ class SearchedFile:
 
     path: str
     stamp: str  # of the file when it was read, see `stamp_of`
-    xxh3: str  # of the bytes that were searched, hexadecimal
+    xxh3: str  # of the bytes that were searched, as the manifest has it, hexadecimal
     num_rows: int  # of a table, an array or an index
     num_compared: dict[str, int]  # values of each kind that were compared with the traces
     first_hit: int
@@ -121,7 +121,7 @@ class _Search:
                 scanner.scan(path, local)
             except DamagedFileError:
                 problem = "cannot be read"
-        xxh3 = xxh3_file(local).hex()
+        xxh3 = root_of_file(local).hex()
         if stamp_of(local) != stamp:
             stamp = _CHANGING
         num_hits, num_compared = self._num_hits - first_hit, dict(scanner.num_compared)

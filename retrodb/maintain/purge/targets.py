@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodb.format.arrays import Int64Array, map_array
+from retrodb.format.arrays import Int64Array
 from retrodb.format.document_keys import IdArray, key_of
 from retrodb.format.entries import QueriesEntry, SourceEntry
 from retrodb.format.parquet import iterate_row_groups
@@ -98,8 +98,8 @@ def _look_up(view: View, pairs: Sequence[tuple[str, str]]) -> list[Target]:
     keys = np.unique(_keys(pairs))
     targets = []
     for query_set, record in _id_files(view):
-        entries = map_array(view.files.open(record))
-        entries = entries[entries_with_keys(entries, keys)]
+        of_file = view.files.array(record)
+        entries = of_file[entries_with_keys(of_file, keys)]
         for entry, first_chunk in zip(entries, (entries["row"] + record.first_chunk).tolist(), strict=True):
             source, doc_id = pair_of_key[int(entry["key_hi"]) << 64 | int(entry["key_lo"])]
             targets.append(Target(query_set, source, doc_id, first_chunk))
@@ -128,7 +128,7 @@ def holding_snapshots(context: Context, keys: IdArray) -> list[int]:
         records = [*manifest.files("ids"), *(record for record in held_out if record.path.endswith("/ids.npy"))]
         for record in records:
             if record.path not in has_key:
-                has_key[record.path] = len(entries_with_keys(map_array(files.open(record)), keys)) > 0
+                has_key[record.path] = len(entries_with_keys(files.array(record), keys)) > 0
         if any(has_key[record.path] for record in records):
             holding.append(number)
     return holding

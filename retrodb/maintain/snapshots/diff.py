@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 
 from retrodb.errors import UsageError
-from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, map_array
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.document_keys import IdArray
 from retrodb.format.records import ChunkRange, ShardRecord
 from retrodb.stages.context import Context
@@ -212,7 +212,7 @@ class _ChangedRows:
         """(M,) KEY_DTYPE: the keys of documents."""
         keys = np.zeros(len(documents.rows), KEY_DTYPE)
         for record in self.view.chunks.overlapping("ids", *self.span):
-            entries = map_array(self.view.files.open(record))
+            entries = self.view.files.array(record).whole()
             if not len(entries):
                 continue
             ids = entries["row"] + record.first_chunk

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from retrodb.errors import MissingFileError, UsageError
-from retrodb.format.arrays import map_array
 from retrodb.format.entries import Entry, ExportEntry, PinEntry
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
@@ -132,7 +131,7 @@ def _refuse_purged(newest: View, restored: View) -> None:
         return
     query_files = [record for record in restored.manifest.files("queries") if record.path.endswith("/ids.npy")]
     id_files = [*restored.manifest.files("ids"), *query_files]
-    num_purged = sum(int(is_among(map_array(restored.files.open(record)), keys).sum()) for record in id_files)
+    num_purged = sum(int(is_among(restored.files.array(record).whole(), keys).sum()) for record in id_files)
     if num_purged:
         raise UsageError(
             f"snapshot {restored.snapshot.number} has {num_purged} documents that were purged later",

@@ -12,7 +12,7 @@ from retrodb.dedup.lsh import SortedBands, parse_bands, sort_bands
 from retrodb.dedup.minhash import signatures
 from retrodb.engine.run import Run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import Int64Array, map_array, save_array
+from retrodb.format.arrays import Int64Array, save_array
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import ChunkRange, FileRecord
@@ -140,7 +140,7 @@ def run_distinct(storage: Storage, task: Task[DistinctPayload, NoResult], clock:
         record = of_shard.file
         if not payload.first_chunk <= record.first_chunk < end:
             continue
-        bands: SortedBands = map_array(verified.open(record))
+        bands: SortedBands = verified.array(record).whole()
         low, high = np.searchsorted(repeated, [record.first_chunk, record.span.end])
         rows = repeated[low:high] - record.first_chunk
         if len(rows) and bands.size and (is_repeated := np.isin(bands["document"], rows)).any():

@@ -16,12 +16,13 @@ from retrodb.config import NearDuplicatesParams
 from retrodb.dedup.lsh import MAX_BUCKET, MAX_PAIRS, BandEntries, join_band, parse_bands, prefix_rows, unique_pairs
 from retrodb.engine.run import Run, add_counts
 from retrodb.engine.task import Task, TaskKind, TaskRecord
-from retrodb.format.arrays import Int64Array, map_array
+from retrodb.format.arrays import Int64Array
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.near_documents import power_of_two
 from retrodb.stages.dedup.near_files import BandsRun, FileList, publish_array, publish_list, read_list
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import FieldOfRows
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
@@ -155,8 +156,8 @@ def _entries(
     verified = VerifiedFiles(storage)
     for run in runs:
         if run.is_new == is_new:
-            bands = map_array(verified.open(run.file))
-            hashes = bands["hash"][band]
-            entries = np.array(bands[band, prefix_rows(hashes, payload.prefix, payload.num_prefixes)])
+            of_band = verified.array(run.file).row(band)
+            hashes = FieldOfRows(of_band, "hash")
+            entries = np.array(of_band[prefix_rows(hashes, payload.prefix, payload.num_prefixes)])
             entries["document"] += run.file.first_chunk
             yield entries

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, map_array, save_array
+from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, save_array
 from retrodb.format.document_keys import HASH_DTYPE, IdArray
 from retrodb.format.json_codec import from_json
 from retrodb.format.kinds import path_of
@@ -20,6 +20,7 @@ from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 
@@ -114,7 +115,7 @@ def run_new_run(storage: Storage, task: Task[NewRunPayload, NoResult], clock: st
     verified, blocks = VerifiedFiles(storage), [np.empty(0, RUN_DTYPE)]
     for number, part in enumerate(task.payload.parts, task.payload.first_part):
         positions = VerifiedFiles(storage).rows(part.hashes).rank(part.rows.present)
-        hashes = _as_bytes(map_array(verified.open(part.hashes))[positions])
+        hashes = _as_bytes(verified.array(part.hashes)[positions])
         blocks.append(_run(hashes, number, np.arange(len(positions))))
     return _publish(storage, task.payload.run, task.id, _sorted(np.concatenate(blocks)))
 
@@ -142,12 +143,12 @@ def run_old_run(storage: Storage, task: Task[OldRunPayload, NoResult], clock: st
     payload, verified = task.payload, VerifiedFiles(storage)
     is_wanted = None if payload.filter is None else _open(storage, payload.filter)
     coverage, blocks = Coverage(payload.hashes, verified), [np.empty(0, RUN_DTYPE)]
-    arrays: dict[str, AnyArray] = {}
+    arrays: dict[str, VerifiedArray] = {}
     for number, file in enumerate(payload.files, payload.first_file):
         ids = _stored_ids(verified, file.vectors) if file.ids is None else _open(storage, file.ids)
         for hit in coverage.lookup(ids):  # rows of which compaction dropped the text are in no hit
             if hit.record.path not in arrays:
-                arrays[hit.record.path] = map_array(verified.open(hit.record))
+                arrays[hit.record.path] = verified.array(hit.record)
             hashes = _as_bytes(arrays[hit.record.path][hit.positions])
             kept = slice(None) if is_wanted is None else is_wanted[_prefixes(hashes, _num_bits(is_wanted))] == 1
             blocks.append(_run(hashes[kept], number, hit.where[kept]))
@@ -173,7 +174,9 @@ def run_reuse_join(storage: Storage, task: Task[ReuseJoinPayload, NoResult], clo
     return _publish(storage, payload.run, task.id, matches[np.lexsort((hits["row"], hits["file"]))])
 
 
-def read_origins(storage: Storage, reusable: ReusableVectors | None, part: int) -> tuple[list[AnyArray], Int64Array]:
+def read_origins(
+    storage: Storage, reusable: ReusableVectors | None, part: int
+) -> tuple[list[VerifiedArray], Int64Array]:
     """The arrays with vectors for one part of the new rows, and (H, 3) int64: row, index of the array, position in it."""
     if reusable is None:
         return [], np.empty((0, 3), np.int64)
@@ -186,7 +189,8 @@ def read_origins(storage: Storage, reusable: ReusableVectors | None, part: int) 
     origins = origins[np.lexsort((origins[:, 0], origins[:, 1]))]
     used, origins[:, 1] = np.unique(origins[:, 1], return_inverse=True)
     files = from_json(VectorFiles, storage.read(reusable.files), where=reusable.files).files if len(used) else ()
-    return [_open(storage, files[number]) for number in used], origins
+    verified = VerifiedFiles(storage)
+    return [verified.array(files[number]) for number in used], origins
 
 
 def _run(hashes: NDArray[np.bytes_], number: int, rows: Int64Array) -> IdArray:
@@ -232,7 +236,7 @@ def _as_bytes(hashes: AnyArray) -> NDArray[np.bytes_]:
 
 
 def _open(storage: Storage, record: FileRecord) -> AnyArray:
-    return map_array(VerifiedFiles(storage).open(record))
+    return VerifiedFiles(storage).array(record).whole()
 
 
 def _publish(

@@ -16,20 +16,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.ann.codebook import load_codebook
 from retrodb.config import EmbedParams
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.errors import MismatchError
-from retrodb.format.arrays import Float16Array, Int64Array, growing_array, map_array
+from retrodb.format.arrays import Float16Array, Int64Array, growing_array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.embed.reuse_tasks import ReusableVectors, read_origins
 from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder, on_own_gpu
 from retrodb.stages.embed.windows import EncodedWindows, TextFile, encode_windows, forget_windows, windows_folder
+from retrodb.stages.index.codebook_file import stored_codebook
 from retrodb.stages.index.publish_part import publish_part
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import SELF
 
@@ -100,7 +101,7 @@ def run_embed_task(
     fresh = np.delete(np.arange(len(rows)), origins[:, 0])  # rows whose vectors are computed
     verified = VerifiedFiles(storage)
     verified.open(payload.chunks)
-    hashes = np.ascontiguousarray(map_array(verified.open(payload.hashes))[positions[fresh]]).view("S16")
+    hashes = np.ascontiguousarray(verified.array(payload.hashes)[positions[fresh]]).view("S16")
     first, ordinal = _distinct(hashes)
     computed = fresh[first]  # one row of each distinct text
     texts = TextFile(payload.chunks.path, positions[computed], payload.chunks.first_chunk + rows.present[computed])
@@ -108,7 +109,7 @@ def run_embed_task(
     start = time.perf_counter()
     windows = encode_windows(storage, folder, encoder, texts, payload.window_rows)
     totals.add(windows, time.perf_counter() - start)
-    arrays = [*reused, *windows.arrays]
+    arrays: list[Float16Array | VerifiedArray] = [*reused, *windows.arrays]
     vectors = GatheredVectors(arrays, len(rows), encoder.identity.dimension)
     vectors.assign(origins[:, 0], origins[:, 1], origins[:, 2])
     vectors.assign(fresh, len(reused) + ordinal // payload.window_rows, ordinal % payload.window_rows)
@@ -127,7 +128,7 @@ def run_embed_task(
 class GatheredVectors:
     """Vectors (N, D) float16 of the rows of a task, which lie in several arrays. A block is gathered when it is read."""
 
-    def __init__(self, arrays: Sequence[Float16Array], num_rows: int, dimension: int) -> None:
+    def __init__(self, arrays: Sequence[Float16Array | VerifiedArray], num_rows: int, dimension: int) -> None:
         self.arrays, self.shape = arrays, (num_rows, dimension)
         self._array_N = np.zeros(num_rows, dtype=np.int32)
         self._position_N = np.zeros(num_rows, dtype=np.int64)
@@ -160,7 +161,7 @@ def _distinct(hashes: NDArray[np.bytes_]) -> tuple[Int64Array, Int64Array]:
 def _publish(storage: Storage, task: str, payload: EmbedPayload, vectors: GatheredVectors) -> tuple[FileRecord, ...]:
     space, query_set, first = payload.space, payload.query_set, payload.chunks.first_chunk
     if payload.codebook and query_set == SELF:
-        codebook = load_codebook(storage.read(payload.codebook))
+        codebook = stored_codebook(storage, payload.codebook)
         return publish_part(storage, space, task, vectors, codebook, first, payload.rows)
     if query_set == SELF:
         kind, name, path = "vectors", space, path_of("vectors", name=space, task=task)

@@ -12,11 +12,11 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook, choose_factory, num_lists_of
 from retrodb.ann.drift import Drift, Truth, imbalance, residual, truth_in_part
-from retrodb.ann.part import Part, open_part
+from retrodb.ann.part import Part
 from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.entries import Canaries, DriftEntry, DriftFigures, IndexEntry, SpaceEntry
-from retrodb.stages.index.live_parts import PartFiles, parts_of
+from retrodb.stages.index.live_parts import PartFiles, open_files, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
@@ -48,7 +48,9 @@ def drift_entry(
     has_vector: BoolArray = np.asarray(vectors.any(axis=1))  # compaction may have dropped some
     truth = _without_deleted(view, _read_truth(old, len(canaries)))
     old_parts = [] if is_new else parts_of(view, space)
-    sizes = sum((np.diff(_part(view, part).offsets_L1) for part in old_parts), np.zeros(codebook.num_lists, np.int64))
+    sizes = sum(
+        (np.diff(open_files(view.files, part).offsets_L1) for part in old_parts), np.zeros(codebook.num_lists, np.int64)
+    )
     residuals, counts = [old.residual if old else 0.0], [old.added if old else 0]
     for record in records:
         part, ids = _new_part(view.storage, record)
@@ -102,14 +104,9 @@ def _nprobe(view: View, space: str, codebook: Codebook, *, is_new: bool) -> int:
     return min(point.nprobe if point and point.nprobe else default_nprobe(codebook.num_lists), codebook.num_lists)
 
 
-def _part(view: View, files: PartFiles) -> Part:
-    folders = {view.files.open(record).parent for record in files.records}
-    return open_part(folders.pop())
-
-
 def _new_part(storage: Storage, record: TaskRecord[NoResult]) -> tuple[Part, Int64Array]:
-    file = record.files[0]  # all files of a part cover the same rows
-    return open_part(storage.local(file.path).parent), file.first_chunk + VerifiedFiles(storage).rows(file).present
+    files, part = VerifiedFiles(storage), PartFiles(record.files[0].path.rpartition("/")[0], record.files)
+    return open_files(files, part), part.span.first_chunk + part.row_set(files).present
 
 
 def _without_deleted(view: View, truth: Truth) -> Truth:

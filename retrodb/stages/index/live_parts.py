@@ -10,9 +10,9 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook, load_codebook
 from retrodb.ann.exclusion import ExclusionKeys
-from retrodb.ann.part import open_part
+from retrodb.ann.part import Part, open_part
 from retrodb.ann.rerank import LivePart
-from retrodb.errors import DamagedFileError, MismatchError, MissingStep
+from retrodb.errors import MismatchError, MissingStep
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
@@ -116,7 +116,6 @@ def live_parts(
     parts = []
     covered_end = 0  # one past the ids of the parts before
     for number, files in enumerate(all_files := parts_of(view, space)):
-        folder = verified_folder(view, files)
         ids = files.span.first_chunk + files.row_set(view.files).present
         overlaps = files.span.first_chunk < covered_end
         before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
@@ -124,7 +123,7 @@ def live_parts(
         covered_end = max(covered_end, files.span.end)
         parts.append(
             LivePart(
-                part=open_part(folder),
+                part=open_files(view.files, files),
                 ids_N=ids,
                 fetch=_VectorReader(view, space, ids),
                 allowed_N=None if allowed.all() else allowed,
@@ -179,11 +178,11 @@ def _chosen(view: View, ids: Int64Array, source: str | None, documents: Int64Arr
     return mask
 
 
-def verified_folder(view: View, files: PartFiles) -> Path:
-    """The local folder of a part whose files were all verified."""
-    try:
-        paths = [view.files.open(record) for record in files.records]
-    except DamagedFileError as error:
-        remedy = "Run 'retrodb check --repair', or 'retrodb index --retrain', which rebuilds the index."
-        raise type(error)(error.what, where=error.where, remedy=remedy) from error
-    return paths[0].parent
+def open_files(files: VerifiedFiles, part: PartFiles) -> Part:
+    """An open part of the database, of which every byte is verified before it is read.
+
+    Raises:
+        MissingFileError, DamagedFileError: for its description, the offsets of its lists, and the size and header of its arrays.
+    """
+    by_name = {record.path.rpartition("/")[2]: files.bytes(record) for record in part.records}
+    return open_part(Path(part.folder), by_name)

@@ -19,14 +19,13 @@ import numpy as np
 
 from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
-from retrodb.ann.part import open_part
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
 from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import MAX_ROWS, RowSet
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import PartFiles, parts_of
+from retrodb.stages.index.live_parts import PartFiles, open_files, parts_of
 from retrodb.stages.index.publish_part import publish_part_files
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -161,8 +160,7 @@ def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: 
         return TaskRecord(task.id, counts={"vectors": 0})
     positions: list[Int64Array] = [np.where(rows >= 0, merged.rank(rows), -1) for rows in rows_of_parts]
     verified = VerifiedFiles(storage)
-    paths = [[verified.open(record) for record in part.records] for part in payload.parts]
-    parts = [open_part(of_part[0].parent) for of_part in paths]
+    parts = [open_files(verified, part) for part in payload.parts]
     build = partial(merge_parts, parts, positions)
     files = publish_part_files(storage, payload.space, task.id, build, payload.span.first_chunk, merged)
     return TaskRecord(task.id, files, counts={"vectors": len(merged)})

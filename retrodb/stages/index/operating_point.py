@@ -145,7 +145,7 @@ def lists_of(parts: list[LivePart], ids: Int64Array) -> Int32Array:
     for part in parts:
         if len(part.ids_N):
             rows = np.minimum(np.searchsorted(part.ids_N, ids), len(part.ids_N) - 1)
-            lists = np.where(part.ids_N[rows] == ids, part.part.lists_NA[:, 0][rows], lists)
+            lists = np.where(part.ids_N[rows] == ids, part.part.lists_NA[rows, 0], lists)
     return lists
 
 

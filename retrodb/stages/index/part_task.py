@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from retrodb.ann.codebook import Codebook, load_codebook
+from retrodb.ann.codebook import Codebook
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import AnyArray, Int64Array, map_array
+from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.stages.index.codebook_file import stored_codebook
 from retrodb.stages.index.publish_part import publish_part
 from retrodb.store.open_storage import open_storage
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
 
 STAGE_VERSION = 2
@@ -49,7 +51,7 @@ def run_index_task(
     payload, rows = task.payload, task.payload.rows
     codebook = _load_codebook(storage.url, path_of("codebooks", name=payload.space, digest=payload.codebook))
     record, stored = payload.vectors, VerifiedFiles(storage).rows(payload.vectors)
-    vectors = map_array(VerifiedFiles(storage).open(record))
+    vectors = VerifiedFiles(storage).array(record)
     selected = vectors if rows == stored else _SelectedRows(vectors, stored.rank(rows.present))
     files = publish_part(storage, payload.space, task.id, selected, codebook, record.first_chunk, rows, threads=threads)
     return TaskRecord(task.id, files, counts={"vectors": len(rows)})
@@ -58,17 +60,16 @@ def run_index_task(
 class _SelectedRows:
     """Some rows of a mapped array, read block by block."""
 
-    def __init__(self, array: AnyArray, positions: Int64Array) -> None:
+    def __init__(self, array: VerifiedArray, positions: Int64Array) -> None:
         self._array, self._positions = array, positions
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __getitem__(self, rows: slice[int, int, None] | Int64Array) -> AnyArray:
-        block: AnyArray = self._array[self._positions[rows]]
-        return block
+        return self._array[self._positions[rows]]
 
 
 @lru_cache(maxsize=2)
 def _load_codebook(url: str, path: str) -> Codebook:
-    return load_codebook(open_storage(url).read(path))
+    return stored_codebook(open_storage(url), path)

@@ -12,11 +12,11 @@ from functools import cached_property
 import numpy as np
 
 from retrodb.ann.metric import NO_NEIGHBOUR
-from retrodb.ann.part import Part, open_part
+from retrodb.ann.part import Part
 from retrodb.ann.rerank import LivePart, SearchPart
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, VectorArray
 from retrodb.format.rows import RowSet
-from retrodb.stages.index.live_parts import PartFiles, live_parts, live_rows, parts_of, verified_folder
+from retrodb.stages.index.live_parts import PartFiles, live_parts, live_rows, open_files, parts_of
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
@@ -87,8 +87,8 @@ def search_parts(
         overlaps = files.span.first_chunk < covered_end
         before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
         covered_end = max(covered_end, files.span.end)
-        folder = verified_folder(view, files)
-        parts.append(StoredPart(view, space, files, open_part(folder), files.row_set(view.files), before))
+        part = open_files(view.files, files)
+        parts.append(StoredPart(view, space, files, part, files.row_set(view.files), before))
     return parts
 
 

@@ -83,7 +83,7 @@ def run_look_up(storage: Storage, task: Task[LookUpPayload, NoResult], clock: st
     del clock
     payload = task.payload
     view = planned_view(storage, payload.snapshot)
-    candidates = map_array(view.files.open(payload.candidates))
+    candidates = view.files.array(payload.candidates).whole()
     comparison = _compare(view, payload.source, payload.query_set, payload.files, candidates, payload.mirror)
     files = []
     for name, array in vars(comparison).items():
@@ -120,7 +120,7 @@ def _compare(
         [
             compare(
                 candidates,
-                map_array(view.files.open(record)),
+                view.files.array(record),
                 record.first_chunk,
                 partial(_is_current, chunks, record),
                 changed=SUPERSEDES if query_set == SELF else HELD_OUT,

@@ -14,15 +14,18 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.arrays import BoolArray, Int64Array, UInt64Array
 from retrodb.format.document_keys import IdArray, sort_ids
+from retrodb.store.verified_array import VerifiedArray
 
 ADDED, SUPERSEDES, UNCHANGED, DUPLICATE, HELD_OUT = 0, 1, 2, 3, 4
 OUTCOMES = ("added", "superseded", "unchanged", "duplicate", "held_out")
 """Names of the outcomes of records, by code; `superseded` counts new versions of documents that changed."""
 
 OutcomeArray: TypeAlias = NDArray[np.uint8]
+Entries: TypeAlias = IdArray | VerifiedArray
 
+_STEPS_OF_SEARCH = 20  # of 2^20 entries: a search for more keys than a 20th of the entries reads the file
 _PARTITION_ENTRIES = 1 << 24  # entries sorted at once: bounds the memory of the sort at about 2 GiB
 
 
@@ -84,7 +87,7 @@ def first_of_each_id(new: IdArray) -> IdArray:
 
 def compare(
     candidates: IdArray,
-    entries: IdArray,
+    entries: Entries,
     first_chunk: int,
     is_current: Callable[[Int64Array], BoolArray],
     *,
@@ -106,10 +109,11 @@ def compare(
     candidate_H, entry_H = equal_keys(candidates, entries)
     if not len(entry_H) and not mirror:  # so is nearly every file of a large source
         return _NO_COMPARISON
-    rows_H = entries["row"][entry_H]
+    entries_H = entries[entry_H]
+    rows_H = entries_H["row"]
     is_current_H = is_current(rows_H) if len(rows_H) else np.empty(0, dtype=bool)
-    is_same = is_current_H & (candidates["hash_hi"][candidate_H] == entries["hash_hi"][entry_H])
-    is_same &= candidates["hash_lo"][candidate_H] == entries["hash_lo"][entry_H]
+    is_same = is_current_H & (candidates["hash_hi"][candidate_H] == entries_H["hash_hi"])
+    is_same &= candidates["hash_lo"][candidate_H] == entries_H["hash_lo"]
     is_changed = is_current_H & ~is_same
     outcomes = [
         np.stack([of_code, np.full(len(of_code), code)], axis=1)
@@ -166,7 +170,7 @@ _NO_IDS = np.empty(0, dtype=np.int64)
 _NO_COMPARISON = Comparison(np.empty((0, 2), np.int64), _NO_IDS, _NO_IDS)
 
 
-def equal_keys(first: IdArray, second: IdArray) -> tuple[Int64Array, Int64Array]:
+def equal_keys(first: Entries, second: Entries) -> tuple[Int64Array, Int64Array]:
     """Each (H,) int64: the positions of all pairs of entries with the same key.
 
     Both arrays are sorted by key. The keys of the shorter one are searched in the longer one, of which only the pages that
@@ -175,14 +179,25 @@ def equal_keys(first: IdArray, second: IdArray) -> tuple[Int64Array, Int64Array]
     if len(first) > len(second):
         positions, others = equal_keys(second, first)
         return others, positions
-    halves, others_halves = np.ascontiguousarray(first["key_hi"]), np.asarray(second["key_hi"])
-    low = np.searchsorted(others_halves, halves)
-    hits = np.flatnonzero(low < len(second))
-    hits = hits[others_halves[low[hits]] == halves[hits]]
-    if not len(hits):
-        return hits, hits
-    counts = np.searchsorted(others_halves, halves[hits], side="right") - low[hits]  # 1, unless keys share this half
-    positions = np.repeat(hits, counts)
-    others = np.repeat(low[hits] - np.cumsum(counts) + counts, counts) + np.arange(len(positions))
-    is_equal = first["key_lo"][positions] == second["key_lo"][others]
+    halves = np.ascontiguousarray(first["key_hi"])
+    low, high = (_count_before(second, halves, after_equal=after_equal) for after_equal in (False, True))
+    counts = high - low  # 1 for a hit, unless keys share this half
+    positions = np.repeat(np.arange(len(halves)), counts)
+    others = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(len(positions))
+    is_equal = first[positions]["key_lo"] == second[others]["key_lo"]
     return positions[is_equal], others[is_equal]
+
+
+def _count_before(entries: Entries, halves: UInt64Array, *, after_equal: bool) -> Int64Array:
+    """(H,) int64: the number of sorted entries whose upper half is less than each half; `after_equal` counts equal ones too."""
+    if not isinstance(entries, VerifiedArray) or len(halves) * _STEPS_OF_SEARCH > len(entries):
+        column = np.asarray(entries["key_hi"])
+        return np.asarray(np.searchsorted(column, halves, side="right" if after_equal else "left"))
+    low, high = np.zeros(len(halves), dtype=np.int64), np.full(len(halves), len(entries), dtype=np.int64)
+    while (is_open := low < high).any():
+        middle = (low[is_open] + high[is_open]) // 2
+        upper = entries[middle]["key_hi"]
+        is_before = (upper <= halves[is_open]) if after_equal else (upper < halves[is_open])
+        low[is_open] = np.where(is_before, middle + 1, low[is_open])
+        high[np.flatnonzero(is_open)[~is_before]] = middle[~is_before]
+    return low

@@ -22,6 +22,7 @@ from retrodb.stages.neighbours.block_join import exact_neighbours
 from retrodb.stages.neighbours.table_inputs import database_side, exclusion_of
 from retrodb.stages.neighbours.table_rows import query_ids
 from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
@@ -98,7 +99,7 @@ class RecallSample:
             return 1.0
         ids, distances = np.empty((len(self.rows), k), np.int64), np.empty((len(self.rows), k), np.float32)
         for hit in Coverage(files, self._view.files).lookup(self.rows):
-            table = read_table(storage.local(hit.record.path)).take(hit.positions)
+            table = read_table(VerifiedFiles(storage).open(hit.record)).take(hit.positions)
             columns = [table.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]
             ids[hit.where], distances[hit.where] = (column.reshape(table.num_rows, -1)[:, :k] for column in columns)
         return round(recall_at_k(ids, distances, *self.truth).mean, 4)
