@@ -153,4 +153,5 @@ def _mapped(file: MappedBytes) -> tuple[int, AnyArray]:
     except ValueError as error:
         raise file.error_of(f"not a readable .npy file ({error})") from error
     array: AnyArray = np.frombuffer(file.data, dtype, count, start) if count else np.empty(0, dtype)
+    array.flags.writeable = False
     return start, array.reshape(shape)
