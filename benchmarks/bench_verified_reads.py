@@ -4,7 +4,7 @@ The first table is about one file of vectors, mapped and in the page cache: proc
 of all rows in a process, with digests of blocks and without. The second one is about commands, each in a process of its own, in
 turn with verification and without: the processor time of both, and the time inside of the verification.
 
-    python benchmarks/bench_verified_reads.py                       # a file of 300 MB and 100,000 chunks, some minutes
+    python benchmarks/bench_verified_reads.py                       # a file of 800 MB and 100,000 chunks, some minutes
     python benchmarks/bench_verified_reads.py --folder F --out benchmarks/results/2026-11-27-verified-reads.md
 """
 
@@ -215,7 +215,7 @@ def report(options: argparse.Namespace, folder: Path) -> Iterator[str]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=400_000, help="Rows of the file of vectors.")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="Rows of the file of vectors.")
     parser.add_argument("--chunks", type=int, default=100_000, help="Chunks of the database.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
