@@ -150,8 +150,6 @@ NOT_YET: dict[str, str] = {
     "filter ids": "ids",
     "embed": "hashes",
     "embed new space": "documents",
-    "index": "parts",
-    "index training": "parts",
     "neighbours": "documents, parts",
     "repair nothing": "documents, parts",
     "repair": "documents, parts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet, mask_of
 from retrodb.stages.dedup.clusters import cluster_keys
+from retrodb.store.row_files import rows_digest
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
@@ -81,22 +82,43 @@ def open_codebook(view: View, space: str) -> Codebook:
     return load_codebook(view.files.open(record).read_bytes())
 
 
-def missing_rows(view: View, space: str, parts: Sequence[PartFiles]) -> list[tuple[FileRecord, RowSet]]:
-    """The files of vectors with embeddable rows that no part holds, each with these rows of its range."""
-    covered = Coverage([part.records[0] for part in parts], view.files)
-    missing = []
+@dataclass(frozen=True)
+class MissingRows:
+    """The embeddable rows of one file of vectors that no part holds: their number and digest say which, see `rows_to_index`."""
+
+    vectors: FileRecord
+    rows: str | None  # digest of their bitmap; None: every row of the file's range
+    num_rows: int
+
+
+def missing_rows(view: View, parts: Coverage, space: str) -> Iterator[MissingRows]:
+    """The rows of every file of vectors that no part holds. Reads row bitmaps, of one file after the other.
+
+    Args:
+        parts: those of the space that count, see `coverage_of`.
+    """
     for record in view.manifest.files("vectors", space):
-        if any((part.span, part.rows) == (record.span, record.rows) for part in covered.overlapping(*record.span)):
+        if any((part.span, part.rows) == (record.span, record.rows) for part in parts.overlapping(*record.span)):
             continue  # one part has all its rows: no need to look at them
-        rows = view.files.rows(record).roaring
-        for part in covered.overlapping(*record.span):
-            rows = rows - view.files.rows(part).roaring.shift(part.first_chunk - record.first_chunk)
-        if not rows:
-            continue
-        mask = mask_of(rows, record.num_chunks) & view.chunks.live_mask(*record.span)  # a file of vectors has keys only
-        if (mask := mask & view.screened_mask(*record.span)).any():
-            missing.append((record, RowSet.from_mask(mask)))
-    return missing
+        is_whole = view.chunks.is_all_live(*record.span) and view.is_all_screened(*record.span)
+        if is_whole and not parts.overlapping(*record.span):
+            yield MissingRows(record, record.rows, record.num_rows)
+        elif len(rows := rows_to_index(view, parts, record)):
+            yield MissingRows(record, rows_digest(rows), len(rows))
+
+
+def rows_to_index(view: View, parts: Coverage, vectors: FileRecord) -> RowSet:
+    """The live, screened rows of a file of vectors that no part holds."""
+    rows = view.files.rows(vectors).roaring - parts.covered_rows(*vectors.span)
+    rows &= view.chunks.live_rows(*vectors.span)  # a file of vectors has keys only
+    if not view.is_all_screened(*vectors.span):
+        return RowSet.from_mask(mask_of(rows, vectors.num_chunks) & view.screened_mask(*vectors.span))
+    return RowSet.from_rows(rows, vectors.num_chunks)
+
+
+def coverage_of(view: View, parts: Sequence[PartFiles]) -> Coverage:
+    """Parts, found by the ids of their rows."""
+    return Coverage([part.records[0] for part in parts], view.files)
 
 
 def live_parts(

@@ -155,12 +155,11 @@ def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: 
         MissingFileError, DamagedFileError: when a file of a part is not what its record says.
     """
     del clock
-    payload = task.payload
-    rows_of_parts, merged = _merged_rows(payload, VerifiedFiles(storage))
+    payload, verified = task.payload, VerifiedFiles(storage)
+    rows_of_parts, merged = _merged_rows(payload, verified)
     if not len(merged):
         return TaskRecord(task.id, counts={"vectors": 0})
     positions: list[Int64Array] = [np.where(rows >= 0, merged.rank(rows), -1) for rows in rows_of_parts]
-    verified = VerifiedFiles(storage)
     paths = [[verified.open(record) for record in part.records] for part in payload.parts]
     parts = [open_part(of_part[0].parent) for of_part in paths]
     build = partial(merge_parts, parts, positions)

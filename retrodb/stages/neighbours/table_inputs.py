@@ -10,7 +10,14 @@ from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Int64Array
-from retrodb.stages.index.live_parts import database_keys, live_parts, missing_rows, open_codebook, parts_of
+from retrodb.stages.index.live_parts import (
+    coverage_of,
+    database_keys,
+    live_parts,
+    missing_rows,
+    open_codebook,
+    parts_of,
+)
 from retrodb.stages.neighbours.block_join import JoinHardware, join_rows
 from retrodb.stages.neighbours.restriction import chosen_documents
 from retrodb.stages.queries.sequence_keys import sequence_documents
@@ -24,7 +31,7 @@ def refuse_missing(view: View, queries: str, space: str) -> None:
         raise MissingStep(
             f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first."
         )
-    if missing_rows(view, space, parts_of(view, space)):
+    if any(missing_rows(view, coverage_of(view, parts_of(view, space)), space)):
         raise MissingStep(f"space '{space}' has vectors that are not indexed", remedy="Run 'retrodb index' first.")
 
 

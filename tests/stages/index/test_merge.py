@@ -16,7 +16,7 @@ from retrodb.ann.merge_policy import choose_merges
 from retrodb.database import Database
 from retrodb.errors import RetroDBError
 from retrodb.format.rows import RowSet
-from retrodb.stages.index.live_parts import live_parts, missing_rows, parts_of
+from retrodb.stages.index.live_parts import coverage_of, live_parts, missing_rows, parts_of
 from retrodb.stages.index.merge import merge_task, run_merge_task, span_of
 from retrodb.store.open_storage import open_storage
 
@@ -113,12 +113,12 @@ def test_a_row_of_two_parts_is_merged_once(grown: Database) -> None:
 
 def test_missing_rows_are_those_that_no_part_has(grown: Database) -> None:
     view = grown.view()
-    [(record, rows)] = missing_rows(view, "default", parts_of(view, "default"))
-    assert record.first_chunk == view.shards.first_chunk[-1]
-    assert len(rows) == record.num_rows
+    [part] = missing_rows(view, coverage_of(view, parts_of(view, "default")), "default")
+    assert part.vectors.first_chunk == view.shards.first_chunk[-1]
+    assert (part.num_rows, part.rows) == (part.vectors.num_rows, part.vectors.rows)
     grown.index()
     view = grown.view()
-    assert missing_rows(view, "default", parts_of(view, "default")) == []
+    assert not list(missing_rows(view, coverage_of(view, parts_of(view, "default")), "default"))
     assert sum(len(part.ids_N) for part in live_parts(view, "default")) == sum(
         record.num_rows for record in view.manifest.files("vectors", "default")
     )
