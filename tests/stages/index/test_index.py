@@ -127,7 +127,7 @@ def test_an_index_does_not_depend_on_workers_and_trains_on_the_rows_that_it_adds
 ) -> None:
     database = make_database({})
     for name in ("a", "b", "c"):
-        documents = {f"{name}{i}": made_text(f"{name}{i}", 900 + 300 * (name == "b")) for i in range(4)}
+        documents = {f"{name}{i}": made_text(f"{name}{i}", 1500 + 500 * (name == "b")) for i in range(4)}
         database.ingest([write_documents(tmp_path / f"{name}.jsonl", documents)], source=name)
     database.embed()
     database.filter(doc_ids=["a1", "c2"], reason="bad")
