@@ -155,9 +155,9 @@ class StageCommands(DatabaseBase):
         from retrodb.stages.embed.command import run_embed
         from retrodb.stages.embed.space_encoder import EncoderHardware
 
-        with self._lock(conflict_keys.embed(space or "default"), "embed"):
+        with self._lock(conflict_keys.embed(space or "default"), "embed"), self._planning(dry_run) as context:
             return run_embed(
-                self._context, options, EncoderHardware(device, dtype, batch_tokens), space=space, dry_run=dry_run
+                context, options, EncoderHardware(device, dtype, batch_tokens), space=space, dry_run=dry_run
             )
 
     def drop_space(self, space: str, *, with_tables: bool = False, dry_run: bool = False) -> SpaceChange:

@@ -24,14 +24,14 @@ from retrodb.format.entries import IndexEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.stages.embed.embed_plan import EmbedPlan
-from retrodb.stages.embed.pending import own_ids
+from retrodb.stages.embed.pending import own_parts
 from retrodb.stages.embed.reuse_tasks import VectorFile
+from retrodb.stages.embed.text_sample import TextSample, draw_texts
 from retrodb.stages.index.codebook_file import index_entry, publish_codebook
 from retrodb.stages.transaction import Transaction
 from retrodb.store.digest import digest_file
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
-from retrodb.view.view import View
 
 RECALL_K = 10
 _RECALL_QUERIES = 512  # 5,120 pairs: recall 0.95 is known within 2 * sqrt(0.95 * 0.05 / 5120) = 0.006
@@ -59,22 +59,23 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
     index = view.snapshot.entry(IndexEntry, space)
     if index is not None:
         return PreparedCodes(path_of("codebooks", name=space, digest=index.codebook), index.codes_recall or 1.0)
-    ids = own_ids(plan.pending)
-    if not len(ids):
+    parts = own_parts(plan.pending)
+    num_rows = sum(part.num_rows for part in parts)
+    if not num_rows:
         raise MissingStep("there is nothing to embed yet", remedy="Run 'retrodb ingest' first.")
     settings = IndexParams(factory=plan.params.factory or "auto")
     factory = plan.params.factory or choose_factory(
-        len(ids), entry.dimension, settings.memory_bytes, None, entry.metric
+        num_rows, entry.dimension, settings.memory_bytes, None, entry.metric
     )
-    size = max(sample_size(factory), min(_MIN_SAMPLE, len(ids) // 10 + 1))
-    sample_ids = np.sort(np.random.default_rng(settings.seed).permutation(ids)[:size])
+    size = max(sample_size(factory), min(_MIN_SAMPLE, num_rows // 10 + 1))
+    texts = draw_texts(transaction, space, parts, size, settings.seed)
     path = path_of("runs", run=transaction.run.id, file="sample.npy")
-    sample = _sample_vectors(transaction.run.storage, path, view, encoder, sample_ids)
+    sample = _sample_vectors(transaction.run.storage, path, encoder, texts)
     codebook = train(sample, factory, settings.seed, entry.metric)
     record = publish_codebook(transaction, space, codebook)
     recall = round(codes_recall(sample, codebook), 4)
     transaction.set_entry(space, replace(index_entry(codebook, settings, factory), codes_recall=recall))
-    return PreparedCodes(record.path, recall, (_vector_file(transaction.run, path, sample_ids),))
+    return PreparedCodes(record.path, recall, (_vector_file(transaction.run, path, texts.ids),))
 
 
 def _vector_file(run: Run, path: str, ids: Int64Array) -> VectorFile:
@@ -101,11 +102,10 @@ def codes_recall(vectors_SD: Float16Array, codebook: Codebook) -> float:
     return float(is_found[is_true].mean()) if is_true.any() else 1.0
 
 
-def _sample_vectors(storage: Storage, path: str, view: View, encoder: Encoder, ids: Int64Array) -> Float16Array:
+def _sample_vectors(storage: Storage, path: str, encoder: Encoder, texts: TextSample) -> Float16Array:
     """The vectors (S, D) of the sample. Those that an interrupted run computed are reused."""
     if not storage.exists(path):
-        blocks = [ids[start : start + _SAMPLE_WINDOW] for start in range(0, len(ids), _SAMPLE_WINDOW)]
-        batches = encoder.encode_windows(view.chunks.texts(block) for block in blocks)
+        batches = encoder.encode_windows(texts.windows(_SAMPLE_WINDOW))
         vectors = np.concatenate([batch.vectors_ND for batch in batches])
         with storage.stage(path) as local:
             save_array(local, vectors)

@@ -14,15 +14,15 @@ once, write it once, and read it once more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 
 from retrodb.engine.groups import groups_of
-from retrodb.engine.run import Engine, add_counts
+from retrodb.engine.run import add_counts
 from retrodb.format.json_codec import to_json
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.embed.embed_plan import EmbedPlan
-from retrodb.stages.embed.pending import PendingRows
 from retrodb.stages.embed.reuse_tasks import (
     FILTER,
     JOIN,
@@ -33,7 +33,6 @@ from retrodb.stages.embed.reuse_tasks import (
     OldRunPayload,
     ReusableVectors,
     ReuseJoinPayload,
-    RowsToMatch,
     VectorFile,
     VectorFiles,
     run_new_run,
@@ -41,6 +40,7 @@ from retrodb.stages.embed.reuse_tasks import (
     run_prefix_filter,
     run_reuse_join,
 )
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 
 _RUN_ROWS = 1 << 22  # rows of a task: 128 MiB of a sorted run
@@ -63,9 +63,9 @@ def find_reusable(
     files = [*(VectorFile(record) for record in records), *samples]
     if not files or not plan.pending:
         return None
-    new_runs = _new_runs(transaction, plan.pending)
+    new_runs = _new_runs(transaction, plan)
     old_runs, num_old = _old_runs(transaction, plan, files, new_runs)
-    num_rows = num_old + sum(len(part.rows) for part in plan.pending)
+    num_rows = num_old + sum(part.num_rows for part in plan.pending)
     num_ranges = num_rows // _RUN_ROWS + 1
     tasks = [
         JOIN.task(ReuseJoinPayload(transaction.run.id, new_runs, old_runs, number, num_ranges))
@@ -77,16 +77,16 @@ def find_reusable(
     return ReusableVectors(path, tuple(file for record in joined for file in record.files))
 
 
-def _new_runs(transaction: Transaction, pending: Sequence[PendingRows]) -> tuple[FileRecord, ...]:
+def _new_runs(transaction: Transaction, plan: EmbedPlan) -> tuple[FileRecord, ...]:
     """The pending rows, sorted by hash in each run."""
-    groups = list(groups_of(pending, lambda part: max(len(part.rows), _MIN_FILE_ROWS), _RUN_ROWS))
+    groups = list(groups_of(plan.pending, lambda part: max(part.num_rows, _MIN_FILE_ROWS), _RUN_ROWS))
     first_parts = accumulate((len(group) for group in groups), initial=0)
     tasks = []
     for group, first_part in zip(groups, first_parts, strict=False):
-        rows = tuple(RowsToMatch(part.hashes, part.rows) for part in group)
-        payload = NewRunPayload(transaction.run.id, rows, first_part)
-        tasks.append(NEW_RUN.task(payload, weight=sum(len(part.rows) for part in group)))
-    records = transaction.run_tasks(tasks, run_new_run, unit="chunks")
+        payload = NewRunPayload(transaction.run.id, plan.space, group, first_part)
+        tasks.append(NEW_RUN.task(payload, weight=sum(part.num_rows for part in group)))
+    function = partial(run_new_run, snapshot=PlannedSnapshot.of(plan.view))
+    records = transaction.run_tasks(tasks, function, unit="chunks")
     return tuple(file for record in records for file in record.files)
 
 
@@ -94,7 +94,7 @@ def _old_runs(
     transaction: Transaction, plan: EmbedPlan, files: Sequence[VectorFile], new_runs: tuple[FileRecord, ...]
 ) -> tuple[tuple[FileRecord, ...], int]:
     """The rows with a vector whose text a pending row may have, sorted by hash in each run; and their number."""
-    num_new = sum(len(part.rows) for part in plan.pending)
+    num_new = sum(part.num_rows for part in plan.pending)
     run = transaction.run.id
     filters = transaction.run_tasks(
         [FILTER.task(FilterPayload(run, new_runs, num_new))], run_prefix_filter, unit="filters"
@@ -107,7 +107,8 @@ def _old_runs(
         payload = OldRunPayload(run, group, first_file, _hashes_of(plan, group), filter_file)
         tasks.append(OLD_RUN.task(payload, weight=sum(file.vectors.num_rows for file in group)))
     is_small = sum(file.vectors.num_rows for file in files) < _SMALL_ROWS
-    records = transaction.run_tasks(tasks, run_old_run, engine=Engine() if is_small else None, unit="chunks")
+    engine = transaction.context.engine.with_processes(1) if is_small else None
+    records = transaction.run_tasks(tasks, run_old_run, engine=engine, unit="chunks")
     return tuple(file for record in records for file in record.files), add_counts(records).get("rows", 0)
 
 

@@ -17,13 +17,14 @@ from retrodb.format.document_keys import HASH_DTYPE, IdArray
 from retrodb.format.json_codec import from_json
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.stages.embed.pending import PendingRows, rows_of
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 RUN_DTYPE = np.dtype([("hash", "S16"), ("file", "<i8"), ("row", "<i8")])
 """A row of a run: the hash of its text, the number of its part of the new rows or file of vectors, and its row there."""
 
@@ -55,19 +56,12 @@ class ReusableVectors:
 
 
 @dataclass(frozen=True)
-class RowsToMatch:
-    """The pending rows of one file of chunks."""
-
-    hashes: FileRecord  # of the texts
-    rows: RowSet
-
-
-@dataclass(frozen=True)
 class NewRunPayload:
     """Sort pending rows."""
 
     run: str  # id of the run that stores the sorted run
-    parts: tuple[RowsToMatch, ...]
+    space: str
+    parts: tuple[PendingRows, ...]
     first_part: int  # number of the first one
 
 
@@ -108,12 +102,19 @@ OLD_RUN = TaskKind[OldRunPayload, NoResult]("reuse-old", STAGE_VERSION, NoResult
 JOIN = TaskKind[ReuseJoinPayload, NoResult]("reuse-join", STAGE_VERSION, NoResult)
 
 
-def run_new_run(storage: Storage, task: Task[NewRunPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """Sort some pending rows by the hashes of their texts."""
+def run_new_run(
+    storage: Storage, task: Task[NewRunPayload, NoResult], clock: str, *, snapshot: PlannedSnapshot
+) -> TaskRecord[NoResult]:
+    """Sort some pending rows by the hashes of their texts.
+
+    Args:
+        snapshot: as in `rows_of`.
+    """
     del clock
     verified, blocks = VerifiedFiles(storage), [np.empty(0, RUN_DTYPE)]
     for number, part in enumerate(task.payload.parts, task.payload.first_part):
-        positions = VerifiedFiles(storage).rows(part.hashes).rank(part.rows.present)
+        rows = rows_of(storage, snapshot, task.payload.space, part)
+        positions = verified.rows(part.hashes).rank(rows.present)
         hashes = _as_bytes(map_array(verified.open(part.hashes))[positions])
         blocks.append(_run(hashes, number, np.arange(len(positions))))
     return _publish(storage, task.payload.run, task.id, _sorted(np.concatenate(blocks)))
