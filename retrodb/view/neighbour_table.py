@@ -130,6 +130,10 @@ class NeighbourTable:
         """The rows of the table, live or not, ascending, all in one array."""
         return np.concatenate([np.empty(0, np.int64), *(self.all_rows_in(*span) for span in self.spans())])
 
+    def num_rows_in(self, first: int, count: int) -> int:
+        """The number of rows of the table in one range of ids, live or not, from row bitmaps."""
+        return len(self._coverage.covered_rows(first, count))
+
     def all_rows_in(self, first: int, count: int) -> Int64Array:
         """The rows of the table in one range of ids, live or not, ascending."""
         return first + np.flatnonzero(self._coverage.covered_mask(first, count))

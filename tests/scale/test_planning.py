@@ -151,7 +151,6 @@ NOT_YET: dict[str, str] = {
     "neighbours": "documents, parts",
     "repair nothing": "documents, parts",
     "repair": "documents, parts",
-    "exposure": "documents, chunks, neighbours",
     "compact": "documents, ids",
     "purge": "parts, and what has a purged document",
 }
