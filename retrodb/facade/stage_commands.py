@@ -252,9 +252,9 @@ class StageCommands(DatabaseBase):
 
         params = params_of(NeighboursParams, options)
         self._check_space(space)
-        with self._lock(conflict_keys.neighbours(table or queries), "neighbours"):
+        with self._lock(conflict_keys.neighbours(table or queries), "neighbours"), self._planning(dry_run) as context:
             result = run_neighbours(
-                self._context,
+                context,
                 params,
                 queries=queries,
                 space=space,
@@ -285,9 +285,9 @@ class StageCommands(DatabaseBase):
         """
         from retrodb.stages.neighbours.repair import run_repair_neighbours
 
-        with self._lock(conflict_keys.neighbours(table or "all"), "neighbours"):
+        with self._lock(conflict_keys.neighbours(table or "all"), "neighbours"), self._planning(dry_run) as context:
             return run_repair_neighbours(
-                self._context, table=table, memory_bytes=memory_bytes, device=device, dry_run=dry_run
+                context, table=table, memory_bytes=memory_bytes, device=device, dry_run=dry_run
             )
 
     def edit_neighbours(

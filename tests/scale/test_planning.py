@@ -148,9 +148,6 @@ NOT_YET: dict[str, str] = {
     "ingest screened": "ids",
     "near-duplicates": "documents of the shards that it changes, which the commit counts",
     "filter ids": "ids",
-    "neighbours": "documents, parts",
-    "repair nothing": "documents, parts",
-    "repair": "documents, parts",
     "compact": "documents, ids",
     "purge": "parts, and what has a purged document",
 }

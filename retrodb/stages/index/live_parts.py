@@ -129,13 +129,29 @@ def live_parts(
     source: str | None = None,
     documents: Int64Array | None = None,
 ) -> list[LivePart]:
-    """Every part with its live rows, and the exclusion keys of the kinds that a search needs.
+    """Every part with its live rows, and the exclusion keys of the kinds that a search needs. Arguments: see `LiveParts`."""
+    return list(LiveParts(view, space, tuple(kinds), source, documents))
 
-    Args:
-        source: restricts the database side to one source.
-        documents: restricts it to the documents that begin at these ids (ascending), as `documents_where` gives them.
-    """
-    parts = []
+
+@dataclass(frozen=True)
+class LiveParts:
+    """The parts of `live_parts`, opened one after the other, each time that they are iterated."""
+
+    view: View
+    space: str
+    kinds: tuple[str, ...] = ()  # of exclusion keys
+    source: str | None = None  # restricts the database side to one source
+    documents: Int64Array | None = (
+        None  # and to the documents that begin at these ids (ascending), as of `documents_where`
+    )
+
+    def __iter__(self) -> Iterator[LivePart]:
+        return _each_live_part(self.view, self.space, self.kinds, self.source, self.documents)
+
+
+def _each_live_part(
+    view: View, space: str, kinds: Sequence[str], source: str | None, documents: Int64Array | None
+) -> Iterator[LivePart]:
     covered_end = 0  # one past the ids of the parts before
     for number, files in enumerate(all_files := parts_of(view, space)):
         folder = verified_folder(view, files)
@@ -144,16 +160,13 @@ def live_parts(
         before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
         allowed = live_rows(view, files, ids, before) & _chosen(view, ids, source, documents)
         covered_end = max(covered_end, files.span.end)
-        parts.append(
-            LivePart(
-                part=open_part(folder),
-                ids_N=ids,
-                fetch=_VectorReader(view, space, ids),
-                allowed_N=None if allowed.all() else allowed,
-                keys={kind: database_keys(view, kind, ids) for kind in kinds},
-            )
+        yield LivePart(
+            part=open_part(folder),
+            ids_N=ids,
+            fetch=_VectorReader(view, space, ids),
+            allowed_N=None if allowed.all() else allowed,
+            keys={kind: database_keys(view, kind, ids) for kind in kinds},
         )
-    return parts
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ The neighbours of a row do not depend on its block, so memory limit, threads and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ def join_rows(
 
 
 def exact_neighbours(
-    vectors: VectorArray, parts: list[LivePart], metric: Metric, exclusion: Exclusion, k: int, threads: int
+    vectors: VectorArray, parts: Iterable[LivePart], metric: Metric, exclusion: Exclusion, k: int, threads: int
 ) -> tuple[Int64Array, Float32Array]:
     """The exact k nearest rows of parts: ids (Q, k) int64 and distances (Q, k) float32."""
     return exact_topk(vectors, (block for part in parts for block in part.blocks()), k, metric, exclusion, threads)

@@ -11,9 +11,9 @@ from retrodb.config import NeighboursParams
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.index.live_parts import (
+    LiveParts,
     coverage_of,
     database_keys,
-    live_parts,
     missing_rows,
     open_codebook,
     parts_of,
@@ -44,8 +44,13 @@ def live_state(view: View) -> str:
 
 def database_side(view: View, space: str, params: NeighboursParams) -> list[LivePart]:
     """The chunks that can be neighbours in a table with these parameters, with the exclusion keys that it needs."""
+    return list(each_part(view, space, params))
+
+
+def each_part(view: View, space: str, params: NeighboursParams) -> LiveParts:
+    """The parts of `database_side`, of which one at a time is in memory."""
     documents = chosen_documents(view, params.where, params.sample, params.seed)
-    return live_parts(view, space, kinds=params.exclude, documents=documents)
+    return LiveParts(view, space, params.exclude, documents=documents)
 
 
 def exclusion_of(view: View, queries: str, params: NeighboursParams, rows: Int64Array) -> Exclusion:
