@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retrodb.engine.run import forget_run, open_run
+from retrodb.engine.run import Engine, forget_run, open_run
 from retrodb.engine.task import P, R, Task, TaskFunction
 from retrodb.stages.context import Context
 
 
 def run_planning_tasks(
-    context: Context, command: str, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, unit: str
+    context: Context,
+    command: str,
+    tasks: Sequence[Task[P, R]],
+    function: TaskFunction[P, R],
+    *,
+    unit: str,
+    engine: Engine | None = None,
 ) -> list[R]:
     """The results of tasks, in their order. Interrupted, the same command continues with the tasks that are not finished.
 
     Args:
         command: names the run.
         unit: of the tasks' weights, for progress.
+        engine: another one than the context's.
     """
     if not tasks:
         return []
     run = open_run(context.storage, command, [task.id for task in tasks], context.clock)
-    records = context.engine.run(run, tasks, function, context.progress, unit=unit)
+    records = (engine or context.engine).run(run, tasks, function, context.progress, unit=unit)
     forget_run(run)
     return [record.result for record in records]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from retrodb.engine.groups import groups_of
-from retrodb.engine.run import Run, add_counts, forget_run, open_run
+from retrodb.engine.run import Engine, Run, add_counts, forget_run, open_run
 from retrodb.errors import UsageError
 from retrodb.format.arrays import growing_array, map_array
 from retrodb.format.kinds import path_of
@@ -44,6 +44,7 @@ from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
 _TASK_ROWS = 1 << 20  # of the table, whose neighbours a task reads
+_SMALL_ROWS = 1 << 12  # that one process compares before others have started
 _MIN_SPAN_ROWS = 1 << 13  # what a range counts at least, so that a task has at most 128 of them
 _TASK_IDS = 1 << 20  # chunks that a task compares: about ten minutes
 
@@ -128,26 +129,28 @@ def _exposed(
     context: Context, run: Run, view: View, compared: ComparedTable, groups: Sequence[_RowGroup], consumed_samples: int
 ) -> list[ExposedRow]:
     """The exposed rows, ascending."""
-    matches = _find_matches(context, run, view, compared, groups)
+    is_small = sum(group.num_rows for group in groups) <= _SMALL_ROWS
+    engine = context.engine.with_processes(1) if is_small else context.engine
+    matches = _find_matches(context, engine, run, view, compared, groups)
     tasks = [
         ROWS.task(RowsPayload(compared, matches, group.spans, group.first_sample, consumed_samples), (), group.num_rows)
         for group in groups
     ]
-    records = context.engine.run(run, tasks, run_exposed_rows, context.progress, unit="rows")
+    records = engine.run(run, tasks, run_exposed_rows, context.progress, unit="rows")
     return [row for record in records for row in record.result.rows]
 
 
 def _find_matches(
-    context: Context, run: Run, view: View, compared: ComparedTable, groups: Sequence[_RowGroup]
+    context: Context, engine: Engine, run: Run, view: View, compared: ComparedTable, groups: Sequence[_RowGroup]
 ) -> FileRecord:
     """All matches of the test set in chunks that the table names, in one file of the run."""
     tasks = [NAMED.task(NamedPayload(run.id, compared, group.spans), weight=group.num_rows) for group in groups]
-    records = context.engine.run(run, tasks, run_named, context.progress, unit="rows")
+    records = engine.run(run, tasks, run_named, context.progress, unit="rows")
     named = tuple(file for record in records for file in record.files)
     num_tasks = add_counts(records).get("ids", 0) // _TASK_IDS + 1
     ranges = _ranges(view, num_tasks)
     to_match = [MATCH.task(MatchPayload(run.id, compared, named, span), weight=span.num_chunks) for span in ranges]
-    matched = context.engine.run(run, to_match, run_match, context.progress, unit="chunks")
+    matched = engine.run(run, to_match, run_match, context.progress, unit="chunks")
     paths = [context.storage.local(file.path) for record in matched for file in record.files]
     path = path_of("runs", run=run.id, file="exposure/matches.npy")
     return publish(context.storage, "runs", path, partial(_join, parts=paths))

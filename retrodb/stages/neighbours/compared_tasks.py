@@ -5,7 +5,7 @@ Ids that can be neighbours follow from row bitmaps. Only a table that is restric
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 
 from retrodb.config import NeighboursParams
 from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Engine
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from retrodb.format.arrays import BoolArray
 
 _TASK_CHUNKS = 1 << 24  # whose bitmaps a task reads: 2 MiB for each side
+_SMALL_CHUNKS, _SMALL_READ_CHUNKS = 1 << 26, 1 << 20
+"""Whose bitmaps, or whose documents too, one process reads before others have started."""
 _MIN_SPAN_CHUNKS = 1 << 15  # what a range counts at least, so that a task has at most 512 of them
 
 
@@ -84,7 +87,8 @@ def count_compared(context: Context, view: View, inputs: TableInputs) -> tuple[C
     payloads = list(_payloads(view, inputs, before))
     tasks = [COUNT.task(payload, weight=_num_chunks(payload)) for payload in payloads]
     counts = dict.fromkeys((DATABASE, QUERIES), ComparedCounts(0, 0, 0))
-    results = run_planning_tasks(context, "compared-count", tasks, run_count_compared, unit="chunks")
+    engine = _engine_for(context, inputs, payloads)
+    results = run_planning_tasks(context, "compared-count", tasks, run_count_compared, unit="chunks", engine=engine)
     for payload, result in zip(payloads, results, strict=True):
         counts[payload.side] += result
     return counts[DATABASE], counts[QUERIES]
@@ -92,9 +96,10 @@ def count_compared(context: Context, view: View, inputs: TableInputs) -> tuple[C
 
 def store_compared(transaction: Transaction, inputs: TableInputs) -> None:
     """Add the files that say what the rows of a table are compared with now to a change."""
-    payloads = _payloads(transaction.view, inputs, None)
+    payloads = list(_payloads(transaction.view, inputs, None))
     tasks = [STORE.task(payload, weight=_num_chunks(payload)) for payload in payloads]
-    transaction.add_files(transaction.run_tasks(tasks, run_store_compared, unit="chunks"))
+    engine = _engine_for(transaction.context, inputs, payloads)
+    transaction.add_files(transaction.run_tasks(tasks, run_store_compared, engine=engine, unit="chunks"))
 
 
 def _payloads(view: View, inputs: TableInputs, before: ComparedSets | None) -> Iterator[ComparedPayload]:
@@ -103,6 +108,13 @@ def _payloads(view: View, inputs: TableInputs, before: ComparedSets | None) -> I
         ranges = spans if before is None else with_gaps(spans, before.ranges(side))
         for group in groups_of(ranges, lambda span: max(span.num_chunks, _MIN_SPAN_CHUNKS), _TASK_CHUNKS):
             yield ComparedPayload(inputs, side, group)
+
+
+def _engine_for(context: Context, inputs: TableInputs, payloads: Sequence[ComparedPayload]) -> Engine:
+    """The context's engine, or one process where starting more takes longer than the work."""
+    is_restricted = inputs.params.where is not None or inputs.params.sample < 1
+    most = _SMALL_READ_CHUNKS if is_restricted else _SMALL_CHUNKS
+    return context.engine.with_processes(1) if sum(map(_num_chunks, payloads)) <= most else context.engine
 
 
 def _num_chunks(payload: ComparedPayload) -> int:

@@ -159,6 +159,7 @@ def test_neither_workers_nor_the_size_of_tasks_change_what_is_exposed(
     assert whole.exposed
     for name in ("_TASK_ROWS", "_MIN_SPAN_ROWS", "_TASK_IDS"):
         monkeypatch.setattr(exposure, name, 1)
+    monkeypatch.setattr(exposure, "_SMALL_ROWS", 0)
     several = retrodb.open(trained.path, workers=2)
     for database in (trained, several):
         assert database.exposure("exam", table="training", consumed_samples=3) == whole
