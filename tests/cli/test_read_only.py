@@ -24,6 +24,9 @@ COMMANDS: dict[str, Callable[[Path, Path], tuple[str | Path, ...]]] = {
     "filter": lambda database, _: ("filter", database, "--where", "num_chunks > 1"),
     "tag": lambda database, _: ("tag", database, "--name", "long", "--regex", "a"),
     "queries add": lambda database, corpus: ("queries", "add", database, corpus, "--name", "more"),
+    "index": lambda database, _: ("index", database, "--retrain"),
+    "neighbours": lambda database, _: ("neighbours", database, "--table", "another", "--where", "num_chunks > 1"),
+    "repair": lambda database, _: ("neighbours", database, "--repair"),
 }
 
 
@@ -46,5 +49,20 @@ def test_a_dry_run_on_a_read_only_file_system(
     before = _files(database)
     done = ok(*COMMANDS[name](database, corpus), "--dry-run", "--json")
     assert done.rows == expected.rows
+    assert _files(database) == before
+    assert not list(scratch.iterdir())
+
+
+def test_embed_and_exposure_on_a_read_only_file_system(
+    built: Path, testset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, scratch = Path(shutil.copytree(built, tmp_path / "database")), tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(base, "is_read_only", lambda storage: True)
+    before = _files(database)
+    planned = ok("embed", database, "--space", "more", "--encoder", "hashing:8", "--dry-run", "--json").row
+    assert planned["num_chunks"] > 0
+    assert ok("exposure", database, "--testset", testset.name.partition(".")[0], "--json").row["num_rows"] > 0
     assert _files(database) == before
     assert not list(scratch.iterdir())
