@@ -17,7 +17,7 @@ from retrodb.format.arrays import BoolArray, Int64Array, map_array
 from retrodb.format.entries import Canaries, DriftEntry, DriftFigures, IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
-from retrodb.stages.index.drift_task import dump_truth, list_sizes, measure_parts, read_truth
+from retrodb.stages.index.drift_task import dump_truth, measure_parts, read_truth, sizes_of_lists
 from retrodb.stages.index.live_parts import MissingRows, PartFiles, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.stages.index.vector_sample import VECTORS, VectorsPayload, draw_from, drawn_rows, run_vectors_task
@@ -59,7 +59,7 @@ def drift_entry(
     truth = _without_deleted(view, read_truth(old.canaries.nearest if old else (), len(canaries)))
     new_parts = [PartFiles(_folder(record.files[0]), record.files) for record in records]
     parts = [*([] if is_new else parts_of(view, space)), *new_parts]
-    sizes = list_sizes(transaction, parts, codebook.num_lists)
+    sizes = sizes_of_lists(transaction, parts, codebook.num_lists)
     residuals, counts = [old.residual if old else 0.0], [old.added if old else 0]
     path = path_of("codebooks", name=space, digest=codebook.digest)
     for measured in measure_parts(transaction, path, new_parts, canaries, vectors_file):

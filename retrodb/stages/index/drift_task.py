@@ -63,7 +63,7 @@ LIST_SIZES = TaskKind[ListSizesPayload, NoResult]("index-lists", 1, NoResult)
 NEW_PARTS = TaskKind[NewPartsPayload, PartsDrift]("index-drift", 1, PartsDrift)
 
 
-def list_sizes(transaction: Transaction, parts: Sequence[PartFiles], num_lists: int) -> Int64Array:
+def sizes_of_lists(transaction: Transaction, parts: Sequence[PartFiles], num_lists: int) -> Int64Array:
     """(L,) int64: vectors in each list of the codebook, over all parts."""
     offsets = [file for part in parts for file in part.records if file.path.endswith(f"/{OFFSETS_FILE}")]
     groups = groups_of(offsets, lambda file: max(file.digest.size_bytes, _MIN_FILE_BYTES), _SIZES_BYTES)
