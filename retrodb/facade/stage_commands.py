@@ -189,10 +189,8 @@ class StageCommands(DatabaseBase):
         from retrodb.stages.index.command import run_index
 
         self._check_space(space)
-        with self._lock(conflict_keys.index(space or "default"), "index"):
-            return run_index(
-                self._context, params_of(IndexParams, options), space=space, retrain=retrain, dry_run=dry_run
-            )
+        with self._lock(conflict_keys.index(space or "default"), "index"), self._planning(dry_run) as context:
+            return run_index(context, params_of(IndexParams, options), space=space, retrain=retrain, dry_run=dry_run)
 
     def add_queries(
         self, name: str, files: Sequence[str | Path], *, text_template: str | None = None, dry_run: bool = False

@@ -17,8 +17,9 @@ from retrodb.format.json_codec import to_plain_object
 from retrodb.stages.context import Context
 from retrodb.stages.index.codebook_file import index_entry, publish_codebook
 from retrodb.stages.index.drift import choose_canaries, drift_entry, reasons_to_retrain
-from retrodb.stages.index.live_parts import MissingRows, coverage_of, missing_rows, open_codebook, parts_of
+from retrodb.stages.index.live_parts import MissingRows, open_codebook, parts_of
 from retrodb.stages.index.merge import plan_merge, run_merge
+from retrodb.stages.index.missing_task import find_missing_rows
 from retrodb.stages.index.part_task import STAGE_VERSION, index_task, run_index_task
 from retrodb.stages.index.vector_sample import training_sample
 from retrodb.stages.planned_view import PlannedSnapshot
@@ -79,18 +80,19 @@ def run_index(
         UsageError: for options that need another codebook than the space has.
         ConflictError: when the index or the vectors of the space changed since the plan.
     """
-    plan = plan_index(context.view(), params, space=space, retrain=retrain)
+    plan = plan_index(context, params, space=space, retrain=retrain)
     return plan.result if dry_run else execute_index(context, plan)
 
 
-def plan_index(view: View, params: IndexParams, *, space: str | None = None, retrain: bool = False) -> IndexPlan:
+def plan_index(context: Context, params: IndexParams, *, space: str | None = None, retrain: bool = False) -> IndexPlan:
     """Find the vectors to index. Raises as `run_index`."""
+    view = context.view()
     name = space or view.snapshot.default_space
     entry = view.snapshot.entry(IndexEntry, name)
     is_new = retrain or entry is None
     _check(view, name, params, entry, is_new)
     old_parts = [] if is_new else parts_of(view, name)
-    missing = tuple(missing_rows(view, coverage_of(view, old_parts), name))
+    missing = find_missing_rows(context, view, name, is_new=is_new)
     memory_bytes = params.memory_bytes if entry is None else entry.params.memory_bytes
     merge = plan_merge(view, name, memory_bytes).result  # of the parts that are there before the run
     result = IndexResult(

@@ -98,13 +98,32 @@ def missing_rows(view: View, parts: Coverage, space: str) -> Iterator[MissingRow
         parts: those of the space that count, see `coverage_of`.
     """
     for record in view.manifest.files("vectors", space):
-        if any((part.span, part.rows) == (record.span, record.rows) for part in parts.overlapping(*record.span)):
-            continue  # one part has all its rows: no need to look at them
-        is_whole = view.chunks.is_all_live(*record.span) and view.is_all_screened(*record.span)
-        if is_whole and not parts.overlapping(*record.span):
-            yield MissingRows(record, record.rows, record.num_rows)
-        elif len(rows := rows_to_index(view, parts, record)):
-            yield MissingRows(record, rows_digest(rows), len(rows))
+        if missing := missing_in(view, parts, record):
+            yield missing
+
+
+def missing_in(view: View, parts: Coverage, vectors: FileRecord) -> MissingRows | None:
+    """The rows of one file of vectors that no part holds; None where there are none."""
+    if _has_equal_part(parts, vectors):
+        return None
+    if rows_follow_from_records(view, parts, vectors):
+        return MissingRows(vectors, vectors.rows, vectors.num_rows)
+    rows = rows_to_index(view, parts, vectors)
+    return MissingRows(vectors, rows_digest(rows), len(rows)) if len(rows) else None
+
+
+def rows_follow_from_records(view: View, parts: Coverage, vectors: FileRecord) -> bool:
+    """Whether records alone show that a part has all rows of a file, or that all are missing. Else row bitmaps are read."""
+    if _has_equal_part(parts, vectors):
+        return True
+    is_whole = view.chunks.is_all_live(*vectors.span) and view.is_all_screened(*vectors.span)
+    return is_whole and not parts.overlapping(*vectors.span)
+
+
+def _has_equal_part(parts: Coverage, vectors: FileRecord) -> bool:
+    """Whether one part has all rows of a file."""
+    overlapping = parts.overlapping(*vectors.span)
+    return any((part.span, part.rows) == (vectors.span, vectors.rows) for part in overlapping)
 
 
 def rows_to_index(view: View, parts: Coverage, vectors: FileRecord) -> RowSet:

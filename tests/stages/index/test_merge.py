@@ -16,9 +16,12 @@ from retrodb.ann.merge_policy import choose_merges
 from retrodb.database import Database
 from retrodb.errors import RetroDBError
 from retrodb.format.rows import RowSet
+from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import coverage_of, live_parts, missing_rows, parts_of
 from retrodb.stages.index.merge import merge_task, run_merge_task, span_of
+from retrodb.stages.index.missing_task import find_missing_rows
 from retrodb.store.open_storage import open_storage
+from retrodb.store.storage import LocalStorage
 
 Make = Callable[..., Database]
 SHARDS = 3
@@ -142,3 +145,21 @@ def test_a_killed_index_run_is_continued_by_the_same_command(grown: Database) ->
     assert len(parts_of(done.view(), "default")) == 1
     assert done.view().snapshot.number == number + 2
     assert done.check(read_data=True).damaged == ()
+
+
+def test_missing_rows_are_the_same_in_tasks(grown: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grown.index()
+    grown.filter(doc_ids=["0-1", "2-3"], reason="bad")
+    grown.ingest([write_documents(tmp_path / "new.jsonl", {"new": made_text("new", 500)})], source="new")
+    grown.filter(doc_ids=["1-0"], reason="bad")
+    grown.embed()
+    grown.undelete("bad")
+    monkeypatch.setattr("retrodb.stages.index.missing_task._TASK_CHUNKS", 1)
+    context = Context(LocalStorage(Path(grown.path)))
+    view = context.view()
+    for is_new in (False, True):
+        parts = [] if is_new else parts_of(view, "default")
+        expected = tuple(missing_rows(view, coverage_of(view, parts), "default"))
+        assert find_missing_rows(context, view, "default", is_new=is_new) == expected
+        assert expected
+    assert not [path for path in view.storage.list("runs") if "missing" in path]
