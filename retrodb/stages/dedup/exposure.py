@@ -37,6 +37,7 @@ from retrodb.stages.dedup.exposure_tasks import (
     run_named,
 )
 from retrodb.stages.dedup.testset import registered_testset
+from retrodb.stages.file_list import publish_file_list
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.publish import publish
 from retrodb.view.chunk_set import ChunkSet
@@ -146,7 +147,7 @@ def _find_matches(
     """All matches of the test set in chunks that the table names, in one file of the run."""
     tasks = [NAMED.task(NamedPayload(run.id, compared, group.spans), weight=group.num_rows) for group in groups]
     records = engine.run(run, tasks, run_named, context.progress, unit="rows")
-    named = tuple(file for record in records for file in record.files)
+    named = publish_file_list(context.storage, run.id, "named", [file for record in records for file in record.files])
     num_tasks = add_counts(records).get("ids", 0) // _TASK_IDS + 1
     ranges = _ranges(view, num_tasks)
     to_match = [MATCH.task(MatchPayload(run.id, compared, named, span), weight=span.num_chunks) for span in ranges]

@@ -24,6 +24,7 @@ from retrodb.format.arrays import AnyArray, Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.dedup.testset import open_table, registered_testset
+from retrodb.stages.file_list import read_file_list
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
@@ -63,7 +64,7 @@ class MatchPayload:
 
     run: str
     compared: ComparedTable
-    named: tuple[FileRecord, ...]  # each (n,) int64, ascending
+    named: FileRecord  # list of files, each (n,) int64, ascending
     span: ChunkRange  # of the shards
 
 
@@ -154,7 +155,7 @@ def run_match(storage: Storage, task: Task[MatchPayload, NoResult], clock: str) 
     del clock
     payload = task.payload
     comparison, ids = _opened(storage, payload.compared), [np.empty(0, np.int64)]
-    for record in payload.named:
+    for record in read_file_list(storage, payload.named):
         named = map_array(comparison.view.files.open(record))
         low, high = np.searchsorted(named, [payload.span.first_chunk, payload.span.end])
         ids.append(np.asarray(named[low:high]))

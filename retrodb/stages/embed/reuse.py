@@ -13,14 +13,13 @@ once, write it once, and read it once more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 
 from retrodb.engine.groups import groups_of
 from retrodb.engine.run import add_counts
-from retrodb.format.json_codec import to_json
-from retrodb.format.kinds import path_of
+from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.embed.embed_plan import EmbedPlan
 from retrodb.stages.embed.reuse_tasks import (
@@ -34,12 +33,12 @@ from retrodb.stages.embed.reuse_tasks import (
     ReusableVectors,
     ReuseJoinPayload,
     VectorFile,
-    VectorFiles,
     run_new_run,
     run_old_run,
     run_prefix_filter,
     run_reuse_join,
 )
+from retrodb.stages.file_list import publish_file_list
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 
@@ -72,13 +71,22 @@ def find_reusable(
         for number in range(num_ranges)
     ]
     joined = transaction.run_tasks(tasks, run_reuse_join, unit="ranges")
-    path = path_of("runs", run=transaction.run.id, file="reuse/files.json")
-    transaction.run.storage.write(path, to_json(VectorFiles(tuple(file.vectors for file in files))))
-    return ReusableVectors(path, tuple(file for record in joined for file in record.files))
+    return ReusableVectors(
+        _file_list(transaction, "vectors", [file.vectors for file in files]),
+        _file_list(transaction, "matches", _files_of(joined)),
+    )
 
 
-def _new_runs(transaction: Transaction, plan: EmbedPlan) -> tuple[FileRecord, ...]:
-    """The pending rows, sorted by hash in each run."""
+def _files_of(records: Iterable[TaskRecord[NoResult]]) -> list[FileRecord]:
+    return [file for record in records for file in record.files]
+
+
+def _file_list(transaction: Transaction, name: str, files: Sequence[FileRecord]) -> FileRecord:
+    return publish_file_list(transaction.run.storage, transaction.run.id, f"reuse-{name}", files)
+
+
+def _new_runs(transaction: Transaction, plan: EmbedPlan) -> FileRecord:
+    """The pending rows, sorted by hash in each run: a list of files."""
     groups = list(groups_of(plan.pending, lambda part: max(part.num_rows, _MIN_FILE_ROWS), _RUN_ROWS))
     first_parts = accumulate((len(group) for group in groups), initial=0)
     tasks = []
@@ -87,19 +95,19 @@ def _new_runs(transaction: Transaction, plan: EmbedPlan) -> tuple[FileRecord, ..
         tasks.append(NEW_RUN.task(payload, weight=sum(part.num_rows for part in group)))
     function = partial(run_new_run, snapshot=PlannedSnapshot.of(plan.view))
     records = transaction.run_tasks(tasks, function, unit="chunks")
-    return tuple(file for record in records for file in record.files)
+    return _file_list(transaction, "new", _files_of(records))
 
 
 def _old_runs(
-    transaction: Transaction, plan: EmbedPlan, files: Sequence[VectorFile], new_runs: tuple[FileRecord, ...]
-) -> tuple[tuple[FileRecord, ...], int]:
-    """The rows with a vector whose text a pending row may have, sorted by hash in each run; and their number."""
+    transaction: Transaction, plan: EmbedPlan, files: Sequence[VectorFile], new_runs: FileRecord
+) -> tuple[FileRecord, int]:
+    """The rows with a vector whose text a pending row may have, sorted by hash in each run: a list of files, and their number."""
     num_new = sum(part.num_rows for part in plan.pending)
     run = transaction.run.id
     filters = transaction.run_tasks(
         [FILTER.task(FilterPayload(run, new_runs, num_new))], run_prefix_filter, unit="filters"
     )
-    filter_file = next((file for record in filters for file in record.files), None)
+    filter_file = next(iter(_files_of(filters)), None)
     groups = list(groups_of(files, lambda file: max(file.vectors.num_rows, _MIN_FILE_ROWS), _RUN_ROWS))
     first_files = accumulate((len(group) for group in groups), initial=0)
     tasks = []
@@ -109,7 +117,7 @@ def _old_runs(
     is_small = sum(file.vectors.num_rows for file in files) < _SMALL_ROWS
     engine = transaction.context.engine.with_processes(1) if is_small else None
     records = transaction.run_tasks(tasks, run_old_run, engine=engine, unit="chunks")
-    return tuple(file for record in records for file in record.files), add_counts(records).get("rows", 0)
+    return _file_list(transaction, "old", _files_of(records)), add_counts(records).get("rows", 0)
 
 
 def _hashes_of(plan: EmbedPlan, files: Sequence[VectorFile]) -> tuple[FileRecord, ...]:

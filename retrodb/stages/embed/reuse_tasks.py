@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, map_array, save_array
 from retrodb.format.document_keys import HASH_DTYPE, IdArray
-from retrodb.format.json_codec import from_json
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.stages.embed.pending import PendingRows, rows_of
+from retrodb.stages.file_list import read_file_list
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 RUN_DTYPE = np.dtype([("hash", "S16"), ("file", "<i8"), ("row", "<i8")])
 """A row of a run: the hash of its text, the number of its part of the new rows or file of vectors, and its row there."""
 
@@ -41,18 +41,11 @@ class VectorFile:
 
 
 @dataclass(frozen=True)
-class VectorFiles:
-    """Files of vectors by number, as the run's folder has them."""
-
-    files: tuple[FileRecord, ...]
-
-
-@dataclass(frozen=True)
 class ReusableVectors:
-    """Where the vectors are that new rows can reuse."""
+    """Where the vectors are that new rows can reuse: two lists of files."""
 
-    files: str  # path of a `VectorFiles`: the files of vectors by number
-    matches: tuple[FileRecord, ...]  # each (H, 4): part of the new rows, row, number of a file, position in it
+    files: FileRecord  # files of vectors by number
+    matches: FileRecord  # files, each (H, 4): part of the new rows, row, number of a file of vectors, position in it
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class FilterPayload:
     """Collect the prefixes of the hashes of the pending rows."""
 
     run: str
-    new_runs: tuple[FileRecord, ...]
+    new_runs: FileRecord  # list of files
     num_rows: int  # of all these runs
 
 
@@ -90,8 +83,8 @@ class ReuseJoinPayload:
     """Join one of `num_ranges` ranges of hashes."""
 
     run: str
-    new_runs: tuple[FileRecord, ...]
-    old_runs: tuple[FileRecord, ...]  # in the order of the files
+    new_runs: FileRecord  # list of files
+    old_runs: FileRecord  # list of files, in the order of the files of vectors
     number: int
     num_ranges: int
 
@@ -128,7 +121,7 @@ def run_prefix_filter(storage: Storage, task: Task[FilterPayload, NoResult], clo
         return TaskRecord(task.id)
     num_bits = min(max((payload.num_rows * 16).bit_length(), _FILTER_BITS.start), _FILTER_BITS.stop - 1)
     is_wanted = np.zeros(1 << num_bits, dtype=np.uint8)
-    for record in payload.new_runs:
+    for record in read_file_list(storage, payload.new_runs):
         is_wanted[_prefixes(np.ascontiguousarray(_open(storage, record)["hash"]), num_bits)] = 1
     return _publish(storage, payload.run, task.id, is_wanted)
 
@@ -161,8 +154,13 @@ def run_reuse_join(storage: Storage, task: Task[ReuseJoinPayload, NoResult], clo
     del clock
     payload = task.payload
     new, old = (
-        np.concatenate([np.empty(0, RUN_DTYPE), *(_range_of(_open(storage, record), payload) for record in records)])
-        for records in (payload.new_runs, payload.old_runs)
+        np.concatenate(
+            [
+                np.empty(0, RUN_DTYPE),
+                *(_range_of(_open(storage, record), payload) for record in read_file_list(storage, runs)),
+            ]
+        )
+        for runs in (payload.new_runs, payload.old_runs)
     )
     old = _first_of_each_hash(_sorted(old))
     position = np.searchsorted(old["hash"], new["hash"])
@@ -178,15 +176,15 @@ def read_origins(storage: Storage, reusable: ReusableVectors | None, part: int) 
     """The arrays with vectors for one part of the new rows, and (H, 3) int64: row, index of the array, position in it."""
     if reusable is None:
         return [], np.empty((0, 3), np.int64)
-    found = []
-    for record in reusable.matches:
+    found = [np.empty((0, 3), np.int64)]
+    for record in read_file_list(storage, reusable.matches):
         matches = _open(storage, record)
         low, high = np.searchsorted(matches[:, 0], [part, part + 1])
         found.append(matches[low:high, 1:])
     origins = np.concatenate(found)
     origins = origins[np.lexsort((origins[:, 0], origins[:, 1]))]
     used, origins[:, 1] = np.unique(origins[:, 1], return_inverse=True)
-    files = from_json(VectorFiles, storage.read(reusable.files), where=reusable.files).files if len(used) else ()
+    files = read_file_list(storage, reusable.files) if len(used) else ()
     return [_open(storage, files[number]) for number in used], origins
 
 
