@@ -156,7 +156,10 @@ def shown_row(shown: ShownRow) -> str:
     if shown.num_short:
         rows = "row of the table" if shown.num_short == 1 else "rows of the table"
         neighbours = _count(shown.k, "neighbour")
-        lines += ["", f"{format_count(shown.num_short)} {rows} had fewer than {neighbours} when it was computed or repaired"]
+        lines += [
+            "",
+            f"{format_count(shown.num_short)} {rows} had fewer than {neighbours} when it was computed or repaired",
+        ]
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from retrodb.store.verify import VerifiedFiles
 
 
 @dataclass(frozen=True)
-class FileList:
+class FilesOfRun:
     """Records of files, in an order that means something to their reader."""
 
     files: tuple[FileRecord, ...]
@@ -25,7 +25,7 @@ class FileList:
 def publish_file_list(storage: Storage, run: str, name: str, files: Sequence[FileRecord]) -> FileRecord:
     """Write a list into the folder of a run, and give the record of its file."""
     path = path_of("runs", run=run, file=f"lists/{name}.json")
-    return publish(storage, "runs", path, partial(_write, data=to_json(FileList(tuple(files)))))
+    return publish(storage, "runs", path, partial(_write, data=to_json(FilesOfRun(tuple(files)))))
 
 
 def _write(local: Path, data: bytes) -> None:
@@ -36,4 +36,4 @@ def _write(local: Path, data: bytes) -> None:
 def read_file_list(storage: Storage, file: FileRecord) -> tuple[FileRecord, ...]:
     """The records of a list. Raises DamagedFileError when its bytes are not those of its record."""
     data = VerifiedFiles(storage).open(file).read_bytes()
-    return from_json(FileList, data, where=file.path).files
+    return from_json(FilesOfRun, data, where=file.path).files
