@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
 from retrodb.format.kinds import path_of
@@ -25,6 +26,7 @@ from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
+_FOLDER = "sample-texts"  # of the run
 _TASK_ROWS = 1 << 17  # drawn by one task: 131,072 * 300 bytes = 40 MB
 _MIN_FILE_ROWS = 1 << 8  # what a file counts at least, so that a task reads at most 512 files
 
@@ -95,8 +97,14 @@ def run_text_sample(
     ids = np.concatenate([_drawn_of(view, payload.space, file, payload.seed) for file in payload.files])
     texts = view.chunks.texts(ids)
     table = pa.table({"id": pa.array(ids), "text": pa.array(texts, pa.large_string())})
-    path = path_of("runs", run=payload.run, file=f"sample/{task.id}.parquet")
+    path = path_of("runs", run=payload.run, file=f"{_FOLDER}/{task.id}.parquet")
     return TaskRecord(task.id, (publish(storage, "runs", path, partial(write_table, table=table)),))
+
+
+def forget_texts(run: Run) -> None:
+    """Delete the drawn texts of a run."""
+    for path in run.storage.list(path_of("runs", run=run.id, file=_FOLDER)):
+        run.storage.delete(path)
 
 
 def drawn_ids(view: View, space: str, parts: Sequence[PendingRows], size: int, seed: int) -> Int64Array:
