@@ -81,7 +81,7 @@ _FILES = {
     "testsets": rf"items\.parquet|(?:{_TABLE_ARRAYS})\.npy",
     "queries": r"(?:documents|chunks)\.parquet|(?:tokens|hashes|ids|vectors\.[^/]+)\.npy",
     "runs": r"plan\.json|(?:excluded|sample|outcomes)\.npy"
-    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order)/.+",
+    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order|sample|sample-texts|drift|exposure|lists)/.+",
 }
 
 

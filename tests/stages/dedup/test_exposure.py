@@ -16,6 +16,7 @@ from retrodb.errors import MissingStep, UsageError
 from retrodb.format.records import ChunkRange
 from retrodb.stages.dedup import exposure
 from retrodb.stages.dedup.exposure import _spans
+from retrodb.store.collection import is_ours
 from retrodb.view.neighbour_table import NeighbourTable
 
 from .test_dedup import grams
@@ -179,6 +180,7 @@ def test_a_killed_exposure_continues_and_leaves_nothing(trained: Database, monke
         with pytest.raises(KeyboardInterrupt):
             trained.exposure("exam")
         assert trained.view().storage.list("runs") != before
+        assert all(map(is_ours, trained.view().storage.list("runs"))), "garbage collection knows its files"
     with monkeypatch.context() as patch:
         patch.setattr(exposure, "run_match", killed)
         assert trained.exposure("exam") == whole, "what was compared is not compared again"

@@ -16,6 +16,7 @@ from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry
 from retrodb.stages.embed import pending, text_sample
 from retrodb.stages.embed import task as embed_task
+from retrodb.store.collection import is_ours
 
 Make = Callable[..., Database]
 
@@ -115,6 +116,7 @@ def test_a_space_does_not_depend_on_workers_or_on_the_size_of_tasks(
         shutil.copytree(database.path, copy)
         retrodb.open(copy, workers=workers).embed(space="codes", encoder="hashing:16", keep_vectors=keep_vectors)
         view = retrodb.open(copy).view()
+        assert all(map(is_ours, view.storage.list("runs"))), "garbage collection knows the files of runs"
         kinds = ("codebooks", "parts", "vectors")
         files.append({(r.first_chunk, r.digest, r.rows) for k in kinds for r in view.manifest.files(k)})
         if not keep_vectors:

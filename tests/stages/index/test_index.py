@@ -15,6 +15,7 @@ import retrodb
 from retrodb.database import Database
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.entries import DriftEntry, IndexEntry
+from retrodb.store.collection import is_ours
 
 Make = Callable[..., Database]
 
@@ -138,6 +139,7 @@ def test_an_index_does_not_depend_on_workers_and_trains_on_the_rows_that_it_adds
         assert copy.index(factory="IVF4,SQ8", train_sample=180).num_parts == 3
         entries.append(copy.view().snapshot.existing(DriftEntry, "default"))
     assert entries[0] == entries[1]
+    assert all(map(is_ours, retrodb.open(tmp_path / "1").view().storage.list("runs")))
     first, second = (
         {(r.path, r.digest, r.rows) for kind in ("parts", "codebooks") for r in view.manifest.files(kind)}
         for view in (retrodb.open(tmp_path / str(workers)).view() for workers in (1, 3))
