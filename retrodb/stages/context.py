@@ -13,6 +13,8 @@ from retrodb.store.snapshots import read_as_of
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
+_CHUNKS_OF_ONE_PROCESS = 1 << 22
+
 
 @dataclass(frozen=True)
 class Context:
@@ -31,6 +33,10 @@ class Context:
     def threads_for(self, num_tasks: int) -> int:
         """Threads of a task's process when so many tasks run side by side: no core idle, none shared."""
         return max(1, self.num_workers // max(1, min(self.num_workers, num_tasks)))
+
+    def engine_for_chunks(self, num_chunks: int) -> Engine:
+        """The engine, with one process for so few chunks that to start more, about a second, would take longer."""
+        return self.engine.with_processes(1) if num_chunks <= _CHUNKS_OF_ONE_PROCESS else self.engine
 
     def settings(self) -> Settings:
         """The database's settings. Raises MissingFileError, FormatVersionError, DamagedFileError."""

@@ -30,12 +30,12 @@ from retrodb.format.records import (
 from retrodb.format.rows import RowSet
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
+from retrodb.stages.shard_counting import count_changed_shards
 from retrodb.store import publish
 from retrodb.store.chunk_ids import NewShard, give_ids
 from retrodb.store.commit import Change, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import identity
-from retrodb.view.shard_counts import count_shards
 from retrodb.view.tombstones import Tombstone, write_tombstones
 from retrodb.view.view import SELF, View, tombstones_name
 
@@ -187,7 +187,7 @@ class Transaction:
         self.entries[entry_key(kind, name)] = None
 
     def commit(self, complete: CompleteTransaction | None = None) -> Snapshot:
-        """Make the change visible, on top of whatever was committed meanwhile. The shards that it changes are counted.
+        """Make the change visible, on top of whatever was committed meanwhile. Tasks count the shards that it changes.
 
         Args:
             complete: adds what follows from the chunk ids of the new shards. Ids are known only for a given head, so it is
@@ -204,7 +204,8 @@ class Transaction:
                 complete(copy)
                 change = copy._change()
                 copy.view = self._staged(head, change)
-            return replace(change, shard_counts=count_shards(copy.view, copy._spans_to_count(head)))
+            counts = count_changed_shards(self.context, self.run, copy.view, copy._spans_to_count(head))
+            return replace(change, shard_counts=counts)
 
         needs_ids = complete is not None or self.shards or self.changed_ranges
         return commit(self.context.storage, self.view.snapshot, self._change(), completed if needs_ids else None)

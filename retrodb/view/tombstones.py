@@ -119,6 +119,10 @@ class TombstoneSet:
             for index in self._overlapping(first, count)
         ]
 
+    def locations(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Where the tombstones are whose range overlaps `[first, first + count)`: number of the file, and row in it."""
+        return [self._at[index] for index in self._overlapping(first, count)]
+
     def deleted_by_reason(self, first: int, count: int) -> dict[str, BoolArray]:
         """For every reason that deletes something in the range, its mask (count,) bool."""
         return {reason: mask_of(rows, count) for reason, rows in self.rows_by_reason(first, count).items()}

@@ -45,6 +45,10 @@ def ingest_one(db: Database, inputs: Path) -> object:
     return db.ingest([inputs / "one.jsonl"], source="made")
 
 
+def ingest_copies(db: Database, inputs: Path) -> object:
+    return db.ingest([inputs / "copies.jsonl"], source="copies")
+
+
 def embed_one(db: Database, inputs: Path) -> None:
     ingest_one(db, inputs)
     db.embed()
@@ -57,6 +61,10 @@ def index_one(db: Database, inputs: Path) -> None:
 
 def filter_one(db: Database, inputs: Path) -> object:
     return db.filter(doc_ids=["one"], reason="unwanted")
+
+
+def filter_all(db: Database, inputs: Path) -> object:
+    return db.filter(where="num_chars > 0", reason="unwanted")
 
 
 def delete_one(db: Database, inputs: Path) -> None:
@@ -100,6 +108,7 @@ COMMANDS: dict[str, Planned] = {
     "snapshots": Planned(lambda db, inputs: db.snapshots()),
     "check": Planned(lambda db, inputs: db.check(), opens=frozenset(KINDS)),
     "check reading": Planned(lambda db, inputs: db.check(read_data=True)),
+    "check reading after a filter": Planned(lambda db, inputs: db.check(read_data=True), filter_all),
     "diff": Planned(lambda db, inputs: db.diff(0, db.view().snapshot.number)),
     "diff of a filter": Planned(lambda db, inputs: db.diff(head(db) - 1, head(db)), delete_one),
     "sql of shards": Planned(lambda db, inputs: db.sql("select count(*) from shards")),
@@ -108,11 +117,13 @@ COMMANDS: dict[str, Planned] = {
     "ingest screened": Planned(ingest_one, add_testset),
     "dedup": Planned(add_testset),
     "dedup nothing": Planned(lambda db, inputs: db.dedup(), add_testset),
-    "near-duplicates": Planned(lambda db, inputs: db.near_duplicates()),
+    "near-duplicates": Planned(lambda db, inputs: db.near_duplicates(), ingest_copies),
     "tag": Planned(lambda db, inputs: db.tag("words", regex="ban")),
     "filter ids": Planned(filter_one, ingest_one),
     "filter where": Planned(lambda db, inputs: db.filter(where="num_chars < 0", reason="unwanted")),
+    "filter all": Planned(filter_all),
     "undelete": Planned(lambda db, inputs: db.undelete("unwanted"), delete_one),
+    "undelete all": Planned(lambda db, inputs: db.undelete("unwanted"), filter_all),
     "embed nothing": Planned(lambda db, inputs: db.embed()),
     "embed": Planned(lambda db, inputs: db.embed(), ingest_one),
     "embed new space": Planned(lambda db, inputs: db.embed(space="second", encoder="hashing:16")),
@@ -142,10 +153,8 @@ COMMANDS: dict[str, Planned] = {
 
 NOT_YET: dict[str, str] = {
     "show neighbours": "documents, neighbours",
-    "check reading": "every file",
     "ingest": "ids",
     "ingest screened": "ids",
-    "near-duplicates": "documents of the shards that it changes, which the commit counts",
     "filter ids": "ids",
     "embed": "hashes",
     "embed new space": "documents",
@@ -177,6 +186,7 @@ class Grown:
         self._reads: dict[str, tuple[Reads, Reads]] = {}
         documents = {f"d{seed}": made_text(seed, DOCUMENT_WORDS) for seed in range(SHARDS)}
         source = write_documents(self.inputs / "documents.jsonl", documents)
+        write_documents(self.inputs / "copies.jsonl", documents)
         write_documents(self.inputs / "one.jsonl", {"one": made_text("one", DOCUMENT_WORDS)})
         write_documents(self.inputs / "test.jsonl", {"t": made_text("t", 40)})
         (self.inputs / "recipe.toml").write_text(f'[sources.made]\ninputs = ["{source}"]\n')

@@ -24,9 +24,6 @@ from retrodb.view.named import Name, documents_named
 from retrodb.view.view import View
 from retrodb.view.where import DocumentCondition
 
-_CHUNKS_OF_ONE_PROCESS = 1 << 22
-"""Choosing among fewer chunks takes no longer than to start more processes, about a second."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -123,8 +120,7 @@ def run_choice(
     # A dry run is another one too, because it deletes its records when it ends.
     plan = {"tasks": [task.id for task in tasks], "dry_run": dry_run}
     run = open_run(context.storage, command, plan, context.clock)
-    is_small = sum(task.weight for task in tasks) <= _CHUNKS_OF_ONE_PROCESS
-    engine = context.engine.with_processes(1) if is_small else context.engine
+    engine = context.engine_for_chunks(sum(task.weight for task in tasks))
     try:
         return run, engine.run(run, tasks, function, context.progress, unit="chunks")
     except UsageError:

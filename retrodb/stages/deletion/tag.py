@@ -151,7 +151,8 @@ def count_untagged(context: Context, plan: TagPlan) -> TagResult:
     """The result of a dry run: the documents are counted in one task per shard."""
     tasks = plan.tasks(COUNT_UNTAGGED)
     run = open_run(context.storage, "tag", {"count": [task.id for task in tasks]}, context.clock)
-    records = context.engine.with_processes(1).run(run, tasks, run_count_untagged, context.progress)
+    engine = context.engine_for_chunks(sum(payload.shard.num_chunks for payload in plan.payloads))
+    records = engine.run(run, tasks, run_count_untagged, context.progress)
     forget_run(run)
     return replace(_result(plan, records), dry_run=True)
 

@@ -230,7 +230,7 @@ def test_tasks_in_processes_find_what_one_process_finds_in_its_order(
     files = view.storage.list("")
     expected = run_check(context, view, read_data=True)
     assert len(expected.damaged) > 3
-    monkeypatch.setattr(read_task, "_TASK_FILES", 2)
+    monkeypatch.setattr(read_task, "_MIN_FILE_BYTES", read_task._TASK_BYTES // 2)
     assert run_check(context, view, read_data=True) == expected
     assert run_check(replace(context, engine=LocalEngine(2)), view, read_data=True) == expected
     assert view.storage.list("") == files, "a check leaves nothing in the database"

@@ -102,7 +102,7 @@ def test_the_sample_is_distributed_over_all_documents(database: Database) -> Non
 def test_other_processes_give_the_same_bytes(
     make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNKS_OF_ONE_PROCESS", 0)
+    monkeypatch.setattr("retrodb.stages.context._CHUNKS_OF_ONE_PROCESS", 0)
     for name in ("shard", "tokenize"):
         monkeypatch.setattr(f"retrodb.stages.ingest.{name}.MAX_SHARD_CHUNKS", 8)
     digests = []
