@@ -23,7 +23,7 @@ LAYERS = (
 # Inside these two, a package or module may import those before it.
 ROOMS = {
     "stages": (
-        *("context", "planned_view", "shard_counting", "transaction", "init", "tokenizer"),
+        *("context", "planned_view", "document_lookup", "shard_counting", "transaction", "init", "tokenizer"),
         *("ingest", "deletion", "dedup", "index", "embed", "queries", "neighbours", "search"),
     ),
     "maintain": ("stats", "compact", "check", "purge", "snapshots", "update"),

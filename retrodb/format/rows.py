@@ -48,7 +48,7 @@ class RowSet:
         """The rows of a bitmap; equal rows give equal bytes, however the bitmap was made."""
         if len(rows) == num_rows_total:
             return RowSet(num_rows_total)
-        return RowSet(num_rows_total, serialize_rows(np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64)))
+        return RowSet(num_rows_total, serialize_rows(rows_in(rows)))
 
     @cached_property
     def present(self) -> Int64Array:
@@ -126,7 +126,12 @@ def deserialize_rows(data: bytes) -> Int64Array:
     """The rows of a serialised bitmap, ascending, (m,) int64."""
     from pyroaring import BitMap
 
-    return np.frombuffer(BitMap.deserialize(data).to_array(), dtype=np.uint32).astype(np.int64)
+    return rows_in(BitMap.deserialize(data))
+
+
+def rows_in(bitmap: BitMap) -> Int64Array:
+    """The rows of a bitmap, ascending, (m,) int64."""
+    return np.frombuffer(bitmap.to_array(), dtype=np.uint32).astype(np.int64)
 
 
 def serialize_bitmap(bitmap: BitMap) -> bytes:

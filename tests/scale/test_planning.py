@@ -143,7 +143,8 @@ COMMANDS: dict[str, Planned] = {
     "export atlas": export_to("atlas"),
     "refresh": Planned(lambda db, inputs: db.refresh_export(inputs / "exported"), add_export, table=True),
     "exposure": Planned(lambda db, inputs: db.exposure("test"), add_testset, table=True),
-    "compact": Planned(lambda db, inputs: db.compact(dry_run=True)),
+    "compact planned": Planned(lambda db, inputs: db.compact(dry_run=True)),
+    "compact": Planned(lambda db, inputs: db.compact()),
     "purge": Planned(lambda db, inputs: db.purge(["one"]), ingest_one),
     "gc": Planned(lambda db, inputs: db.gc(), delete_one),
     "pin": Planned(lambda db, inputs: db.pin(name="kept")),
@@ -153,9 +154,6 @@ COMMANDS: dict[str, Planned] = {
 
 NOT_YET: dict[str, str] = {
     "show neighbours": "documents, neighbours",
-    "ingest": "ids",
-    "ingest screened": "ids",
-    "filter ids": "ids",
     "embed": "hashes",
     "embed new space": "documents",
     "index": "parts",
@@ -164,7 +162,6 @@ NOT_YET: dict[str, str] = {
     "repair nothing": "documents, parts",
     "repair": "documents, parts",
     "exposure": "documents, chunks, neighbours",
-    "compact": "documents, ids",
     "purge": "parts, and what has a purged document",
 }
 """Commands that still open such files of every shard before any task runs, or without tasks."""

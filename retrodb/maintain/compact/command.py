@@ -58,7 +58,7 @@ def run_compact(
         ConflictError: other commits keep changing what is read.
     """
     plan = plan_compact(context.view(), min_deleted, rows_to_drop)
-    return plan.result if dry_run else execute_compact(context, plan)
+    return plan.result(context) if dry_run else execute_compact(context, plan)
 
 
 def execute_compact(context: Context, plan: CompactPlan) -> CompactResult:

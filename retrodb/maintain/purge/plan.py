@@ -94,14 +94,14 @@ def plan_purge(context: Context, names: Sequence[Name], *, ignore_unknown: bool 
     if not any(names):
         raise UsageError("no documents to purge", remedy="Name them in the file given to --doc-ids, one a line.")
     view = context.view()
-    targets = find_targets(view, names)
+    targets = find_targets(context, view, names)
     if not len(targets.keys) and not ignore_unknown:
         remedy = 'Write on each line an id, or {"id": "ID", "source": "NAME"}.'
         raise UsageError("no document has any of these names", remedy=remedy)
     holding = holding_snapshots(context, targets.keys)
     newest = view.snapshot
     query_sets = (SELF, *newest.names(QueriesEntry))
-    sequences = packed_sequences(view, targets.full_names)
+    sequences = packed_sequences(context, view, targets.full_names)
     return PurgePlan(
         view=view,
         names=tuple(names),

@@ -21,7 +21,7 @@ from retrodb.store.publish import publish
 from retrodb.store.storage import TEMPORARY, Storage
 
 STAGE_VERSION = (
-    1  # raised when the same bytes are searched in another way: then nothing that was searched before counts
+    2  # raised when the same bytes are searched in another way: then nothing that was searched before counts
 )
 HIT_DTYPE = np.dtype([("location", "<i4"), ("kind", "u1"), ("value", "<u8"), ("row", "<i8")])
 """One trace in a file: its location (a number of `SearchResult.locations`), its kind (a number of `KINDS`), value and row."""
@@ -60,6 +60,7 @@ class SearchResult:
 
     traces: str  # as in the payload
     version: int  # STAGE_VERSION
+    number: int  # of the search, as in the payload: of two searches the newer one has the larger number
     files: tuple[SearchedFile, ...]  # without those that another command deleted
     locations: tuple[str, ...]  # in files
 
@@ -82,7 +83,7 @@ def run_search(storage: Storage, task: Task[SearchPayload, SearchResult], clock:
     payload, search = task.payload, _Search(storage, stored_traces(storage, task.payload.run))
     path = path_of("runs", run=payload.run, file=f"reports/{task.id}.npy")
     hits = publish(storage, "runs", path, partial(search.run, payload.paths))
-    result = SearchResult(payload.traces, STAGE_VERSION, tuple(search.files), tuple(search.locations))
+    result = SearchResult(payload.traces, STAGE_VERSION, payload.number, tuple(search.files), tuple(search.locations))
     return TaskRecord(task.id, (hits,), result)
 
 

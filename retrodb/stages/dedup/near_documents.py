@@ -20,6 +20,7 @@ from retrodb.format.parquet import read_table
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.near_files import map_near, map_numbered, publish_array, records_of, shard_groups
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
@@ -44,7 +45,7 @@ class FactsPayload:
     """Read the documents of a group of shards."""
 
     run: str
-    snapshot: int
+    snapshot: PlannedSnapshot
     number: int  # of the group
     first_chunk: int
     num_chunks: int
@@ -75,9 +76,9 @@ class DescribedDocuments:
 
 def describe_documents(context: Context, view: View, run: Run) -> DescribedDocuments:
     """Read the documents of all shards, and find those of equal content."""
-    groups = shard_groups(view)
+    groups, snapshot = shard_groups(view), PlannedSnapshot.of(view)
     tasks = [
-        FACTS.task(FactsPayload(run.id, view.snapshot.number, number, *group), weight=group.num_chunks)
+        FACTS.task(FactsPayload(run.id, snapshot, number, *group), weight=group.num_chunks)
         for number, group in enumerate(groups)
     ]
     counts = add_counts(context.engine.run(run, tasks, run_facts, context.progress))
@@ -96,7 +97,7 @@ def run_facts(storage: Storage, task: Task[FactsPayload, NoResult], clock: str) 
     """The facts of the documents of a group by ascending id, and their contents by ascending hash."""
     del clock
     payload = task.payload
-    view = Context(storage).view(payload.snapshot)
+    view = planned_view(storage, payload.snapshot)
     facts, contents = [np.empty(0, FACTS_DTYPE)], [np.empty(0, CONTENT_DTYPE)]
     for record in records_of(view, ChunkRange(payload.first_chunk, payload.num_chunks)):
         table = read_table(view.files.open(record), _COLUMNS)

@@ -63,8 +63,8 @@ def look_up(
         mirror: whether documents that the input does not have are missing.
     """
     groups = list(groups_of(_ids_files(view, source, query_set), _weight, _GROUP_BYTES))
-    if len(groups) <= 1:  # the planner itself may read so much
-        return Comparison.join([_compare(view, source, query_set, files, candidates, mirror) for files in groups])
+    if not groups:
+        return Comparison.join([])
     path = path_of("runs", run=run.id, file="spool/candidates.npy")
     file = publish(context.storage, "runs", path, lambda local: save_array(local, candidates))
     tasks = [
