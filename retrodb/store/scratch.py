@@ -49,6 +49,9 @@ class ScratchStorage:
     def local(self, path: str) -> Path:
         return self._holder(path).local(path)
 
+    def stat(self, path: str) -> os.stat_result:
+        return self._holder(path).stat(path)
+
     def write(self, path: str, data: bytes) -> None:
         self._written.write(path, data)
 

@@ -21,7 +21,6 @@ from replicated import replicate
 import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
-from retrodb.format.kinds import KINDS
 from retrodb.store.storage import LocalStorage
 
 from .watched import Reads, WatchedStorage, watch_tasks
@@ -106,7 +105,7 @@ COMMANDS: dict[str, Planned] = {
     "spaces": Planned(lambda db, inputs: db.spaces()),
     "testsets": Planned(lambda db, inputs: db.testsets(), add_testset),
     "snapshots": Planned(lambda db, inputs: db.snapshots()),
-    "check": Planned(lambda db, inputs: db.check(), opens=frozenset(KINDS)),
+    "check": Planned(lambda db, inputs: db.check()),
     "check reading": Planned(lambda db, inputs: db.check(read_data=True)),
     "check reading after a filter": Planned(lambda db, inputs: db.check(read_data=True), filter_all),
     "diff": Planned(lambda db, inputs: db.diff(0, db.view().snapshot.number)),
@@ -146,6 +145,7 @@ COMMANDS: dict[str, Planned] = {
     "compact planned": Planned(lambda db, inputs: db.compact(dry_run=True)),
     "compact": Planned(lambda db, inputs: db.compact()),
     "purge": Planned(lambda db, inputs: db.purge(["one"]), ingest_one),
+    "purge planned": Planned(lambda db, inputs: db.purge(["one"], dry_run=True), ingest_one),
     "gc": Planned(lambda db, inputs: db.gc(), delete_one),
     "pin": Planned(lambda db, inputs: db.pin(name="kept")),
     "restore": Planned(lambda db, inputs: db.restore(head(db) - 1), delete_one),
@@ -162,7 +162,6 @@ NOT_YET: dict[str, str] = {
     "repair nothing": "documents, parts",
     "repair": "documents, parts",
     "exposure": "documents, chunks, neighbours",
-    "purge": "parts, and what has a purged document",
 }
 """Commands that still open such files of every shard before any task runs, or without tasks."""
 

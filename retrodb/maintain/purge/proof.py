@@ -148,8 +148,8 @@ def _stamps(storage: Storage, skip: str) -> dict[str, str]:
     for path in (path.removeprefix("./") for path in storage.list("")):
         if not path.startswith((*_SKIPPED, skip)):
             try:
-                stamps[path] = stamp_of(storage.local(path))
-            except (MissingFileError, FileNotFoundError):  # another command deleted it
+                stamps[path] = stamp_of(storage.stat(path))
+            except MissingFileError:  # another command deleted it
                 continue
     return stamps
 
@@ -225,7 +225,7 @@ class _OwnedHits:
         if self.owners.documents is None:
             return Counter()
         hits = self.hits[self.is_live & (self.hits["kind"] == KINDS.index("shingle"))]
-        pairs = np.stack([self.owners.documents[hits["row"]], hits["value"].astype(np.int64)])
+        pairs = np.stack([self.owners.documents(hits["row"]), hits["value"].astype(np.int64)])
         return Counter(np.unique(pairs, axis=1)[0].tolist())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,12 +69,11 @@ class SearchResult:
 KIND = TaskKind[SearchPayload, SearchResult]("purge-search", STAGE_VERSION, SearchResult)
 
 
-def stamp_of(local: Path) -> str:
+def stamp_of(stat: os.stat_result) -> str:
     """What changes whenever a file does: device, inode, size, and the times of the last change of its bytes and of its inode.
 
     A program can set the first of these times, but not the second.
     """
-    stat = local.stat()
     return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
@@ -123,7 +123,7 @@ class _Search:
             except DamagedFileError:
                 problem = "cannot be read"
         xxh3 = xxh3_file(local).hex()
-        if stamp_of(local) != stamp:
+        if stamp_of(local.stat()) != stamp:
             stamp = _CHANGING
         num_hits, num_compared = self._num_hits - first_hit, dict(scanner.num_compared)
         return SearchedFile(path, stamp, xxh3, scanner.num_rows, num_compared, first_hit, num_hits, problem)
@@ -131,5 +131,6 @@ class _Search:
 
 def _settled_stamp(local: Path) -> str:
     """The stamp of a file; _CHANGING when it changed so recently that a further change might leave the same stamp."""
-    is_settled = time.time_ns() - local.stat().st_ctime_ns > _SETTLED_NS
-    return stamp_of(local) if is_settled else _CHANGING
+    stat = local.stat()
+    is_settled = time.time_ns() - stat.st_ctime_ns > _SETTLED_NS
+    return stamp_of(stat) if is_settled else _CHANGING
