@@ -113,6 +113,7 @@ COMMANDS: dict[str, Planned] = {
     "sql of shards": Planned(lambda db, inputs: db.sql("select count(*) from shards")),
     "ingest nothing": Planned(lambda db, inputs: db.ingest([inputs / "documents.jsonl"], source="made")),
     "ingest": Planned(ingest_one),
+    "ingest changed": Planned(lambda db, inputs: db.ingest([inputs / "changed.jsonl"], source="made", mirror=True)),
     "ingest screened": Planned(ingest_one, add_testset),
     "dedup": Planned(add_testset),
     "dedup nothing": Planned(lambda db, inputs: db.dedup(), add_testset),
@@ -183,6 +184,7 @@ class Grown:
         documents = {f"d{seed}": made_text(seed, DOCUMENT_WORDS) for seed in range(SHARDS)}
         source = write_documents(self.inputs / "documents.jsonl", documents)
         write_documents(self.inputs / "copies.jsonl", documents)
+        write_documents(self.inputs / "changed.jsonl", {"d0": made_text("changed", DOCUMENT_WORDS)})
         write_documents(self.inputs / "one.jsonl", {"one": made_text("one", DOCUMENT_WORDS)})
         write_documents(self.inputs / "test.jsonl", {"t": made_text("t", 40)})
         (self.inputs / "recipe.toml").write_text(f'[sources.made]\ninputs = ["{source}"]\n')

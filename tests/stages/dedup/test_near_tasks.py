@@ -204,7 +204,8 @@ def test_planning_reads_no_documents_bands_or_pairs(make_database: Make, tmp_pat
         result = run_near_duplicates(Context(storage, engine), PARAMS)
         assert result.num_similar_pairs > 0
         kinds = Counter(kind_of(path) for path in storage.read_outside)
-        assert set(kinds) <= {"settings", "tokenizer", "snapshots", "manifests", "heads", "runs"}, kinds
+        records = {"settings", "tokenizer", "snapshots", "manifests", "heads", "runs"}
+        assert set(kinds) <= {*records, "tombstones"}, kinds  # the tombstones of the commit
         of_runs = {path.partition("/near/")[2] for path in storage.read_outside if "/near/" in path}
         assert of_runs <= {"clusters.parquet"}, of_runs
 
