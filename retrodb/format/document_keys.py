@@ -76,32 +76,23 @@ def sort_ids(array: IdArray) -> IdArray:
     return array[np.lexsort((array["row"], array["key_lo"], array["key_hi"]))]
 
 
-def find_keys(entries: IdArray, keys: NDArray[np.uint64]) -> Int64Array:
-    """The positions of all entries of an `ids` file that have one of some keys, by binary search: few pages of it are read.
+def equal_keys(first: IdArray, second: IdArray) -> tuple[Int64Array, Int64Array]:
+    """Each (H,) int64: the positions of all pairs of entries with the same key, ascending in the shorter array.
 
-    Args:
-        entries: (M,) ID_DTYPE, sorted.
-        keys: (P, 2) the upper and lower halves of distinct keys, in any order.
-
-    Returns:
-        (Q,) int64, those of equal keys in a row; keys are in the order given.
+    Both arrays are sorted by key. The keys of the shorter one are searched in the longer one, of which only the pages that
+    these binary searches touch are read.
     """
-    first, end = (_bound(entries, keys, after_equal=after_equal) for after_equal in (False, True))
-    counts = end - first
-    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.asarray(np.repeat(first, counts) + offsets, dtype=np.int64)
-
-
-def _bound(entries: IdArray, keys: NDArray[np.uint64], *, after_equal: bool) -> Int64Array:
-    """(P,) int64: the number of entries before each key; `after_equal` counts those that are equal too."""
-    low, high = np.zeros(len(keys), dtype=np.int64), np.full(len(keys), len(entries), dtype=np.int64)
-    while (is_open := low < high).any():
-        middle = (low[is_open] + high[is_open]) // 2
-        upper, lower = entries["key_hi"][middle], entries["key_lo"][middle]
-        wanted_upper, wanted_lower = keys[is_open].T
-        is_before = (upper < wanted_upper) | ((upper == wanted_upper) & (lower < wanted_lower))
-        if after_equal:
-            is_before |= (upper == wanted_upper) & (lower == wanted_lower)
-        low[is_open] = np.where(is_before, middle + 1, low[is_open])
-        high[np.flatnonzero(is_open)[~is_before]] = middle[~is_before]
-    return low
+    if len(first) > len(second):
+        positions, others = equal_keys(second, first)
+        return others, positions
+    halves, others_halves = np.ascontiguousarray(first["key_hi"]), np.asarray(second["key_hi"])
+    low = np.searchsorted(others_halves, halves)
+    hits = np.flatnonzero(low < len(second))
+    hits = hits[others_halves[low[hits]] == halves[hits]]
+    if not len(hits):
+        return hits, hits
+    counts = np.searchsorted(others_halves, halves[hits], side="right") - low[hits]  # 1, unless keys share this half
+    positions = np.repeat(hits, counts)
+    others = np.repeat(low[hits] - np.cumsum(counts) + counts, counts) + np.arange(len(positions))
+    is_equal = first["key_lo"][positions] == second["key_lo"][others]
+    return positions[is_equal], others[is_equal]

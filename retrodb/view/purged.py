@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from retrodb.format.arrays import BoolArray, Int64Array, map_array
-from retrodb.format.document_keys import IdArray, find_keys
+from retrodb.format.document_keys import IdArray, equal_keys
 from retrodb.view.view import View
 
 KEY_DTYPE = np.dtype([("key_hi", "<u8"), ("key_lo", "<u8")])
@@ -35,11 +35,6 @@ def is_among(entries: IdArray, keys: IdArray) -> BoolArray:
 def entries_with_keys(entries: IdArray, keys: IdArray) -> Int64Array:
     """(n,) ascending positions of the entries of an ids file (M,) that have one of the distinct, sorted keys (P,) KEY_DTYPE.
 
-    Few keys read few pages of the file, because they are searched in it; many keys read all of it, once.
+    Few keys read few pages of the file, because they are searched in it.
     """
-    if len(keys) * _PASSES_OF_SEARCH >= len(entries):
-        return np.flatnonzero(is_among(entries, keys))
-    return np.sort(find_keys(entries, np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 2)), kind="stable")
-
-
-_PASSES_OF_SEARCH = 4  # a binary search for one key takes about as long as one pass over so many entries
+    return np.sort(equal_keys(keys, entries)[1], kind="stable")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.format.arrays import BoolArray, Int64Array
-from retrodb.format.document_keys import IdArray, sort_ids
+from retrodb.format.document_keys import IdArray, equal_keys, sort_ids
 from retrodb.format.records import ChunkRange, FileRecord
 
 ADDED, SUPERSEDES, UNCHANGED, DUPLICATE, HELD_OUT = 0, 1, 2, 3, 4
@@ -155,25 +155,3 @@ def decide(
 
 _NO_IDS = np.empty(0, dtype=np.int64)
 _NO_COMPARISON = Comparison(np.empty((0, 2), np.int64), _NO_IDS, _NO_IDS)
-
-
-def equal_keys(first: IdArray, second: IdArray) -> tuple[Int64Array, Int64Array]:
-    """Each (H,) int64: the positions of all pairs of entries with the same key.
-
-    Both arrays are sorted by key. The keys of the shorter one are searched in the longer one, of which only the pages that
-    these binary searches touch are read.
-    """
-    if len(first) > len(second):
-        positions, others = equal_keys(second, first)
-        return others, positions
-    halves, others_halves = np.ascontiguousarray(first["key_hi"]), np.asarray(second["key_hi"])
-    low = np.searchsorted(others_halves, halves)
-    hits = np.flatnonzero(low < len(second))
-    hits = hits[others_halves[low[hits]] == halves[hits]]
-    if not len(hits):
-        return hits, hits
-    counts = np.searchsorted(others_halves, halves[hits], side="right") - low[hits]  # 1, unless keys share this half
-    positions = np.repeat(hits, counts)
-    others = np.repeat(low[hits] - np.cumsum(counts) + counts, counts) + np.arange(len(positions))
-    is_equal = first["key_lo"][positions] == second["key_lo"][others]
-    return positions[is_equal], others[is_equal]

@@ -21,7 +21,6 @@ from retrodb.stages.ingest.upsert import (
     UNCHANGED,
     compare,
     decide,
-    equal_keys,
     first_of_each_id,
     last_of_each_position,
 )
@@ -99,14 +98,6 @@ def test_decisions_are_those_of_comparing_every_pair(seed: int, mirror: bool, mo
     assert counts == tuple(outcomes.count(code) for code in range(len(OUTCOMES)))
     assert sorted(np.concatenate([c.superseded for c in comparisons]).tolist()) == sorted(superseded)
     assert sorted(np.concatenate([c.missing for c in comparisons]).tolist()) == sorted(missing)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_equal_keys_are_all_pairs(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    first, second = (sort_ids(made_entries(rng, int(rng.integers(0, 30)))) for _ in range(2))
-    pairs = sorted(zip(*(positions.tolist() for positions in equal_keys(first, second)), strict=True))
-    assert pairs == [(i, j) for i in range(len(first)) for j in range(len(second)) if key(first[i]) == key(second[j])]
 
 
 def test_changed_held_out_documents_stay_held_out_and_purged_ones_stay_out() -> None:
