@@ -132,8 +132,8 @@ class MaintenanceCommands(DatabaseBase):
         """
         from retrodb.maintain.compact.command import run_compact
 
-        with self._lock(conflict_keys.compact(), "compact"):
-            return run_compact(self._context, min_deleted=min_deleted, dry_run=dry_run)
+        with self._lock(conflict_keys.compact(), "compact"), self._planning(dry_run) as context:
+            return run_compact(context, min_deleted=min_deleted, dry_run=dry_run)
 
     def gc(
         self,
@@ -161,8 +161,8 @@ class MaintenanceCommands(DatabaseBase):
         """Return to the state of an older snapshot, in a new snapshot. Purged documents do not come back."""
         from retrodb.maintain.snapshots.restore import run_restore
 
-        with self._lock(conflict_keys.restore(), "restore"):
-            return run_restore(self._context, snapshot, dry_run=dry_run)
+        with self._lock(conflict_keys.restore(), "restore"), self._planning(dry_run) as context:
+            return run_restore(context, snapshot, dry_run=dry_run)
 
     def pin(self, snapshot: int | None = None, *, name: str, dry_run: bool = False) -> PinResult:
         """Protect a snapshot from expiring. None is the newest snapshot."""
@@ -200,9 +200,9 @@ class MaintenanceCommands(DatabaseBase):
         from retrodb.maintain.purge.command import run_purge
 
         names = with_source(doc_ids, source) or []
-        with advisory_lock(self._context.storage, "purge", "purge"):
+        with advisory_lock(self._context.storage, "purge", "purge"), self._planning(dry_run) as context:
             return run_purge(
-                self._context,
+                context,
                 names,
                 break_pins=break_pins,
                 include_testsets=include_testsets,

@@ -40,6 +40,11 @@ class ScratchStorage:
     def url(self) -> str:
         return f"{SCHEME}{self._folder}"
 
+    @property
+    def database_url(self) -> str:
+        """The URL of the database that it reads."""
+        return self._base.url
+
     def _holder(self, path: str) -> LocalStorage:
         return self._written if self._written.exists(path) else self._base
 

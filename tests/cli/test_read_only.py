@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,14 @@ from retrodb.facade import base
 
 from .conftest import ok
 
+
+def id_list(corpus: Path) -> Path:
+    """A file with the id of the first document."""
+    path = corpus.with_name("ids.txt")
+    path.write_text(json.loads(corpus.read_text().splitlines()[0])["id"] + "\n")
+    return path
+
+
 COMMANDS: dict[str, Callable[[Path, Path], tuple[str | Path, ...]]] = {
     "ingest": lambda database, corpus: ("ingest", database, corpus, "--source", "again", "--max-reject-rate", "1"),
     "ingest with two workers": lambda database, corpus: (
@@ -22,6 +31,9 @@ COMMANDS: dict[str, Callable[[Path, Path], tuple[str | Path, ...]]] = {
     "dedup": lambda database, corpus: ("dedup", database, "--against", corpus, "--name", "test-set"),
     "near-duplicates": lambda database, _: ("dedup", database, "--near-duplicates"),
     "filter": lambda database, _: ("filter", database, "--where", "num_chunks > 1"),
+    "filter ids": lambda database, corpus: ("filter", database, "--doc-ids", id_list(corpus), "--reason", "x"),
+    "compact": lambda database, _: ("compact", database, "--min-deleted", "0"),
+    "purge": lambda database, corpus: ("purge", database, "--doc-ids", id_list(corpus)),
     "tag": lambda database, _: ("tag", database, "--name", "long", "--regex", "a"),
     "queries add": lambda database, corpus: ("queries", "add", database, corpus, "--name", "more"),
 }

@@ -13,6 +13,7 @@ from retrodb.format.entries import ExportEntry, PinEntry, QueriesEntry
 from retrodb.maintain.purge.proof import Proof
 from retrodb.maintain.purge.targets import Targets, find_targets, holding_snapshots, packed_sequences
 from retrodb.stages.context import Context
+from retrodb.store.scratch import ScratchStorage
 from retrodb.store.snapshots import read_snapshot
 from retrodb.view.named import Name
 from retrodb.view.view import SELF, View
@@ -128,9 +129,10 @@ def _chunk_ids(view: View, query_set: str, first_chunks: Int64Array) -> Int64Arr
 
 def _stale_exports(view: View, targets: Targets) -> Iterator[StaleExport]:
     """The registered exports of snapshots that had one of the documents."""
-    first_chunks = targets.first_chunks(SELF)
+    first_chunks, storage = targets.first_chunks(SELF), view.storage
+    url = storage.database_url if isinstance(storage, ScratchStorage) else storage.url
     for name in view.snapshot.names(ExportEntry):
         entry = view.snapshot.existing(ExportEntry, name)
         if len(first_chunks) and read_snapshot(view.storage, entry.snapshot).next_chunk > first_chunks[0]:
-            remedy = f"retrodb export {view.storage.url} --refresh {entry.path}"
+            remedy = f"retrodb export {url} --refresh {entry.path}"
             yield StaleExport(entry.path, entry.snapshot, remedy)
