@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,7 +37,7 @@ from retrodb.store.chunk_ids import NewShard, give_ids
 from retrodb.store.commit import Change, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import identity
-from retrodb.view.tombstones import Tombstone, write_tombstones
+from retrodb.view.tombstones import Tombstone, write_ordered_tombstones, write_tombstones
 from retrodb.view.view import SELF, View, tombstones_name
 
 
@@ -150,21 +151,27 @@ class Transaction:
         *,
         query_set: str = SELF,
         task: str | None = None,
-        changes_counts: bool = True,
     ) -> None:
         """Publish a tombstones file, unless there are no tombstones.
 
         Args:
             query_set: that the rows belong to.
             task: id in the file's name, where the run's would not be unique.
-            changes_counts: whether they delete or revoke something. Compaction writes the same ones again.
         """
-        if query_set == SELF and changes_counts:
+        if query_set == SELF:
             self.changed_ranges += [ChunkRange(stone.first_chunk, stone.num_chunks) for stone in tombstones]
         if tombstones:
             name = tombstones_name(query_set)
             path = path_of("tombstones", task=task or identity(self.run.id, "tombstones", name))
             self.publish("tombstones", path, partial(write_tombstones, tombstones=tombstones), name=name)
+
+    def write_tombstones_again(self, ordered: Iterable[Tombstone], *, query_set: str) -> None:
+        """Publish a file of tombstones that say what others say already: one after another, in their order. None is no file."""
+        others, name = iter(ordered), tombstones_name(query_set)
+        if (first := next(others, None)) is not None:
+            path = path_of("tombstones", task=identity(self.run.id, "tombstones", name))
+            write = partial(write_ordered_tombstones, ordered=chain([first], others))
+            self.publish("tombstones", path, write, name=name)
 
     def drop_files(self, records: Iterable[FileRecord]) -> None:
         """Take files out of the database; older snapshots still name them."""

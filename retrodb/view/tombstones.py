@@ -12,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.format.parquet import read_row_groups, read_table, write_table
+from retrodb.format.parquet import open_writer, read_row_groups, read_table
 from retrodb.format.rows import mask_of, rows_from, serialize_rows, unite
 
 if TYPE_CHECKING:
@@ -54,13 +55,28 @@ def tombstones_to_table(tombstones: Iterable[Tombstone]) -> pa.Table:
 
     from retrodb.format.schemas import TOMBSTONES
 
-    ordered = sorted(tombstones, key=lambda t: (t.first_chunk, t.reason))
+    ordered = sorted(tombstones, key=tombstone_order)
     return pa.Table.from_pylist([t.__dict__ for t in ordered], schema=TOMBSTONES)
 
 
 def write_tombstones(path: Path, tombstones: Iterable[Tombstone]) -> None:
     """Write a tombstones file. Equal tombstones give equal bytes."""
-    write_table(path, tombstones_to_table(tombstones), row_group_rows=GROUP_ROWS)
+    write_ordered_tombstones(path, sorted(tombstones, key=tombstone_order))
+
+
+def write_ordered_tombstones(path: Path, ordered: Iterable[Tombstone]) -> None:
+    """Write a tombstones file of tombstones in their order; one row group of them is in memory."""
+    from retrodb.format.schemas import TOMBSTONES
+
+    remaining = iter(ordered)
+    with open_writer(path, TOMBSTONES) as writer:
+        while group := list(islice(remaining, GROUP_ROWS)):
+            writer.write_table(tombstones_to_table(group), row_group_size=GROUP_ROWS)
+
+
+def tombstone_order(item: Tombstone) -> tuple[int, str]:
+    """The order of the tombstones in a file."""
+    return item.first_chunk, item.reason
 
 
 class TombstoneSet:
