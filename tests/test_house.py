@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module or folder may import those before it, never one after it.
 # fmt: off
 LAYERS = (
-    "errors", "printable", "config", "options", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
+    "errors", "printable", "memory", "config", "options", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
     "engine", "stages", "export", "bench", "maintain", "retro", "facade", "database",
 )
 # Inside these two, a package or module may import those before it.

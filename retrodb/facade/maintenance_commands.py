@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Unpack
 
-from retrodb.config import DEFAULT_MEMORY_BYTES, TagParams
+from retrodb.config import TagParams
 from retrodb.facade.base import DatabaseBase, params_of
 from retrodb.store import conflict_keys
 from retrodb.store.lock import advisory_lock
@@ -106,7 +106,6 @@ class MaintenanceCommands(DatabaseBase):
         self,
         *,
         accept_loss: bool = False,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: str = "auto",
         dry_run: bool = False,
     ) -> DatabaseRepairResult:
@@ -114,15 +113,12 @@ class MaintenanceCommands(DatabaseBase):
 
         Args:
             accept_loss: delete the documents that cannot be recovered.
-            memory_bytes: memory limit of neighbour joins.
             device: device of encoders and neighbour joins.
         """
         from retrodb.maintain.check.repair import run_repair
 
         with self._lock(conflict_keys.compact(), "repair"):
-            return run_repair(
-                self._context, accept_loss=accept_loss, memory_bytes=memory_bytes, device=device, dry_run=dry_run
-            )
+            return run_repair(self._context, accept_loss=accept_loss, device=device, dry_run=dry_run)
 
     def compact(self, *, min_deleted: float = 0.1, dry_run: bool = False) -> CompactResult:
         """Remove deleted rows from files and merge small files. Ids and search results do not change.

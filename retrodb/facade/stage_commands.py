@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from retrodb.config import (
-    DEFAULT_MEMORY_BYTES,
     DedupParams,
     ExportParams,
     IndexParams,
@@ -236,7 +235,6 @@ class StageCommands(DatabaseBase):
         queries: str = SELF,
         space: str | None = None,
         table: str | None = None,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: str = "auto",
         dry_run: bool = False,
         **options: Unpack[NeighboursOptions],
@@ -246,7 +244,7 @@ class StageCommands(DatabaseBase):
         Args:
             queries: the query set; `self` is the database's own chunks.
             table: name of the table. None takes the name of the query set.
-            memory_bytes, device: memory limit and device of the join.
+            device: device of the join.
         """
         from retrodb.stages.neighbours.command import run_neighbours
 
@@ -259,7 +257,6 @@ class StageCommands(DatabaseBase):
                 queries=queries,
                 space=space,
                 table=table,
-                memory_bytes=memory_bytes,
                 device=device,
                 dry_run=dry_run,
             )
@@ -273,7 +270,6 @@ class StageCommands(DatabaseBase):
         self,
         *,
         table: str | None = None,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: str = "auto",
         dry_run: bool = False,
     ) -> list[TableRepairResult]:
@@ -281,14 +277,12 @@ class StageCommands(DatabaseBase):
 
         Args:
             table: None updates all tables.
-            memory_bytes, device: memory limit and device of the join.
+            device: device of the join.
         """
         from retrodb.stages.neighbours.repair import run_repair_neighbours
 
         with self._lock(conflict_keys.neighbours(table or "all"), "neighbours"):
-            return run_repair_neighbours(
-                self._context, table=table, memory_bytes=memory_bytes, device=device, dry_run=dry_run
-            )
+            return run_repair_neighbours(self._context, table=table, device=device, dry_run=dry_run)
 
     def edit_neighbours(
         self,

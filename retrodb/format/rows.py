@@ -185,4 +185,10 @@ def unite(parts: Iterable[BitMap]) -> BitMap:
     return BitMap.union(*given) if given else BitMap()
 
 
+def bitmap_bytes(rows: BitMap) -> int:
+    """Memory of a bitmap in bytes."""
+    sizes = rows.get_statistics()
+    return sizes["n_bytes_array_containers"] + sizes["n_bytes_run_containers"] + sizes["n_bytes_bitset_containers"]
+
+
 _ALL_ROWS = 1 << 32  # one past the largest row that a bitmap can have

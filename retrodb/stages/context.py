@@ -24,6 +24,11 @@ class Context:
     clock: str | None = None  # time of new runs; None reads the machine's clock, once a run
 
     @property
+    def memory_limit(self) -> int:
+        """Limit of the anonymous memory of all processes of the command together, in bytes."""
+        return self.engine.memory_limit
+
+    @property
     def num_workers(self) -> int:
         """Cores that this machine's part of the work may keep busy."""
         return self.engine.workers if isinstance(self.engine, LocalEngine) else available_cpus()

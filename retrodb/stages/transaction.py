@@ -113,6 +113,7 @@ class Transaction:
         *,
         engine: Engine | None = None,
         isolated: bool = False,
+        extra_bytes: int = 0,
         unit: str = "",
         rate_of: str = "",
     ) -> list[TaskRecord[R]]:
@@ -122,7 +123,14 @@ class Transaction:
             engine: another one than the context's. The rest is as in `Engine.run`.
         """
         return (engine or self.context.engine).run(
-            self.run, tasks, function, self.context.progress, isolated=isolated, unit=unit, rate_of=rate_of
+            self.run,
+            tasks,
+            function,
+            self.context.progress,
+            isolated=isolated,
+            extra_bytes=extra_bytes,
+            unit=unit,
+            rate_of=rate_of,
         )
 
     def publish(

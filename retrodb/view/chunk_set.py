@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -21,6 +20,7 @@ from retrodb.format.parquet import read_row_groups, read_table
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import is_in, mask_of
 from retrodb.format.settings import Settings
+from retrodb.store.bounded_cache import CachedReader
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
@@ -71,9 +71,9 @@ class ChunkSet:
     ) -> None:
         self.files, self.settings, self.tombstones = files, settings, tombstones
         self._coverage = {kind: Coverage(of_kind, files) for kind, of_kind in records.items()}
-        self.layout = lru_cache(maxsize=256)(self._read_layout)
-        self.documents_table = lru_cache(maxsize=64)(self._read_documents)
-        self.deleted_mask = lru_cache(maxsize=16)(self._read_deleted_mask)
+        self.layout = CachedReader(self._read_layout, lambda layout: layout.nbytes)
+        self.documents_table = CachedReader(self._read_documents, lambda table: table.get_total_buffer_size())
+        self.deleted_mask = CachedReader(self._read_deleted_mask, lambda mask: mask.nbytes)
         self._maps: dict[str, AnyArray] = {}
 
     @property

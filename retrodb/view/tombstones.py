@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.format.parquet import read_row_groups, read_table, write_table
-from retrodb.format.rows import mask_of, rows_from, serialize_rows, unite
+from retrodb.format.rows import bitmap_bytes, mask_of, rows_from, serialize_rows, unite
+from retrodb.store.bounded_cache import CachedReader
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,8 +84,8 @@ class TombstoneSet:
         none = np.empty(0, dtype=np.int64)
         self._starts = np.concatenate([none, *starts])
         self._ends = self._starts + np.concatenate([none, *counts])
-        self._group = lru_cache(maxsize=64)(self._read_group)
-        self.deleted_rows = lru_cache(maxsize=1024)(self._read_deleted_rows)
+        self._group = CachedReader(self._read_group, lambda rows: sum(map(len, rows)))
+        self.deleted_rows = CachedReader(self._read_deleted_rows, bitmap_bytes)
 
     @property
     def reasons(self) -> list[str]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.format.entries import DuplicatesEntry
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import iterate_row_groups
@@ -83,7 +82,6 @@ def run_repair(
     context: Context,
     *,
     accept_loss: bool = False,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
     device: str = "auto",
     dry_run: bool = False,
 ) -> DatabaseRepairResult:
@@ -91,7 +89,6 @@ def run_repair(
 
     Args:
         accept_loss: whether to continue without the documents that cannot be restored.
-        memory_bytes: memory limit of neighbour joins.
         device: device of encoders and neighbour joins.
 
     Raises:
@@ -99,7 +96,7 @@ def run_repair(
         ConflictError: another command rewrote rows in the meantime.
         UsageError: too little memory; nothing is changed then.
     """
-    hardware = JoinHardware(context.num_workers, memory_bytes, device)
+    hardware = JoinHardware(context.num_workers, context.memory_limit, device)
     plan = plan_repair(context)
     if dry_run:
         return DatabaseRepairResult(plan.snapshot, plan, accept_loss, dry_run=True)

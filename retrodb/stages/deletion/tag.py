@@ -181,7 +181,8 @@ def execute_tag(context: Context, plan: TagPlan) -> TagResult:
     is_alone = device_is_shared(plan.tagger) or not any(plan.num_unscored)
     engine = context.engine.with_processes(1) if is_alone else context.engine
     function = partial(run_tag_task, tagger=plan.tagger)
-    records = transaction.run_tasks(tasks, function, engine=engine, rate_of="documents")
+    extra_bytes: int = getattr(plan.tagger, "memory_bytes", 0)  # of a classifier
+    records = transaction.run_tasks(tasks, function, engine=engine, extra_bytes=extra_bytes, rate_of="documents")
     result = _with_scores(_result(plan, records), records)
     if not result.num_documents and not plan.is_new:
         forget_run(transaction.run)

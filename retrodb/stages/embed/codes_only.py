@@ -64,7 +64,7 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
         raise MissingStep("there is nothing to embed yet", remedy="Run 'retrodb ingest' first.")
     settings = IndexParams(factory=plan.params.factory or "auto")
     factory = plan.params.factory or choose_factory(
-        len(ids), entry.dimension, settings.memory_bytes, None, entry.metric
+        len(ids), entry.dimension, settings.search_memory_bytes, None, entry.metric
     )
     size = max(sample_size(factory), min(_MIN_SAMPLE, len(ids) // 10 + 1))
     sample_ids = np.sort(np.random.default_rng(settings.seed).permutation(ids)[:size])

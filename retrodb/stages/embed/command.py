@@ -14,7 +14,9 @@ from functools import partial
 from retrodb.encode.encoder import Encoder, OutOfDeviceMemory
 from retrodb.engine.run import add_counts, run_exists
 from retrodb.engine.task import NoResult, Task
+from retrodb.engine.task_memory import memory_of
 from retrodb.format.json_codec import to_plain_object
+from retrodb.memory import require_memory
 from retrodb.stages.context import Context
 from retrodb.stages.embed.codes_only import PreparedCodes, prepare_codes
 from retrodb.stages.embed.embed_plan import EmbedPlan, EmbedResult, plan_embed
@@ -22,7 +24,7 @@ from retrodb.stages.embed.pending import keep_complete, own_ids
 from retrodb.stages.embed.rate import estimate_rates, measure_rates
 from retrodb.stages.embed.reuse import find_reusable
 from retrodb.stages.embed.reuse_tasks import ReusableVectors
-from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder
+from retrodb.stages.embed.space_encoder import EncoderHardware, encoder_bytes, load_encoder
 from retrodb.stages.embed.task import KIND, STAGE_VERSION, EmbedPayload, EncodingTotals, run_embed_task
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -105,6 +107,10 @@ def _embed(
     context: Context, plan: EmbedPlan, result: EmbedResult, encoder: Encoder, hardware: EncoderHardware
 ) -> EmbedResult:
     """Run all tasks with one token budget and commit their files."""
+    extra_bytes = encoder_bytes(encoder, hardware)
+    require_memory(
+        f"embedding with {plan.params.encoder}", memory_of(KIND.stage).of_task(0, extra_bytes), context.memory_limit
+    )
     keeps_vectors = plan.params.keep_vectors is not False
     transaction = Transaction.open(
         context,
@@ -122,7 +128,9 @@ def _embed(
     tasks = [_task(transaction, plan, encoder, number, reusable, codes) for number in range(len(plan.pending))]
     function = partial(run_embed_task, params=plan.params, hardware=hardware, totals=totals)
     engine = context.engine.with_processes(hardware.gpus)
-    records = transaction.run_tasks(tasks, function, engine=engine, unit="chunks", rate_of="tokens")
+    records = transaction.run_tasks(
+        tasks, function, engine=engine, extra_bytes=extra_bytes, unit="chunks", rate_of="tokens"
+    )
     transaction.add_files(records)
     counts = transaction.counts = add_counts(records)
     rates = measure_rates(encoder, totals, counts, hardware.gpus, time.perf_counter() - start)

@@ -44,6 +44,8 @@ from retrodb.stages.embed.reuse_tasks import (
 from retrodb.stages.transaction import Transaction
 
 _RUN_ROWS = 1 << 22  # rows of a task: 128 MiB of a sorted run
+_JOIN_BYTES = 130  # of a row of a range that is joined: its entry, and copies while runs are merged
+_FILTER_BYTES = 40  # of a new row: its prefix while a run is read, and its bits
 _MIN_FILE_ROWS = 1 << 13  # what a file counts at least, so that a task reads at most 512 files
 _SMALL_ROWS = 1 << 25  # that one process filters before others have started
 
@@ -71,7 +73,8 @@ def find_reusable(
         JOIN.task(ReuseJoinPayload(transaction.run.id, new_runs, old_runs, number, num_ranges))
         for number in range(num_ranges)
     ]
-    joined = transaction.run_tasks(tasks, run_reuse_join, unit="ranges")
+    extra_bytes = _JOIN_BYTES * min(num_rows, _RUN_ROWS)
+    joined = transaction.run_tasks(tasks, run_reuse_join, extra_bytes=extra_bytes, unit="ranges")
     path = path_of("runs", run=transaction.run.id, file="reuse/files.json")
     transaction.run.storage.write(path, to_json(VectorFiles(tuple(file.vectors for file in files))))
     return ReusableVectors(path, tuple(file for record in joined for file in record.files))
@@ -97,7 +100,10 @@ def _old_runs(
     num_new = sum(len(part.rows) for part in plan.pending)
     run = transaction.run.id
     filters = transaction.run_tasks(
-        [FILTER.task(FilterPayload(run, new_runs, num_new))], run_prefix_filter, unit="filters"
+        [FILTER.task(FilterPayload(run, new_runs, num_new))],
+        run_prefix_filter,
+        extra_bytes=_FILTER_BYTES * min(num_new, _RUN_ROWS),
+        unit="filters",
     )
     filter_file = next((file for record in filters for file in record.files), None)
     groups = list(groups_of(files, lambda file: max(file.vectors.num_rows, _MIN_FILE_ROWS), _RUN_ROWS))

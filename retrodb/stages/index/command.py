@@ -20,15 +20,18 @@ from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.json_codec import to_plain_object
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.memory import MIB, require_memory, with_caches
 from retrodb.stages.context import Context
 from retrodb.stages.index.codebook_file import index_entry, publish_codebook
 from retrodb.stages.index.drift import choose_canaries, drift_entry, reasons_to_retrain
 from retrodb.stages.index.live_parts import missing_rows, open_codebook, parts_of
 from retrodb.stages.index.merge import plan_merge, run_merge
-from retrodb.stages.index.part_task import STAGE_VERSION, index_task, run_index_task
+from retrodb.stages.index.part_task import STAGE_VERSION, index_task, part_bytes, run_index_task
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.view import View
+
+_TRAINING_MIB = 190  # a process that trains: the library, FAISS, and k-means compiled by numba
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class IndexPlan:
     params: IndexParams
     entry: IndexEntry | None  # of the space now
     missing: tuple[tuple[FileRecord, RowSet], ...]  # files of vectors, each with the rows to add
-    memory_bytes: int  # limit of the merge that follows
+    search_memory_bytes: int  # parts that need more are not merged
     result: IndexResult  # that a dry run prints
 
 
@@ -95,8 +98,8 @@ def plan_index(view: View, params: IndexParams, *, space: str | None = None, ret
     _check(view, name, params, entry, is_new)
     old_parts = [] if is_new else parts_of(view, name)
     missing = missing_rows(view, name, old_parts)
-    memory_bytes = params.memory_bytes if entry is None else entry.params.memory_bytes
-    merge = plan_merge(view, name, memory_bytes).result  # of the parts that are there before the run
+    search_memory_bytes = params.search_memory_bytes if entry is None else entry.params.search_memory_bytes
+    merge = plan_merge(view, name, search_memory_bytes).result  # of the parts that are there before the run
     result = IndexResult(
         snapshot=view.snapshot.number,
         space=name,
@@ -110,7 +113,7 @@ def plan_index(view: View, params: IndexParams, *, space: str | None = None, ret
         num_merged_parts=merge.num_merged_parts,
         retrain_reason=", ".join(reasons_to_retrain(view, name)),
     )
-    return IndexPlan(view, params, entry, tuple(missing), memory_bytes, result)
+    return IndexPlan(view, params, entry, tuple(missing), search_memory_bytes, result)
 
 
 def execute_index(context: Context, plan: IndexPlan) -> IndexResult:
@@ -118,7 +121,7 @@ def execute_index(context: Context, plan: IndexPlan) -> IndexResult:
     result = replace(plan.result, dry_run=False)
     if plan.missing or result.is_trained:
         result = _add(context, plan, result)
-    merge = run_merge(context, result.space, plan.memory_bytes)
+    merge = run_merge(context, result.space, plan.search_memory_bytes)
     return replace(
         result,
         snapshot=merge.snapshot,
@@ -157,6 +160,8 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
         vectors=tuple((record.path, record.digest.sha256.hex(), rows.bitmap) for record, rows in plan.missing),
     )
     arguments = {"space": name, **to_plain_object(plan.params)}
+    if in_use is None:
+        _check_training(plan, result.factory, context.memory_limit)
     keys = conflict_keys.index(name)
     transaction = Transaction.open(context, view, "index", keys, plan=run_plan, arguments=arguments)
     canaries = None
@@ -171,7 +176,8 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     else:
         codebook = open_codebook(view, name)
     tasks = [index_task(name, codebook.digest, record, rows) for record, rows in plan.missing]
-    records = transaction.run_tasks(tasks, partial(run_index_task, threads=context.threads_for(len(tasks))))
+    function = partial(run_index_task, threads=context.threads_for(len(tasks)))
+    records = transaction.run_tasks(tasks, function, extra_bytes=part_bytes(codebook.dim, tasks))
     transaction.add_files(records)
     transaction.set_entry(name, drift_entry(view, name, codebook, records, canaries))
     transaction.counts = {"vectors": result.num_vectors}
@@ -189,7 +195,19 @@ def _factory(view: View, space: str, params: IndexParams) -> str:
         return params.factory
     entry = view.snapshot.existing(SpaceEntry, space)
     num_vectors = sum(record.num_rows for record in view.manifest.files("vectors", space))
-    return choose_factory(num_vectors, entry.dimension, params.memory_bytes, params.bytes_per_vector, entry.metric)
+    return choose_factory(
+        num_vectors, entry.dimension, params.search_memory_bytes, params.bytes_per_vector, entry.metric
+    )
+
+
+def _check_training(plan: IndexPlan, factory: str, memory_bytes: int) -> None:
+    """Raises NotEnoughMemory when the training sample does not fit into the limit."""
+    num_vectors = sum(len(rows) for _, rows in plan.missing)
+    size = min(num_vectors, max(1, plan.params.train_sample or sample_size(factory)))
+    dimension = plan.view.snapshot.existing(SpaceEntry, plan.result.space).dimension
+    # The sample as float16, as float32, and in the order of k-means; ids and their permutation.
+    needed = _TRAINING_MIB * MIB + size * dimension * (2 + 4 + 4) + num_vectors * (8 + 8)
+    require_memory(f"training {factory} on {size:,} vectors", with_caches(needed), memory_bytes)
 
 
 def _trained(view: View, space: str, params: IndexParams, ids: Int64Array, threads: int) -> Codebook:

@@ -83,7 +83,7 @@ def reasons_to_retrain(view: View, space: str) -> list[str]:
     params, stored = index.params, view.snapshot.existing(SpaceEntry, space)
     if params.factory == "auto":
         better = choose_factory(
-            entry.vectors, stored.dimension, params.memory_bytes, params.bytes_per_vector, stored.metric
+            entry.vectors, stored.dimension, params.search_memory_bytes, params.bytes_per_vector, stored.metric
         )
         if num_lists_of(better) >= GROWTH_OF_LISTS * index.lists and index.factory != better:
             reasons.append(

@@ -110,7 +110,8 @@ def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
         plan={"version": STAGE_VERSION, "space": plan.space, "tasks": [task.id for task in tasks]},
         arguments={"space": plan.space},
     )
-    transaction.add_files(transaction.run_tasks(tasks, run_merge_task))
+    extra_bytes = 2 * max(map(_faiss_bytes, plan.groups))  # the parts, and the part that they become
+    transaction.add_files(transaction.run_tasks(tasks, run_merge_task, extra_bytes=extra_bytes))
     transaction.drop_files(replaced)
     transaction.counts = {"merged": plan.result.num_merged_parts}
     return replace(plan.result, snapshot=transaction.commit().number, dry_run=False)

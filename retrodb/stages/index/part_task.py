@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from retrodb.ann.codebook import Codebook, load_codebook
+from retrodb.ann.part import BLOCK_ROWS
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import AnyArray, Int64Array, map_array
 from retrodb.format.kinds import path_of
@@ -35,6 +37,11 @@ KIND = TaskKind[IndexPayload, NoResult]("index", STAGE_VERSION, NoResult)
 def index_task(space: str, codebook: str, vectors: FileRecord, rows: RowSet) -> Task[IndexPayload, NoResult]:
     """The task for some rows of a file of vectors."""
     return KIND.task(IndexPayload(space, codebook, vectors, rows), (), len(rows))
+
+
+def part_bytes(dim: int, tasks: Sequence[Task[IndexPayload, NoResult]]) -> int:
+    """What a task holds that depends on the dimension: codes, twice while a part is written, and four blocks of float32."""
+    return dim * (2 * max((task.weight for task in tasks), default=0) + 4 * 4 * BLOCK_ROWS)
 
 
 def run_index_task(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.document_keys import IdArray, sort_ids
+from retrodb.memory import PROCESS_MEMORY
 
 ADDED, SUPERSEDES, UNCHANGED, DUPLICATE, HELD_OUT = 0, 1, 2, 3, 4
 OUTCOMES = ("added", "superseded", "unchanged", "duplicate", "held_out")
@@ -23,7 +24,8 @@ OUTCOMES = ("added", "superseded", "unchanged", "duplicate", "held_out")
 
 OutcomeArray: TypeAlias = NDArray[np.uint8]
 
-_PARTITION_ENTRIES = 1 << 24  # entries sorted at once: bounds the memory of the sort at about 2 GiB
+_ENTRY_BYTES = 128  # memory to sort an entry: itself, its order, and copies
+_LEAST_ENTRIES, _MOST_ENTRIES = 1 << 16, 1 << 24  # that are sorted at once
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def _stale(comparison: Comparison) -> StaleDocuments:
 
 def _partitions(num_entries: int) -> Iterator[tuple[np.uint64, np.uint64]]:
     """Inclusive, ascending ranges of the keys' upper halves that together cover them all."""
-    count = num_entries // _PARTITION_ENTRIES + 1
+    at_once = min(max(PROCESS_MEMORY.cache_bytes // _ENTRY_BYTES, _LEAST_ENTRIES), _MOST_ENTRIES)
+    count = num_entries // at_once + 1
     edges = [(i << 64) // count for i in range(count + 1)]
     for low, high in pairwise(edges):
         yield np.uint64(low), np.uint64(high - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from retrodb.config import DEFAULT_MEMORY_BYTES, NeighboursParams
+from retrodb.config import NeighboursParams
 from retrodb.engine.run import add_counts
 from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry, TableEntry
@@ -17,6 +17,7 @@ from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
+from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
 from retrodb.stages.neighbours.recall_sample import RecallSample
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
@@ -77,22 +78,21 @@ def run_neighbours(
     queries: str = SELF,
     space: str | None = None,
     table: str | None = None,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
     device: str = "auto",
     dry_run: bool = False,
 ) -> NeighboursResult:
     """Compute a whole neighbour table.
 
     Args:
-        memory_bytes, device: memory limit and device of the join. They change no byte of the table, with one exception:
-            another device can choose differently among candidates with tied codes, before the exact distances decide.
+        device: device of the join. It changes no byte of the table, with one exception: another device can choose differently
+            among candidates with tied codes, before the exact distances decide.
 
     Raises:
         MissingStep: when the space or the query set is not embedded, or the space is not indexed.
         UsageError: for invalid parameters, an unknown query set or device, or too little memory.
         ConflictError: when the table or the space changed since the plan.
     """
-    hardware = JoinHardware(context.num_workers, memory_bytes, chosen_device(device))
+    hardware = JoinHardware(context.num_workers, context.memory_limit, chosen_device(device))
     plan = plan_neighbours(context.view(), params, hardware, queries=queries, space=space, table=table)
     return plan.result if dry_run else execute_neighbours(context, plan)
 
@@ -117,6 +117,8 @@ def plan_neighbours(
     codebook = open_codebook(view, name)
     refuse_missing(view, queries, name)
     spans = spans_of(view, queries)
+    size = JoinSize.of(view, name, params, spans, 0, hardware.threads, hardware.device)
+    size.check(hardware.memory_bytes)
     previous = view.snapshot.entry(TableEntry, table)
     entry = TableEntry(
         queries=queries, space=name, state=live_state(view), dependencies=table_dependencies(view, queries, name, params),
@@ -125,6 +127,7 @@ def plan_neighbours(
     unchanged = previous if previous is not None and previous.is_of_same_origin(entry) else None
     sample = RecallSample(view, queries, name, params, spans, hardware.threads)
     point = sample.choose_point(codebook, unchanged)
+    size.with_nprobe(point.nprobe).check(hardware.memory_bytes)
     entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall)
     index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(

@@ -17,12 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.engine.run import add_counts
-from retrodb.format.entries import TableDependencies, TableEntry
+from retrodb.format.entries import IndexEntry, TableDependencies, TableEntry
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
+from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.repair_state import RepairState
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
@@ -67,21 +67,20 @@ def run_repair_neighbours(
     context: Context,
     *,
     table: str | None = None,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
     device: str = "auto",
     dry_run: bool = False,
 ) -> list[TableRepairResult]:
     """Repair one table, or all, with one commit for each that has something to repair. A dry run compares no vectors.
 
     Args:
-        memory_bytes, device: memory limit and device of the join of recomputed rows, as in `run_neighbours`.
+        device: device of the join of recomputed rows, as in `run_neighbours`.
 
     Raises:
         MissingStep: when there is no such table, or chunks are not embedded or indexed.
         UsageError: for too little memory, or, when there is something to join, an unknown device.
         ConflictError: when the table or its space changed since the plan.
     """
-    hardware = JoinHardware(context.num_workers, memory_bytes, device)
+    hardware = JoinHardware(context.num_workers, context.memory_limit, device)
     results = []
     for name in [table] if table else context.view().snapshot.names(TableEntry):
         plan = plan_repair_neighbours(context.view(), name, hardware)
@@ -94,6 +93,7 @@ def plan_repair_neighbours(view: View, table: str, hardware: JoinHardware) -> Ta
 
     Where the table has to be recomputed, its operating point is chosen here, as in `plan_neighbours`.
     """
+    _check_memory(view, table, hardware)
     state = RepairState.of(view, table)
     entry, before, after = state.table.entry, state.before, state.after
     refuse_missing(view, entry.queries, entry.space)
@@ -119,6 +119,15 @@ def plan_repair_neighbours(view: View, table: str, hardware: JoinHardware) -> Ta
     )
     is_current = not (new_chunks or num_lost or new_rows or lost_rows)
     return TableRepairPlan(state, dependencies, hardware, None, is_current, result)
+
+
+def _check_memory(view: View, table: str, hardware: JoinHardware) -> None:
+    """Raises NotEnoughMemory when the join of the table's rows does not fit into the limit."""
+    entry = view.snapshot.entry(TableEntry, table)
+    if entry is not None and view.snapshot.entry(IndexEntry, entry.space) is not None:
+        spans = spans_of(view, entry.queries)
+        size = JoinSize.of(view, entry.space, entry.params, spans, entry.nprobe, hardware.threads, hardware.device)
+        size.check(hardware.memory_bytes)
 
 
 def _plan_rebuild(state: RepairState, dependencies: TableDependencies, hardware: JoinHardware) -> TableRepairPlan:
