@@ -17,7 +17,7 @@ from pathlib import Path
 from retrodb.errors import NotEnoughMemory
 
 MIB = 1 << 20
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _UNLIMITED = 1 << 60  # a limit that a container reports although it has none is at least this
 CACHE_FRACTION = (
     8  # of the memory of a process, one part of so many is for what it keeps of shards that it may need again
@@ -41,7 +41,7 @@ def machine_memory() -> int:
 def _container_limits() -> list[int]:
     """The limits of the control groups that this process is in; none where there are no control groups."""
     try:
-        groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        groups = [line.split(":", 2)[1:] for line in _OWN_GROUPS.read_text().splitlines()]
     except OSError:
         return []
     limits = []
@@ -65,10 +65,10 @@ def _limit_in(file: Path) -> int:
     return int(text) if text.isdecimal() else _UNLIMITED
 
 
-def anonymous_bytes() -> int:
-    """Anonymous memory of this process in bytes; 0 where the system does not say."""
+def anonymous_bytes(process: int | str = "self") -> int:
+    """Anonymous memory of a process in bytes; 0 where the system does not say, or the process has ended."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)

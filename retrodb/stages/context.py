@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from retrodb.encode.threads import available_cpus
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import Progress
 from retrodb.engine.run import Engine
+from retrodb.engine.task import P, R, Task
+from retrodb.engine.task_memory import process_bytes
 from retrodb.format.settings import Settings, parse_settings
 from retrodb.store.snapshots import read_as_of
 from retrodb.store.storage import Storage
@@ -33,9 +36,10 @@ class Context:
         """Cores that this machine's part of the work may keep busy."""
         return self.engine.workers if isinstance(self.engine, LocalEngine) else available_cpus()
 
-    def threads_for(self, num_tasks: int) -> int:
-        """Threads of a task's process when so many tasks run side by side: no core idle, none shared."""
-        return max(1, self.num_workers // max(1, min(self.num_workers, num_tasks)))
+    def threads_for(self, tasks: Sequence[Task[P, R]], extra_bytes: int = 0) -> int:
+        """Threads of a process that runs some of the tasks, next to as many as the memory is for: no core idle, none shared."""
+        processes = self.engine.num_processes(tasks, process_bytes(tasks, extra_bytes))
+        return max(1, self.num_workers // max(1, processes))
 
     def settings(self) -> Settings:
         """The database's settings. Raises MissingFileError, FormatVersionError, DamagedFileError."""

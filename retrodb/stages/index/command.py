@@ -176,8 +176,9 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     else:
         codebook = open_codebook(view, name)
     tasks = [index_task(name, codebook.digest, record, rows) for record, rows in plan.missing]
-    function = partial(run_index_task, threads=context.threads_for(len(tasks)))
-    records = transaction.run_tasks(tasks, function, extra_bytes=part_bytes(codebook.dim, tasks))
+    extra_bytes = part_bytes(codebook.dim, tasks)
+    function = partial(run_index_task, threads=context.threads_for(tasks, extra_bytes))
+    records = transaction.run_tasks(tasks, function, extra_bytes=extra_bytes)
     transaction.add_files(records)
     transaction.set_entry(name, drift_entry(view, name, codebook, records, canaries))
     transaction.counts = {"vectors": result.num_vectors}
