@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -22,8 +23,8 @@ TOLERANCE = 1.05  # a process takes pages for a moment that its last sample does
 RETRODB = Path(sys.executable).with_name("retrodb")
 CLOCKED = {"documents"}  # kinds whose files have the time of the command in them
 
-Files = set[tuple[str, bytes]]
-"""Path and digest of every live file but those of some kinds."""
+Files = list[tuple[str, bytes]]
+"""Kind and digest of every live file, and of the files of an export."""
 
 
 def run_sampled(arguments: Sequence[object]) -> tuple[int, int, str]:
@@ -38,21 +39,27 @@ def run_sampled(arguments: Sequence[object]) -> tuple[int, int, str]:
         return process.returncode, peak, process.stderr.read()
 
 
-def live_files(folder: Path, kinds: Sequence[str] = ()) -> Files:
+def files_of(folder: Path, out: Path) -> Files:
     records = retrodb.open(folder).view().manifest.all_files()
-    return {(r.path, r.digest.sha256) for r in records if (r.kind in kinds if kinds else r.kind not in CLOCKED)}
+    live = [(record.kind, record.digest.sha256) for record in records if record.kind not in CLOCKED]
+    exported = [(path.name, hashlib.sha256(path.read_bytes()).digest()) for path in out.rglob("*.parquet")]
+    return sorted([*live, *exported])
 
 
 def check_limit(base: Path, folder: Path, arguments: Sequence[object], limit_mib: int, workers: Sequence[int]) -> None:
     """Run a command on copies of a database, without a limit and with one, and compare the files and the memory."""
     results = list[Files]()
     for number in (None, *workers):
-        shutil.rmtree(folder, ignore_errors=True)
+        out = folder.with_name("out")
+        for scratch in (folder, out):
+            shutil.rmtree(scratch, ignore_errors=True)
         shutil.copytree(base, folder)
         limit = () if number is None else ("--memory", f"{limit_mib}MiB", "--workers", number)
-        code, peak, errors = run_sampled([*(folder if word == "DB" else word for word in arguments), *limit])
+        code, peak, errors = run_sampled(
+            [*({"DB": folder, "OUT": out}.get(str(word), word) for word in arguments), *limit]
+        )
         assert code == 0, errors
-        results.append(live_files(folder))
+        results.append(files_of(folder, out))
         assert number is None or peak <= TOLERANCE * limit_mib * MIB, (arguments, number, peak / MIB)
     assert len(results[0]) > 0
     assert all(files == results[0] for files in results), arguments
@@ -108,7 +115,7 @@ def test_every_stage_of_a_larger_database_keeps_its_limit(made_tokenizer: Path, 
         ("embed", "DB"),
         ("index", "DB"),
         ("neighbours", "DB"),
-        ("export", "DB", tmp_path / "out"),
+        ("export", "DB", "OUT"),
         ("compact", "DB", "--min-deleted", "0"),
         ("neighbours", "DB", "--repair"),
         ("check", "DB", "--read-data"),
