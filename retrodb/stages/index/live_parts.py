@@ -16,6 +16,7 @@ from retrodb.errors import DamagedFileError, MismatchError, MissingStep
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
+from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet, mask_of
 from retrodb.stages.dedup.clusters import cluster_keys
@@ -56,6 +57,11 @@ def parts_of(view: View, space: str) -> list[PartFiles]:
         folders.setdefault(record.path.rpartition("/")[0], []).append(record)
     parts = [PartFiles(folder, tuple(records)) for folder, records in folders.items()]
     return sorted(parts, key=lambda part: (part.span.first_chunk, part.folder))
+
+
+def is_faiss_file(record: FileRecord) -> bool:
+    """Whether a file of a part is what FAISS reads."""
+    return record.path.endswith(f"/{INDEX_FILE}")
 
 
 def open_codebook(view: View, space: str) -> Codebook:

@@ -22,11 +22,10 @@ from retrodb.ann.merge_policy import choose_merges
 from retrodb.ann.part import open_part
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
-from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import MAX_ROWS, RowSet
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import PartFiles, parts_of
+from retrodb.stages.index.live_parts import PartFiles, is_faiss_file, parts_of
 from retrodb.stages.index.publish_part import publish_part_files
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -119,7 +118,7 @@ def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
 
 def _faiss_bytes(parts: Sequence[PartFiles]) -> int:
     """The size of the FAISS files of parts: a merge loads them all, its other arrays are mapped."""
-    return sum(record.digest.size_bytes for record in files_of(parts) if record.path.endswith(f"/{INDEX_FILE}"))
+    return sum(record.digest.size_bytes for record in files_of(parts) if is_faiss_file(record))
 
 
 def span_of(parts: Sequence[PartFiles]) -> ChunkRange:
