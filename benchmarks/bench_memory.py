@@ -187,7 +187,12 @@ def main() -> None:
         rows = (
             databases.largest_tasks() if options.tasks else table_of(databases, names, options.workers, options.memory)
         )
-        lines = [f"# Memory of commands, {options.chunks:,} chunks", "", *(f"- {name}: {value}" for name, value in environment(1).items()), ""]
+        lines = [
+            f"# Memory of commands, {options.chunks:,} chunks",
+            "",
+            *(f"- {name}: {value}" for name, value in environment(1).items()),
+            "",
+        ]
         for line in rows:
             print(line, flush=True)
             lines.append(line)

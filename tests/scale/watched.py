@@ -110,6 +110,7 @@ def watch_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         function: TaskFunction[P, R],
         *,
         isolated: bool = False,
+        extra_bytes: int = 0,
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
         for task in tasks:
             with run.storage.task() if isinstance(run.storage, WatchedStorage) else nullcontext():

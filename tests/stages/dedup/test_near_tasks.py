@@ -167,7 +167,13 @@ class WatchedEngine(Engine):
         self.is_in_task = False
 
     def execute(
-        self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
+        self,
+        run: Run,
+        tasks: Sequence[Task[P, R]],
+        function: TaskFunction[P, R],
+        *,
+        isolated: bool = False,
+        extra_bytes: int = 0,
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
         for task in tasks:
             self.is_in_task = True
