@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retrodb.engine.task import P, R, Task
+from retrodb.format import MAX_SHARD_CHUNKS as SHARD
 from retrodb.memory import MIB, with_caches
 
 
@@ -20,10 +21,12 @@ class TaskMemory:
 
     base_mib: int
     unit_bytes: float = 0.0  # for each unit of a task's weight: a chunk, a document, an entry or a byte
+    most_units: int | None = None  # that a task holds; a weight may be a range of ids, most of which no file has
 
     def of_task(self, weight: int, extra_bytes: int = 0) -> int:
         """Bytes of a process that runs a task of a weight, its cache included."""
-        return with_caches(self.base_mib * MIB + round(self.unit_bytes * weight) + extra_bytes)
+        units = weight if self.most_units is None else min(weight, self.most_units)
+        return with_caches(self.base_mib * MIB + round(self.unit_bytes * units) + extra_bytes)
 
 
 MAIN_MIB = 90
@@ -55,17 +58,18 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "check-read": TaskMemory(130, 1.5), "check-compare": TaskMemory(130, 1.5),
     "purge-search": TaskMemory(230, 3.0),
     # Weights in chunks; the text of a chunk is about 300 bytes.
-    "leak-scan": TaskMemory(155, 220), "leak-count": TaskMemory(155, 220), "leak-clean": TaskMemory(155, 220),
-    "near-facts": TaskMemory(75, 45),
+    "leak-scan": TaskMemory(155, 220, SHARD), "leak-count": TaskMemory(155, 220, SHARD),
+    "leak-clean": TaskMemory(155, 220, SHARD),
+    "near-facts": TaskMemory(75, 45, SHARD),
     "near-equal": TaskMemory(80),
-    "bands": TaskMemory(175, 290),
-    "near-distinct": TaskMemory(85, 60),
+    "bands": TaskMemory(175, 290, SHARD),
+    "near-distinct": TaskMemory(85, 60, SHARD),
     "near-join": TaskMemory(90),
-    "near-shingles": TaskMemory(160, 220),
+    "near-shingles": TaskMemory(160, 220, SHARD),
     "verify": TaskMemory(280),  # blocks of 65,536 chunks and of 8 million shingles
     "near-clusters": TaskMemory(90),
-    "near-tombstones": TaskMemory(80, 60),
-    "filter": TaskMemory(190, 230), "undelete": TaskMemory(190, 230),  # a condition on texts, by DuckDB
+    "near-tombstones": TaskMemory(80, 60, SHARD),
+    "filter": TaskMemory(190, 230, SHARD), "undelete": TaskMemory(190, 230, SHARD),  # a condition on texts, by DuckDB
     "embed-pending": TaskMemory(90, 25),
     "reuse-new": TaskMemory(70, 130), "reuse-filter": TaskMemory(70), "reuse-old": TaskMemory(70, 130),
     "reuse-join": TaskMemory(70),
@@ -73,9 +77,9 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "index": TaskMemory(100, 130),
     "merge": TaskMemory(105, 60),
     "neighbours": TaskMemory(270), "repair": TaskMemory(270),  # stages/neighbours/join_memory.py has the rest
-    "fold": TaskMemory(100, 250),
-    "export-positions": TaskMemory(55, 110),
-    "export-facts": TaskMemory(75, 160),
+    "fold": TaskMemory(100, 250, SHARD),
+    "export-positions": TaskMemory(55, 110, SHARD),
+    "export-facts": TaskMemory(75, 160, SHARD),
     "compact": TaskMemory(125, 160),
     "queries": TaskMemory(270),  # 131,072 rows of 64 int64 tokens, four times
     # Weights in documents.

@@ -134,3 +134,8 @@ def test_a_limit_changes_no_id_of_a_task() -> None:
     ids = [task.id for task in tasks(3)]
     PROCESS_MEMORY.begin(HUNDRED)
     assert [task.id for task in tasks(3)] == ids
+
+
+def test_a_range_of_ids_with_gaps_needs_no_more_than_a_full_shard() -> None:
+    bounded = TaskMemory(100, 8, 1 << 20)
+    assert bounded.of_task(1 << 40) == bounded.of_task(1 << 20) > bounded.of_task(1 << 19)
