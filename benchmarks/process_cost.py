@@ -7,10 +7,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from process_tree import process_tree
+
+from retrodb.memory import anonymous_bytes
 
 SAMPLE_S = 0.05
 
@@ -34,7 +36,7 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], limit_s
         )
         is_late = False
         while usage is None:
-            peak = max(peak, sum(_anonymous_bytes(pid) for pid in _tree(process.pid)))
+            peak = max(peak, sum(map(anonymous_bytes, process_tree(process.pid))))
             if not is_late and time.perf_counter() - started > limit_s:
                 is_late = True
                 os.killpg(process.pid, signal.SIGKILL)
@@ -48,21 +50,3 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], limit_s
     if process.returncode and not error:
         error = lines[-1] if lines else f"exit code {process.returncode}"
     return ProcessCost(usage.ru_utime + usage.ru_stime, time.perf_counter() - started, peak, error)
-
-
-def _tree(pid: int) -> Iterator[int]:
-    """A process and its descendants."""
-    yield pid
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from _tree(int(child))
-
-
-def _anonymous_bytes(pid: int) -> int:
-    """Resident memory that no file backs."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    return 0

@@ -17,7 +17,6 @@ from .options import (
     confirm,
     database_argument,
     fraction,
-    memory_option,
     recipe_device_option,
     record_options,
     reject_rate_option,
@@ -69,7 +68,6 @@ _NO_TERMINAL = "Add '--yes' to build, or '--dry-run' to look."
     metavar="FILE",
     help="Test set whose texts must not be in DB. Repeat the option for several.",
 )
-@memory_option
 @recipe_device_option
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @task_options
@@ -81,7 +79,6 @@ def command(
     tokenizer: str | None,
     encoder: str,
     against: tuple[str, ...],
-    memory_bytes: int,
     device: str | None,
     yes: bool,
     workers: int | None,
@@ -127,7 +124,7 @@ def command(
         encoder=encoder,
         against=against,
         workers=workers,
-        memory_bytes=memory_bytes,
+        memory_bytes=session.memory_bytes,
         device=device,
         progress=session.shows_progress,
         report=lambda step: session.output.result(step, update_step),

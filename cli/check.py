@@ -70,7 +70,6 @@ def command(
     max_duration: timedelta | None,
     repair: bool,
     accept_loss: bool,
-    memory_bytes: int,
     device: str,
     as_of: int | None,
     workers: int | None,
@@ -82,15 +81,15 @@ def command(
     the documents that cannot be recovered. Without --accept-loss, it does not change their files.
     """
     is_partial = subset is not None or max_duration is not None
-    if not repair and (accept_loss or dry_run or is_given("memory_bytes") or is_given("device")):
-        raise click.UsageError("--accept-loss, --memory, --device and --dry-run need --repair.")
+    if not repair and (accept_loss or dry_run or is_given("device")):
+        raise click.UsageError("--accept-loss, --device and --dry-run need --repair.")
     if is_given("workers") and not (repair or read_data or is_partial):
         raise click.UsageError("--workers needs --read-data or --repair.")
     if repair and (is_partial or as_of is not None):
         raise click.UsageError("--repair reads every file of the newest snapshot. Remove the other options.")
     db = open_database(session, database, workers)
     if repair:
-        result = db.repair(accept_loss=accept_loss, memory_bytes=memory_bytes, device=device, dry_run=dry_run)
+        result = db.repair(accept_loss=accept_loss, device=device, dry_run=dry_run)
         session.output.result(result, database_repair_result)
         return None if result.is_whole else errors.EXIT_DAMAGE
     max_duration_s = max_duration.total_seconds() if max_duration else None

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from .options import READING_EXITS, Command, Session, database_argument, json_option, open_database, pass_session
+from .options import (
+    READING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    json_option,
+    memory_option,
+    open_database,
+    pass_session,
+)
 
 
 @click.command(cls=Command, example="retrodb diff my.retrodb 3 7 --documents", exits=READING_EXITS)
@@ -12,6 +21,7 @@ from .options import READING_EXITS, Command, Session, database_argument, json_op
 @click.argument("a", type=click.IntRange(min=0), metavar="A")
 @click.argument("b", type=click.IntRange(min=0), metavar="B")
 @click.option("--documents", is_flag=True, help="List every document that was added, removed or changed.")
+@memory_option
 @json_option
 @pass_session
 def command(session: Session, database: str, a: int, b: int, documents: bool) -> None:

@@ -10,6 +10,7 @@ from .options import (
     Session,
     database_argument,
     device_option,
+    memory_option,
     open_database,
     snapshot_options,
     space_option,
@@ -38,6 +39,7 @@ from .options import (
     help="Number of inverted lists to search.  [default: as stored for the space]",
 )
 @device_option
+@memory_option
 @snapshot_options
 def command(
     session: Session,

@@ -14,6 +14,7 @@ from .options import (
     Session,
     commit_options,
     database_argument,
+    memory_option,
     note_unknown,
     open_database,
     selection_options,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Name of this deletion. 'retrodb undelete --reason NAME' reverses it.",
 )
+@memory_option
 @commit_options
 def command(
     session: Session,

@@ -42,13 +42,14 @@ if TYPE_CHECKING:
     "--bytes-per-vector", type=click.IntRange(min=1), metavar="N", help="Size limit of the search code of one vector."
 )
 @click.option(
-    "--memory",
-    "memory_bytes",
+    "--search-memory",
+    "search_memory_bytes",
     type=size,
-    default=f"{IndexParams.memory_bytes >> 30}GiB",
+    default=f"{IndexParams.search_memory_bytes >> 30}GiB",
     show_default=True,
     metavar="SIZE",
-    help="Memory of the machine that will search, such as 500MiB or 8GiB. A larger index is memory-mapped.",
+    help="Memory of the machine that will search the index later, such as 8GiB. It chooses the type of the index. --memory "
+    "limits this command.",
 )
 @click.option("--retrain", is_flag=True, help="Train a new codebook, and index all vectors again.")
 @task_options

@@ -10,6 +10,7 @@ from .options import (
     Session,
     database_argument,
     device_option,
+    memory_option,
     open_database,
     snapshot_options,
     space_option,
@@ -34,6 +35,7 @@ from .render_retro import leakage_result
 )
 @space_option
 @device_option
+@memory_option
 @snapshot_options
 def command(
     session: Session,

@@ -18,7 +18,6 @@ from .options import (
     device_option,
     fraction,
     is_given,
-    memory_option,
     open_database,
     snapshot_options,
     space_option,
@@ -126,7 +125,6 @@ def command() -> None:
 @click.option(
     "--seed", type=int, default=NeighboursParams.seed, show_default=True, metavar="N", help="Random seed of --sample."
 )
-@memory_option
 @device_option
 @click.option(
     "--repair",
@@ -141,7 +139,6 @@ def compute(
     queries: str,
     space: str | None,
     table: str | None,
-    memory_bytes: int,
     device: str,
     repair: bool,
     workers: int | None,
@@ -161,7 +158,6 @@ def compute(
             queries=queries,
             space=space,
             table=table,
-            memory_bytes=memory_bytes,
             device=device,
             dry_run=dry_run,
             **options,
@@ -176,7 +172,7 @@ def compute(
     for name in ({"queries", "space"} | options.keys()) - _REPAIR_OPTIONS:
         if is_given(name):
             raise click.UsageError(f"--repair keeps the parameters of the table. Remove --{name.replace('_', '-')}.")
-    results = db.repair_neighbours(table=table, memory_bytes=memory_bytes, device=device, dry_run=dry_run)
+    results = db.repair_neighbours(table=table, device=device, dry_run=dry_run)
     session.output.rows(results, empty="There is no neighbour table yet.")
 
 

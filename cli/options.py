@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from retrodb import errors
-from retrodb.config import DEFAULT_MEMORY_BYTES, IngestParams
+from retrodb.config import IngestParams
 
 from .output import ConsoleOutput, JsonOutput, Output, printable
 
@@ -51,6 +51,7 @@ class Session:
 
     output: Output = field(default_factory=ConsoleOutput)
     progress: bool | None = None  # None: show progress if stderr is a terminal and the output is not JSON
+    memory_bytes: int | None = None  # memory limit of the command; None: half of the machine's memory
 
     @property
     def shows_progress(self) -> bool:
@@ -153,6 +154,10 @@ def _use_json(ctx: click.Context, _param: click.Parameter, is_json: bool) -> Non
         ctx.ensure_object(Session).output = JsonOutput()
 
 
+def _use_memory(ctx: click.Context, _param: click.Parameter, memory_bytes: int | None) -> None:
+    ctx.ensure_object(Session).memory_bytes = memory_bytes
+
+
 def _use_progress(ctx: click.Context, _param: click.Parameter, progress: bool | None) -> None:
     ctx.ensure_object(Session).progress = progress
 
@@ -194,11 +199,13 @@ memory_option = click.option(
     "--memory",
     "memory_bytes",
     type=size,
-    default=f"{DEFAULT_MEMORY_BYTES >> 30}GiB",
-    show_default=True,
+    expose_value=False,
+    callback=_use_memory,
     metavar="SIZE",
-    help="Memory limit of the neighbour join, such as 500MiB or 8GiB. KB, MB and GB also mean powers of two.",
+    help="Memory limit of all processes of the command together, such as 500MiB or 8GiB. Mapped files do not count. KB, MB "
+    "and GB also mean powers of two.  [default: half of the machine's memory]",
 )
+"""The memory limit of a command (`retrodb/memory.py`). `open_database` passes it on."""
 format_option = click.option(
     "--format",
     default="auto",
@@ -262,11 +269,11 @@ reject_rate_option = click.option(
     metavar="FRACTION",
     help="Commit nothing if more than this fraction of records is rejected.",
 )
-task_options = combine(workers_option, dry_run_option, progress_option, json_option, pass_session)
+task_options = combine(workers_option, memory_option, dry_run_option, progress_option, json_option, pass_session)
 """The last options of a command that changes the database with worker processes."""
 commit_options = combine(dry_run_option, json_option, pass_session)
 """The last options of a command that changes the database without worker processes."""
-measure_options = combine(workers_option, progress_option, json_option, pass_session)
+measure_options = combine(workers_option, memory_option, progress_option, json_option, pass_session)
 """The last options of a command that takes time and changes nothing."""
 snapshot_options = combine(as_of_option, json_option, pass_session)
 """The last options of a command that reads a snapshot."""
@@ -352,4 +359,4 @@ def open_database(session: Session, path: str, workers: int | None = None) -> Da
     """Open the database that a command works on."""
     from retrodb.database import Database
 
-    return Database(path, workers=workers, progress=session.shows_progress)
+    return Database(path, workers=workers, memory_bytes=session.memory_bytes, progress=session.shows_progress)

@@ -154,8 +154,12 @@ def shown_row(shown: ShownRow) -> str:
     if shown.bans:
         lines += ["", f"banned: {', '.join(map(str, shown.bans))}"]
     if shown.num_short:
-        rows = "row of the table has" if shown.num_short == 1 else "rows of the table have"
-        lines += ["", f"{format_count(shown.num_short)} {rows} fewer than {_count(shown.k, 'neighbour')}"]
+        rows = "row of the table" if shown.num_short == 1 else "rows of the table"
+        neighbours = _count(shown.k, "neighbour")
+        lines += [
+            "",
+            f"{format_count(shown.num_short)} {rows} had fewer than {neighbours} when it was computed or repaired",
+        ]
     return "\n".join(lines)
 
 

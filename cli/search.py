@@ -13,6 +13,7 @@ from .options import (
     Session,
     database_argument,
     device_option,
+    memory_option,
     open_database,
     snapshot_options,
     space_option,
@@ -54,6 +55,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Search as many lists as 'retrodb bench recall' measured for this recall.",
 )
 @device_option
+@memory_option
 @snapshot_options
 def command(
     session: Session,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import READING_EXITS, Command, Session, database_argument, open_database, snapshot_options
+from .options import READING_EXITS, Command, Session, database_argument, memory_option, open_database, snapshot_options
 
 
 @click.command(
@@ -14,6 +14,7 @@ from .options import READING_EXITS, Command, Session, database_argument, open_da
 )
 @database_argument
 @click.argument("query", metavar="SELECT")
+@memory_option
 @snapshot_options
 def command(session: Session, database: str, query: str, as_of: int | None) -> None:
     """Run a SELECT query over the tables documents, chunks, shards and files of DB. It cannot change anything."""

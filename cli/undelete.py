@@ -14,6 +14,7 @@ from .options import (
     Session,
     commit_options,
     database_argument,
+    memory_option,
     note_unknown,
     open_database,
     selection_options,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @database_argument
 @click.option("--reason", required=True, metavar="NAME", help="Name of the deletion to revoke.")
 @selection_options
+@memory_option
 @commit_options
 def command(
     session: Session,

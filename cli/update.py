@@ -11,7 +11,6 @@ from .options import (
     Command,
     Session,
     database_argument,
-    memory_option,
     open_database,
     recipe_device_option,
     task_options,
@@ -28,7 +27,6 @@ _EXITS = [*WRITING_EXITS, errors.EXIT_CONFLICT, errors.EXIT_REJECTS]
     "--source", "sources", multiple=True, metavar="NAME", help="Ingest only this source. Repeat the option for several."
 )
 @click.option("--mirror", is_flag=True, help="Delete documents that are no longer in their source.")
-@memory_option
 @recipe_device_option
 @task_options
 def command(
@@ -37,7 +35,6 @@ def command(
     config: str | None,
     sources: tuple[str, ...],
     mirror: bool,
-    memory_bytes: int,
     device: str | None,
     workers: int | None,
     dry_run: bool,
@@ -57,7 +54,6 @@ def command(
         config,
         sources=sources,
         mirror=mirror,
-        memory_bytes=memory_bytes,
         device=device,
         report=lambda step: session.output.result(step, update_step),
     )

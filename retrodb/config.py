@@ -25,9 +25,6 @@ T = TypeVar("T", bound="DataclassInstance")
 PlainValue: TypeAlias = "bool | int | float | str | Sequence[PlainValue] | Mapping[str, PlainValue] | None"
 """A value that TOML and JSON can hold."""
 
-DEFAULT_MEMORY_BYTES = 4 << 30
-"""Memory limit of a neighbour join where none is given: it fits a machine with 8 GiB."""
-
 # fmt: off
 EXPORT_FORMATS = (
     "parquet", "huggingface", "arrays", "megatron", "lucidrains", "norlund", "nemo", "dpr", "atlas",
@@ -137,7 +134,7 @@ class IndexParams:
     train_sample: int | None = None  # vectors in the training sample; None takes 64 per inverted list
     seed: int = 0  # random seed of the sample and of k-means
     bytes_per_vector: int | None = None  # size limit of the search code of one vector
-    memory_bytes: int = 8 << 30  # memory of the machine that searches the index
+    search_memory_bytes: int = 8 << 30  # memory of the machine that searches the index; no limit of any command
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from retrodb.config import DEFAULT_MEMORY_BYTES, InitParams, ValidateParams
+from retrodb.config import InitParams, ValidateParams
 from retrodb.facade.base import made_directory, make_context, params_of, storage_at
+from retrodb.facade.command_memory import require_command
 from retrodb.facade.evaluation_commands import EvaluationCommands
 from retrodb.facade.evaluation_commands import retro_eval as retro_eval
 from retrodb.facade.evaluation_commands import retro_fit as retro_fit
@@ -72,10 +73,15 @@ def plan_create(**options: Unpack[InitOptions]) -> Settings:
 
 @guarded
 def open(
-    path: str | Path | Storage, *, workers: int | None = 1, progress: bool = False, clock: str | None = None
+    path: str | Path | Storage,
+    *,
+    workers: int | None = 1,
+    memory_bytes: int | None = None,
+    progress: bool = False,
+    clock: str | None = None,
 ) -> Database:
     """Open a database. Arguments are those of `Database`."""
-    return Database(path, workers=workers, progress=progress, clock=clock)
+    return Database(path, workers=workers, memory_bytes=memory_bytes, progress=progress, clock=clock)
 
 
 @guarded
@@ -138,7 +144,7 @@ def build(
     encoder: str = InitParams.encoder,
     against: Sequence[str | Path] = (),
     workers: int | None = 1,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    memory_bytes: int | None = None,
     device: str | None = None,
     progress: bool = False,
     clock: str | None = None,
@@ -151,7 +157,7 @@ def build(
         tokenizer: tokenizer of the language model, or "train" to train one on the input.
         encoder: encoder of the default space.
         against: files of test sets. Each file is one test set.
-        memory_bytes: memory limit of neighbour joins.
+        memory_bytes: limit of the anonymous memory of all processes, as in `open`.
         device: device of encoders and neighbour joins.
         report: called with every step when it ends.
         options: how the input is read. Without `source`, the name of the first input is the name of the source.
@@ -161,12 +167,13 @@ def build(
     """
     from retrodb.maintain.update.build import build_recipe, build_result, prepare_build
 
-    context = make_context(path, workers=workers, progress=progress, clock=clock)
+    context = make_context(path, workers=workers, memory_bytes=memory_bytes, progress=progress, clock=clock)
     recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
+    require_command("update", context.memory_limit)
     with made_directory(context.storage):
         prepare_build(context, recipe, InitParams(tokenizer, encoder=encoder))
-    database = Database(path, workers=workers, progress=progress, clock=clock)
-    result = database.update(memory_bytes=memory_bytes, device=device, report=report)
+    database = Database(path, workers=workers, memory_bytes=memory_bytes, progress=progress, clock=clock)
+    result = database.update(device=device, report=report)
     return build_result(result, database.stats())
 
 

@@ -4,7 +4,8 @@ Exit codes are a public interface of the command line. They are defined only her
 
     RetroDBError                1   any other error
     ├── UsageError              2   an invalid option or argument
-    │   └── ConfigError         2   an unknown key or an invalid value in a TOML file or in parameters
+    │   ├── ConfigError         2   an unknown key or an invalid value in a TOML file or in parameters
+    │   └── NotEnoughMemory     2   --memory is below the least that a command needs
     ├── InputError              1   a file of the user cannot be read in the expected format
     │   └── TooManyRejects      1   more records were rejected than --max-reject-rate allows
     ├── MissingStep             1   another command must run first
@@ -74,6 +75,10 @@ class UsageError(RetroDBError):
 
 class ConfigError(UsageError):
     """A TOML file or a parameter has an unknown key or an invalid value."""
+
+
+class NotEnoughMemory(UsageError):
+    """The memory limit is below the least that a command needs. The remedy names the least."""
 
 
 class InputError(RetroDBError):

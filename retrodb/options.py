@@ -103,7 +103,7 @@ class IndexOptions(TypedDict, total=False):
     train_sample: int | None
     seed: int
     bytes_per_vector: int | None
-    memory_bytes: int
+    search_memory_bytes: int
 
 
 class NeighboursOptions(TypedDict, total=False):

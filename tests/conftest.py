@@ -30,7 +30,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test remembers verified files for another one."""
+    """No test remembers anything for another one."""
     monkeypatch.setenv("RETRODB_CACHE_DIR", str(tmp_path / "cache"))
 
 

@@ -50,6 +50,10 @@ class FaultyStorage:
         with self._operation("local", path):
             return self._inner.local(path)
 
+    def stat(self, path: str) -> os.stat_result:
+        with self._operation("stat", path):
+            return self._inner.stat(path)
+
     def exists(self, path: str) -> bool:
         with self._operation("exists", path):
             return self._inner.exists(path)

@@ -24,7 +24,7 @@ from retrodb.store.digest import identity
 from retrodb.store.manifest import load_manifest
 from retrodb.store.snapshots import read_head
 from retrodb.store.storage import LocalStorage
-from retrodb.view.shard_counts import count_shards
+from retrodb.view.shard_counts import changed_counts, shard_counts
 from retrodb.view.view import CHUNK_FILES, View
 
 _TASK = re.compile(r"[0-9a-f]{32,64}")
@@ -63,7 +63,9 @@ def _counted(storage: LocalStorage, head: Snapshot, change: Change) -> Change:
     snapshot, records = preview(head, change)
     view = View(storage, parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml"), snapshot, records)
     spans = [record.span for record in records if isinstance(record, ShardRecord)]
-    return replace(change, shard_counts=count_shards(view, spans))
+    counts = [(span, shard_counts(view.chunks, view.chunks.file("documents", *span))) for span in spans]
+    changed = [record for span, of_shard in counts for record in changed_counts(view.manifest, span, of_shard)]
+    return replace(change, shard_counts=changed)
 
 
 def _copy_of_shard(storage: LocalStorage, shard: ShardRecord, files: Sequence[FileRecord], copy: int) -> NewShard:

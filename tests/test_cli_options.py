@@ -1,4 +1,4 @@
-"""Options that several commands share: sizes, fractions and durations, and one memory limit with one default."""
+"""Options that several commands share: sizes, fractions and durations, and one memory limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 import pytest
 
-from retrodb.config import DEFAULT_MEMORY_BYTES
+from retrodb.config import IndexParams
 from retrodb_cli.main import cli
 from retrodb_cli.options import duration, fraction, size
 
@@ -54,21 +54,34 @@ def test_an_invalid_value_is_refused_by_name(parse: Callable[[str], object], tex
 
 
 def option_of(command_name: str, option: str) -> click.Parameter:
-    command = cli.get_command(click.Context(cli), command_name)
+    command: click.Command | None = cli
+    for word in command_name.split():
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word)
     assert command is not None
     command = getattr(command, "default", command)
     [parameter] = [each for each in command.params if option in each.opts]
     return parameter
 
 
-@pytest.mark.parametrize("name", ["neighbours", "update", "build", "check"])
-def test_the_memory_limit_has_one_default(name: str) -> None:
+LONG = (
+    "build", "update", "ingest", "dedup", "tag", "filter", "undelete", "embed", "index", "queries add", "neighbours", "export",
+    "search", "sql", "diff", "exposure", "leakage", "eval-retrieval", "check", "compact", "purge",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_every_long_command_takes_the_same_memory_limit(name: str) -> None:
+    """Where none is given, half of the machine's memory is the limit, which is known when the command runs."""
     parameter = option_of(name, "--memory")
-    assert isinstance(parameter.default, str)
-    assert size(parameter.default) == DEFAULT_MEMORY_BYTES
-    assert "powers of two" in str(parameter.to_info_dict()["help"])
+    shown = str(parameter.to_info_dict()["help"])
+    assert "Mapped files do not count" in shown
+    assert "powers of two" in shown
+    assert "half of the machine's memory" in shown
+    assert parameter.type_cast_value(click.Context(click.Command(name)), "2G") == 2 << 30
 
 
-def test_index_takes_its_memory_in_the_same_units() -> None:
-    parameter = option_of("index", "--memory")
+def test_the_memory_of_the_machine_that_searches_is_another_option() -> None:
+    parameter = option_of("index", "--search-memory")
     assert parameter.type_cast_value(click.Context(click.Command("index")), "2G") == 2 << 30
+    assert parameter.default == f"{IndexParams.search_memory_bytes >> 30}GiB"

@@ -24,7 +24,7 @@ def functions() -> Iterator[tuple[str, Callable[..., object]]]:
     ]:
         home = function.__module__
         is_public = not name.startswith("_") and home.startswith(("retrodb.database", "retrodb.facade"))
-        if is_public and home not in ("retrodb.facade.base", "retrodb.facade.guard"):
+        if is_public and home not in ("retrodb.facade.base", "retrodb.facade.guard", "retrodb.facade.command_memory"):
             yield name, function
 
 

@@ -20,13 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module or folder may import those before it, never one after it.
 # fmt: off
 LAYERS = (
-    "errors", "printable", "config", "options", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
+    "errors", "printable", "memory", "config", "options", "format", "store", "view", "corpus", "dedup", "encode", "screen", "ann",
     "engine", "stages", "export", "bench", "maintain", "retro", "facade", "database",
 )
 # Inside these two, a package or module may import those before it.
 ROOMS = {
     "stages": (
-        *("context", "transaction", "planned_view", "init", "tokenizer"),
+        *("context", "planned_view", "planning_tasks", "document_lookup", "shard_counting", "transaction"),
+        *("seeded_sample", "file_list", "init", "tokenizer"),
         *("ingest", "deletion", "dedup", "index", "embed", "queries", "neighbours", "search"),
     ),
     "maintain": ("stats", "compact", "check", "purge", "snapshots", "update"),

@@ -31,6 +31,10 @@ SHOWN_BY = {
     "retro/checkpoint.py": ["retro fit", "retro eval", "retro generate"],
     "engine": ["ingest", "dedup", "tag", "embed", "index", "neighbours", "build", "update", "compact", "check"],
     "format": list(COMMANDS),
+    "memory.py": [
+        *("build", "update", "ingest", "dedup", "tag", "filter", "undelete", "embed", "index", "queries add", "neighbours"),
+        *("export", "search", "sql", "diff", "exposure", "leakage", "eval-retrieval", "check", "compact", "purge"),
+    ],
     "maintain/check": ["check"],
     "maintain/check/recompute.py": ["dedup"],  # the options of commands that it names
     "maintain/purge": ["purge"],
@@ -57,6 +61,7 @@ SHOWN_BY = {
     "stages/neighbours/edit.py": ["neighbours edit"],
     "stages/queries": ["queries add"],
     "stages/tokenizer.py": ["tokenizer train"],
+    "view/sql.py": ["sql"],
     "view/named.py": ["filter", "undelete", "purge"],
 }  # fmt: skip
 

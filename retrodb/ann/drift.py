@@ -95,7 +95,7 @@ def truth_in_part(canaries_CD: Float32Array, canary_ids: Int64Array, part: Part,
     itself = Exclusion.of(len(canary_ids), chunk=canary_ids)
     ids, distances = exact_topk(canaries_CD, _decoded(part, ids_N), CANARY_K, part.meta.metric, itself)
     rows = np.minimum(np.searchsorted(ids_N, ids), len(ids_N) - 1)
-    return Truth(ids, distances, np.where(ids >= 0, part.lists_NA[:, 0][rows], -1))
+    return Truth(ids, distances, np.where(ids >= 0, part.lists_NA[rows, 0], -1))
 
 
 def _decoded(part: Part, ids_N: Int64Array) -> Iterator[Block]:

@@ -106,13 +106,15 @@ def _scan_on_cpu(
     """The `width` nearest by codes, -1 padded; threads take ranges of queries, whose results are independent."""
     codes = _query_codes(queries, database.space, threads)
     best = empty_topk(len(queries), width)
+    pairs = zip(database.parts, database.keys, strict=True)
+    scanned_parts = [_scanned_lists(live, keys, lists_QA) for live, keys in pairs]
 
     def run(first: int, stop: int) -> None:
         for probes_QA in (lists_QA[:, :1], lists_QA[:, 1:]):  # home lists first
             groups = group_by_list(probes_QA, first, stop, len(database.sizes_L))
             scanned = ScannedQueries(groups, codes, exclusion.query_keys())
-            for live, keys in zip(database.parts, database.keys, strict=True):
-                scan_lists(scanned, _scanned_lists(live, keys), database.space, best)
+            for lists in scanned_parts:
+                scan_lists(scanned, lists, database.space, best)
 
     run_ranges(run, _bounds_of_equal_work(database.sizes_L, lists_QA, threads), threads)
     return best[0]
@@ -124,14 +126,15 @@ def _query_codes(queries: Float32Array, space: CodeSpace, threads: int) -> Query
     return codes
 
 
-def _scanned_lists(live: LivePart, keys: tuple[Int64Array, ...]) -> ScannedLists:
+def _scanned_lists(live: LivePart, keys: tuple[Int64Array, ...], lists_QA: Int32Array) -> ScannedLists:
+    """What a scan of some lists of a part reads."""
     part = live.part
+    arrays = part.lists(lists_QA)
     return ScannedLists(
-        # As plain arrays: numba takes no memory maps.
-        offsets_L1=np.asarray(part.offsets_L1),
-        order_N=np.asarray(part.order_N),
-        codes_ND=np.asarray(part.codes_ND),
-        scales_N2=np.asarray(part.scales_N2),
+        offsets_L1=part.offsets_L1,
+        order_N=arrays.order_N,
+        codes_ND=arrays.codes_ND,
+        scales_N2=arrays.scales_N2,
         allowed_N=np.empty(0, dtype=np.bool_) if live.allowed_N is None else live.allowed_N,
         ids_N=live.ids_N,
         keys=keys,

@@ -15,10 +15,11 @@ from numpy.lib.format import open_memmap
 from retrodb.ann import inverted_lists
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.faiss_library import FaissIndex, faiss_module
-from retrodb.ann.part import Part, PartMeta, create_store, finish_part, read_index, sort_by_list
+from retrodb.ann.part import Part, PartMeta, create_store, finish_part, sort_by_list
 from retrodb.errors import MismatchError
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.part_files import INDEX_FILE
+from retrodb.store.verified_array import VerifiedArray
 
 BLOCK_ROWS = 65_536  # copied at once: 65,536 * 384 dimensions * 1 byte = 25 MB of codes
 
@@ -57,11 +58,13 @@ def merge_parts(parts: Sequence[Part], merged_rows: Sequence[Int64Array], folder
 
 
 def _in_list_order(part: Part, rows: Int64Array, position_N: Int64Array) -> Int64Array:
-    rows = rows[part.order_N]
+    rows = rows[part.order_N.whole()]
     return np.where(rows >= 0, position_N[rows], -1)
 
 
-def _scatter(arrays: Sequence[tuple[AnyArray, Sequence[AnyArray]]], targets: Sequence[Int64Array]) -> None:
+def _scatter(
+    arrays: Sequence[tuple[AnyArray, Sequence[VerifiedArray | AnyArray]]], targets: Sequence[Int64Array]
+) -> None:
     """Copies the rows of each part's array to their targets in the merged one (-1: none), block by block."""
     for merged, sources in arrays:
         for source, target_N in zip(sources, targets, strict=True):
@@ -74,7 +77,7 @@ def _merged_index(
     parts: Sequence[Part], positions: Sequence[Int64Array], order_N: Int64Array, offsets_L1: Int64Array
 ) -> FaissIndex:
     """The FAISS index of the merged rows."""
-    index = read_index(parts[0].folder, memory_map=False)
+    index = parts[0].copy_of_index()
     index.reset()
     if Codebook(index).ivf is None:  # one list, whose vectors are their own codes
         vectors_ND = np.empty((len(order_N), index.d), dtype=np.float32)

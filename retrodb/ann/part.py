@@ -17,10 +17,11 @@ part.json                                          rows, dimension, metric, code
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from retrodb.ann import inverted_lists
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
+from retrodb.ann.list_ranges import ListRanges, find_lists
 from retrodb.ann.metric import check_vectors
 from retrodb.errors import DamagedFileError, MissingFileError
 from retrodb.format.arrays import ByteArray, Float32Array, Int32Array, Int64Array, VectorArray
@@ -45,6 +47,8 @@ from retrodb.format.part_files import (
     PART_FILES,
     SCALES_FILE,
 )
+from retrodb.store.verified_array import VerifiedArray
+from retrodb.store.verified_bytes import MappedBytes
 
 # Nearest lists stored per vector: 32 * 4 bytes (int32) = 128 bytes, and enough for recall 0.95 by the measured curve.
 LISTS_KEPT = 32
@@ -68,21 +72,63 @@ class PartMeta:
 
 @dataclass(frozen=True)
 class Part:
-    """An open part, memory-mapped."""
+    """An open part, memory-mapped. What is read of it is verified first."""
 
     folder: Path
     meta: PartMeta
-    lists_NA: Int32Array
-    order_N: Int64Array
-    offsets_L1: Int64Array
-    codes_ND: NDArray[np.int8]  # in list order
-    scales_N2: Float32Array  # in list order
-    centre_D: Float32Array  # what codes are relative to
+    lists_NA: VerifiedArray  # int32
+    order_N: VerifiedArray  # int64
+    offsets_L1: Int64Array  # all verified
+    codes_ND: VerifiedArray  # int8, in list order
+    scales_N2: VerifiedArray  # float32, in list order
+    centre_D: Float32Array  # what codes are relative to; all verified
+    index_file: MappedBytes
 
     @cached_property
     def index(self) -> FaissIndex:
-        """The FAISS index, opened at first use; memory-mapped except for fast-scan codes, which FAISS cannot map."""
-        return read_index(self.folder, memory_map=True)
+        """The FAISS index, all of it verified; memory-mapped except for fast-scan codes, which FAISS cannot map."""
+        self.index_file.whole()
+        return self._opened_index
+
+    def copy_of_index(self) -> FaissIndex:
+        """The FAISS index in memory, all of it verified, to be changed."""
+        self.index_file.whole()
+        return read_index(self.index_file.path, memory_map=False)
+
+    def index_of_lists(self, lists: Int32Array | Int64Array) -> FaissIndex:
+        """The FAISS index for a search of some lists (any shape, -1: none): these are verified, and all that is no list."""
+        if (ranges := self._list_ranges) is not None:
+            probed = _distinct(lists)
+            self.index_file.declare(ranges.starts_L[probed], ranges.ends_L[probed])
+        return self._opened_index
+
+    def lists(self, lists: Int32Array | Int64Array) -> ListArrays:
+        """Plain arrays for a kernel that reads these lists (any shape, -1: none) and no others: they are verified."""
+        probed = _distinct(lists)
+        rows = self.offsets_L1[probed], self.offsets_L1[probed + 1]
+        return ListArrays(self.order_N.declared(*rows), self.codes_ND.declared(*rows), self.scales_N2.declared(*rows))
+
+    @cached_property
+    def _list_ranges(self) -> ListRanges | None:
+        return find_lists(self.index_file, self.meta.num_lists, self.meta.rows)
+
+    @cached_property
+    def _opened_index(self) -> FaissIndex:
+        _ = self._list_ranges  # verifies what FAISS parses
+        return read_index(self.index_file.path, memory_map=True)
+
+
+class ListArrays(NamedTuple):
+    """The mapped arrays of a part in list order, of which some lists were verified."""
+
+    order_N: Int64Array
+    codes_ND: NDArray[np.int8]
+    scales_N2: Float32Array
+
+
+def _distinct(lists: Int32Array | Int64Array) -> Int64Array:
+    distinct: Int64Array = np.unique(lists).astype(np.int64)
+    return distinct[distinct >= 0]
 
 
 class VectorRows(Protocol):
@@ -174,40 +220,44 @@ def finish_part(
     (folder / META_FILE).write_text(json.dumps(asdict(meta), sort_keys=True) + "\n", encoding="utf-8")
 
 
-def open_part(folder: Path) -> Part:
-    """Opens a part whose digests the caller has verified.
+def open_part(folder: Path, files: Mapping[str, MappedBytes] | None = None) -> Part:
+    """Opens a part.
+
+    Args:
+        folder: of the part, which errors name.
+        files: its files by name, verified; None for a part that this process wrote.
 
     Raises:
         MissingFileError: a file is not there.
         DamagedFileError: a file cannot be read, or files do not belong together.
     """
-    for name in PART_FILES:
-        if not (folder / name).is_file():
-            raise MissingFileError("file of an index part is missing", where=str(folder / name), remedy=_REBUILD)
+    if files is None:
+        for name in PART_FILES:
+            if not (folder / name).is_file():
+                raise MissingFileError("file of an index part is missing", where=str(folder / name), remedy=_REBUILD)
+        files = {name: MappedBytes(folder / name) for name in PART_FILES}
     try:
-        meta = PartMeta(**json.loads((folder / META_FILE).read_text(encoding="utf-8")))
-        arrays = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ARRAY_FILES]
+        meta = PartMeta(**json.loads(bytes(files[META_FILE].whole())))
     except (ValueError, TypeError) as error:
         raise DamagedFileError(f"not an index part ({error})", where=str(folder), remedy=_REBUILD) from error
-    part = Part(folder, meta, *arrays)
     if meta.code_bits != CODE_BITS:
         raise DamagedFileError(
             f"codes of {meta.code_bits} bits, which this version cannot read", where=str(folder), remedy=_REBUILD
         )
-    arrays_of_part = (part.order_N, part.offsets_L1, part.codes_ND, part.scales_N2, part.centre_D)
-    shapes = tuple(array.shape for array in arrays_of_part)
+    lists_NA, order_N, offsets_L1, codes_ND, scales_N2, centre_D = (VerifiedArray(files[name]) for name in ARRAY_FILES)
+    shapes = tuple(array.shape for array in (order_N, offsets_L1, codes_ND, scales_N2, centre_D))
     expected = ((meta.rows,), (meta.num_lists + 1,), (meta.rows, meta.dim), (meta.rows, 2), (meta.dim,))
-    if shapes != expected or len(part.lists_NA) != meta.rows:
+    if shapes != expected or len(lists_NA) != meta.rows:
         raise DamagedFileError("files of different parts are mixed", where=str(folder), remedy=_REBUILD)
-    return part
+    offsets, centre = offsets_L1.whole(), centre_D.whole()
+    return Part(folder, meta, lists_NA, order_N, offsets, codes_ND, scales_N2, centre, files[INDEX_FILE])
 
 
-def read_index(folder: Path, memory_map: bool) -> FaissIndex:
-    """The FAISS index of a part. Raises DamagedFileError when FAISS cannot read it."""
+def read_index(path: Path, memory_map: bool) -> FaissIndex:
+    """The FAISS index in a file that was verified. Raises DamagedFileError when FAISS cannot read it."""
     faiss = faiss_module()
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if memory_map else 0
-    path = str(folder / INDEX_FILE)
     try:
-        return faiss.read_index(path, flags)
+        return faiss.read_index(str(path), flags)
     except RuntimeError as error:
-        raise DamagedFileError("FAISS cannot read this index", where=path, remedy=_REBUILD) from error
+        raise DamagedFileError("FAISS cannot read this index", where=str(path), remedy=_REBUILD) from error

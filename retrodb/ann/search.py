@@ -88,7 +88,7 @@ def _candidates(
     ids_QW, distances_QW = merge_topk(partials, width)
     is_full_Q = (ids_QW[:, -1] != NO_NEIGHBOUR) & (width < MAX_WIDTH)
     if codebook.ivf is None:
-        lengths = [float(part.part.scales_N2[:, 1].max()) ** 0.5 for part in parts]
+        lengths = [float(part.part.scales_N2.whole()[:, 1].max()) ** 0.5 for part in parts]
         margin_Q = estimate_error(queries, max(lengths), codebook.metric == "squared_l2")
         certain_Q = (distances_QW < distances_QW[:, -1:] - 2 * margin_Q[:, None]).sum(axis=1)
     elif codebook.is_coarse:
@@ -141,7 +141,7 @@ def _scan(
     """The `width` nearest rows of a part by search codes, of those in the bitmap if one is given."""
     faiss = faiss_module()
     selector = None if allowed_bits is None else _selector(allowed_bits)
-    index = live.part.index
+    index = live.part.index if codebook.ivf is None else live.part.index_of_lists(lists_QA)
     if codebook.ivf is None:
         distances_QW, rows_QW = index.search(rotated, width, params=faiss.SearchParameters(sel=selector))
     else:

@@ -12,9 +12,11 @@ true pairs is missed.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +102,15 @@ def common_buckets(left: SortedBands, right: SortedBands) -> Int64Array:
     return unique_pairs(np.concatenate(pairs))
 
 
-def prefix_rows(hashes: UInt64Array, prefix: int, num_prefixes: int) -> slice[int, int, None]:
+class SortedHashes(Protocol):
+    """Ascending hashes, such as an array of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> int | np.uint64: ...
+
+
+def prefix_rows(hashes: SortedHashes, prefix: int, num_prefixes: int) -> slice[int, int, None]:
     """The rows of ascending hashes (n,) that begin with a prefix, found by binary search: a mapped file is not read whole.
 
     Args:
@@ -109,8 +119,8 @@ def prefix_rows(hashes: UInt64Array, prefix: int, num_prefixes: int) -> slice[in
     """
     shift = 65 - num_prefixes.bit_length()
     is_last = prefix == num_prefixes - 1
-    end = len(hashes) if is_last else int(np.searchsorted(hashes, np.uint64((prefix + 1) << shift)))
-    return slice(int(np.searchsorted(hashes, np.uint64(prefix << shift))) if prefix else 0, end)
+    end = len(hashes) if is_last else bisect_left(hashes, (prefix + 1) << shift)
+    return slice(bisect_left(hashes, prefix << shift) if prefix else 0, end)
 
 
 def join_band(

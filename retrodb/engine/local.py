@@ -6,44 +6,75 @@ import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager
 
 from retrodb.engine.run import Engine, Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
+from retrodb.engine.task_memory import MAIN_MIB, process_bytes
 from retrodb.errors import WorkerDied
+from retrodb.memory import MIB, PROCESS_MEMORY, anonymous_bytes
 from retrodb.store.open_storage import open_storage
 
 
 class LocalEngine(Engine):
-    """Runs tasks one after another in this process, or in `workers` spawned ones.
+    """Runs tasks one after another in this process, or in spawned ones: `workers` of them, or as many as the memory is for.
 
     Processes are spawned and not forked: a FAISS search in a forked child hangs.
     """
 
-    def __init__(self, workers: int = 1) -> None:
-        self.workers = workers
-        self._shared: ProcessPoolExecutor | None = None  # of a block that shares processes
+    def __init__(self, workers: int = 1, memory_bytes: int | None = None) -> None:
+        """
+        Args:
+            memory_bytes: limit of the anonymous memory of all processes together; None is that of this process.
+        """
+        self.workers, self.memory_bytes = workers, memory_bytes
+        self._shared: _SharedPool | None = None  # of a block that shares processes
 
     def with_processes(self, count: int) -> Engine:
         """An engine with `count` processes; with one, tasks run one after another in this process."""
-        return LocalEngine(count)
+        return LocalEngine(count, self.memory_bytes)
 
     @contextmanager
     def sharing_processes(self) -> Iterator[Engine]:
-        """An engine whose processes start when they are first needed, and stay until the block ends."""
-        engine = LocalEngine(self.workers)
-        with _new_pool(self.workers) as engine._shared:
+        """An engine whose processes start when they are first needed, and stay until the block ends.
+
+        They are started again, fewer of them, where later tasks need more memory.
+        """
+        engine = LocalEngine(self.workers, self.memory_bytes)
+        with closing(_SharedPool()) as engine._shared:
             yield engine
 
+    def num_processes(self, tasks: Sequence[Task[P, R]], process_bytes: int) -> int:
+        """How many processes run the tasks side by side, when each needs so much memory next to this one."""
+        wanted = min(self.workers, len(tasks))
+        if not process_bytes:
+            return wanted
+        return max(1, min(wanted, (self.memory_limit - _memory_of_this_process()) // process_bytes))
+
     def execute(
-        self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
+        self,
+        run: Run,
+        tasks: Sequence[Task[P, R]],
+        function: TaskFunction[P, R],
+        *,
+        isolated: bool = False,
+        extra_bytes: int = 0,
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
-        """Run the tasks; with one worker, or one task, in this process unless they have to be isolated."""
-        workers = min(self.workers, len(tasks))
-        if workers == 0 or (workers == 1 and not isolated):
+        """Run the tasks; with one process, or one task, in this process unless they have to be isolated."""
+        needed = process_bytes(tasks, extra_bytes)
+        processes = self.num_processes(tasks, needed) if tasks else 0
+        is_running = self._shared is not None and self._shared.has_room(needed)
+        if processes == 0 or (processes == 1 and not isolated and not is_running):
+            if self._shared is not None:
+                self._shared.close()  # what its processes hold counts too
             yield from super().execute(run, tasks, function)
             return
-        with _new_pool(workers) if self._shared is None else nullcontext(self._shared) as pool:
+        each_bytes = (self.memory_limit - _memory_of_this_process()) // processes
+        with (
+            _new_pool(processes, each_bytes)
+            if self._shared is None
+            else self._shared.pool(processes, each_bytes, needed) as pool
+        ):
             pending = {
                 pool.submit(_run_elsewhere, run.storage.url, run.id, run.command, run.clock, task, function): task
                 for task in tasks
@@ -63,8 +94,44 @@ class LocalEngine(Engine):
                     future.cancel()
 
 
-def _new_pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+class _SharedPool:
+    """The processes of a block that shares them. They are started when they are first needed."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._each_bytes = 0
+
+    def has_room(self, needed_bytes: int) -> bool:
+        """Whether processes run, and each may use so much memory."""
+        return self._pool is not None and needed_bytes <= self._each_bytes
+
+    @contextmanager
+    def pool(self, processes: int, each_bytes: int, needed_bytes: int) -> Iterator[ProcessPoolExecutor]:
+        """The processes that run already if each may use as much memory as is needed, else so many new ones."""
+        if self._pool is None or not self.has_room(needed_bytes):
+            self.close()
+            self._pool, self._each_bytes = _new_pool(processes, each_bytes), each_bytes
+        yield self._pool
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = None
+
+
+def _memory_of_this_process() -> int:
+    """Memory of the process of the command while others run its tasks."""
+    return max(MAIN_MIB * MIB, anonymous_bytes())
+
+
+def _new_pool(processes: int, each_bytes: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, _begin_worker, (each_bytes,))
+
+
+def _begin_worker(memory_bytes: int) -> None:
+    PROCESS_MEMORY.begin(memory_bytes)
 
 
 def _run_elsewhere(

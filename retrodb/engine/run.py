@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from retrodb.engine.progress import Progress
+from retrodb.engine.progress import Bar, Progress
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord, dump_record, parse_record
+from retrodb.engine.task_memory import MAIN_MIB, process_bytes
 from retrodb.errors import DamagedFileError, RetroDBError
 from retrodb.format.json_codec import JsonValue, from_json, to_json, to_plain
 from retrodb.format.kinds import path_of
+from retrodb.memory import MIB, PROCESS_MEMORY, require_memory, size_text
 from retrodb.store.digest import identity
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
@@ -75,15 +77,38 @@ def run_exists(storage: Storage, command: str, plan: object) -> bool:
 
 
 def forget_run(run: Run) -> None:
-    """Delete the files of a run that ends without a commit: otherwise it would count as interrupted for ever."""
-    folder = path_of("runs", run=run.id, file="plan.json").rpartition("/")[0]
-    for path in reversed(run.storage.list(folder)):  # the plan last
+    """Delete the folder of a run that ends without a commit: otherwise it would count as interrupted for ever.
+
+    The plan is deleted last, so that a run that is interrupted here is found again by its command.
+    """
+    plan = path_of("runs", run=run.id, file="plan.json")
+    for path in sorted(run.storage.list(plan.rpartition("/")[0]), key=plan.__eq__):
         run.storage.delete(path)
-    run.storage.remove_empty_folders(folder)
+    run.storage.remove_empty_folders("runs")
+
+
+@contextmanager
+def passing_run(storage: Storage, command: str, plan: object, clock: str | None = None) -> Iterator[Run]:
+    """A run whose tasks only answer a question of its command; it is forgotten when the block has the answer."""
+    run = open_run(storage, command, plan, clock)
+    yield run
+    forget_run(run)
 
 
 class Engine:
     """Base of the engines: skips finished tasks, runs the others, returns the records in the order of the tasks."""
+
+    memory_bytes: int | None = None  # limit of all processes together; None is that of this process
+
+    @property
+    def memory_limit(self) -> int:
+        """The limit of the anonymous memory of all processes together, in bytes."""
+        return PROCESS_MEMORY.limit_bytes if self.memory_bytes is None else self.memory_bytes
+
+    def num_processes(self, tasks: Sequence[Task[P, R]], process_bytes: int) -> int:
+        """How many processes run the tasks side by side, each with so much memory; this one alone, unless a subclass differs."""
+        del tasks, process_bytes
+        return 1
 
     def with_processes(self, count: int) -> Engine:
         """An engine for tasks of which `count` keep the machine busy; this one, unless a subclass differs."""
@@ -103,6 +128,7 @@ class Engine:
         progress: Progress,
         *,
         isolated: bool = False,
+        extra_bytes: int = 0,
         unit: str = "",
         rate_of: str = "",
     ) -> list[TaskRecord[R]]:
@@ -110,6 +136,7 @@ class Engine:
 
         Args:
             isolated: run in other processes even with one worker: a native crash must not end this process.
+            extra_bytes: what every task holds in addition to what `TASK_MEMORY` says, such as the weights of a model.
             unit: of the tasks' weights, for progress.
             rate_of: the name of a count whose rate is shown next to the bar.
 
@@ -117,6 +144,7 @@ class Engine:
             One record per task, in the order of the tasks, whichever ended first.
 
         Raises:
+            NotEnoughMemory: one process alone needs more than the memory limit. No task was started.
             WorkerDied: a process ended without an error; finished tasks are kept.
         """
         done = {task.id: record for task in tasks if (record := finished(run, task)) is not None}
@@ -126,17 +154,34 @@ class Engine:
                 bar.note(f"{len(done)} of {len(tasks)} tasks were finished earlier and verified")
             bar.advance(sum(task.weight for task in tasks if task.id in done))
             pending = [task for task in tasks if task.id not in done]
-            for task, record in self.execute(run, pending, function, isolated=isolated):
+            self._check_memory(pending, extra_bytes, bar, isolated=isolated)
+            for task, record in self.execute(run, pending, function, isolated=isolated, extra_bytes=extra_bytes):
                 done[task.id] = record
                 bar.count(rate_of, record.counts.get(rate_of, 0))
                 bar.advance(task.weight)
         return [done[task.id] for task in tasks]
 
+    def _check_memory(self, tasks: Sequence[Task[P, R]], extra_bytes: int, bar: Bar, *, isolated: bool) -> None:
+        if not tasks:
+            return
+        needed = process_bytes(tasks, extra_bytes)
+        least = needed + (MAIN_MIB * MIB if isolated else 0)
+        require_memory(f"a task of '{tasks[0].kind.stage}'", least, self.memory_limit)
+        wanted, allowed = (self.num_processes(tasks, size) for size in (0, needed))
+        if allowed < wanted:
+            bar.note(f"{allowed} of {wanted} processes fit into {size_text(self.memory_limit)} of memory")
+
     def execute(
-        self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
+        self,
+        run: Run,
+        tasks: Sequence[Task[P, R]],
+        function: TaskFunction[P, R],
+        *,
+        isolated: bool = False,
+        extra_bytes: int = 0,
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
         """Run tasks and yield them as they end; engines differ only here. This one uses no other process."""
-        del isolated
+        del isolated, extra_bytes
         for task in tasks:
             yield task, run_task(run, task, function)
 
@@ -157,7 +202,7 @@ def finished(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
         record = parse_record(run.storage.read(path), task.kind.result, where=path)
         files = VerifiedFiles(run.storage)
         for file in record.files:
-            files.open(file)
+            files.verify(file)
             files.rows(file)
     except RetroDBError:
         return None  # torn, damaged or collected: the task runs again

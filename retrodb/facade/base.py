@@ -16,9 +16,12 @@ from retrodb.config import from_mapping
 from retrodb.encode.threads import available_cpus, thread_environment
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import make_progress
+from retrodb.engine.run import Engine
 from retrodb.errors import NotADatabaseError, UsageError
+from retrodb.facade.command_memory import limited
 from retrodb.facade.guard import guarded
 from retrodb.format.entries import SpaceEntry
+from retrodb.memory import default_memory
 from retrodb.stages.context import Context
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.lock import advisory_lock
@@ -39,11 +42,11 @@ class DatabaseBase:
     """A database at a path, with the processes that work on it."""
 
     def __init_subclass__(cls) -> None:
-        """Every public method checks its arguments (`guard.py`)."""
+        """Every public method checks its arguments (`guard.py`), and keeps the memory limit (`command_memory.py`)."""
         super().__init_subclass__()
         for name, method in list(vars(cls).items()):
             if inspect.isfunction(method) and not name.startswith("_"):
-                setattr(cls, name, guarded(method))
+                setattr(cls, name, guarded(limited(method)))
 
     @guarded
     def __init__(
@@ -51,6 +54,7 @@ class DatabaseBase:
         path: str | Path | Storage,
         *,
         workers: int | None = 1,
+        memory_bytes: int | None = None,
         progress: bool = False,
         clock: str | None = None,
     ) -> None:
@@ -59,17 +63,25 @@ class DatabaseBase:
         Args:
             path: a directory, or a storage.
             workers: number of processes that run tasks. None starts one per core. The result does not depend on it.
+            memory_bytes: limit of the anonymous memory of all processes together; mapped files do not count. None is half of
+                the machine's memory. The result does not depend on it.
             progress: show progress on stderr.
             clock: the time that new runs record, in ISO 8601. None reads the system clock.
 
         Raises:
+            UsageError: the memory limit is not positive.
             NotADatabaseError: there is no database at this path.
             FormatVersionError: a newer retrodb wrote it.
             DamagedFileError: its settings are damaged.
         """
-        self._context = make_context(path, workers=workers, progress=progress, clock=clock)
+        self._context = make_context(path, workers=workers, memory_bytes=memory_bytes, progress=progress, clock=clock)
         head_number(self._context.storage)  # does not read the snapshot: with a damaged head, older ones still open
         self._context.settings()
+
+    @property
+    def _engine(self) -> Engine:
+        """Runs the tasks of commands, within the memory limit."""
+        return self._context.engine
 
     @property
     def path(self) -> str:
@@ -103,13 +115,21 @@ class DatabaseBase:
 
 
 def make_context(
-    path: str | Path | Storage, *, workers: int | None = 1, progress: bool = False, clock: str | None = None
+    path: str | Path | Storage,
+    *,
+    workers: int | None = 1,
+    memory_bytes: int | None = None,
+    progress: bool = False,
+    clock: str | None = None,
 ) -> Context:
     """The context of a path, with or without a database. Arguments are those of `DatabaseBase`."""
+    if memory_bytes is not None and memory_bytes <= 0:
+        raise UsageError(f"the memory limit must be positive, and is {memory_bytes:,} bytes")
     for name, value in thread_environment().items():  # torch reads them when it is first imported; workers inherit them
         os.environ.setdefault(name, value)
     storage = storage_at(path)
-    return Context(storage, LocalEngine(workers or available_cpus()), make_progress(progress), clock)
+    engine = LocalEngine(workers or available_cpus(), memory_bytes or default_memory())
+    return Context(storage, engine, make_progress(progress), clock)
 
 
 def storage_at(path: str | Path | Storage) -> Storage:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Unpack
 
-from retrodb.config import DEFAULT_MEMORY_BYTES, TagParams
+from retrodb.config import TagParams
 from retrodb.facade.base import DatabaseBase, params_of
 from retrodb.store import conflict_keys
 from retrodb.store.lock import advisory_lock
@@ -106,7 +106,6 @@ class MaintenanceCommands(DatabaseBase):
         self,
         *,
         accept_loss: bool = False,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: str = "auto",
         dry_run: bool = False,
     ) -> DatabaseRepairResult:
@@ -114,15 +113,12 @@ class MaintenanceCommands(DatabaseBase):
 
         Args:
             accept_loss: delete the documents that cannot be recovered.
-            memory_bytes: memory limit of neighbour joins.
             device: device of encoders and neighbour joins.
         """
         from retrodb.maintain.check.repair import run_repair
 
         with self._lock(conflict_keys.compact(), "repair"):
-            return run_repair(
-                self._context, accept_loss=accept_loss, memory_bytes=memory_bytes, device=device, dry_run=dry_run
-            )
+            return run_repair(self._context, accept_loss=accept_loss, device=device, dry_run=dry_run)
 
     def compact(self, *, min_deleted: float = 0.1, dry_run: bool = False) -> CompactResult:
         """Remove deleted rows from files and merge small files. Ids and search results do not change.
@@ -132,8 +128,8 @@ class MaintenanceCommands(DatabaseBase):
         """
         from retrodb.maintain.compact.command import run_compact
 
-        with self._lock(conflict_keys.compact(), "compact"):
-            return run_compact(self._context, min_deleted=min_deleted, dry_run=dry_run)
+        with self._lock(conflict_keys.compact(), "compact"), self._planning(dry_run) as context:
+            return run_compact(context, min_deleted=min_deleted, dry_run=dry_run)
 
     def gc(
         self,
@@ -161,8 +157,8 @@ class MaintenanceCommands(DatabaseBase):
         """Return to the state of an older snapshot, in a new snapshot. Purged documents do not come back."""
         from retrodb.maintain.snapshots.restore import run_restore
 
-        with self._lock(conflict_keys.restore(), "restore"):
-            return run_restore(self._context, snapshot, dry_run=dry_run)
+        with self._lock(conflict_keys.restore(), "restore"), self._planning(dry_run) as context:
+            return run_restore(context, snapshot, dry_run=dry_run)
 
     def pin(self, snapshot: int | None = None, *, name: str, dry_run: bool = False) -> PinResult:
         """Protect a snapshot from expiring. None is the newest snapshot."""
@@ -200,9 +196,9 @@ class MaintenanceCommands(DatabaseBase):
         from retrodb.maintain.purge.command import run_purge
 
         names = with_source(doc_ids, source) or []
-        with advisory_lock(self._context.storage, "purge", "purge"):
+        with advisory_lock(self._context.storage, "purge", "purge"), self._planning(dry_run) as context:
             return run_purge(
-                self._context,
+                context,
                 names,
                 break_pins=break_pins,
                 include_testsets=include_testsets,

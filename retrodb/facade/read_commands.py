@@ -126,7 +126,8 @@ class ReadCommands(DatabaseBase):
         """
         from retrodb.stages.dedup.exposure import run_exposure
 
-        return run_exposure(self._context, testset, table=table, consumed_samples=consumed_samples, as_of=as_of)
+        with self._planning(dry_run=True) as context:  # it leaves nothing in the database
+            return run_exposure(context, testset, table=table, consumed_samples=consumed_samples, as_of=as_of)
 
     def spaces(self, *, as_of: int | None = None) -> list[SpaceInfo]:
         """The vector spaces, with the size of each."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from retrodb.config import (
-    DEFAULT_MEMORY_BYTES,
     DedupParams,
     ExportParams,
     IndexParams,
@@ -155,9 +154,9 @@ class StageCommands(DatabaseBase):
         from retrodb.stages.embed.command import run_embed
         from retrodb.stages.embed.space_encoder import EncoderHardware
 
-        with self._lock(conflict_keys.embed(space or "default"), "embed"):
+        with self._lock(conflict_keys.embed(space or "default"), "embed"), self._planning(dry_run) as context:
             return run_embed(
-                self._context, options, EncoderHardware(device, dtype, batch_tokens), space=space, dry_run=dry_run
+                context, options, EncoderHardware(device, dtype, batch_tokens), space=space, dry_run=dry_run
             )
 
     def drop_space(self, space: str, *, with_tables: bool = False, dry_run: bool = False) -> SpaceChange:
@@ -189,10 +188,8 @@ class StageCommands(DatabaseBase):
         from retrodb.stages.index.command import run_index
 
         self._check_space(space)
-        with self._lock(conflict_keys.index(space or "default"), "index"):
-            return run_index(
-                self._context, params_of(IndexParams, options), space=space, retrain=retrain, dry_run=dry_run
-            )
+        with self._lock(conflict_keys.index(space or "default"), "index"), self._planning(dry_run) as context:
+            return run_index(context, params_of(IndexParams, options), space=space, retrain=retrain, dry_run=dry_run)
 
     def add_queries(
         self, name: str, files: Sequence[str | Path], *, text_template: str | None = None, dry_run: bool = False
@@ -236,7 +233,6 @@ class StageCommands(DatabaseBase):
         queries: str = SELF,
         space: str | None = None,
         table: str | None = None,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: str = "auto",
         dry_run: bool = False,
         **options: Unpack[NeighboursOptions],
@@ -246,20 +242,19 @@ class StageCommands(DatabaseBase):
         Args:
             queries: the query set; `self` is the database's own chunks.
             table: name of the table. None takes the name of the query set.
-            memory_bytes, device: memory limit and device of the join.
+            device: device of the join.
         """
         from retrodb.stages.neighbours.command import run_neighbours
 
         params = params_of(NeighboursParams, options)
         self._check_space(space)
-        with self._lock(conflict_keys.neighbours(table or queries), "neighbours"):
+        with self._lock(conflict_keys.neighbours(table or queries), "neighbours"), self._planning(dry_run) as context:
             result = run_neighbours(
-                self._context,
+                context,
                 params,
                 queries=queries,
                 space=space,
                 table=table,
-                memory_bytes=memory_bytes,
                 device=device,
                 dry_run=dry_run,
             )
@@ -273,7 +268,6 @@ class StageCommands(DatabaseBase):
         self,
         *,
         table: str | None = None,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: str = "auto",
         dry_run: bool = False,
     ) -> list[TableRepairResult]:
@@ -281,14 +275,12 @@ class StageCommands(DatabaseBase):
 
         Args:
             table: None updates all tables.
-            memory_bytes, device: memory limit and device of the join.
+            device: device of the join.
         """
         from retrodb.stages.neighbours.repair import run_repair_neighbours
 
-        with self._lock(conflict_keys.neighbours(table or "all"), "neighbours"):
-            return run_repair_neighbours(
-                self._context, table=table, memory_bytes=memory_bytes, device=device, dry_run=dry_run
-            )
+        with self._lock(conflict_keys.neighbours(table or "all"), "neighbours"), self._planning(dry_run) as context:
+            return run_repair_neighbours(context, table=table, device=device, dry_run=dry_run)
 
     def edit_neighbours(
         self,

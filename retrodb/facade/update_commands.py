@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrodb.config import DEFAULT_MEMORY_BYTES, IngestParams
+from retrodb.config import IngestParams
 from retrodb.facade.base import options_of, params_of
 from retrodb.facade.maintenance_commands import MaintenanceCommands
 from retrodb.facade.read_commands import ReadCommands
@@ -43,7 +43,6 @@ class UpdateCommands(StageCommands, ReadCommands, MaintenanceCommands):
         *,
         sources: Sequence[str] = (),
         mirror: bool = False,
-        memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: str | None = None,
         report: Callable[[UpdateStep], None] | None = None,
     ) -> UpdateResult:
@@ -53,7 +52,6 @@ class UpdateCommands(StageCommands, ReadCommands, MaintenanceCommands):
             config: the recipe file. None is `recipe.toml` inside the database.
             sources: ingest only these sources. None of them means all.
             mirror: delete documents that are no longer in their source.
-            memory_bytes: memory limit of neighbour joins.
             device: device of encoders, classifiers and neighbour joins. None takes the recipe's, and "auto" for joins.
             report: called with every step when it ends.
 
@@ -67,7 +65,7 @@ class UpdateCommands(StageCommands, ReadCommands, MaintenanceCommands):
 
         with advisory_lock(self._context.storage, "update", "update"):
             recipe = self._recipe(config, sources, mirror, device)
-            stages = _UpdateSteps(self, recipe, memory_bytes, device or "auto").stages()
+            stages = _UpdateSteps(self, recipe, device or "auto").stages()
             result = run_update(self._context, recipe, stages, report or (lambda step: None))
         learn_rates(self.view(), result.steps, self._context.num_workers)
         return result
@@ -113,7 +111,6 @@ class _UpdateSteps:
 
     db: UpdateCommands
     recipe: Recipe
-    memory_bytes: int
     device: str  # of neighbour joins
 
     def stages(self) -> Stages:
@@ -193,7 +190,6 @@ class _UpdateSteps:
                     table=name,
                     queries=table.queries,
                     space=table.space,
-                    memory_bytes=self.memory_bytes,
                     device=self.device,
                     **options,
                 ),
@@ -201,7 +197,7 @@ class _UpdateSteps:
         for name in view.snapshot.names(TableEntry):
             yield (
                 name,
-                partial(self.db.repair_neighbours, table=name, memory_bytes=self.memory_bytes, device=self.device),
+                partial(self.db.repair_neighbours, table=name, device=self.device),
             )
 
     def export(self) -> Iterator[Step]:

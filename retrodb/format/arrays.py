@@ -25,6 +25,9 @@ Float64Array: TypeAlias = NDArray[np.float64]
 VectorArray: TypeAlias = NDArray[np.floating[Any]]  # (N, D) float16 as stored, or float32
 TokenArray: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 AnyArray: TypeAlias = NDArray[Any]
+AnyDType: TypeAlias = np.dtype[Any]
+RowIndex: TypeAlias = "int | np.integer[Any] | slice[Any, Any, Any] | list[int] | NDArray[Any]"
+"""What chooses rows of an array."""
 
 
 def save_array(path: Path, array: AnyArray) -> None:

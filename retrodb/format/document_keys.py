@@ -6,7 +6,7 @@ Sorted by key, so that a new version of a source is compared with the old by mer
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import xxhash
@@ -76,32 +76,47 @@ def sort_ids(array: IdArray) -> IdArray:
     return array[np.lexsort((array["row"], array["key_lo"], array["key_hi"]))]
 
 
-def find_keys(entries: IdArray, keys: NDArray[np.uint64]) -> Int64Array:
-    """The positions of all entries of an `ids` file that have one of some keys, by binary search: few pages of it are read.
+class SortedEntries(Protocol):
+    """(M,) entries sorted by key: an array, or a mapped file of which only what is asked for is read."""
 
-    Args:
-        entries: (M,) ID_DTYPE, sorted.
-        keys: (P, 2) the upper and lower halves of distinct keys, in any order.
+    def __len__(self) -> int: ...
 
-    Returns:
-        (Q,) int64, those of equal keys in a row; keys are in the order given.
+    def __getitem__(self, index: Int64Array, /) -> IdArray: ...
+
+
+def equal_keys(first: SortedEntries, second: SortedEntries) -> tuple[Int64Array, Int64Array]:
+    """Each (H,) int64: the positions of all pairs of entries with the same key, ascending in the shorter array.
+
+    Both arrays are sorted by key. The keys of the shorter one are searched in the longer one, of which only the pages that
+    these binary searches touch are read.
     """
-    first, end = (_bound(entries, keys, after_equal=after_equal) for after_equal in (False, True))
-    counts = end - first
-    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.asarray(np.repeat(first, counts) + offsets, dtype=np.int64)
+    if len(first) > len(second):
+        positions, others = equal_keys(second, first)
+        return others, positions
+    keys = first if isinstance(first, np.ndarray) else first[np.arange(len(first))]
+    halves = np.ascontiguousarray(keys["key_hi"])
+    low, high = (_count_before(second, halves, after_equal=after_equal) for after_equal in (False, True))
+    counts = high - low  # 1 for a hit, unless keys share this half
+    positions = np.repeat(np.arange(len(halves)), counts)
+    others = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(len(positions))
+    is_equal = keys[positions]["key_lo"] == second[others]["key_lo"]
+    return positions[is_equal], others[is_equal]
 
 
-def _bound(entries: IdArray, keys: NDArray[np.uint64], *, after_equal: bool) -> Int64Array:
-    """(P,) int64: the number of entries before each key; `after_equal` counts those that are equal too."""
-    low, high = np.zeros(len(keys), dtype=np.int64), np.full(len(keys), len(entries), dtype=np.int64)
+_STEPS_OF_SEARCH = 20  # of 2^20 entries: a search for more keys than a 20th of the entries reads them all
+
+
+def _count_before(entries: SortedEntries, halves: NDArray[np.uint64], *, after_equal: bool) -> Int64Array:
+    """(H,) int64: the number of sorted entries whose upper half is less than each half; `after_equal` counts equal ones too."""
+    if not isinstance(entries, np.ndarray) and len(halves) * _STEPS_OF_SEARCH > len(entries):
+        entries = entries[np.arange(len(entries))]
+    if isinstance(entries, np.ndarray):
+        return np.asarray(np.searchsorted(entries["key_hi"], halves, side="right" if after_equal else "left"))
+    low, high = np.zeros(len(halves), dtype=np.int64), np.full(len(halves), len(entries), dtype=np.int64)
     while (is_open := low < high).any():
         middle = (low[is_open] + high[is_open]) // 2
-        upper, lower = entries["key_hi"][middle], entries["key_lo"][middle]
-        wanted_upper, wanted_lower = keys[is_open].T
-        is_before = (upper < wanted_upper) | ((upper == wanted_upper) & (lower < wanted_lower))
-        if after_equal:
-            is_before |= (upper == wanted_upper) & (lower == wanted_lower)
+        upper = entries[middle]["key_hi"]
+        is_before = (upper <= halves[is_open]) if after_equal else (upper < halves[is_open])
         low[is_open] = np.where(is_before, middle + 1, low[is_open])
         high[np.flatnonzero(is_open)[~is_before]] = middle[~is_before]
     return low

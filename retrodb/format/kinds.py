@@ -28,6 +28,7 @@ _KINDS = (
     FileKind("snapshots", "snapshots/{number}.json", "-", "-"),
     FileKind("manifests", "manifests/{digest}.parquet", "-", "-"),
     FileKind("rows", "rows/{digest}.roaring", "-", "-"),
+    FileKind("blocks", "blocks/{digest}.xxh3", "-", "-"),
     FileKind("documents", "documents/{task}.parquet", "chunks", "-"),
     FileKind("chunks", "chunks/{task}.parquet", "chunks", "-"),
     FileKind("tokens", "tokens/{task}.npy", "chunks", "chunks"),
@@ -81,7 +82,7 @@ _FILES = {
     "testsets": rf"items\.parquet|(?:{_TABLE_ARRAYS})\.npy",
     "queries": r"(?:documents|chunks)\.parquet|(?:tokens|hashes|ids|vectors\.[^/]+)\.npy",
     "runs": r"plan\.json|(?:excluded|sample|outcomes)\.npy"
-    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order)/.+",
+    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order|sample|sample-texts|drift|exposure|lists)/.+",
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from retrodb.format.blocks import has_block_file
 from retrodb.format.kinds import path_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class FileDigest:
 
     size_bytes: int  # length of the file
     sha256: bytes  # 32 bytes, for `check` and for trust
-    xxh3: bytes  # 16 bytes, verified when a file is first opened on a machine
+    xxh3: (
+        bytes  # 16 bytes that prove the digests of its blocks, which every process verifies when it first touches them
+    )
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,13 @@ class FileRecord:
     def rows_path(self) -> str | None:
         """The path of its row bitmap; None if all rows are present."""
         return None if self.rows is None else path_of("rows", digest=self.rows)
+
+    @property
+    def blocks_path(self) -> str | None:
+        """The path of the digests of its blocks; None for a file that is verified whole."""
+        if not has_block_file(self.kind, self.digest.size_bytes):
+            return None
+        return path_of("blocks", digest=self.digest.sha256.hex())
 
     def at(self, first_chunk: int) -> FileRecord:
         """The same file once its shard's ids are given."""

@@ -52,7 +52,7 @@ class RowSet:
         """The rows of a bitmap; equal rows give equal bytes, however the bitmap was made."""
         if len(rows) == num_rows_total:
             return RowSet(num_rows_total)
-        return RowSet(num_rows_total, serialize_rows(np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64)))
+        return RowSet(num_rows_total, serialize_rows(rows_in(rows)))
 
     @staticmethod
     def from_present(rows: Int64Array, num_rows_total: int) -> RowSet:
@@ -185,7 +185,12 @@ def deserialize_rows(data: bytes) -> Int64Array:
     """The rows of a serialised bitmap, ascending, (m,) int64."""
     from pyroaring import BitMap
 
-    return np.frombuffer(BitMap.deserialize(data).to_array(), dtype=np.uint32).astype(np.int64)
+    return rows_in(BitMap.deserialize(data))
+
+
+def rows_in(bitmap: BitMap) -> Int64Array:
+    """The rows of a bitmap, ascending, (m,) int64."""
+    return np.frombuffer(bitmap.to_array(), dtype=np.uint32).astype(np.int64)
 
 
 def serialize_bitmap(bitmap: BitMap) -> bytes:
@@ -242,6 +247,12 @@ def unite(parts: Iterable[BitMap]) -> BitMap:
 
     given = list(parts)
     return BitMap.union(*given) if given else BitMap()
+
+
+def bitmap_bytes(rows: BitMap) -> int:
+    """Memory of a bitmap in bytes."""
+    sizes = rows.get_statistics()
+    return sizes["n_bytes_array_containers"] + sizes["n_bytes_run_containers"] + sizes["n_bytes_bitset_containers"]
 
 
 _ALL_ROWS = 1 << 32  # one past the largest row that a bitmap can have

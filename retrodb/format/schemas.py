@@ -126,7 +126,9 @@ DUPLICATE_CLUSTERS = pa.schema(
 JOINED = pa.schema(
     [
         pa.field("side", pa.string(), nullable=False),
-        pa.field("ids", pa.large_binary(), nullable=False),
+        pa.field("first_chunk", pa.int64(), nullable=False),
+        pa.field("num_chunks", pa.int64(), nullable=False),
+        pa.field("rows", pa.binary(), nullable=False),
     ]
 )
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from retrodb.format.arrays import Float64Array
 
 _BATCH_TOKENS = 8192
+_LIBRARIES_BYTES = 400 << 20  # PyTorch, transformers, and the activations of a batch
 _MAX_TOKENS = 512  # of a window, for models without a maximum
 
 
@@ -98,6 +99,11 @@ class Classifier:
             np.maximum.at(scores, [row for row, _ in batch], self._probabilities([part for _, part in batch], length))
             start += len(batch)
         return scores
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of a process that scores with it: PyTorch, transformers, and the weights as read and as they are used."""
+        return _LIBRARIES_BYTES + 2 * sum(file.stat().st_size for file in weight_files(Path(self.folder)))
 
     def excerpt(self, text: str) -> list[str]:
         """An empty list: a classifier cannot tell."""

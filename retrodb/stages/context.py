@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from retrodb.encode.threads import available_cpus
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import Progress
 from retrodb.engine.run import Engine
+from retrodb.engine.task import P, R, Task
+from retrodb.engine.task_memory import process_bytes
 from retrodb.format.settings import Settings, parse_settings
 from retrodb.store.snapshots import read_as_of
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
+
+_CHUNKS_OF_ONE_PROCESS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,23 @@ class Context:
     clock: str | None = None  # time of new runs; None reads the machine's clock, once a run
 
     @property
+    def memory_limit(self) -> int:
+        """Limit of the anonymous memory of all processes of the command together, in bytes."""
+        return self.engine.memory_limit
+
+    @property
     def num_workers(self) -> int:
         """Cores that this machine's part of the work may keep busy."""
         return self.engine.workers if isinstance(self.engine, LocalEngine) else available_cpus()
 
-    def threads_for(self, num_tasks: int) -> int:
-        """Threads of a task's process when so many tasks run side by side: no core idle, none shared."""
-        return max(1, self.num_workers // max(1, min(self.num_workers, num_tasks)))
+    def threads_for(self, tasks: Sequence[Task[P, R]], extra_bytes: int = 0) -> int:
+        """Threads of a process that runs some of the tasks, next to as many as the memory is for: no core idle, none shared."""
+        processes = self.engine.num_processes(tasks, process_bytes(tasks, extra_bytes))
+        return max(1, self.num_workers // max(1, processes))
+
+    def engine_for_chunks(self, num_chunks: int) -> Engine:
+        """The engine, with one process for so few chunks that to start more, about a second, would take longer."""
+        return self.engine.with_processes(1) if num_chunks <= _CHUNKS_OF_ONE_PROCESS else self.engine
 
     def settings(self) -> Settings:
         """The database's settings. Raises MissingFileError, FormatVersionError, DamagedFileError."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,13 +31,13 @@ from retrodb.format.records import (
 from retrodb.format.rows import RowSet
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
+from retrodb.stages.shard_counting import count_changed_shards
 from retrodb.store import publish
 from retrodb.store.chunk_ids import NewShard, give_ids
 from retrodb.store.commit import Change, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import identity
-from retrodb.view.shard_counts import count_shards
-from retrodb.view.tombstones import Tombstone, write_tombstones
+from retrodb.view.tombstones import Tombstone, write_ordered_tombstones, write_tombstones
 from retrodb.view.view import SELF, View, tombstones_name
 
 
@@ -113,6 +114,7 @@ class Transaction:
         *,
         engine: Engine | None = None,
         isolated: bool = False,
+        extra_bytes: int = 0,
         unit: str = "",
         rate_of: str = "",
     ) -> list[TaskRecord[R]]:
@@ -122,7 +124,14 @@ class Transaction:
             engine: another one than the context's. The rest is as in `Engine.run`.
         """
         return (engine or self.context.engine).run(
-            self.run, tasks, function, self.context.progress, isolated=isolated, unit=unit, rate_of=rate_of
+            self.run,
+            tasks,
+            function,
+            self.context.progress,
+            isolated=isolated,
+            extra_bytes=extra_bytes,
+            unit=unit,
+            rate_of=rate_of,
         )
 
     def publish(
@@ -150,21 +159,27 @@ class Transaction:
         *,
         query_set: str = SELF,
         task: str | None = None,
-        changes_counts: bool = True,
     ) -> None:
         """Publish a tombstones file, unless there are no tombstones.
 
         Args:
             query_set: that the rows belong to.
             task: id in the file's name, where the run's would not be unique.
-            changes_counts: whether they delete or revoke something. Compaction writes the same ones again.
         """
-        if query_set == SELF and changes_counts:
+        if query_set == SELF:
             self.changed_ranges += [ChunkRange(stone.first_chunk, stone.num_chunks) for stone in tombstones]
         if tombstones:
             name = tombstones_name(query_set)
             path = path_of("tombstones", task=task or identity(self.run.id, "tombstones", name))
             self.publish("tombstones", path, partial(write_tombstones, tombstones=tombstones), name=name)
+
+    def write_tombstones_again(self, ordered: Iterable[Tombstone], *, query_set: str) -> None:
+        """Publish a file of tombstones that say what others say already: one after another, in their order. None is no file."""
+        others, name = iter(ordered), tombstones_name(query_set)
+        if (first := next(others, None)) is not None:
+            path = path_of("tombstones", task=identity(self.run.id, "tombstones", name))
+            write = partial(write_ordered_tombstones, ordered=chain([first], others))
+            self.publish("tombstones", path, write, name=name)
 
     def drop_files(self, records: Iterable[FileRecord]) -> None:
         """Take files out of the database; older snapshots still name them."""
@@ -187,7 +202,7 @@ class Transaction:
         self.entries[entry_key(kind, name)] = None
 
     def commit(self, complete: CompleteTransaction | None = None) -> Snapshot:
-        """Make the change visible, on top of whatever was committed meanwhile. The shards that it changes are counted.
+        """Make the change visible, on top of whatever was committed meanwhile. Tasks count the shards that it changes.
 
         Args:
             complete: adds what follows from the chunk ids of the new shards. Ids are known only for a given head, so it is
@@ -204,7 +219,8 @@ class Transaction:
                 complete(copy)
                 change = copy._change()
                 copy.view = self._staged(head, change)
-            return replace(change, shard_counts=count_shards(copy.view, copy._spans_to_count(head)))
+            counts = count_changed_shards(self.context, self.run, copy.view, copy._spans_to_count(head))
+            return replace(change, shard_counts=counts)
 
         needs_ids = complete is not None or self.shards or self.changed_ranges
         return commit(self.context.storage, self.view.snapshot, self._change(), completed if needs_ids else None)

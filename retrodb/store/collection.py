@@ -10,15 +10,18 @@ snapshot, expired or not, carries its id.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import orjson
 
 from retrodb.errors import DamagedFileError, UsageError
+from retrodb.format.blocks import has_block_file
 from retrodb.format.entries import PinEntry
 from retrodb.format.kinds import KINDS, kind_of, path_of
 from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_path
@@ -120,6 +123,28 @@ def named_by(storage: Storage, snapshot: Snapshot) -> Iterable[str]:
     yield from load_manifest(storage, snapshot).paths()
 
 
+def unused_blocks(storage: Storage) -> list[str]:
+    """The files of block digests that describe no file of a readable snapshot or of an open run.
+
+    Raises:
+        DamagedFileError, MissingFileError: for a snapshot or segment that does not read.
+    """
+    snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
+    used: set[str] = set()
+    for snapshot in snapshots:
+        if snapshot.expired_at is None:
+            used.update(load_manifest(storage, snapshot).block_files())
+    committed = {snapshot.transaction for snapshot in snapshots}
+    for path in filter(_COMPLETION.fullmatch, storage.list("runs")):
+        if path.split("/")[1] not in committed:
+            with suppress(DamagedFileError):  # a task with a damaged record runs again and writes its digests again
+                used.update(_outputs(storage.read(path), path))
+    return [path for path in storage.list("blocks") if is_ours(path) and path not in used]
+
+
+_COMPLETION = re.compile(r"runs/[^/]+/tasks/.+")
+
+
 def _open_runs(storage: Storage, committed: set[str]) -> dict[str, set[str]]:
     """For every run that no snapshot carries, its own files and those that its completion records name."""
     runs: dict[str, set[str]] = defaultdict(set)
@@ -138,8 +163,13 @@ def _outputs(record: bytes, where: str) -> list[str]:
     try:
         files = orjson.loads(record)["files"]
         bitmaps = {file["rows"] for file in files if file.get("rows")}
-        return [*(file["path"] for file in files), *(path_of("rows", digest=digest) for digest in bitmaps)]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        described = [file["digest"] for file in files if has_block_file(file["kind"], file["digest"]["size_bytes"])]
+        return [
+            *(file["path"] for file in files),
+            *(path_of("rows", digest=digest) for digest in bitmaps),
+            *(path_of("blocks", digest=base64.b64decode(digest["sha256"]).hex()) for digest in described),
+        ]
+    except (ValueError, KeyError, TypeError) as error:  # of JSON, or of base64
         raise DamagedFileError(
             "damaged completion record", where=where, remedy="Delete this file: the run does its task again."
         ) from error
@@ -169,13 +199,15 @@ _LONGEST_GAP = timedelta(days=366)  # between two collections; a longer one more
 def _is_valid(storage: Storage, path: str, since: str, now: datetime, grace: timedelta) -> bool:
     """Whether a mark counts. If not, the grace starts again.
 
-    Its time must fit this clock: otherwise one of the two clocks was wrong. And a row bitmap must not have been written since:
-    it is named by its content, so a command that has not committed yet may have found it and use it.
+    Its time must fit this clock: otherwise one of the two clocks was wrong. And a row bitmap, or a file of block digests, must
+    not have been written since: it is named by content, so a command that has not committed yet may use it.
     """
     time = datetime.fromisoformat(since)
     if not now - grace - _LONGEST_GAP <= time <= now:
         return False
-    return kind_of(path) != "rows" or not written_since(storage, path, time.timestamp() + 1)  # marks have seconds
+    return kind_of(path) not in ("rows", "blocks") or not written_since(
+        storage, path, time.timestamp() + 1
+    )  # marks have seconds
 
 
 def _not_before(head: Snapshot, now: datetime) -> datetime:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.errors import DamagedFileError
+from retrodb.format.blocks import has_block_file
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import (
@@ -83,6 +84,42 @@ class ShardTable:
         return np.where(inside, index, -1), np.where(inside, row, -1)
 
 
+class ShardCounts(Mapping[int, dict[str, CountsRecord]]):
+    """The counts of the live shards by first chunk and reason. Columns, of which records are made for the shards asked for."""
+
+    def __init__(self, shards: Int64Array, table: pa.Table, rows: Int64Array) -> None:
+        """
+        Args:
+            shards: first chunks, ascending.
+            table: manifest rows, one for each shard and reason, by first chunk.
+            rows: numbers of these rows in the manifest.
+        """
+        self._shards, self.rows = shards, rows
+        reason = table.column("name").dictionary_encode().combine_chunks()
+        self._reasons, self._codes = reason.dictionary.to_pylist(), reason.indices.to_numpy()
+        names = ("num_chunks", "num_documents", "num_keys", "num_tokens")
+        self._values = [table.column(name).to_numpy() for name in names]
+        self._bounds = np.searchsorted(
+            table.column("first_chunk").to_numpy(), np.append(shards, np.iinfo(np.int64).max)
+        )
+
+    def __getitem__(self, first_chunk: int) -> dict[str, CountsRecord]:
+        shard = int(self._shards.searchsorted(first_chunk))
+        if shard == len(self) or self._shards[shard] != first_chunk:
+            raise KeyError(first_chunk)
+        counts = {}
+        for row in range(self._bounds[shard], self._bounds[shard + 1]):
+            reason = self._reasons[self._codes[row]]
+            counts[reason] = CountsRecord(first_chunk, reason, *(int(column[row]) for column in self._values))
+        return counts
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._shards.tolist())
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+
 class Manifest:
     """What is live in one snapshot. Build it with `load_manifest`."""
 
@@ -130,13 +167,19 @@ class Manifest:
         return file_records(self._files)
 
     def paths(self) -> list[str]:
-        """The paths of all live files and of their row bitmaps: a twentieth of the time of `all_files`."""
-        return [*self._files.column("path").to_pylist(), *self.row_files()]
+        """The paths of all live files, of their row bitmaps and block digests: a twentieth of the time of `all_files`."""
+        return [*self._files.column("path").to_pylist(), *self.row_files(), *self.block_files()]
 
     def row_files(self) -> list[str]:
         """The paths of the row bitmaps of all live files, sorted."""
         digests = self._files.column("rows").unique().drop_null().to_pylist()
         return sorted(path_of("rows", digest=digest.hex()) for digest in digests)
+
+    def block_files(self) -> list[str]:
+        """The paths of the block digests of all live files, sorted."""
+        columns = (self._files.column(name).to_pylist() for name in ("kind", "size_bytes", "sha256"))
+        digests = {sha256 for kind, size, sha256 in zip(*columns, strict=True) if has_block_file(kind, size)}
+        return sorted(path_of("blocks", digest=digest.hex()) for digest in digests)
 
     def size_by_kind(self) -> dict[str, tuple[int, int]]:
         """Number and bytes of the live files of each kind."""
@@ -146,31 +189,26 @@ class Manifest:
         }
 
     @cached_property
-    def counts(self) -> dict[int, dict[str, CountsRecord]]:
+    def counts(self) -> ShardCounts:
         """By first chunk of a live shard and reason, "" for what is live: the counts that the newest commit of each gave."""
-        rows = self._rows_of[OP_COUNTS]
-        names = ("first_chunk", "name", "num_chunks", "num_documents", "num_keys", "num_tokens")
+        rows, shards = self._rows_of[OP_COUNTS], self.shards.first_chunk
         table = self._table.take(rows)
-        columns = (table.column(name).to_pylist() for name in names)
-        since = dict(zip(self.shards.first_chunk.tolist(), self._shard_rows.tolist(), strict=True))
-        counts: dict[int, dict[str, CountsRecord]] = {first: {} for first in since}
-        for row, first, reason, *values in zip(rows.tolist(), *columns, strict=True):
-            if row > since.get(first, len(self._table)):
-                counts[first][reason] = CountsRecord(first, reason, *values)
-        return counts
+        first = table.column("first_chunk").to_numpy()
+        reason = table.column("name").dictionary_encode().combine_chunks().indices.to_numpy()
+        shard = np.searchsorted(shards, first)
+        is_live = np.append(shards, -1)[shard] == first
+        chosen = np.flatnonzero(is_live & (rows > np.append(self._shard_rows, 0)[shard]))
+        chosen = chosen[np.lexsort((chosen, reason[chosen], first[chosen]))]
+        is_newest = np.append(
+            (np.diff(first[chosen]) != 0) | (np.diff(reason[chosen]) != 0), [True] * bool(len(chosen))
+        )
+        newest = chosen[is_newest.astype(bool)]
+        return ShardCounts(shards, table.take(newest), rows[newest])
 
     def live_table(self) -> pa.Table:
         """The records that still say something, in the order of the log: a manifest made of them equals this one."""
-        counts = {(record.first_chunk, record.reason): record for of in self.counts.values() for record in of.values()}
-        counts_rows = self._rows_of[OP_COUNTS]
-        keys = zip(
-            *(self._table.column(name).take(counts_rows).to_pylist() for name in ("first_chunk", "name")), strict=True
-        )
-        newest = {key: row for key, row in zip(keys, counts_rows.tolist(), strict=True) if key in counts}
         files = self._alive(OP_FILE, OP_DROP_FILE, "path")
-        rows = np.concatenate(
-            [self._shard_rows, files, self._rows_of[OP_SCREENED], np.array([*newest.values()], np.int64)]
-        )
+        rows = np.concatenate([self._shard_rows, files, self._rows_of[OP_SCREENED], self.counts.rows])
         return self._table.take(np.sort(rows, kind="stable"))
 
     def live_counts(self, first_chunk: int) -> CountsRecord:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
-from retrodb.store.digest import digest_file
+from retrodb.store.block_files import store_blocks
+from retrodb.store.digest import digest_with_blocks
 from retrodb.store.row_files import store_rows
 from retrodb.store.storage import Storage
 
@@ -30,7 +31,10 @@ def publish(
     rows_digest = None if rows is None else store_rows(storage, rows)
     with storage.stage(path) as local:
         write(local)
-        digest = digest_file(local)
-    if rows is None:
-        return FileRecord(kind, name, path, digest)
-    return FileRecord(kind, name, path, digest, first_chunk, rows.num_rows_total, rows_digest, len(rows))
+        digest, digests = digest_with_blocks(local)
+        if rows is None:
+            record = FileRecord(kind, name, path, digest)
+        else:
+            record = FileRecord(kind, name, path, digest, first_chunk, rows.num_rows_total, rows_digest, len(rows))
+        store_blocks(storage, record, digests)  # before the file: what is there can be read
+    return record

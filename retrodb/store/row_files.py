@@ -19,13 +19,18 @@ def store_rows(storage: Storage, rows: RowSet) -> str | None:
     One that is there is written again unless it is new: collection may have marked it, and begins again with a file that was
     written since.
     """
-    if rows.bitmap is None:
+    digest = rows_digest(rows)
+    if digest is None or rows.bitmap is None:
         return None
-    digest = hashlib.sha256(rows.bitmap).hexdigest()
     path = path_of("rows", digest=digest)
     if not written_since(storage, path, time.time() - _NEW_S):
         storage.write(path, rows.bitmap)
     return digest
+
+
+def rows_digest(rows: RowSet) -> str | None:
+    """The digest that names the bitmap of some rows; None if all rows of their range are present."""
+    return None if rows.bitmap is None else hashlib.sha256(rows.bitmap).hexdigest()
 
 
 def written_since(storage: Storage, path: str, seconds: float) -> bool:

@@ -40,6 +40,11 @@ class ScratchStorage:
     def url(self) -> str:
         return f"{SCHEME}{self._folder}"
 
+    @property
+    def database_url(self) -> str:
+        """The URL of the database that it reads."""
+        return self._base.url
+
     def _holder(self, path: str) -> LocalStorage:
         return self._written if self._written.exists(path) else self._base
 
@@ -48,6 +53,9 @@ class ScratchStorage:
 
     def local(self, path: str) -> Path:
         return self._holder(path).local(path)
+
+    def stat(self, path: str) -> os.stat_result:
+        return self._holder(path).stat(path)
 
     def write(self, path: str, data: bytes) -> None:
         self._written.write(path, data)

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import socket
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -74,6 +75,10 @@ class Storage(Protocol):
         """A local copy to read or memory-map; the file itself where storage is local. Raises MissingFileError."""
         ...
 
+    def stat(self, path: str) -> os.stat_result:
+        """Size, times and identity of a file, which is not opened. Raises MissingFileError."""
+        ...
+
     def write(self, path: str, data: bytes) -> None:
         """Publish bytes atomically: afterwards the file is whole and durable, or it was never there."""
         ...
@@ -128,6 +133,13 @@ class LocalStorage:
         if not absolute.is_file():
             raise _missing(path)
         return absolute
+
+    def stat(self, path: str) -> os.stat_result:
+        with self._errors(path), suppress(FileNotFoundError, NotADirectoryError):
+            found = self._absolute(path).stat()
+            if stat.S_ISREG(found.st_mode):
+                return found
+        raise _missing(path)
 
     def write(self, path: str, data: bytes) -> None:
         with self.stage(path) as temporary, self._errors(path):

@@ -1,23 +1,29 @@
-"""Opening a live file after its bytes were compared with its record.
+"""Opening the live files of a database: no byte is read before this process has compared it with the manifest.
 
-A file's xxh3-128 is computed when it is first opened on a machine. A match is remembered by device, inode, size and
-modification time in a small file of the user's cache folder, so that the next process does not compute it again.
+A file that is read whole is verified at its opening, a mapped file block by block when it is touched. Of a Parquet file
+the opening verifies the footer, and Arrow the pages, by their checksums. Without the file of a file's block digests its readers
+still work: they verify the whole file.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 
 from retrodb.errors import DamagedFileError, MissingFileError
+from retrodb.format.blocks import root_digest
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
-from retrodb.store.cached_lines import cached_lines
-from retrodb.store.digest import xxh3_file
+from retrodb.store.block_files import read_blocks
+from retrodb.store.digest import digests_of_blocks
 from retrodb.store.row_files import read_bitmap
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import VerifiedArray
+from retrodb.store.verified_bytes import VerifiedBlocks, VerifiedBytes, blocks_of
 
 _BITMAPS = 256  # in memory, at most 128 KiB each for the rows of a shard
+_PARQUET_MAGIC, _PARQUET_TAIL = 4, 8  # bytes at the beginning; and at the end, with the length of the footer
 
 
 class VerifiedFiles:
@@ -25,7 +31,6 @@ class VerifiedFiles:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._verified = cached_lines("verified")
         self._bitmap = lru_cache(maxsize=_BITMAPS)(lambda digest: read_bitmap(storage, digest))
 
     def rows(self, record: FileRecord) -> RowSet:
@@ -37,28 +42,74 @@ class VerifiedFiles:
         return RowSet(record.num_chunks, None if record.rows is None else self._bitmap(record.rows))
 
     def open(self, record: FileRecord) -> Path:
-        """The local path of a live file, verified.
+        """The local path of a live file: verified, or of a Parquet file the footer, because reading verifies its pages.
 
         Raises:
             MissingFileError: when it is not there.
             DamagedFileError: when its size or digest is not that of the record.
         """
+        path, blocks = self._find(record)
+        if record.path.endswith(".parquet") and record.blocks_path is not None:
+            if not (blocks.is_whole or blocks.has_footer):
+                _verify_footer(self._map(record, path, blocks))
+                blocks.has_footer = True
+        else:
+            self._verify_whole(record, path, blocks)
+        return path
+
+    def verify(self, record: FileRecord) -> None:
+        """Verify all bytes of a file of any kind, and its block digests.
+
+        Raises:
+            MissingFileError, DamagedFileError: for one of both.
+        """
+        self._verify_whole(record, *self._find(record))
+        if record.blocks_path is not None:
+            read_blocks(self.storage, record)
+
+    def bytes(self, record: FileRecord) -> VerifiedBytes:
+        """The mapped bytes of a live file, which are verified when they are declared. Raises as `open` for its size."""
+        return self._map(record, *self._find(record))
+
+    def array(self, record: FileRecord) -> VerifiedArray:
+        """A live `.npy` file, mapped, whose rows are verified when they are read. Raises as `open` for its size and header."""
+        return VerifiedArray(self.bytes(record))
+
+    def _find(self, record: FileRecord) -> tuple[Path, VerifiedBlocks]:
+        """The path, and what was verified already."""
         try:
             path = self.storage.local(record.path)
-        except MissingFileError as error:
+            stat = path.stat()
+        except (MissingFileError, FileNotFoundError) as error:
             raise MissingFileError("file is missing", where=record.path, remedy=remedy(record)) from error
-        stat = path.stat()
         if stat.st_size != record.digest.size_bytes:
             raise damage(record, f"{stat.st_size} bytes instead of {record.digest.size_bytes}")
-        key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{record.digest.xxh3.hex()}"
-        if key not in self._verified:
-            actual = xxh3_file(path)
-            if actual != record.digest.xxh3:
-                raise damage(
-                    record, f"checksum mismatch (expected {record.digest.xxh3.hex()[:12]}.., got {actual.hex()[:12]}..)"
-                )
-            self._verified.add([key])
-        return path
+        return path, blocks_of(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, record.digest.xxh3)
+
+    def _verify_whole(self, record: FileRecord, path: Path, blocks: VerifiedBlocks) -> None:
+        if blocks.is_whole:
+            return
+        digests = digests_of_blocks(path)
+        if root_digest(digests) != record.digest.xxh3:
+            self._give_digests(record, blocks)  # they tell which block is damaged
+        blocks.verify_whole(digests, record.digest.xxh3, partial(damage, record))
+
+    def _map(self, record: FileRecord, path: Path, blocks: VerifiedBlocks) -> VerifiedBytes:
+        self._give_digests(record, blocks)
+        return VerifiedBytes(path, blocks, record.digest.xxh3, partial(damage, record))
+
+    def _give_digests(self, record: FileRecord, blocks: VerifiedBlocks) -> None:
+        if blocks.needs_digests() and record.blocks_path is not None:
+            with suppress(DamagedFileError):  # a check reports it; the file itself proves its bytes, as a whole
+                blocks.give_digests(read_blocks(self.storage, record))
+
+
+def _verify_footer(file: VerifiedBytes) -> None:
+    """Verify what no page checksum of a Parquet file protects: its magic, and its footer."""
+    size = len(file.data)
+    file.between(0, _PARQUET_MAGIC)
+    length = int.from_bytes(file.between(size - _PARQUET_TAIL, size)[:4], "little")
+    file.between(max(0, size - _PARQUET_TAIL - length), size)
 
 
 def remedy(record: FileRecord) -> str:
@@ -67,7 +118,10 @@ def remedy(record: FileRecord) -> str:
 
     if KINDS[record.kind].derived_from == "-":
         return "Restore it from a backup, or read an older snapshot, such as with 'retrodb sql --as-of N'."
-    return f"It can be rebuilt from {KINDS[record.kind].derived_from}: run 'retrodb check --repair'."
+    command = "run 'retrodb check --repair'"
+    if record.kind == "parts":
+        command += ", or 'retrodb index --retrain', which rebuilds the index"
+    return f"It can be rebuilt from {KINDS[record.kind].derived_from}: {command}."
 
 
 def damage(record: FileRecord, what: str) -> DamagedFileError:

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from retrodb.format import ROW_GROUP_ROWS
-from retrodb.format.arrays import map_array
 from retrodb.format.parquet import read_row_groups, read_table
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import is_in, mask_of
 from retrodb.format.settings import Settings
+from retrodb.store.bounded_cache import CachedReader
+from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pyroaring import BitMap
 
-    from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, TokenArray
+    from retrodb.format.arrays import BoolArray, Int64Array, TokenArray
 
 
 class DocumentRow(TypedDict):
@@ -71,10 +71,10 @@ class ChunkSet:
     ) -> None:
         self.files, self.settings, self.tombstones = files, settings, tombstones
         self._coverage = {kind: Coverage(of_kind, files) for kind, of_kind in records.items()}
-        self.layout = lru_cache(maxsize=256)(self._read_layout)
-        self.documents_table = lru_cache(maxsize=64)(self._read_documents)
-        self.deleted_mask = lru_cache(maxsize=16)(self._read_deleted_mask)
-        self._maps: dict[str, AnyArray] = {}
+        self.layout = CachedReader(self._read_layout, lambda layout: layout.nbytes)
+        self.documents_table = CachedReader(self._read_documents, lambda table: table.get_total_buffer_size())
+        self.deleted_mask = CachedReader(self._read_deleted_mask, lambda mask: mask.nbytes)
+        self._maps: dict[str, VerifiedArray] = {}
 
     @property
     def ranges(self) -> list[FileRecord]:
@@ -223,10 +223,10 @@ class ChunkSet:
         """The files of a kind whose range overlaps another, by ascending first id."""
         return self._coverage[kind].overlapping(first, count)
 
-    def map(self, record: FileRecord) -> AnyArray:
-        """A live `.npy` file, verified and memory-mapped."""
+    def map(self, record: FileRecord) -> VerifiedArray:
+        """A live `.npy` file, memory-mapped; its rows are verified when they are read."""
         if record.path not in self._maps:
-            self._maps[record.path] = map_array(self.files.open(record))
+            self._maps[record.path] = self.files.array(record)
         return self._maps[record.path]
 
     def _read_documents(self, record: FileRecord) -> pa.Table:

@@ -1,76 +1,129 @@
 """What the rows of a neighbour table were compared with: a repair takes from it what is new to them.
 
-The live masks of two snapshots would give the same only while both can be read; these two bitmaps stay with the table. A
-table without them was compared with nothing.
+The live masks of two snapshots would give the same only while both can be read; these two sets of ids stay with the table. A
+table without them was compared with nothing. They are stored by ranges of ids, and the rows of a range are read when it is
+asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.format.parquet import read_table
+from retrodb.format.parquet import open_writer, read_row_groups, read_table
+from retrodb.format.records import ChunkRange
+from retrodb.format.rows import rows_from, serialize_rows, unite
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from pyroaring import BitMap64
+    from pyroaring import BitMap
 
-    from retrodb.format.arrays import Int64Array
+DATABASE, QUERIES = "database", "queries"
+"""The two sides: chunks that can be neighbours, and rows of the query set."""
+
+GROUP_ROWS = 16
+"""Ranges of a row group: the rows of one are read with those of its group, each at most 128 KiB for a shard."""
 
 
 @dataclass(frozen=True)
+class ComparedRange:
+    """The compared ids of one side and one range."""
+
+    side: str
+    span: ChunkRange
+    rows: bytes  # roaring bitmap of rows relative to the start of the range
+
+    @staticmethod
+    def of(side: str, span: ChunkRange, rows: BitMap) -> ComparedRange:
+        """Equal rows give equal bytes, however the bitmap was made."""
+        from pyroaring import BitMap
+
+        own = np.frombuffer(BitMap(rows).to_array(), dtype=np.uint32)
+        return ComparedRange(side, span, serialize_rows(own.astype(np.int64)))
+
+
 class ComparedSets:
     """Two sets of ids: each of these rows was compared with each of these chunks."""
 
-    database: BitMap64  # chunks
-    queries: BitMap64  # rows of the query set
-
-    @staticmethod
-    def of(database: Iterable[Int64Array], queries: Iterable[Int64Array]) -> ComparedSets:
-        """From arrays of ids, each ascending."""
-        return ComparedSets(_bitmap(database), _bitmap(queries))
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._files = list(files)
+        self._at: dict[str, list[tuple[ChunkRange, int, int]]] = {DATABASE: [], QUERIES: []}
+        for number, path in enumerate(self._files):
+            for row, values in enumerate(read_table(path, ("side", "first_chunk", "num_chunks")).to_pylist()):
+                span = ChunkRange(values["first_chunk"], values["num_chunks"])
+                self._at[values["side"]].append((span, number, row))
+        self._bounds = {}
+        for side, ranges in self._at.items():
+            ranges.sort()
+            spans = np.array([span for span, _, _ in ranges], dtype=np.int64).reshape(-1, 2)
+            self._bounds[side] = spans[:, 0], spans.sum(axis=1)
+        self._group = lru_cache(maxsize=64)(self._read_group)
 
     @staticmethod
     def read(view: View, table: str) -> ComparedSets:
         """Those of a table; empty where it has none."""
-        from pyroaring import BitMap64
+        return ComparedSets(view.files.open(record) for record in view.manifest.files("joined", table))
 
-        sides = {"database": BitMap64(), "queries": BitMap64()}
-        for record in view.manifest.files("joined", table):
-            for row in read_table(view.files.open(record)).to_pylist():
-                sides[row["side"]] |= BitMap64.deserialize(row["ids"])
-        return ComparedSets(**sides)
+    def ranges(self, side: str) -> list[ChunkRange]:
+        """The ranges of a side that have ids, ascending."""
+        return [span for span, _, _ in self._at[side]]
 
-    def to_table(self) -> pa.Table:
-        """The Arrow table of a file of these sets, schema `schemas.JOINED`."""
-        import pyarrow as pa
+    def rows(self, side: str, first: int, count: int) -> BitMap:
+        """The ids of a side in a range of at most 2^32 ids, relative to `first`."""
+        starts, ends = self._bounds[side]
+        overlapping = np.flatnonzero((starts < first + count) & (ends > first)).tolist()
+        return unite(rows_from(self._rows(side, index), int(starts[index]) - first, count) for index in overlapping)
 
-        from retrodb.format.schemas import JOINED
+    def _rows(self, side: str, index: int) -> BitMap:
+        from pyroaring import BitMap
 
-        rows = []
-        for side, ids in (("database", self.database), ("queries", self.queries)):
-            ids.run_optimize()
-            rows.append({"side": side, "ids": bytes(ids.serialize())})
-        return pa.Table.from_pylist(rows, schema=JOINED)
+        _, file, row = self._at[side][index]
+        return BitMap.deserialize(self._group(file, row // GROUP_ROWS)[row % GROUP_ROWS])
 
-
-def ids_of(bitmap: BitMap64) -> Int64Array:
-    """The ids of a bitmap, ascending, (n,) int64."""
-    return np.frombuffer(bitmap.to_array(), dtype=np.uint64).astype(np.int64)
+    def _read_group(self, file: int, group: int) -> list[bytes]:
+        return list(read_row_groups(self._files[file], [group], ["rows"]).column("rows").to_pylist())
 
 
-def within(bitmap: BitMap64, first: int, count: int) -> Int64Array:
-    """The ids of a bitmap in `[first, first + count)`, ascending."""
-    from pyroaring import BitMap64
+def write_compared(path: Path, ranges: Iterable[ComparedRange]) -> None:
+    """Write a file of compared sets, schema `schemas.JOINED`. Some ranges at a time are in memory."""
+    import pyarrow as pa
 
-    return ids_of(bitmap & BitMap64(range(first, first + count)))
+    from retrodb.format.schemas import JOINED
+
+    with open_writer(path, JOINED) as writer:
+        remaining = iter(ranges)
+        while group := list(islice(remaining, GROUP_ROWS)):
+            rows = [
+                {
+                    "side": of_range.side,
+                    "first_chunk": of_range.span.first_chunk,
+                    "num_chunks": of_range.span.num_chunks,
+                    "rows": of_range.rows,
+                }
+                for of_range in group
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=JOINED), row_group_size=GROUP_ROWS)
 
 
-def _bitmap(arrays: Iterable[Int64Array]) -> BitMap64:
-    from pyroaring import BitMap64
-
-    return BitMap64.union(BitMap64(), *(BitMap64(ids.astype(np.uint64)) for ids in arrays))
+def with_gaps(now: Sequence[ChunkRange], before: Sequence[ChunkRange]) -> list[ChunkRange]:
+    """The ranges of now, and what other ranges have outside of them. Neither list has ranges that overlap."""
+    spans, ordered, number = list(now), sorted(now), 0
+    for span in sorted(before):
+        start = span.first_chunk
+        while number < len(ordered) and ordered[number].end <= start:
+            number += 1
+        for inside in ordered[number:]:
+            if inside.first_chunk >= span.end:
+                break
+            if start < inside.first_chunk:
+                spans.append(ChunkRange(start, inside.first_chunk - start))
+            start = max(start, inside.end)
+        if start < span.end:
+            spans.append(ChunkRange(start, span.end - start))
+    return sorted(spans)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.format.records import FileRecord
-from retrodb.format.rows import dense_rows, mask_of, unite
+from retrodb.format.rows import RowSet, dense_rows, mask_of, unite
+from retrodb.store.bounded_cache import CachedReader
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
@@ -46,7 +46,7 @@ class Coverage:
         self.records = list(reversed(records)) if newest_first else by_range  # in the order of lookup
         self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
         self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
-        self._row_set = lru_cache(maxsize=32)(lambda index: files.rows(self.records[index]))
+        self._row_set = CachedReader(lambda index: files.rows(self.records[index]), _row_set_bytes)
 
     def lookup(self, ids: Int64Array) -> Iterator[Hit]:
         """The files that hold the ids; ids that none holds, and -1, are in no hit."""
@@ -84,3 +84,8 @@ class Coverage:
             else:
                 parts.append(self._row_set(index).rows_in(start, count))
         return unite(parts)
+
+
+def _row_set_bytes(rows: RowSet) -> int:
+    """Memory of a row set in bytes, once all of its rows were asked for as numbers."""
+    return 0 if rows.bitmap is None else len(rows.bitmap) + 8 * len(rows)

@@ -35,6 +35,11 @@ class DocumentLayout:
         """Read `LAYOUT_COLUMNS` of a documents table."""
         return DocumentLayout(*(table.column(name).to_numpy().astype(np.int64) for name in LAYOUT_COLUMNS))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays in bytes."""
+        return sum(array.nbytes for array in vars(self).values())
+
     def document_of(self, rows: Int64Array) -> Int64Array:
         """Which document (0 .. M-1) each row belongs to; -1 for rows of none."""
         if not len(self.first_row):  # compaction dropped all documents

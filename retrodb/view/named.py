@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from retrodb.errors import UsageError
-from retrodb.format.arrays import map_array
-from retrodb.format.document_keys import find_keys, key_of
+from retrodb.format.document_keys import IdArray, key_of
 from retrodb.printable import escape
-from retrodb.view.purged import KEY_DTYPE, is_among
+from retrodb.view.purged import KEY_DTYPE, entries_with_keys
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 Pair: TypeAlias = tuple[str, str]
 """Source and id of a document."""
 _SHOWN = 3  # ambiguous names that a message lists
-_PASSES_OF_SEARCH = 4  # a binary search for one key takes about as long as one pass over so many entries
 
 
 @dataclass(frozen=True)
@@ -61,19 +59,26 @@ def _in_source(name: Name, source: str) -> DocumentName:
     return DocumentName(name, source)
 
 
-def documents_named(view: View, names: Iterable[Name]) -> tuple[Int64Array, list[str]]:
+FindDocuments: TypeAlias = Callable[[Iterable[Pair]], Mapping[Pair, Sequence[int]]]
+"""The first chunk ids of all versions of those of some documents that are in a database."""
+
+
+def documents_named(names: Iterable[Name], sources: Sequence[str], find: FindDocuments) -> tuple[Int64Array, list[str]]:
     """The first chunk ids (Q,) of all versions of the documents of these names, deleted or not, ascending; and unknown names.
+
+    Args:
+        sources: all sources.
 
     Raises:
         UsageError: a name is ambiguous.
     """
-    first_chunks: dict[Pair, list[int]] = {}
+    first_chunks: dict[Pair, Sequence[int]] = {}
 
     def known(pairs: Iterable[Pair]) -> set[Pair]:
-        first_chunks.update(_lookup(view, pairs))
+        first_chunks.update(find(pairs))
         return set(first_chunks)
 
-    pairs, unknown = resolve(names, sorted(set(view.shards.source)), known)
+    pairs, unknown = resolve(names, sources, known)
     ids = {first for pair in pairs for first in first_chunks[pair]}
     return np.array(sorted(ids), dtype=np.int64), unknown
 
@@ -148,15 +153,29 @@ def _lookup(view: View, pairs: Iterable[Pair]) -> dict[Pair, list[int]]:
 
     The keys of these documents are searched in one shard after another. A short list reads few pages of each.
     """
-    wanted = {key_of(*pair): pair for pair in pairs}
-    keys = np.array([divmod(key, 1 << 64) for key in sorted(wanted)], dtype=np.uint64).reshape(-1, 2)
+    wanted = keys_of_pairs(pairs)
     first_chunks: dict[Pair, list[int]] = defaultdict(list)
     for record in view.coverage("ids").records if wanted else ():
-        entries = map_array(view.files.open(record))
-        is_short = len(keys) * _PASSES_OF_SEARCH < len(entries)
-        hits = entries[find_keys(entries, keys) if is_short else is_among(entries, keys.view(KEY_DTYPE).ravel())]
+        entries = view.files.array(record)
+        hits = entries[entries_with_keys(entries, key_array(wanted))]
         ids = hits["row"] + record.first_chunk
         exists = view.chunks.document_ids(ids) == ids  # compaction keeps the keys of some documents that are gone
         for hit, first in zip(hits[exists], ids[exists].tolist(), strict=True):
-            first_chunks[wanted[int(hit["key_hi"]) << 64 | int(hit["key_lo"])]].append(first)
+            first_chunks[wanted[key_number(hit)]].append(first)
     return dict(first_chunks)
+
+
+def keys_of_pairs(pairs: Iterable[Pair]) -> dict[int, Pair]:
+    """Documents by their keys, as `key_of` gives them."""
+    return {key_of(*pair): pair for pair in pairs}
+
+
+def key_array(keys: Iterable[int]) -> IdArray:
+    """(K,) KEY_DTYPE: keys as `key_of` gives them, sorted."""
+    halves = [divmod(key, 1 << 64) for key in sorted(keys)]
+    return np.array(halves, dtype=KEY_DTYPE)
+
+
+def key_number(entry: IdArray) -> int:
+    """The key of an entry, as `key_of` gives it."""
+    return int(entry["key_hi"]) << 64 | int(entry["key_lo"])

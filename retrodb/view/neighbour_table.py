@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from retrodb.format.entries import Metric, SpaceEntry, TableEntry
 from retrodb.format.parquet import read_table
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.scores import Measure, measure_of, scores
+from retrodb.store.bounded_cache import CachedReader
 from retrodb.view.coverage import Coverage
 from retrodb.view.edits import Edits
 from retrodb.view.view import SELF, View
@@ -45,7 +45,7 @@ class NeighbourTable:
         self.files = view.manifest.files("neighbours", name)  # the base, then its patches
         self.edits = Edits.read(view, name)
         self._coverage = Coverage(self.files, view.files, newest_first=True)
-        self._content = lru_cache(maxsize=16)(self._read)
+        self._content = CachedReader(self._read, lambda content: sum(array.nbytes for array in content))
 
     def read(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
         """The first k live neighbours of query rows: ids (Q, k) int64, -1 for none, and distances (Q, k), inf for none.
@@ -129,6 +129,10 @@ class NeighbourTable:
     def all_rows(self) -> Int64Array:
         """The rows of the table, live or not, ascending, all in one array."""
         return np.concatenate([np.empty(0, np.int64), *(self.all_rows_in(*span) for span in self.spans())])
+
+    def num_rows_in(self, first: int, count: int) -> int:
+        """The number of rows of the table in one range of ids, live or not, from row bitmaps."""
+        return len(self._coverage.covered_rows(first, count))
 
     def all_rows_in(self, first: int, count: int) -> Int64Array:
         """The rows of the table in one range of ids, live or not, ascending."""

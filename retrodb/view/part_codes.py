@@ -7,23 +7,27 @@ centre. About 0.99 of a vector's ten nearest stay the same; the index entry of s
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
-from retrodb.format.arrays import Float32Array, Int64Array, map_array
+from retrodb.format.arrays import Float32Array, Int64Array
 from retrodb.format.part_files import CODE_FILES
+from retrodb.store.verified_array import VerifiedArray
 
 
 class PartCodes:
     """The codes of one part, memory-mapped."""
 
-    def __init__(self, folder: Path) -> None:
-        """The files in the folder have been verified."""
-        codes, order, scales, centre = (map_array(folder / name) for name in CODE_FILES)
-        self._codes_ND, self._scales_N2, self._centre_D = codes, scales, centre
+    def __init__(self, files: Mapping[str, VerifiedArray]) -> None:
+        """
+        Args:
+            files: those of `CODE_FILES` by name.
+        """
+        codes, order, scales, centre = (files[name] for name in CODE_FILES)
+        self._codes_ND, self._scales_N2, self._centre_D = codes, scales, centre.whole()
         self._position_N = np.empty(len(order), dtype=np.int64)  # of each row in the order of the lists
-        self._position_N[order] = np.arange(len(order))
+        self._position_N[order.whole()] = np.arange(len(order))
 
     def vectors(self, rows: Int64Array) -> Float32Array:
         """(n, D) float32 of rows of the part."""

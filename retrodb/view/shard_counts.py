@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from retrodb.format.arrays import BoolArray, Int64Array
-from retrodb.format.records import ChunkRange, CountsRecord
+from retrodb.format.records import ChunkRange, CountsRecord, FileRecord
 from retrodb.format.rows import mask_of
+from retrodb.store.manifest import Manifest, ShardTable
+from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.coverage import Coverage
 from retrodb.view.layout import DocumentLayout
 from retrodb.view.view import SELF, View
 
 
-def count_shards(view: View, spans: Iterable[ChunkRange]) -> list[CountsRecord]:
-    """The counts of the live shards that overlap some ranges of chunk ids. Reads the layout of each of these shards."""
-    shards = view.shards
-    numbers: set[int] = set()
-    for span in spans:
-        ends = shards.first_chunk + shards.num_chunks
-        numbers.update(np.flatnonzero((shards.first_chunk < span.end) & (ends > span.first_chunk)).tolist())
-    known = view.manifest.counts
-    return [
-        record
-        for number in sorted(numbers)
-        for record in _counts(view, shards.record(number).span)
-        if known.get(record.first_chunk, {}).get(record.reason) != record
+def shard_counts(chunks: ChunkSet, documents: FileRecord) -> tuple[CountsRecord, ...]:
+    """The counts of one shard: "" first, then those of every reason that deletes something. Reads the shard's layout."""
+    span, settings = documents.span, chunks.settings
+    layout, present = chunks.layout(documents), chunks.present_mask(*span)
+    by_reason = {
+        reason: mask_of(rows, span.num_chunks) for reason, rows in chunks.tombstones.rows_by_reason(*span).items()
+    }
+    live = present & ~np.logical_or.reduce([np.zeros_like(present), *by_reason.values()])
+    is_key = layout.is_key(np.flatnonzero(live), settings.chunk_tokens, settings.min_key_tokens)
+    counts = [
+        CountsRecord(
+            first_chunk=span.first_chunk,
+            reason="",
+            num_chunks=int(live.sum()),
+            num_documents=int((_rows_of_documents(layout, live) > 0).sum()),
+            num_keys=int(is_key.sum()),
+            num_tokens=int(layout.num_tokens.sum()),
+        )
     ]
+    num_present = _rows_of_documents(layout, present)
+    for reason, deleted in sorted(by_reason.items()):
+        is_gone = (num_present > 0) & (_rows_of_documents(layout, present & deleted) == num_present)
+        counts.append(CountsRecord(span.first_chunk, reason, int(deleted.sum()), int(is_gone.sum())))
+    return tuple(counts)
+
+
+def changed_counts(manifest: Manifest, span: ChunkRange, counts: Sequence[CountsRecord]) -> list[CountsRecord]:
+    """The counts of a shard that are not those of the manifest; 0 for a reason that does not delete anything any more."""
+    known = manifest.counts.get(span.first_chunk, {})
+    now = {record.reason: replace(record, first_chunk=span.first_chunk) for record in counts}
+    for reason in known.keys() - now.keys():
+        now[reason] = CountsRecord(span.first_chunk, reason, 0, 0)
+    return [record for reason, record in sorted(now.items()) if known.get(reason) != record]
+
+
+def shards_overlapping(shards: ShardTable, spans: Iterable[ChunkRange]) -> list[ChunkRange]:
+    """The shards that have an id of some ranges, ascending."""
+    ends, numbers = shards.first_chunk + shards.num_chunks, set[int]()
+    for span in spans:
+        numbers.update(np.flatnonzero((shards.first_chunk < span.end) & (ends > span.first_chunk)).tolist())
+    return [shards.record(number).span for number in sorted(numbers)]
 
 
 def num_embeddable_chunks(view: View) -> int:
@@ -71,31 +101,6 @@ def _num_embedded(view: View, vectors: Coverage, span: ChunkRange) -> int:
     if view.is_all_screened(*span):
         return len(rows)
     return int((mask_of(rows, span.num_chunks) & view.screened_mask(*span)).sum())
-
-
-def _counts(view: View, span: ChunkRange) -> Iterator[CountsRecord]:
-    """The counts of one shard: "" first, then those of every reason that deletes something, or did."""
-    chunks = view.chunks
-    layout = chunks.layout(chunks.file("documents", *span))
-    present = chunks.present_mask(*span)
-    by_reason = {
-        reason: mask_of(rows, span.num_chunks) for reason, rows in chunks.tombstones.rows_by_reason(*span).items()
-    }
-    live = present & ~np.logical_or.reduce([np.zeros_like(present), *by_reason.values()])
-    is_key = layout.is_key(np.flatnonzero(live), view.settings.chunk_tokens, view.settings.min_key_tokens)
-    yield CountsRecord(
-        first_chunk=span.first_chunk,
-        reason="",
-        num_chunks=int(live.sum()),
-        num_documents=int((_rows_of_documents(layout, live) > 0).sum()),
-        num_keys=int(is_key.sum()),
-        num_tokens=int(layout.num_tokens.sum()),
-    )
-    num_present = _rows_of_documents(layout, present)
-    for reason in sorted({*by_reason, *view.manifest.counts.get(span.first_chunk, {})} - {""}):
-        deleted = by_reason.get(reason, np.zeros_like(present))
-        is_gone = (num_present > 0) & (_rows_of_documents(layout, present & deleted) == num_present)
-        yield CountsRecord(span.first_chunk, reason, int(deleted.sum()), int(is_gone.sum()))
 
 
 def _rows_of_documents(layout: DocumentLayout, rows: BoolArray) -> Int64Array:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from retrodb.errors import UsageError
+from retrodb.errors import NotEnoughMemory, UsageError
 from retrodb.format.parquet import FileWithConstants, iterate_row_groups, open_dataset
 from retrodb.format.records import FileRecord
+from retrodb.memory import MIB, PROCESS_MEMORY, size_text
+from retrodb.store.bounded_cache import CachedReader
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def run_sql(view: View, query: str) -> SqlResult:
     """Run one SELECT over the tables `documents`, `chunks`, `shards` and `files`.
 
     Raises:
+        NotEnoughMemory: for a query that the memory limit is too small for, although it wrote to disk.
         UsageError: for SQL that is invalid, is not one SELECT, or uses anything other than these tables.
         MissingFileError, DamagedFileError: for a file that the query would have to read.
     """
@@ -48,7 +51,12 @@ def run_sql(view: View, query: str) -> SqlResult:
     records: list[FileRecord] = []
     liveness = _Liveness(view)
     try:
-        with duckdb.connect(config={"python_enable_replacements": False}) as connection:
+        with (
+            TemporaryDirectory(prefix="retrodb-sql-") as spilled,
+            duckdb.connect(config={"python_enable_replacements": False}) as connection,
+        ):
+            connection.execute(f"SET memory_limit = '{_query_bytes() // MIB}MiB'")
+            connection.execute(f"SET temp_directory = '{spilled}'")
             _refuse_all_but_one_select(query)
             arguments = ["BIGINT", "BIGINT", "BIGINT"]
             connection.create_function(_IS_LIVE, liveness.of_rows, arguments, "BOOLEAN", type="arrow")  # type: ignore[call-overload]
@@ -60,6 +68,12 @@ def run_sql(view: View, query: str) -> SqlResult:
             cursor = connection.execute(query)
             columns, renamed = unique_columns([column[0] for column in cursor.description or ()])
             return SqlResult(columns, cursor.fetchall(), renamed)
+    except duckdb.OutOfMemoryException as error:
+        raise NotEnoughMemory(
+            f"the query needs more than {size_text(PROCESS_MEMORY.limit_bytes)} of memory",
+            where="SQL",
+            remedy=f"Give --memory {size_text(2 * PROCESS_MEMORY.limit_bytes)}, or ask for fewer rows.",
+        ) from error
     except duckdb.Error as error:
         if liveness.error is not None:
             raise liveness.error from error
@@ -68,6 +82,16 @@ def run_sql(view: View, query: str) -> SqlResult:
                 _read_whole(view, record)
         what = " ".join(str(error).partition("\n\nLINE")[0].split()).rstrip(".!")
         raise UsageError(what, where="SQL", remedy=f"The tables are {', '.join(_TABLES)}.") from error
+
+
+def _query_bytes() -> int:
+    """The memory limit of DuckDB: that of this process, without the library, Arrow's pages and the cache."""
+    limit = PROCESS_MEMORY.limit_bytes
+    return max(limit - PROCESS_MEMORY.cache_bytes - _LIBRARY_MIB * MIB, _LEAST_QUERY_MIB * MIB)
+
+
+_LIBRARY_MIB = 130  # the library, DuckDB's code and threads, and Arrow's pages while it reads
+_LEAST_QUERY_MIB = 64
 
 
 def _refuse_all_but_one_select(query: str) -> None:
@@ -167,7 +191,6 @@ def _attach_kind(connection: duckdb.DuckDBPyConnection, view: View, kind: str, s
 
 _IS_LIVE = "has_live_chunk"
 """The function of queries that says what is live, see `_Liveness.of_rows`."""
-_SHARDS_IN_MEMORY = 8  # at most 8 MiB each
 
 
 class _Liveness:
@@ -175,7 +198,7 @@ class _Liveness:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._live_before = lru_cache(maxsize=_SHARDS_IN_MEMORY)(self._count_live)
+        self._live_before = CachedReader(self._count_live, lambda counts: counts.nbytes)
         self.error: Exception | None = None  # that ended the query
 
     def of_rows(self, base: pa.Array, first_row: pa.Array, num_rows: pa.Array) -> pa.Array:

@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.format.parquet import read_row_groups, read_table, write_table
-from retrodb.format.rows import mask_of, rows_from, serialize_rows, unite
+from retrodb.format.parquet import open_writer, read_row_groups, read_table
+from retrodb.format.rows import bitmap_bytes, mask_of, rows_from, serialize_rows, unite
+from retrodb.store.bounded_cache import CachedReader
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,13 +55,28 @@ def tombstones_to_table(tombstones: Iterable[Tombstone]) -> pa.Table:
 
     from retrodb.format.schemas import TOMBSTONES
 
-    ordered = sorted(tombstones, key=lambda t: (t.first_chunk, t.reason))
+    ordered = sorted(tombstones, key=tombstone_order)
     return pa.Table.from_pylist([t.__dict__ for t in ordered], schema=TOMBSTONES)
 
 
 def write_tombstones(path: Path, tombstones: Iterable[Tombstone]) -> None:
     """Write a tombstones file. Equal tombstones give equal bytes."""
-    write_table(path, tombstones_to_table(tombstones), row_group_rows=GROUP_ROWS)
+    write_ordered_tombstones(path, sorted(tombstones, key=tombstone_order))
+
+
+def write_ordered_tombstones(path: Path, ordered: Iterable[Tombstone]) -> None:
+    """Write a tombstones file of tombstones in their order; one row group of them is in memory."""
+    from retrodb.format.schemas import TOMBSTONES
+
+    remaining = iter(ordered)
+    with open_writer(path, TOMBSTONES) as writer:
+        while group := list(islice(remaining, GROUP_ROWS)):
+            writer.write_table(tombstones_to_table(group), row_group_size=GROUP_ROWS)
+
+
+def tombstone_order(item: Tombstone) -> tuple[int, str]:
+    """The order of the tombstones in a file."""
+    return item.first_chunk, item.reason
 
 
 class TombstoneSet:
@@ -84,8 +100,8 @@ class TombstoneSet:
         none = np.empty(0, dtype=np.int64)
         self._starts = np.concatenate([none, *starts])
         self._ends = self._starts + np.concatenate([none, *counts])
-        self._group = lru_cache(maxsize=64)(self._read_group)
-        self.deleted_rows = lru_cache(maxsize=1024)(self._read_deleted_rows)
+        self._group = CachedReader(self._read_group, lambda rows: sum(map(len, rows)))
+        self.deleted_rows = CachedReader(self._read_deleted_rows, bitmap_bytes)
 
     @property
     def reasons(self) -> list[str]:
@@ -118,6 +134,10 @@ class TombstoneSet:
             )
             for index in self._overlapping(first, count)
         ]
+
+    def locations(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Where the tombstones are whose range overlaps `[first, first + count)`: number of the file, and row in it."""
+        return [self._at[index] for index in self._overlapping(first, count)]
 
     def deleted_by_reason(self, first: int, count: int) -> dict[str, BoolArray]:
         """For every reason that deletes something in the range, its mask (count,) bool."""

@@ -176,13 +176,12 @@ class View:
         return self._coverages[key]
 
     def _part_codes(self, codes: FileRecord) -> PartCodes:
-        """The codes of a part, every file of it that is read verified."""
+        """The codes of a part."""
         folder = codes.path.rpartition("/")[0]
         if folder not in self._parts:
-            wanted = {f"{folder}/{name}" for name in CODE_FILES}
-            records = self.manifest.files("parts", codes.name)
-            paths = [self.files.open(record) for record in records if record.path in wanted]
-            self._parts[folder] = PartCodes(paths[0].parent)
+            wanted = {f"{folder}/{name}": name for name in CODE_FILES}
+            records = [record for record in self.manifest.files("parts", codes.name) if record.path in wanted]
+            self._parts[folder] = PartCodes({wanted[record.path]: self.files.array(record) for record in records})
         return self._parts[folder]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from retrodb.ann.exact import exact_topk
 from retrodb.ann.kmeans import nearest_by_torch
 from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
-from retrodb.ann.part import build_part, open_part
+from retrodb.ann.part import build_part, decode, open_part, quantize
 from retrodb.ann.rerank import LivePart
 from retrodb.errors import ConfigError, DamagedFileError, InputError, MismatchError, MissingFileError
-from retrodb.format.part_files import PART_FILES
+from retrodb.format.part_files import META_FILE, PART_FILES
 
 from .conftest import Spread, mixture
 
@@ -147,6 +148,28 @@ def test_a_missing_or_damaged_file_is_named(name: str, codebook: Codebook, sprea
         open_part(folder).index  # noqa: B018 (the FAISS file is read at first use)
     (folder / name).unlink()
     with pytest.raises(MissingFileError, match=name):
+        open_part(folder)
+
+
+def test_codes_stand_for_their_vectors_relative_to_the_centre(codebook: Codebook, spread: Spread) -> None:
+    far = VECTORS.astype(np.float32) + 3  # a centre at zero would leave an eighth of the steps to what differs
+    for vectors, centre in ((VECTORS, codebook.centre_D), (far, far.mean(axis=0))):
+        codes, scales = quantize(vectors.astype(np.float32), centre)
+        error = np.abs(decode(codes, scales, centre) - vectors)
+        assert (error <= scales[:, :1] * 0.51 + 1e-6).all()
+        assert error.max() < 0.01
+        assert np.allclose(scales[:, 1], (vectors.astype(np.float32) ** 2).sum(axis=1), rtol=1e-5)
+    part = spread(VECTORS, codebook)[0].part
+    order = part.order_N.whole()
+    assert np.abs(decode(part.codes_ND[:], part.scales_N2[:], part.centre_D) - VECTORS[order]).max() < 0.01
+
+
+def test_codes_of_another_width_are_refused(codebook: Codebook, spread: Spread) -> None:
+    folder = spread(VECTORS[:50], codebook)[0].part.folder
+    meta = json.loads((folder / META_FILE).read_text())
+    assert meta["code_bits"] == 8
+    (folder / META_FILE).write_text(json.dumps(meta | {"code_bits": 4}))
+    with pytest.raises(DamagedFileError, match="codes of 4 bits"):
         open_part(folder)
 
 

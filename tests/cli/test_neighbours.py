@@ -72,5 +72,5 @@ def test_the_default_command_has_its_own_help_and_environment(
 
 def test_memory_and_device_reach_the_repair(built: Path) -> None:
     refused = run("neighbours", built, "--repair", "--memory", "1KiB")
-    assert (refused.code, "a memory limit of 1,024 bytes is too small" in refused.err) == (2, True)
-    assert ok("neighbours", built, "--repair", "--memory", "64MiB", "--device", "cpu", "--json").rows
+    assert (refused.code, "and the limit is 1,024 bytes" in refused.err) == (2, True)
+    assert ok("neighbours", built, "--repair", "--memory", "512MiB", "--device", "cpu", "--json").rows

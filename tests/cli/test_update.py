@@ -69,13 +69,18 @@ def test_update_continues_a_build(built_folder: Path) -> None:
     assert "nothing to do" in ok("update", built_folder / "db", "--workers", 1, "--dry-run").out
 
 
-def test_memory_and_device_reach_the_neighbour_tables(built_folder: Path, tmp_path: Path) -> None:
+def test_the_device_reaches_the_neighbour_tables(built_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("[neighbours.more]\nk = 3\n")
-    for option, value in (("--memory", "1KiB"), ("--device", "abacus")):
-        options = ("--config", tmp_path / "recipe.toml", "--workers", 1, option, value, "--json")
-        done = run("update", built_folder / "db", *options)
-        failed = next(row for row in done.rows if row["outcome"] == "failed")
-        assert (done.code, failed["stage"], failed["name"]) == (2, "neighbours", "more"), failed["error"]
+    options = ("--config", tmp_path / "recipe.toml", "--workers", 1, "--device", "abacus", "--json")
+    done = run("update", built_folder / "db", *options)
+    failed = next(row for row in done.rows if row["outcome"] == "failed")
+    assert (done.code, failed["stage"], failed["name"]) == (2, "neighbours", "more"), failed["error"]
+
+
+def test_too_little_memory_is_refused_before_an_update_begins(built_folder: Path) -> None:
+    refused = run("update", built_folder / "db", "--memory", "100MiB")
+    assert refused.code == errors.EXIT_USAGE
+    assert "'update' needs at least 320MiB of memory, and the limit is 100MiB. Give --memory 320MiB" in refused.err
 
 
 def test_update_ends_with_the_code_of_the_first_failure(built_folder: Path, tmp_path: Path) -> None:

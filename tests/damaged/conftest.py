@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,21 @@ def build(folder: Path, tokenizer: Path) -> Database:
     return database
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory, made_tokenizer: Path) -> Path:
+@pytest.fixture(scope="package", autouse=True)
+def _small_blocks() -> Iterator[None]:
+    """Blocks so small that these small files have several, and files of block digests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrodb.format.blocks.BLOCK_BYTES", 512)
+        yield
+
+
+@pytest.fixture(scope="package")
+def whole(_small_blocks: None, tmp_path_factory: pytest.TempPathFactory, made_tokenizer: Path) -> Path:
     """The folder of the database. Tests copy it and never change it."""
     return Path(build(tmp_path_factory.mktemp("whole"), made_tokenizer).path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def truth(whole: Path) -> dict[str, Any]:
     """The answers of the undamaged database."""
     results = answers(retrodb.open(whole))

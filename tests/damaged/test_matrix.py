@@ -72,6 +72,7 @@ def files_by_kind(root: Path) -> dict[str, list[str]]:
     for record in view.manifest.all_files():
         found.setdefault(record.kind, []).append(record.path)
     found["rows"] = view.manifest.row_files()
+    found["blocks"] = view.manifest.block_files()
     found["snapshots"] = [snapshot_path(number) for number in range(view.snapshot.number + 1)]
     found["manifests"] = [f"manifests/{ref.digest}.parquet" for ref in view.snapshot.segments]
     return found

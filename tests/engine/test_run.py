@@ -10,13 +10,13 @@ import pytest
 
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import LineProgress, Progress, make_progress
-from retrodb.engine.run import Engine, Run, add_counts, finished, open_run, run_task
+from retrodb.engine.run import Engine, Run, add_counts, finished, forget_run, open_run, run_task
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord, dump_record, parse_record
 from retrodb.errors import DamagedFileError, InputError, RetroDBError
 from retrodb.format.records import FileDigest, FileRecord
-from retrodb.store.cached_lines import _shared
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage, Storage
+from retrodb.store.verified_bytes import blocks_of
 
 
 @pytest.fixture(autouse=True)
@@ -114,13 +114,12 @@ def test_finished_tasks_are_skipped_and_records_come_in_the_tasks_order(storage:
     assert add_counts(records) == {"done": 4}
 
 
-def test_finished_tasks_read_the_record_of_verified_files_once(
+def test_the_outputs_of_finished_tasks_are_hashed_once_in_a_process(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run(storage, "squares", {})
     LocalEngine().run(run, tasks(5), square, Progress())
-    LocalEngine().run(run, tasks(5), square, Progress())  # verifies the outputs, and remembers them
-    _shared.cache_clear()  # as in another process
+    blocks_of.cache_clear()  # as in another process
     opened: list[str] = []
     real_open = Path.open
 
@@ -129,9 +128,9 @@ def test_finished_tasks_read_the_record_of_verified_files_once(
         return real_open(path, mode, *args, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Path, "open", counting_open)
-    LocalEngine().run(run, tasks(5), square, Progress())
-    assert opened.count("verified") == 1
-    assert not {task.id for task in tasks(5)} & set(opened)  # no output is hashed again
+    for _ in range(2):
+        LocalEngine().run(run, tasks(5), square, Progress())
+    assert [opened.count(task.id) for task in tasks(5)] == [1] * 5
 
 
 def lose_output(storage: LocalStorage, run: Run, task: Task) -> None:
@@ -223,3 +222,30 @@ def test_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: 
         bar.advance(100)
         bar.advance(300)
     assert capsys.readouterr().err == "embed: 400 of 1,000 chunks (20 chunks/s) 30 s left\n"
+
+
+@pytest.mark.parametrize("num_deleted", range(5))
+def test_a_run_that_is_forgotten_leaves_nothing_even_if_that_was_interrupted(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, num_deleted: int
+) -> None:
+    run = open_run(storage, "square", {"a": 1})
+    other = open_run(storage, "square", {"a": 2})
+    for name in ("near/facts/0.npy", "tasks/0.json", "spool/a/b.arrow"):
+        storage.write(f"runs/{run.id}/{name}", b"")
+    delete, left = LocalStorage.delete, [num_deleted]
+
+    def interrupted(self: LocalStorage, path: str) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        delete(self, path)
+
+    monkeypatch.setattr(LocalStorage, "delete", interrupted)
+    if num_deleted < 4:
+        with pytest.raises(KeyboardInterrupt):
+            forget_run(run)
+        assert storage.exists(f"runs/{run.id}/plan.json"), "the same command finds the run again"
+        left[0] = 4
+    forget_run(run)
+    assert storage.list("runs") == [f"runs/{other.id}/plan.json"]
+    assert [path.name for path in (storage.root / "runs").iterdir()] == [other.id]

@@ -193,7 +193,7 @@ def test_an_export_is_replaced_completely_and_nothing_else_is_overwritten(export
     (tmp_path / "mine").mkdir()
     with pytest.raises(UsageError, match="no export"):
         exportable.export(tmp_path / "mine")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mine", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 
 
 def test_unknown_formats_tables_and_folders_are_refused(exportable: Database, tmp_path: Path) -> None:

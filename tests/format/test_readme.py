@@ -14,6 +14,7 @@ import retrodb.format
 from retrodb.dedup.lsh import BAND_DTYPE
 from retrodb.dedup.shingles import SHINGLE_VERSION
 from retrodb.format import FORMAT_VERSION, MAX_SHARD_CHUNKS, ROW_GROUP_ROWS, schemas
+from retrodb.format.blocks import BLOCK_BYTES
 from retrodb.format.document_keys import HASH_DTYPE, ID_DTYPE
 from retrodb.format.entries import ENTRY_KINDS
 from retrodb.format.kinds import KINDS
@@ -99,6 +100,7 @@ def test_numbers_are_those_of_the_code() -> None:
     numbers = {name: said.rpartition(" ")[2].replace(",", "") for name, said in rows}
     assert numbers["chunks of a shard"] == str(MAX_SHARD_CHUNKS)
     assert numbers["rows of a row group"] == str(ROW_GROUP_ROWS)
+    assert numbers["bytes of a block"] == str(BLOCK_BYTES)
     assert numbers["records of a manifest segment"] == str(SEGMENT_RECORDS)
 
 

@@ -50,7 +50,9 @@ def test_file_records_survive_the_manifest(files: list[FileRecord]) -> None:
     assert manifest.all_files() == files
     bitmaps = sorted({f"rows/{file.rows}.roaring" for file in files if file.rows})
     assert manifest.row_files() == bitmaps
-    assert manifest.paths() == [*(file.path for file in files), *bitmaps]
+    blocks = sorted({file.blocks_path for file in files if file.blocks_path})
+    assert manifest.block_files() == blocks
+    assert manifest.paths() == [*(file.path for file in files), *bitmaps, *blocks]
     for kind in ("chunks", "vectors"):
         assert manifest.files(kind) == [file for file in files if file.kind == kind]
     assert manifest.files("chunks", "x") == [f for f in files if (f.kind, f.name) == ("chunks", "x")]

@@ -76,6 +76,7 @@ def _add_documents(db: Database) -> None:
     db.ingest([INPUTS / "articles"], source="articles", holdout=0.15)
     db.add_packed_queries("packed", sequences=64)  # of the articles alone
     db.ingest([INPUTS / "letters.jsonl"], source="letters", max_reject_rate=0.5)
+    db.ingest([INPUTS / "annals.jsonl"], source="annals")
     db.ingest([INPUTS / "questions.jsonl"], source="questions", key_field="question", value_field="answer")
     db.add_queries("training", [INPUTS / "training.jsonl"])
 
@@ -156,7 +157,7 @@ class _DiesAtTheEndOfARepair(LocalStorage):
 
 @contextlib.contextmanager
 def _working_in(folder: Path) -> Iterator[None]:
-    """Relative paths mean files in this folder, and no verified file of another run is remembered."""
+    """Relative paths mean files in this folder, and nothing that another run cached is used."""
     cache = os.environ.get("RETRODB_CACHE_DIR")
     with tempfile.TemporaryDirectory() as own_cache, contextlib.chdir(folder):
         os.environ["RETRODB_CACHE_DIR"] = own_cache

@@ -20,6 +20,8 @@ TIMES = ("at dawn", "before noon", "every autumn", "in deep winter", "on market 
 
 ARTICLES = tuple(f"article-{place.lower()}" for place in PLACES)
 """Ids of the articles; the n-th is about the n-th place."""
+LONG_TEXT = 1600
+"""Sentences of a document whose tokens are longer than a block, so that a file of block digests describes them."""
 LATER_ARTICLE = "article-kelmar"
 """An article that no input file has yet."""
 
@@ -47,13 +49,14 @@ def write_json_lines(path: Path, records: Iterable[object]) -> Path:
 
 
 def write_inputs(folder: Path) -> None:
-    """All input files: four sources, a test set, a query set and a word list."""
+    """All input files: five sources, a test set, a query set and a word list."""
     write_json_lines(folder / "articles/first.jsonl", map(record, ARTICLES))
     letters = [record(f"letter-{trade}") for trade in TRADES[:4]]
     copy = record("letter-copy", f"{article('letter-baker')} Farewell.")  # a near-duplicate
     quotation = record("letter-quotation", article("exam-leak"))  # a leak of the test set
     refused = {"id": "letter-without-text"}
     write_json_lines(folder / "letters.jsonl", [*letters, copy, quotation, refused])
+    write_json_lines(folder / "annals.jsonl", [record("annals-lorvik", article("annals-lorvik", LONG_TEXT))])
     write_json_lines(folder / "drafts.jsonl", [record("draft-a"), {"id": "draft-without-text"}])
     write_json_lines(folder / "questions.jsonl", map(_question, PLACES[:4]))
     write_json_lines(folder / "exam.jsonl", [record("exam-leak"), record("exam-other")])

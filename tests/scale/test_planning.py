@@ -21,7 +21,6 @@ from replicated import replicate
 import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
-from retrodb.format.kinds import KINDS
 from retrodb.store.storage import LocalStorage
 
 from .watched import Reads, WatchedStorage, watch_tasks
@@ -29,6 +28,7 @@ from .watched import Reads, WatchedStorage, watch_tasks
 SHARDS, TIMES = 2, 8
 DOCUMENT_WORDS = 150
 DOCUMENT_CHUNKS = 3  # of a document, and so of a shard
+K = 2  # neighbours of a row of the table
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,15 @@ class Planned:
     before: Callable[[Database, Path], object] | None = None  # done first, and not watched
     table: bool = False  # whether the copy has a neighbour table
     opens: frozenset[str] = frozenset()  # kinds of files of which it opens each, without reading what is in the rows
+    at_most: int = 0  # files of each kind that it may open, however few shards there are
 
 
 def ingest_one(db: Database, inputs: Path) -> object:
     return db.ingest([inputs / "one.jsonl"], source="made")
+
+
+def ingest_copies(db: Database, inputs: Path) -> object:
+    return db.ingest([inputs / "copies.jsonl"], source="copies")
 
 
 def embed_one(db: Database, inputs: Path) -> None:
@@ -57,6 +62,10 @@ def index_one(db: Database, inputs: Path) -> None:
 
 def filter_one(db: Database, inputs: Path) -> object:
     return db.filter(doc_ids=["one"], reason="unwanted")
+
+
+def filter_all(db: Database, inputs: Path) -> object:
+    return db.filter(where="num_chars > 0", reason="unwanted")
 
 
 def delete_one(db: Database, inputs: Path) -> None:
@@ -93,26 +102,30 @@ COMMANDS: dict[str, Planned] = {
     "search where": Planned(search_where, opens=NEAREST | {"documents"}),
     "search after a filter": Planned(search, delete_one, opens=NEAREST),
     "open table": Planned(lambda db, inputs: db.neighbour_table(), table=True),
-    "show neighbours": Planned(lambda db, inputs: db.show_neighbours(0), table=True),
+    "show neighbours": Planned(lambda db, inputs: db.show_neighbours(0), table=True, at_most=1 + K),
     "stats": Planned(lambda db, inputs: db.stats()),
     "spaces": Planned(lambda db, inputs: db.spaces()),
     "testsets": Planned(lambda db, inputs: db.testsets(), add_testset),
     "snapshots": Planned(lambda db, inputs: db.snapshots()),
-    "check": Planned(lambda db, inputs: db.check(), opens=frozenset(KINDS)),
+    "check": Planned(lambda db, inputs: db.check()),
     "check reading": Planned(lambda db, inputs: db.check(read_data=True)),
+    "check reading after a filter": Planned(lambda db, inputs: db.check(read_data=True), filter_all),
     "diff": Planned(lambda db, inputs: db.diff(0, db.view().snapshot.number)),
     "diff of a filter": Planned(lambda db, inputs: db.diff(head(db) - 1, head(db)), delete_one),
     "sql of shards": Planned(lambda db, inputs: db.sql("select count(*) from shards")),
     "ingest nothing": Planned(lambda db, inputs: db.ingest([inputs / "documents.jsonl"], source="made")),
     "ingest": Planned(ingest_one),
+    "ingest changed": Planned(lambda db, inputs: db.ingest([inputs / "changed.jsonl"], source="made", mirror=True)),
     "ingest screened": Planned(ingest_one, add_testset),
     "dedup": Planned(add_testset),
     "dedup nothing": Planned(lambda db, inputs: db.dedup(), add_testset),
-    "near-duplicates": Planned(lambda db, inputs: db.near_duplicates()),
+    "near-duplicates": Planned(lambda db, inputs: db.near_duplicates(), ingest_copies),
     "tag": Planned(lambda db, inputs: db.tag("words", regex="ban")),
     "filter ids": Planned(filter_one, ingest_one),
     "filter where": Planned(lambda db, inputs: db.filter(where="num_chars < 0", reason="unwanted")),
+    "filter all": Planned(filter_all),
     "undelete": Planned(lambda db, inputs: db.undelete("unwanted"), delete_one),
+    "undelete all": Planned(lambda db, inputs: db.undelete("unwanted"), filter_all),
     "embed nothing": Planned(lambda db, inputs: db.embed()),
     "embed": Planned(lambda db, inputs: db.embed(), ingest_one),
     "embed new space": Planned(lambda db, inputs: db.embed(space="second", encoder="hashing:16")),
@@ -132,32 +145,17 @@ COMMANDS: dict[str, Planned] = {
     "export atlas": export_to("atlas"),
     "refresh": Planned(lambda db, inputs: db.refresh_export(inputs / "exported"), add_export, table=True),
     "exposure": Planned(lambda db, inputs: db.exposure("test"), add_testset, table=True),
-    "compact": Planned(lambda db, inputs: db.compact(dry_run=True)),
+    "compact planned": Planned(lambda db, inputs: db.compact(dry_run=True)),
+    "compact": Planned(lambda db, inputs: db.compact()),
     "purge": Planned(lambda db, inputs: db.purge(["one"]), ingest_one),
+    "purge planned": Planned(lambda db, inputs: db.purge(["one"], dry_run=True), ingest_one),
     "gc": Planned(lambda db, inputs: db.gc(), delete_one),
     "pin": Planned(lambda db, inputs: db.pin(name="kept")),
     "restore": Planned(lambda db, inputs: db.restore(head(db) - 1), delete_one),
     "update nothing": Planned(lambda db, inputs: db.update(inputs / "recipe.toml")),
 }
 
-NOT_YET: dict[str, str] = {
-    "show neighbours": "documents, neighbours",
-    "check reading": "every file",
-    "ingest": "ids",
-    "ingest screened": "ids",
-    "near-duplicates": "documents of the shards that it changes, which the commit counts",
-    "filter ids": "ids",
-    "embed": "hashes",
-    "embed new space": "documents",
-    "index": "parts",
-    "index training": "parts",
-    "neighbours": "documents, parts",
-    "repair nothing": "documents, parts",
-    "repair": "documents, parts",
-    "exposure": "documents, chunks, neighbours",
-    "compact": "documents, ids",
-    "purge": "parts, and what has a purged document",
-}
+NOT_YET: dict[str, str] = {}
 """Commands that still open such files of every shard before any task runs, or without tasks."""
 
 NOT_YET_LINEAR: dict[str, str] = {"neighbours": "every task reads all index parts"}
@@ -177,6 +175,8 @@ class Grown:
         self._reads: dict[str, tuple[Reads, Reads]] = {}
         documents = {f"d{seed}": made_text(seed, DOCUMENT_WORDS) for seed in range(SHARDS)}
         source = write_documents(self.inputs / "documents.jsonl", documents)
+        write_documents(self.inputs / "copies.jsonl", documents)
+        write_documents(self.inputs / "changed.jsonl", {"d0": made_text("changed", DOCUMENT_WORDS)})
         write_documents(self.inputs / "one.jsonl", {"one": made_text("one", DOCUMENT_WORDS)})
         write_documents(self.inputs / "test.jsonl", {"t": made_text("t", 40)})
         (self.inputs / "recipe.toml").write_text(f'[sources.made]\ninputs = ["{source}"]\n')
@@ -191,7 +191,7 @@ class Grown:
         replicate(LocalStorage(folder / str(TIMES)), TIMES - 1)
         for times in (1, TIMES):
             copy(folder / str(times), folder / f"{times}-table")
-            retrodb.open(folder / f"{times}-table").neighbours()
+            retrodb.open(folder / f"{times}-table").neighbours(k=K)
         assert len(retrodb.open(folder / str(TIMES)).view().shards) == TIMES * SHARDS
 
     def reads(self, name: str) -> tuple[Reads, Reads]:
@@ -259,7 +259,7 @@ def test_no_command_opens_a_file_for_every_shard(name: str, grown: Grown) -> Non
     more = {
         kind: f"{before[kind]} files, then {count} ({sizes[kind]:,} bytes)"
         for kind, count in after.items()
-        if count > before[kind] and kind not in COMMANDS[name].opens
+        if count > max(before[kind], COMMANDS[name].at_most) and kind not in COMMANDS[name].opens
     }
     assert not more
 

@@ -13,6 +13,7 @@ import pytest
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.run import Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
+from retrodb.store.scratch import ScratchStorage
 from retrodb.store.storage import LocalStorage
 
 RECORDS = {
@@ -110,9 +111,11 @@ def watch_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         function: TaskFunction[P, R],
         *,
         isolated: bool = False,
+        extra_bytes: int = 0,
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
         for task in tasks:
-            with run.storage.task() if isinstance(run.storage, WatchedStorage) else nullcontext():
+            storage = run.storage._base if isinstance(run.storage, ScratchStorage) else run.storage
+            with storage.task() if isinstance(storage, WatchedStorage) else nullcontext():
                 record = run_task(run, task, function)
             yield task, record
 

@@ -39,7 +39,7 @@ class Counted:
         database.filter(doc_ids=["d0"], reason="bad")
         database.embed()
         assert len(database.view().shards) == num_shards
-        self.plan_ingest()  # verifies the ids files, as the first command on a machine does
+        self.plan_ingest("other")  # verifies the ids files, as the first command on a machine does
         self.storage.operations.clear()
 
     def plan_embed(self) -> Counter[str]:
@@ -49,12 +49,14 @@ class Counted:
         assert not plan.pending
         return self.num_reads()
 
-    def plan_ingest(self) -> Counter[str]:
+    def plan_ingest(self, doc_id: str) -> Counter[str]:
         """The files that planning an ingest of one document reads, by folder, without those of its own run."""
-        file = write_documents(self.folder / "one.jsonl", {"new": "a new text"})
+        file = write_documents(self.folder / f"{doc_id}.jsonl", {doc_id: "a new text"})
         plan = plan_ingest(Context(self.storage, LocalEngine(1)), [str(file)], IngestParams("made"))
         assert plan.result.num_added == 1
-        return self.num_reads()
+        reads = self.num_reads()
+        self.storage.operations.clear()
+        return reads
 
     def num_reads(self) -> Counter[str]:
         reads = (path.partition("/")[0] for name, path in self.storage.operations if name in ("read", "local"))
@@ -76,7 +78,9 @@ def test_planning_an_embed_without_new_chunks_reads_records_only(sizes: tuple[Co
 
 
 def test_planning_an_ingest_reads_ids_files_and_records_only(sizes: tuple[Counted, Counted]) -> None:
-    small, large = (database.plan_ingest() for database in sizes)
+    small, large = (database.plan_ingest("new") for database in sizes)
     assert set(large) <= RECORDS | {"ids", "inputs"}
     assert (small.pop("ids"), large.pop("ids")) == (SMALL, LARGE), "one small read for each"
     assert large == small
+    again = [database.plan_ingest("new") for database in sizes]
+    assert "ids" not in again[0] | again[1], "the same run continues"

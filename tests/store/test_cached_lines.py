@@ -33,3 +33,11 @@ def test_a_file_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     lines = CachedLines(tmp_path / "file" / "below")
     lines.add(["a"])
     assert "a" in lines
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    lines = CachedLines(tmp_path / "file" / "below")
+    lines.add(["a"])
+    assert "a" in lines
+    assert "b" not in lines

@@ -28,7 +28,7 @@ def said(manifest: Manifest) -> dict[str, object]:
     return {
         "files": manifest.all_files(),
         "shards": [manifest.shards.record(number) for number in range(len(manifest.shards))],
-        "counts": manifest.counts,
+        "counts": dict(manifest.counts),
         "screened": manifest.screened_ranges("x@1"),
         "sizes": manifest.size_by_kind(),
     }

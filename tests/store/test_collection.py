@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up import change, file, id_of
 
+from retrodb.engine.task import TaskRecord, dump_record
 from retrodb.errors import ConflictError, DamagedFileError, NotADatabaseError, UsageError
 from retrodb.format.entries import PinEntry
 from retrodb.format.kinds import KINDS
@@ -124,7 +125,7 @@ def test_open_run_is_a_root_until_it_is_committed(storage: LocalStorage) -> None
     storage.write(f"chunks/{id_of('out')}.parquet", b"")
     storage.write(
         f"runs/{id_of('r1')}/tasks/{id_of('t')}.json",
-        orjson.dumps({"files": [{"path": f"chunks/{id_of('out')}.parquet"}]}),
+        dump_record(TaskRecord(id_of("t"), (file("chunks", f"chunks/{id_of('out')}.parquet"),))),
     )
     for day in (0, 100):
         assert collect(storage, day).open_runs == (id_of("r1"),)

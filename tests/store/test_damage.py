@@ -175,17 +175,8 @@ def test_verified_file_is_not_read_again(storage: LocalStorage, monkeypatch: pyt
     storage.write("chunks/a", b"some bytes")
     record = FileRecord("chunks", "", "chunks/a", digest_bytes(b"some bytes"))
     VerifiedFiles(storage).open(record)
-    monkeypatch.setattr("retrodb.store.verify.xxh3_file", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("retrodb.store.verify.digests_of_blocks", lambda path: pytest.fail("read again"))
     VerifiedFiles(storage).open(record)
-
-
-def test_cache_that_cannot_be_written_costs_only_time(
-    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RETRODB_CACHE_DIR", str(tmp_path / "file" / "below"))
-    storage.write("chunks/a", b"x")
-    assert VerifiedFiles(storage).open(FileRecord("chunks", "", "chunks/a", digest_bytes(b"x")))
 
 
 def test_errors_tell_what_where_and_the_remedy(storage: LocalStorage) -> None:

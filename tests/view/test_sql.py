@@ -21,9 +21,9 @@ from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.format.rows import RowSet
 from retrodb.store import conflict_keys
+from retrodb.store.bounded_cache import PROCESS_CACHE
 from retrodb.store.commit import Change, commit
 from retrodb.store.publish import publish
-from retrodb.view import sql as module
 from retrodb.view.chunk_set import ChunkSet
 
 QUESTIONS = [{"id": f"q{n}", "question": f"What is {n}? " * 9, "answer": f"It is {n}. " * 20} for n in range(4)]
@@ -215,7 +215,7 @@ def test_no_bitmap_is_read_unless_a_query_uses_live(db: Database, monkeypatch: p
 
 def test_live_is_read_for_some_shards_at_a_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = rows(db, "select chunk_id, chunks.live, documents.live from chunks join documents using (first_chunk)")
-    monkeypatch.setattr(module, "_SHARDS_IN_MEMORY", 1)
+    monkeypatch.setattr(PROCESS_CACHE, "_limit_bytes", lambda: 0)
     query = "select chunk_id, chunks.live, documents.live from chunks join documents using (first_chunk)"
     assert sorted(rows(db, query)) == sorted(expected)
     assert {live for _, live, _ in expected} == {True, False}

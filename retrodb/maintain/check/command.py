@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodb.engine.run import Run
-from retrodb.engine.task import TaskFunction, TaskKind
+from retrodb.engine.run import Run, add_counts
+from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.json_codec import from_json, to_json
 from retrodb.format.kinds import path_of
@@ -27,24 +27,29 @@ from retrodb.maintain.check.read_task import (
     COMPARE,
     READ,
     RESTORE,
+    ROWS,
     CheckPayload,
     CheckTask,
     Damage,
     DamageList,
+    blocks_damage,
     check_tasks,
-    compare_bytes,
     compare_size,
     damage_of,
     file_damage,
+    read_damages,
     run_check_compare,
     run_check_read,
+    run_check_rows,
 )
-from retrodb.maintain.check.structure import compared_groups, count_faults, manifest_faults, row_faults
+from retrodb.maintain.check.structure import bitmap_groups, compared_groups, manifest_faults
 from retrodb.stages.context import Context
+from retrodb.stages.shard_counting import counts_to_write, run_shard_counts, shard_counts_tasks
+from retrodb.store.block_files import find_blocks
 from retrodb.store.collection import is_ours
 from retrodb.store.digest import identity
 from retrodb.store.manifest import load_manifest, load_segment
-from retrodb.store.row_files import digest_of, find_bitmap, read_bitmap
+from retrodb.store.row_files import digest_of, find_bitmap
 from retrodb.store.scratch import ScratchStorage
 from retrodb.store.snapshots import read_snapshot, recorded_head, snapshot_numbers
 from retrodb.store.storage import LocalStorage, Storage
@@ -99,12 +104,18 @@ def run_check(
     ]
     readable = tuple(ref for ref, damaged in zip(segments, segment_damage, strict=True) if damaged is None)
     manifest = load_manifest(storage, replace(view.snapshot, segments=readable))
-    records = manifest.all_files()
+    records, bitmaps, block_files = manifest.all_files(), manifest.row_files(), manifest.block_files()
+    is_part = subset is not None or max_duration_s is not None
     damaged = [*_damaged_snapshots(storage), *segment_damage, *_unnamed_segments(view)]
-    damaged += [file_damage(storage, record, compare_size) for record in records]
-    compare_rows = read_bitmap if read_data else find_bitmap
-    bitmaps = manifest.row_files()
-    damaged += [damage_of(path, partial(compare_rows, storage, digest_of(path))) for path in bitmaps]
+    damaged += [blocks_damage(storage, record, find_blocks) for record in records]
+    if is_part or not read_data:  # otherwise tasks compare them
+        damaged += [file_damage(storage, record, compare_size) for record in records]
+    of_rows = list[Damage]()
+    if read_data:
+        of_rows, _ = _in_tasks(context, check_tasks(ROWS, bitmap_groups(records), 0), run_check_rows)
+        damaged += [damage for damage in of_rows if damage.path in bitmaps]
+    else:
+        damaged += [damage_of(path, partial(find_bitmap, storage, digest_of(path))) for path in bitmaps]
     damaged += [Damage(path, fault, RESTORE) for path, fault in manifest_faults(manifest, view.snapshot.next_chunk)]
     read_bytes = 0
     if read_data:
@@ -112,17 +123,18 @@ def run_check(
         to_read = [record for record in records if record.path not in skipped]
         unreadable, read_bytes = _read(context, to_read, subset, max_duration_s)
         damaged += unreadable
-        if subset is None and max_duration_s is None:
+        if not is_part:
             skipped |= {damage.path for damage in unreadable}
             groups = compared_groups(manifest, skipped)
-            damaged += _in_tasks(context, groups, COMPARE, run_check_compare, view.snapshot.next_chunk)
-            damaged += [Damage(path, fault, RESTORE) for path, fault in row_faults(storage, manifest, skipped)]
-            if not any(damaged):
-                damaged += [Damage(path, fault, RESTORE) for path, fault in count_faults(view)]
+            compared = check_tasks(COMPARE, groups, view.snapshot.next_chunk)
+            damaged += _in_tasks(context, compared, run_check_compare)[0]
+        damaged += of_rows
+        if not is_part and not any(damaged):
+            damaged += _count_damage(context, view)
     by_path = {damage.path: damage for damage in reversed(damaged) if damage}
     return CheckResult(
         snapshot=view.snapshot.number,
-        num_files=len(snapshot_numbers(storage)) + len(segments) + len(records) + len(bitmaps),
+        num_files=len(snapshot_numbers(storage)) + len(segments) + len(records) + len(bitmaps) + len(block_files),
         size_bytes=sum(record.digest.size_bytes for record in records),
         is_data_read=read_data,
         damaged=tuple(reversed(by_path.values())),
@@ -181,12 +193,14 @@ def _read(
     ordered = _from_last_position(context.storage, records) if is_part else records
     chosen = ordered if subset is None else _first_bytes(ordered, subset)
     if max_duration_s is None:
-        damaged = _in_tasks(context, [(record,) for record in chosen], READ, run_check_read, 0)
+        tasks = check_tasks(READ, [(record,) for record in chosen], 0)
+        damaged, num_bytes = _in_tasks(context, tasks, run_check_read)
     else:
         damaged, chosen = _read_until(context, chosen, time.monotonic() + max_duration_s)
+        num_bytes = sum(record.digest.size_bytes for record in chosen)
     if is_part and chosen:
         context.storage.write(path_of("checked"), to_json(CheckPosition(identity(chosen[-1].path))))
-    return damaged, sum(record.digest.size_bytes for record in chosen)
+    return damaged, num_bytes
 
 
 def _first_bytes(records: Sequence[FileRecord], part: float) -> Sequence[FileRecord]:
@@ -199,13 +213,12 @@ def _read_until(
     context: Context, records: Sequence[FileRecord], deadline: float
 ) -> tuple[list[Damage], Sequence[FileRecord]]:
     """Read files, but begin with no further one after a time. Gives the damage, and the files that were read."""
-    damaged, num_read = [], 0
+    damaged, num_read = list[Damage](), 0
     with context.progress.stage("check", sum(record.digest.size_bytes for record in records), "B") as bar:
         for record in records:
             if num_read and time.monotonic() > deadline:
                 break
-            if found := file_damage(context.storage, record, compare_bytes):
-                damaged.append(found)
+            damaged += read_damages(context.storage, record)
             num_read += 1
             bar.advance(record.digest.size_bytes)
     return damaged, records[:num_read]
@@ -223,35 +236,50 @@ def _from_last_position(storage: Storage, records: Sequence[FileRecord]) -> list
     return ordered[begin:] + ordered[:begin]
 
 
+def _count_damage(context: Context, view: View) -> list[Damage]:
+    """Counts in the manifest that are not those of their shard's chunks."""
+    shards = (view.shards.record(number).span for number in range(len(view.shards)))
+    tasks = shard_counts_tasks(view, shards)
+    return [
+        Damage("manifests", _OTHER_COUNTS.format(count.first_chunk, count.reason or "live"), RESTORE)
+        for task, record in _executed(context, tasks, run_shard_counts)
+        for count in counts_to_write(view, task.payload, record.result)
+    ]
+
+
 def _in_tasks(
-    context: Context,
-    groups: Sequence[tuple[FileRecord, ...]],
-    kind: TaskKind[CheckPayload, DamageList],
-    function: TaskFunction[CheckPayload, DamageList],
-    next_chunk: int,
-) -> list[Damage]:
-    """What tasks find in groups of files, in their order. A check leaves nothing in the database, also no records of tasks."""
-    tasks, results = check_tasks(kind, groups, next_chunk), dict[str, DamageList]()
+    context: Context, tasks: Sequence[CheckTask], function: TaskFunction[CheckPayload, DamageList]
+) -> tuple[list[Damage], int]:
+    """What tasks find, in the order of their files, and the number of bytes that they read."""
+    records = [record for _, record in _executed(context, tasks, function)]
+    return [damage for record in records for damage in record.result.damaged], add_counts(records).get("bytes", 0)
+
+
+def _executed(
+    context: Context, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R]
+) -> list[tuple[Task[P, R], TaskRecord[R]]]:
+    """Run tasks; each with its record, in their order. A check leaves nothing in the database, also no records of tasks."""
+    records = dict[str, TaskRecord[R]]()
     with context.progress.stage("check", sum(task.weight for task in tasks), "B") as bar:
-        for task, result in _execute(context, tasks, function):
-            results[task.id] = result
+        for task, record in _execute(context, tasks, function):
+            records[task.id] = record
             bar.advance(task.weight)
-    return [damage for task in tasks for damage in results[task.id].damaged]
+    return [(task, records[task.id]) for task in tasks]
 
 
 def _execute(
-    context: Context, tasks: Sequence[CheckTask], function: TaskFunction[CheckPayload, DamageList]
-) -> Iterator[tuple[CheckTask, DamageList]]:
-    """Run tasks, in several processes where the storage is a folder."""
-    if not isinstance(context.storage, LocalStorage) or context.num_workers == 1:
-        yield from ((task, function(context.storage, task, "").result) for task in tasks)
+    context: Context, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R]
+) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
+    """Run tasks, by the engine where the storage is a folder."""
+    if not isinstance(context.storage, LocalStorage):
+        yield from ((task, function(context.storage, task, "")) for task in tasks)
         return
     with tempfile.TemporaryDirectory() as folder:
         run = Run(ScratchStorage.create(Path(folder), context.storage), identity("check"), "check", "")
-        for task, record in context.engine.execute(run, tasks, function):
-            yield task, record.result
+        yield from context.engine.execute(run, tasks, function)
 
 
+_OTHER_COUNTS = "the shard at {} has other counts ('{}') than the manifest says"
 _COMMIT_LOST = (
     "If a command was interrupted, run it again. If none was, the newest snapshot is missing: restore it from a backup."
 )

@@ -102,7 +102,6 @@ def recompute(context: Context, work: PendingWork, hardware: JoinHardware) -> tu
             queries=entry.queries,
             space=entry.space,
             table=table,
-            memory_bytes=hardware.memory_bytes,
             device=hardware.device,
         )
         commands_run.append(f"neighbours --table {table}")

@@ -3,6 +3,7 @@
 What happens to a damaged file depends on its kind.
 
 - Tokens, hashes and ids are rebuilt in place. Their bytes are known, so every snapshot that names them is whole again.
+- Block digests are computed again from the file that they describe.
 - Vectors, index parts, codebooks, tables and bands are removed from the manifest, and the command that makes them is run.
 - When documents or their text are lost, nothing in their shard can be read, so the whole shard is removed from the manifest. Its
   ids are not given again; whatever names them finds no chunk. This needs `accept_loss`.
@@ -18,7 +19,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.format.entries import DuplicatesEntry
 from retrodb.format.kinds import KINDS, path_of
 from retrodb.format.parquet import iterate_row_groups
@@ -31,6 +31,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
+from retrodb.store.block_files import rebuild_blocks
 from retrodb.store.digest import digest_file
 from retrodb.store.storage import Storage
 from retrodb.store.verify import damage
@@ -83,7 +84,6 @@ def run_repair(
     context: Context,
     *,
     accept_loss: bool = False,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
     device: str = "auto",
     dry_run: bool = False,
 ) -> DatabaseRepairResult:
@@ -91,7 +91,6 @@ def run_repair(
 
     Args:
         accept_loss: whether to continue without the documents that cannot be restored.
-        memory_bytes: memory limit of neighbour joins.
         device: device of encoders and neighbour joins.
 
     Raises:
@@ -99,7 +98,7 @@ def run_repair(
         ConflictError: another command rewrote rows in the meantime.
         UsageError: too little memory; nothing is changed then.
     """
-    hardware = JoinHardware(context.num_workers, memory_bytes, device)
+    hardware = JoinHardware(context.num_workers, context.memory_limit, device)
     plan = plan_repair(context)
     if dry_run:
         return DatabaseRepairResult(plan.snapshot, plan, accept_loss, dry_run=True)
@@ -111,10 +110,14 @@ def plan_repair(context: Context) -> RepairPlan:
     view = context.view()
     damaged = {damage.path: damage for damage in run_check(context, view, read_data=True).damaged}
     records = {record.path: record for record in view.manifest.all_files() if record.path in damaged}
+    described = _described_by(view)
     shards = sorted(_lost_shards(records.values()))
     paths: dict[str, list[str]] = {"rebuilt": [], "recomputed": [], "lost": [], "unrepairable": []}
     for path in damaged:
-        paths[_outcome(records[path], shards) if path in records else "unrepairable"].append(path)
+        record = records.get(path, described.get(path))
+        is_rebuilt = path in described and described[path].path not in damaged
+        outcome = "rebuilt" if is_rebuilt else _outcome(record, shards) if record else "unrepairable"
+        paths[outcome].append(path)
     documents = _LostDocuments.of(view, shards, damaged)
     return RepairPlan(
         snapshot=view.snapshot.number,
@@ -135,11 +138,16 @@ def execute_repair(
     view = context.view(plan.snapshot)
     result = DatabaseRepairResult(plan.snapshot, plan, accept_loss)
     records = {record.path: record for record in view.manifest.all_files()}
+    described = _described_by(view)
     for path in plan.rebuilt:
-        _rebuild_in_place(view, records[path])
+        if path not in described:
+            _rebuild_in_place(view, records[path])
+    for path in plan.rebuilt:  # after the files that they describe
+        if path in described:
+            _rebuild_blocks(context.storage, described[path])
     if plan.lost and not accept_loss:
         return result
-    removed = [records[path] for path in (*plan.recomputed, *plan.lost)]
+    removed = [records[path] for path in (*plan.recomputed, *plan.lost) if path not in described]
     for record in removed:
         _quarantine(context.storage, record.path)
     work = PendingWork.after_loss(view, removed, _lost_shards(removed)).with_earlier(PendingWork.load(context.storage))
@@ -151,9 +159,15 @@ def execute_repair(
     if work.kinds:
         context.storage.delete(path_of("repairing"))
     after = context.view()
-    for path in {record.path for record in removed}.difference(after.manifest.paths()):
+    removed_paths = {path for record in removed for path in (record.path, record.blocks_path) if path}
+    for path in removed_paths.difference(after.manifest.paths()):
         context.storage.delete(path)
     return replace(result, snapshot=after.snapshot.number, commands_run=commands_run, commands_to_run=commands_to_run)
+
+
+def _described_by(view: View) -> dict[str, FileRecord]:
+    """By path of block digests the file that they describe."""
+    return {record.blocks_path: record for record in view.manifest.all_files() if record.blocks_path}
 
 
 def _lost_shards(damaged: Iterable[FileRecord]) -> set[ChunkRange]:
@@ -213,6 +227,13 @@ def _rebuild_in_place(view: View, record: FileRecord) -> None:
         rebuild(chunks, record, content_of(record), local)
         if digest_file(local) != record.digest:
             raise damage(record, "the rebuilt file differs from the one that was written")
+
+
+def _rebuild_blocks(storage: Storage, record: FileRecord) -> None:
+    """Write the block digests of a file again, once the file is undamaged."""
+    assert record.blocks_path is not None
+    _quarantine(storage, record.blocks_path)
+    rebuild_blocks(storage, record)
 
 
 def _quarantine(storage: Storage, path: str) -> None:

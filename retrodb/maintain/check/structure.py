@@ -22,8 +22,7 @@ from retrodb.store.manifest import Manifest
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
-from retrodb.view.shard_counts import count_shards
-from retrodb.view.view import CHUNK_FILES, View
+from retrodb.view.view import CHUNK_FILES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,15 +48,6 @@ def manifest_faults(manifest: Manifest, next_chunk: int) -> Iterator[Fault]:
             yield folder, "the files of this part cover different rows"
 
 
-def count_faults(view: View) -> Iterator[Fault]:
-    """Counts in the manifest that are not those of their shard's chunks."""
-    for number in range(len(view.shards)):
-        span = view.shards.record(number).span
-        for record in count_shards(view, [span]):
-            name = record.reason or "live"
-            yield "manifests", f"the shard at {span.first_chunk} has other counts ('{name}') than the manifest says"
-
-
 def _shard_faults(manifest: Manifest) -> Iterator[Fault]:
     shards = manifest.shards
     spans = [ChunkRange(*pair) for pair in zip(shards.first_chunk.tolist(), shards.num_chunks.tolist(), strict=True)]
@@ -80,17 +70,24 @@ def _record_faults(record: FileRecord, next_chunk: int) -> Iterator[Fault]:
         yield record.path, f"has {record.num_rows} of {record.num_chunks} rows, and no row bitmap"
 
 
-def row_faults(storage: Storage, manifest: Manifest, damaged: Collection[str]) -> Iterator[Fault]:
-    """Files whose row bitmap, if it can be read, is not that of their record."""
+def row_faults(storage: Storage, records: Sequence[FileRecord]) -> Iterator[Fault]:
+    """Files whose row bitmap, which can be read, is not that of their record."""
     files = VerifiedFiles(storage)
-    for record in manifest.all_files():
-        if record.rows_path is None or record.rows_path in damaged:
-            continue
+    for record in records:
         rows = files.rows(record)
         if len(rows) != record.num_rows:
             yield record.path, f"its bitmap does not have {record.num_rows} rows"
         elif rows.max_row >= record.num_chunks:
             yield record.path, f"its bitmap reaches beyond its range of {record.num_chunks} rows"
+
+
+def bitmap_groups(records: Sequence[FileRecord]) -> list[tuple[FileRecord, ...]]:
+    """The files of each row bitmap, by its path."""
+    groups = defaultdict[str, list[FileRecord]](list)
+    for record in records:
+        if record.rows_path is not None:
+            groups[record.rows_path].append(record)
+    return [tuple(group) for _, group in sorted(groups.items())]
 
 
 def compared_groups(manifest: Manifest, damaged: Collection[str]) -> list[tuple[FileRecord, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from heapq import merge
 from typing import TypeVar
 
 from retrodb.engine.task import TaskRecord
@@ -33,6 +34,7 @@ from retrodb.stages.neighbours.fold import run_fold_task
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.chunk_ids import NewShard
+from retrodb.view.tombstones import tombstone_order
 from retrodb.view.view import SELF, View, tombstones_name
 
 STAGE_VERSION = 1
@@ -58,7 +60,7 @@ def run_compact(
         ConflictError: other commits keep changing what is read.
     """
     plan = plan_compact(context.view(), min_deleted, rows_to_drop)
-    return plan.result if dry_run else execute_compact(context, plan)
+    return plan.result(context) if dry_run else execute_compact(context, plan)
 
 
 def execute_compact(context: Context, plan: CompactPlan) -> CompactResult:
@@ -122,8 +124,9 @@ def _rewrite_ranges(context: Context, plan: CompactPlan) -> list[CompactedRange]
     for query_set in query_sets:
         pairs = zip(plan.rewrites, records, strict=True)
         remaining = [t for rewrite, record in pairs if rewrite.query_set == query_set for t in record.result.tombstones]
-        remaining += untouched_tombstones(view, query_set, plan.rewrites)
-        transaction.add_tombstones(remaining, query_set=query_set, changes_counts=False)
+        untouched = untouched_tombstones(view, query_set, plan.rewrites)
+        ordered = merge(sorted(remaining, key=tombstone_order), untouched, key=tombstone_order)
+        transaction.write_tombstones_again(ordered, query_set=query_set)
     transaction.drop_files(sorted(old_tombstones, key=lambda record: record.path))
     for rewrite, record in zip(plan.rewrites, records, strict=True):
         _replace_range(transaction, rewrite, record)

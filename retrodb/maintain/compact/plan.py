@@ -11,9 +11,10 @@ from functools import cached_property
 
 from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry, QueriesEntry, TableEntry
-from retrodb.maintain.compact.range_contents import kept_rows
 from retrodb.maintain.compact.ranges import Rewrite, RowsToDrop, plan_rewrites
+from retrodb.maintain.compact.rewrite import count_dropped_documents
 from retrodb.maintain.compact.row_counts import count_held_rows
+from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import PartFiles, parts_of
 from retrodb.stages.index.merge import plan_merge
 from retrodb.stages.neighbours.fold import FoldPlan, plan_fold
@@ -67,8 +68,8 @@ class CompactPlan:
 
     def part_groups(self, space: str) -> list[tuple[PartFiles, ...]]:
         """The index parts of a space to rewrite; the parts of a group become one."""
-        memory_bytes = self.view.snapshot.existing(IndexEntry, space).params.memory_bytes
-        merges = () if self.rows_to_drop is not None else plan_merge(self.view, space, memory_bytes).groups
+        search_memory = self.view.snapshot.existing(IndexEntry, space).params.search_memory_bytes
+        merges = () if self.rows_to_drop is not None else plan_merge(self.view, space, search_memory).groups
         merged = {part.folder for parts in merges for part in parts}
         others = [part for part in parts_of(self.view, space) if part.folder not in merged]
         return [*merges, *((part,) for part in others if self._needs_rewrite(part))]
@@ -87,18 +88,17 @@ class CompactPlan:
         """The neighbour tables."""
         return self.view.snapshot.names(TableEntry)
 
-    @property
-    def result(self) -> CompactResult:
-        """The result of a dry run. It reads every neighbour table, and the layouts of the documents in the ranges to rewrite."""
+    def result(self, context: Context) -> CompactResult:
+        """The result of a dry run. It reads every neighbour table; tasks read the documents of the ranges to rewrite."""
         num_parts = sum(len(parts) for space in self.spaces for parts in self.part_groups(space))
         tables = [table for table in self.tables if self.fold(table) is not None]
-        ranges = [compacted_range(rewrite, self._num_dropped_documents(rewrite)) for rewrite in self.rewrites]
+        counts = count_dropped_documents(context, self.view, self.rewrites)
+        ranges = [compacted_range(*pair) for pair in zip(self.rewrites, counts, strict=True)]
         return compact_result(self.view, ranges, num_parts, tables, freed_bytes=None, dry_run=True)
 
-    def _num_dropped_documents(self, rewrite: Rewrite) -> int:
-        return kept_rows(self.view.query_set(rewrite.query_set), rewrite.span).num_dropped_documents
-
     def _needs_rewrite(self, part: PartFiles) -> bool:
+        if self.rows_to_drop is None and self.view.chunks.is_all_live(*part.span):
+            return False
         rows = part.row_set(self.view.files)
         held = count_held_rows(self.view.chunks, part.span, rows)
         if self.rows_to_drop is not None:  # also rows that the shards do not have any more

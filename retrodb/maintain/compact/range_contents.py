@@ -15,11 +15,11 @@ from functools import partial
 
 import numpy as np
 
-from retrodb.format.arrays import BoolArray, map_array
+from retrodb.format.arrays import BoolArray
 from retrodb.format.entries import AttributeEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.format.rows import RowSet, rows_in
 from retrodb.stages.ingest.change import REMOVED, SUPERSEDED
 from retrodb.stages.ingest.shard import SHARD_KINDS
 from retrodb.store.verify import VerifiedFiles
@@ -100,8 +100,10 @@ def rewritten_files(view: View, query_set: str, span: ChunkRange, kept: KeptRows
 
 def tombstones_of(chunks: ChunkSet, span: ChunkRange, is_needed: BoolArray | None = None) -> Iterator[Tombstone]:
     """The tombstones of a range, one for each reason; None for `is_needed` (N,) takes all rows."""
-    for reason, mask in sorted(chunks.tombstones.deleted_by_reason(*span).items()):
-        rows = np.flatnonzero(mask if is_needed is None else mask & is_needed)
+    for reason, bitmap in sorted(chunks.tombstones.rows_by_reason(*span).items()):
+        rows = rows_in(bitmap)
+        if is_needed is not None:
+            rows = rows[is_needed[rows]]
         if len(rows):
             yield tombstone(*span, reason, rows)
 
@@ -147,7 +149,7 @@ def document_starts(chunks: ChunkSet, span: ChunkRange) -> BoolArray:
     """(N,) bool: first rows of documents, including those of which only the key is left."""
     starts = np.zeros(span.num_chunks, dtype=bool)
     for record in chunks.overlapping("ids", *span):
-        starts[map_array(chunks.files.open(record))["row"] + record.first_chunk - span.first_chunk] = True
+        starts[chunks.files.array(record)["row"] + record.first_chunk - span.first_chunk] = True
     return starts
 
 

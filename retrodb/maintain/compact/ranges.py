@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrodb.format.arrays import Int64Array, map_array
+from retrodb.format.arrays import Int64Array
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import ChunkRange, FileRecord
+from retrodb.format.rows import rows_from
 from retrodb.maintain.compact.policy import ShardState, choose_compactions
 from retrodb.maintain.compact.range_contents import OtherFiles, other_files, tombstones_of
 from retrodb.maintain.compact.row_counts import num_deleted_rows
@@ -81,7 +82,10 @@ def _shard_state(
             if files.content == "array"
             for other in files.coverage.overlapping(*record.span)
         )
-    num_deleted = num_deleted_rows(chunks, record)
+    if query_set == SELF:
+        num_deleted = record.num_rows - view.manifest.live_counts(record.first_chunk).num_chunks
+    else:
+        num_deleted = num_deleted_rows(chunks, record)
     return ShardState(_source(view, query_set, record), *record.span, record.num_rows, num_deleted, has_rows)
 
 
@@ -92,7 +96,7 @@ def _has_rows(chunks: ChunkSet, record: FileRecord, rows: Int64Array) -> bool:
     if (chunks.files.rows(record).rank(rows) >= 0).any():
         return True
     starts = (
-        map_array(chunks.files.open(ids))["row"] + ids.first_chunk - record.first_chunk
+        chunks.files.array(ids)["row"] + ids.first_chunk - record.first_chunk
         for ids in chunks.overlapping("ids", *record.span)
     )
     return any(bool(np.isin(rows, of_file).any()) for of_file in starts)
@@ -102,9 +106,8 @@ def _holds_more(files: VerifiedFiles, other: FileRecord, shard: FileRecord) -> b
     """Whether a file holds rows of a shard's range that the shard does not have any more: it was added after a compaction."""
     if shard.num_rows == shard.num_chunks:
         return False
-    rows = files.rows(other).present + other.first_chunk - shard.first_chunk
-    rows = rows[(rows >= 0) & (rows < shard.num_chunks)]
-    return not files.rows(shard).mask[rows].all()
+    rows = rows_from(files.rows(other).roaring, other.first_chunk - shard.first_chunk, shard.num_chunks)
+    return bool(rows - files.rows(shard).roaring)
 
 
 def _source(view: View, query_set: str, record: FileRecord) -> str:

@@ -6,7 +6,6 @@ range. These are shifted when the new range begins earlier.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.engine.task import Task, TaskKind, TaskRecord
+from retrodb.engine.run import passing_run
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.arrays import growing_array, map_array, save_array
 from retrodb.format.document_keys import sort_ids
@@ -26,6 +26,7 @@ from retrodb.format.schemas import DOCUMENTS, chunks_schema
 from retrodb.format.settings import parse_settings
 from retrodb.maintain.compact.range_contents import kept_rows, rewritten_files
 from retrodb.maintain.compact.ranges import Rewrite
+from retrodb.stages.context import Context
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
@@ -59,24 +60,46 @@ class RewrittenRange:
     tombstones: tuple[Tombstone, ...]  # that are still needed
 
 
-REWRITE = TaskKind[RewritePayload, RewrittenRange]("compact", 3, RewrittenRange)
+REWRITE = TaskKind[RewritePayload, RewrittenRange]("compact", 4, RewrittenRange)
+COUNT_DROPPED = TaskKind[RewritePayload, NoResult]("compact-count", 1, NoResult)
+
+
+def count_dropped_documents(context: Context, view: View, rewrites: Sequence[Rewrite]) -> list[int]:
+    """The number of documents of each range that would be dropped, counted in tasks."""
+    snapshot = PlannedSnapshot.of(view)
+    tasks = [
+        COUNT_DROPPED.task(RewritePayload(snapshot, rewrite.query_set, rewrite.span), weight=rewrite.num_rows)
+        for rewrite in rewrites
+    ]
+    if not tasks:
+        return []
+    engine = context.engine_for_chunks(sum(task.weight for task in tasks))
+    with passing_run(context.storage, "compact", {"count": [task.id for task in tasks]}, context.clock) as run:
+        records = engine.run(run, tasks, run_count_dropped, context.progress, unit="chunks")
+    return [record.counts["documents"] for record in records]
 
 
 def rewrite_task(view: View, rewrite: Rewrite) -> Task[RewritePayload, RewrittenRange]:
     """The task that rewrites a range.
 
-    Its id depends on what the task reads of the snapshot, the files and the deletions of the range, and not on the snapshot's
+    Its id depends on what the task reads of the snapshot, the files and the tombstones of the range, and not on the snapshot's
     number: after another commit, finished ranges that it did not change are not rewritten again.
     """
     task = REWRITE.task(RewritePayload(PlannedSnapshot.of(view), rewrite.query_set, rewrite.span))
     files = [(record.path, record.digest.sha256.hex()) for record in rewrite.replaced]
+    tombstones, chunks = view.tombstone_files(rewrite.query_set), view.query_set(rewrite.query_set)
     deletions = [
-        (record.first_chunk, reason, hashlib.sha256(np.packbits(mask).tobytes()).hexdigest())
-        for record in view.query_set(rewrite.query_set).overlapping("documents", *rewrite.span)
-        for reason, mask in sorted(view.query_set(rewrite.query_set).tombstones.deleted_by_reason(*record.span).items())
+        (tombstones[file].digest.sha256.hex(), row) for file, row in chunks.tombstones.locations(*rewrite.span)
     ]
     task_id = identity(REWRITE.stage, REWRITE.version, rewrite.query_set, *rewrite.span, files, deletions)
     return replace(task, id=task_id, weight=rewrite.num_rows)
+
+
+def run_count_dropped(storage: Storage, task: Task[RewritePayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Count the documents of a range that would be dropped."""
+    del clock
+    chunks = planned_view(storage, task.payload.snapshot).query_set(task.payload.query_set)
+    return TaskRecord(task.id, counts={"documents": kept_rows(chunks, task.payload.span).num_dropped_documents})
 
 
 def run_rewrite(storage: Storage, task: Task[RewritePayload, RewrittenRange], clock: str) -> TaskRecord[RewrittenRange]:

@@ -26,6 +26,8 @@ from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array, save_array
 from retrodb.format.entries import PinEntry, QueriesEntry, SourceEntry, entry_key
 from retrodb.format.kinds import KINDS, path_of
+from retrodb.format.records import FileRecord
+from retrodb.format.rows import is_in, rows_in
 from retrodb.maintain.compact.command import run_compact
 from retrodb.maintain.compact.range_contents import PURGED
 from retrodb.maintain.compact.ranges import RowsToDrop
@@ -184,21 +186,33 @@ def _new_tombstones(view: View, query_set: str, ids: Int64Array) -> Iterator[Tom
     """The tombstones of the chunks that have none of a purge yet."""
     chunks = view.query_set(query_set)
     for record, rows in chunks.split(ids):
-        is_purged = chunks.tombstones.deleted_by_reason(*record.span).get(PURGED)
-        rows = rows if is_purged is None else rows[~is_purged[rows]]
+        is_purged = chunks.tombstones.rows_by_reason(*record.span).get(PURGED)
+        rows = rows if is_purged is None else rows[~is_in(is_purged, rows, record.num_chunks)]
         if len(rows):
             yield tombstone(*record.span, PURGED, rows)
 
 
 def _purged_rows(view: View) -> RowsToDrop:
-    """Every row that a purge marked: this one, or one that was interrupted."""
+    """Every row that a purge marked: this one, or one that was interrupted. Other shards are not looked at."""
     ids = {}
     for query_set in (SELF, *view.snapshot.names(QueriesEntry)):
         chunks = view.query_set(query_set)
-        masks = [(record, chunks.tombstones.deleted_by_reason(*record.span).get(PURGED)) for record in chunks.ranges]
-        purged = [record.first_chunk + np.flatnonzero(mask) for record, mask in masks if mask is not None]
-        ids[query_set] = np.concatenate([np.empty(0, np.int64), *purged])
+        if PURGED not in chunks.tombstones.reasons:
+            continue
+        purged = [np.empty(0, np.int64)]
+        for record in chunks.ranges:
+            if query_set == SELF and not _num_purged(view, record):
+                continue
+            if rows := chunks.tombstones.rows_by_reason(*record.span).get(PURGED):
+                purged.append(record.first_chunk + rows_in(rows))
+        ids[query_set] = np.concatenate(purged)
     return RowsToDrop(ids)
+
+
+def _num_purged(view: View, record: FileRecord) -> int:
+    """How many rows of a shard a purge deletes, by the counts of the manifest."""
+    counts = view.manifest.counts.get(record.first_chunk, {}).get(PURGED)
+    return 0 if counts is None else counts.num_chunks
 
 
 def _deleted_rows_with_traces(view: View, proof: Proof) -> RowsToDrop:

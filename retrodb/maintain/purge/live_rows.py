@@ -6,12 +6,13 @@ orphaned files, runs, test sets, other query sets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from retrodb.format.arrays import BoolArray, Int64Array, map_array
+from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.records import FileRecord
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.view.chunk_set import ChunkSet
@@ -22,17 +23,15 @@ _OF_CHUNKS = ("chunks", "tokens", "hashes", "vectors")
 
 @dataclass(frozen=True)
 class RowOwnership:
-    """The owners of the N rows of a file."""
+    """The owners of the rows of a file: functions of some rows (n,)."""
 
-    is_live: BoolArray | None = None  # (N,) whether the row belongs to a live document; None when no row does
-    documents: Int64Array | None = None  # (N,) id of the first chunk of its document; None where rows are no chunks
-
-    def live(self, rows: Int64Array) -> BoolArray:
-        """(n,) bool: which of these rows belong to a live document."""
-        return np.zeros(len(rows), dtype=bool) if self.is_live is None else self.is_live[rows]
+    live: Callable[[Int64Array], BoolArray]  # which of them belong to a live document
+    documents: Callable[[Int64Array], Int64Array] | None = (
+        None  # id of the first chunk of each; None: rows are no chunks
+    )
 
 
-UNOWNED = RowOwnership()
+UNOWNED = RowOwnership(lambda rows: np.zeros(len(rows), dtype=bool))
 """Of a file without rows of live documents."""
 
 
@@ -58,24 +57,34 @@ class LiveRows:
         record = self._records.get(path)
         if record is None or record.digest.xxh3.hex() != xxh3:
             return UNOWNED
-        owners = self._of_record(record)
-        return owners if owners.is_live is None or len(owners.is_live) == num_rows else UNOWNED
+        return self._of_record(record, num_rows)
 
-    def _of_record(self, record: FileRecord) -> RowOwnership:
+    def _of_record(self, record: FileRecord, num_rows: int) -> RowOwnership:
         kind, chunks = self._content(record)
         if chunks is None:
             return UNOWNED
-        ids = record.first_chunk + self._view.files.rows(record).present
         if kind == "documents":
-            return _document_owners(chunks, record)
+            is_live = _live_documents(chunks, record)
+            return RowOwnership(is_live.__getitem__) if len(is_live) == num_rows else UNOWNED
+        rows = self._view.files.rows(record)
+        if len(rows) != num_rows:
+            return UNOWNED
         if kind == "parts":  # the codes lie in the order of the lists
             if not record.path.endswith(("/codes.npy", "/index.faiss")):
                 return UNOWNED
-            order = self._records[f"{record.path.rpartition('/')[0]}/order.npy"]
-            ids = ids[map_array(self._view.files.open(order))]
-        elif kind not in _OF_CHUNKS:
+            files = self._records[f"{record.path.rpartition('/')[0]}/order.npy"]
+            order = self._view.files.array(files)
+            return RowOwnership(lambda positions: chunks.is_live(record.first_chunk + rows.select(order[positions])))
+        if kind not in _OF_CHUNKS:
             return UNOWNED
-        return RowOwnership(chunks.is_live(ids), chunks.document_ids(ids) if kind == "chunks" else None)
+
+        def live(positions: Int64Array) -> BoolArray:
+            return chunks.is_live(record.first_chunk + rows.select(positions))
+
+        def documents(positions: Int64Array) -> Int64Array:
+            return chunks.document_ids(record.first_chunk + rows.select(positions))
+
+        return RowOwnership(live, documents if kind == "chunks" else None)
 
     def _content(self, record: FileRecord) -> tuple[str, ChunkSet | None]:
         """The content of a file, and the chunks that its rows belong to."""
@@ -85,7 +94,8 @@ class LiveRows:
         return record.kind, self._view.chunks
 
 
-def _document_owners(chunks: ChunkSet, record: FileRecord) -> RowOwnership:
+def _live_documents(chunks: ChunkSet, record: FileRecord) -> BoolArray:
+    """(M,) bool: which documents of a file have a live chunk."""
     layout = chunks.layout(record)
     num_live = np.concatenate(([0], np.cumsum(chunks.live_mask(*record.span))))
-    return RowOwnership(num_live[layout.first_row + layout.num_chunks] > num_live[layout.first_row])
+    return np.asarray(num_live[layout.first_row + layout.num_chunks] > num_live[layout.first_row])

@@ -13,6 +13,7 @@ from retrodb.format.entries import ExportEntry, PinEntry, QueriesEntry
 from retrodb.maintain.purge.proof import Proof
 from retrodb.maintain.purge.targets import Targets, find_targets, holding_snapshots, packed_sequences
 from retrodb.stages.context import Context
+from retrodb.store.scratch import ScratchStorage
 from retrodb.store.snapshots import read_snapshot
 from retrodb.view.named import Name
 from retrodb.view.view import SELF, View
@@ -94,14 +95,14 @@ def plan_purge(context: Context, names: Sequence[Name], *, ignore_unknown: bool 
     if not any(names):
         raise UsageError("no documents to purge", remedy="Name them in the file given to --doc-ids, one a line.")
     view = context.view()
-    targets = find_targets(view, names)
+    targets = find_targets(context, view, names)
     if not len(targets.keys) and not ignore_unknown:
         remedy = 'Write on each line an id, or {"id": "ID", "source": "NAME"}.'
         raise UsageError("no document has any of these names", remedy=remedy)
     holding = holding_snapshots(context, targets.keys)
     newest = view.snapshot
     query_sets = (SELF, *newest.names(QueriesEntry))
-    sequences = packed_sequences(view, targets.full_names)
+    sequences = packed_sequences(context, view, targets.full_names)
     return PurgePlan(
         view=view,
         names=tuple(names),
@@ -128,9 +129,10 @@ def _chunk_ids(view: View, query_set: str, first_chunks: Int64Array) -> Int64Arr
 
 def _stale_exports(view: View, targets: Targets) -> Iterator[StaleExport]:
     """The registered exports of snapshots that had one of the documents."""
-    first_chunks = targets.first_chunks(SELF)
+    first_chunks, storage = targets.first_chunks(SELF), view.storage
+    url = storage.database_url if isinstance(storage, ScratchStorage) else storage.url
     for name in view.snapshot.names(ExportEntry):
         entry = view.snapshot.existing(ExportEntry, name)
         if len(first_chunks) and read_snapshot(view.storage, entry.snapshot).next_chunk > first_chunks[0]:
-            remedy = f"retrodb export {view.storage.url} --refresh {entry.path}"
+            remedy = f"retrodb export {url} --refresh {entry.path}"
             yield StaleExport(entry.path, entry.snapshot, remedy)

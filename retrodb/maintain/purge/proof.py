@@ -6,7 +6,8 @@ and is not counted. These documents are named instead.
 A purge proves several times, and may be interrupted and run again. A file is read again only when it may have changed. For every
 file that was searched to its end, the run of the purge remembers: its path, a stamp of it (device, inode, size, and the times at
 which its bytes and its inode last changed), the digest of the bytes that were searched, the name of the whole set of traces, the
-version of the search, and every trace that was found, with its row. This is still a proof, because
+version of the search, and every trace that was found, with its row. The newest search of a path counts. This is still a proof,
+because
 
 - what a search finds follows from the bytes, the name of the file and the traces alone. For other traces, a file with another
   path or stamp, or another version of the search, nothing is remembered, and the file is read;
@@ -30,6 +31,7 @@ from heapq import nsmallest
 
 import numpy as np
 
+from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Run
 from retrodb.engine.task import Task, TaskRecord, parse_record
 from retrodb.errors import MissingFileError, RetroDBError
@@ -49,14 +51,16 @@ from retrodb.maintain.purge.search_task import (
 )
 from retrodb.maintain.purge.traces import KINDS, stored_traces
 from retrodb.stages.context import Context
+from retrodb.store.collection import unused_blocks
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
 _MAX_SHOWN = 10  # live documents that are named because they share text
-_SKIPPED = ("purged/", "rows/", "locks/", "retrodb.toml", "tokenizer.json")
-"""The keys of purged documents, row numbers, the holders of locks, and files that are older than every document."""
-_TASK_BYTES, _TASK_FILES = 64 << 20, 1024  # small files are searched together, so that few records are written
+_SKIPPED = ("purged/", "rows/", "blocks/", "locks/", "retrodb.toml", "tokenizer.json")
+"""The keys of purged documents, row numbers, block digests, holders of locks, and files that are older than every document."""
+_TASK_BYTES = 64 << 20  # small files are searched together, so that few records are written
+_MIN_FILE_BYTES = _TASK_BYTES // 1024  # what a file counts at least
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def run_proof(context: Context, view: View, run: Run, *, read_all: bool = False)
         num_read_files=len(stamps) - len(known),
         num_traces={kind: len(values) for kind, values in traces.values.items()},
         num_compared=dict(num_compared),
-        remaining=tuple(_remaining(view, results, live.values)),
+        remaining=(*_remaining(view, results, live.values), *_blocks_without_file(context.storage)),
         num_sharing_documents=live.num_sharing,
         sharing_documents=tuple(
             SharingDocument(document["source"], document["doc_id"], num_shingles)
@@ -139,14 +143,20 @@ def run_proof(context: Context, view: View, run: Run, *, read_all: bool = False)
     )
 
 
+def _blocks_without_file(storage: Storage) -> Iterator[RemainingTrace]:
+    """Digests of blocks whose file is gone: the digests of live files say nothing that these files do not say."""
+    for path in unused_blocks(storage):
+        yield RemainingTrace(path, "-", "block digests of a file that is gone", 1)
+
+
 def _stamps(storage: Storage, skip: str) -> dict[str, str]:
     """The files to search, each with its stamp."""
     stamps = {}
     for path in (path.removeprefix("./") for path in storage.list("")):
         if not path.startswith((*_SKIPPED, skip)):
             try:
-                stamps[path] = stamp_of(storage.local(path))
-            except (MissingFileError, FileNotFoundError):  # another command deleted it
+                stamps[path] = stamp_of(storage.stat(path))
+            except MissingFileError:  # another command deleted it
                 continue
     return stamps
 
@@ -164,30 +174,33 @@ def _tasks(run: Run, traces: str, stamps: Mapping[str, str], number: int) -> lis
 
     Files that changed last come last: until then they may have settled, so that the next proof need not read them again.
     """
-    tasks, paths, size_bytes = [], list[str](), 0
-    for position, (path, stamp) in enumerate(sorted(stamps.items(), key=lambda item: _changed_ns(item[1])), 1):
-        paths.append(path)
-        size_bytes += _size_bytes(stamp)
-        if size_bytes >= _TASK_BYTES or len(paths) >= _TASK_FILES or position == len(stamps):
-            tasks.append(KIND.task(SearchPayload(run.id, traces, tuple(paths), number), weight=size_bytes))
-            paths, size_bytes = [], 0
+    by_change = sorted(stamps.items(), key=lambda item: _changed_ns(item[1]))
+    tasks = []
+    for group in groups_of(by_change, lambda item: max(_size_bytes(item[1]), _MIN_FILE_BYTES), _TASK_BYTES):
+        payload = SearchPayload(run.id, traces, tuple(path for path, _ in group), number)
+        tasks.append(KIND.task(payload, weight=sum(_size_bytes(stamp) for _, stamp in group)))
     return tasks
 
 
 def _remembered(storage: Storage, run: Run, traces: str) -> tuple[dict[str, _Searched], int]:
-    """What earlier tasks of the run found for these traces, by path; and the number of these tasks."""
-    remembered, files = dict[str, _Searched](), VerifiedFiles(storage)
-    records = storage.list(path_of("runs", run=run.id, file="tasks"))
-    for path in records:
+    """What the newest search of each path found for these traces, and the number of all tasks of the run.
+
+    A path whose newest search did not come to its end is left out, whatever earlier ones found.
+    """
+    records, files = list[TaskRecord[SearchResult]](), VerifiedFiles(storage)
+    paths = storage.list(path_of("runs", run=run.id, file="tasks"))
+    for path in paths:
         try:
             record = parse_record(storage.read(path), SearchResult, where=path)
             for file in record.files:
                 files.open(file)
-        except RetroDBError:  # torn or damaged: these files are read again
+        except RetroDBError:  # torn or damaged, or of another kind of tasks: these files are read again
             continue
         if (record.result.traces, record.result.version) == (traces, STAGE_VERSION):
-            remembered |= {item.file.path: item for item in _searched(record) if not item.file.problem}
-    return remembered, len(records)
+            records.append(record)
+    records.sort(key=lambda record: record.result.number)
+    newest = {item.file.path: item for record in records for item in _searched(record)}
+    return {path: item for path, item in newest.items() if not item.file.problem}, len(paths)
 
 
 def _searched(record: TaskRecord[SearchResult]) -> Iterator[_Searched]:
@@ -219,7 +232,7 @@ class _OwnedHits:
         if self.owners.documents is None:
             return Counter()
         hits = self.hits[self.is_live & (self.hits["kind"] == KINDS.index("shingle"))]
-        pairs = np.stack([self.owners.documents[hits["row"]], hits["value"].astype(np.int64)])
+        pairs = np.stack([self.owners.documents(hits["row"]), hits["value"].astype(np.int64)])
         return Counter(np.unique(pairs, axis=1)[0].tolist())
 
 

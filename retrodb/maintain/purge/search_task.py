@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, growing_arr
 from retrodb.format.kinds import path_of
 from retrodb.maintain.purge.scanner import TraceScanner
 from retrodb.maintain.purge.traces import KINDS, Traces, stored_traces
-from retrodb.store.digest import xxh3_file
+from retrodb.store.digest import root_of_file
 from retrodb.store.publish import publish
 from retrodb.store.storage import TEMPORARY, Storage
 
 STAGE_VERSION = (
-    1  # raised when the same bytes are searched in another way: then nothing that was searched before counts
+    2  # raised when the same bytes are searched in another way: then nothing that was searched before counts
 )
 HIT_DTYPE = np.dtype([("location", "<i4"), ("kind", "u1"), ("value", "<u8"), ("row", "<i8")])
 """One trace in a file: its location (a number of `SearchResult.locations`), its kind (a number of `KINDS`), value and row."""
@@ -46,7 +47,7 @@ class SearchedFile:
 
     path: str
     stamp: str  # of the file when it was read, see `stamp_of`
-    xxh3: str  # of the bytes that were searched, hexadecimal
+    xxh3: str  # of the bytes that were searched, as the manifest has it, hexadecimal
     num_rows: int  # of a table, an array or an index
     num_compared: dict[str, int]  # values of each kind that were compared with the traces
     first_hit: int
@@ -60,6 +61,7 @@ class SearchResult:
 
     traces: str  # as in the payload
     version: int  # STAGE_VERSION
+    number: int  # of the search, as in the payload: of two searches the newer one has the larger number
     files: tuple[SearchedFile, ...]  # without those that another command deleted
     locations: tuple[str, ...]  # in files
 
@@ -67,12 +69,11 @@ class SearchResult:
 KIND = TaskKind[SearchPayload, SearchResult]("purge-search", STAGE_VERSION, SearchResult)
 
 
-def stamp_of(local: Path) -> str:
+def stamp_of(stat: os.stat_result) -> str:
     """What changes whenever a file does: device, inode, size, and the times of the last change of its bytes and of its inode.
 
     A program can set the first of these times, but not the second.
     """
-    stat = local.stat()
     return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
@@ -82,7 +83,7 @@ def run_search(storage: Storage, task: Task[SearchPayload, SearchResult], clock:
     payload, search = task.payload, _Search(storage, stored_traces(storage, task.payload.run))
     path = path_of("runs", run=payload.run, file=f"reports/{task.id}.npy")
     hits = publish(storage, "runs", path, partial(search.run, payload.paths))
-    result = SearchResult(payload.traces, STAGE_VERSION, tuple(search.files), tuple(search.locations))
+    result = SearchResult(payload.traces, STAGE_VERSION, payload.number, tuple(search.files), tuple(search.locations))
     return TaskRecord(task.id, (hits,), result)
 
 
@@ -121,8 +122,8 @@ class _Search:
                 scanner.scan(path, local)
             except DamagedFileError:
                 problem = "cannot be read"
-        xxh3 = xxh3_file(local).hex()
-        if stamp_of(local) != stamp:
+        xxh3 = root_of_file(local).hex()
+        if stamp_of(local.stat()) != stamp:
             stamp = _CHANGING
         num_hits, num_compared = self._num_hits - first_hit, dict(scanner.num_compared)
         return SearchedFile(path, stamp, xxh3, scanner.num_rows, num_compared, first_hit, num_hits, problem)
@@ -130,5 +131,6 @@ class _Search:
 
 def _settled_stamp(local: Path) -> str:
     """The stamp of a file; _CHANGING when it changed so recently that a further change might leave the same stamp."""
-    is_settled = time.time_ns() - local.stat().st_ctime_ns > _SETTLED_NS
-    return stamp_of(local) if is_settled else _CHANGING
+    stat = local.stat()
+    is_settled = time.time_ns() - stat.st_ctime_ns > _SETTLED_NS
+    return stamp_of(stat) if is_settled else _CHANGING

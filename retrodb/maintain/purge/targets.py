@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from retrodb.format.arrays import Int64Array, map_array
-from retrodb.format.document_keys import IdArray, key_of
+from retrodb.engine.task import Task, TaskKind, TaskRecord
+from retrodb.format.arrays import Int64Array
+from retrodb.format.document_keys import IdArray
 from retrodb.format.entries import QueriesEntry, SourceEntry
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import FileRecord
 from retrodb.maintain.purge.traces import json_strings
 from retrodb.stages.context import Context
+from retrodb.stages.document_lookup import IdsFile, find_keys_in
 from retrodb.stages.ingest.change import HELD_OUT_SET
-from retrodb.store.manifest import load_manifest
+from retrodb.stages.planning_tasks import run_planning_tasks
+from retrodb.store.manifest import Manifest, load_manifest
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
+from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
-from retrodb.view.named import Name, Pair, resolve
-from retrodb.view.purged import KEY_DTYPE, entries_with_keys, is_among, purged_keys
+from retrodb.view.named import Name, Pair, key_array, key_number, keys_of_pairs, resolve
+from retrodb.view.purged import is_among, purged_keys
 from retrodb.view.view import SELF, View
 
 
@@ -59,7 +64,7 @@ class Targets:
         return sorted({target.source for target in self.documents})
 
 
-def find_targets(view: View, names: Sequence[Name]) -> Targets:
+def find_targets(context: Context, view: View, names: Sequence[Name]) -> Targets:
     """The documents that names mean. Documents that were purged before are known, too.
 
     Raises:
@@ -68,10 +73,10 @@ def find_targets(view: View, names: Sequence[Name]) -> Targets:
     present: list[Target] = []
 
     def known(pairs: Iterable[Pair]) -> set[Pair]:
-        candidates = sorted(pairs)
-        present.extend(_look_up(view, candidates))
-        is_purged = is_among(_keys(candidates), purged_keys(view)).tolist()
-        purged = {pair for pair, is_gone in zip(candidates, is_purged, strict=True) if is_gone}
+        pair_of_key = keys_of_pairs(pairs)
+        present.extend(_look_up(context, view, pair_of_key))
+        is_purged = is_among(key_array(pair_of_key), purged_keys(view)).tolist()
+        purged = {pair_of_key[key] for key, is_gone in zip(sorted(pair_of_key), is_purged, strict=True) if is_gone}
         return purged | {target.pair for target in present}
 
     sources = sorted({*view.shards.source, *view.snapshot.names(SourceEntry)})  # that ever had a document here
@@ -81,73 +86,95 @@ def find_targets(view: View, names: Sequence[Name]) -> Targets:
     return Targets(
         documents=tuple(sorted(documents, key=lambda target: (target.query_set, target.first_chunk))),
         unknown_names=tuple(unknown),
-        keys=np.unique(_keys(sorted(meant))),
+        keys=key_array(keys_of_pairs(meant)),
         full_names=joined,
         id_strings=joined | {doc_id for _, doc_id in meant},
     )
 
 
-def _keys(pairs: Sequence[tuple[str, str]]) -> IdArray:
-    values = [divmod(key_of(source, doc_id), 1 << 64) for source, doc_id in pairs]
-    return np.array(values, dtype=KEY_DTYPE)
-
-
-def _look_up(view: View, pairs: Sequence[tuple[str, str]]) -> list[Target]:
-    """The entries of ids files that have the key of one of the (source, id)."""
-    pair_of_key = {key_of(*pair): pair for pair in pairs}
-    keys = np.unique(_keys(pairs))
+def _look_up(context: Context, view: View, pair_of_key: Mapping[int, Pair]) -> list[Target]:
+    """The entries of ids files that have the key of one of the (source, id). Tasks search the files."""
+    query_sets = {record.path: query_set for query_set, record in _id_files(view.manifest)}
+    files = [IdsFile(record) for _, record in _id_files(view.manifest)]
     targets = []
-    for query_set, record in _id_files(view):
-        entries = map_array(view.files.open(record))
-        entries = entries[entries_with_keys(entries, keys)]
-        for entry, first_chunk in zip(entries, (entries["row"] + record.first_chunk).tolist(), strict=True):
-            source, doc_id = pair_of_key[int(entry["key_hi"]) << 64 | int(entry["key_lo"])]
-            targets.append(Target(query_set, source, doc_id, first_chunk))
+    for file, entries in find_keys_in(context, files, key_array(pair_of_key)):
+        for entry in entries:
+            first_chunk = file.first_chunk + int(entry["row"])
+            targets.append(Target(query_sets[file.path], *pair_of_key[key_number(entry)], first_chunk))
     return targets
 
 
-def _id_files(view: View) -> list[tuple[str, FileRecord]]:
+def _id_files(manifest: Manifest) -> list[tuple[str, FileRecord]]:
     """The ids files of the database and of the held-out documents, each with its query set."""
-    held_out = [record for record in view.manifest.files("queries", HELD_OUT_SET) if record.path.endswith("/ids.npy")]
-    return [
-        *((SELF, record) for record in view.manifest.files("ids")),
-        *((HELD_OUT_SET, record) for record in held_out),
-    ]
+    held_out = [record for record in manifest.files("queries", HELD_OUT_SET) if record.path.endswith("/ids.npy")]
+    return [*((SELF, record) for record in manifest.files("ids")), *((HELD_OUT_SET, record) for record in held_out)]
 
 
 def holding_snapshots(context: Context, keys: IdArray) -> list[int]:
-    """The readable snapshots whose ids files have one of the keys, ascending. Each file is read once."""
-    files, has_key = VerifiedFiles(context.storage), dict[str, bool]()
-    holding = []
-    for number in snapshot_numbers(context.storage):
-        snapshot = read_snapshot(context.storage, number)
-        if snapshot.expired_at is not None:
-            continue
-        manifest = load_manifest(context.storage, snapshot)
-        held_out = manifest.files("queries", HELD_OUT_SET)
-        records = [*manifest.files("ids"), *(record for record in held_out if record.path.endswith("/ids.npy"))]
-        for record in records:
-            if record.path not in has_key:
-                has_key[record.path] = len(entries_with_keys(map_array(files.open(record)), keys)) > 0
-        if any(has_key[record.path] for record in records):
-            holding.append(number)
-    return holding
+    """The readable snapshots whose ids files have one of the keys, ascending. Tasks search each file once."""
+    snapshots = [read_snapshot(context.storage, number) for number in snapshot_numbers(context.storage)]
+    files, paths = dict[str, FileRecord](), dict[int, list[str]]()
+    for snapshot in snapshots:
+        if snapshot.expired_at is None:
+            records = [record for _, record in _id_files(load_manifest(context.storage, snapshot))]
+            files |= {record.path: record for record in records}
+            paths[snapshot.number] = [record.path for record in records]
+    to_search = [IdsFile(record) for record in files.values()]
+    with_key = {record.path for record, _ in find_keys_in(context, to_search, keys)}
+    return [number for number, of_snapshot in paths.items() if not with_key.isdisjoint(of_snapshot)]
 
 
-def packed_sequences(view: View, full_names: frozenset[str]) -> dict[str, Int64Array]:
+def packed_sequences(context: Context, view: View, full_names: frozenset[str]) -> dict[str, Int64Array]:
     """The packed sequences that contain one of the documents: for every query set, the ids of their first rows, ascending.
 
-    The metadata of a sequence names its documents as source/id. It is read one row group after another.
+    The metadata of a sequence names its documents as source/id. Tasks read it.
     """
-    sequences: dict[str, Int64Array] = {}
-    for query_set in view.snapshot.names(QueriesEntry):
-        if view.snapshot.existing(QueriesEntry, query_set).seq_length is None:
-            continue
-        first_rows = [np.empty(0, np.int64)]
-        for record in view.query_set(query_set).ranges:
-            for group in iterate_row_groups(view.files.open(record), ["first_row", "metadata"]):
-                texts = group.column("metadata").to_pylist()
-                has_name = np.array([not full_names.isdisjoint(json_strings(text)) for text in texts], dtype=bool)
-                first_rows.append(record.first_chunk + group.column("first_row").to_numpy()[has_name])
-        sequences[query_set] = np.concatenate(first_rows)
-    return {query_set: ids for query_set, ids in sequences.items() if len(ids)}
+    packed = [
+        name
+        for name in view.snapshot.names(QueriesEntry)
+        if view.snapshot.existing(QueriesEntry, name).seq_length is not None
+    ]
+    files = [(name, record) for name in packed for record in view.query_set(name).ranges]
+    if not files or not full_names:
+        return {}
+    names = tuple(sorted(full_names))
+    tasks = [
+        SEQUENCES.task(SequencesPayload(record, names), [record.digest.sha256.hex()], record.digest.size_bytes)
+        for _, record in files
+    ]
+    sequences = defaultdict[str, list[int]](list)
+    results = run_planning_tasks(context, "purge-sequences", tasks, run_sequences, unit="B")
+    for (name, _), found in zip(files, results, strict=True):
+        sequences[name] += found.first_rows
+    return {name: np.array(ids, dtype=np.int64) for name, ids in sequences.items() if ids}
+
+
+@dataclass(frozen=True)
+class SequencesPayload:
+    """Find the sequences in a file of a packed query set that contain some documents."""
+
+    documents: FileRecord
+    names: tuple[str, ...]  # source/id of the documents
+
+
+@dataclass(frozen=True)
+class FoundSequences:
+    """The sequences that contain one of them."""
+
+    first_rows: tuple[int, ...]  # in the query set, ascending
+
+
+SEQUENCES = TaskKind[SequencesPayload, FoundSequences]("purge-sequences", 1, FoundSequences)
+
+
+def run_sequences(
+    storage: Storage, task: Task[SequencesPayload, FoundSequences], clock: str
+) -> TaskRecord[FoundSequences]:
+    """Read the metadata of one file, one row group after another."""
+    del clock
+    record, names, first_rows = task.payload.documents, frozenset(task.payload.names), list[int]()
+    for group in iterate_row_groups(VerifiedFiles(storage).open(record), ["first_row", "metadata"]):
+        texts = group.column("metadata").to_pylist()
+        has_name = np.array([not names.isdisjoint(json_strings(text)) for text in texts], dtype=bool)
+        first_rows += (record.first_chunk + group.column("first_row").to_numpy()[has_name]).tolist()
+    return TaskRecord(task.id, (), FoundSequences(tuple(first_rows)))

@@ -137,15 +137,15 @@ def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[UInt64Arra
     for space in view.snapshot.names(SpaceEntry):
         for hit in view.query_vectors(query_set, space).lookup(ids):
             if hit.record.kind != "parts":
-                yield row_values(np.asarray(view.chunks.map(hit.record)[hit.positions]))
+                yield row_values(view.chunks.map(hit.record)[hit.positions])
         for part in parts_of(view, space) if query_set == SELF else ():
             inside = ids[(ids >= part.span.first_chunk) & (ids < part.span.end)]
             positions = part.row_set(view.files).rank(inside - part.span.first_chunk)
             if not len(positions := positions[positions >= 0]):
                 continue
             files = {record.path.rpartition("/")[2]: record for record in part.records}
-            is_wanted = np.isin(view.chunks.map(files["order.npy"]), positions)
-            yield row_values(np.asarray(view.chunks.map(files["codes.npy"])[is_wanted]))
+            is_wanted = np.isin(view.chunks.map(files["order.npy"]).whole(), positions)
+            yield row_values(view.chunks.map(files["codes.npy"])[is_wanted])
             yield index_values(view.files.open(files[INDEX_FILE]))[is_wanted]
 
 
@@ -155,7 +155,7 @@ def index_values(path: Path) -> UInt64Array:
     Raises:
         DamagedFileError: FAISS cannot read it.
     """
-    rows = stored_rows(read_index(path.parent, memory_map=True))
+    rows = stored_rows(read_index(path, memory_map=True))
     return row_values(rows if rows.dtype == np.uint8 else rows.astype(np.float16))
 
 

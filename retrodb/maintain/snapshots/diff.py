@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 
 from retrodb.errors import UsageError
-from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, map_array
+from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.document_keys import IdArray
 from retrodb.format.records import ChunkRange, ShardRecord
 from retrodb.stages.context import Context
@@ -212,7 +212,7 @@ class _ChangedRows:
         """(M,) KEY_DTYPE: the keys of documents."""
         keys = np.zeros(len(documents.rows), KEY_DTYPE)
         for record in self.view.chunks.overlapping("ids", *self.span):
-            entries = map_array(self.view.files.open(record))
+            entries = self.view.files.array(record).whole()
             if not len(entries):
                 continue
             ids = entries["row"] + record.first_chunk
@@ -268,11 +268,10 @@ class _Comparison:
             return False
         if self._has_same_tombstones:
             return True
-        was_deleted = self._earlier.chunks.tombstones.deleted_by_reason(*span)
-        is_deleted = self._later.chunks.tombstones.deleted_by_reason(*span)
-        return was_deleted.keys() == is_deleted.keys() and all(
-            np.array_equal(mask, is_deleted[reason]) for reason, mask in was_deleted.items()
+        was_deleted, is_deleted = (
+            view.chunks.tombstones.rows_by_reason(*span) for view in (self._earlier, self._later)
         )
+        return was_deleted == is_deleted
 
     def new_shard(self, span: ChunkRange) -> ShardRecord | None:
         """The shard that a range is, when the earlier snapshot has nothing there and no row of the shard is deleted."""
@@ -287,10 +286,10 @@ class _Comparison:
     def keys_of_new_versions(self) -> IdArray:
         """(V,) KEY_DTYPE, sorted: the documents of which a new version replaced a removed one."""
         removed = self._keys(REMOVED, SUPERSEDED)
-        return np.intersect1d(removed, self._keys(ADDED, NEW)) if len(removed) else removed
+        return self._keys(ADDED, NEW, among=removed) if len(removed) else removed
 
-    def _keys(self, change: str, reason: str) -> IdArray:
-        """The keys of the documents that changed in one way, for one reason."""
+    def _keys(self, change: str, reason: str, among: IdArray | None = None) -> IdArray:
+        """The keys of the documents that changed in one way, for one reason; of all, or of those among some sorted keys."""
         view = self._earlier if change == REMOVED else self._later
         parts = [np.empty(0, KEY_DTYPE)]
         for span in self.ranges:
@@ -299,7 +298,8 @@ class _Comparison:
             for changed in self.changed_rows(span):
                 if changed.change == change and reason in changed.reasons.names:
                     keys = changed.keys(changed.whole_documents)
-                    parts.append(keys[changed.reasons.are_among(changed.whole_documents.rows, (reason,))])
+                    keys = keys[changed.reasons.are_among(changed.whole_documents.rows, (reason,))]
+                    parts.append(keys if among is None else keys[is_among(keys, among)])
         return np.unique(np.concatenate(parts))
 
     def changed_rows(self, span: ChunkRange) -> Iterator[_ChangedRows]:

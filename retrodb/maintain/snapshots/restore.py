@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from retrodb.errors import MissingFileError, UsageError
-from retrodb.format.arrays import map_array
 from retrodb.format.entries import Entry, ExportEntry, PinEntry
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
+from retrodb.stages.document_lookup import IdsFile, find_keys_in
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.view.purged import is_among, purged_keys
+from retrodb.view.purged import purged_keys
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
@@ -89,7 +89,7 @@ def plan_restore(context: Context, number: int) -> RestorePlan:
                 where=path,
                 remedy="Restore another snapshot; 'retrodb snapshots' lists them.",
             )
-    _refuse_purged(newest, restored)
+    _refuse_purged(context, newest, restored)
     return RestorePlan(newest, restored, _entry_changes(newest.snapshot, restored.snapshot))
 
 
@@ -125,14 +125,14 @@ def _entry_changes(newest: Snapshot, restored: Snapshot) -> dict[str, Entry | No
     }
 
 
-def _refuse_purged(newest: View, restored: View) -> None:
+def _refuse_purged(context: Context, newest: View, restored: View) -> None:
     """Raises UsageError when the older snapshot has a document that was purged later."""
     keys = purged_keys(newest)
     if not len(keys):
         return
     query_files = [record for record in restored.manifest.files("queries") if record.path.endswith("/ids.npy")]
-    id_files = [*restored.manifest.files("ids"), *query_files]
-    num_purged = sum(int(is_among(map_array(restored.files.open(record)), keys).sum()) for record in id_files)
+    id_files = [IdsFile(record) for record in (*restored.manifest.files("ids"), *query_files)]
+    num_purged = sum(len(entries) for _, entries in find_keys_in(context, id_files, keys))
     if num_purged:
         raise UsageError(
             f"snapshot {restored.snapshot.number} has {num_purged} documents that were purged later",

@@ -12,7 +12,7 @@ from retrodb.dedup.lsh import SortedBands, parse_bands, sort_bands
 from retrodb.dedup.minhash import signatures
 from retrodb.engine.run import Run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import Int64Array, map_array, save_array
+from retrodb.format.arrays import Int64Array, save_array
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import ChunkRange, FileRecord
@@ -28,6 +28,7 @@ from retrodb.stages.dedup.near_files import (
     read_list,
     shard_groups,
 )
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
@@ -42,7 +43,7 @@ STAGE_VERSION = 2
 class BandsPayload:
     """Hash the documents of one shard."""
 
-    snapshot: int  # that the shard is read from
+    snapshot: PlannedSnapshot  # that the shard is read from
     name: str  # of the bands files
     params: NearDuplicatesParams
     first_chunk: int
@@ -81,7 +82,8 @@ def hash_shards(
     """Compute the bands of shards."""
     name, params = bands_name(params), replace(params, keep="first", jaccard=1.0)  # the bands do not depend on these
     tasks = [
-        BANDS.task(BandsPayload(view.snapshot.number, name, params, *span), weight=span.num_chunks) for span in spans
+        BANDS.task(BandsPayload(PlannedSnapshot.of(view), name, params, *span), weight=span.num_chunks)
+        for span in spans
     ]
     return context.engine.run(run, tasks, run_bands, context.progress)
 
@@ -90,7 +92,7 @@ def run_bands(storage: Storage, task: Task[BandsPayload, NoResult], clock: str) 
     """The bands of one shard's documents."""
     del clock
     payload, params = task.payload, task.payload.params
-    view = Context(storage).view(payload.snapshot)
+    view = planned_view(storage, payload.snapshot)
     documents, chunks = (
         view.chunks.file(kind, payload.first_chunk, payload.num_chunks) for kind in ("documents", "chunks")
     )
@@ -140,7 +142,7 @@ def run_distinct(storage: Storage, task: Task[DistinctPayload, NoResult], clock:
         record = of_shard.file
         if not payload.first_chunk <= record.first_chunk < end:
             continue
-        bands: SortedBands = map_array(verified.open(record))
+        bands: SortedBands = verified.array(record).whole()
         low, high = np.searchsorted(repeated, [record.first_chunk, record.span.end])
         rows = repeated[low:high] - record.first_chunk
         if len(rows) and bands.size and (is_repeated := np.isin(bands["document"], rows)).any():

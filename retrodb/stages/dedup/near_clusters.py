@@ -35,12 +35,14 @@ from retrodb.stages.dedup.near_files import (
     records_of,
     shard_groups,
 )
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.tombstones import Tombstone, tombstone
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
+_EXPANSION = 6  # bytes in memory for a byte of a file of pairs: ids, numbers, labels and facts of the documents
 _PENDING_IDS = 1 << 22  # that are sorted at once
 CLUSTERS_FILE = "clusters.parquet"
 """In the run's folder: the clusters, schema DUPLICATE_CLUSTERS."""
@@ -55,7 +57,7 @@ class ClustersPayload:
     """Find the clusters of all pairs."""
 
     run: str
-    snapshot: int
+    snapshot: PlannedSnapshot
     keep: Keep
     has_former_pairs: bool  # whether the pairs of earlier searches count
     new_pairs: str  # path of the list of files of new pairs
@@ -67,7 +69,7 @@ class TombstonesPayload:
     """Compare the tombstones of a group of shards with the clusters."""
 
     run: str
-    snapshot: int
+    snapshot: PlannedSnapshot
     first_chunk: int
     num_chunks: int
 
@@ -118,9 +120,13 @@ def cluster_pairs(
 ) -> TaskRecord[NoResult]:
     """Find the clusters; CLUSTERS_FILE has them, and the record their counts."""
     listed = publish_list(context.storage, run.id, "pairs", FileList(tuple(file.path for file in new_pairs)))
-    payload = ClustersPayload(run.id, view.snapshot.number, keep, has_former_pairs, listed.path, documents.num_prefixes)
+    payload = ClustersPayload(
+        run.id, PlannedSnapshot.of(view), keep, has_former_pairs, listed.path, documents.num_prefixes
+    )
     task = CLUSTERS_OF_PAIRS.task(payload, [listed.digest.sha256.hex()])
-    [record] = context.engine.run(run, [task], run_clusters, context.progress)
+    pairs_bytes = sum(file.digest.size_bytes for file in [*new_pairs, *view.manifest.files("duplicates")])
+    extra_bytes = _EXPANSION * pairs_bytes
+    [record] = context.engine.run(run, [task], run_clusters, context.progress, extra_bytes=extra_bytes)
     return record
 
 
@@ -128,7 +134,7 @@ def run_clusters(storage: Storage, task: Task[ClustersPayload, NoResult], clock:
     """The clusters, and the documents that are removed."""
     del clock
     payload = task.payload
-    view = Context(storage).view(payload.snapshot)
+    view = planned_view(storage, payload.snapshot)
     equal = partial(map_numbered, storage, payload.run, "equal", payload.num_equal_files)
     paths = read_list(storage, payload.new_pairs).paths
 
@@ -237,9 +243,9 @@ def _similarity(keeper_of: Int64Array, blocks: Iterable[tuple[Int64Array, Int64A
 
 def changed_tombstones(context: Context, view: View, run: Run, clusters: TaskRecord[NoResult]) -> list[Tombstone]:
     """What has to be deleted that is not, and what has to come back, in all shards."""
-    digests = [file.digest.sha256.hex() for file in clusters.files]
+    digests, snapshot = [file.digest.sha256.hex() for file in clusters.files], PlannedSnapshot.of(view)
     tasks = [
-        TOMBSTONES_OF_CLUSTERS.task(TombstonesPayload(run.id, view.snapshot.number, *group), digests, group.num_chunks)
+        TOMBSTONES_OF_CLUSTERS.task(TombstonesPayload(run.id, snapshot, *group), digests, group.num_chunks)
         for group in shard_groups(view)
     ]
     records = context.engine.run(run, tasks, run_tombstones, context.progress)
@@ -252,7 +258,7 @@ def run_tombstones(
     """The changes of a group of shards."""
     del clock
     payload = task.payload
-    view, removed = Context(storage).view(payload.snapshot), map_near(storage, payload.run, _REMOVED)
+    view, removed = planned_view(storage, payload.snapshot), map_near(storage, payload.run, _REMOVED)
     changes: list[Tombstone] = []
     for record in records_of(view, ChunkRange(payload.first_chunk, payload.num_chunks)):
         low, high = np.searchsorted(removed, [record.first_chunk, record.span.end])

@@ -20,12 +20,14 @@ from retrodb.format.parquet import read_table
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.near_files import map_near, map_numbered, publish_array, records_of, shard_groups
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
 REASON = "near-duplicate"
 STAGE_VERSION = 1
 PREFIX_DOCUMENTS = 1 << 23  # whose contents one task compares: 200 MB
+_EQUAL_BYTES = 64  # of a document whose content is compared: hash and id, and as much again to sort them
 
 FACTS_DTYPE = np.dtype(
     [
@@ -44,7 +46,7 @@ class FactsPayload:
     """Read the documents of a group of shards."""
 
     run: str
-    snapshot: int
+    snapshot: PlannedSnapshot
     number: int  # of the group
     first_chunk: int
     num_chunks: int
@@ -75,15 +77,17 @@ class DescribedDocuments:
 
 def describe_documents(context: Context, view: View, run: Run) -> DescribedDocuments:
     """Read the documents of all shards, and find those of equal content."""
-    groups = shard_groups(view)
+    groups, snapshot = shard_groups(view), PlannedSnapshot.of(view)
     tasks = [
-        FACTS.task(FactsPayload(run.id, view.snapshot.number, number, *group), weight=group.num_chunks)
+        FACTS.task(FactsPayload(run.id, snapshot, number, *group), weight=group.num_chunks)
         for number, group in enumerate(groups)
     ]
     counts = add_counts(context.engine.run(run, tasks, run_facts, context.progress))
-    num_prefixes = power_of_two(int(view.shards.num_documents.sum()), PREFIX_DOCUMENTS)
+    num_documents = int(view.shards.num_documents.sum())
+    num_prefixes = power_of_two(num_documents, PREFIX_DOCUMENTS)
     equal = [EQUAL.task(EqualPayload(run.id, len(groups), p, num_prefixes)) for p in range(num_prefixes)]
-    context.engine.run(run, equal, run_equal, context.progress)
+    extra_bytes = _EQUAL_BYTES * (num_documents // num_prefixes)
+    context.engine.run(run, equal, run_equal, context.progress, extra_bytes=extra_bytes)
     return DescribedDocuments(len(groups), num_prefixes, counts.get("present", 0))
 
 
@@ -96,7 +100,7 @@ def run_facts(storage: Storage, task: Task[FactsPayload, NoResult], clock: str) 
     """The facts of the documents of a group by ascending id, and their contents by ascending hash."""
     del clock
     payload = task.payload
-    view = Context(storage).view(payload.snapshot)
+    view = planned_view(storage, payload.snapshot)
     facts, contents = [np.empty(0, FACTS_DTYPE)], [np.empty(0, CONTENT_DTYPE)]
     for record in records_of(view, ChunkRange(payload.first_chunk, payload.num_chunks)):
         table = read_table(view.files.open(record), _COLUMNS)

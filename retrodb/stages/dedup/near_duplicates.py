@@ -28,7 +28,7 @@ from retrodb.config import NearDuplicatesParams
 from retrodb.dedup.lsh import parse_bands
 from retrodb.dedup.shingles import check_ngram
 from retrodb.dedup.union_find import Keep
-from retrodb.engine.run import Run, add_counts, open_run
+from retrodb.engine.run import Run, add_counts, forget_run, open_run
 from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.errors import UsageError
 from retrodb.format.entries import DuplicatesEntry
@@ -43,7 +43,6 @@ from retrodb.stages.dedup.near_documents import DescribedDocuments, describe_doc
 from retrodb.stages.dedup.near_files import (
     BandsRun,
     delete_near_files,
-    delete_run,
     documents_records,
     near_path,
 )
@@ -115,7 +114,7 @@ def run_near_duplicates(
     with context.engine.sharing_processes() as engine:
         plan = plan_near_duplicates(replace(context, engine=engine), params)
     if not plan.has_changes:
-        delete_run(plan.run)
+        forget_run(plan.run)
         return replace(plan.result, dry_run=dry_run)
     return plan.result if dry_run else execute_near_duplicates(context, plan)
 

@@ -78,18 +78,9 @@ def read_list(storage: Storage, path: str) -> FileList:
 
 def delete_near_files(run: Run) -> None:
     """Delete what only the tasks needed. If this is interrupted, garbage collection does it."""
-    _delete(run.storage, near_path(run.id, "").rstrip("/"))
-
-
-def delete_run(run: Run) -> None:
-    """Delete the folder of a run that has nothing to commit: it would count as unfinished for ever."""
-    _delete(run.storage, path_of("runs", run=run.id, file="").rstrip("/"))
-
-
-def _delete(storage: Storage, folder: str) -> None:
-    for path in storage.list(folder):
-        storage.delete(path)
-    storage.remove_empty_folders("runs")
+    for path in run.storage.list(near_path(run.id, "").rstrip("/")):
+        run.storage.delete(path)
+    run.storage.remove_empty_folders("runs")
 
 
 def documents_records(view: View) -> list[FileRecord]:

@@ -16,17 +16,19 @@ from retrodb.config import NearDuplicatesParams
 from retrodb.dedup.lsh import MAX_BUCKET, MAX_PAIRS, BandEntries, join_band, parse_bands, prefix_rows, unique_pairs
 from retrodb.engine.run import Run, add_counts
 from retrodb.engine.task import Task, TaskKind, TaskRecord
-from retrodb.format.arrays import Int64Array, map_array
+from retrodb.format.arrays import Int64Array
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.dedup.near_documents import power_of_two
 from retrodb.stages.dedup.near_files import BandsRun, FileList, publish_array, publish_list, read_list
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import FieldOfRows
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
 STAGE_VERSION = 2
 PART_ENTRIES = 1 << 19  # entries of several bands in a task
+_ENTRY_BYTES = 80  # of an entry: itself, three times as much to sort it, and its candidates
 PREFIX_ENTRIES = 1 << 24  # entries of one band in a task: 256 MB, and about three times as much to sort them
 _SAMPLES = 64  # of the candidates in a file
 
@@ -69,11 +71,10 @@ def join_bands(context: Context, view: View, run: Run, params: NearDuplicatesPar
     """Find the candidates among the documents of a list of bands."""
     num_documents = int(view.shards.num_documents.sum())
     num_bands = parse_bands(params.bands, params.permutations).count
-    tasks = [
-        JOIN.task(JoinPayload(run.id, bands.path, *part), [bands.digest.sha256.hex()])
-        for part in parts_of_bands(num_documents, num_bands)
-    ]
-    records = context.engine.run(run, tasks, run_join, context.progress)
+    parts = parts_of_bands(num_documents, num_bands)
+    tasks = [JOIN.task(JoinPayload(run.id, bands.path, *part), [bands.digest.sha256.hex()]) for part in parts]
+    entries = max(num_documents * (end - first) // prefixes for first, end, _, prefixes in parts)
+    records = context.engine.run(run, tasks, run_join, context.progress, extra_bytes=_ENTRY_BYTES * entries)
     counts = add_counts(records)
     documents = tuple(record.files[-1].path for record in records)
     candidates = tuple(file.path for record in records for file in record.files[:-1])
@@ -155,8 +156,8 @@ def _entries(
     verified = VerifiedFiles(storage)
     for run in runs:
         if run.is_new == is_new:
-            bands = map_array(verified.open(run.file))
-            hashes = bands["hash"][band]
-            entries = np.array(bands[band, prefix_rows(hashes, payload.prefix, payload.num_prefixes)])
+            of_band = verified.array(run.file).row(band)
+            hashes = FieldOfRows(of_band, "hash")
+            entries = np.array(of_band[prefix_rows(hashes, payload.prefix, payload.num_prefixes)])
             entries["document"] += run.file.first_chunk
             yield entries

@@ -31,6 +31,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.dedup.clusters import PAIRS, Pairs
 from retrodb.stages.dedup.near_files import documents_records, map_near, near_path, publish_array, read_list
 from retrodb.stages.dedup.near_join import CandidateSample, JoinedBands
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.document_blocks import document_texts
@@ -54,7 +55,7 @@ class ShinglesPayload:
     """Compute the shingle sets of those documents of one shard that are in candidates."""
 
     run: str
-    snapshot: int  # that the documents are read from
+    snapshot: PlannedSnapshot  # that the documents are read from
     documents: str  # path of the list of files of documents
     first_chunk: int
     num_chunks: int
@@ -66,7 +67,7 @@ class VerifyPayload:
     """Compare the candidates whose first document is in a range of ids."""
 
     run: str
-    snapshot: int
+    snapshot: PlannedSnapshot
     candidates: str  # path of the list of files of candidates
     first: int
     end: int
@@ -88,7 +89,7 @@ def compare_candidates(
     """Compare all candidates; gives the pairs files in ascending order of their pairs."""
     if not joined.num_pairs:
         return []
-    snapshot, files = view.snapshot.number, joined.files
+    snapshot, files = PlannedSnapshot.of(view), joined.files
     sets = [
         SHINGLES.task(
             ShinglesPayload(run.id, snapshot, joined.documents.path, *record.span, params.ngram),
@@ -127,7 +128,7 @@ def run_shingles(storage: Storage, task: Task[ShinglesPayload, NoResult], clock:
     """The shingles (SHINGLE_DTYPE) of one shard's documents in candidates, and which are whose (SET_DTYPE)."""
     del clock
     payload = task.payload
-    view = Context(storage).view(payload.snapshot)
+    view = planned_view(storage, payload.snapshot)
     ids = _documents(storage, payload)
     sizes = [np.zeros(1, np.int64)]
 
@@ -172,7 +173,7 @@ def run_verify(storage: Storage, task: Task[VerifyPayload, NoResult], clock: str
     del clock
     payload = task.payload
     candidates = _candidates(storage, payload)
-    shards = documents_records(Context(storage).view(payload.snapshot))
+    shards = documents_records(planned_view(storage, payload.snapshot))
     rule, similar = jaccard_rule(payload.jaccard), [Pairs.none()]
     sets = _StoredSets(storage, payload.run, shards, np.unique(candidates))
     for first, end in pairwise(_blocks(sets.sizes(candidates).sum(axis=1), _BLOCK_SHINGLES)):

@@ -1,13 +1,14 @@
 """Which documents a filter or an undelete is about, shard by shard.
 
-Planning names the shards and looks up document ids. It reads no document: the task of each shard evaluates the condition.
+Planning names the shards, after tasks have looked up document ids. It reads no document: the task of each shard evaluates the
+condition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -19,13 +20,11 @@ from retrodb.format.json_codec import JsonValue
 from retrodb.format.records import ChunkRange
 from retrodb.format.rows import deserialize_rows, serialize_rows
 from retrodb.stages.context import Context
+from retrodb.stages.document_lookup import find_documents
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.view.named import Name, documents_named
 from retrodb.view.view import View
 from retrodb.view.where import DocumentCondition
-
-_CHUNKS_OF_ONE_PROCESS = 1 << 22
-"""Choosing among fewer chunks takes no longer than to start more processes, about a second."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class PlannedChoice:
     unknown_names: tuple[str, ...]  # names that no document has
 
 
-def plan_choice(view: View, choice: Choice, reason: str) -> PlannedChoice:
-    """Find the shards of a choice. A choice without a field is all documents.
+def plan_choice(context: Context, view: View, choice: Choice, reason: str) -> PlannedChoice:
+    """Find the shards of a choice. A choice without a field is all documents. Tasks look document ids up.
 
     Raises:
         UsageError: the source does not exist, the condition is invalid, or a name is ambiguous.
@@ -73,7 +72,8 @@ def plan_choice(view: View, choice: Choice, reason: str) -> PlannedChoice:
         DocumentCondition(view, where)  # refuses a wrong one
     named, unknown = None, list[str]()
     if choice.doc_ids is not None:
-        named, unknown = documents_named(view, choice.doc_ids)
+        sources = sorted(set(view.shards.source))
+        named, unknown = documents_named(choice.doc_ids, sources, partial(find_documents, context, view))
     payloads, snapshot = [], PlannedSnapshot.of(view)
     for index, source in enumerate(view.shards.source):
         shard = view.shards.record(index).span
@@ -123,8 +123,7 @@ def run_choice(
     # A dry run is another one too, because it deletes its records when it ends.
     plan = {"tasks": [task.id for task in tasks], "dry_run": dry_run}
     run = open_run(context.storage, command, plan, context.clock)
-    is_small = sum(task.weight for task in tasks) <= _CHUNKS_OF_ONE_PROCESS
-    engine = context.engine.with_processes(1) if is_small else context.engine
+    engine = context.engine_for_chunks(sum(task.weight for task in tasks))
     try:
         return run, engine.run(run, tasks, function, context.progress, unit="chunks")
     except UsageError:

@@ -126,7 +126,7 @@ def plan_filter(context: Context, choice: Choice, reason: str, *, dry_run: bool 
     if not choice.is_given:
         raise UsageError("no documents are chosen", remedy="Give --where, --doc-ids or --source.")
     view = context.view()
-    planned = plan_choice(view, choice, reason)
+    planned = plan_choice(context, view, choice, reason)
     run, records = run_choice(context, "filter", FILTER, run_filter_task, planned, dry_run=dry_run)
     shards = [payload.shard for payload in planned.payloads]
     counts = add_counts(records)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrodb.config import TagParams
-from retrodb.engine.run import add_counts, forget_run, open_run
+from retrodb.engine.run import add_counts, forget_run, passing_run
 from retrodb.engine.task import NoResult, R, Task, TaskKind, TaskRecord
 from retrodb.errors import MismatchError, UsageError
 from retrodb.format.arrays import Float64Array, Int64Array
@@ -150,9 +150,9 @@ def plan_tag(view: View, name: str, params: TagParams, *, device: str = "auto", 
 def count_untagged(context: Context, plan: TagPlan) -> TagResult:
     """The result of a dry run: the documents are counted in one task per shard."""
     tasks = plan.tasks(COUNT_UNTAGGED)
-    run = open_run(context.storage, "tag", {"count": [task.id for task in tasks]}, context.clock)
-    records = context.engine.with_processes(1).run(run, tasks, run_count_untagged, context.progress)
-    forget_run(run)
+    engine = context.engine_for_chunks(sum(payload.shard.num_chunks for payload in plan.payloads))
+    with passing_run(context.storage, "tag", {"count": [task.id for task in tasks]}, context.clock) as run:
+        records = engine.run(run, tasks, run_count_untagged, context.progress)
     return replace(_result(plan, records), dry_run=True)
 
 
@@ -181,7 +181,8 @@ def execute_tag(context: Context, plan: TagPlan) -> TagResult:
     is_alone = device_is_shared(plan.tagger) or not any(plan.num_unscored)
     engine = context.engine.with_processes(1) if is_alone else context.engine
     function = partial(run_tag_task, tagger=plan.tagger)
-    records = transaction.run_tasks(tasks, function, engine=engine, rate_of="documents")
+    extra_bytes: int = getattr(plan.tagger, "memory_bytes", 0)  # of a classifier
+    records = transaction.run_tasks(tasks, function, engine=engine, extra_bytes=extra_bytes, rate_of="documents")
     result = _with_scores(_result(plan, records), records)
     if not result.num_documents and not plan.is_new:
         forget_run(transaction.run)

@@ -111,7 +111,7 @@ def plan_undelete(context: Context, choice: Choice, reason: str, *, dry_run: boo
     """
     view = context.view()
     _check_reason(view, reason)
-    planned = plan_choice(view, choice, reason)
+    planned = plan_choice(context, view, choice, reason)
     run, records = run_choice(context, "undelete", UNDELETE, run_undelete_task, planned, dry_run=dry_run)
     pairs = [(payload.shard, record) for payload, record in zip(planned.payloads, records, strict=True)]
     tombstones = [Tombstone(*shard, reason, active=False, rows=r.result.rows) for shard, r in pairs if r.counts["rows"]]

@@ -6,6 +6,7 @@ it, and every task then turns its vectors into an index part at once. The vector
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,21 +18,19 @@ from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.part import decode, quantize
 from retrodb.config import IndexParams
 from retrodb.encode.encoder import Encoder
-from retrodb.engine.run import Run
 from retrodb.errors import MissingStep
-from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_array
+from retrodb.format.arrays import Float16Array, map_array, save_array
 from retrodb.format.entries import IndexEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.stages.embed.embed_plan import EmbedPlan
-from retrodb.stages.embed.pending import own_ids
+from retrodb.stages.embed.pending import PendingRows, own_parts
 from retrodb.stages.embed.reuse_tasks import VectorFile
+from retrodb.stages.embed.text_sample import draw_texts, forget_texts
 from retrodb.stages.index.codebook_file import index_entry, publish_codebook
 from retrodb.stages.transaction import Transaction
 from retrodb.store.digest import digest_file
 from retrodb.store.publish import publish
-from retrodb.store.storage import Storage
-from retrodb.view.view import View
 
 RECALL_K = 10
 _RECALL_QUERIES = 512  # 5,120 pairs: recall 0.95 is known within 2 * sqrt(0.95 * 0.05 / 5120) = 0.006
@@ -59,29 +58,22 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
     index = view.snapshot.entry(IndexEntry, space)
     if index is not None:
         return PreparedCodes(path_of("codebooks", name=space, digest=index.codebook), index.codes_recall or 1.0)
-    ids = own_ids(plan.pending)
-    if not len(ids):
+    parts = own_parts(plan.pending)
+    num_rows = sum(part.num_rows for part in parts)
+    if not num_rows:
         raise MissingStep("there is nothing to embed yet", remedy="Run 'retrodb ingest' first.")
     settings = IndexParams(factory=plan.params.factory or "auto")
     factory = plan.params.factory or choose_factory(
-        len(ids), entry.dimension, settings.memory_bytes, None, entry.metric
+        num_rows, entry.dimension, settings.search_memory_bytes, None, entry.metric
     )
-    size = max(sample_size(factory), min(_MIN_SAMPLE, len(ids) // 10 + 1))
-    sample_ids = np.sort(np.random.default_rng(settings.seed).permutation(ids)[:size])
-    path = path_of("runs", run=transaction.run.id, file="sample.npy")
-    sample = _sample_vectors(transaction.run.storage, path, view, encoder, sample_ids)
+    size = max(sample_size(factory), min(_MIN_SAMPLE, num_rows // 10 + 1))
+    drawn = _sample_vectors(transaction, space, parts, size, settings.seed, encoder)
+    sample = map_array(view.files.open(drawn.vectors))
     codebook = train(sample, factory, settings.seed, entry.metric)
     record = publish_codebook(transaction, space, codebook)
     recall = round(codes_recall(sample, codebook), 4)
     transaction.set_entry(space, replace(index_entry(codebook, settings, factory), codes_recall=recall))
-    return PreparedCodes(record.path, recall, (_vector_file(transaction.run, path, sample_ids),))
-
-
-def _vector_file(run: Run, path: str, ids: Int64Array) -> VectorFile:
-    """The sample as a file of vectors that the tasks can reuse."""
-    vectors = FileRecord("runs", "", path, digest_file(run.storage.local(path)), num_rows=len(ids))
-    ids_path = path_of("runs", run=run.id, file="reuse/sample-ids.npy")
-    return VectorFile(vectors, publish(run.storage, "runs", ids_path, partial(save_array, array=ids)))
+    return PreparedCodes(record.path, recall, (drawn,))
 
 
 def codes_recall(vectors_SD: Float16Array, codebook: Codebook) -> float:
@@ -100,12 +92,21 @@ def codes_recall(vectors_SD: Float16Array, codebook: Codebook) -> float:
     return float(is_found[is_true].mean()) if is_true.any() else 1.0
 
 
-def _sample_vectors(storage: Storage, path: str, view: View, encoder: Encoder, ids: Int64Array) -> Float16Array:
-    """The vectors (S, D) of the sample. Those that an interrupted run computed are reused."""
-    if not storage.exists(path):
-        blocks = [ids[start : start + _SAMPLE_WINDOW] for start in range(0, len(ids), _SAMPLE_WINDOW)]
-        batches = encoder.encode_windows(view.chunks.texts(block) for block in blocks)
+def _sample_vectors(
+    transaction: Transaction, space: str, parts: Sequence[PendingRows], size: int, seed: int, encoder: Encoder
+) -> VectorFile:
+    """The sample as a file of vectors that the tasks can reuse. What an interrupted run computed is reused too.
+
+    The texts are deleted as soon as they have vectors: a purge must find none in the folder of a run.
+    """
+    storage, run = transaction.run.storage, transaction.run.id
+    path, ids_path = (path_of("runs", run=run, file=name) for name in ("sample.npy", "reuse/sample-ids.npy"))
+    if not (storage.exists(path) and storage.exists(ids_path)):
+        texts = draw_texts(transaction, space, parts, size, seed)
+        publish(storage, "runs", ids_path, partial(save_array, array=texts.ids))
+        batches = encoder.encode_windows(texts.windows(_SAMPLE_WINDOW))
         vectors = np.concatenate([batch.vectors_ND for batch in batches])
-        with storage.stage(path) as local:
-            save_array(local, vectors)
-    return map_array(storage.local(path))
+        publish(storage, "runs", path, partial(save_array, array=vectors))
+    forget_texts(transaction.run)
+    files = [FileRecord("runs", "", name, digest_file(storage.local(name))) for name in (path, ids_path)]
+    return VectorFile(replace(files[0], num_rows=len(map_array(storage.local(ids_path)))), files[1])

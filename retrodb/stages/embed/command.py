@@ -14,19 +14,21 @@ from functools import partial
 from retrodb.encode.encoder import Encoder, OutOfDeviceMemory
 from retrodb.engine.run import add_counts, run_exists
 from retrodb.engine.task import NoResult, Task
+from retrodb.engine.task_memory import memory_of
 from retrodb.format.json_codec import to_plain_object
+from retrodb.memory import require_memory
 from retrodb.stages.context import Context
 from retrodb.stages.embed.codes_only import PreparedCodes, prepare_codes
 from retrodb.stages.embed.embed_plan import EmbedPlan, EmbedResult, plan_embed
-from retrodb.stages.embed.pending import keep_complete, own_ids
+from retrodb.stages.embed.pending import keep_complete
 from retrodb.stages.embed.rate import estimate_rates, measure_rates
 from retrodb.stages.embed.reuse import find_reusable
 from retrodb.stages.embed.reuse_tasks import ReusableVectors
-from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder
+from retrodb.stages.embed.space_encoder import EncoderHardware, encoder_bytes, load_encoder
 from retrodb.stages.embed.task import KIND, STAGE_VERSION, EmbedPayload, EncodingTotals, run_embed_task
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.digest import identity
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class _RunPlan:
     fingerprint: str
     window_rows: int
     batch_tokens: int
-    pending: tuple[tuple[str, str, int, str], ...]  # query set, path, first chunk, digest of the rows
+    pending: tuple[tuple[str, str, int, str | None], ...]  # query set, path, first chunk, digest of the rows
     version: int = STAGE_VERSION
 
 
@@ -62,7 +64,7 @@ def run_embed(
     plan = plan_embed(context, options, hardware, space=space)
     if dry_run:
         encoder = load_encoder(plan.params, plan.hardware)
-        return replace(plan.result, rates=estimate_rates(plan.view, encoder, own_ids(plan.pending)))
+        return replace(plan.result, rates=estimate_rates(plan.view, encoder, plan.space, plan.pending))
     return execute_embed(context, plan)
 
 
@@ -94,10 +96,7 @@ def execute_embed(context: Context, plan: EmbedPlan) -> EmbedResult:
 
 
 def _run_plan(plan: EmbedPlan, encoder: Encoder, batch_tokens: int) -> _RunPlan:
-    pending = tuple(
-        (part.query_set, part.chunks.path, part.chunks.first_chunk, identity((part.rows.bitmap or b"").hex()))
-        for part in plan.pending
-    )
+    pending = tuple((part.query_set, part.chunks.path, part.chunks.first_chunk, part.rows) for part in plan.pending)
     return _RunPlan(plan.space, plan.entry.fingerprint, encoder.provenance.window_rows, batch_tokens, pending)
 
 
@@ -105,6 +104,10 @@ def _embed(
     context: Context, plan: EmbedPlan, result: EmbedResult, encoder: Encoder, hardware: EncoderHardware
 ) -> EmbedResult:
     """Run all tasks with one token budget and commit their files."""
+    extra_bytes = encoder_bytes(encoder, hardware)
+    require_memory(
+        f"embedding with {plan.params.encoder}", memory_of(KIND.stage).of_task(0, extra_bytes), context.memory_limit
+    )
     keeps_vectors = plan.params.keep_vectors is not False
     transaction = Transaction.open(
         context,
@@ -120,9 +123,12 @@ def _embed(
     totals, start = EncodingTotals(), time.perf_counter()
     reusable = find_reusable(transaction, plan, codes.samples if codes else ())
     tasks = [_task(transaction, plan, encoder, number, reusable, codes) for number in range(len(plan.pending))]
-    function = partial(run_embed_task, params=plan.params, hardware=hardware, totals=totals)
+    snapshot = PlannedSnapshot.of(plan.view)
+    function = partial(run_embed_task, snapshot=snapshot, params=plan.params, hardware=hardware, totals=totals)
     engine = context.engine.with_processes(hardware.gpus)
-    records = transaction.run_tasks(tasks, function, engine=engine, unit="chunks", rate_of="tokens")
+    records = transaction.run_tasks(
+        tasks, function, engine=engine, extra_bytes=extra_bytes, unit="chunks", rate_of="tokens"
+    )
     transaction.add_files(records)
     counts = transaction.counts = add_counts(records)
     rates = measure_rates(encoder, totals, counts, hardware.gpus, time.perf_counter() - start)
@@ -154,12 +160,9 @@ def _task(
         space=plan.space,
         fingerprint=plan.entry.fingerprint,
         codebook=codes.codebook if codes else None,
-        query_set=pending.query_set,
-        chunks=pending.chunks,
-        hashes=pending.hashes,
-        rows=pending.rows,
+        pending=pending,
         window_rows=encoder.provenance.window_rows,
         part=number,
         reusable=reusable,
     )
-    return KIND.task(payload, (), len(pending.rows))
+    return KIND.task(payload, (), pending.num_rows)

@@ -2,30 +2,26 @@
 
 Most shards are known to lack nothing without a look at their chunks: their counts say so. A range of a query set has no counts.
 Either one file of vectors has all its rows, or it was looked at before, and nothing that decides the answer has changed since:
-its documents, its tombstones and the rows of its vectors. The cache folder of this machine keeps a digest of these. The other
-ranges are looked at: few of them at once, more in tasks.
+its documents, its tombstones and the rows of its vectors. The cache folder of this machine keeps a digest of these. Tasks look at
+the other ranges. The plan has the number and the digest of the rows of a file, and a task that needs the rows finds them again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
 
 from retrodb.engine.groups import groups_of
-from retrodb.engine.run import open_run
 from retrodb.engine.task import Task, TaskKind, TaskRecord
-from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import QueriesEntry, TestsetEntry
-from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
+from retrodb.stages.planning_tasks import run_planning_tasks
 from retrodb.store.cached_lines import cached_lines
 from retrodb.store.digest import identity
+from retrodb.store.row_files import rows_digest
 from retrodb.store.storage import Storage
 from retrodb.view.shard_counts import has_all_vectors
 from retrodb.view.view import SELF, View
@@ -37,17 +33,13 @@ _CACHE = "embedded"
 
 @dataclass(frozen=True)
 class PendingRows:
-    """The rows of one file of chunks that have no vector."""
+    """The rows of one file of chunks that have no vector: their number and digest say which, see `rows_of`."""
 
     query_set: str  # SELF for the database's own chunks
     chunks: FileRecord
     hashes: FileRecord  # of the texts
-    rows: RowSet
-
-    @cached_property
-    def ids(self) -> Int64Array:
-        """Chunk ids, or rows of the query set, ascending."""
-        return self.chunks.first_chunk + self.rows.present
+    rows: str | None  # digest of their bitmap; None: every row of the file's range
+    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -68,13 +60,21 @@ class PendingPayload:
 
 
 @dataclass(frozen=True)
+class FoundRows:
+    """The rows without a vector of a range."""
+
+    rows: str | None  # digest of their bitmap; None: every row
+    num_rows: int
+
+
+@dataclass(frozen=True)
 class RowsOfRanges:
-    """The rows without a vector of some ranges, in the order of the payload."""
+    """What was found in some ranges, in the order of the payload."""
 
-    rows: tuple[RowSet, ...]
+    ranges: tuple[FoundRows, ...]
 
 
-PENDING = TaskKind[PendingPayload, RowsOfRanges]("embed-pending", 1, RowsOfRanges)
+PENDING = TaskKind[PendingPayload, RowsOfRanges]("embed-pending", 2, RowsOfRanges)
 
 
 def find_pending_rows(context: Context, view: View, space: str) -> tuple[PendingRows, ...]:
@@ -90,17 +90,17 @@ def find_pending_rows(context: Context, view: View, space: str) -> tuple[Pending
                 state = complete_state(view, query_set, record, vectors)
                 if state not in complete:
                     to_look_at.append((ChunksOfSet(query_set, record.span), state))
-    rows = _look_at(context, view, space, [of_set for of_set, _ in to_look_at])
+    found = _look_at(context, view, space, [of_set for of_set, _ in to_look_at])
     pending, unscreened = [], _unscreened(view)
-    for (of_set, _), row_set in zip(to_look_at, rows, strict=True):
-        if len(row_set):
+    for (of_set, _), of_range in zip(to_look_at, found, strict=True):
+        if of_range.num_rows:
             chunks = view.query_set(of_set.query_set)
             chunks_file, hashes_file = (chunks.file(kind, *of_set.span) for kind in ("chunks", "hashes"))
-            pending.append(PendingRows(of_set.query_set, chunks_file, hashes_file, row_set))
+            pending.append(PendingRows(of_set.query_set, chunks_file, hashes_file, of_range.rows, of_range.num_rows))
     complete.add(
         state
-        for (of_set, state), row_set in zip(to_look_at, rows, strict=True)
-        if not len(row_set) and of_set not in unscreened
+        for (of_set, state), of_range in zip(to_look_at, found, strict=True)
+        if not of_range.num_rows and of_set not in unscreened
     )
     return tuple(pending)
 
@@ -143,20 +143,14 @@ def _unscreened(view: View) -> set[ChunksOfSet]:
     return {ChunksOfSet(SELF, view.shards.record(shard).span) for shard in shards}
 
 
-def _look_at(context: Context, view: View, space: str, ranges: Sequence[ChunksOfSet]) -> list[RowSet]:
+def _look_at(context: Context, view: View, space: str, ranges: Sequence[ChunksOfSet]) -> list[FoundRows]:
     """The rows of each range that have no vector."""
-    groups = list(groups_of(ranges, _weight, _GROUP_CHUNKS))
-    if len(groups) <= 1:  # the planner itself may read so much
-        return [_pending(view, space, of_set) for of_set in ranges]
     tasks = [
         PENDING.task(PendingPayload(PlannedSnapshot.of(view), space, group), weight=sum(map(_weight, group)))
-        for group in groups
+        for group in groups_of(ranges, _weight, _GROUP_CHUNKS)
     ]
-    run = open_run(context.storage, "embed-pending", [task.id for task in tasks], context.clock)
-    records = context.engine.run(run, tasks, run_pending, context.progress, unit="chunks")
-    for path in reversed(context.storage.list(path_of("runs", run=run.id, file=""))):  # the plan is the last to go
-        context.storage.delete(path)
-    return [rows for record in records for rows in record.result.rows]
+    results = run_planning_tasks(context, "embed-pending", tasks, run_pending, unit="chunks")
+    return [found for result in results for found in result.ranges]
 
 
 def run_pending(storage: Storage, task: Task[PendingPayload, RowsOfRanges], clock: str) -> TaskRecord[RowsOfRanges]:
@@ -164,9 +158,21 @@ def run_pending(storage: Storage, task: Task[PendingPayload, RowsOfRanges], cloc
     del clock
     payload = task.payload
     view = planned_view(storage, payload.snapshot)
-    return TaskRecord(
-        task.id, result=RowsOfRanges(tuple(_pending(view, payload.space, of_set) for of_set in payload.ranges))
-    )
+    rows = (_pending(view, payload.space, of_set) for of_set in payload.ranges)
+    return TaskRecord(task.id, result=RowsOfRanges(tuple(FoundRows(rows_digest(found), len(found)) for found in rows)))
+
+
+def rows_of(storage: Storage, snapshot: PlannedSnapshot, space: str, part: PendingRows) -> RowSet:
+    """The pending rows of a file of chunks, found again in a task.
+
+    Args:
+        snapshot: that was planned on. Payloads do not have it, but the digest: after another commit their tasks continue.
+    """
+    if part.rows is None:
+        return RowSet.all(part.chunks.num_chunks)
+    rows = _pending(planned_view(storage, snapshot), space, ChunksOfSet(part.query_set, part.chunks.span))
+    assert rows_digest(rows) == part.rows, "the planner found these rows in the same way"
+    return rows
 
 
 def _weight(of_set: ChunksOfSet) -> int:
@@ -179,6 +185,6 @@ def _pending(view: View, space: str, of_set: ChunksOfSet) -> RowSet:
     return RowSet.from_mask(keys & ~covered.covered_mask(*of_set.span))
 
 
-def own_ids(pending: tuple[PendingRows, ...]) -> Int64Array:
+def own_parts(pending: Sequence[PendingRows]) -> list[PendingRows]:
     """The pending chunks of the database itself, without rows of query sets."""
-    return np.concatenate([np.empty(0, np.int64), *(part.ids for part in pending if part.query_set == SELF)])
+    return [part for part in pending if part.query_set == SELF]

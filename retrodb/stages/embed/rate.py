@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from retrodb.encode.encoder import Encoder
-from retrodb.format.arrays import Int64Array
+from retrodb.stages.embed.pending import PendingRows, own_parts
 from retrodb.stages.embed.task import EncodingTotals
+from retrodb.stages.embed.text_sample import drawn_ids
 from retrodb.view.view import View
 
 _SAMPLE_CHUNKS = 256  # that an estimate encodes: seconds on one core with MiniLM
+_SAMPLE_FILES = 8  # that they are drawn from
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,20 @@ def measure_rates(
     return _rates(encoder, totals, num_processes, 0)
 
 
-def estimate_rates(view: View, encoder: Encoder, chunk_ids: Int64Array) -> Rates | None:
-    """The rates on a small sample of these chunks, and the time that all of them would take."""
-    if not len(chunk_ids):
+def estimate_rates(view: View, encoder: Encoder, space: str, pending: Sequence[PendingRows]) -> Rates | None:
+    """The rates on a small sample of the pending chunks of the database, and the time that all of them would take."""
+    parts = own_parts(pending)
+    if not parts:
         return None
-    sample = np.sort(np.random.default_rng(0).permutation(chunk_ids)[:_SAMPLE_CHUNKS])
-    texts = view.chunks.texts(sample)
+    chosen = sorted(np.random.default_rng(0).permutation(len(parts))[:_SAMPLE_FILES].tolist())
+    ids = drawn_ids(view, space, [parts[number] for number in chosen], _SAMPLE_CHUNKS, seed=0)
+    texts = view.chunks.texts(ids)
     encoder.encode_passages(texts[:8])  # the first batch is slow
     start = time.perf_counter()
     batch = encoder.encode_passages(texts)
     elapsed_s = time.perf_counter() - start
     totals = EncodingTotals(len(texts), batch.num_tokens, encoder.num_flops(batch.num_tokens_N), elapsed_s)
-    return _rates(encoder, totals, 1, len(chunk_ids))
+    return _rates(encoder, totals, 1, sum(part.num_rows for part in parts))
 
 
 def _rates(encoder: Encoder, totals: EncodingTotals, num_processes: int, num_remaining: int) -> Rates:

@@ -12,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, map_array, save_array
+from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, save_array
 from retrodb.format.document_keys import HASH_DTYPE, IdArray
-from retrodb.format.json_codec import from_json
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.stages.embed.pending import PendingRows, rows_of
+from retrodb.stages.file_list import read_file_list
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 
-STAGE_VERSION = 1
+STAGE_VERSION = 3
 RUN_DTYPE = np.dtype([("hash", "S16"), ("file", "<i8"), ("row", "<i8")])
 """A row of a run: the hash of its text, the number of its part of the new rows or file of vectors, and its row there."""
 
@@ -40,26 +42,11 @@ class VectorFile:
 
 
 @dataclass(frozen=True)
-class VectorFiles:
-    """Files of vectors by number, as the run's folder has them."""
-
-    files: tuple[FileRecord, ...]
-
-
-@dataclass(frozen=True)
 class ReusableVectors:
-    """Where the vectors are that new rows can reuse."""
+    """Where the vectors are that new rows can reuse: two lists of files."""
 
-    files: str  # path of a `VectorFiles`: the files of vectors by number
-    matches: tuple[FileRecord, ...]  # each (H, 4): part of the new rows, row, number of a file, position in it
-
-
-@dataclass(frozen=True)
-class RowsToMatch:
-    """The pending rows of one file of chunks."""
-
-    hashes: FileRecord  # of the texts
-    rows: RowSet
+    files: FileRecord  # files of vectors by number
+    matches: FileRecord  # files, each (H, 4): part of the new rows, row, number of a file of vectors, position in it
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,8 @@ class NewRunPayload:
     """Sort pending rows."""
 
     run: str  # id of the run that stores the sorted run
-    parts: tuple[RowsToMatch, ...]
+    space: str
+    parts: tuple[PendingRows, ...]
     first_part: int  # number of the first one
 
 
@@ -76,7 +64,7 @@ class FilterPayload:
     """Collect the prefixes of the hashes of the pending rows."""
 
     run: str
-    new_runs: tuple[FileRecord, ...]
+    new_runs: FileRecord  # list of files
     num_rows: int  # of all these runs
 
 
@@ -96,8 +84,8 @@ class ReuseJoinPayload:
     """Join one of `num_ranges` ranges of hashes."""
 
     run: str
-    new_runs: tuple[FileRecord, ...]
-    old_runs: tuple[FileRecord, ...]  # in the order of the files
+    new_runs: FileRecord  # list of files
+    old_runs: FileRecord  # list of files, in the order of the files of vectors
     number: int
     num_ranges: int
 
@@ -108,13 +96,20 @@ OLD_RUN = TaskKind[OldRunPayload, NoResult]("reuse-old", STAGE_VERSION, NoResult
 JOIN = TaskKind[ReuseJoinPayload, NoResult]("reuse-join", STAGE_VERSION, NoResult)
 
 
-def run_new_run(storage: Storage, task: Task[NewRunPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """Sort some pending rows by the hashes of their texts."""
+def run_new_run(
+    storage: Storage, task: Task[NewRunPayload, NoResult], clock: str, *, snapshot: PlannedSnapshot
+) -> TaskRecord[NoResult]:
+    """Sort some pending rows by the hashes of their texts.
+
+    Args:
+        snapshot: as in `rows_of`.
+    """
     del clock
     verified, blocks = VerifiedFiles(storage), [np.empty(0, RUN_DTYPE)]
     for number, part in enumerate(task.payload.parts, task.payload.first_part):
-        positions = VerifiedFiles(storage).rows(part.hashes).rank(part.rows.present)
-        hashes = _as_bytes(map_array(verified.open(part.hashes))[positions])
+        rows = rows_of(storage, snapshot, task.payload.space, part)
+        positions = verified.rows(part.hashes).rank(rows.present)
+        hashes = _as_bytes(verified.array(part.hashes)[positions])
         blocks.append(_run(hashes, number, np.arange(len(positions))))
     return _publish(storage, task.payload.run, task.id, _sorted(np.concatenate(blocks)))
 
@@ -127,7 +122,7 @@ def run_prefix_filter(storage: Storage, task: Task[FilterPayload, NoResult], clo
         return TaskRecord(task.id)
     num_bits = min(max((payload.num_rows * 16).bit_length(), _FILTER_BITS.start), _FILTER_BITS.stop - 1)
     is_wanted = np.zeros(1 << num_bits, dtype=np.uint8)
-    for record in payload.new_runs:
+    for record in read_file_list(storage, payload.new_runs):
         is_wanted[_prefixes(np.ascontiguousarray(_open(storage, record)["hash"]), num_bits)] = 1
     return _publish(storage, payload.run, task.id, is_wanted)
 
@@ -142,12 +137,12 @@ def run_old_run(storage: Storage, task: Task[OldRunPayload, NoResult], clock: st
     payload, verified = task.payload, VerifiedFiles(storage)
     is_wanted = None if payload.filter is None else _open(storage, payload.filter)
     coverage, blocks = Coverage(payload.hashes, verified), [np.empty(0, RUN_DTYPE)]
-    arrays: dict[str, AnyArray] = {}
+    arrays: dict[str, VerifiedArray] = {}
     for number, file in enumerate(payload.files, payload.first_file):
         ids = _stored_ids(verified, file.vectors) if file.ids is None else _open(storage, file.ids)
         for hit in coverage.lookup(ids):  # rows of which compaction dropped the text are in no hit
             if hit.record.path not in arrays:
-                arrays[hit.record.path] = map_array(verified.open(hit.record))
+                arrays[hit.record.path] = verified.array(hit.record)
             hashes = _as_bytes(arrays[hit.record.path][hit.positions])
             kept = slice(None) if is_wanted is None else is_wanted[_prefixes(hashes, _num_bits(is_wanted))] == 1
             blocks.append(_run(hashes[kept], number, hit.where[kept]))
@@ -160,8 +155,13 @@ def run_reuse_join(storage: Storage, task: Task[ReuseJoinPayload, NoResult], clo
     del clock
     payload = task.payload
     new, old = (
-        np.concatenate([np.empty(0, RUN_DTYPE), *(_range_of(_open(storage, record), payload) for record in records)])
-        for records in (payload.new_runs, payload.old_runs)
+        np.concatenate(
+            [
+                np.empty(0, RUN_DTYPE),
+                *(_range_of(_open(storage, record), payload) for record in read_file_list(storage, runs)),
+            ]
+        )
+        for runs in (payload.new_runs, payload.old_runs)
     )
     old = _first_of_each_hash(_sorted(old))
     position = np.searchsorted(old["hash"], new["hash"])
@@ -173,20 +173,22 @@ def run_reuse_join(storage: Storage, task: Task[ReuseJoinPayload, NoResult], clo
     return _publish(storage, payload.run, task.id, matches[np.lexsort((hits["row"], hits["file"]))])
 
 
-def read_origins(storage: Storage, reusable: ReusableVectors | None, part: int) -> tuple[list[AnyArray], Int64Array]:
+def read_origins(
+    storage: Storage, reusable: ReusableVectors | None, part: int
+) -> tuple[list[VerifiedArray], Int64Array]:
     """The arrays with vectors for one part of the new rows, and (H, 3) int64: row, index of the array, position in it."""
     if reusable is None:
         return [], np.empty((0, 3), np.int64)
-    found = []
-    for record in reusable.matches:
+    found = [np.empty((0, 3), np.int64)]
+    for record in read_file_list(storage, reusable.matches):
         matches = _open(storage, record)
         low, high = np.searchsorted(matches[:, 0], [part, part + 1])
         found.append(matches[low:high, 1:])
     origins = np.concatenate(found)
     origins = origins[np.lexsort((origins[:, 0], origins[:, 1]))]
     used, origins[:, 1] = np.unique(origins[:, 1], return_inverse=True)
-    files = from_json(VectorFiles, storage.read(reusable.files), where=reusable.files).files if len(used) else ()
-    return [_open(storage, files[number]) for number in used], origins
+    files, verified = read_file_list(storage, reusable.files) if len(used) else (), VerifiedFiles(storage)
+    return [verified.array(files[number]) for number in used], origins
 
 
 def _run(hashes: NDArray[np.bytes_], number: int, rows: Int64Array) -> IdArray:
@@ -232,7 +234,7 @@ def _as_bytes(hashes: AnyArray) -> NDArray[np.bytes_]:
 
 
 def _open(storage: Storage, record: FileRecord) -> AnyArray:
-    return map_array(VerifiedFiles(storage).open(record))
+    return VerifiedFiles(storage).array(record).whole()
 
 
 def _publish(

@@ -11,8 +11,10 @@ from retrodb.encode.conventions import Overrides
 from retrodb.encode.encoder import Encoder
 from retrodb.encode.identity import EncoderIdentity
 from retrodb.encode.resolve import resolve_encoder
+from retrodb.encode.threads import available_cpus
 from retrodb.errors import MismatchError
 from retrodb.format.entries import SpaceEntry
+from retrodb.memory import MIB, PROCESS_MEMORY
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,19 @@ def load_encoder(params: EmbedParams, hardware: EncoderHardware) -> Encoder:
         overrides=None if overrides == Overrides() else overrides,
         query_model=params.query_model,
     )
+
+
+def encoder_bytes(encoder: Encoder, hardware: EncoderHardware) -> int:
+    """Memory of a loaded encoder: what the process took for its weights and libraries, and the activations of its batches.
+
+    A batch on a CPU has about ten arrays of (tokens, dimension) float32 at once, in each of its threads.
+    """
+    on_cpu = encoder.provenance.device == "cpu"
+    batches = encoder.provenance.batch_tokens * (hardware.threads or available_cpus()) if on_cpu else 0
+    return max(0, PROCESS_MEMORY.grown_bytes - _LIBRARY_MIB * MIB) + batches * encoder.identity.dimension * 4 * 10
+
+
+_LIBRARY_MIB = 40  # of what a process takes for its own libraries, which every task counts already
 
 
 def check_identity(space: str, entry: SpaceEntry, identity: EncoderIdentity) -> None:

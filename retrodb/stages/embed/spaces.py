@@ -10,6 +10,7 @@ from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
+from retrodb.view.shard_counts import num_pending_chunks
 from retrodb.view.view import SELF, View
 
 
@@ -79,7 +80,7 @@ def _space_info(view: View, name: str) -> SpaceInfo:
         encoder=entry.params.encoder,
         dimension=entry.dimension,
         metric=entry.metric,
-        num_chunks=sum(int(covered.covered_mask(*record.span).sum()) for record in view.chunks.ranges),
+        num_chunks=sum(len(covered.covered_rows(*record.span)) for record in view.chunks.ranges),
         keeps_vectors=view.keeps_vectors(name),
         factory=index.factory if index else None,
         tables=_tables(view, name),
@@ -165,12 +166,10 @@ def plan_default_space(view: View, space: str) -> DefaultSpacePlan:
     _refuse_unknown(view, space)
     if view.snapshot.entry(IndexEntry, space) is None:
         raise MissingStep(f"space '{space}' is not indexed", remedy=f"Run 'retrodb index --space {space}' first.")
-    covered = view.query_vectors(SELF, space)
-    for record in view.chunks.ranges:
-        if (view.embeddable_mask(*record.span) & ~covered.covered_mask(*record.span)).any():
-            raise MissingStep(
-                f"space '{space}' does not have all chunks yet", remedy=f"Run 'retrodb embed --space {space}' first."
-            )
+    if num_pending_chunks(view, space):
+        raise MissingStep(
+            f"space '{space}' does not have all chunks yet", remedy=f"Run 'retrodb embed --space {space}' first."
+        )
     is_default = space == view.snapshot.default_space
     result = SpaceChange(view.snapshot.number, space, space, 0, 0, [], dry_run=True)
     return DefaultSpacePlan(view, space, is_default, result)

@@ -16,24 +16,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrodb.ann.codebook import load_codebook
 from retrodb.config import EmbedParams
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.errors import MismatchError
-from retrodb.format.arrays import Float16Array, Int64Array, growing_array, map_array
+from retrodb.format.arrays import Float16Array, Int64Array, growing_array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.stages.embed.pending import PendingRows, rows_of
 from retrodb.stages.embed.reuse_tasks import ReusableVectors, read_origins
 from retrodb.stages.embed.space_encoder import EncoderHardware, load_encoder, on_own_gpu
 from retrodb.stages.embed.windows import EncodedWindows, TextFile, encode_windows, forget_windows, windows_folder
+from retrodb.stages.index.codebook_file import stored_codebook
 from retrodb.stages.index.publish_part import publish_part
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import SELF
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _BLOCK_ROWS = 16_384  # vectors that are gathered at once: 16,384 * 384 dimensions * 2 bytes (float16) = 13 MB
 
 
@@ -45,10 +48,7 @@ class EmbedPayload:
     space: str
     fingerprint: str  # of the space's encoder
     codebook: str | None  # path; None keeps the vectors themselves
-    query_set: str  # SELF for the database's own chunks
-    chunks: FileRecord
-    hashes: FileRecord  # of the texts
-    rows: RowSet  # rows to embed
+    pending: PendingRows
     window_rows: int  # rows per window
     part: int  # number of these rows among all pending ones
     reusable: ReusableVectors | None  # None where no vector can be reused
@@ -79,11 +79,15 @@ def run_embed_task(
     task: Task[EmbedPayload, NoResult],
     clock: str,
     *,
+    snapshot: PlannedSnapshot,
     params: EmbedParams,
     hardware: EncoderHardware,
     totals: EncodingTotals,
 ) -> TaskRecord[NoResult]:
     """Embed the pending rows of one file of chunks.
+
+    Args:
+        snapshot: as in `rows_of`.
 
     Raises:
         MismatchError: when the encoder of this process is not the space's.
@@ -91,31 +95,31 @@ def run_embed_task(
         MissingFileError, DamagedFileError: when a file of chunks or hashes is not what its record says.
     """
     del clock  # no time enters the vectors
-    payload, rows = task.payload, task.payload.rows
+    payload, pending = task.payload, task.payload.pending
     encoder = load_encoder(params, on_own_gpu(hardware, current_process().name))
     if encoder.identity.fingerprint() != payload.fingerprint:
         raise MismatchError("the encoder of this worker is not that of the space", where=f"space '{payload.space}'")
-    positions = VerifiedFiles(storage).rows(payload.chunks).rank(rows.present)  # in the files of chunks and hashes
+    rows, verified = rows_of(storage, snapshot, payload.space, pending), VerifiedFiles(storage)
+    positions = verified.rows(pending.chunks).rank(rows.present)  # in the files of chunks and hashes
     reused, origins = read_origins(storage, payload.reusable, payload.part)
     fresh = np.delete(np.arange(len(rows)), origins[:, 0])  # rows whose vectors are computed
-    verified = VerifiedFiles(storage)
-    verified.open(payload.chunks)
-    hashes = np.ascontiguousarray(map_array(verified.open(payload.hashes))[positions[fresh]]).view("S16")
+    verified.open(pending.chunks)
+    hashes = np.ascontiguousarray(verified.array(pending.hashes)[positions[fresh]]).view("S16")
     first, ordinal = _distinct(hashes)
     computed = fresh[first]  # one row of each distinct text
-    texts = TextFile(payload.chunks.path, positions[computed], payload.chunks.first_chunk + rows.present[computed])
+    texts = TextFile(pending.chunks.path, positions[computed], pending.chunks.first_chunk + rows.present[computed])
     folder = windows_folder(payload.run, task.id)
     start = time.perf_counter()
     windows = encode_windows(storage, folder, encoder, texts, payload.window_rows)
     totals.add(windows, time.perf_counter() - start)
-    arrays = [*reused, *windows.arrays]
+    arrays: list[Float16Array | VerifiedArray] = [*reused, *windows.arrays]
     vectors = GatheredVectors(arrays, len(rows), encoder.identity.dimension)
     vectors.assign(origins[:, 0], origins[:, 1], origins[:, 2])
     vectors.assign(fresh, len(reused) + ordinal // payload.window_rows, ordinal % payload.window_rows)
-    file = _publish(storage, task.id, payload, vectors)
+    file = _publish(storage, task.id, payload, rows, vectors)
     forget_windows(storage, folder)
     counts = {
-        "chunks" if payload.query_set == SELF else "query_rows": len(rows),
+        "chunks" if pending.query_set == SELF else "query_rows": len(rows),
         "reused": len(origins),
         "repeated": len(fresh) - len(first),
         "tokens": windows.num_tokens,
@@ -127,7 +131,7 @@ def run_embed_task(
 class GatheredVectors:
     """Vectors (N, D) float16 of the rows of a task, which lie in several arrays. A block is gathered when it is read."""
 
-    def __init__(self, arrays: Sequence[Float16Array], num_rows: int, dimension: int) -> None:
+    def __init__(self, arrays: Sequence[Float16Array | VerifiedArray], num_rows: int, dimension: int) -> None:
         self.arrays, self.shape = arrays, (num_rows, dimension)
         self._array_N = np.zeros(num_rows, dtype=np.int32)
         self._position_N = np.zeros(num_rows, dtype=np.int64)
@@ -157,18 +161,20 @@ def _distinct(hashes: NDArray[np.bytes_]) -> tuple[Int64Array, Int64Array]:
     return first[in_order], number[which]
 
 
-def _publish(storage: Storage, task: str, payload: EmbedPayload, vectors: GatheredVectors) -> tuple[FileRecord, ...]:
-    space, query_set, first = payload.space, payload.query_set, payload.chunks.first_chunk
+def _publish(
+    storage: Storage, task: str, payload: EmbedPayload, rows: RowSet, vectors: GatheredVectors
+) -> tuple[FileRecord, ...]:
+    space, query_set, first = payload.space, payload.pending.query_set, payload.pending.chunks.first_chunk
     if payload.codebook and query_set == SELF:
-        codebook = load_codebook(storage.read(payload.codebook))
-        return publish_part(storage, space, task, vectors, codebook, first, payload.rows)
+        codebook = stored_codebook(storage, payload.codebook)
+        return publish_part(storage, space, task, vectors, codebook, first, rows)
     if query_set == SELF:
         kind, name, path = "vectors", space, path_of("vectors", name=space, task=task)
     else:
         kind, name = "queries", query_set
         path = path_of("queries", name=query_set, task=task, file=f"vectors.{space}.npy")
     write = partial(_write, vectors=vectors)
-    return (publish(storage, kind, path, write, name=name, first_chunk=first, rows=payload.rows),)
+    return (publish(storage, kind, path, write, name=name, first_chunk=first, rows=rows),)
 
 
 def _write(local: Path, vectors: GatheredVectors) -> None:

@@ -21,7 +21,7 @@ from retrodb.format.arrays import Float16Array, Int64Array, map_array, save_arra
 from retrodb.format.json_codec import from_json, to_json
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_row_groups
-from retrodb.store.digest import xxh3_file
+from retrodb.store.digest import root_of_file
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 
@@ -149,7 +149,7 @@ def _read_window(storage: Storage, folder: str, number: int) -> tuple[Float16Arr
     except DamagedFileError:
         return None
     path = storage.local(vectors_path)
-    return (map_array(path), record) if xxh3_file(path) == record.xxh3 else None
+    return (map_array(path), record) if root_of_file(path) == record.xxh3 else None
 
 
 def windows_folder(run: str, task: str) -> str:

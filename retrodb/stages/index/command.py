@@ -6,29 +6,29 @@ Parts are merged afterwards, in a second commit (see `merge`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-
-import numpy as np
 
 from retrodb.ann.codebook import Codebook, choose_factory, least_sample, sample_size, train
 from retrodb.config import IndexParams
 from retrodb.errors import ConfigError, MissingStep, UsageError
-from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.json_codec import to_plain_object
-from retrodb.format.records import FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.memory import MIB, require_memory, with_caches
 from retrodb.stages.context import Context
 from retrodb.stages.index.codebook_file import index_entry, publish_codebook
 from retrodb.stages.index.drift import choose_canaries, drift_entry, reasons_to_retrain
-from retrodb.stages.index.live_parts import missing_rows, open_codebook, parts_of
+from retrodb.stages.index.live_parts import MissingRows, open_codebook, parts_of
 from retrodb.stages.index.merge import plan_merge, run_merge
-from retrodb.stages.index.part_task import STAGE_VERSION, index_task, run_index_task
+from retrodb.stages.index.missing_task import find_missing_rows
+from retrodb.stages.index.part_task import STAGE_VERSION, index_task, part_bytes, run_index_task
+from retrodb.stages.index.vector_sample import training_sample
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.view import View
+
+_TRAINING_MIB = 190  # a process that trains: the library, FAISS, and k-means compiled by numba
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class IndexPlan:
     view: View
     params: IndexParams
     entry: IndexEntry | None  # of the space now
-    missing: tuple[tuple[FileRecord, RowSet], ...]  # files of vectors, each with the rows to add
-    memory_bytes: int  # limit of the merge that follows
+    missing: tuple[MissingRows, ...]  # what to add of each file of vectors
+    search_memory_bytes: int  # parts that need more are not merged
     result: IndexResult  # that a dry run prints
 
 
@@ -68,7 +68,7 @@ class _RunPlan:
     params: IndexParams
     codebook: str | None  # in use; None where this run trains one
     previous: str | None  # codebook of the space before the run
-    vectors: tuple[tuple[str, str, bytes | None], ...]  # path, digest, and bitmap of the rows to add
+    vectors: tuple[tuple[str, str, str | None], ...]  # path, digest, and digest of the rows to add
     version: int = STAGE_VERSION
 
 
@@ -83,34 +83,35 @@ def run_index(
         UsageError: for options that need another codebook than the space has.
         ConflictError: when the index or the vectors of the space changed since the plan.
     """
-    plan = plan_index(context.view(), params, space=space, retrain=retrain)
+    plan = plan_index(context, params, space=space, retrain=retrain)
     return plan.result if dry_run else execute_index(context, plan)
 
 
-def plan_index(view: View, params: IndexParams, *, space: str | None = None, retrain: bool = False) -> IndexPlan:
+def plan_index(context: Context, params: IndexParams, *, space: str | None = None, retrain: bool = False) -> IndexPlan:
     """Find the vectors to index. Raises as `run_index`."""
+    view = context.view()
     name = space or view.snapshot.default_space
     entry = view.snapshot.entry(IndexEntry, name)
     is_new = retrain or entry is None
     _check(view, name, params, entry, is_new)
     old_parts = [] if is_new else parts_of(view, name)
-    missing = missing_rows(view, name, old_parts)
-    memory_bytes = params.memory_bytes if entry is None else entry.params.memory_bytes
-    merge = plan_merge(view, name, memory_bytes).result  # of the parts that are there before the run
+    missing = find_missing_rows(context, view, name, is_new=is_new)
+    search_memory_bytes = params.search_memory_bytes if entry is None else entry.params.search_memory_bytes
+    merge = plan_merge(view, name, search_memory_bytes).result  # of the parts that are there before the run
     result = IndexResult(
         snapshot=view.snapshot.number,
         space=name,
         factory=entry.factory if entry and not is_new else _factory(view, name, params),
         num_lists=entry.lists if entry and not is_new else 0,
         is_trained=is_new,
-        num_vectors=sum(len(rows) for _, rows in missing),
+        num_vectors=sum(part.num_rows for part in missing),
         num_parts=len(old_parts) + len(missing),
         note=entry.note if entry and not is_new else "",
         dry_run=True,
         num_merged_parts=merge.num_merged_parts,
         retrain_reason=", ".join(reasons_to_retrain(view, name)),
     )
-    return IndexPlan(view, params, entry, tuple(missing), memory_bytes, result)
+    return IndexPlan(view, params, entry, missing, search_memory_bytes, result)
 
 
 def execute_index(context: Context, plan: IndexPlan) -> IndexResult:
@@ -118,7 +119,7 @@ def execute_index(context: Context, plan: IndexPlan) -> IndexResult:
     result = replace(plan.result, dry_run=False)
     if plan.missing or result.is_trained:
         result = _add(context, plan, result)
-    merge = run_merge(context, result.space, plan.memory_bytes)
+    merge = run_merge(context, result.space, plan.search_memory_bytes)
     return replace(
         result,
         snapshot=merge.snapshot,
@@ -154,34 +155,33 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
         params=plan.params,
         codebook=in_use.codebook if in_use else None,
         previous=entry.codebook if entry else None,
-        vectors=tuple((record.path, record.digest.sha256.hex(), rows.bitmap) for record, rows in plan.missing),
+        vectors=tuple((part.vectors.path, part.vectors.digest.sha256.hex(), part.rows) for part in plan.missing),
     )
     arguments = {"space": name, **to_plain_object(plan.params)}
+    if in_use is None:
+        _check_training(plan, result.factory, context.memory_limit)
     keys = conflict_keys.index(name)
     transaction = Transaction.open(context, view, "index", keys, plan=run_plan, arguments=arguments)
     canaries = None
     if in_use is None:
-        ids = _ids(plan.missing)
-        codebook = _trained(view, name, plan.params, ids, context.num_workers)
-        canaries = choose_canaries(ids if codebook.num_lists > 1 else ids[:0], plan.params.seed)
+        codebook = _trained(transaction, name, plan)
+        has_lists = codebook.num_lists > 1
+        canaries = choose_canaries(view, name, plan.missing if has_lists else (), plan.params.seed)
         transaction.drop_files([*view.manifest.files("parts", name), *view.manifest.files("codebooks", name)])
         publish_codebook(transaction, name, codebook)
         in_use = replace(index_entry(codebook, plan.params, result.factory), fingerprint=fingerprint)
         transaction.set_entry(name, in_use)
     else:
         codebook = open_codebook(view, name)
-    tasks = [index_task(name, codebook.digest, record, rows) for record, rows in plan.missing]
-    records = transaction.run_tasks(tasks, partial(run_index_task, threads=context.threads_for(len(tasks))))
+    tasks = [index_task(name, codebook.digest, part, is_new=result.is_trained) for part in plan.missing]
+    extra_bytes, snapshot = part_bytes(codebook.dim, tasks), PlannedSnapshot.of(view)
+    function = partial(run_index_task, snapshot=snapshot, threads=context.threads_for(tasks, extra_bytes))
+    records = transaction.run_tasks(tasks, function, extra_bytes=extra_bytes)
     transaction.add_files(records)
-    transaction.set_entry(name, drift_entry(view, name, codebook, records, canaries))
+    transaction.set_entry(name, drift_entry(transaction, name, codebook, records, canaries))
     transaction.counts = {"vectors": result.num_vectors}
     number = transaction.commit().number
     return replace(result, snapshot=number, factory=in_use.factory, num_lists=in_use.lists, note=in_use.note)
-
-
-def _ids(missing: Sequence[tuple[FileRecord, RowSet]]) -> Int64Array:
-    """The chunk ids of rows of files of vectors."""
-    return np.concatenate([np.empty(0, np.int64), *(record.first_chunk + rows.present for record, rows in missing)])
 
 
 def _factory(view: View, space: str, params: IndexParams) -> str:
@@ -189,23 +189,36 @@ def _factory(view: View, space: str, params: IndexParams) -> str:
         return params.factory
     entry = view.snapshot.existing(SpaceEntry, space)
     num_vectors = sum(record.num_rows for record in view.manifest.files("vectors", space))
-    return choose_factory(num_vectors, entry.dimension, params.memory_bytes, params.bytes_per_vector, entry.metric)
+    return choose_factory(
+        num_vectors, entry.dimension, params.search_memory_bytes, params.bytes_per_vector, entry.metric
+    )
 
 
-def _trained(view: View, space: str, params: IndexParams, ids: Int64Array, threads: int) -> Codebook:
-    """A codebook trained on a seeded random sample of the ids of all shards."""
-    if not len(ids):
+def _check_training(plan: IndexPlan, factory: str, memory_bytes: int) -> None:
+    """Raises NotEnoughMemory when the training sample does not fit into the limit."""
+    num_vectors = plan.result.num_vectors
+    size = min(num_vectors, max(1, plan.params.train_sample or sample_size(factory)))
+    dimension = plan.view.snapshot.existing(SpaceEntry, plan.result.space).dimension
+    # The sample as float16, as float32, and in the order of k-means.
+    needed = _TRAINING_MIB * MIB + size * dimension * (2 + 4 + 4)
+    require_memory(f"training {factory} on {size:,} vectors", with_caches(needed), memory_bytes)
+
+
+def _trained(transaction: Transaction, space: str, plan: IndexPlan) -> Codebook:
+    """A codebook trained on a seeded random sample of the vectors of all shards."""
+    view, params, num_rows = plan.view, plan.params, plan.result.num_vectors
+    if not num_rows:
         raise MissingStep(
             f"all chunks of space '{space}' are deleted", remedy="Ingest more, or undelete some documents."
         )
     factory = _factory(view, space, params)
     least = least_sample(factory)
-    if params.train_sample is not None and params.train_sample < least <= len(ids):
+    if params.train_sample is not None and params.train_sample < least <= num_rows:
         raise ConfigError(
             f"{factory} needs at least {least} training vectors, and --train-sample allows {params.train_sample}",
             remedy="Ask for fewer lists, or leave --train-sample out.",
         )
     size = max(1, params.train_sample or sample_size(factory))
-    chosen = np.random.default_rng(params.seed).choice(len(ids), size=min(size, len(ids)), replace=False)
     metric = view.snapshot.existing(SpaceEntry, space).metric
-    return train(view.vectors(space, ids[np.sort(chosen)]), factory, params.seed, metric, threads)
+    sample = training_sample(transaction, space, plan.missing, size, params.seed)
+    return train(sample, factory, params.seed, metric, transaction.context.num_workers)

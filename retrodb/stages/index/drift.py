@@ -1,7 +1,7 @@
 """The entry `drift/<space>`: how well the codebook of a space fits the vectors that were added since its training.
 
-`training` has the same figures for the run that trained the codebook, over all vectors of that run. An index run reads the
-parts that it added and the sizes of all lists, never the older vectors.
+`training` has the same figures for the run that trained the codebook, over all vectors of that run. Tasks read the parts that
+the run added and the sizes of all lists, never the older vectors.
 """
 
 from __future__ import annotations
@@ -11,66 +11,91 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrodb.ann.codebook import Codebook, choose_factory, num_lists_of
-from retrodb.ann.drift import Drift, Truth, imbalance, residual, truth_in_part
-from retrodb.ann.part import Part, open_part
+from retrodb.ann.drift import Drift, Truth, imbalance
 from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.entries import Canaries, DriftEntry, DriftFigures, IndexEntry, SpaceEntry
-from retrodb.stages.index.live_parts import PartFiles, parts_of
+from retrodb.format.kinds import path_of
+from retrodb.format.records import FileRecord
+from retrodb.stages.index.drift_task import dump_truth, measure_parts, read_truth, sizes_of_lists
+from retrodb.stages.index.live_parts import MissingRows, PartFiles, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
-from retrodb.store.storage import Storage
-from retrodb.store.verify import VerifiedFiles
+from retrodb.stages.index.vector_sample import VECTORS, VectorsPayload, draw_from, drawn_rows, run_vectors_task
+from retrodb.stages.planned_view import PlannedSnapshot
+from retrodb.stages.transaction import Transaction
 from retrodb.view.view import View
 
 NUM_CANARIES = 64  # 640 neighbours: recall@10 of 0.9 is known within 2 * sqrt(0.9 * 0.1 / 640) = 0.024
 GROWTH_OF_LISTS = 4  # a codebook is too coarse when one trained now would have this many times as many lists
 
 
-def choose_canaries(ids: Int64Array, seed: int) -> Int64Array:
-    """A seeded sample of the ids, ascending."""
-    return np.sort(np.random.default_rng(seed).permutation(ids)[:NUM_CANARIES])
+def choose_canaries(view: View, space: str, missing: Sequence[MissingRows], seed: int) -> Int64Array:
+    """A seeded sample of the chunks of missing rows of a new index, ascending. Reads the row bitmaps of their files."""
+    snapshot, ids = PlannedSnapshot.of(view), [np.empty(0, np.int64)]
+    for file in draw_from(missing, NUM_CANARIES, seed):
+        rows = drawn_rows(view.storage, view.files, snapshot, space, file, seed)
+        ids.append(file.missing.vectors.first_chunk + rows)
+    return np.sort(np.concatenate(ids))
 
 
 def drift_entry(
-    view: View, space: str, codebook: Codebook, records: Sequence[TaskRecord[NoResult]], canaries: Int64Array | None
+    transaction: Transaction,
+    space: str,
+    codebook: Codebook,
+    records: Sequence[TaskRecord[NoResult]],
+    canaries: Int64Array | None,
 ) -> DriftEntry:
-    """The entry after new parts were added to those of `view`.
+    """The entry after new parts were added to those of the transaction's view. Tasks look at the parts.
 
     Args:
         records: records of the tasks that built the new parts.
         canaries: chunk ids for a codebook that was just trained; None keeps the canaries of the codebook in use.
     """
-    is_new = canaries is not None
+    view, is_new = transaction.view, canaries is not None
     old = None if is_new else view.snapshot.entry(DriftEntry, space)
     if canaries is None:
         canaries = np.array(old.canaries.ids if old else (), dtype=np.int64)
-    vectors = view.vectors(space, canaries).astype(np.float32)
-    has_vector: BoolArray = np.asarray(vectors.any(axis=1))  # compaction may have dropped some
-    truth = _without_deleted(view, _read_truth(old, len(canaries)))
-    old_parts = [] if is_new else parts_of(view, space)
-    sizes = sum((np.diff(_part(view, part).offsets_L1) for part in old_parts), np.zeros(codebook.num_lists, np.int64))
+    vectors_file = _vectors_of(transaction, space, canaries) if len(canaries) else None
+    truth = _without_deleted(view, read_truth(old.canaries.nearest if old else (), len(canaries)))
+    new_parts = [PartFiles(_folder(record.files[0]), record.files) for record in records]
+    parts = [*([] if is_new else parts_of(view, space)), *new_parts]
+    sizes = sizes_of_lists(transaction, parts, codebook.num_lists)
     residuals, counts = [old.residual if old else 0.0], [old.added if old else 0]
-    for record in records:
-        part, ids = _new_part(view.storage, record)
-        sizes = sizes + np.diff(part.offsets_L1)
-        residuals.append(residual(part, codebook))
-        counts.append(part.meta.rows)
-        if len(canaries):
-            truth = truth.merged(truth_in_part(vectors, canaries, part, ids))
-    nprobe = _nprobe(view, space, codebook, is_new=is_new)
-    recall = _only(truth, has_vector).recall(vectors[has_vector], codebook, nprobe) if has_vector.any() else None
+    path = path_of("codebooks", name=space, digest=codebook.digest)
+    for measured in measure_parts(transaction, path, new_parts, canaries, vectors_file):
+        residuals += measured.residuals
+        truth = truth.merged(read_truth(measured.nearest, len(canaries)))
+    counts += [part.num_rows for part in new_parts]
+    recall = None
+    if vectors_file is not None:
+        vectors = view.files.array(vectors_file).whole().astype(np.float32)
+        has_vector: BoolArray = np.asarray(vectors.any(axis=1))  # compaction may have dropped some
+        nprobe = _nprobe(view, space, codebook, is_new=is_new)
+        if has_vector.any():
+            recall = _only(truth, has_vector).recall(vectors[has_vector], codebook, nprobe)
     mean = float(np.average(residuals, weights=counts)) if sum(counts) else residuals[0]
     figures = Drift(round(mean, 6), round(imbalance(sizes), 4), None if recall is None else round(recall, 4))
     num_vectors = int(sizes.sum())
     return DriftEntry(
         **vars(figures),
-        nprobe=nprobe,
+        nprobe=_nprobe(view, space, codebook, is_new=is_new),
         vectors=num_vectors,
         added=0 if is_new else sum(counts),
         codebook=codebook.digest,
         training=old.training if old else DriftFigures(**vars(figures), vectors=num_vectors),
-        canaries=Canaries(tuple(canaries.tolist()), _dump_truth(truth)),
+        canaries=Canaries(tuple(canaries.tolist()), dump_truth(truth)),
     )
+
+
+def _vectors_of(transaction: Transaction, space: str, ids: Int64Array) -> FileRecord:
+    """A file of the run with the vectors of some chunks."""
+    payload = VectorsPayload(transaction.run.id, PlannedSnapshot.of(transaction.view), space, tuple(ids.tolist()))
+    [record] = transaction.run_tasks([VECTORS.task(payload)], run_vectors_task, unit="files")
+    return record.files[0]
+
+
+def _folder(file: FileRecord) -> str:
+    return file.path.rpartition("/")[0]
 
 
 def reasons_to_retrain(view: View, space: str) -> list[str]:
@@ -83,7 +108,7 @@ def reasons_to_retrain(view: View, space: str) -> list[str]:
     params, stored = index.params, view.snapshot.existing(SpaceEntry, space)
     if params.factory == "auto":
         better = choose_factory(
-            entry.vectors, stored.dimension, params.memory_bytes, params.bytes_per_vector, stored.metric
+            entry.vectors, stored.dimension, params.search_memory_bytes, params.bytes_per_vector, stored.metric
         )
         if num_lists_of(better) >= GROWTH_OF_LISTS * index.lists and index.factory != better:
             reasons.append(
@@ -102,16 +127,6 @@ def _nprobe(view: View, space: str, codebook: Codebook, *, is_new: bool) -> int:
     return min(point.nprobe if point and point.nprobe else default_nprobe(codebook.num_lists), codebook.num_lists)
 
 
-def _part(view: View, files: PartFiles) -> Part:
-    folders = {view.files.open(record).parent for record in files.records}
-    return open_part(folders.pop())
-
-
-def _new_part(storage: Storage, record: TaskRecord[NoResult]) -> tuple[Part, Int64Array]:
-    file = record.files[0]  # all files of a part cover the same rows
-    return open_part(storage.local(file.path).parent), file.first_chunk + VerifiedFiles(storage).rows(file).present
-
-
 def _without_deleted(view: View, truth: Truth) -> Truth:
     live = view.chunks.is_live(truth.ids_CK.ravel()).reshape(truth.ids_CK.shape)
     return truth.without(~live)
@@ -119,20 +134,3 @@ def _without_deleted(view: View, truth: Truth) -> Truth:
 
 def _only(truth: Truth, canaries: BoolArray) -> Truth:
     return Truth(truth.ids_CK[canaries], truth.distances_CK[canaries], truth.lists_CK[canaries])
-
-
-def _read_truth(entry: DriftEntry | None, num_canaries: int) -> Truth:
-    truth = Truth.empty(num_canaries)
-    for row, neighbours in enumerate(entry.canaries.nearest if entry else ()):
-        for rank, (chunk, list_, distance) in enumerate(neighbours):
-            truth.ids_CK[row, rank], truth.lists_CK[row, rank] = chunk, list_
-            truth.distances_CK[row, rank] = distance
-    return truth
-
-
-def _dump_truth(truth: Truth) -> tuple[tuple[tuple[int, int, float], ...], ...]:
-    """For each canary (chunk, list, distance) of its known neighbours; distances have the fewest digits that round-trip."""
-    rows = zip(truth.ids_CK.tolist(), truth.lists_CK.tolist(), truth.distances_CK, strict=True)
-    return tuple(
-        tuple((id_, list_, float(str(d))) for id_, list_, d in zip(*row, strict=True) if id_ >= 0) for row in rows
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +10,17 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook, load_codebook
 from retrodb.ann.exclusion import ExclusionKeys
-from retrodb.ann.part import open_part
+from retrodb.ann.part import Part, open_part
 from retrodb.ann.rerank import LivePart
-from retrodb.errors import DamagedFileError, MismatchError, MissingStep
+from retrodb.errors import MismatchError, MissingStep
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
+from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet, mask_of
 from retrodb.stages.dedup.clusters import cluster_keys
+from retrodb.store.row_files import rows_digest
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
@@ -58,6 +60,11 @@ def parts_of(view: View, space: str) -> list[PartFiles]:
     return sorted(parts, key=lambda part: (part.span.first_chunk, part.folder))
 
 
+def is_faiss_file(record: FileRecord) -> bool:
+    """Whether a file of a part is what FAISS reads."""
+    return record.path.endswith(f"/{INDEX_FILE}")
+
+
 def open_codebook(view: View, space: str) -> Codebook:
     """The codebook of a space, opened after its digest was compared.
 
@@ -81,20 +88,62 @@ def open_codebook(view: View, space: str) -> Codebook:
     return load_codebook(view.files.open(record).read_bytes())
 
 
-def missing_rows(view: View, space: str, parts: Sequence[PartFiles]) -> list[tuple[FileRecord, RowSet]]:
-    """The files of vectors with embeddable rows that no part holds, each with these rows of its range."""
-    covered = Coverage([part.records[0] for part in parts], view.files)
-    missing = []
+@dataclass(frozen=True)
+class MissingRows:
+    """The embeddable rows of one file of vectors that no part holds: their number and digest say which, see `rows_to_index`."""
+
+    vectors: FileRecord
+    rows: str | None  # digest of their bitmap; None: every row of the file's range
+    num_rows: int
+
+
+def missing_rows(view: View, parts: Coverage, space: str) -> Iterator[MissingRows]:
+    """The rows of every file of vectors that no part holds. Reads row bitmaps, of one file after the other.
+
+    Args:
+        parts: those of the space that count, see `coverage_of`.
+    """
     for record in view.manifest.files("vectors", space):
-        if any((part.span, part.rows) == (record.span, record.rows) for part in covered.overlapping(*record.span)):
-            continue  # one part has all its rows: no need to look at them
-        rows = view.files.rows(record).roaring - covered.covered_rows(*record.span)
-        if not rows:
-            continue
-        mask = mask_of(rows, record.num_chunks) & view.chunks.live_mask(*record.span)  # a file of vectors has keys only
-        if (mask := mask & view.screened_mask(*record.span)).any():
-            missing.append((record, RowSet.from_mask(mask)))
-    return missing
+        if missing := missing_in(view, parts, record):
+            yield missing
+
+
+def missing_in(view: View, parts: Coverage, vectors: FileRecord) -> MissingRows | None:
+    """The rows of one file of vectors that no part holds; None where there are none."""
+    if _has_equal_part(parts, vectors):
+        return None
+    if rows_follow_from_records(view, parts, vectors):
+        return MissingRows(vectors, vectors.rows, vectors.num_rows)
+    rows = rows_to_index(view, parts, vectors)
+    return MissingRows(vectors, rows_digest(rows), len(rows)) if len(rows) else None
+
+
+def rows_follow_from_records(view: View, parts: Coverage, vectors: FileRecord) -> bool:
+    """Whether records alone show that a part has all rows of a file, or that all are missing. Else row bitmaps are read."""
+    if _has_equal_part(parts, vectors):
+        return True
+    is_whole = view.chunks.is_all_live(*vectors.span) and view.is_all_screened(*vectors.span)
+    return is_whole and not parts.overlapping(*vectors.span)
+
+
+def _has_equal_part(parts: Coverage, vectors: FileRecord) -> bool:
+    """Whether one part has all rows of a file."""
+    overlapping = parts.overlapping(*vectors.span)
+    return any((part.span, part.rows) == (vectors.span, vectors.rows) for part in overlapping)
+
+
+def rows_to_index(view: View, parts: Coverage, vectors: FileRecord) -> RowSet:
+    """The live, screened rows of a file of vectors that no part holds."""
+    rows = view.files.rows(vectors).roaring - parts.covered_rows(*vectors.span)
+    rows &= view.chunks.live_rows(*vectors.span)  # a file of vectors has keys only
+    if not view.is_all_screened(*vectors.span):
+        return RowSet.from_mask(mask_of(rows, vectors.num_chunks) & view.screened_mask(*vectors.span))
+    return RowSet.from_rows(rows, vectors.num_chunks)
+
+
+def coverage_of(view: View, parts: Sequence[PartFiles]) -> Coverage:
+    """Parts, found by the ids of their rows."""
+    return Coverage([part.records[0] for part in parts], view.files)
 
 
 def live_parts(
@@ -105,31 +154,43 @@ def live_parts(
     source: str | None = None,
     documents: Int64Array | None = None,
 ) -> list[LivePart]:
-    """Every part with its live rows, and the exclusion keys of the kinds that a search needs.
+    """Every part with its live rows, and the exclusion keys of the kinds that a search needs. Arguments: see `LiveParts`."""
+    return list(LiveParts(view, space, tuple(kinds), source, documents))
 
-    Args:
-        source: restricts the database side to one source.
-        documents: restricts it to the documents that begin at these ids (ascending), as `documents_where` gives them.
-    """
-    parts = []
+
+@dataclass(frozen=True)
+class LiveParts:
+    """The parts of `live_parts`, opened one after the other, each time that they are iterated."""
+
+    view: View
+    space: str
+    kinds: tuple[str, ...] = ()  # of exclusion keys
+    source: str | None = None  # restricts the database side to one source
+    documents: Int64Array | None = (
+        None  # and to the documents that begin at these ids (ascending), as of `documents_where`
+    )
+
+    def __iter__(self) -> Iterator[LivePart]:
+        return _each_live_part(self.view, self.space, self.kinds, self.source, self.documents)
+
+
+def _each_live_part(
+    view: View, space: str, kinds: Sequence[str], source: str | None, documents: Int64Array | None
+) -> Iterator[LivePart]:
     covered_end = 0  # one past the ids of the parts before
     for number, files in enumerate(all_files := parts_of(view, space)):
-        folder = verified_folder(view, files)
         ids = files.span.first_chunk + files.row_set(view.files).present
         overlaps = files.span.first_chunk < covered_end
         before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
         allowed = live_rows(view, files, ids, before) & _chosen(view, ids, source, documents)
         covered_end = max(covered_end, files.span.end)
-        parts.append(
-            LivePart(
-                part=open_part(folder),
-                ids_N=ids,
-                fetch=_VectorReader(view, space, ids),
-                allowed_N=None if allowed.all() else allowed,
-                keys={kind: database_keys(view, kind, ids) for kind in kinds},
-            )
+        yield LivePart(
+            part=open_files(view.files, files),
+            ids_N=ids,
+            fetch=_VectorReader(view, space, ids),
+            allowed_N=None if allowed.all() else allowed,
+            keys={kind: database_keys(view, kind, ids) for kind in kinds},
         )
-    return parts
 
 
 @dataclass(frozen=True)
@@ -177,11 +238,11 @@ def _chosen(view: View, ids: Int64Array, source: str | None, documents: Int64Arr
     return mask
 
 
-def verified_folder(view: View, files: PartFiles) -> Path:
-    """The local folder of a part whose files were all verified."""
-    try:
-        paths = [view.files.open(record) for record in files.records]
-    except DamagedFileError as error:
-        remedy = "Run 'retrodb check --repair', or 'retrodb index --retrain', which rebuilds the index."
-        raise type(error)(error.what, where=error.where, remedy=remedy) from error
-    return paths[0].parent
+def open_files(files: VerifiedFiles, part: PartFiles) -> Part:
+    """An open part of the database, of which every byte is verified before it is read.
+
+    Raises:
+        MissingFileError, DamagedFileError: for its description, the offsets of its lists, and the size and header of its arrays.
+    """
+    by_name = {record.path.rpartition("/")[2]: files.bytes(record) for record in part.records}
+    return open_part(Path(part.folder), by_name)

@@ -19,14 +19,12 @@ import numpy as np
 
 from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
-from retrodb.ann.part import open_part
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Int64Array
-from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import PartFiles, parts_of
+from retrodb.stages.index.live_parts import PartFiles, is_faiss_file, open_files, parts_of
 from retrodb.stages.index.publish_part import publish_part_files
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -108,7 +106,8 @@ def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
         plan={"version": STAGE_VERSION, "space": plan.space, "tasks": [task.id for task in tasks]},
         arguments={"space": plan.space},
     )
-    transaction.add_files(transaction.run_tasks(tasks, run_merge_task))
+    extra_bytes = 2 * max(map(_faiss_bytes, plan.groups))  # the parts, and the part that they become
+    transaction.add_files(transaction.run_tasks(tasks, run_merge_task, extra_bytes=extra_bytes))
     transaction.drop_files(replaced)
     transaction.counts = {"merged": plan.result.num_merged_parts}
     return replace(plan.result, snapshot=transaction.commit().number, dry_run=False)
@@ -116,7 +115,7 @@ def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
 
 def _faiss_bytes(parts: Sequence[PartFiles]) -> int:
     """The size of the FAISS files of parts: a merge loads them all, its other arrays are mapped."""
-    return sum(record.digest.size_bytes for record in files_of(parts) if record.path.endswith(f"/{INDEX_FILE}"))
+    return sum(record.digest.size_bytes for record in files_of(parts) if is_faiss_file(record))
 
 
 def span_of(parts: Sequence[PartFiles]) -> ChunkRange:
@@ -153,14 +152,12 @@ def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: 
         MissingFileError, DamagedFileError: when a file of a part is not what its record says.
     """
     del clock
-    payload = task.payload
-    rows_of_parts, merged = _merged_rows(payload, VerifiedFiles(storage))
+    payload, verified = task.payload, VerifiedFiles(storage)
+    rows_of_parts, merged = _merged_rows(payload, verified)
     if not len(merged):
         return TaskRecord(task.id, counts={"vectors": 0})
     positions: list[Int64Array] = [np.where(rows >= 0, merged.rank(rows), -1) for rows in rows_of_parts]
-    verified = VerifiedFiles(storage)
-    paths = [[verified.open(record) for record in part.records] for part in payload.parts]
-    parts = [open_part(of_part[0].parent) for of_part in paths]
+    parts = [open_files(verified, part) for part in payload.parts]
     build = partial(merge_parts, parts, positions)
     files = publish_part_files(storage, payload.space, task.id, build, payload.span.first_chunk, merged)
     return TaskRecord(task.id, files, counts={"vectors": len(merged)})

@@ -7,6 +7,7 @@ timed and the samples are seeded, so equal inputs give equal points.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,7 +114,7 @@ def default_nprobe(num_lists: int) -> int:
 
 def measure(
     codebook: Codebook,
-    parts: list[LivePart],
+    parts: Iterable[LivePart],
     vectors: AnyArray,
     exclusion: Exclusion,
     k: int,
@@ -123,6 +124,7 @@ def measure(
     """The fewest lists that reach a recall on a sample of queries (Q, D); the most that were measured where none does.
 
     Args:
+        parts: iterated several times.
         target: wanted recall.
         true_ids: exact neighbours of the queries (Q, k); computed here when None.
     """
@@ -139,17 +141,17 @@ def measure(
     return OperatingPoint(point.nprobe, round(point.recall.mean, 4))
 
 
-def lists_of(parts: list[LivePart], ids: Int64Array) -> Int32Array:
+def lists_of(parts: Iterable[LivePart], ids: Int64Array) -> Int32Array:
     """The list that holds each chunk; -1 for -1."""
     lists = np.full(ids.shape, -1, dtype=np.int32)
     for part in parts:
         if len(part.ids_N):
             rows = np.minimum(np.searchsorted(part.ids_N, ids), len(part.ids_N) - 1)
-            lists = np.where(part.ids_N[rows] == ids, part.part.lists_NA[:, 0][rows], lists)
+            lists = np.where(part.ids_N[rows] == ids, part.part.lists_NA[rows, 0], lists)
     return lists
 
 
-def list_sizes(parts: list[LivePart], num_lists: int) -> Int64Array:
+def list_sizes(parts: Iterable[LivePart], num_lists: int) -> Int64Array:
     """(L,) vectors in each list, over all parts."""
     sizes = np.zeros(num_lists, dtype=np.int64)
     for part in parts:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from retrodb.ann.codebook import Codebook, load_codebook
+from retrodb.ann.codebook import Codebook
+from retrodb.ann.part import BLOCK_ROWS
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import AnyArray, Int64Array, map_array
+from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.stages.index.codebook_file import stored_codebook
+from retrodb.stages.index.live_parts import MissingRows, coverage_of, parts_of, rows_to_index
 from retrodb.stages.index.publish_part import publish_part
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.open_storage import open_storage
+from retrodb.store.row_files import rows_digest
 from retrodb.store.storage import Storage
+from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
+from retrodb.view.coverage import Coverage
+from retrodb.view.view import View
 
 STAGE_VERSION = 3
 
@@ -26,49 +35,83 @@ class IndexPayload:
     space: str
     codebook: str  # digest
     vectors: FileRecord
-    rows: RowSet  # rows to index
+    rows: str | None  # digest of the bitmap of the rows to index; None: every row of the file's range
+    is_new: bool  # the index is built again: the parts of the snapshot do not count
 
 
 KIND = TaskKind[IndexPayload, NoResult]("index", STAGE_VERSION, NoResult)
 
 
-def index_task(space: str, codebook: str, vectors: FileRecord, rows: RowSet) -> Task[IndexPayload, NoResult]:
+def index_task(space: str, codebook: str, missing: MissingRows, *, is_new: bool) -> Task[IndexPayload, NoResult]:
     """The task for some rows of a file of vectors."""
-    return KIND.task(IndexPayload(space, codebook, vectors, rows), (), len(rows))
+    return KIND.task(IndexPayload(space, codebook, missing.vectors, missing.rows, is_new), (), missing.num_rows)
+
+
+def part_bytes(dim: int, tasks: Sequence[Task[IndexPayload, NoResult]]) -> int:
+    """What a task holds that depends on the dimension: codes, twice while a part is written, and four blocks of float32."""
+    return dim * (2 * max((task.weight for task in tasks), default=0) + 4 * 4 * BLOCK_ROWS)
 
 
 def run_index_task(
-    storage: Storage, task: Task[IndexPayload, NoResult], clock: str, *, threads: int = 1
+    storage: Storage, task: Task[IndexPayload, NoResult], clock: str, *, snapshot: PlannedSnapshot, threads: int = 1
 ) -> TaskRecord[NoResult]:
     """Build the part of some rows of one file of vectors. The number of threads does not change its bytes.
+
+    Args:
+        snapshot: that was planned on. It is not in the payload, where the digest says which rows these are: after another
+            commit the same task continues.
 
     Raises:
         MissingFileError, DamagedFileError: when the file of vectors is not what its record says.
     """
     del clock
-    payload, rows = task.payload, task.payload.rows
+    payload, record, files = task.payload, task.payload.vectors, VerifiedFiles(storage)
     codebook = _load_codebook(storage.url, path_of("codebooks", name=payload.space, digest=payload.codebook))
-    record, stored = payload.vectors, VerifiedFiles(storage).rows(payload.vectors)
-    vectors = map_array(VerifiedFiles(storage).open(record))
+    rows = planned_rows(storage, files, snapshot, payload.space, record, payload.rows, is_new=payload.is_new)
+    vectors, stored = files.array(record), files.rows(record)
     selected = vectors if rows == stored else _SelectedRows(vectors, stored.rank(rows.present))
-    files = publish_part(storage, payload.space, task.id, selected, codebook, record.first_chunk, rows, threads=threads)
-    return TaskRecord(task.id, files, counts={"vectors": len(rows)})
+    built = publish_part(storage, payload.space, task.id, selected, codebook, record.first_chunk, rows, threads=threads)
+    return TaskRecord(task.id, built, counts={"vectors": len(rows)})
+
+
+def planned_rows(
+    storage: Storage,
+    files: VerifiedFiles,
+    snapshot: PlannedSnapshot,
+    space: str,
+    vectors: FileRecord,
+    digest: str | None,
+    *,
+    is_new: bool,
+) -> RowSet:
+    """The rows of a file of vectors that the planner counted, found again: of whole files the record says them."""
+    if digest == vectors.rows:
+        return files.rows(vectors)
+    view = planned_view(storage, snapshot)
+    rows = rows_to_index(view, coverage_of(view, []) if is_new else _old_parts(view, space), vectors)
+    assert rows_digest(rows) == digest, "the planner found these rows in the same way"
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _old_parts(view: View, space: str) -> Coverage:
+    """The parts of a planned snapshot, listed once per process."""
+    return coverage_of(view, parts_of(view, space))
 
 
 class _SelectedRows:
     """Some rows of a mapped array, read block by block."""
 
-    def __init__(self, array: AnyArray, positions: Int64Array) -> None:
+    def __init__(self, array: VerifiedArray, positions: Int64Array) -> None:
         self._array, self._positions = array, positions
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __getitem__(self, rows: slice[int, int, None] | Int64Array) -> AnyArray:
-        block: AnyArray = self._array[self._positions[rows]]
-        return block
+        return self._array[self._positions[rows]]
 
 
 @lru_cache(maxsize=2)
 def _load_codebook(url: str, path: str) -> Codebook:
-    return load_codebook(open_storage(url).read(path))
+    return stored_codebook(open_storage(url), path)

@@ -12,11 +12,13 @@ from functools import cached_property
 import numpy as np
 
 from retrodb.ann.metric import NO_NEIGHBOUR
-from retrodb.ann.part import Part, open_part
+from retrodb.ann.part import Part
 from retrodb.ann.rerank import LivePart, SearchPart
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, VectorArray
+from retrodb.format.entries import IndexEntry
 from retrodb.format.rows import RowSet
-from retrodb.stages.index.live_parts import PartFiles, live_parts, live_rows, parts_of, verified_folder
+from retrodb.memory import MIB, PROCESS_MEMORY, require_memory, with_caches
+from retrodb.stages.index.live_parts import PartFiles, is_faiss_file, live_parts, live_rows, open_files, parts_of
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
@@ -78,8 +80,14 @@ class StoredPart:
 def search_parts(
     view: View, space: str, *, source: str | None = None, documents: Int64Array | None = None
 ) -> list[SearchPart]:
-    """Every part of a space for a search. With a restriction, the allowed rows are known at once, as in `live_parts`."""
-    if source is not None or documents is not None:
+    """Every part of a space for a search. With a restriction, the allowed rows are known at once, as in `live_parts`.
+
+    Raises:
+        NotEnoughMemory: for a restriction of so many rows, or for fast-scan codes, which FAISS cannot map.
+    """
+    is_restricted = source is not None or documents is not None
+    require_memory("this search", search_bytes(view, space, is_restricted=is_restricted), PROCESS_MEMORY.limit_bytes)
+    if is_restricted:
         return [*live_parts(view, space, source=source, documents=documents)]
     parts: list[SearchPart] = []
     covered_end = 0  # one past the ids of the parts before
@@ -87,9 +95,31 @@ def search_parts(
         overlaps = files.span.first_chunk < covered_end
         before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
         covered_end = max(covered_end, files.span.end)
-        folder = verified_folder(view, files)
-        parts.append(StoredPart(view, space, files, open_part(folder), files.row_set(view.files), before))
+        part = open_files(view.files, files)
+        parts.append(StoredPart(view, space, files, part, files.row_set(view.files), before))
     return parts
+
+
+_SEARCH_MIB = 140  # the library, FAISS and the compiled kernels
+
+
+def search_bytes(view: View, space: str, *, is_restricted: bool) -> int:
+    """Memory of the process of a search, from the records of the parts.
+
+    Fast-scan codes are loaded. A restricted search has an id and a byte of the mask for each row, and about ten int64 arrays of
+    the rows of one part while that is opened.
+    """
+    parts, needed = parts_of(view, space), _SEARCH_MIB * MIB
+    if _FAST_SCAN in view.snapshot.existing(IndexEntry, space).factory:
+        needed += sum(record.digest.size_bytes for part in parts for record in part.records if is_faiss_file(record))
+    if is_restricted:
+        needed += (8 + 1) * sum(part.num_rows for part in parts) + 80 * max(
+            (part.num_rows for part in parts), default=0
+        )
+    return with_caches(needed)
+
+
+_FAST_SCAN = "fs"  # ends the name of such codes in a factory, as in RaBitQfs
 
 
 def num_findable(parts: list[SearchPart]) -> int:

@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
 from retrodb.config import IngestParams
 from retrodb.engine.task import TaskRecord
 from retrodb.format.entries import QueriesEntry, SourceEntry
@@ -22,8 +20,7 @@ from retrodb.stages.ingest.tokenize import TokenizeResult, shard_task
 from retrodb.stages.ingest.upsert import Decisions, StaleDocuments
 from retrodb.stages.transaction import Transaction
 from retrodb.store.chunk_ids import NewShard
-from retrodb.view.chunk_set import ChunkSet
-from retrodb.view.tombstones import Tombstone, tombstone
+from retrodb.view.tombstones import Tombstone
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,25 +60,13 @@ def add_held_out(transaction: Transaction, records: Sequence[TokenizeRecord]) ->
         transaction.set_entry(HELD_OUT_SET, QueriesEntry("ingest --holdout"))
 
 
-def add_stale(transaction: Transaction, query_set: str, stale: StaleDocuments) -> None:
+def add_stale(transaction: Transaction, query_set: str, stale: Sequence[StaleDocuments]) -> None:
     """Delete the documents that the input replaces or no longer has."""
-    if len(stale):
-        tombstones = _tombstones(transaction.view.query_set(query_set), stale)
+    if stale:
+        tombstones = [Tombstone(*item.span, item.reason, active=True, rows=item.rows) for item in stale]
         transaction.add_tombstones(tombstones, query_set=query_set)
         if query_set == HELD_OUT_SET:
             transaction.set_entry(HELD_OUT_SET, QueriesEntry("ingest --holdout"))
-
-
-def _tombstones(chunks: ChunkSet, stale: StaleDocuments) -> list[Tombstone]:
-    """Tombstones over whole documents; over the first row of a document that compaction dropped."""
-    tombstones = []
-    for reason, ids in ((SUPERSEDED, stale.superseded), (REMOVED, stale.missing)):
-        for record, first_rows in chunks.split(ids):
-            layout = chunks.layout(record)
-            exists = layout.document_of(first_rows) >= 0
-            rows = np.union1d(layout.rows_of(first_rows[exists]), first_rows[~exists])
-            tombstones.append(tombstone(*record.span, reason, rows))
-    return tombstones
 
 
 def add_rejects(transaction: Transaction, rejects: pa.Table, source: str) -> None:
@@ -101,7 +86,7 @@ def add_inputs(
     source, former = params.source, transaction.view.manifest.files("inputs", params.source)
     unread = {row["path"] for row in rejects.to_pylist() if row["reason"] in WHOLE_FILE}
     files: list[IngestedFile] = inputs.ingested(unread) if params.limit is None else []
-    if len(decisions.stale) or len(decisions.stale_held_out):
+    if decisions.has_stale:
         transaction.drop_files(former)
         files += inputs.skipped
     elif files and len(former) >= _MAX_INPUTS_FILES:

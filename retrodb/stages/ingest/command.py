@@ -17,7 +17,7 @@ import numpy as np
 from retrodb.config import IngestParams
 from retrodb.engine.run import Run, add_counts
 from retrodb.engine.task import Task
-from retrodb.format.arrays import save_array
+from retrodb.format.arrays import map_array
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import (
@@ -35,7 +35,6 @@ from retrodb.stages.ingest.tokenize import TOKENIZE, TokenizePayload, TokenizeRe
 from retrodb.stages.ingest.upsert import ADDED, HELD_OUT, SUPERSEDES
 from retrodb.stages.transaction import CompleteTransaction, Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.view import SELF
 
@@ -95,7 +94,7 @@ def execute_ingest(context: Context, plan: IngestPlan, *, complete: CompleteTran
 
 def _open(context: Context, plan: IngestPlan, first_pass: FirstPass) -> Transaction:
     decisions = first_pass.decisions
-    touches_held_out = bool(np.any(decisions.outcomes == HELD_OUT)) or len(decisions.stale_held_out) > 0
+    touches_held_out = decisions.num_by_outcome[HELD_OUT] > 0 or bool(decisions.stale_held_out)
     keys = conflict_keys.ingest(plan.params.source, HELD_OUT_SET if touches_held_out else None)
     return Transaction.of_run(context, plan.view, first_pass.run, "ingest", keys, arguments=plan.params)
 
@@ -121,9 +120,8 @@ TokenizeTasks = list[Task[TokenizePayload, TokenizeResult]]
 
 def _tasks(transaction: Transaction, plan: IngestPlan, first_pass: FirstPass) -> tuple[TokenizeTasks, TokenizeTasks]:
     """The tasks for shards of the database, and for files of the held-out query set."""
-    run, outcomes = first_pass.run, first_pass.decisions.outcomes
-    path = path_of("runs", run=run.id, file="outcomes.npy")
-    outcomes_file = publish(run.storage, "runs", path, lambda local: save_array(local, outcomes))
+    run, outcomes_file = first_pass.run, first_pass.decisions.outcomes
+    outcomes = map_array(run.storage.local(outcomes_file.path))
     tasks: dict[str, TokenizeTasks] = {SELF: [], HELD_OUT_SET: []}
     first = 0
     for segment in first_pass.segments:

@@ -1,13 +1,13 @@
 """Looking the records of an input up in the documents that the source already has, one ids file after the other.
 
 An ids file is sorted by key, so a few new keys read a few of its pages. Other files of a shard are read only where a document
-with a new key exists. With `mirror` the whole ids file is compared, because a document may be missing in the input. Few
-files are compared at once, more of them in tasks.
+with a new key exists. With `mirror` the whole ids file is compared, because a document may be missing in the input. Tasks do
+all this: each compares some files, and says which rows of them are to be deleted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,17 +15,23 @@ import numpy as np
 
 from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Run
-from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import BoolArray, Int64Array, map_array, save_array
-from retrodb.format.document_keys import IdArray
+from retrodb.engine.task import Task, TaskKind, TaskRecord
+from retrodb.format.arrays import BoolArray, Int64Array, save_array
 from retrodb.format.entries import QueriesEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
-from retrodb.format.rows import is_in
+from retrodb.format.rows import is_in, serialize_rows
 from retrodb.stages.context import Context
-from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
+from retrodb.stages.ingest.change import REMOVED, SUPERSEDED
 from retrodb.stages.ingest.read_tasks import engine_for
-from retrodb.stages.ingest.upsert import HELD_OUT, SUPERSEDES, Comparison, compare
+from retrodb.stages.ingest.upsert import (
+    HELD_OUT,
+    SUPERSEDES,
+    Comparison,
+    StaleDocuments,
+    compare,
+    last_of_each_position,
+)
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
@@ -49,51 +55,71 @@ class LookUpPayload:
     mirror: bool
 
 
-LOOK_UP = TaskKind[LookUpPayload, NoResult]("look-up", 1, NoResult)
+@dataclass(frozen=True)
+class LookedUp:
+    """What the documents of the ids files of a task mean for the input, and the input for them."""
+
+    outcomes: FileRecord  # (n, 2) as in `Comparison.outcomes`, by ascending position
+    stale: tuple[StaleDocuments, ...]
+
+
+LOOK_UP = TaskKind[LookUpPayload, LookedUp]("look-up", 2, LookedUp)
 
 
 def look_up(
-    context: Context, view: View, run: Run, source: str, candidates: IdArray, query_set: str, *, mirror: bool
-) -> Comparison:
-    """Compare an input with the documents of a source.
+    context: Context, view: View, run: Run, source: str, candidates: FileRecord, query_set: str, *, mirror: bool
+) -> list[LookedUp]:
+    """Compare an input with the documents of a source, in tasks; gives their results by the order of the commits.
 
     Args:
         candidates: (C,) as `upsert.first_of_each_id` gives them.
         query_set: SELF for the database's own documents, or `HELD_OUT_SET`.
         mirror: whether documents that the input does not have are missing.
     """
-    groups = list(groups_of(_ids_files(view, source, query_set), _weight, _GROUP_BYTES))
-    if len(groups) <= 1:  # the planner itself may read so much
-        return Comparison.join([_compare(view, source, query_set, files, candidates, mirror) for files in groups])
-    path = path_of("runs", run=run.id, file="spool/candidates.npy")
-    file = publish(context.storage, "runs", path, lambda local: save_array(local, candidates))
+    snapshot = PlannedSnapshot.of(view)
     tasks = [
         LOOK_UP.task(
-            LookUpPayload(run.id, PlannedSnapshot.of(view), source, query_set, files, file, mirror),
+            LookUpPayload(run.id, snapshot, source, query_set, files, candidates, mirror),
             weight=sum(map(_weight, files)),
         )
-        for files in groups
+        for files in groups_of(_ids_files(view, source, query_set), _weight, _GROUP_BYTES)
     ]
-    records = engine_for(context, tasks).run(run, tasks, run_look_up, context.progress, unit="B")
-    return Comparison.join([_read(context.storage, record) for record in records])
+    records = engine_for(context, tasks).run(run, tasks, run_look_up, context.progress, unit="B") if tasks else []
+    return [record.result for record in records]
 
 
-def run_look_up(storage: Storage, task: Task[LookUpPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """Compare an input with the documents of some ids files; its files are the arrays of a `Comparison`."""
+def run_look_up(storage: Storage, task: Task[LookUpPayload, LookedUp], clock: str) -> TaskRecord[LookedUp]:
+    """Compare an input with the documents of some ids files, of which one at a time is mapped."""
     del clock
     payload = task.payload
     view = planned_view(storage, payload.snapshot)
-    candidates = map_array(view.files.open(payload.candidates))
-    comparison = _compare(view, payload.source, payload.query_set, payload.files, candidates, payload.mirror)
-    files = []
-    for name, array in vars(comparison).items():
-        path = path_of("runs", run=payload.run, file=f"spool/{task.id}.{name}.npy")
-        files.append(publish(storage, "runs", path, partial(save_array, array=array)))
-    return TaskRecord(task.id, tuple(files))
+    chunks, candidates = view.query_set(payload.query_set), view.files.array(payload.candidates).whole()
+    outcomes, stale = [np.empty((0, 2), np.int64)], list[StaleDocuments]()
+    for record in payload.files:
+        comparison = compare(
+            candidates,
+            view.files.array(record),
+            record.first_chunk,
+            partial(_is_current, chunks, record),
+            changed=SUPERSEDES if payload.query_set == SELF else HELD_OUT,
+            mirror=payload.mirror and (payload.query_set == SELF or _source_of(chunks, record) == payload.source),
+        )
+        outcomes.append(comparison.outcomes)
+        stale += _stale(chunks, record, comparison)
+    path = path_of("runs", run=payload.run, file=f"spool/{task.id}.outcomes.npy")
+    file = publish(storage, "runs", path, partial(save_array, array=last_of_each_position(np.concatenate(outcomes))))
+    return TaskRecord(task.id, (file,), LookedUp(file, tuple(stale)))
 
 
-def _read(storage: Storage, record: TaskRecord[NoResult]) -> Comparison:
-    return Comparison(*(map_array(storage.local(file.path)) for file in record.files))
+def _stale(chunks: ChunkSet, record: FileRecord, comparison: Comparison) -> Iterator[StaleDocuments]:
+    """The documents of an ids file to delete, whole; of a document that compaction dropped, its first row."""
+    for reason, ids in ((SUPERSEDED, comparison.superseded), (REMOVED, comparison.missing)):
+        if len(ids):
+            first_rows = np.unique(ids) - record.first_chunk
+            layout = chunks.layout(chunks.file("documents", *record.span))
+            exists = layout.document_of(first_rows) >= 0
+            rows = np.union1d(layout.rows_of(first_rows[exists]), first_rows[~exists])
+            yield StaleDocuments(record.span, reason, len(ids), serialize_rows(rows))
 
 
 def _ids_files(view: View, source: str, query_set: str) -> list[FileRecord]:
@@ -109,26 +135,6 @@ def _ids_files(view: View, source: str, query_set: str) -> list[FileRecord]:
 
 def _weight(record: FileRecord) -> int:
     return max(record.digest.size_bytes, _MIN_FILE_BYTES)
-
-
-def _compare(
-    view: View, source: str, query_set: str, files: Sequence[FileRecord], candidates: IdArray, mirror: bool
-) -> Comparison:
-    """Compare an input with ids files, of which one at a time is mapped."""
-    chunks = view.query_set(query_set)
-    return Comparison.join(
-        [
-            compare(
-                candidates,
-                map_array(view.files.open(record)),
-                record.first_chunk,
-                partial(_is_current, chunks, record),
-                changed=SUPERSEDES if query_set == SELF else HELD_OUT,
-                mirror=mirror and (query_set != HELD_OUT_SET or _source_of(chunks, record) == source),
-            )
-            for record in files
-        ]
-    )
 
 
 def _source_of(held_out: ChunkSet, record: FileRecord) -> str:

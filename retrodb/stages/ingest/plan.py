@@ -12,8 +12,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from retrodb.config import IngestParams
 from retrodb.corpus.document import MISSING_FIELD
 from retrodb.corpus.readers import UNREADABLE_FILE
@@ -21,19 +19,19 @@ from retrodb.corpus.skipped_files import SkippedFiles, add_skipped
 from retrodb.engine.run import Run, open_run
 from retrodb.errors import InputError, TooManyRejects, UsageError
 from retrodb.format.arrays import map_array
-from retrodb.format.document_keys import ID_DTYPE, IdArray
 from retrodb.format.entries import SourceEntry
 from retrodb.format.json_codec import JsonObject, to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.format.schemas import REJECTS
 from retrodb.stages.context import Context
-from retrodb.stages.ingest.change import HELD_OUT_SET
+from retrodb.stages.ingest.candidates import write_candidates, write_outcomes
+from retrodb.stages.ingest.change import HELD_OUT_SET, REMOVED, SUPERSEDED
 from retrodb.stages.ingest.inputs import Inputs, find_inputs, keep_streams, shown_path
 from retrodb.stages.ingest.look_up import look_up
 from retrodb.stages.ingest.read_inputs import CRASHED, STAGE_VERSION, WHOLE_FILE, Segment
 from retrodb.stages.ingest.read_tasks import ReadRecord, read_files
 from retrodb.stages.ingest.remembered import ChangeCounts, refuse_change, resolve_options
-from retrodb.stages.ingest.upsert import ADDED, HELD_OUT, OUTCOMES, Decisions, decide, first_of_each_id
+from retrodb.stages.ingest.upsert import ADDED, HELD_OUT, OUTCOMES, Decisions
 from retrodb.view.purged import purged_keys
 from retrodb.view.view import SELF, View
 
@@ -132,7 +130,7 @@ def plan_ingest(
     records = read_files(context, run, files, params)
     segments = tuple(segment for record in records for segment in record.result.segments)
     rejects = _read_rejects(context, records, files)
-    decisions = _decide(context, view, run, params, _new_entries(context, segments))
+    decisions = _decide(context, view, run, params, segments)
     counts = _count(decisions, rejects)
     skipped = add_skipped(record.result.skipped for record in records)
     if skipped:
@@ -167,22 +165,25 @@ def _identity(view: View, inputs: Inputs, params: IngestParams) -> JsonObject:
     return {"version": STAGE_VERSION, "params": arguments, "files": inputs.plan, "source": source}
 
 
-def _new_entries(context: Context, segments: Sequence[Segment]) -> IdArray:
-    """(R,) the keys of all accepted records, numbered in reading order."""
-    parts = [map_array(context.storage.local(segment.keys.path)) for segment in segments]
-    entries = np.concatenate([np.empty(0, ID_DTYPE), *parts])
-    entries["row"] = np.arange(len(entries))
-    return entries
-
-
-def _decide(context: Context, view: View, run: Run, params: IngestParams, new: IdArray) -> Decisions:
-    """Compare the records of the input (R,) with the documents of the source, in the database and held out."""
-    candidates = first_of_each_id(new)
+def _decide(context: Context, view: View, run: Run, params: IngestParams, segments: Sequence[Segment]) -> Decisions:
+    """Compare the records of the input with the documents of the source, in the database and held out."""
+    candidates = write_candidates(run, segments)
     existing, held_out = (
         look_up(context, view, run, params.source, candidates, query_set, mirror=params.mirror)
         for query_set in (SELF, HELD_OUT_SET)
     )
-    return decide(new, candidates, existing, held_out, params.holdout, purged_keys(view))
+    local = context.storage.local
+    of_candidates = [map_array(local(found.outcomes.path)) for found in (*existing, *held_out)]
+    outcomes, num_by_outcome = write_outcomes(
+        run,
+        sum(segment.num_records for segment in segments),
+        map_array(local(candidates.path)),
+        of_candidates,
+        params.holdout,
+        purged_keys(view),
+    )
+    stale, stale_held_out = (tuple(item for found in both for item in found.stale) for both in (existing, held_out))
+    return Decisions(outcomes, num_by_outcome, stale, stale_held_out)
 
 
 def _read_rejects(context: Context, records: Sequence[ReadRecord], inputs: Inputs) -> pa.Table:
@@ -201,19 +202,23 @@ def _read_rejects(context: Context, records: Sequence[ReadRecord], inputs: Input
 
 
 def _count(decisions: Decisions, rejects: pa.Table) -> dict[str, int]:
-    counts = {name: int((decisions.outcomes == code).sum()) for code, name in enumerate(OUTCOMES)}
+    counts = dict(zip(OUTCOMES, decisions.num_by_outcome, strict=True))
     counts["rejected"] = rejects.num_rows
-    counts["read"] = len(decisions.outcomes) + rejects.num_rows
-    counts["removed"] = len(decisions.stale.missing) + len(decisions.stale_held_out.missing)
+    counts["read"] = sum(decisions.num_by_outcome) + rejects.num_rows
+    counts["removed"] = _num_stale(decisions, REMOVED)
     return counts
 
 
+def _num_stale(decisions: Decisions, reason: str) -> int:
+    stale = (*decisions.stale, *decisions.stale_held_out)
+    return sum(documents.num_documents for documents in stale if documents.reason == reason)
+
+
 def _change_counts(decisions: Decisions, files: Inputs) -> ChangeCounts:
-    stale = (decisions.stale, decisions.stale_held_out)
-    num_new = int(np.isin(decisions.outcomes, (ADDED, HELD_OUT)).sum())
+    num_new = decisions.num_by_outcome[ADDED] + decisions.num_by_outcome[HELD_OUT]
     return ChangeCounts(
-        num_superseded=sum(len(documents.superseded) for documents in stale),
-        num_removed=sum(len(documents.missing) for documents in stale),
+        num_superseded=_num_stale(decisions, SUPERSEDED),
+        num_removed=_num_stale(decisions, REMOVED),
         num_added=num_new if files.num_reread else 0,  # perhaps the same documents again, by other ids
     )
 

@@ -113,9 +113,10 @@ def _run(
 
 
 def engine_for(context: Context, tasks: Sequence[Task[P, R]]) -> Engine:
-    """The context's engine, or one without other processes where starting these takes longer than the work."""
+    """The context's engine, or one with one process where starting these takes longer than the work."""
     small_bytes = max((_SMALL_BYTES.get(task.kind.stage, 0) for task in tasks), default=0)
-    return Engine() if sum(task.weight for task in tasks) < small_bytes else context.engine
+    is_small = sum(task.weight for task in tasks) < small_bytes
+    return context.engine.with_processes(1) if is_small else context.engine
 
 
 def fields_of(params: IngestParams) -> Fields:

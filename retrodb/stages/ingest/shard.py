@@ -24,7 +24,8 @@ from retrodb.format.parquet import ParquetWriter, open_writer, write_table
 from retrodb.format.records import FileRecord
 from retrodb.format.schemas import DOCUMENTS, chunks_schema
 from retrodb.format.settings import Settings
-from retrodb.store.digest import digest_file
+from retrodb.store.block_files import store_blocks
+from retrodb.store.digest import digest_with_blocks
 from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def write_shards(
                 _write_rows(sink, rows.take_chunks(1))
             write_table(local["documents"], rows.documents())
             save_array(local["ids"], rows.ids())
-            files = [_record(kind, paths[kind], local[kind], rows.num_chunks) for kind in SHARD_KINDS]
+            files = [_record(storage, kind, paths[kind], local[kind], rows.num_chunks) for kind in SHARD_KINDS]
         shards.append(WrittenShard(tuple(files), rows.num_chunks, rows.num_documents, rows.num_tokens))
     return shards
 
@@ -95,8 +96,11 @@ def _write_rows(sink: ParquetWriter, table: pa.Table) -> None:
         sink.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
 
-def _record(kind: str, path: str, local: Path, num_chunks: int) -> FileRecord:
-    return FileRecord(kind, "", path, digest_file(local), -1, num_chunks, None, num_chunks)
+def _record(storage: Storage, kind: str, path: str, local: Path, num_chunks: int) -> FileRecord:
+    digest, digests = digest_with_blocks(local)
+    record = FileRecord(kind, "", path, digest, -1, num_chunks, None, num_chunks)
+    store_blocks(storage, record, digests)
+    return record
 
 
 class _Rows:

@@ -6,16 +6,16 @@ H pairs of a candidate and a document with its key. Entries are as in `format/do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.format.arrays import BoolArray, Int64Array
-from retrodb.format.document_keys import IdArray, sort_ids
+from retrodb.format.document_keys import IdArray, SortedEntries, equal_keys, sort_ids
+from retrodb.format.records import ChunkRange, FileRecord
 
 ADDED, SUPERSEDES, UNCHANGED, DUPLICATE, HELD_OUT = 0, 1, 2, 3, 4
 OUTCOMES = ("added", "superseded", "unchanged", "duplicate", "held_out")
@@ -23,7 +23,7 @@ OUTCOMES = ("added", "superseded", "unchanged", "duplicate", "held_out")
 
 OutcomeArray: TypeAlias = NDArray[np.uint8]
 
-_PARTITION_ENTRIES = 1 << 24  # entries sorted at once: bounds the memory of the sort at about 2 GiB
+_BLOCK_CANDIDATES = 1 << 20  # that are decided about at once
 
 
 @dataclass(frozen=True)
@@ -36,55 +36,53 @@ class Comparison:
     superseded: Int64Array  # ids of the first chunks of documents that have another version in the input
     missing: Int64Array  # the same of documents that the input does not have, where the source mirrors the input
 
-    @staticmethod
-    def join(parts: Sequence[Comparison]) -> Comparison:
-        """All of several comparisons, with one outcome for each candidate at most."""
-        outcomes = np.concatenate([np.empty((0, 2), np.int64), *(part.outcomes for part in parts)])
-        last = len(outcomes) - 1 - np.unique(outcomes[::-1, 0], return_index=True)[1]
-        superseded = np.concatenate([_NO_IDS, *(part.superseded for part in parts)])
-        return Comparison(outcomes[last], superseded, np.concatenate([_NO_IDS, *(part.missing for part in parts)]))
+
+def last_of_each_position(outcomes: Int64Array) -> Int64Array:
+    """(m, 2) the last of the outcomes (n, 2) for each candidate, by ascending position."""
+    last = len(outcomes) - 1 - np.unique(outcomes[::-1, 0], return_index=True)[1]
+    return np.asarray(outcomes[last])
 
 
 @dataclass(frozen=True)
 class StaleDocuments:
-    """Existing documents to delete, by the ids of their first chunks, ascending."""
+    """Documents of one ids file to delete, with all their rows."""
 
-    superseded: Int64Array  # the input has another version
-    missing: Int64Array  # the source mirrors the input, which does not have them
-
-    def __len__(self) -> int:
-        return len(self.superseded) + len(self.missing)
+    span: ChunkRange  # of the file
+    reason: str
+    num_documents: int
+    rows: bytes  # bitmap of rows of the range
 
 
 @dataclass(frozen=True)
 class Decisions:
     """What happens to every record, and to the existing documents."""
 
-    outcomes: OutcomeArray  # (R,) codes of `OUTCOMES`
-    stale: StaleDocuments  # chunk ids of the database
-    stale_held_out: StaleDocuments  # rows of the held-out query set
+    outcomes: FileRecord  # (R,) codes of `OUTCOMES`
+    num_by_outcome: tuple[int, ...]  # records with each code
+    stale: tuple[StaleDocuments, ...]  # of the database
+    stale_held_out: tuple[StaleDocuments, ...]  # of the held-out query set
+
+    @property
+    def has_stale(self) -> bool:
+        """Whether an existing document is deleted."""
+        return bool(self.stale or self.stale_held_out)
 
 
 def first_of_each_id(new: IdArray) -> IdArray:
     """(C,) the candidates: the first record of each id, sorted by key.
 
     Args:
-        new: (R,) entries of the input in reading order; `row` is the record's number 0 .. R-1.
+        new: (R,) entries of the input, or all of a range of keys; `row` is the record's number in reading order.
     """
-    parts = []
-    for low, high in _partitions(len(new)):
-        ordered = sort_ids(new[(new["key_hi"] >= low) & (new["key_hi"] <= high)])
-        first = np.ones(len(ordered), dtype=bool)
-        first[1:] = (ordered["key_hi"][1:] != ordered["key_hi"][:-1]) | (
-            ordered["key_lo"][1:] != ordered["key_lo"][:-1]
-        )
-        parts.append(ordered[first])
-    return np.concatenate(parts)
+    ordered = sort_ids(new)
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = (ordered["key_hi"][1:] != ordered["key_hi"][:-1]) | (ordered["key_lo"][1:] != ordered["key_lo"][:-1])
+    return ordered[first]
 
 
 def compare(
     candidates: IdArray,
-    entries: IdArray,
+    entries: SortedEntries,
     first_chunk: int,
     is_current: Callable[[Int64Array], BoolArray],
     *,
@@ -106,10 +104,11 @@ def compare(
     candidate_H, entry_H = equal_keys(candidates, entries)
     if not len(entry_H) and not mirror:  # so is nearly every file of a large source
         return _NO_COMPARISON
-    rows_H = entries["row"][entry_H]
+    entries_H = entries[entry_H]
+    rows_H = entries_H["row"]
     is_current_H = is_current(rows_H) if len(rows_H) else np.empty(0, dtype=bool)
-    is_same = is_current_H & (candidates["hash_hi"][candidate_H] == entries["hash_hi"][entry_H])
-    is_same &= candidates["hash_lo"][candidate_H] == entries["hash_lo"][entry_H]
+    is_same = is_current_H & (candidates["hash_hi"][candidate_H] == entries_H["hash_hi"])
+    is_same &= candidates["hash_lo"][candidate_H] == entries_H["hash_lo"]
     is_changed = is_current_H & ~is_same
     outcomes = [
         np.stack([of_code, np.full(len(of_code), code)], axis=1)
@@ -117,72 +116,43 @@ def compare(
     ]
     missing = _NO_IDS
     if mirror:
-        other_rows = np.delete(entries["row"], entry_H)
+        other_rows = np.delete(entries[np.arange(len(entries))]["row"], entry_H)
         missing = other_rows[is_current(other_rows)] + first_chunk
     return Comparison(np.concatenate(outcomes), rows_H[is_changed] + first_chunk, missing)
 
 
 def decide(
-    new: IdArray,
+    outcomes: OutcomeArray,
     candidates: IdArray,
-    existing: Comparison,
-    held_out: Comparison,
+    existing: Sequence[Int64Array],
     holdout: float,
     purged_keys: IdArray | None = None,
-) -> Decisions:
-    """What an input does.
+) -> tuple[int, ...]:
+    """Decide what an input does, one block of candidates after another; gives the number of records with each outcome.
 
     Args:
-        new: (R,) entries of the input in reading order; `row` is the record's number 0 .. R-1.
-        candidates: (C,) of these, as `first_of_each_id` gives them. The other records are duplicates.
-        existing, held_out: what the documents of the database and the held-out ones mean for the candidates.
+        outcomes: (R,) codes to write, all DUPLICATE before: what the records that are no candidates are.
+        candidates: (C,) as `first_of_each_id` gives them.
+        existing: what existing documents mean for the candidates, as in `Comparison.outcomes`, each by ascending position. Of
+            several for one candidate the last applies.
         holdout: fraction of the new documents to hold out, chosen by their keys.
         purged_keys: sorted keys of documents that are never added. Their records count as unchanged.
     """
-    outcomes_C = np.full(len(candidates), ADDED, dtype=np.uint8)
-    outcomes_C[candidates["key_hi"] < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))] = HELD_OUT
-    for comparison in (existing, held_out):
-        outcomes_C[comparison.outcomes[:, 0]] = comparison.outcomes[:, 1]
-    if purged_keys is not None:
-        outcomes_C[equal_keys(candidates, purged_keys)[0]] = UNCHANGED
-    outcomes = np.full(len(new), DUPLICATE, dtype=np.uint8)
-    outcomes[candidates["row"]] = outcomes_C
-    return Decisions(outcomes, _stale(existing), _stale(held_out))
-
-
-def _stale(comparison: Comparison) -> StaleDocuments:
-    return StaleDocuments(np.sort(comparison.superseded), np.sort(comparison.missing))
-
-
-def _partitions(num_entries: int) -> Iterator[tuple[np.uint64, np.uint64]]:
-    """Inclusive, ascending ranges of the keys' upper halves that together cover them all."""
-    count = num_entries // _PARTITION_ENTRIES + 1
-    edges = [(i << 64) // count for i in range(count + 1)]
-    for low, high in pairwise(edges):
-        yield np.uint64(low), np.uint64(high - 1)
+    counts = np.zeros(len(OUTCOMES), dtype=np.int64)
+    counts[DUPLICATE] = len(outcomes) - len(candidates)
+    for start in range(0, len(candidates), _BLOCK_CANDIDATES):
+        block = np.array(candidates[start : start + _BLOCK_CANDIDATES])
+        codes = np.full(len(block), ADDED, dtype=np.uint8)
+        codes[block["key_hi"] < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))] = HELD_OUT
+        for of_files in existing:
+            first, end = np.searchsorted(of_files[:, 0], [start, start + len(block)])
+            codes[of_files[first:end, 0] - start] = of_files[first:end, 1]
+        if purged_keys is not None:
+            codes[equal_keys(block, purged_keys)[0]] = UNCHANGED
+        outcomes[block["row"]] = codes
+        counts += np.bincount(codes, minlength=len(OUTCOMES))
+    return tuple(counts.tolist())
 
 
 _NO_IDS = np.empty(0, dtype=np.int64)
 _NO_COMPARISON = Comparison(np.empty((0, 2), np.int64), _NO_IDS, _NO_IDS)
-
-
-def equal_keys(first: IdArray, second: IdArray) -> tuple[Int64Array, Int64Array]:
-    """Each (H,) int64: the positions of all pairs of entries with the same key.
-
-    Both arrays are sorted by key. The keys of the shorter one are searched in the longer one, of which only the pages that
-    these binary searches touch are read.
-    """
-    if len(first) > len(second):
-        positions, others = equal_keys(second, first)
-        return others, positions
-    halves, others_halves = np.ascontiguousarray(first["key_hi"]), np.asarray(second["key_hi"])
-    low = np.searchsorted(others_halves, halves)
-    hits = np.flatnonzero(low < len(second))
-    hits = hits[others_halves[low[hits]] == halves[hits]]
-    if not len(hits):
-        return hits, hits
-    counts = np.searchsorted(others_halves, halves[hits], side="right") - low[hits]  # 1, unless keys share this half
-    positions = np.repeat(hits, counts)
-    others = np.repeat(low[hits] - np.cumsum(counts) + counts, counts) + np.arange(len(positions))
-    is_equal = first["key_lo"][positions] == second["key_lo"][others]
-    return positions[is_equal], others[is_equal]

@@ -5,8 +5,8 @@ The neighbours of a row do not depend on its block, so memory limit, threads and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,15 +15,12 @@ from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import RERANK_MARGIN, join_block
 from retrodb.ann.rerank import LivePart
-from retrodb.config import DEFAULT_MEMORY_BYTES
-from retrodb.errors import UsageError
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
+from retrodb.memory import default_memory
+from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.view.view import SELF, View
 
-# Enough for 256 rows and one block of database vectors: 16,384 * 384 dimensions * 4 bytes (float32) = 25 MB.
-LEAST_MEMORY = 64 << 20
-_LEAST_ROWS = 256  # of a block, however little memory the database side leaves
 _ASSIGNED_ROWS = 16_384  # whose nearest lists are computed at once: 25 MB of float32 at 384 dimensions
 _SUPERCLUSTERS = 64  # groups of lists: rows of one group probe mostly lists of this group, 1/64 of all
 
@@ -33,15 +30,8 @@ class JoinHardware:
     """What a join may use. It changes no byte of a table."""
 
     threads: int = 1
-    memory_bytes: int = DEFAULT_MEMORY_BYTES  # limit of the process without mapped files, which the system can drop
+    memory_bytes: int = field(default_factory=default_memory)  # limit of the process, see `retrodb/memory.py`
     device: str = "cpu"  # or a device of PyTorch, for the products
-
-    def __post_init__(self) -> None:
-        if self.memory_bytes < LEAST_MEMORY:
-            raise UsageError(
-                f"a memory limit of {self.memory_bytes:,} bytes is too small for a join",
-                remedy=f"Give a --memory of {LEAST_MEMORY >> 20}MiB or more.",
-            )
 
 
 def chosen_device(device: str) -> str:
@@ -100,7 +90,7 @@ def join_rows(
 
 
 def exact_neighbours(
-    vectors: VectorArray, parts: list[LivePart], metric: Metric, exclusion: Exclusion, k: int, threads: int
+    vectors: VectorArray, parts: Iterable[LivePart], metric: Metric, exclusion: Exclusion, k: int, threads: int
 ) -> tuple[Int64Array, Float32Array]:
     """The exact k nearest rows of parts: ids (Q, k) int64 and distances (Q, k) float32."""
     return exact_topk(vectors, (block for part in parts for block in part.blocks()), k, metric, exclusion, threads)
@@ -141,8 +131,7 @@ def _blocks(
     hardware: JoinHardware,
 ) -> Iterator[Int64Array]:
     """Positions of the rows that are joined together: those of one supercluster of lists, or of neighbouring ones."""
-    free_bytes = hardware.memory_bytes - sum(map(_part_bytes, parts))
-    size = max(_LEAST_ROWS, free_bytes // _query_bytes(codebook.dim, lists.shape[1], width + RERANK_MARGIN))
+    size = _size(rows, lists, parts, codebook, width, hardware).block_rows(hardware.memory_bytes)
     if lists.shape[1] == 0 or size >= len(rows):
         order = np.arange(len(rows))
     else:
@@ -151,23 +140,22 @@ def _blocks(
         yield order[start : start + size]
 
 
-def _part_bytes(part: LivePart) -> int:
-    """Memory of a part without its mapped files: per row an id, a byte of the mask, and its exclusion keys (int64)."""
-    return part.ids_N.nbytes + len(part.ids_N) * (1 + 8 * len(part.keys))
-
-
-def _query_bytes(dim: int, num_lists: int, num_candidates: int) -> int:
-    """Memory that a query row of a block needs in `join_block`.
-
-    Its vector: float16 as read, float32 three times (ordered by home list, for further lists, in the rerank), and a byte per
-    dimension of codes. Its lists: int32 three times (as given, ordered by home list, grouped by list), and again for
-    further lists. Its candidates: an id (int64) and a distance (float32), four times (scan, rerank, result by home list,
-    result).
-    """
-    vector_bytes = (2 + 3 * 4 + 1) * dim
-    list_bytes = 2 * (3 * 4) * num_lists
-    candidate_bytes = 4 * (8 + 4) * num_candidates
-    return vector_bytes + list_bytes + candidate_bytes
+def _size(
+    rows: Int64Array, lists: Int32Array, parts: list[LivePart], codebook: Codebook, width: int, hardware: JoinHardware
+) -> JoinSize:
+    sizes = [len(part.ids_N) for part in parts]
+    return JoinSize(
+        dim=codebook.dim,
+        num_lists=codebook.num_lists,
+        nprobe=lists.shape[1],
+        width=width,
+        num_kinds=max((len(part.keys) for part in parts), default=0),
+        database_rows=sum(sizes),
+        largest_part=max(sizes, default=0),
+        task_rows=len(rows),
+        threads=hardware.threads,
+        on_cpu=hardware.device == "cpu",
+    )
 
 
 def _superclusters(codebook: Codebook) -> Int32Array:

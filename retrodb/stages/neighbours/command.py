@@ -6,31 +6,38 @@ spare neighbours beyond k: after a deletion they take the free positions without
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from retrodb.config import DEFAULT_MEMORY_BYTES, NeighboursParams
+from retrodb.config import NeighboursParams
 from retrodb.engine.run import add_counts
+from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry, TableEntry
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
+from retrodb.stages.index.operating_point import EXACT, OperatingPoint, stored_point
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
+from retrodb.stages.neighbours.compared_tasks import TableInputs, store_compared
+from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
-from retrodb.stages.neighbours.recall_sample import RecallSample
-from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
-from retrodb.stages.neighbours.table_rows import (
-    allowed_ids,
-    publish_compared_sets,
-    query_ids,
-    spans_of,
-    table_dependencies,
+from retrodb.stages.neighbours.recall_sample import (
+    POINT,
+    RECALL,
+    RecallPayload,
+    run_point_task,
+    run_recall_task,
+    sampled_spans,
 )
+from retrodb.stages.neighbours.restriction import Restriction
+from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
+from retrodb.stages.neighbours.table_rows import query_rows, spans_of, table_dependencies
 from retrodb.stages.planned_view import PlannedSnapshot
+from retrodb.stages.planning_tasks import run_planning_tasks
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.view.compared_sets import ComparedSets
 from retrodb.view.view import SELF, View
 
 
@@ -65,7 +72,7 @@ class NeighboursPlan:
     previous: TableEntry | None  # entry of an older table of the same name
     is_current: bool  # the older table was computed from the same inputs
     spans: list[ChunkRange]  # one for each task
-    sample: RecallSample
+    inputs: TableInputs
     hardware: JoinHardware
     result: NeighboursResult  # that a dry run prints
 
@@ -77,27 +84,27 @@ def run_neighbours(
     queries: str = SELF,
     space: str | None = None,
     table: str | None = None,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
     device: str = "auto",
     dry_run: bool = False,
 ) -> NeighboursResult:
     """Compute a whole neighbour table.
 
     Args:
-        memory_bytes, device: memory limit and device of the join. They change no byte of the table, with one exception:
-            another device can choose differently among candidates with tied codes, before the exact distances decide.
+        device: device of the join. It changes no byte of the table, with one exception: another device can choose differently
+            among candidates with tied codes, before the exact distances decide.
 
     Raises:
         MissingStep: when the space or the query set is not embedded, or the space is not indexed.
         UsageError: for invalid parameters, an unknown query set or device, or too little memory.
         ConflictError: when the table or the space changed since the plan.
     """
-    hardware = JoinHardware(context.num_workers, memory_bytes, chosen_device(device))
-    plan = plan_neighbours(context.view(), params, hardware, queries=queries, space=space, table=table)
+    hardware = JoinHardware(context.num_workers, context.memory_limit, chosen_device(device))
+    plan = plan_neighbours(context, context.view(), params, hardware, queries=queries, space=space, table=table)
     return plan.result if dry_run else execute_neighbours(context, plan)
 
 
 def plan_neighbours(
+    context: Context,
     view: View,
     params: NeighboursParams,
     hardware: JoinHardware,
@@ -108,23 +115,27 @@ def plan_neighbours(
 ) -> NeighboursPlan:
     """Check the inputs of a table and choose how many lists each row reads. Raises as `run_neighbours`.
 
-    Where no operating point is stored, it is measured here: an exact search for a sample of rows.
+    Where no operating point is stored, a task measures it: an exact search for a sample of rows.
     """
     name = space or view.snapshot.default_space
     table = table or (queries if space is None else f"{queries}-{space}")
     _check(params, table)
     view.query_set(queries)  # raises when there is none
-    codebook = open_codebook(view, name)
+    open_codebook(view, name)  # raises where the index is not of this space
+    Restriction.of(view, params.where, params.sample, params.seed)  # raises for an invalid condition
     refuse_missing(view, queries, name)
     spans = spans_of(view, queries)
+    size = JoinSize.of(view, name, params, spans, 0, hardware.threads, hardware.device)
+    size.check(hardware.memory_bytes)
     previous = view.snapshot.entry(TableEntry, table)
     entry = TableEntry(
         queries=queries, space=name, state=live_state(view), dependencies=table_dependencies(view, queries, name, params),
         **vars(params), nprobe=0, num_rows=0, num_short=0, recall_expected=params.recall, snapshot=view.snapshot.number,
     )  # fmt: skip
     unchanged = previous if previous is not None and previous.is_of_same_origin(entry) else None
-    sample = RecallSample(view, queries, name, params, spans, hardware.threads)
-    point = sample.choose_point(codebook, unchanged)
+    inputs = TableInputs(PlannedSnapshot.of(view), table, queries, name, params)
+    point = _choose_point(context, view, inputs, unchanged, hardware.threads)
+    size.with_nprobe(point.nprobe).check(hardware.memory_bytes)
     entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall)
     index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(
@@ -132,7 +143,7 @@ def plan_neighbours(
         table=table,
         query_set=queries,
         space=name,
-        num_rows=sum(len(query_ids(view, queries, name, span)) for span in spans),
+        num_rows=sum(len(query_rows(view, queries, name, span)) for span in spans),
         k=params.k,
         spare_neighbours=params.spare_neighbours,
         num_short=0,
@@ -143,7 +154,28 @@ def plan_neighbours(
         codes_recall=index.codes_recall if index else None,
     )
     is_current = unchanged is not None and unchanged.nprobe == point.nprobe
-    return NeighboursPlan(view, table, params, entry, previous, is_current, spans, sample, hardware, result)
+    return NeighboursPlan(view, table, params, entry, previous, is_current, spans, inputs, hardware, result)
+
+
+def _choose_point(
+    context: Context, view: View, inputs: TableInputs, unchanged: TableEntry | None, threads: int
+) -> OperatingPoint:
+    """How many lists each row of the table reads: the stored point of the whole space, else what a sample needs.
+
+    Args:
+        unchanged: the table's entry if it was computed from the same inputs: its measured point is used again.
+    """
+    params = inputs.params
+    if params.exact or view.snapshot.existing(IndexEntry, inputs.space).lists == 1:
+        return EXACT
+    is_whole = params.where is None and params.sample >= 1
+    if is_whole and (stored := stored_point(view, inputs.space, params.recall)):
+        return stored
+    if unchanged:
+        return OperatingPoint(unchanged.nprobe, unchanged.recall_expected)
+    function = partial(run_point_task, threads=threads)
+    [point] = run_planning_tasks(context, "neighbours-point", [POINT.task(inputs)], function, unit="samples")
+    return point
 
 
 def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResult:
@@ -169,17 +201,24 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
     # One process: its threads keep all cores busy, and the database side is in memory once.
     records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
     transaction.add_files(records)
-    files = list(transaction.files)
-    reached = 1.0 if entry.nprobe == 0 else plan.sample.recall_of(context.storage, files)
-    compared = ComparedSets.of(
-        allowed_ids(plan.sample.parts), (file.first_chunk + plan.view.files.rows(file).present for file in files)
-    )
-    transaction.files.append(publish_compared_sets(context.storage, table, transaction.run.id, compared))
+    reached = 1.0 if entry.nprobe == 0 else _recall_of(transaction, plan, records)
+    store_compared(transaction, plan.inputs)
     transaction.drop_files(_replaced_files(plan))
     counts = transaction.counts = {"rows": 0, "short": 0, **add_counts(records)}
     entry = replace(entry, num_rows=counts["rows"], num_short=counts["short"], recall_reached=reached)
     transaction.set_entry(table, entry)
     return _result(plan, entry, transaction.commit().number)
+
+
+def _recall_of(transaction: Transaction, plan: NeighboursPlan, records: Sequence[TaskRecord[NoResult]]) -> float:
+    """The recall of the new table on a sample of its rows, measured in a task."""
+    files = tuple(file for number in sampled_spans(len(records)) for file in records[number].files)
+    task, function = (
+        RECALL.task(RecallPayload(plan.inputs, files)),
+        partial(run_recall_task, threads=plan.hardware.threads),
+    )
+    [record] = transaction.run_tasks([task], function, unit="samples")
+    return record.result.recall
 
 
 def _result(plan: NeighboursPlan, entry: TableEntry, snapshot: int) -> NeighboursResult:

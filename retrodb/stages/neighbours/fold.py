@@ -12,32 +12,32 @@ The answers of the table do not change, and neither does the work of a later rep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import TableEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import ChunkRange, FileRecord
+from retrodb.stages.neighbours.compared_tasks import publish_compared
 from retrodb.stages.neighbours.repair_task import list_bounds
-from retrodb.stages.neighbours.table_rows import publish_compared_sets, publish_rows, spans_of
+from retrodb.stages.neighbours.table_rows import publish_rows, spans_of
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.transaction import Transaction
 from retrodb.store.conflict_keys import RESTORE, ConflictKeys
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
-from retrodb.view.compared_sets import ComparedSets, ids_of
+from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedRange, ComparedSets
 from retrodb.view.edits import Edit, Edits
 from retrodb.view.neighbour_table import NeighbourTable, live_first
 from retrodb.view.view import View
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,10 @@ def plan_fold(view: View, table: str) -> FoldPlan | None:
         return None
     snapshot = PlannedSnapshot.of(view)
     tasks = [KIND.task(FoldPayload(snapshot, table, span), weight=span.num_chunks) for span in spans]
-    compared_ids = ids_of(ComparedSets.read(view, table).database)
-    num_lost = len(compared_ids) - int(view.chunks.is_live(compared_ids).sum())
+    compared = ComparedSets.read(view, table)
+    num_lost = sum(
+        len(compared.rows(DATABASE, *span) - view.chunks.live_rows(*span)) for span in compared.ranges(DATABASE)
+    )
     kinds = ("neighbours", "joined", "edits")
     entry = neighbour_table.entry
     return FoldPlan(
@@ -98,17 +100,28 @@ def plan_fold(view: View, table: str) -> FoldPlan | None:
 
 
 def _names_deleted(view: View, table: NeighbourTable) -> bool:
-    rows, queries = table.all_rows(), view.query_set(table.query_set)
-    if not queries.is_live(rows).all():
+    """Whether a table names a deleted chunk or row. The rows of one range at a time are in memory."""
+    compared, chunks_of = ComparedSets.read(view, table.name), _sides(table)
+    for side, chunks in chunks_of.items():
+        if any(compared.rows(side, *span) - chunks.live_rows(*span) for span in compared.ranges(side)):
+            return True
+    edited = np.array([edit.chunk for edit in table.edits.all], dtype=np.int64)
+    if not view.chunks.is_live(edited).all():
         return True
-    edited = [edit.chunk for edit in table.edits.all]
-    ids = np.concatenate([np.unique(table.stored(rows)[0]), np.array(edited, dtype=np.int64)])
-    compared = ComparedSets.read(view, table.name)
-    return not (
-        view.chunks.is_live(ids[ids >= 0]).all()
-        and view.chunks.is_live(ids_of(compared.database)).all()
-        and queries.is_live(ids_of(compared.queries)).all()
-    )
+    return any(_names_deleted_in(table, span) for span in table.spans())
+
+
+def _names_deleted_in(table: NeighbourTable, span: ChunkRange) -> bool:
+    rows = table.all_rows_in(*span)
+    if not _sides(table)[QUERIES].is_live(rows).all():
+        return True
+    ids = np.unique(table.stored(rows)[0])
+    return not table.view.chunks.is_live(ids[ids >= 0]).all()
+
+
+def _sides(table: NeighbourTable) -> dict[str, ChunkSet]:
+    """The chunks of both sides of a table."""
+    return {DATABASE: table.view.chunks, QUERIES: table.view.query_set(table.query_set)}
 
 
 def run_fold_task(storage: Storage, task: Task[FoldPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
@@ -133,9 +146,7 @@ def _fold_sets(storage: Storage, table: NeighbourTable, task: str) -> list[FileR
     view, queries = table.view, table.view.query_set(table.query_set)
     files = []
     if view.manifest.files("joined", table.name):
-        compared = ComparedSets.read(view, table.name)
-        live_chunks, live_rows = _live(view.chunks, ids_of(compared.database)), _live(queries, ids_of(compared.queries))
-        files.append(publish_compared_sets(storage, table.name, task, ComparedSets.of([live_chunks], [live_rows])))
+        files.append(publish_compared(storage, table.name, task, _live_ranges(table)))
     edits = [edit for edit in table.edits.all if _is_about_live(edit, view.chunks, queries)]
     if edits:
         write = partial(write_table, table=Edits(edits).to_table())
@@ -143,8 +154,13 @@ def _fold_sets(storage: Storage, table: NeighbourTable, task: str) -> list[FileR
     return files
 
 
-def _live(chunks: ChunkSet, ids: Int64Array) -> Int64Array:
-    return ids[chunks.is_live(ids)]
+def _live_ranges(table: NeighbourTable) -> Iterator[ComparedRange]:
+    """What the rows were compared with and what is live, range by range."""
+    compared = ComparedSets.read(table.view, table.name)
+    for side, chunks in _sides(table).items():
+        for span in compared.ranges(side):
+            if live := compared.rows(side, *span) & chunks.live_rows(*span):
+                yield ComparedRange.of(side, span, live)
 
 
 def _is_about_live(edit: Edit, chunks: ChunkSet, queries: ChunkSet) -> bool:

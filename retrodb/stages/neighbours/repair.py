@@ -17,19 +17,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from retrodb.config import DEFAULT_MEMORY_BYTES
 from retrodb.engine.run import add_counts
-from retrodb.format.entries import TableDependencies, TableEntry
+from retrodb.format.entries import IndexEntry, TableDependencies, TableEntry
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
-from retrodb.stages.neighbours.repair_state import RepairState
+from retrodb.stages.neighbours.compared_tasks import TableInputs, count_compared, store_compared
+from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
-from retrodb.stages.neighbours.table_rows import publish_compared_sets, spans_of, table_dependencies
+from retrodb.stages.neighbours.table_rows import spans_of, table_dependencies
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
+from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
 _NEW_CHUNKS_PER_ROW = 4  # whose lists are found in the time that computing a row takes; an exact search needs no lists
@@ -55,7 +56,9 @@ class TableRepairResult:
 class TableRepairPlan:
     """The repair of one table."""
 
-    state: RepairState
+    view: View
+    inputs: TableInputs
+    entry: TableEntry  # of the table now
     dependencies: TableDependencies  # of the table after the repair
     hardware: JoinHardware  # its device is as asked for
     rebuild: NeighboursPlan | None  # of the whole table, where no row or too few can be kept
@@ -67,80 +70,96 @@ def run_repair_neighbours(
     context: Context,
     *,
     table: str | None = None,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
     device: str = "auto",
     dry_run: bool = False,
 ) -> list[TableRepairResult]:
     """Repair one table, or all, with one commit for each that has something to repair. A dry run compares no vectors.
 
     Args:
-        memory_bytes, device: memory limit and device of the join of recomputed rows, as in `run_neighbours`.
+        device: device of the join of recomputed rows, as in `run_neighbours`.
 
     Raises:
         MissingStep: when there is no such table, or chunks are not embedded or indexed.
         UsageError: for too little memory, or, when there is something to join, an unknown device.
         ConflictError: when the table or its space changed since the plan.
     """
-    hardware = JoinHardware(context.num_workers, memory_bytes, device)
+    hardware = JoinHardware(context.num_workers, context.memory_limit, device)
     results = []
     for name in [table] if table else context.view().snapshot.names(TableEntry):
-        plan = plan_repair_neighbours(context.view(), name, hardware)
+        plan = plan_repair_neighbours(context, context.view(), name, hardware)
         results.append(plan.result if dry_run else execute_repair_neighbours(context, plan))
     return results
 
 
-def plan_repair_neighbours(view: View, table: str, hardware: JoinHardware) -> TableRepairPlan:
-    """Find what a table was not compared with. Raises MissingStep as `run_repair_neighbours`.
+def plan_repair_neighbours(context: Context, view: View, table: str, hardware: JoinHardware) -> TableRepairPlan:
+    """Find how much a table was not compared with, in tasks. Raises MissingStep as `run_repair_neighbours`.
 
     Where the table has to be recomputed, its operating point is chosen here, as in `plan_neighbours`.
     """
-    state = RepairState.of(view, table)
-    entry, before, after = state.table.entry, state.before, state.after
+    _check_memory(view, table, hardware)
+    entry = NeighbourTable(view, table).entry
     refuse_missing(view, entry.queries, entry.space)
-    dependencies = table_dependencies(view, entry.queries, entry.space, state.params)
-    new_chunks, lost_chunks = after.database - before.database, before.database - after.database
-    new_rows, lost_rows = after.queries - before.queries, before.queries - after.queries
-    num_known = len(after.queries) - len(new_rows)
+    inputs = TableInputs(PlannedSnapshot.of(view), table, entry.queries, entry.space, entry.params)
+    dependencies = table_dependencies(view, entry.queries, entry.space, entry.params)
+    chunks, rows = count_compared(context, view, inputs)
     is_reusable = entry.dependencies is not None and dependencies.is_reusable(entry.dependencies)
-    if not is_reusable or (entry.nprobe and num_known * _NEW_CHUNKS_PER_ROW < len(new_chunks)):
-        return _plan_rebuild(state, dependencies, hardware)
-    num_lost = len(lost_chunks) + entry.lost_chunks
+    num_known = rows.num_now - rows.num_new
+    if not is_reusable or (entry.nprobe and num_known * _NEW_CHUNKS_PER_ROW < chunks.num_new):
+        return _plan_rebuild(context, view, inputs, dependencies, hardware, num_chunks=chunks.num_now)
+    num_lost = chunks.num_lost + entry.lost_chunks
     result = TableRepairResult(
         snapshot=view.snapshot.number,
         table=table,
-        num_rows=len(after.queries),
-        num_new_rows=len(new_rows),
-        num_new_chunks=len(new_chunks),
+        num_rows=rows.num_now,
+        num_new_rows=rows.num_new,
+        num_new_chunks=chunks.num_new,
         num_lost_chunks=num_lost,
         num_recomputed=0,
         num_improved=0,
         num_short=entry.num_short,
         dry_run=True,
     )
-    is_current = not (new_chunks or num_lost or new_rows or lost_rows)
-    return TableRepairPlan(state, dependencies, hardware, None, is_current, result)
+    is_current = not (chunks.num_new or num_lost or rows.num_new or rows.num_lost)
+    return TableRepairPlan(view, inputs, entry, dependencies, hardware, None, is_current, result)
 
 
-def _plan_rebuild(state: RepairState, dependencies: TableDependencies, hardware: JoinHardware) -> TableRepairPlan:
+def _check_memory(view: View, table: str, hardware: JoinHardware) -> None:
+    """Raises NotEnoughMemory when the join of the table's rows does not fit into the limit."""
+    entry = view.snapshot.entry(TableEntry, table)
+    if entry is not None and view.snapshot.entry(IndexEntry, entry.space) is not None:
+        spans = spans_of(view, entry.queries)
+        size = JoinSize.of(view, entry.space, entry.params, spans, entry.nprobe, hardware.threads, hardware.device)
+        size.check(hardware.memory_bytes)
+
+
+def _plan_rebuild(
+    context: Context,
+    view: View,
+    inputs: TableInputs,
+    dependencies: TableDependencies,
+    hardware: JoinHardware,
+    *,
+    num_chunks: int,
+) -> TableRepairPlan:
     """The plan for a table of which no row can be kept, or too few."""
-    table, entry = state.table, state.table.entry
     rebuild = plan_neighbours(
-        state.view, state.params, hardware, queries=table.query_set, space=entry.space, table=table.name
+        context, view, inputs.params, hardware, queries=inputs.queries, space=inputs.space, table=inputs.table
     )
     num_rows = rebuild.result.num_rows
     result = TableRepairResult(
-        snapshot=state.view.snapshot.number,
-        table=table.name,
+        snapshot=view.snapshot.number,
+        table=inputs.table,
         num_rows=num_rows,
         num_new_rows=num_rows,
-        num_new_chunks=len(state.after.database),
+        num_new_chunks=num_chunks,
         num_lost_chunks=0,
         num_recomputed=0,
         num_improved=0,
         num_short=0,
         dry_run=True,
     )
-    return TableRepairPlan(state, dependencies, hardware, rebuild, False, result)
+    entry = view.snapshot.existing(TableEntry, inputs.table)
+    return TableRepairPlan(view, inputs, entry, dependencies, hardware, rebuild, False, result)
 
 
 def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableRepairResult:
@@ -151,14 +170,14 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
     hardware = replace(plan.hardware, device=chosen_device(plan.hardware.device))
     if plan.rebuild is not None:
         return _recompute(context, plan, replace(plan.rebuild, hardware=hardware))
-    view, table, entry = plan.state.view, plan.state.table.name, plan.state.table.entry
-    inputs = live_state(view)
+    view, table, entry = plan.view, plan.inputs.table, plan.entry
+    state = live_state(view)
     transaction = Transaction.open(
         context,
         view,
         "repair",
         conflict_keys.neighbours(table, entry.space),
-        plan={"version": STAGE_VERSION, "table": table, "previous": entry, "state": inputs},
+        plan={"version": STAGE_VERSION, "table": table, "previous": entry, "state": state},
         arguments={"table": table},
     )
     payloads = [RepairPayload(PlannedSnapshot.of(view), table, span) for span in spans_of(view, entry.queries)]
@@ -167,7 +186,7 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
     # One process, as for a whole table: inputs that the tasks share are read once, and new chunks assigned to lists once.
     records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
     transaction.add_files(records)
-    transaction.files.append(publish_compared_sets(context.storage, table, transaction.run.id, plan.state.after))
+    store_compared(transaction, plan.inputs)
     transaction.drop_files(view.manifest.files("joined", table))
     counts = transaction.counts = {"rows": 0, "computed": 0, "improved": 0, "short": 0} | add_counts(records)
     repaired = replace(
@@ -175,7 +194,7 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         num_rows=counts["rows"],
         num_short=counts["short"],
         dependencies=plan.dependencies,
-        state=inputs,
+        state=state,
         snapshot=view.snapshot.number,
         lost_chunks=0,
     )

@@ -1,4 +1,4 @@
-"""A neighbour table, what its rows were compared with, and what they should be compared with now."""
+"""A neighbour table, what its rows were compared with, and the database side that they should be compared with now."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from retrodb.ann.exact import Block
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import NewRows
 from retrodb.config import NeighboursParams
+from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.records import ChunkRange
+from retrodb.format.rows import is_in
 from retrodb.stages.index.live_parts import open_codebook
 from retrodb.stages.neighbours.block_join import lists_of_rows
 from retrodb.stages.neighbours.table_inputs import database_side
-from retrodb.stages.neighbours.table_rows import allowed_ids, query_ids, spans_of
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
-from retrodb.view.compared_sets import ComparedSets, ids_of
+from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedSets
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import SELF, View
 
@@ -32,25 +34,21 @@ class RepairState:
     params: NeighboursParams
     parts: list[LivePart]  # the database side now
     before: ComparedSets  # that the rows of the table were compared with
-    after: ComparedSets  # that rows computed now are compared with
 
     @staticmethod
     def of(view: View, name: str) -> RepairState:
         """The state of a table as of a snapshot. Raises MissingStep when there is no such table."""
         table = NeighbourTable(view, name)
-        queries, space = table.query_set, table.entry.space
         params = table.entry.params
-        parts = database_side(view, space, params)
-        rows = (query_ids(view, queries, space, span) for span in spans_of(view, queries))
-        after = ComparedSets.of(allowed_ids(parts), rows)
-        return RepairState(view, table, params, parts, ComparedSets.read(view, name), after)
+        parts = database_side(view, table.entry.space, params)
+        return RepairState(view, table, params, parts, ComparedSets.read(view, name))
 
     @cached_property
     def new_chunks(self) -> Block:
         """The chunks that the rows were not compared with."""
-        new_ids, blocks = ids_of(self.after.database - self.before.database), []
+        blocks = []
         for part in self.parts:
-            is_new = np.isin(part.ids_N, new_ids, assume_unique=True)
+            is_new = ~self._was_compared(part.ids_N)
             rows = np.flatnonzero(is_new if part.allowed_N is None else is_new & part.allowed_N)
             keys = {kind: key[rows] for kind, key in part.keys.items()}
             blocks.append(Block(part.ids_N[rows], part.fetch(rows), None, keys))
@@ -59,6 +57,17 @@ class RepairState:
         kinds = self.params.exclude if blocks else ()
         keys = {kind: np.concatenate([block.keys[kind] for block in blocks]) for kind in kinds}
         return Block(ids, vectors, None, keys)
+
+    def _was_compared(self, ids_N: Int64Array) -> BoolArray:
+        """(N,) bool: which of some ascending chunks the rows were compared with."""
+        if not len(ids_N):
+            return np.zeros(0, dtype=bool)
+        first, count = int(ids_N[0]), int(ids_N[-1] - ids_N[0]) + 1
+        return is_in(self.before.rows(DATABASE, first, count), ids_N - first, count)
+
+    def known_rows(self, rows: Int64Array, span: ChunkRange) -> BoolArray:
+        """(Q,) bool: which rows of a range of the query set the table has computed."""
+        return is_in(self.before.rows(QUERIES, *span), rows - span.first_chunk, span.num_chunks)
 
     @cached_property
     def codebook(self) -> Codebook:

@@ -23,10 +23,9 @@ from retrodb.format.records import ChunkRange
 from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
 from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
-from retrodb.stages.neighbours.table_rows import allowed_ids, publish_rows
+from retrodb.stages.neighbours.table_rows import allowed_ids, publish_rows, query_ids
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.storage import Storage
-from retrodb.view.compared_sets import within
 
 STAGE_VERSION = 1
 _ONE_THREAD = JoinHardware()
@@ -61,8 +60,8 @@ def run_repair_task(
     del clock
     span = task.payload.span
     state = planned_state(storage, task.payload.snapshot, task.payload.table)
-    rows = within(state.after.queries, *span)
-    is_known = np.isin(rows, within(state.before.queries, *span), assume_unique=True)
+    rows = query_ids(state.view, state.table.query_set, state.table.entry.space, span)
+    is_known = state.known_rows(rows, span)
     ids, distances = state.table.stored(rows)
     is_changed, is_improved = np.zeros((2, len(rows)), dtype=bool)
     known = np.flatnonzero(is_known)

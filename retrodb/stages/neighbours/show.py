@@ -49,7 +49,7 @@ class ShownRow:
 
     table: str
     k: int
-    num_short: int  # rows of the table with fewer than k neighbours
+    num_short: int  # rows of the table that had fewer than k neighbours when it was computed or last repaired
     row: ShownChunk
     neighbours: tuple[ShownNeighbour, ...]
     bans: tuple[int, ...]  # chunks that were banned from this row
@@ -92,7 +92,7 @@ def show_row(view: View, row: int, table: str | None = None) -> ShownRow:
     ]
     bans = tuple(edit.chunk for edit in edits if edit.action == BAN)
     [chunk] = _chunks(queries, rows)
-    num_short = neighbour_table.num_short()
+    num_short = neighbour_table.entry.num_short
     return ShownRow(neighbour_table.name, neighbour_table.k, num_short, chunk, tuple(neighbours), bans)
 
 

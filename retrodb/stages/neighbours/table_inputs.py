@@ -10,7 +10,14 @@ from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Int64Array
-from retrodb.stages.index.live_parts import database_keys, live_parts, missing_rows, open_codebook, parts_of
+from retrodb.stages.index.live_parts import (
+    LiveParts,
+    coverage_of,
+    database_keys,
+    missing_rows,
+    open_codebook,
+    parts_of,
+)
 from retrodb.stages.neighbours.block_join import JoinHardware, join_rows
 from retrodb.stages.neighbours.restriction import chosen_documents
 from retrodb.stages.queries.sequence_keys import sequence_documents
@@ -24,7 +31,7 @@ def refuse_missing(view: View, queries: str, space: str) -> None:
         raise MissingStep(
             f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first."
         )
-    if missing_rows(view, space, parts_of(view, space)):
+    if any(missing_rows(view, coverage_of(view, parts_of(view, space)), space)):
         raise MissingStep(f"space '{space}' has vectors that are not indexed", remedy="Run 'retrodb index' first.")
 
 
@@ -37,8 +44,13 @@ def live_state(view: View) -> str:
 
 def database_side(view: View, space: str, params: NeighboursParams) -> list[LivePart]:
     """The chunks that can be neighbours in a table with these parameters, with the exclusion keys that it needs."""
+    return list(each_part(view, space, params))
+
+
+def each_part(view: View, space: str, params: NeighboursParams) -> LiveParts:
+    """The parts of `database_side`, of which one at a time is in memory."""
     documents = chosen_documents(view, params.where, params.sample, params.seed)
-    return live_parts(view, space, kinds=params.exclude, documents=documents)
+    return LiveParts(view, space, params.exclude, documents=documents)
 
 
 def exclusion_of(view: View, queries: str, params: NeighboursParams, rows: Int64Array) -> Exclusion:

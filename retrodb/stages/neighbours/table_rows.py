@@ -17,10 +17,11 @@ from retrodb.format.rows import RowSet
 from retrodb.format.schemas import neighbours_schema
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
-from retrodb.view.compared_sets import ComparedSets
 from retrodb.view.view import SELF, View
 
 if TYPE_CHECKING:
+    from pyroaring import BitMap
+
     from retrodb.ann.rerank import LivePart
     from retrodb.format.arrays import Float32Array, Int64Array
 
@@ -36,10 +37,15 @@ def spans_of(view: View, queries: str) -> list[ChunkRange]:
     ]
 
 
+def query_rows(view: View, queries: str, space: str, span: ChunkRange) -> BitMap:
+    """The live rows of a range of a query set that have a vector, relative to its start. Reads row bitmaps, and no chunk."""
+    return view.query_vectors(queries, space).covered_rows(*span) & view.query_set(queries).live_rows(*span)
+
+
 def query_ids(view: View, queries: str, space: str, span: ChunkRange) -> Int64Array:
-    """The live rows of a range of a query set that have a vector."""
-    mask = view.query_set(queries).key_mask(*span) & view.query_vectors(queries, space).covered_mask(*span)
-    return span.first_chunk + np.flatnonzero(mask)
+    """`query_rows` as ids, ascending."""
+    rows = np.frombuffer(query_rows(view, queries, space, span).to_array(), dtype=np.uint32)
+    return span.first_chunk + rows.astype(np.int64)
 
 
 def table_dependencies(view: View, queries: str, space: str, params: NeighboursParams) -> TableDependencies:
@@ -88,9 +94,3 @@ def publish_rows(
     mask[rows - span.first_chunk] = True
     path, row_set = path_of("neighbours", name=table, task=task), RowSet.from_mask(mask)
     return publish(storage, "neighbours", path, write, name=table, first_chunk=span.first_chunk, rows=row_set)
-
-
-def publish_compared_sets(storage: Storage, table: str, task: str, compared: ComparedSets) -> FileRecord:
-    """Publish what the rows of a table were compared with."""
-    write = partial(write_table, table=compared.to_table())
-    return publish(storage, "joined", path_of("joined", name=table, task=task), write, name=table)

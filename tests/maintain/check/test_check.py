@@ -18,7 +18,7 @@ from retrodb.engine.local import LocalEngine
 from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.arrays import save_array
 from retrodb.format.records import OP_DROP_FILE, DropRecord
-from retrodb.maintain.check import command, read_task
+from retrodb.maintain.check import read_task
 from retrodb.maintain.check.command import run_check
 from retrodb.stages.context import Context
 from retrodb.store import conflict_keys
@@ -230,7 +230,7 @@ def test_tasks_in_processes_find_what_one_process_finds_in_its_order(
     files = view.storage.list("")
     expected = run_check(context, view, read_data=True)
     assert len(expected.damaged) > 3
-    monkeypatch.setattr(read_task, "_TASK_FILES", 2)
+    monkeypatch.setattr(read_task, "_MIN_FILE_BYTES", read_task._TASK_BYTES // 2)
     assert run_check(context, view, read_data=True) == expected
     assert run_check(replace(context, engine=LocalEngine(2)), view, read_data=True) == expected
     assert view.storage.list("") == files, "a check leaves nothing in the database"
@@ -242,10 +242,9 @@ def test_parts_of_a_check_read_every_file_once_in_turn(db: Database) -> None:
     sizes = {record.path: record.digest.size_bytes for record in records}
     compare = read_task.compare_bytes
     with pytest.MonkeyPatch.context() as patch:
-        for module in (read_task, command):
-            patch.setattr(
-                module, "compare_bytes", lambda storage, record: read.append(record.path) or compare(storage, record)
-            )
+        patch.setattr(
+            read_task, "compare_bytes", lambda storage, record: read.append(record.path) or compare(storage, record)
+        )
         while len(read) < len(records):
             before = len(read)
             result = run_check(context, view, read_data=True, subset=0.25)

@@ -17,15 +17,13 @@ from hypothesis import strategies as st
 from made_documents import made_text, write_documents
 
 from retrodb.database import Database
-from retrodb.format.kinds import path_of
+from retrodb.engine.run import open_run
 from retrodb.maintain.compact.command import run_compact
 from retrodb.maintain.compact.policy import ShardState, choose_compactions
+from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.commit import Change, commit
-from retrodb.store.digest import identity
-from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
-from retrodb.view.tombstones import tombstone, write_tombstones
+from retrodb.view.tombstones import tombstone
 from retrodb.view.view import SELF
 
 Make = Callable[..., Database]
@@ -130,11 +128,10 @@ def test_a_document_with_some_deleted_chunks_keeps_the_others(make_database: Mak
     layout = view.chunks.layout(view.chunks.ranges[0])
     document = int(np.argmax(layout.num_chunks))
     row = int(layout.first_row[document])
-    tombstones = [tombstone(first, count, "leak:x", np.array([row]))]
-    path = path_of("tombstones", task=identity("some"))
-    file = publish(view.storage, "tombstones", path, lambda local: write_tombstones(local, tombstones))
-    clock = "2026-01-01T00:00:00+00:00"
-    commit(view.storage, view.snapshot, Change("some", "dedup", {}, clock, conflict_keys.filtering(), files=[file]))
+    run = open_run(view.storage, "dedup", {"chunk": row})
+    transaction = Transaction.of_run(database._context, view, run, "dedup", conflict_keys.filtering())
+    transaction.add_tombstones([tombstone(first, count, "leak:x", np.array([row]))])
+    transaction.commit()
     before = answers(database)
     result = database.compact(min_deleted=0)
     assert (result.num_dropped_chunks, result.num_dropped_documents) == (1, 0)

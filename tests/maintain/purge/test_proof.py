@@ -17,6 +17,7 @@ from retrodb.database import Database
 from retrodb.dedup.shingles import shingle_sets
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.run import Run, open_run
+from retrodb.errors import DamagedFileError
 from retrodb.format.arrays import save_array
 from retrodb.format.parquet import write_table
 from retrodb.maintain.purge import proof, search_task
@@ -62,7 +63,7 @@ def purged(make: Make, tmp_path: Path) -> tuple[Database, Traces]:
     database.embed()
     database.index()
     view = database.view()
-    traces = traces_of(view, SELF, find_targets(view, [GONE]).first_chunks(SELF))
+    traces = traces_of(view, SELF, find_targets(database._context, view, [GONE]).first_chunks(SELF))
     assert database.purge([GONE]).is_clean
     return database, traces
 
@@ -163,11 +164,36 @@ def test_a_file_that_could_not_be_read_is_read_again(
         assert "chunks/planted.parquet" in read_paths
 
 
+def test_the_newest_search_of_a_file_counts(
+    make_database: Make, tmp_path: Path, read_paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, traces = purged(make_database, tmp_path)
+    read_paths.clear()
+    search(database, traces)
+    scan, [victim] = TraceScanner.scan, [path for path in read_paths if path.startswith("chunks/")][:1]
+
+    def fails(self: TraceScanner, path: str, local: Path) -> None:
+        if path == victim:
+            raise DamagedFileError("the disk cannot read it", where=path)
+        scan(self, path, local)
+
+    for _ in range(2):  # whichever order the records have
+        with monkeypatch.context() as patch:
+            patch.setattr(TraceScanner, "scan", fails)
+            assert [trace.path for trace in search(database, traces, read_all=True).remaining] == [victim]
+        read_paths.clear()
+        assert search(database, traces).remaining == ()
+        assert read_paths == [victim]
+        read_paths.clear()
+        assert search(database, traces).remaining == ()
+        assert read_paths == []
+
+
 def test_an_interrupted_search_continues_where_it_ended(
     make_database: Make, tmp_path: Path, read_paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, traces = purged(make_database, tmp_path)
-    monkeypatch.setattr(proof, "_TASK_FILES", 3)
+    monkeypatch.setattr(proof, "_MIN_FILE_BYTES", proof._TASK_BYTES // 3)
     scan = TraceScanner.scan
 
     def stopped(self: TraceScanner, path: str, local: Path) -> None:
@@ -213,7 +239,7 @@ def test_workers_find_what_one_process_finds(
     database, traces = purged(make_database, tmp_path)
     save_array(Path(database.path) / "tokens" / "planted.npy", _tokens_of(database, TEXT)[None, 70:110])
     alone = search(database, traces, read_all=True)
-    monkeypatch.setattr(proof, "_TASK_FILES", 25)
+    monkeypatch.setattr(proof, "_MIN_FILE_BYTES", proof._TASK_BYTES // 25)
     assert search(database, traces, read_all=True, workers=2) == alone
     assert [trace.path for trace in alone.remaining] == ["tokens/planted.npy"]
 
@@ -245,8 +271,8 @@ def test_files_that_changed_last_are_searched_last() -> None:
     run = Run(LocalStorage("unused"), "run", "purge", "")
     stamps = {path: f"1:{inode}:{size}:7:{changed_ns}" for path, inode, size, changed_ns in FILES}
     tasks = proof._tasks(run, "traces", stamps, 0)
-    assert [task.payload.paths for task in tasks] == [("old.npy", "large.npy"), ("new.npy", "newest.json")]
-    assert [task.weight for task in tasks] == [(65 << 20) + 10, 30]
+    assert [task.payload.paths for task in tasks] == [("old.npy",), ("large.npy",), ("new.npy", "newest.json")]
+    assert [task.weight for task in tasks] == [10, 65 << 20, 30]
 
 
 FILES = [("large.npy", 1, 65 << 20, 20), ("newest.json", 2, 10, 40), ("new.npy", 3, 20, 30), ("old.npy", 4, 10, 10)]

@@ -95,7 +95,7 @@ def test_a_copy_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path
     database = built(make_database, tmp_path)
     before = Path(shutil.copytree(database.path, tmp_path / "before"))
     view = database.view()
-    targets = find_targets(view, [GONE])
+    targets = find_targets(database._context, view, [GONE])
     content = traces_of(view, SELF, targets.first_chunks(SELF))
     ids = Traces.of({"id": [string_values(targets.id_strings)], "key": [targets.keys["key_hi"]]})
     traces = Traces.from_arrays([content.to_array(), ids.to_array()])
@@ -128,7 +128,7 @@ def test_codes_that_only_an_index_file_contains_are_found(factory: str, make_dat
     database.embed()
     assert database.index(factory=factory).factory == factory
     view = database.view()
-    targets = find_targets(view, [GONE])
+    targets = find_targets(database._context, view, [GONE])
     traces = traces_of(view, SELF, targets.first_chunks(SELF))
     [record] = [r for r in view.manifest.files("parts") if r.path.endswith("/index.faiss")]
     before = (Path(database.path) / record.path).read_bytes()

@@ -87,7 +87,7 @@ def test_an_id_in_metadata_is_reported(name: str, make_database: Make) -> None:
     metadata = [orjson.dumps({"answers": {"from": ["elsewhere", name]}}).decode(), "{}"]
     write_table(path, pa.table({"metadata": metadata}))
     view = database.view()
-    ids = find_targets(view, [PURGED]).id_strings
+    ids = find_targets(database._context, view, [PURGED]).id_strings
     traces = Traces.of({"id": [string_values(ids)]})
     run = open_run(view.storage, "purge", {"names": "some"})
     store_traces(view.storage, run.id, traces)

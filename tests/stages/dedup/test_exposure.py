@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from made_documents import made_text, write_documents
 
+import retrodb
 from retrodb.database import Database
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.records import ChunkRange
+from retrodb.stages.dedup import exposure
 from retrodb.stages.dedup.exposure import _spans
+from retrodb.store.collection import is_ours
 from retrodb.view.neighbour_table import NeighbourTable
 
 from .test_dedup import grams
@@ -141,8 +144,47 @@ def test_rows_are_compared_by_shard_of_the_query_set(
     assert [row.row for row in result.exposed] == sorted(row.row for row in result.exposed)
     assert all(whole[row.sample] == row.row for row in result.exposed)
     assert [row.is_seen for row in result.exposed] == [row.sample < len(whole) // 2 for row in result.exposed]
-    assert (sum(sizes), len(sizes)) == (result.num_rows, num_shards)
+    assert (sum(sizes), len(sizes)) == (2 * result.num_rows, 2 * num_shards), (
+        "once to know the chunks, once for the rows"
+    )
     assert result.num_rows == len(whole)
+
+
+@pytest.mark.parametrize("as_of_deletion", [False, True])
+def test_neither_workers_nor_the_size_of_tasks_change_what_is_exposed(
+    trained: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_of_deletion: bool
+) -> None:
+    if as_of_deletion:
+        trained.filter(doc_ids=["3"], reason="bad")
+    whole = trained.exposure("exam", table="training", consumed_samples=3)
+    assert whole.exposed
+    for name in ("_TASK_ROWS", "_MIN_SPAN_ROWS", "_TASK_IDS"):
+        monkeypatch.setattr(exposure, name, 1)
+    monkeypatch.setattr(exposure, "_SMALL_ROWS", 0)
+    several = retrodb.open(trained.path, workers=2)
+    for database in (trained, several):
+        assert database.exposure("exam", table="training", consumed_samples=3) == whole
+        assert database.exposure("exam") == trained.exposure("exam")
+    assert not [path for path in trained.view().storage.list("runs") if "exposure" in path]
+
+
+def test_a_killed_exposure_continues_and_leaves_nothing(trained: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained.exposure("exam")
+    before = trained.view().storage.list("runs")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exposure, "run_exposed_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained.exposure("exam")
+        assert trained.view().storage.list("runs") != before
+        assert all(map(is_ours, trained.view().storage.list("runs"))), "garbage collection knows its files"
+    with monkeypatch.context() as patch:
+        patch.setattr(exposure, "run_match", killed)
+        assert trained.exposure("exam") == whole, "what was compared is not compared again"
+    assert trained.view().storage.list("runs") == before
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,13 @@ class Counting(Engine):
         self.executed: list[str] = []
 
     def execute(
-        self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, isolated: bool = False
+        self,
+        run: Run,
+        tasks: Sequence[Task[P, R]],
+        function: TaskFunction[P, R],
+        *,
+        isolated: bool = False,
+        extra_bytes: int = 0,
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
         for task, record in super().execute(run, tasks, function, isolated=isolated):
             if self.left == 0:

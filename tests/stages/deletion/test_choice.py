@@ -102,7 +102,7 @@ def test_the_sample_is_distributed_over_all_documents(database: Database) -> Non
 def test_other_processes_give_the_same_bytes(
     make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNKS_OF_ONE_PROCESS", 0)
+    monkeypatch.setattr("retrodb.stages.context._CHUNKS_OF_ONE_PROCESS", 0)
     for name in ("shard", "tokenize"):
         monkeypatch.setattr(f"retrodb.stages.ingest.{name}.MAX_SHARD_CHUNKS", 8)
     digests = []
@@ -137,7 +137,7 @@ def test_a_condition_is_planned_without_any_document(database: Database, monkeyp
     assert len(view.shards) > 8
     forbid_rows(monkeypatch)
     before = len(storage.operations)
-    planned = plan_choice(view, Choice("text like '%xbadx%'", source="made"), "filter")
+    planned = plan_choice(context._context, view, Choice("text like '%xbadx%'", source="made"), "filter")
     assert len(planned.payloads) == view.shards.source.count("made")
     read = [path for _, path in storage.operations[before:]]
     assert not [path for path in read if path.startswith(("documents", "chunks", "ids", "tokens"))]
@@ -182,25 +182,26 @@ def test_names_are_looked_up_by_their_keys(database: Database, monkeypatch: pyte
     view = database.view()
     unknown = Choice(doc_ids=["no such document", DocumentName("d0", "more")])
     forbid_rows(monkeypatch)
-    planned = plan_choice(view, unknown, "filter")
+    planned = plan_choice(database._context, view, unknown, "filter")
     assert planned.payloads == ()
     assert len(planned.unknown_names) == 2
 
 
-def test_short_and_long_lists_of_names_find_the_same(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    doc_ids = [f"d{n}" for n in range(15)]
-    found = []
-    for passes in (0, 1 << 40):
-        monkeypatch.setattr("retrodb.view.named._PASSES_OF_SEARCH", passes)
-        found.append(plan_choice(database.view(), Choice(doc_ids=doc_ids), "filter"))
-    assert found[0] == found[1]
-    named = [deserialize_rows(payload.named) for payload in found[0].payloads if payload.named]
+def test_short_and_long_lists_of_names_find_the_same(database: Database) -> None:
+    doc_ids, unknown = [f"d{n}" for n in range(15)], [f"no document {n}" for n in range(1000)]
+    short, long = (
+        plan_choice(database._context, database.view(), Choice(doc_ids=names), "filter")
+        for names in (doc_ids, [*unknown, *doc_ids])
+    )
+    assert short.payloads == long.payloads
+    assert (short.unknown_names, long.unknown_names) == ((), tuple(unknown))
+    named = [deserialize_rows(payload.named) for payload in short.payloads if payload.named]
     assert sum(map(len, named)) == len(doc_ids) + 2  # two have an older version
 
 
 def test_only_shards_of_the_named_documents_get_a_task(database: Database) -> None:
     view = database.view()
-    planned = plan_choice(view, Choice(doc_ids=[DocumentName("d47", "other")]), "filter")
+    planned = plan_choice(database._context, view, Choice(doc_ids=[DocumentName("d47", "other")]), "filter")
     [payload] = planned.payloads
     [document] = [d for d in view.chunks.documents(np.arange(*_bounds(view, payload))) if d and d["doc_id"] == "d47"][
         :1

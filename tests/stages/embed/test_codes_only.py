@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 from made_documents import made_text, write_documents
 
+import retrodb
 from retrodb.database import Database
 from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry
+from retrodb.stages.embed import pending, text_sample
 from retrodb.stages.embed import task as embed_task
+from retrodb.store.collection import is_ours
 
 Make = Callable[..., Database]
 
@@ -92,3 +96,33 @@ def test_an_interrupted_run_ends_in_the_same_files(make_database: Make, monkeypa
         for db in (whole, torn)
     ]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("keep_vectors", [True, False])
+def test_a_space_does_not_depend_on_workers_or_on_the_size_of_tasks(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_vectors: bool
+) -> None:
+    database = make_database({})
+    for name in ("a", "b", "c"):
+        documents = {f"{name}{i}": made_text(f"{name}{i % 3}", 200 + 7 * i) for i in range(4)}
+        database.ingest([write_documents(tmp_path / f"{name}.jsonl", documents)], source=name)
+    database.filter(doc_ids=["a1", "c2"], reason="bad")
+    files = []
+    for number, workers in enumerate((1, 3, 1)):
+        if number == 2:
+            monkeypatch.setattr(text_sample, "_TASK_ROWS", 1)
+            monkeypatch.setattr(pending, "_GROUP_CHUNKS", 1)
+        copy = tmp_path / str(number)
+        shutil.copytree(database.path, copy)
+        retrodb.open(copy, workers=workers).embed(space="codes", encoder="hashing:16", keep_vectors=keep_vectors)
+        view = retrodb.open(copy).view()
+        assert all(map(is_ours, view.storage.list("runs"))), "garbage collection knows the files of runs"
+        kinds = ("codebooks", "parts", "vectors")
+        files.append({(r.first_chunk, r.digest, r.rows) for k in kinds for r in view.manifest.files(k)})
+        if not keep_vectors:
+            ids = np.load(next(copy.glob("runs/*/reuse/sample-ids.npy")))
+            assert ids.tolist() == sorted(set(ids.tolist()))
+            assert not list(copy.glob("runs/*/sample-texts/*")), "a purge must find no text in the folder of a run"
+            assert view.embeddable_mask(0, view.chunks.end)[ids].all()
+    assert files[0] == files[1] == files[2]
+    assert len(files[0]) >= 3

@@ -15,7 +15,8 @@ from retrodb.errors import UsageError
 from retrodb.format.entries import QueriesEntry
 from retrodb.stages.context import Context
 from retrodb.stages.embed import pending
-from retrodb.stages.embed.pending import find_pending_rows
+from retrodb.stages.embed.pending import find_pending_rows, rows_of
+from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.view import SELF
 
@@ -85,10 +86,13 @@ def expected_rows(database: Database) -> dict[tuple[str, int], list[int]]:
 
 def planned_rows(database: Database) -> dict[tuple[str, int], list[int]]:
     context = Context(database.view().storage)
-    return {
-        (part.query_set, part.chunks.first_chunk): part.rows.present.tolist()
-        for part in find_pending_rows(context, context.view(), "default")
-    }
+    view = context.view()
+    snapshot, rows = PlannedSnapshot.of(view), {}
+    for part in find_pending_rows(context, view, "default"):
+        of_part = rows_of(context.storage, snapshot, "default", part)
+        assert len(of_part) == part.num_rows
+        rows[part.query_set, part.chunks.first_chunk] = of_part.present.tolist()
+    return rows
 
 
 @pytest.mark.parametrize("seed", range(6))

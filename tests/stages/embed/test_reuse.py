@@ -21,6 +21,7 @@ from retrodb.format.arrays import save_array
 from retrodb.format.document_keys import HASH_DTYPE
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
+from retrodb.stages.context import Context
 from retrodb.stages.embed import reuse, reuse_tasks
 from retrodb.stages.embed.embed_plan import EmbedPlan
 from retrodb.stages.embed.pending import PendingRows
@@ -41,6 +42,7 @@ class Tasks:
 
     def __init__(self, storage: LocalStorage) -> None:
         self.run = Run(storage, "0" * 32, "embed", "")
+        self.context = Context(storage)
 
     def run_tasks(self, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], **_: object) -> list[TaskRecord[R]]:
         return Engine().run(self.run, tasks, function, Progress())
@@ -73,12 +75,17 @@ def test_each_row_gets_the_first_vector_of_its_text(
         monkeypatch.setattr(reuse_tasks, "_FILTER_ROWS", 0)
     rng, storage = np.random.default_rng(seed), LocalStorage(tmp_path)
     all_hashes = made_hashes(rng, NUM_SHARDS * SHARD_ROWS)
-    files, hashes, pending, sample = made_shards(rng, storage, all_hashes)
+    files, hashes, pending_rows, sample = made_shards(rng, storage, all_hashes)
+    pending = [PendingRows(SELF, file, file, str(n), len(rows)) for n, (file, rows) in enumerate(pending_rows)]
+    monkeypatch.setattr(reuse_tasks, "rows_of", lambda _, __, ___, part: pending_rows[int(part.rows)][1])
     stored = VerifiedFiles(storage)
     chunks = SimpleNamespace(
         end=len(all_hashes), overlapping=lambda kind, *span: Coverage(hashes, stored).overlapping(*span)
     )
-    view = SimpleNamespace(chunks=chunks, coverage=lambda kind, space: SimpleNamespace(records=files))
+    snapshot = SimpleNamespace(number=1, transaction="")
+    view = SimpleNamespace(
+        chunks=chunks, snapshot=snapshot, coverage=lambda kind, space: SimpleNamespace(records=files)
+    )
     plan = cast(EmbedPlan, SimpleNamespace(view=view, space="s", pending=pending))
     reusable = reuse.find_reusable(cast(Transaction, Tasks(storage)), plan, [sample])
     # By brute force: the number and position of the first row with each text.
@@ -87,17 +94,17 @@ def test_each_row_gets_the_first_vector_of_its_text(
     for number, ids in enumerate(old_ids):
         for position, text in enumerate(all_hashes[ids].tolist()):
             first.setdefault(text, (number, position))
-    for number, part in enumerate(pending):
+    for number, (file, rows) in enumerate(pending_rows):
         arrays, origins = read_origins(storage, cast(ReusableVectors, reusable), number)
-        places = {int(row): (int(arrays[file][position, 0]), int(position)) for row, file, position in origins}
-        texts = all_hashes[part.ids].tolist()
+        places = {int(row): (int(arrays[number_of][at, 0]), int(at)) for row, number_of, at in origins}
+        texts = all_hashes[file.first_chunk + rows.present].tolist()
         assert places == {row: first[text] for row, text in enumerate(texts) if text in first}
         assert origins[:, 1].tolist() == sorted(origins[:, 1].tolist())
 
 
 def made_shards(
     rng: np.random.Generator, storage: LocalStorage, all_hashes: NDArray[np.bytes_]
-) -> tuple[list[FileRecord], list[FileRecord], list[PendingRows], VectorFile]:
+) -> tuple[list[FileRecord], list[FileRecord], list[tuple[FileRecord, RowSet]], VectorFile]:
     """Files of vectors of the first shards, whose values are the number of the file; pending rows of all; a sample."""
     files, hashes, pending = [], [], []
     for shard in range(NUM_SHARDS):
@@ -108,7 +115,7 @@ def made_shards(
             rows = random_rows(rng)
             vectors = np.full((len(rows), 2), shard, dtype=np.float16)
             files.append(put(storage, f"runs/vectors{shard}.npy", vectors, first, rows))
-        pending.append(PendingRows(SELF, hashes[-1], hashes[-1], random_rows(rng)))
+        pending.append((hashes[-1], random_rows(rng)))
     ids = np.sort(rng.permutation(len(all_hashes))[:7])
     ids_file = put(storage, "runs/ids.npy", ids, -1, RowSet.all(0))
     sample = put(storage, "runs/sample.npy", np.full((7, 2), len(files), np.float16), -1, RowSet.all(7))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from made_documents import made_text, write_documents
 
+import retrodb
 from retrodb.database import Database
 from retrodb.errors import ConfigError, MissingStep, UsageError
-from retrodb.format.entries import IndexEntry
+from retrodb.format.entries import DriftEntry, IndexEntry
+from retrodb.store.collection import is_ours
 
 Make = Callable[..., Database]
 
@@ -118,3 +121,54 @@ def test_deleted_chunks_are_indexed_only_after_they_are_undeleted(embedded: Data
     assert "3" in doc_ids
     ids, _ = embedded.search_arrays(embedded.view().vectors("default", np.array([0])).astype(np.float32), 500)
     assert len(set(ids[ids >= 0].tolist())) == (ids >= 0).sum()
+
+
+def test_an_index_does_not_depend_on_workers_and_trains_on_the_rows_that_it_adds(
+    make_database: Make, tmp_path: Path
+) -> None:
+    database = make_database({})
+    for name in ("a", "b", "c"):
+        documents = {f"{name}{i}": made_text(f"{name}{i}", 1500 + 500 * (name == "b")) for i in range(4)}
+        database.ingest([write_documents(tmp_path / f"{name}.jsonl", documents)], source=name)
+    database.embed()
+    database.filter(doc_ids=["a1", "c2"], reason="bad")
+    entries = []
+    for workers in (1, 3):
+        shutil.copytree(database.path, tmp_path / str(workers))
+        copy = retrodb.open(tmp_path / str(workers), workers=workers)
+        assert copy.index(factory="IVF4,SQ8", train_sample=180).num_parts == 3
+        entries.append(copy.view().snapshot.existing(DriftEntry, "default"))
+    assert entries[0] == entries[1]
+    assert all(map(is_ours, retrodb.open(tmp_path / "1").view().storage.list("runs")))
+    first, second = (
+        {(r.path, r.digest, r.rows) for kind in ("parts", "codebooks") for r in view.manifest.files(kind)}
+        for view in (retrodb.open(tmp_path / str(workers)).view() for workers in (1, 3))
+    )
+    assert first == second
+    view = retrodb.open(tmp_path / "1").view()
+    canaries = np.array(entries[0].canaries.ids)
+    assert len(np.unique(canaries)) == 64
+    assert view.chunks.is_live(canaries).all()
+    samples = [np.load(path) for path in (tmp_path / "1" / "runs").glob("*/sample/*.npy")]
+    [training] = [sample for sample in samples if len(sample) != len(canaries)]
+    assert training.shape == (180, 32)
+    live = np.flatnonzero(view.embeddable_mask(0, view.chunks.end))
+    vectors = {vector.tobytes() for vector in view.vectors("default", live)}
+    assert {vector.tobytes() for vector in training} <= vectors
+
+
+def test_the_sample_of_a_run_is_the_same_in_tasks_of_one_file(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database({})
+    for name in ("a", "b", "c"):
+        database.ingest([write_documents(tmp_path / f"{name}.jsonl", {name: made_text(name, 4000)})], source=name)
+    database.embed()
+    database.index(factory="IVF4,SQ8", train_sample=160)
+    codebook = database.view().snapshot.existing(IndexEntry, "default").codebook
+    for name in ("vector_sample._TASK_ROWS", "drift_task._MEASURED_ROWS", "drift_task._SIZES_BYTES"):
+        monkeypatch.setattr(f"retrodb.stages.index.{name}", 1)
+    drift = database.view().snapshot.existing(DriftEntry, "default")
+    database.index(retrain=True, factory="IVF4,SQ8", train_sample=160)
+    assert database.view().snapshot.existing(IndexEntry, "default").codebook == codebook
+    assert database.view().snapshot.existing(DriftEntry, "default") == drift

@@ -18,9 +18,11 @@ from retrodb.database import Database
 from retrodb.errors import ConflictError, RetroDBError
 from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import live_parts, missing_rows, parts_of
+from retrodb.stages.index.live_parts import coverage_of, live_parts, missing_rows, parts_of
 from retrodb.stages.index.merge import MergePlan, MergeResult, execute_merge, merge_task, run_merge_task, span_of
+from retrodb.stages.index.missing_task import find_missing_rows
 from retrodb.store.open_storage import open_storage
+from retrodb.store.storage import LocalStorage
 from retrodb.view.coverage import Coverage
 
 Make = Callable[..., Database]
@@ -155,12 +157,12 @@ def test_a_merged_part_may_span_more_ids_than_32_bits(grown: Database) -> None:
 
 def test_missing_rows_are_those_that_no_part_has(grown: Database) -> None:
     view = grown.view()
-    [(record, rows)] = missing_rows(view, "default", parts_of(view, "default"))
-    assert record.first_chunk == view.shards.first_chunk[-1]
-    assert len(rows) == record.num_rows
+    [part] = missing_rows(view, coverage_of(view, parts_of(view, "default")), "default")
+    assert part.vectors.first_chunk == view.shards.first_chunk[-1]
+    assert (part.num_rows, part.rows) == (part.vectors.num_rows, part.vectors.rows)
     grown.index()
     view = grown.view()
-    assert missing_rows(view, "default", parts_of(view, "default")) == []
+    assert not list(missing_rows(view, coverage_of(view, parts_of(view, "default")), "default"))
     assert sum(len(part.ids_N) for part in live_parts(view, "default")) == sum(
         record.num_rows for record in view.manifest.files("vectors", "default")
     )
@@ -184,3 +186,21 @@ def test_a_killed_index_run_is_continued_by_the_same_command(grown: Database) ->
     assert len(parts_of(done.view(), "default")) == 1
     assert done.view().snapshot.number == number + 2
     assert done.check(read_data=True).damaged == ()
+
+
+def test_missing_rows_are_the_same_in_tasks(grown: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grown.index()
+    grown.filter(doc_ids=["0-1", "2-3"], reason="bad")
+    grown.ingest([write_documents(tmp_path / "new.jsonl", {"new": made_text("new", 500)})], source="new")
+    grown.filter(doc_ids=["1-0"], reason="bad")
+    grown.embed()
+    grown.undelete("bad")
+    monkeypatch.setattr("retrodb.stages.index.missing_task._TASK_CHUNKS", 1)
+    context = Context(LocalStorage(Path(grown.path)))
+    view = context.view()
+    for is_new in (False, True):
+        parts = [] if is_new else parts_of(view, "default")
+        expected = tuple(missing_rows(view, coverage_of(view, parts), "default"))
+        assert find_missing_rows(context, view, "default", is_new=is_new) == expected
+        assert expected
+    assert not [path for path in view.storage.list("runs") if "missing" in path]

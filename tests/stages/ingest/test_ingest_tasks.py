@@ -85,7 +85,7 @@ class Interrupted(Engine):
         self.left = after
 
     def execute(
-        self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False
+        self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False, extra_bytes: int = 0
     ) -> Iterable[tuple[Task, TaskRecord]]:
         for task, record in super().execute(run, tasks, function, isolated=isolated):
             if self.left == 0:

@@ -11,18 +11,18 @@ from retrodb.engine.local import LocalEngine
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.document_keys import ID_DTYPE, IdArray, sort_ids
 from retrodb.stages.context import Context
-from retrodb.stages.ingest import look_up, plan
+from retrodb.stages.ingest import look_up, plan, upsert
 from retrodb.stages.ingest.upsert import (
     ADDED,
     DUPLICATE,
     HELD_OUT,
+    OUTCOMES,
     SUPERSEDES,
     UNCHANGED,
-    Comparison,
     compare,
     decide,
-    equal_keys,
     first_of_each_id,
+    last_of_each_position,
 )
 
 from .ingest_model import documents, held_out_documents, ingest, new_database, write_json_lines
@@ -76,7 +76,7 @@ def expected_decisions(
 
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("seed", range(40))
-def test_decisions_are_those_of_comparing_every_pair(seed: int, mirror: bool) -> None:
+def test_decisions_are_those_of_comparing_every_pair(seed: int, mirror: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
     new = made_entries(rng, int(rng.integers(0, 12)))
     files = [sort_ids(made_entries(rng, int(rng.integers(0, 12)))) for _ in range(FILES)]
@@ -90,19 +90,14 @@ def test_decisions_are_those_of_comparing_every_pair(seed: int, mirror: bool) ->
         compare(candidates, file, 100 * number, is_current(number), mirror=mirror)  # type: ignore[arg-type]
         for number, file in enumerate(files)
     ]
-    decisions = decide(new, candidates, Comparison.join(comparisons), Comparison.join([]), holdout=0)
+    codes = np.full(len(new), DUPLICATE, np.uint8)
+    monkeypatch.setattr(upsert, "_BLOCK_CANDIDATES", 1 + seed % 7)
+    counts = decide(codes, candidates, [last_of_each_position(c.outcomes) for c in comparisons], holdout=0)
     outcomes, superseded, missing = expected_decisions(new, files, current, mirror)
-    assert decisions.outcomes.tolist() == outcomes
-    assert decisions.stale.superseded.tolist() == sorted(superseded)
-    assert decisions.stale.missing.tolist() == sorted(missing)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_equal_keys_are_all_pairs(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    first, second = (sort_ids(made_entries(rng, int(rng.integers(0, 30)))) for _ in range(2))
-    pairs = sorted(zip(*(positions.tolist() for positions in equal_keys(first, second)), strict=True))
-    assert pairs == [(i, j) for i in range(len(first)) for j in range(len(second)) if key(first[i]) == key(second[j])]
+    assert codes.tolist() == outcomes
+    assert counts == tuple(outcomes.count(code) for code in range(len(OUTCOMES)))
+    assert sorted(np.concatenate([c.superseded for c in comparisons]).tolist()) == sorted(superseded)
+    assert sorted(np.concatenate([c.missing for c in comparisons]).tolist()) == sorted(missing)
 
 
 def test_changed_held_out_documents_stay_held_out_and_purged_ones_stay_out() -> None:
@@ -111,8 +106,9 @@ def test_changed_held_out_documents_stay_held_out_and_purged_ones_stay_out() -> 
     candidates, old = first_of_each_id(new), sort_ids(new.copy())
     old["hash_hi"] += 7
     held_out = compare(candidates, old[:1], 0, everything_is_current, changed=HELD_OUT)
-    decisions = decide(new, candidates, Comparison.join([]), held_out, holdout=0, purged_keys=old[1:2])
-    by_key = dict(zip(map(key, new), decisions.outcomes.tolist(), strict=True))
+    codes = np.full(len(new), DUPLICATE, np.uint8)
+    decide(codes, candidates, [last_of_each_position(held_out.outcomes)], holdout=0, purged_keys=old[1:2])
+    by_key = dict(zip(map(key, new), codes.tolist(), strict=True))
     assert [by_key[key(entry)] for entry in old] == [HELD_OUT, UNCHANGED, ADDED]
 
 

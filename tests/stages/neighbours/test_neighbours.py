@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from made_documents import made_text, write_documents
 
+import retrodb
 from retrodb.database import Database
-from retrodb.errors import MissingStep, UsageError
+from retrodb.errors import MissingStep, NotEnoughMemory, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import TableEntry
 from retrodb.stages.index.live_parts import database_keys
-from retrodb.stages.neighbours import block_join
 from retrodb.stages.neighbours import command as stage
+from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.restriction import chosen_documents
 
 Make = Callable[..., Database]
@@ -265,11 +266,10 @@ def test_memory_limit_and_device_change_no_byte(make_database: Make, monkeypatch
         database.index(factory="IVF8,SQ8")
         with monkeypatch.context() as patch:
             if name == "little":
-                patch.setattr(block_join, "_LEAST_ROWS", 37)
-                patch.setattr(block_join, "LEAST_MEMORY", 1)
+                patch.setattr(JoinSize, "block_rows", lambda self, memory_bytes: 37)
             if name == "torch":
                 patch.setattr(stage, "chosen_device", lambda _: "cpu:0")
-            database.neighbours(recall=0.7, memory_bytes=1 if name == "little" else 1 << 30)
+            database.neighbours(recall=0.7)
         paths.append(
             [record.path.rpartition("/")[2] for record in database.view().manifest.files("neighbours", "self")]
         )
@@ -280,8 +280,8 @@ def test_memory_limit_and_device_change_no_byte(make_database: Make, monkeypatch
 
 def test_too_little_memory_and_invalid_parameters_of_a_join_are_refused(make_database: Make) -> None:
     database = built(make_database({"a": made_text(1, 100)}))
-    with pytest.raises(UsageError, match="limit of 1,000 bytes"):
-        database.neighbours(memory_bytes=1000)
+    with pytest.raises(NotEnoughMemory, match=r"'neighbours' needs at least .* and the limit is 1,000 bytes"):
+        retrodb.open(database.path, memory_bytes=1000).neighbours()
     with pytest.raises(UsageError, match="cuda:99"):
         database.neighbours(device="cuda:99")
     with pytest.raises(UsageError, match="unknown device"):

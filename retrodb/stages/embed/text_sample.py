@@ -1,0 +1,125 @@
+"""A seeded sample of pending chunks with their texts: what the codebook of a space without stored vectors is trained on.
+
+The sample is drawn by file of chunks (see `seeded_sample`). A task copies the drawn texts of some files into one file of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Run
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.arrays import Int64Array
+from retrodb.format.kinds import path_of
+from retrodb.format.parquet import read_table, write_table
+from retrodb.stages.embed.pending import PendingRows, rows_of
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
+from retrodb.stages.seeded_sample import drawn_positions, sample_sizes
+from retrodb.stages.transaction import Transaction
+from retrodb.store.publish import publish
+from retrodb.store.storage import Storage
+from retrodb.view.view import View
+
+_FOLDER = "sample-texts"  # of the run
+_TASK_ROWS = 1 << 17  # drawn by one task: 131,072 * 300 bytes = 40 MB
+_MIN_FILE_ROWS = 1 << 8  # what a file counts at least, so that a task reads at most 512 files
+
+
+@dataclass(frozen=True)
+class DrawnTexts:
+    """Pending rows to draw from, and how many are drawn."""
+
+    pending: PendingRows
+    size: int
+
+
+@dataclass(frozen=True)
+class TextSamplePayload:
+    """Copy the drawn texts of some files of chunks."""
+
+    run: str  # id of the run that stores them
+    space: str
+    files: tuple[DrawnTexts, ...]
+    seed: int
+
+
+TEXTS = TaskKind[TextSamplePayload, NoResult]("embed-sample", 1, NoResult)
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """The drawn chunks, in files of the run."""
+
+    tables: tuple[pa.Table, ...]  # columns "id" and "text", by ascending id
+
+    @property
+    def ids(self) -> Int64Array:
+        """(S,) int64, ascending."""
+        return np.concatenate([table.column("id").to_numpy() for table in self.tables])
+
+    def windows(self, num_rows: int) -> Iterator[pa.Array]:
+        """The texts in their order, so many at a time."""
+        texts = pa.chunked_array([chunk for table in self.tables for chunk in table.column("text").chunks])
+        for start in range(0, len(texts), num_rows):
+            yield texts.slice(start, num_rows).combine_chunks()
+
+
+def draw_texts(
+    transaction: Transaction, space: str, pending: Sequence[PendingRows], size: int, seed: int
+) -> TextSample:
+    """Draw from pending chunks of the database."""
+    run, drawn = transaction.run, _draw_from(pending, size, seed)
+    tasks = [
+        TEXTS.task(TextSamplePayload(run.id, space, group, seed), weight=sum(file.size for file in group))
+        for group in groups_of(drawn, lambda file: max(file.size, _MIN_FILE_ROWS), _TASK_ROWS)
+    ]
+    function = partial(run_text_sample, snapshot=PlannedSnapshot.of(transaction.view))
+    records = transaction.run_tasks(tasks, function, unit="chunks")
+    return TextSample(tuple(read_table(run.storage.local(file.path)) for record in records for file in record.files))
+
+
+def run_text_sample(
+    storage: Storage, task: Task[TextSamplePayload, NoResult], clock: str, *, snapshot: PlannedSnapshot
+) -> TaskRecord[NoResult]:
+    """Copy the drawn texts of some files of chunks into one file of the run.
+
+    Args:
+        snapshot: as in `rows_of`.
+    """
+    del clock
+    payload, view = task.payload, planned_view(storage, snapshot)
+    ids = np.concatenate([_drawn_of(view, payload.space, file, payload.seed) for file in payload.files])
+    texts = view.chunks.texts(ids)
+    table = pa.table({"id": pa.array(ids), "text": pa.array(texts, pa.large_string())})
+    path = path_of("runs", run=payload.run, file=f"{_FOLDER}/{task.id}.parquet")
+    return TaskRecord(task.id, (publish(storage, "runs", path, partial(write_table, table=table)),))
+
+
+def forget_texts(run: Run) -> None:
+    """Delete the drawn texts of a run."""
+    for path in run.storage.list(path_of("runs", run=run.id, file=_FOLDER)):
+        run.storage.delete(path)
+
+
+def drawn_ids(view: View, space: str, parts: Sequence[PendingRows], size: int, seed: int) -> Int64Array:
+    """(S,) int64, ascending: drawn chunks of a few files. Reads the documents of these files."""
+    drawn = [_drawn_of(view, space, file, seed) for file in _draw_from(parts, size, seed)]
+    return np.concatenate([np.empty(0, np.int64), *drawn])
+
+
+def _draw_from(parts: Sequence[PendingRows], size: int, seed: int) -> list[DrawnTexts]:
+    """The files that a sample has rows of."""
+    sizes = sample_sizes([part.num_rows for part in parts], size, seed)
+    return [DrawnTexts(part, of_file) for part, of_file in zip(parts, sizes, strict=True) if of_file]
+
+
+def _drawn_of(view: View, space: str, file: DrawnTexts, seed: int) -> Int64Array:
+    part, first_chunk = file.pending, file.pending.chunks.first_chunk
+    rows = rows_of(view.storage, PlannedSnapshot.of(view), space, part)
+    return first_chunk + rows.select(drawn_positions(part.num_rows, file.size, seed, first_chunk))

@@ -1,0 +1,135 @@
+"""The tasks that measure drift: how long the lists of old parts are, and how well a codebook fits new parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from retrodb.ann.drift import Truth, residual, truth_in_part
+from retrodb.engine.groups import groups_of
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.arrays import Int64Array, map_array, save_array
+from retrodb.format.kinds import path_of
+from retrodb.format.part_files import OFFSETS_FILE
+from retrodb.format.records import FileRecord
+from retrodb.stages.index.codebook_file import stored_codebook
+from retrodb.stages.index.live_parts import PartFiles, open_files
+from retrodb.stages.transaction import Transaction
+from retrodb.store.publish import publish
+from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
+
+_SIZES_BYTES = 64 << 20  # of the offsets that a task adds up
+_MIN_FILE_BYTES = 128 << 10  # what a file counts at least, so that a task reads at most 512 files
+_MEASURED_ROWS = 1 << 22  # whose codes a task reads: 4,194,304 * 384 dimensions * 1 byte = 1.6 GB, mapped
+_MIN_PART_ROWS = 1 << 13
+
+StoredTruth = tuple[tuple[tuple[int, int, float], ...], ...]
+"""For each canary (chunk, list, distance) of its known neighbours; distances have the fewest digits that round-trip."""
+
+
+@dataclass(frozen=True)
+class ListSizesPayload:
+    """Add up the lists of some parts."""
+
+    run: str  # id of the run that stores the sizes
+    offsets: tuple[FileRecord, ...]  # files of the parts, all under one codebook
+
+
+@dataclass(frozen=True)
+class NewPartsPayload:
+    """Measure some new parts."""
+
+    run: str
+    codebook: str  # path
+    parts: tuple[PartFiles, ...]
+    canaries: tuple[int, ...]  # chunks
+    vectors: FileRecord | None  # of the canaries, (C, D) float16; None without canaries
+
+
+@dataclass(frozen=True)
+class PartsDrift:
+    """How well a codebook fits some parts."""
+
+    residuals: tuple[float, ...]  # of each part
+    nearest: StoredTruth  # of the canaries in these parts
+
+
+LIST_SIZES = TaskKind[ListSizesPayload, NoResult]("index-lists", 1, NoResult)
+NEW_PARTS = TaskKind[NewPartsPayload, PartsDrift]("index-drift", 1, PartsDrift)
+
+
+def sizes_of_lists(transaction: Transaction, parts: Sequence[PartFiles], num_lists: int) -> Int64Array:
+    """(L,) int64: vectors in each list of the codebook, over all parts."""
+    offsets = [file for part in parts for file in part.records if file.path.endswith(f"/{OFFSETS_FILE}")]
+    groups = groups_of(offsets, lambda file: max(file.digest.size_bytes, _MIN_FILE_BYTES), _SIZES_BYTES)
+    tasks = [LIST_SIZES.task(ListSizesPayload(transaction.run.id, group), weight=len(group)) for group in groups]
+    sizes = np.zeros(num_lists, dtype=np.int64)
+    for record in transaction.run_tasks(tasks, run_list_sizes, unit="parts"):
+        sizes += map_array(transaction.run.storage.local(record.files[0].path))
+    return sizes
+
+
+def measure_parts(
+    transaction: Transaction,
+    codebook: str,
+    parts: Sequence[PartFiles],
+    canaries: Int64Array,
+    vectors: FileRecord | None,
+) -> list[PartsDrift]:
+    """Measure new parts. Arguments are those of the payload."""
+    tasks = [
+        NEW_PARTS.task(
+            NewPartsPayload(transaction.run.id, codebook, group, tuple(canaries.tolist()), vectors),
+            weight=sum(part.num_rows for part in group),
+        )
+        for group in groups_of(parts, lambda part: max(part.num_rows, _MIN_PART_ROWS), _MEASURED_ROWS)
+    ]
+    return [record.result for record in transaction.run_tasks(tasks, run_new_parts, unit="vectors")]
+
+
+def run_list_sizes(storage: Storage, task: Task[ListSizesPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Add up the lists of some parts; its file is (L,) int64."""
+    del clock
+    files = VerifiedFiles(storage)
+    sizes = sum(np.diff(files.array(record).whole()) for record in task.payload.offsets)
+    path = path_of("runs", run=task.payload.run, file=f"drift/{task.id}.npy")
+    return TaskRecord(task.id, (publish(storage, "runs", path, partial(save_array, array=np.asarray(sizes))),))
+
+
+def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clock: str) -> TaskRecord[PartsDrift]:
+    """Measure some parts: the residual of each, and the nearest neighbours of the canaries in all of them."""
+    del clock
+    payload, files = task.payload, VerifiedFiles(storage)
+    codebook = stored_codebook(storage, payload.codebook)
+    canaries = np.array(payload.canaries, dtype=np.int64)
+    truth, residuals = Truth.empty(len(canaries)), []
+    for part_files in payload.parts:
+        part = open_files(files, part_files)
+        residuals.append(residual(part, codebook))
+        if payload.vectors is not None:
+            vectors = files.array(payload.vectors).whole().astype(np.float32)
+            ids = part_files.span.first_chunk + part_files.row_set(files).present
+            truth = truth.merged(truth_in_part(vectors, canaries, part, ids))
+    return TaskRecord(task.id, result=PartsDrift(tuple(residuals), dump_truth(truth)))
+
+
+def read_truth(stored: StoredTruth, num_canaries: int) -> Truth:
+    """What is known of the canaries, as arrays."""
+    truth = Truth.empty(num_canaries)
+    for row, neighbours in enumerate(stored):
+        for rank, (chunk, list_, distance) in enumerate(neighbours):
+            truth.ids_CK[row, rank], truth.lists_CK[row, rank] = chunk, list_
+            truth.distances_CK[row, rank] = distance
+    return truth
+
+
+def dump_truth(truth: Truth) -> StoredTruth:
+    """What is known of the canaries, as an entry or a record has it."""
+    rows = zip(truth.ids_CK.tolist(), truth.lists_CK.tolist(), truth.distances_CK, strict=True)
+    return tuple(
+        tuple((id_, list_, float(str(d))) for id_, list_, d in zip(*row, strict=True) if id_ >= 0) for row in rows
+    )

@@ -1,0 +1,199 @@
+"""The tasks that say what the rows of a table are compared with: they count what is new and what is lost, and store it.
+
+Ids that can be neighbours follow from row bitmaps. Only a table that is restricted to some documents reads these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrodb.config import NeighboursParams
+from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Engine
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.kinds import path_of
+from retrodb.format.records import ChunkRange, FileRecord
+from retrodb.format.rows import mask_of
+from retrodb.stages.context import Context
+from retrodb.stages.index.live_parts import coverage_of, parts_of
+from retrodb.stages.neighbours.restriction import Restriction
+from retrodb.stages.neighbours.table_rows import query_rows, spans_of
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
+from retrodb.stages.planning_tasks import run_planning_tasks
+from retrodb.stages.transaction import Transaction
+from retrodb.store.publish import publish
+from retrodb.store.storage import Storage
+from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedRange, ComparedSets, with_gaps, write_compared
+from retrodb.view.coverage import Coverage
+from retrodb.view.view import View
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
+
+    from retrodb.format.arrays import BoolArray
+
+_TASK_CHUNKS = 1 << 24  # whose bitmaps a task reads: 2 MiB for each side
+_SMALL_CHUNKS, _SMALL_READ_CHUNKS = 1 << 26, 1 << 20
+"""Whose bitmaps, or whose documents too, one process reads before others have started."""
+_MIN_SPAN_CHUNKS = 1 << 15  # what a range counts at least, so that a task has at most 512 of them
+
+
+@dataclass(frozen=True)
+class TableInputs:
+    """What is compared with what in a table."""
+
+    snapshot: PlannedSnapshot
+    table: str
+    queries: str
+    space: str
+    params: NeighboursParams
+
+
+@dataclass(frozen=True)
+class ComparedPayload:
+    """Some ranges of one side."""
+
+    inputs: TableInputs
+    side: str
+    spans: tuple[ChunkRange, ...]
+
+
+@dataclass(frozen=True)
+class ComparedCounts:
+    """Ids of one side."""
+
+    num_now: int  # that are compared now
+    num_new: int  # of these, the ones that the table was not compared with
+    num_lost: int  # that it was compared with, and that are deleted or not chosen now
+
+    def __add__(self, other: ComparedCounts) -> ComparedCounts:
+        return ComparedCounts(
+            self.num_now + other.num_now, self.num_new + other.num_new, self.num_lost + other.num_lost
+        )
+
+
+COUNT = TaskKind[ComparedPayload, ComparedCounts]("compared-count", 1, ComparedCounts)
+STORE = TaskKind[ComparedPayload, NoResult]("compared", 1, NoResult)
+
+
+def count_compared(context: Context, view: View, inputs: TableInputs) -> tuple[ComparedCounts, ComparedCounts]:
+    """What a table was compared with and is compared with now: chunks of the database, and rows of the query set."""
+    before = ComparedSets.read(view, inputs.table)
+    payloads = list(_payloads(view, inputs, before))
+    tasks = [COUNT.task(payload, weight=_num_chunks(payload)) for payload in payloads]
+    counts = dict.fromkeys((DATABASE, QUERIES), ComparedCounts(0, 0, 0))
+    engine = _engine_for(context, inputs, payloads)
+    results = run_planning_tasks(context, "compared-count", tasks, run_count_compared, unit="chunks", engine=engine)
+    for payload, result in zip(payloads, results, strict=True):
+        counts[payload.side] += result
+    return counts[DATABASE], counts[QUERIES]
+
+
+def store_compared(transaction: Transaction, inputs: TableInputs) -> None:
+    """Add the files that say what the rows of a table are compared with now to a change."""
+    payloads = list(_payloads(transaction.view, inputs, None))
+    tasks = [STORE.task(payload, weight=_num_chunks(payload)) for payload in payloads]
+    engine = _engine_for(transaction.context, inputs, payloads)
+    transaction.add_files(transaction.run_tasks(tasks, run_store_compared, engine=engine, unit="chunks"))
+
+
+def _payloads(view: View, inputs: TableInputs, before: ComparedSets | None) -> Iterator[ComparedPayload]:
+    now = {DATABASE: [record.span for record in view.chunks.ranges], QUERIES: spans_of(view, inputs.queries)}
+    for side, spans in now.items():
+        ranges = spans if before is None else with_gaps(spans, before.ranges(side))
+        for group in groups_of(ranges, lambda span: max(span.num_chunks, _MIN_SPAN_CHUNKS), _TASK_CHUNKS):
+            yield ComparedPayload(inputs, side, group)
+
+
+def _engine_for(context: Context, inputs: TableInputs, payloads: Sequence[ComparedPayload]) -> Engine:
+    """The context's engine, or one process where starting more takes longer than the work."""
+    is_restricted = inputs.params.where is not None or inputs.params.sample < 1
+    most = _SMALL_READ_CHUNKS if is_restricted else _SMALL_CHUNKS
+    return context.engine.with_processes(1) if sum(map(_num_chunks, payloads)) <= most else context.engine
+
+
+def _num_chunks(payload: ComparedPayload) -> int:
+    return sum(span.num_chunks for span in payload.spans)
+
+
+def run_count_compared(
+    storage: Storage, task: Task[ComparedPayload, ComparedCounts], clock: str
+) -> TaskRecord[ComparedCounts]:
+    """Count the ids of some ranges."""
+    del clock
+    payload, counts = task.payload, ComparedCounts(0, 0, 0)
+    side, inputs = _side(storage, payload.inputs), payload.inputs
+    before = _compared_before(side.view, inputs.table)
+    for span in payload.spans:
+        now, known = side.rows(payload.side, span), before.rows(payload.side, *span)
+        counts += ComparedCounts(len(now), len(now - known), len(known - now))
+    return TaskRecord(task.id, result=counts)
+
+
+def run_store_compared(storage: Storage, task: Task[ComparedPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Publish the ids of some ranges. Publishes no file where they have none."""
+    del clock
+    payload, side = task.payload, _side(storage, task.payload.inputs)
+    ranges = [
+        ComparedRange.of(payload.side, span, rows) for span in payload.spans if (rows := side.rows(payload.side, span))
+    ]
+    files = (publish_compared(storage, payload.inputs.table, task.id, ranges),) if ranges else ()
+    return TaskRecord(task.id, files)
+
+
+def publish_compared(storage: Storage, table: str, task: str, ranges: Iterable[ComparedRange]) -> FileRecord:
+    """Publish a file of compared sets."""
+    write = partial(write_compared, ranges=ranges)
+    return publish(storage, "joined", path_of("joined", name=table, task=task), write, name=table)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What the rows of a table are compared with now."""
+
+    view: View
+    inputs: TableInputs
+    parts: Coverage  # of the space
+    restriction: Restriction | None
+
+    def rows(self, side: str, span: ChunkRange) -> BitMap:
+        """The ids of a side in a range, relative to its start."""
+        view, inputs = self.view, self.inputs
+        if side == QUERIES:
+            return query_rows(view, inputs.queries, inputs.space, span)
+        rows = self.parts.covered_rows(*span) & view.chunks.live_rows(*span)  # a part has keys only
+        if rows and not view.is_all_screened(*span):
+            rows &= _bitmap(mask_of(rows, span.num_chunks) & view.screened_mask(*span))
+        if rows and self.restriction is not None:
+            for record in view.chunks.overlapping("documents", *span):
+                rows &= self.restriction.rows_of(record)
+        return rows
+
+
+def _bitmap(mask: BoolArray) -> BitMap:
+    from pyroaring import BitMap
+
+    return BitMap(np.flatnonzero(mask).astype(np.uint32))
+
+
+@lru_cache(maxsize=1)
+def _side(storage: Storage, inputs: TableInputs) -> _Sides:
+    """The sides of a table, opened once per process."""
+    view = planned_view(storage, inputs.snapshot)
+    params = inputs.params
+    return _Sides(
+        view,
+        inputs,
+        coverage_of(view, parts_of(view, inputs.space)),
+        Restriction.of(view, params.where, params.sample, params.seed),
+    )
+
+
+@lru_cache(maxsize=1)
+def _compared_before(view: View, table: str) -> ComparedSets:
+    return ComparedSets.read(view, table)

@@ -1,0 +1,127 @@
+"""How much memory a join needs, known from the records of files before it starts.
+
+Nothing here changes a byte of a table: the neighbours of a row do not depend on the rows that it is joined with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from retrodb.ann.exact import BLOCK_ROWS
+from retrodb.ann.join import RERANK_MARGIN
+from retrodb.ann.rerank import PAIRS
+from retrodb.config import NeighboursParams
+from retrodb.format.entries import IndexEntry, SpaceEntry
+from retrodb.format.records import ChunkRange
+from retrodb.memory import MIB, cache_bytes_of, require_memory, with_caches
+from retrodb.stages.index.live_parts import parts_of
+from retrodb.view.view import View
+
+LEAST_BLOCK_ROWS = 4096
+"""Rows that are joined together at least: each block reads the lists of its rows once, so small blocks read them often."""
+
+_PROCESS_MIB = 270  # the library, numba, its compiled kernels, FAISS, and PyTorch, which looks for a GPU
+_GPU_MIB = 600  # the context of a GPU in addition, where one computes the products; not measured
+
+
+@dataclass(frozen=True)
+class JoinSize:
+    """What decides the memory of a join."""
+
+    dim: int
+    num_lists: int
+    nprobe: int  # 0 compares with every vector
+    width: int  # neighbours of a row, spare ones included
+    num_kinds: int  # of exclusion keys
+    database_rows: int
+    largest_part: int  # rows
+    task_rows: int  # query rows of the largest task
+    threads: int
+    on_cpu: bool = True
+
+    @staticmethod
+    def of(
+        view: View,
+        space: str,
+        params: NeighboursParams,
+        spans: Sequence[ChunkRange],
+        nprobe: int,
+        threads: int,
+        device: str,
+    ) -> JoinSize:
+        """The size of the join of some ranges of rows, from the records of the parts."""
+        rows = [part.num_rows for part in parts_of(view, space)]
+        return JoinSize(
+            dim=view.snapshot.existing(SpaceEntry, space).dimension,
+            num_lists=view.snapshot.existing(IndexEntry, space).lists,
+            nprobe=nprobe,
+            width=params.k + params.spare_neighbours,
+            num_kinds=len(params.exclude),
+            database_rows=sum(rows),
+            largest_part=max(rows, default=0),
+            task_rows=max((span.num_chunks for span in spans), default=0),
+            threads=threads,
+            on_cpu=device in ("cpu", "auto"),
+        )
+
+    def with_nprobe(self, nprobe: int) -> JoinSize:
+        """The size when each row probes so many lists."""
+        return replace(self, nprobe=nprobe)
+
+    @property
+    def database_bytes(self) -> int:
+        """The database side: an id, a byte of the mask and an exclusion key of each kind (int64) for each of its rows.
+
+        Twice, because one process has it for the tasks and may have it for the sample that measures the recall. While a part
+        is opened, about ten int64 arrays of its rows exist.
+        """
+        return 2 * self.database_rows * (8 + 1 + 8 * self.num_kinds) + 80 * self.largest_part
+
+    @property
+    def task_bytes(self) -> int:
+        """What a task holds of all its rows.
+
+        An id; the lists (int32), twice while stored ones are read; exclusion keys with their offsets; ids and distances of
+        the neighbours, twice while they are written; and about six int64 arrays while rows and keys are looked up.
+        """
+        return self.task_rows * (8 + 2 * 4 * self.nprobe + 16 * self.num_kinds + 2 * 12 * self.width + 6 * 8)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All memory but that of a block of rows: the process, the codebook, and buffers of the threads, too."""
+        process = (_PROCESS_MIB + (0 if self.on_cpu else _GPU_MIB)) * MIB
+        codebook = 3 * 4 * self.num_lists * self.dim  # as read, as centroids, and as the quantizer has them
+        buffers = 4 * self.dim * (2 * BLOCK_ROWS + self.threads * PAIRS)  # float32
+        return process + codebook + buffers + self.database_bytes + self.task_bytes
+
+    @property
+    def query_bytes(self) -> int:
+        """Memory that a query row of a block needs in `join_block`.
+
+        Its vector: float16 as read, float32 three times (ordered by home list, for further lists, in the rerank), and a byte per
+        dimension of codes. Its lists: int32 three times (as given, ordered by home list, grouped by list), and again for
+        further lists. Its candidates: an id (int64) and a distance (float32), four times (scan, rerank, result by home list,
+        result). Its exclusion keys with their offsets, twice.
+        """
+        vector_bytes = (2 + 3 * 4 + 1) * self.dim
+        list_bytes = 2 * (3 * 4) * self.nprobe
+        candidate_bytes = 4 * (8 + 4) * (self.width + RERANK_MARGIN)
+        return vector_bytes + list_bytes + candidate_bytes + 2 * 16 * self.num_kinds
+
+    @property
+    def least_bytes(self) -> int:
+        """The least memory limit that the join keeps with blocks of a reasonable size."""
+        return with_caches(self.fixed_bytes + min(LEAST_BLOCK_ROWS, self.task_rows) * self.query_bytes)
+
+    def check(self, memory_bytes: int) -> None:
+        """Raises NotEnoughMemory when the database side and a block do not fit; says how much is needed."""
+        database = f"a join with {self.database_rows:,} vectors of {self.dim:,} dimensions"
+        probes = f", where each row probes {self.nprobe:,} lists," if self.nprobe else ""
+        require_memory(database + probes, self.least_bytes, memory_bytes)
+
+    def block_rows(self, memory_bytes: int) -> int:
+        """How many rows are joined at once. Raises NotEnoughMemory as `check`."""
+        self.check(memory_bytes)
+        free_bytes = memory_bytes - cache_bytes_of(memory_bytes) - self.fixed_bytes
+        return max(1, min(LEAST_BLOCK_ROWS, self.task_rows), free_bytes // self.query_bytes)

@@ -1,0 +1,106 @@
+"""The counts of the shards that a commit changes: each shard is counted in a task, and the commit handles records.
+
+A task depends on the files of its shards and on the tombstones there, not on the ids that new shards get. So when another commit
+comes first, only the shards that it changed, too, are counted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Run
+from retrodb.engine.task import Task, TaskKind, TaskRecord
+from retrodb.format.records import ChunkRange, CountsRecord, FileRecord
+from retrodb.format.settings import parse_settings
+from retrodb.stages.context import Context
+from retrodb.store.digest import identity
+from retrodb.store.storage import Storage
+from retrodb.store.verify import VerifiedFiles
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.shard_counts import changed_counts, shard_counts, shards_overlapping
+from retrodb.view.tombstones import TombstoneSet
+from retrodb.view.view import SELF, View
+
+_TASK_CHUNKS = 1 << 22  # of the shards of a task: a quarter of a second
+_MIN_SHARD_CHUNKS = 1 << 14  # what a shard counts at least, because its file is opened
+
+
+@dataclass(frozen=True)
+class ShardCountsPayload:
+    """Count the rows of some shards."""
+
+    documents: tuple[FileRecord, ...]  # the documents file of each shard
+    tombstones: tuple[FileRecord, ...]  # all of the snapshot, in the order of their commits
+
+
+@dataclass(frozen=True)
+class CountsOfShards:
+    """The counts of each shard of a task, as `shard_counts` gives them."""
+
+    shards: tuple[tuple[CountsRecord, ...], ...]
+
+
+SHARD_COUNTS = TaskKind[ShardCountsPayload, CountsOfShards]("shard-counts", 1, CountsOfShards)
+
+
+def count_changed_shards(context: Context, run: Run, view: View, spans: Iterable[ChunkRange]) -> list[CountsRecord]:
+    """The counts of the live shards that overlap some ranges of ids, as far as they differ from those of the manifest.
+
+    Args:
+        view: may show a change that is not committed yet.
+    """
+    tasks = shard_counts_tasks(view, shards_overlapping(view.shards, spans))
+    engine = context.engine_for_chunks(sum(task.weight for task in tasks))
+    records = engine.run(run, tasks, run_shard_counts, context.progress) if tasks else []
+    return [
+        count
+        for task, record in zip(tasks, records, strict=True)
+        for count in counts_to_write(view, task.payload, record.result)
+    ]
+
+
+def counts_to_write(view: View, payload: ShardCountsPayload, result: CountsOfShards) -> list[CountsRecord]:
+    """What a task counted and the manifest does not say."""
+    shards = zip(payload.documents, result.shards, strict=True)
+    return [count for documents, counts in shards for count in changed_counts(view.manifest, documents.span, counts)]
+
+
+def shard_counts_tasks(view: View, shards: Iterable[ChunkRange]) -> list[Task[ShardCountsPayload, CountsOfShards]]:
+    """The tasks that count some shards of a view."""
+    tombstones = tuple(view.tombstone_files(SELF))
+    documents = (view.chunks.file("documents", *span) for span in shards)
+    tasks = []
+    for group in groups_of(documents, lambda record: max(record.num_chunks, _MIN_SHARD_CHUNKS), _TASK_CHUNKS):
+        task = SHARD_COUNTS.task(ShardCountsPayload((), ()), weight=sum(record.num_chunks for record in group))
+        task_id = identity(task.id, [_inputs(view, record, tombstones) for record in group])
+        tasks.append(replace(task, id=task_id, payload=ShardCountsPayload(group, tombstones)))
+    return tasks
+
+
+def _inputs(view: View, documents: FileRecord, tombstones: tuple[FileRecord, ...]) -> list[object]:
+    """What the counts of a shard depend on: its documents and rows, and the tombstones there."""
+    locations = view.chunks.tombstones.locations(*documents.span)
+    deletions = [(tombstones[file].digest.sha256.hex(), row) for file, row in locations]
+    return [documents.digest.sha256.hex(), documents.num_chunks, documents.rows, deletions]
+
+
+def run_shard_counts(
+    storage: Storage, task: Task[ShardCountsPayload, CountsOfShards], clock: str
+) -> TaskRecord[CountsOfShards]:
+    """Count the shards of a task."""
+    del clock
+    payload = task.payload
+    settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
+    files, tombstones = VerifiedFiles(storage), _tombstone_set(storage, payload.tombstones)
+    chunks = ChunkSet(files, settings, {"documents": payload.documents}, tombstones)
+    return TaskRecord(task.id, (), CountsOfShards(tuple(shard_counts(chunks, record) for record in payload.documents)))
+
+
+@lru_cache(maxsize=1)
+def _tombstone_set(storage: Storage, records: tuple[FileRecord, ...]) -> TombstoneSet:
+    """The tombstones of all tasks of a commit, opened once per process."""
+    files = VerifiedFiles(storage)
+    return TombstoneSet(files.open(record) for record in records)

@@ -1,0 +1,157 @@
+"""The one way to read a mapped `.npy` file of the database: what is read is verified at first touch.
+
+`array[rows]` is for NumPy: it verifies these rows and gives a plain array. `declared` is for kernels, which index the whole
+array: it verifies the ranges of rows that they are going to read. Nothing else may touch the mapped bytes.
+
+Legend: N rows, R ranges of rows, Q rows that are asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TypeAlias
+
+import numpy as np
+from numpy.lib import format as npy
+
+from retrodb.format.arrays import AnyArray, AnyDType, Int64Array, RowIndex
+from retrodb.store.verified_bytes import MappedBytes
+
+Index: TypeAlias = "RowIndex | str | tuple[RowIndex | None, ...]"
+_MAGIC_BYTES = 12  # of a header: its magic, version and length
+
+
+class VerifiedArray:
+    """A mapped array. Only bytes that were verified leave it."""
+
+    def __init__(self, file: MappedBytes) -> None:
+        """Opens a file by its header.
+
+        Raises:
+            DamagedFileError: the header is not one of a C-ordered array without objects, or says another size than the file has.
+        """
+        self._file = file
+        self._start, self._array = _mapped(file)
+
+    @property
+    def dtype(self) -> AnyDType:
+        """The type of the values."""
+        return self._array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape; the first dimension are the rows."""
+        return self._array.shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self._array.ndim
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: Index) -> AnyArray:
+        """Rows (and what a tuple selects in them) as a plain array, or a field of all rows; what it reads of is verified.
+
+        Raises:
+            DamagedFileError: names the file and the damaged block.
+            IndexError: as of a NumPy array.
+            TypeError: an index that names no rows, such as `...` or a new axis.
+        """
+        if isinstance(index, str):
+            field: AnyArray = self.whole()[index]
+            return field
+        self._declare_rows(index[0] if isinstance(index, tuple) and index else index)
+        values: AnyArray = self._array[index]
+        return values
+
+    def __array__(self, dtype: AnyDType | None = None, copy: bool | None = None) -> AnyArray:
+        return np.array(self.whole(), dtype=dtype, copy=copy)
+
+    def whole(self) -> AnyArray:
+        """All rows, verified, as a plain array that is mapped. Raises DamagedFileError."""
+        self._file.whole()
+        return self._array
+
+    def declared(self, starts_R: Int64Array, ends_R: Int64Array) -> AnyArray:
+        """The whole array, mapped, for a kernel that reads the rows `starts_R[i] .. ends_R[i]` and no others.
+
+        Raises:
+            DamagedFileError: names the file and the damaged block.
+        """
+        size = self._row_bytes
+        self._file.declare(self._start + starts_R * size, self._start + ends_R * size)
+        return self._array
+
+    def row(self, number: int) -> VerifiedArray:
+        """One row as an array whose own rows are verified when they are read."""
+        row = VerifiedArray.__new__(VerifiedArray)
+        row._file, row._array = self._file, self._array[number]
+        row._start = self._start + (number % len(self)) * self._row_bytes
+        return row
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def _declare_rows(self, rows: object) -> None:
+        if isinstance(rows, slice):
+            chosen = range(*rows.indices(len(self)))
+            if abs(chosen.step) == 1 and len(chosen):
+                first, last = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])
+                self.declared(np.array([first]), np.array([last + 1]))
+                return
+            rows = np.arange(chosen.start, chosen.stop, chosen.step)
+        if not isinstance(rows, int | np.integer | list | np.ndarray) or isinstance(rows, bool):
+            raise TypeError(f"{rows!r} names no rows of a verified array")
+        rows_Q: AnyArray = np.asarray(rows)
+        if rows_Q.dtype == bool:
+            if rows_Q.shape != (len(self),):
+                raise IndexError(f"a mask of shape {rows_Q.shape} for {len(self)} rows")
+            rows_Q = np.flatnonzero(rows_Q)
+        if not rows_Q.size:
+            return
+        if rows_Q.dtype.kind not in "iu":
+            raise TypeError(f"{rows!r} names no rows of a verified array")
+        rows_Q = rows_Q.ravel().astype(np.int64)
+        rows_Q = np.where(rows_Q < 0, rows_Q + len(self), rows_Q)
+        if rows_Q.min() < 0 or rows_Q.max() >= len(self):
+            raise IndexError(f"a row outside of the {len(self)} rows of the array")
+        self.declared(rows_Q, rows_Q + 1)
+
+
+class FieldOfRows:
+    """A field of a structured array, of which single rows are asked for, as in a binary search."""
+
+    def __init__(self, array: VerifiedArray, field: str) -> None:
+        self._array, self._field = array, field
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, position: int) -> int:
+        return int(self._array[position][self._field])
+
+
+def _mapped(file: MappedBytes) -> tuple[int, AnyArray]:
+    """Where the values begin, and the mapped array, of which the header alone is verified."""
+    try:
+        head = file.between(0, min(len(file.data), _MAGIC_BYTES))
+        version = npy.read_magic(io.BytesIO(head))
+        length = int.from_bytes(head[8 : 10 if version == (1, 0) else 12], "little")
+        stream = io.BytesIO(file.between(0, min(len(file.data), _MAGIC_BYTES + length)))
+        npy.read_magic(stream)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(stream)
+        if version > (2, 0) or is_fortran or dtype.hasobject:
+            raise ValueError(f"version {version}, Fortran order or objects")
+        start, count = stream.tell(), math.prod(shape)
+        if len(file.data) != start + count * dtype.itemsize:
+            raise ValueError(f"{len(file.data):,} bytes for shape {shape}")
+    except ValueError as error:
+        raise file.error_of(f"not a readable .npy file ({error})") from error
+    array: AnyArray = np.frombuffer(file.data, dtype, count, start) if count else np.empty(0, dtype)
+    array.flags.writeable = False
+    return start, array.reshape(shape)

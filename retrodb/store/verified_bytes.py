@@ -1,0 +1,162 @@
+"""Mapped files whose bytes are compared with digests when this process first touches them.
+
+A reader declares the ranges that it is going to read. The blocks of a range that were not verified yet in this process are, and
+the others cost nothing. What was verified is remembered by the file's identity, so that it does not matter how often, and by
+which object, a file is opened.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import xxhash
+
+from retrodb.errors import DamagedFileError, RetroDBError
+from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.blocks import DIGEST_BYTES, block_bytes, block_digests, block_range, num_blocks, root_digest
+
+_FILES = 1024  # remembered; the digests of a file of 1 GB are 128 KB
+
+ErrorOf = Callable[[str], RetroDBError]
+"""Makes the error for a file in which this is wrong."""
+
+
+class VerifiedBlocks:
+    """Which blocks of one file this process has verified. Threads may share it: to verify a block twice does no harm."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.is_whole = False  # every block is verified
+        self.has_footer = False  # a Parquet file's is verified
+        self._is_verified_B: BoolArray = np.zeros(num_blocks(size_bytes), dtype=bool)
+        self._digests = b""
+
+    def needs_digests(self) -> bool:
+        """Whether the digests of the blocks were not given yet."""
+        return not self.is_whole and not self._digests
+
+    def give_digests(self, digests: bytes) -> None:
+        """Give the digests of all blocks, which were compared with the manifest."""
+        self._digests = digests
+
+    def verify_whole(self, digests: bytes, root: bytes, error_of: ErrorOf) -> None:
+        """Verify all bytes of the file.
+
+        Args:
+            digests: of the blocks that the file has.
+            root: of the blocks that it should have.
+
+        Raises:
+            RetroDBError: what `error_of` makes.
+        """
+        actual = root_digest(digests)
+        if actual != root:
+            for block in range(len(self._digests) // DIGEST_BYTES):
+                if _digest(self._digests, block) != _digest(digests, block):
+                    _refuse(block, self.size_bytes, error_of)
+            raise error_of(f"checksum mismatch (expected {root.hex()[:12]}.., got {actual.hex()[:12]}..)")
+        self.is_whole = True
+
+    def verify_ranges(self, data: memoryview, starts_R: Int64Array, ends_R: Int64Array, error_of: ErrorOf) -> None:
+        """Verify all blocks with a byte of these ranges. Raises as `verify_whole`."""
+        if self.is_whole:
+            return
+        for block in np.flatnonzero(
+            _touched(starts_R, ends_R, len(self._is_verified_B)) & ~self._is_verified_B
+        ).tolist():
+            start, end = block_range(block, self.size_bytes)
+            if xxhash.xxh3_64_digest(data[start:end]) != _digest(self._digests, block):
+                _refuse(block, self.size_bytes, error_of)
+            self._is_verified_B[block] = True
+        self.is_whole = bool(self._is_verified_B.all())
+
+
+def _digest(digests: bytes, block: int) -> bytes:
+    return digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]
+
+
+def _refuse(block: int, size_bytes: int, error_of: ErrorOf) -> NoReturn:
+    start, end = block_range(block, size_bytes)
+    raise error_of(f"checksum mismatch in bytes {start:,} to {end - 1:,}")
+
+
+def _touched(starts_R: Int64Array, ends_R: Int64Array, count: int) -> BoolArray:
+    """(count,) bool: the blocks that have a byte of a range."""
+    is_any = ends_R > starts_R
+    first_R, last_R = starts_R[is_any] // block_bytes(), (ends_R[is_any] - 1) // block_bytes()
+    begun_B = np.bincount(first_R, minlength=count + 1) - np.bincount(last_R + 1, minlength=count + 1)
+    touched_B: BoolArray = np.cumsum(begun_B)[:count] > 0
+    return touched_B
+
+
+@lru_cache(maxsize=_FILES)
+def blocks_of(device: int, inode: int, size_bytes: int, mtime_ns: int, root: bytes) -> VerifiedBlocks:
+    """What this process has verified of a file that should have this root digest."""
+    del device, inode, mtime_ns, root  # the identity of the file
+    return VerifiedBlocks(size_bytes)
+
+
+class MappedBytes:
+    """A mapped file that this process wrote: there is nothing to verify."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            is_empty = not os.fstat(file.fileno()).st_size
+            self._mapped = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.data = memoryview(self._mapped)
+
+    def declare(self, starts_R: Int64Array, ends_R: Int64Array) -> None:
+        """Verify ranges of bytes `starts_R[i] .. ends_R[i]` before they are read.
+
+        Raises:
+            DamagedFileError: names the file and the damaged block.
+        """
+
+    def whole(self) -> memoryview:
+        """All bytes, verified. Raises as `declare`."""
+        return self.data
+
+    def error_of(self, what: str) -> RetroDBError:
+        """The error for this file when its verified bytes are not what they should be."""
+        return DamagedFileError(what, where=str(self.path), remedy="Run 'retrodb check --read-data'.")
+
+    def find(self, pattern: bytes, start: int = 0) -> int:
+        """Where a pattern is next in bytes that are not verified, so that the caller has to; -1 if nowhere."""
+        return self._mapped.find(pattern, start)
+
+    def between(self, start: int, end: int) -> memoryview:
+        """Some bytes, verified. Raises as `declare`."""
+        self.declare(np.array([start]), np.array([end]))
+        return self.data[start:end]
+
+
+class VerifiedBytes(MappedBytes):
+    """A mapped file of the database."""
+
+    def __init__(self, path: Path, blocks: VerifiedBlocks, root: bytes, error_of: ErrorOf) -> None:
+        """
+        Args:
+            blocks: with the digests of the blocks; without them, the first touch verifies the whole file.
+        """
+        super().__init__(path)
+        self._blocks, self._root, self._error_of = blocks, root, error_of
+
+    def declare(self, starts_R: Int64Array, ends_R: Int64Array) -> None:
+        if self._blocks.needs_digests():
+            self.whole()
+        self._blocks.verify_ranges(self.data, starts_R, ends_R, self._error_of)
+
+    def whole(self) -> memoryview:
+        if not self._blocks.is_whole:
+            self._blocks.verify_whole(block_digests(self.data), self._root, self._error_of)
+        return self.data
+
+    def error_of(self, what: str) -> RetroDBError:
+        return self._error_of(what)
