@@ -147,11 +147,16 @@ class Engine:
             NotEnoughMemory: one process alone needs more than the memory limit. No task was started.
             WorkerDied: a process ended without an error; finished tasks are kept.
         """
-        done = {task.id: record for task in tasks if (record := finished(run, task)) is not None}
+        recorded = {task.id: record for task in tasks if (record := _recorded(run, task)) is not None}
+        done = dict[str, TaskRecord[R]]()
+        if sum(map(_output_bytes, recorded.values())) <= _VERIFIED_HERE_BYTES:  # else the processes verify them
+            done = {id_: record for id_, record in recorded.items() if _is_whole(run, record)}
+            recorded = done
         total = sum(task.weight for task in tasks)
         with progress.stage(run.command, total, unit) as bar:
-            if done:
-                bar.note(f"{len(done)} of {len(tasks)} tasks were finished earlier and verified")
+            if recorded:
+                verified = "verified" if done else "are verified first"
+                bar.note(f"{len(recorded)} of {len(tasks)} tasks were finished earlier and {verified}")
             bar.advance(sum(task.weight for task in tasks if task.id in done))
             pending = [task for task in tasks if task.id not in done]
             self._check_memory(pending, extra_bytes, bar, isolated=isolated)
@@ -187,7 +192,9 @@ class Engine:
 
 
 def run_task(run: Run, task: Task[P, R], function: TaskFunction[P, R]) -> TaskRecord[R]:
-    """Run one task and store its completion record."""
+    """Run one task and store its completion record, unless it ended earlier and its outputs are whole."""
+    if (earlier := finished(run, task)) is not None:
+        return earlier
     record = function(run.storage, task, run.clock)
     run.storage.write(_record_path(run, task), dump_record(record))
     return record
@@ -195,18 +202,38 @@ def run_task(run: Run, task: Task[P, R], function: TaskFunction[P, R]) -> TaskRe
 
 def finished(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
     """The record of a task that ended earlier, if all its outputs exist and are verified; None when it must run."""
+    record = _recorded(run, task)
+    return record if record is not None and _is_whole(run, record) else None
+
+
+_VERIFIED_HERE_BYTES = 256 << 20  # outputs of finished tasks that the process of the command reads: a tenth of a second
+
+
+def _recorded(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
+    """The record of a task that ended earlier; None where there is none, or a crash tore it."""
     path = _record_path(run, task)
     if not run.storage.exists(path):
         return None
     try:
-        record = parse_record(run.storage.read(path), task.kind.result, where=path)
-        files = VerifiedFiles(run.storage)
+        return parse_record(run.storage.read(path), task.kind.result, where=path)
+    except RetroDBError:
+        return None
+
+
+def _output_bytes(record: TaskRecord[R]) -> int:
+    return sum(file.digest.size_bytes for file in record.files)
+
+
+def _is_whole(run: Run, record: TaskRecord[R]) -> bool:
+    """Whether all outputs of a task exist, with the bytes that they had. Otherwise it has to run again."""
+    files = VerifiedFiles(run.storage)
+    try:
         for file in record.files:
             files.verify(file)
             files.rows(file)
     except RetroDBError:
-        return None  # torn, damaged or collected: the task runs again
-    return record
+        return False  # damaged, or collected
+    return True
 
 
 def _record_path(run: Run, task: Task[P, R]) -> str:

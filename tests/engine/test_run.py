@@ -145,10 +145,15 @@ def tear_record(storage: LocalStorage, run: Run, task: Task) -> None:
     storage.write(f"runs/{run.id}/tasks/{task.id}.json", b'{"task": "')
 
 
+@pytest.mark.parametrize("verified_here", [1 << 28, 0])
 @pytest.mark.parametrize("harm", [lose_output, damage_output, tear_record])
 def test_task_whose_output_or_record_is_harmed_is_done_again(
-    storage: LocalStorage, harm: Callable[[LocalStorage, Run, Task], None]
+    storage: LocalStorage,
+    harm: Callable[[LocalStorage, Run, Task], None],
+    verified_here: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("retrodb.engine.run._VERIFIED_HERE_BYTES", verified_here)
     run, [task] = open_run(storage, "squares", {}), tasks(1)
     first = run_task(run, task, square)
     harm(storage, run, task)
@@ -208,6 +213,26 @@ def test_continuing_says_what_was_found(storage: LocalStorage, capsys: pytest.Ca
     LocalEngine().run(run, tasks(2), square, Progress())
     LocalEngine().run(run, tasks(3), square, LineProgress())
     assert "2 of 3 tasks were finished earlier and verified" in capsys.readouterr().err
+
+
+def test_large_outputs_of_finished_tasks_are_verified_by_the_workers(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(storage, "squares", {})
+    first = LocalEngine().run(run, tasks(3), square, Progress())
+    monkeypatch.setattr("retrodb.engine.run._VERIFIED_HERE_BYTES", 0)
+    executed: list[Task] = []
+    real_execute = LocalEngine.execute
+
+    def execute(engine: LocalEngine, run: Run, tasks: list[Task], function: Callable, **options: object) -> object:
+        executed.extend(tasks)
+        return real_execute(engine, run, tasks, function, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalEngine, "execute", execute)
+    records = LocalEngine().run(run, tasks(4), square, LineProgress())
+    assert (executed, records[:3]) == (tasks(4), first)
+    assert sorted(traces(storage)) == ["0", "1", "2", "3"]  # none of them ran twice
+    assert "3 of 4 tasks were finished earlier and are verified first" in capsys.readouterr().err
 
 
 def test_progress_is_lines_where_there_is_no_terminal_and_nothing_when_switched_off() -> None:
