@@ -81,8 +81,9 @@ _FILES = {
     "parts": "|".join(re.escape(name) for name in PART_FILES),
     "testsets": rf"items\.parquet|(?:{_TABLE_ARRAYS})\.npy",
     "queries": r"(?:documents|chunks)\.parquet|(?:tokens|hashes|ids|vectors\.[^/]+)\.npy",
-    "runs": r"plan\.json|(?:excluded|sample|outcomes)\.npy"
-    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order|sample|sample-texts|drift|exposure|lists)/.+",
+    "runs": r"plan\.json|(?:keys|sample|outcomes)\.npy"
+    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order|sample|sample-texts|drift|exposure|lists)/.+"
+    r"|(?:excluded|found)/.+",
 }
 
 
