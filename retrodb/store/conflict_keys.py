@@ -20,6 +20,8 @@ ROWS = "rows"  # which rows exist in files: written by compact, read by compact 
 REVIVALS = "revivals"  # rows that were undeleted: written by undelete, read by compact
 ANYTHING = "*"  # read by restore: every commit in between is a conflict
 
+_END_OF_IDS = 1 << 63
+
 
 @dataclass(frozen=True)
 class ConflictKeys:
@@ -74,8 +76,13 @@ def embed(space: str) -> ConflictKeys:
 
 
 def index(space: str) -> ConflictKeys:
-    """Adds parts under the codebook of a space; training one sets the index entry."""
+    """Adds parts under the codebook of a space, and sets the drift entry."""
     return _keys({f"space/{space}", f"index/{space}"})
+
+
+def retrain(space: str) -> ConflictKeys:
+    """Trains a codebook, which sets the index entry, and replaces all parts: none may be added or merged meanwhile."""
+    return ConflictKeys(index(space).reads | {f"drift/{space}", f"parts/{space}@0-{_END_OF_IDS}"}, frozenset())
 
 
 def merge(space: str, ranges: Iterable[ChunkRange]) -> ConflictKeys:

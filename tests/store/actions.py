@@ -118,7 +118,7 @@ BETWEEN: dict[str, Callable[[str], Change]] = {
     "embed": LATER["embed"],
     "embed, new space": _coverage("vectors", conflict_keys.embed("default"), "space/default"),
     "index": LATER["index"],
-    "index, retrained": _coverage("parts", conflict_keys.index("default"), "index/default"),
+    "index, retrained": _coverage("parts", conflict_keys.retrain("default"), "index/default"),
     "tag": LATER["tag"],
     "filter": LATER["filter"],
     "undelete": LATER["undelete"],

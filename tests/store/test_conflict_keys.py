@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from retrodb.format.records import ChunkRange
-from retrodb.store.conflict_keys import ConflictKeys, conflicts, merge
+from retrodb.store.conflict_keys import ConflictKeys, conflicts, merge, retrain
 
 BASE = [ChunkRange(0, 100), ChunkRange(1 << 33, 50)]
 
@@ -38,3 +38,10 @@ def test_a_conflict_names_the_key_that_was_read() -> None:
 def test_merges_of_different_spaces_never_conflict() -> None:
     assert not clash(merge("default", BASE), merge("second", BASE))
     assert not clash(merge("default", BASE), merge("default@0-100", BASE))
+
+
+def test_a_new_codebook_conflicts_with_new_parts_and_merges_of_its_space_only() -> None:
+    assert clash(retrain("default"), ConflictKeys(frozenset(), frozenset({"drift/default"})))
+    assert clash(retrain("default"), merge("default", BASE))
+    assert not clash(retrain("second"), merge("default", BASE))
+    assert not clash(retrain("default"), merge("default", []))

@@ -160,7 +160,7 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     arguments = {"space": name, **to_plain_object(plan.params)}
     if in_use is None:
         _check_training(plan, result.factory, context.memory_limit)
-    keys = conflict_keys.index(name)
+    keys = conflict_keys.retrain(name) if in_use is None else conflict_keys.index(name)
     transaction = Transaction.open(context, view, "index", keys, plan=run_plan, arguments=arguments)
     canaries = None
     if in_use is None:

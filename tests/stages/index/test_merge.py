@@ -14,10 +14,12 @@ from made_documents import made_text, write_documents
 
 import retrodb
 from retrodb.ann.merge_policy import choose_merges
+from retrodb.config import IndexParams
 from retrodb.database import Database
 from retrodb.errors import ConflictError, RetroDBError
 from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context
+from retrodb.stages.index.command import execute_index, plan_index
 from retrodb.stages.index.live_parts import coverage_of, live_parts, missing_rows, parts_of
 from retrodb.stages.index.merge import MergePlan, MergeResult, execute_merge, merge_task, run_merge_task, span_of
 from retrodb.stages.index.missing_task import find_missing_rows
@@ -204,3 +206,13 @@ def test_missing_rows_are_the_same_in_tasks(grown: Database, tmp_path: Path, mon
         assert find_missing_rows(context, view, "default", is_new=is_new) == expected
         assert expected
     assert not [path for path in view.storage.list("runs") if "missing" in path]
+
+
+def test_a_new_codebook_is_not_committed_over_parts_of_another_one(grown: Database) -> None:
+    context = Context(open_storage(grown.path))
+    plan = plan_index(context, IndexParams(factory="IVF4,SQ8"), retrain=True)
+    grown.index()  # adds a part, and merges
+    with pytest.raises(ConflictError, match="during index"):
+        execute_index(context, plan)
+    again = plan_index(context, IndexParams(factory="IVF4,SQ8"), retrain=True)
+    assert execute_index(context, again).num_parts == 1
