@@ -12,7 +12,7 @@ DIGEST_BYTES = 8
 """Bytes of a block's digest: its xxh3-64, big-endian."""
 
 WHOLE_KINDS = frozenset({"settings", "tokenizer", "codebooks", "runs"})
-"""Kinds of files that every reader reads whole: they have no file of block digests."""
+"""Kinds of files without a file of block digests: a process verifies all bytes of each at its first touch, and once."""
 
 Bytes: TypeAlias = bytes | memoryview
 

@@ -21,21 +21,36 @@ from retrodb.errors import DamagedFileError, RetroDBError
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.blocks import DIGEST_BYTES, block_bytes, block_digests, block_range, num_blocks, root_digest
 
-_FILES = 1024  # remembered; the digests of a file of 1 GB are 128 KB
+FILES_BY_BLOCK = 1024  # remembered by block; the digests of a file of 1 GB are 128 KB
+_WHOLE_FILES = 1 << 14  # remembered as verified or not, 0.4 KB each: a task of a join reads parts of thousands of files
 
 ErrorOf = Callable[[str], RetroDBError]
 """Makes the error for a file in which this is wrong."""
 
 
+class WholeMark:
+    """Whether this process has verified every block of one file."""
+
+    __slots__ = ("is_whole",)
+
+    def __init__(self) -> None:
+        self.is_whole = False
+
+
 class VerifiedBlocks:
     """Which blocks of one file this process has verified. Threads may share it: to verify a block twice does no harm."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, whole: WholeMark) -> None:
         self.size_bytes = size_bytes
-        self.is_whole = False  # every block is verified
+        self._whole = whole
         self.has_footer = False  # a Parquet file's is verified
         self._is_verified_B: BoolArray = np.zeros(num_blocks(size_bytes), dtype=bool)
         self._digests = b""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every block is verified."""
+        return self._whole.is_whole
 
     def needs_digests(self) -> bool:
         """Whether the digests of the blocks were not given yet."""
@@ -61,7 +76,7 @@ class VerifiedBlocks:
                 if _digest(self._digests, block) != _digest(digests, block):
                     _refuse(block, self.size_bytes, error_of)
             raise error_of(f"checksum mismatch (expected {root.hex()[:12]}.., got {actual.hex()[:12]}..)")
-        self.is_whole = True
+        self._whole.is_whole = True
 
     def verify_ranges(self, data: memoryview, starts_R: Int64Array, ends_R: Int64Array, error_of: ErrorOf) -> None:
         """Verify all blocks with a byte of these ranges. Raises as `verify_whole`."""
@@ -74,7 +89,8 @@ class VerifiedBlocks:
             if xxhash.xxh3_64_digest(data[start:end]) != _digest(self._digests, block):
                 _refuse(block, self.size_bytes, error_of)
             self._is_verified_B[block] = True
-        self.is_whole = bool(self._is_verified_B.all())
+        if self._is_verified_B.all():
+            self._whole.is_whole = True
 
 
 def _digest(digests: bytes, block: int) -> bytes:
@@ -95,11 +111,17 @@ def _touched(starts_R: Int64Array, ends_R: Int64Array, count: int) -> BoolArray:
     return touched_B
 
 
-@lru_cache(maxsize=_FILES)
+@lru_cache(maxsize=FILES_BY_BLOCK)
 def blocks_of(device: int, inode: int, size_bytes: int, mtime_ns: int, root: bytes) -> VerifiedBlocks:
     """What this process has verified of a file that should have this root digest."""
-    del device, inode, mtime_ns, root  # the identity of the file
-    return VerifiedBlocks(size_bytes)
+    return VerifiedBlocks(size_bytes, whole_mark(device, inode, size_bytes, mtime_ns, root))
+
+
+@lru_cache(maxsize=_WHOLE_FILES)
+def whole_mark(device: int, inode: int, size_bytes: int, mtime_ns: int, root: bytes) -> WholeMark:
+    """Whether this process has verified all of such a file, which is remembered of more files than their blocks are."""
+    del device, inode, size_bytes, mtime_ns, root  # the identity of the file
+    return WholeMark()
 
 
 class MappedBytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from flipped import flip_bit
+from flipped import flip_bit, forget_verified
 
 from retrodb.ann.codebook import Codebook, train
 from retrodb.ann.list_ranges import find_lists
@@ -21,7 +21,7 @@ from retrodb.format.kinds import path_of
 from retrodb.format.part_files import PART_FILES
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
-from retrodb.store.verified_bytes import MappedBytes, blocks_of
+from retrodb.store.verified_bytes import MappedBytes
 from retrodb.store.verify import VerifiedFiles
 
 RNG = np.random.default_rng(3)
@@ -99,7 +99,7 @@ def test_a_search_is_right_or_refused_wherever_a_bit_flips(factory: str, tmp_pat
     }
 
     def found(queries: np.ndarray) -> list[list[int]]:
-        blocks_of.cache_clear()
+        forget_verified()
         files = VerifiedFiles(storage)
         part = open_part(Path("part"), {name: files.bytes(record) for name, record in records.items()})
         live = LivePart(part, np.arange(len(VECTORS)), VECTORS.__getitem__)

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flipped import flip_bit
+from flipped import flip_bit, forget_verified
 
 import retrodb
 from retrodb.database import Database
 from retrodb.errors import EXIT_DAMAGE, EXIT_NO_DATABASE, RetroDBError
-from retrodb.store.verified_bytes import blocks_of
 
 from .test_matrix import files_by_kind
 
@@ -61,7 +60,7 @@ def answers_after_a_flip(root: Path, rng: random.Random, right: dict[str, Any]) 
     path = rng.choice(paths)
     position, bit = rng.randrange((root / path).stat().st_size), rng.randrange(8)
     flip_bit(root / path, position, bit)
-    blocks_of.cache_clear()  # as in another process
+    forget_verified()  # as in another process
     shutil.rmtree(root.parent / "out", ignore_errors=True)
     outcomes = Counter[str]()
     for name, ask in asked(root, root.parent / "out").items():

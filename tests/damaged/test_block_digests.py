@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flipped import flip_bit
+from flipped import flip_bit, forget_verified
 
 import retrodb
 from retrodb.database import Database
@@ -17,7 +17,6 @@ from retrodb.format.records import FileRecord
 from retrodb.store.collection import execute_collection, plan_collection, unused_blocks
 from retrodb.store.digest import digest_file
 from retrodb.store.storage import LocalStorage
-from retrodb.store.verified_bytes import blocks_of
 
 from .asked import answers
 
@@ -51,7 +50,7 @@ def test_a_repair_computes_block_digests_again(
     assert path is not None
     before = (root / path).read_bytes()
     harm(root / path)
-    blocks_of.cache_clear()
+    forget_verified()
     assert answers(retrodb.open(root)) == truth
     damaged = database.check(read_data=True).damaged
     assert [each.path for each in damaged] == [path]
@@ -72,7 +71,7 @@ def test_a_file_and_its_block_digests_are_repaired_together(kind: str, copy: Cal
     assert record.blocks_path is not None
     for path in (record.path, record.blocks_path):
         damage(root / path)
-    blocks_of.cache_clear()
+    forget_verified()
     assert {each.path for each in database.check(read_data=True).damaged} == {record.path, record.blocks_path}
     assert database.repair().is_whole
     assert database.check(read_data=True).damaged == ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from flipped import forget_verified
 
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import LineProgress, Progress, make_progress
@@ -16,7 +17,6 @@ from retrodb.errors import DamagedFileError, InputError, RetroDBError
 from retrodb.format.records import FileDigest, FileRecord
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage, Storage
-from retrodb.store.verified_bytes import blocks_of
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_the_outputs_of_finished_tasks_are_hashed_once_in_a_process(
 ) -> None:
     run = open_run(storage, "squares", {})
     LocalEngine().run(run, tasks(5), square, Progress())
-    blocks_of.cache_clear()  # as in another process
+    forget_verified()  # as in another process
     opened: list[str] = []
     real_open = Path.open
 

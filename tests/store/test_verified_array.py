@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flipped import flip_bit
+from flipped import flip_bit, forget_verified
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,6 @@ from retrodb.store.block_files import rebuild_blocks
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
 from retrodb.store.verified_array import VerifiedArray
-from retrodb.store.verified_bytes import blocks_of
 from retrodb.store.verify import VerifiedFiles
 
 BLOCK = 256
@@ -43,9 +42,9 @@ ARRAYS: list[np.ndarray] = [
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("retrodb.format.blocks.BLOCK_BYTES", BLOCK)
-    blocks_of.cache_clear()
+    forget_verified()
     yield
-    blocks_of.cache_clear()
+    forget_verified()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def stored(folder: Path, array: np.ndarray, name: str = "a") -> tuple[LocalStora
 
 def opened(storage: LocalStorage, record: FileRecord) -> VerifiedArray:
     """As in a new process."""
-    blocks_of.cache_clear()
+    forget_verified()
     return VerifiedFiles(storage).array(record)
 
 
@@ -256,8 +255,21 @@ def test_a_file_of_one_block_has_no_block_digests(storage: LocalStorage) -> None
 def test_whole_reads_name_the_damaged_block(storage: LocalStorage) -> None:
     _, record = stored(storage.root, ARRAYS[0])
     flip_bit(storage.local(record.path), 5000)
-    blocks_of.cache_clear()
+    forget_verified()
     with pytest.raises(
         DamagedFileError, match=r"checksum mismatch in bytes 4,864 to 5,119\. It can be rebuilt from chunks"
     ):
         VerifiedFiles(storage).open(record)
+
+
+def test_a_process_verifies_a_file_that_is_read_whole_once_also_among_thousands(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = verified_bytes.FILES_BY_BLOCK + 10
+    paths = [f"runs/r/reuse/{number}.npy" for number in range(count)]
+    files = [publish(storage, "runs", path, partial(save_array, array=np.arange(3))) for path in paths]
+    for file in files:
+        VerifiedFiles(storage).array(file).whole()
+    monkeypatch.setattr("retrodb.store.verified_bytes.xxhash.xxh3_64_digest", pytest.fail)
+    for file in files:
+        assert VerifiedFiles(storage).array(file)[:1].tolist() == [0]

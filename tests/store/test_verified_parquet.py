@@ -8,14 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from flipped import flip_bit
+from flipped import flip_bit, forget_verified
 
 from retrodb.errors import DamagedFileError
 from retrodb.format.parquet import read_table, write_table
 from retrodb.format.records import FileRecord
 from retrodb.store.publish import publish
 from retrodb.store.storage import LocalStorage
-from retrodb.store.verified_bytes import blocks_of
 from retrodb.store.verify import VerifiedFiles
 
 RNG = np.random.default_rng(1)
@@ -36,7 +35,7 @@ def record(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> FileRecord
 
 def read(storage: LocalStorage, record: FileRecord) -> pa.Table:
     """As in a new process."""
-    blocks_of.cache_clear()
+    forget_verified()
     return read_table(VerifiedFiles(storage).open(record))
 
 
@@ -48,7 +47,7 @@ def test_every_damage_to_a_footer_is_found_at_the_opening(storage: LocalStorage,
     places = [0, 3, size - 1, size - 4, size - 5, size - 8, size - 8 - footer]
     for position in [*places, *(size - 8 - draw.randrange(footer) for _ in range(60))]:
         flip_bit(local, position, bit := draw.randrange(8))
-        blocks_of.cache_clear()
+        forget_verified()
         with pytest.raises(DamagedFileError, match=rf"{record.path}: checksum mismatch in bytes"):
             VerifiedFiles(storage).open(record)
         flip_bit(local, position, bit)
@@ -67,7 +66,7 @@ def test_a_damaged_page_is_found_when_it_is_read_and_its_header_changes_no_value
     later = sorted(start for start in starts if 512 <= start < last)  # other blocks are verified with magic and footer
     for position in [start + draw.randrange(40) for start in later for _ in range(14)]:
         flip_bit(local, position, bit := draw.randrange(8))
-        blocks_of.cache_clear()
+        forget_verified()
         VerifiedFiles(storage).open(record)  # reads no page
         try:
             assert read(storage, record).equals(TABLE)
