@@ -235,9 +235,11 @@ def rows_from(rows: BitMap, offset: int, count: int) -> BitMap:
 
 
 def dense_rows(start: int, end: int) -> BitMap:
-    """The rows in `[start, end)`."""
+    """The rows in `[start, end)`. Raises ValueError when `end` is larger than 2^32."""
     from pyroaring import BitMap
 
+    if end > _ALL_ROWS:
+        raise ValueError(f"row {end - 1} is one that a bitmap cannot have")
     return BitMap(range(start, end))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from made_documents import made_text, write_documents
 from made_up import change, id_of
 
 import retrodb
+from retrodb.ann.merge_policy import choose_merges
 from retrodb.database import Database
 from retrodb.format.records import OP_DROP_SHARD, DropRecord, ShardRecord
+from retrodb.format.rows import MAX_ROWS
+from retrodb.stages.index.live_parts import parts_of
 from retrodb.store.chunk_ids import NewShard
 from retrodb.store.commit import commit
 from retrodb.store.snapshots import read_head
@@ -90,8 +94,23 @@ def both(tmp_path: Path, made_tokenizer: Path) -> list[Answers]:
     return answers
 
 
-def test_a_database_beyond_2_to_33_answers_like_a_dense_one(both: list[Answers], tmp_path: Path) -> None:
+@pytest.fixture(params=["many parts", "merged parts"])
+def is_merged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether index parts before and after the gap are merged: then a range of one part is longer than 2^32."""
+    if request.param == "merged parts":
+        monkeypatch.setattr("retrodb.stages.index.merge.choose_merges", partial(choose_merges, merge_factor=2))
+    return request.param == "merged parts"
+
+
+def longest_part(db: Database) -> int:
+    return max(part.span.num_chunks for part in parts_of(db.view(), "default"))
+
+
+def test_a_database_beyond_2_to_33_answers_like_a_dense_one(
+    is_merged: bool, both: list[Answers], tmp_path: Path
+) -> None:
     dense, gap = both
+    assert (longest_part(gap.db) > MAX_ROWS) == is_merged
     assert gap.all() == dense.all()
     for number, answers in enumerate(both):
         db = answers.db
@@ -109,6 +128,7 @@ def test_a_database_beyond_2_to_33_answers_like_a_dense_one(both: list[Answers],
     for answers in both:
         answers.db.compact(min_deleted=0.01)
         answers.db.purge(["d7"])
+    assert (longest_part(gap.db) > MAX_ROWS) == is_merged
     assert gap.searched() == dense.searched()
     assert gap.sql() == dense.sql()
     assert gap.db.check(read_data=True).damaged == dense.db.check(read_data=True).damaged

@@ -176,7 +176,7 @@ def _rewrite_parts(context: Context, plan: CompactPlan, *, space: str) -> int:
     num_parts = sum(map(len, groups))
     if not groups:
         return 0
-    tasks = [merge_task(space, parts, live_row_set(view.chunks, span_of(parts))) for parts in groups]
+    tasks = [merge_task(space, parts, live_row_set(view, parts)) for parts in groups]
     keys = conflict_keys.merge(space, map(span_of, groups))
     keys = replace(keys, reads=keys.reads | {conflict_keys.REVIVALS})
     run_plan = _PartsRun(STAGE_VERSION, space, tuple(task.id for task in tasks))

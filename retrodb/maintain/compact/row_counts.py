@@ -5,14 +5,17 @@ One shard is looked at after another, and no file of a shard is opened.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.format.rows import MAX_ROWS, RowSet
+from retrodb.stages.index.live_parts import PartFiles
+from retrodb.stages.index.merge import span_of
 from retrodb.view.chunk_set import ChunkSet
-
-if TYPE_CHECKING:
-    from pyroaring import BitMap
+from retrodb.view.view import View
 
 
 class HeldRows(NamedTuple):
@@ -31,19 +34,16 @@ def count_held_rows(chunks: ChunkSet, span: ChunkRange, rows: RowSet) -> HeldRow
     """Count the rows (of a range of ids) that an index part holds."""
     num_present = num_live = 0
     for record in chunks.overlapping("documents", *span):
-        held_here = _rows_between(rows.roaring, record.first_chunk - span.first_chunk, record.num_chunks)
+        held_here = rows.rows_in(span.first_chunk - record.first_chunk, record.num_chunks)
         num_present += len(held_here & chunks.present_rows(*record.span))
         num_live += len(held_here & chunks.live_rows(*record.span))
     return HeldRows(num_present, num_live)
 
 
-def live_row_set(chunks: ChunkSet, span: ChunkRange) -> RowSet:
-    """The live rows of a range of ids."""
-    return RowSet.from_rows(chunks.live_rows(*span), span.num_chunks)
-
-
-def _rows_between(rows: BitMap, start: int, count: int) -> BitMap:
-    """The rows from `start` (which may be negative) to `start + count`, counted from `start`."""
-    from pyroaring import BitMap
-
-    return (rows & BitMap(range(max(start, 0), max(start + count, 0)))).shift(-start)
+def live_row_set(view: View, parts: Sequence[PartFiles]) -> RowSet:
+    """The live rows of the range of ids of parts; of a range of more than `MAX_ROWS`, only those that the parts hold."""
+    span = span_of(parts)
+    if span.num_chunks <= MAX_ROWS:
+        return RowSet.from_rows(view.chunks.live_rows(*span), span.num_chunks)
+    ids = np.unique(np.concatenate([part.span.first_chunk + part.row_set(view.files).present for part in parts]))
+    return RowSet.from_present(ids[view.chunks.is_live(ids)] - span.first_chunk, span.num_chunks)

@@ -18,7 +18,7 @@ from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import RowSet, mask_of
+from retrodb.format.rows import MAX_ROWS, RowSet, mask_of
 from retrodb.stages.dedup.clusters import cluster_keys
 from retrodb.store.row_files import rows_digest
 from retrodb.store.verify import VerifiedFiles
@@ -221,6 +221,11 @@ def live_rows(view: View, files: PartFiles, ids: Int64Array, before: Coverage | 
     """
     if not len(ids):
         return np.zeros(0, dtype=bool)
+    if files.span.num_chunks > MAX_ROWS:  # of a merged part: masks of its range would be longer than all of its rows
+        held = [] if before is None else [hit.where for hit in before.lookup(ids)]
+        mask = view.chunks.is_live(ids) & view.is_screened(ids)
+        mask[np.concatenate([np.empty(0, np.int64), *held])] = False
+        return mask
     first, count = int(ids[0]), int(ids[-1] - ids[0]) + 1
     mask = (view.chunks.live_mask(first, count) & view.screened_mask(first, count))[ids - first]
     if before is not None:

@@ -60,10 +60,13 @@ class RepairState:
 
     def _was_compared(self, ids_N: Int64Array) -> BoolArray:
         """(N,) bool: which of some ascending chunks the rows were compared with."""
-        if not len(ids_N):
-            return np.zeros(0, dtype=bool)
-        first, count = int(ids_N[0]), int(ids_N[-1] - ids_N[0]) + 1
-        return is_in(self.before.rows(DATABASE, first, count), ids_N - first, count)
+        was_compared = np.zeros(len(ids_N), dtype=bool)
+        for span in self.before.ranges(DATABASE):
+            low, high = np.searchsorted(ids_N, [span.first_chunk, span.end])
+            if high > low:
+                rows = ids_N[low:high] - span.first_chunk
+                was_compared[low:high] |= is_in(self.before.rows(DATABASE, *span), rows, span.num_chunks)
+        return was_compared
 
     def known_rows(self, rows: Int64Array, span: ChunkRange) -> BoolArray:
         """(Q,) bool: which rows of a range of the query set the table has computed."""
