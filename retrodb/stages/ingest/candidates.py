@@ -7,7 +7,7 @@ Legend: R records of the input in reading order, C candidates. Entries are as in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -78,7 +78,7 @@ def write_outcomes(
     run: Run,
     num_records: int,
     candidates: IdArray,
-    existing: Sequence[Int64Array],
+    existing: Iterable[Int64Array],
     holdout: float,
     purged_keys: IdArray,
 ) -> tuple[FileRecord, tuple[int, ...]]:

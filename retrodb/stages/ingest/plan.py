@@ -173,7 +173,7 @@ def _decide(context: Context, view: View, run: Run, params: IngestParams, segmen
         for query_set in (SELF, HELD_OUT_SET)
     )
     local = context.storage.local
-    of_candidates = [map_array(local(found.outcomes.path)) for found in (*existing, *held_out)]
+    of_candidates = (map_array(local(found.outcomes.path)) for found in (*existing, *held_out))  # one at a time
     outcomes, num_by_outcome = write_outcomes(
         run,
         sum(segment.num_records for segment in segments),

@@ -6,7 +6,7 @@ H pairs of a candidate and a document with its key. Entries are as in `format/do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,7 +23,7 @@ OUTCOMES = ("added", "superseded", "unchanged", "duplicate", "held_out")
 
 OutcomeArray: TypeAlias = NDArray[np.uint8]
 
-_BLOCK_CANDIDATES = 1 << 20  # that are decided about at once
+_BLOCK_CANDIDATES = 1 << 20  # that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -124,34 +124,39 @@ def compare(
 def decide(
     outcomes: OutcomeArray,
     candidates: IdArray,
-    existing: Sequence[Int64Array],
+    existing: Iterable[Int64Array],
     holdout: float,
     purged_keys: IdArray | None = None,
 ) -> tuple[int, ...]:
-    """Decide what an input does, one block of candidates after another; gives the number of records with each outcome.
+    """Decide what an input does; gives the number of records with each outcome.
+
+    In memory is one block of candidates, or what one item of `existing` says.
 
     Args:
         outcomes: (R,) codes to write, all DUPLICATE before: what the records that are no candidates are.
         candidates: (C,) as `first_of_each_id` gives them.
-        existing: what existing documents mean for the candidates, as in `Comparison.outcomes`, each by ascending position. Of
-            several for one candidate the last applies.
+        existing: what existing documents mean for the candidates, as in `Comparison.outcomes`, each with at most one outcome
+            for a candidate. Of several for one candidate the last applies.
         holdout: fraction of the new documents to hold out, chosen by their keys.
         purged_keys: sorted keys of documents that are never added. Their records count as unchanged.
     """
+    for block in _blocks(candidates):
+        is_held_out = block["key_hi"] < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))
+        outcomes[block["row"]] = np.where(is_held_out, HELD_OUT, ADDED)
+    for of_files in existing:
+        outcomes[candidates[of_files[:, 0]]["row"]] = of_files[:, 1]
     counts = np.zeros(len(OUTCOMES), dtype=np.int64)
     counts[DUPLICATE] = len(outcomes) - len(candidates)
-    for start in range(0, len(candidates), _BLOCK_CANDIDATES):
-        block = np.array(candidates[start : start + _BLOCK_CANDIDATES])
-        codes = np.full(len(block), ADDED, dtype=np.uint8)
-        codes[block["key_hi"] < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))] = HELD_OUT
-        for of_files in existing:
-            first, end = np.searchsorted(of_files[:, 0], [start, start + len(block)])
-            codes[of_files[first:end, 0] - start] = of_files[first:end, 1]
+    for block in _blocks(candidates):
         if purged_keys is not None:
-            codes[equal_keys(block, purged_keys)[0]] = UNCHANGED
-        outcomes[block["row"]] = codes
-        counts += np.bincount(codes, minlength=len(OUTCOMES))
+            outcomes[block["row"][equal_keys(block, purged_keys)[0]]] = UNCHANGED
+        counts += np.bincount(outcomes[block["row"]], minlength=len(OUTCOMES))
     return tuple(counts.tolist())
+
+
+def _blocks(candidates: IdArray) -> Iterator[IdArray]:
+    for start in range(0, len(candidates), _BLOCK_CANDIDATES):
+        yield np.array(candidates[start : start + _BLOCK_CANDIDATES])
 
 
 _NO_IDS = np.empty(0, dtype=np.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,20 @@ def test_a_document_without_an_older_version_reads_no_documents(
     new = write_json_lines(tmp_path / "in.jsonl", {"another": "text"})
     planned = plan.plan_ingest(context, [str(new)], plan.IngestParams("s"))
     assert planned.result.num_added == 1
+
+
+def test_the_files_of_many_tasks_are_not_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = new_database(tmp_path / "db")
+    for name in ("shard", "tokenize"):
+        monkeypatch.setattr(f"retrodb.stages.ingest.{name}.MAX_SHARD_CHUNKS", 1)
+    monkeypatch.setattr(look_up, "_GROUP_BYTES", 1)
+    ingest(context, write_json_lines(tmp_path / "in.jsonl", {f"{i}": f"text {i}" for i in range(80)}))
+    assert len(context.view().shards) == 80
+    changed = write_json_lines(tmp_path / "in.jsonl", {f"{i}": f"text {i + i % 2}" for i in range(80)})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, limits[1]))
+    try:
+        planned = plan.plan_ingest(context, [str(changed)], plan.IngestParams("s"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert planned.result.num_superseded == planned.result.num_unchanged == 40
