@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from retrodb.engine.run import Run
 from retrodb.errors import MissingFileError
+from retrodb.format.blocks import has_block_file
 from retrodb.format.entries import PinEntry
+from retrodb.format.kinds import kind_of, path_of
 from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_number
 from retrodb.maintain.purge.proof import Proof
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
 from retrodb.store.collection import COLLECTED, is_ours, named_by
 from retrodb.store.conflict_keys import ConflictKeys
+from retrodb.store.digest import digest_file
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.storage import Storage, is_abandoned, is_temporary
 from retrodb.view.view import View
@@ -57,7 +61,10 @@ def expunge(context: Context, run: Run, proof: Proof, *, break_pins: bool) -> Ex
         storage.write(snapshot.path, dump_snapshot(snapshot.stub(run.clock)))
     numbers = {snapshot.number for snapshot in expired}
     needed = {path for number, paths in named.items() if number not in numbers for path in paths}
-    unneeded = {path for number in numbers for path in named[number]} | _deletable(storage, with_traces)
+    deletable = _deletable(storage, with_traces)
+    unneeded = (
+        {path for number in numbers for path in named[number]} | deletable | set(_block_files(storage, deletable))
+    )
     return _delete(
         storage, sorted(path for path in unneeded - needed if snapshot_number(path) is None), tuple(sorted(numbers))
     )
@@ -100,6 +107,15 @@ def _deletable(storage: Storage, with_traces: set[str]) -> set[str]:
         elif is_abandoned(path) or (is_temporary(path) and _age_s(storage, path) > _UNFINISHED_S):
             paths.add(path)
     return set(filter(is_ours, paths))
+
+
+def _block_files(storage: Storage, paths: Iterable[str]) -> Iterator[str]:
+    """The files of block digests of some files: the record of an interrupted task may be all that named them."""
+    for path in paths:
+        kind = kind_of(path)
+        with suppress(MissingFileError):  # another command deleted it
+            if kind is not None and has_block_file(kind, storage.stat(path).st_size):
+                yield path_of("blocks", digest=digest_file(storage.local(path)).sha256.hex())
 
 
 def _age_s(storage: Storage, path: str) -> float:

@@ -91,6 +91,25 @@ def test_nothing_is_left_of_it_in_an_unfinished_search_for_near_duplicates(make_
     assert not list(Path(database.path).glob("runs/*/near"))
 
 
+def test_nothing_is_left_of_it_in_an_unfinished_ingest(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database({"gone": made_text(5000, 150), "a": made_text(1, 60)})
+    larger = write_documents(tmp_path / "larger.jsonl", {"gone": made_text(5000, 60_000), "b": made_text(7, 90)})
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("retrodb.stages.transaction.commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            database.ingest([larger], source="made")
+    blocks = Path(database.path) / "blocks"
+    assert any(blocks.iterdir()), "some of its files have block digests"
+    assert database.purge(["gone"]).is_clean
+    assert not any(blocks.iterdir())
+
+
 def test_a_copy_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path) -> None:
     database = built(make_database, tmp_path)
     before = Path(shutil.copytree(database.path, tmp_path / "before"))
