@@ -13,18 +13,19 @@ from __future__ import annotations
 import base64
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import orjson
 
-from retrodb.errors import DamagedFileError, UsageError
-from retrodb.format.blocks import has_block_file
+from retrodb.errors import DamagedFileError, MissingFileError, UsageError
+from retrodb.format.blocks import DIGEST_BYTES, block_bytes, block_digests, has_block_file, num_blocks
 from retrodb.format.entries import PinEntry
 from retrodb.format.kinds import KINDS, kind_of, path_of
 from retrodb.format.snapshot import Snapshot, dump_snapshot, snapshot_path
+from retrodb.store.digest import digests_of_blocks
 from retrodb.store.manifest import load_manifest
 from retrodb.store.row_files import written_since
 from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
@@ -124,22 +125,46 @@ def named_by(storage: Storage, snapshot: Snapshot) -> Iterable[str]:
 
 
 def unused_blocks(storage: Storage) -> list[str]:
-    """The files of block digests that describe no file of a readable snapshot or of an open run.
+    """The files of block digests that describe no file that is there or that a readable snapshot or an open run names.
+
+    A running task stores the digests of its files before its record names them. Such a file is known by its blocks.
 
     Raises:
         DamagedFileError, MissingFileError: for a snapshot or segment that does not read.
     """
     snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
-    used: set[str] = set()
+    named: set[str] = set()
     for snapshot in snapshots:
         if snapshot.expired_at is None:
-            used.update(load_manifest(storage, snapshot).block_files())
+            named.update(load_manifest(storage, snapshot).paths())
     committed = {snapshot.transaction for snapshot in snapshots}
     for path in filter(_COMPLETION.fullmatch, storage.list("runs")):
         if path.split("/")[1] not in committed:
             with suppress(DamagedFileError):  # a task with a damaged record runs again and writes its digests again
-                used.update(_outputs(storage.read(path), path))
-    return [path for path in storage.list("blocks") if is_ours(path) and path not in used]
+                named.update(_outputs(storage.read(path), path))
+    unnamed = [path for path in storage.list("blocks") if is_ours(path) and path not in named]
+    if not unnamed:
+        return []
+    others: dict[int, list[str]] = defaultdict(list)  # files that nothing names, by the size of their digests
+    for path in _all_files(storage):
+        if path not in named and not path.startswith("blocks/"):
+            with suppress(MissingFileError):  # another command deleted it
+                others[num_blocks(storage.stat(path).st_size) * DIGEST_BYTES].append(path)
+    return [path for path in unnamed if not _describes_one_of(storage, path, others)]
+
+
+def _describes_one_of(storage: Storage, blocks: str, others: Mapping[int, Sequence[str]]) -> bool:
+    """Whether block digests are those of a file. Of nearly every other file its first block tells that they are not."""
+    with suppress(MissingFileError):  # another command deleted them
+        digests = storage.read(blocks)
+        for path in others.get(len(digests), ()):
+            with suppress(MissingFileError, FileNotFoundError):  # another command deleted it
+                local = storage.local(path)
+                with local.open("rb") as file:
+                    first = block_digests(file.read(block_bytes()))
+                if digests.startswith(first) and digests_of_blocks(local) == digests:
+                    return True
+    return False
 
 
 _COMPLETION = re.compile(r"runs/[^/]+/tasks/.+")

@@ -33,6 +33,7 @@ from retrodb.maintain.purge.proof import Proof, run_proof
 from retrodb.maintain.purge.targets import find_targets
 from retrodb.maintain.purge.traces import Traces, store_traces, string_values, traces_of
 from retrodb.stages.dedup.near_verify import SHINGLE_DTYPE
+from retrodb.stages.ingest import tokenize
 from retrodb.store.storage import LocalStorage
 from retrodb.view.view import SELF
 
@@ -108,6 +109,25 @@ def test_nothing_is_left_of_it_in_an_unfinished_ingest(
     assert any(blocks.iterdir()), "some of its files have block digests"
     assert database.purge(["gone"]).is_clean
     assert not any(blocks.iterdir())
+
+
+def test_a_task_that_runs_meanwhile_keeps_the_block_digests_of_its_files(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database({"gone": made_text(5000, 150), "a": made_text(1, 60)})
+    new = write_documents(tmp_path / "new.jsonl", {"b": made_text(7, 60_000)})
+    write, is_clean = tokenize.write_shards, list[bool]()
+
+    def write_and_purge(*arguments: Any, **options: Any) -> object:
+        shards = write(*arguments, **options)  # which no record names yet
+        is_clean.append(Database(database.path).purge(["gone"], ignore_unknown=True).is_clean)
+        return shards
+
+    monkeypatch.setattr(tokenize, "write_shards", write_and_purge)
+    database.ingest([new], source="other")
+    assert is_clean == [True]
+    assert any((Path(database.path) / "blocks").iterdir()), "some of its files have block digests"
+    assert not database.check(read_data=True).damaged
 
 
 def test_a_copy_in_any_kind_of_file_is_found(make_database: Make, tmp_path: Path) -> None:
