@@ -64,6 +64,16 @@ def test_rows_of_any_range_are_counted_as_masks_count_them(seed: int, grown: Dat
         assert count_held_rows(chunks, span, RowSet.from_mask(held)) == expected
 
 
+def test_a_part_may_cover_more_rows_than_a_bitmap_of_32_bits_has(grown: Database) -> None:
+    chunks, num_rows = grown.view().chunks, (1 << 32) + 5
+    present, live = chunks.present_mask(0, chunks.end), chunks.live_mask(0, chunks.end)
+    all_rows = count_held_rows(chunks, ChunkRange(0, num_rows), RowSet.all(num_rows))
+    assert all_rows == (int(present.sum()), int(live.sum()))
+    held = np.append(np.arange(0, chunks.end, 2), num_rows - 1)
+    some_rows = count_held_rows(chunks, ChunkRange(0, num_rows), RowSet.from_present(held, num_rows))
+    assert some_rows == (int(present[::2].sum()), int(live[::2].sum()))
+
+
 def test_planning_opens_no_file_of_a_shard_that_is_not_chosen(grown: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     local = LocalStorage.local
