@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from retrodb.engine.progress import Bar, Progress
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord, dump_record, parse_record
 from retrodb.engine.task_memory import MAIN_MIB, process_bytes
-from retrodb.errors import DamagedFileError, RetroDBError
+from retrodb.errors import ConflictError, DamagedFileError, MissingFileError, RetroDBError
 from retrodb.format.json_codec import JsonValue, from_json, to_json, to_plain
 from retrodb.format.kinds import path_of
 from retrodb.memory import MIB, PROCESS_MEMORY, require_memory, size_text
@@ -89,9 +89,23 @@ def forget_run(run: Run) -> None:
 
 @contextmanager
 def passing_run(storage: Storage, command: str, plan: object, clock: str | None = None) -> Iterator[Run]:
-    """A run whose tasks only answer a question of its command; it is forgotten when the block has the answer."""
+    """A run whose tasks only answer a question of its command; it is forgotten when the block has the answer.
+
+    Raises:
+        ConflictError: another process had the same question, and its answer, and deleted the run.
+    """
     run = open_run(storage, command, plan, clock)
-    yield run
+    try:
+        yield run
+    except MissingFileError as error:
+        if run_exists(storage, command, plan):
+            raise
+        forget_run(run)
+        raise ConflictError(
+            f"another process did the same work ('{command}') and deleted its files",
+            where=f"run {run.id}",
+            remedy="Run the same command again.",
+        ) from error
     forget_run(run)
 
 

@@ -12,9 +12,12 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.engine.local import LocalEngine
-from retrodb.errors import UsageError
+from retrodb.engine.task import Task, TaskRecord
+from retrodb.errors import ConflictError, UsageError
 from retrodb.stages import document_lookup
+from retrodb.stages.deletion.filter import FilterResult
 from retrodb.stages.document_lookup import find_documents
+from retrodb.store.storage import Storage
 from retrodb.view.named import Pair
 
 Make = Callable[..., Database]
@@ -72,3 +75,24 @@ def test_a_look_up_leaves_no_run(database: Database) -> None:
     with pytest.raises(UsageError, match="ambiguous"):
         database.filter(doc_ids=["d10"], reason="x", dry_run=True)
     assert sorted(runs.iterdir()) == before
+
+
+def test_an_equal_look_up_of_another_process_is_refused_and_leaves_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, run_task = Path(database.path) / "runs", document_lookup.run_find_keys
+    before, results = sorted(runs.iterdir()), list[FilterResult]()
+
+    def look_up_meanwhile(
+        storage: Storage, task: Task[document_lookup.FindKeysPayload, document_lookup.FoundKeys], clock: str
+    ) -> TaskRecord[document_lookup.FoundKeys]:
+        if not results:
+            monkeypatch.setattr(document_lookup, "run_find_keys", run_task)
+            results.append(Database(database.path).filter(doc_ids=["d1"], reason="x", dry_run=True))
+        return run_task(storage, task, clock)
+
+    monkeypatch.setattr(document_lookup, "run_find_keys", look_up_meanwhile)
+    with pytest.raises(ConflictError, match="another process did the same work"):
+        database.filter(doc_ids=["d1"], reason="x", dry_run=True)
+    assert sorted(runs.iterdir()) == before
+    assert [database.filter(doc_ids=["d1"], reason="x", dry_run=True)] == results
