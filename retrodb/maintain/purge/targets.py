@@ -117,8 +117,8 @@ def holding_snapshots(context: Context, keys: IdArray) -> list[int]:
     for snapshot in snapshots:
         if snapshot.expired_at is None:
             records = [record for _, record in _id_files(load_manifest(context.storage, snapshot))]
-            files |= {record.path: record for record in records}
-            paths[snapshot.number] = [record.path for record in records]
+            # One string for each path, however many snapshots name the file.
+            paths[snapshot.number] = [files.setdefault(record.path, record).path for record in records]
     to_search = [IdsFile(record) for record in files.values()]
     with_key = {record.path for record, _ in find_keys_in(context, to_search, keys)}
     return [number for number, of_snapshot in paths.items() if not with_key.isdisjoint(of_snapshot)]
