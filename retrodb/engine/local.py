@@ -38,7 +38,7 @@ class LocalEngine(Engine):
     def sharing_processes(self) -> Iterator[Engine]:
         """An engine whose processes start when they are first needed, and stay until the block ends.
 
-        They are started again, fewer of them, where later tasks need more memory.
+        They are started again where later tasks need more memory, or can use more processes.
         """
         engine = LocalEngine(self.workers, self.memory_bytes)
         with closing(_SharedPool()) as engine._shared:
@@ -99,7 +99,7 @@ class _SharedPool:
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
-        self._each_bytes = 0
+        self._processes, self._each_bytes = 0, 0
 
     def has_room(self, needed_bytes: int) -> bool:
         """Whether processes run, and each may use so much memory."""
@@ -107,10 +107,10 @@ class _SharedPool:
 
     @contextmanager
     def pool(self, processes: int, each_bytes: int, needed_bytes: int) -> Iterator[ProcessPoolExecutor]:
-        """The processes that run already if each may use as much memory as is needed, else so many new ones."""
-        if self._pool is None or not self.has_room(needed_bytes):
+        """The processes that run already if they are as many, and each may use as much memory as is needed, else new ones."""
+        if self._pool is None or self._processes < processes or not self.has_room(needed_bytes):
             self.close()
-            self._pool, self._each_bytes = _new_pool(processes, each_bytes), each_bytes
+            self._pool, self._processes, self._each_bytes = _new_pool(processes, each_bytes), processes, each_bytes
         yield self._pool
 
     def close(self) -> None:

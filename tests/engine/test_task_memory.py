@@ -116,6 +116,15 @@ def test_shared_processes_start_again_where_later_tasks_need_more(run: Run) -> N
     assert len(larger) <= 2
 
 
+def test_few_tasks_leave_no_later_ones_with_few_processes(run: Run) -> None:
+    limits = []
+    with LocalEngine(4, MAIN + 8 * HUNDRED).sharing_processes() as engine:
+        for number, count in enumerate((2, 9, 2)):
+            records = engine.run(open_run(run.storage, "heavy", {"n": number}), tasks(count), note_process, Progress())
+            limits.append({record.result.limit_bytes for record in records})
+    assert limits == [{4 * HUNDRED}, {2 * HUNDRED}, {2 * HUNDRED}]
+
+
 def test_every_kind_of_tasks_is_in_the_table() -> None:
     stages = set[str]()
     for path in SOURCES.rglob("*.py"):
