@@ -21,11 +21,13 @@ from retrodb.errors import DamagedFileError, RetroDBError
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.blocks import DIGEST_BYTES, block_bytes, block_digests, block_range, num_blocks, root_digest
 
-FILES_BY_BLOCK = 1024  # remembered by block; the digests of a file of 1 GB are 128 KB
+FILES_BY_BLOCK = 1024  # remembered by block; of a file of 1 GB, 16 KB
 _WHOLE_FILES = 1 << 14  # remembered as verified or not, 0.4 KB each: a task of a join reads parts of thousands of files
 
 ErrorOf = Callable[[str], RetroDBError]
 """Makes the error for a file in which this is wrong."""
+ReadDigests = Callable[[], bytes]
+"""Reads the digests of all blocks of a file, which it compares with the manifest; none where they are not there."""
 
 
 class WholeMark:
@@ -45,48 +47,45 @@ class VerifiedBlocks:
         self._whole = whole
         self.has_footer = False  # a Parquet file's is verified
         self._is_verified_B: BoolArray = np.zeros(num_blocks(size_bytes), dtype=bool)
-        self._digests = b""
 
     @property
     def is_whole(self) -> bool:
         """Whether every block is verified."""
         return self._whole.is_whole
 
-    def needs_digests(self) -> bool:
-        """Whether the digests of the blocks were not given yet."""
-        return not self.is_whole and not self._digests
-
-    def give_digests(self, digests: bytes) -> None:
-        """Give the digests of all blocks, which were compared with the manifest."""
-        self._digests = digests
-
-    def verify_whole(self, digests: bytes, root: bytes, error_of: ErrorOf) -> None:
+    def verify_whole(self, digests: bytes, root: bytes, read_digests: ReadDigests, error_of: ErrorOf) -> None:
         """Verify all bytes of the file.
 
         Args:
             digests: of the blocks that the file has.
             root: of the blocks that it should have.
+            read_digests: asked which block is damaged.
 
         Raises:
             RetroDBError: what `error_of` makes.
         """
         actual = root_digest(digests)
         if actual != root:
-            for block in range(len(self._digests) // DIGEST_BYTES):
-                if _digest(self._digests, block) != _digest(digests, block):
+            expected = read_digests()
+            for block in range(len(expected) // DIGEST_BYTES):
+                if _digest(expected, block) != _digest(digests, block):
                     _refuse(block, self.size_bytes, error_of)
             raise error_of(f"checksum mismatch (expected {root.hex()[:12]}.., got {actual.hex()[:12]}..)")
         self._whole.is_whole = True
 
-    def verify_ranges(self, data: memoryview, starts_R: Int64Array, ends_R: Int64Array, error_of: ErrorOf) -> None:
-        """Verify all blocks with a byte of these ranges. Raises as `verify_whole`."""
+    def unverified(self, starts_R: Int64Array, ends_R: Int64Array) -> list[int]:
+        """The blocks with a byte of these ranges that were not verified yet."""
         if self.is_whole:
-            return
-        for block in np.flatnonzero(
-            _touched(starts_R, ends_R, len(self._is_verified_B)) & ~self._is_verified_B
-        ).tolist():
+            return []
+        touched_B = _touched(starts_R, ends_R, len(self._is_verified_B))
+        unverified: list[int] = np.flatnonzero(touched_B & ~self._is_verified_B).tolist()
+        return unverified
+
+    def verify_blocks(self, data: memoryview, blocks: list[int], digests: bytes, error_of: ErrorOf) -> None:
+        """Verify some blocks by the digests of all. Raises as `verify_whole`."""
+        for block in blocks:
             start, end = block_range(block, self.size_bytes)
-            if xxhash.xxh3_64_digest(data[start:end]) != _digest(self._digests, block):
+            if xxhash.xxh3_64_digest(data[start:end]) != _digest(digests, block):
                 _refuse(block, self.size_bytes, error_of)
             self._is_verified_B[block] = True
         if self._is_verified_B.all():
@@ -162,22 +161,27 @@ class MappedBytes:
 class VerifiedBytes(MappedBytes):
     """A mapped file of the database."""
 
-    def __init__(self, path: Path, blocks: VerifiedBlocks, root: bytes, error_of: ErrorOf) -> None:
+    def __init__(
+        self, path: Path, blocks: VerifiedBlocks, root: bytes, read_digests: ReadDigests, error_of: ErrorOf
+    ) -> None:
         """
         Args:
-            blocks: with the digests of the blocks; without them, the first touch verifies the whole file.
+            read_digests: of the blocks; without them, the first touch verifies the whole file.
         """
         super().__init__(path)
-        self._blocks, self._root, self._error_of = blocks, root, error_of
+        self._blocks, self._root, self._read_digests, self._error_of = blocks, root, read_digests, error_of
 
     def declare(self, starts_R: Int64Array, ends_R: Int64Array) -> None:
-        if self._blocks.needs_digests():
+        if not (unverified := self._blocks.unverified(starts_R, ends_R)):
+            return
+        if digests := self._read_digests():
+            self._blocks.verify_blocks(self.data, unverified, digests, self._error_of)
+        else:
             self.whole()
-        self._blocks.verify_ranges(self.data, starts_R, ends_R, self._error_of)
 
     def whole(self) -> memoryview:
         if not self._blocks.is_whole:
-            self._blocks.verify_whole(block_digests(self.data), self._root, self._error_of)
+            self._blocks.verify_whole(block_digests(self.data), self._root, self._read_digests, self._error_of)
         return self.data
 
     def error_of(self, what: str) -> RetroDBError:

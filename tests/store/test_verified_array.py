@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from retrodb.errors import DamagedFileError
 from retrodb.format.arrays import save_array
 from retrodb.format.records import FileRecord
+from retrodb.memory import CACHE_FRACTION, PROCESS_MEMORY
 from retrodb.store import verified_bytes
 from retrodb.store.block_files import rebuild_blocks
 from retrodb.store.publish import publish
@@ -273,3 +275,20 @@ def test_a_process_verifies_a_file_that_is_read_whole_once_also_among_thousands(
     monkeypatch.setattr("retrodb.store.verified_bytes.xxhash.xxh3_64_digest", pytest.fail)
     for file in files:
         assert VerifiedFiles(storage).array(file)[:1].tolist() == [0]
+
+
+def test_the_digests_of_many_open_files_stay_within_the_memory_limit(tmp_path: Path) -> None:
+    values = np.arange(1 << 17, dtype=np.int64)  # 4,097 blocks
+    pairs = [stored(tmp_path, values + number, f"{number}") for number in range(12)]
+    limit, size = PROCESS_MEMORY.limit_bytes, 8 * 4097
+    PROCESS_MEMORY.begin(2 * size * CACHE_FRACTION)
+    tracemalloc.start()
+    try:
+        arrays = [opened(*pair) for pair in pairs]
+        for _ in range(2):
+            for number, array in enumerate(arrays):
+                assert array[[5, 99_999]].tolist() == [number + 5, number + 99_999]
+        assert tracemalloc.get_traced_memory()[0] < 7 * size  # two of them, and a byte for each block of all
+    finally:
+        tracemalloc.stop()
+        PROCESS_MEMORY.begin(limit)
