@@ -43,18 +43,21 @@ class BoundedCache:
             self._keys_of.setdefault(key[0], set()).add(key)
             self.size_bytes += size_bytes
             while self.size_bytes > self._limit_bytes() and len(self._values) > 1:
-                self._forget(next(iter(self._values)))
+                oldest, entry = self._values.popitem(last=False)
+                self._keys_of.get(oldest[0], set()).discard(oldest)
+                self.size_bytes -= entry[1]
 
     def forget_all(self, owner: _Owner) -> None:
-        """Forget every value of a reader."""
+        """Forget every value of a reader. This may run between any two lines of this class, in the same thread."""
         with self._lock:
             for key in self._keys_of.pop(owner, ()):
-                self.size_bytes -= self._values.pop(key)[1]
+                self._forget(key)
 
     def _forget(self, key: _Key) -> None:
-        if key in self._values:
-            self.size_bytes -= self._values.pop(key)[1]
-            self._keys_of[key[0]].discard(key)
+        entry = self._values.pop(key, None)
+        if entry is not None:
+            self._keys_of.get(key[0], set()).discard(key)
+            self.size_bytes -= entry[1]
 
     def __len__(self) -> int:
         return len(self._values)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 
+import pytest
+
 from retrodb.store.bounded_cache import BoundedCache, CachedReader
 
 
@@ -70,3 +72,17 @@ def test_the_values_of_a_reader_are_forgotten_with_it() -> None:
     del read
     gc.collect()
     assert (len(cache), cache.size_bytes) == (1, 10)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_reader_may_be_collected_while_its_value_goes(number: int) -> None:
+    """As when the garbage collector runs at that moment: here the value itself has the last reference."""
+    cache = BoundedCache(lambda: 20)
+    kept = list[CachedReader[[int], object]]()
+    kept.append(CachedReader(lambda _: list(kept), lambda _: 10, cache))
+    for each in range(number):
+        kept[0](each)
+    kept.clear()
+    other = reader(cache, [])
+    assert [other(each) for each in range(3)] == ["value 0", "value 1", "value 2"]
+    assert (len(cache), cache.size_bytes) == (2, 20)
