@@ -44,6 +44,7 @@ def command(session: Session, folder: str, encoder: str, limit: int | None, step
         limit=limit,
         steps=steps,
         workers=workers,
+        memory_bytes=session.memory_bytes,
         progress=session.shows_progress,
         report=lambda stage: session.output.result(stage, demo_stage),
     )

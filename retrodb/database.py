@@ -26,6 +26,7 @@ from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
 from retrodb.facade.guard import guarded
 from retrodb.facade.update_commands import UpdateCommands
+from retrodb.memory import PROCESS_MEMORY
 from retrodb.stages.context import Context
 from retrodb.store.storage import Storage
 from retrodb.view.named import DocumentName as DocumentName
@@ -210,6 +211,7 @@ def demo(
     limit: int | None = None,
     steps: int = 100,
     workers: int | None = 1,
+    memory_bytes: int | None = None,
     progress: bool = False,
     report: Callable[[DemoStage], None] | None = None,
 ) -> DemoResult:
@@ -219,11 +221,13 @@ def demo(
         encoder: encoder of the default space.
         limit: largest number of documents in the database, of test documents, and of chunks for the validation.
         steps: training steps of the validation.
+        memory_bytes: limit of the anonymous memory of all processes, as in `open`; the validation takes what its model needs.
         report: called with every stage when it ends.
     """
     from retrodb.maintain.update.demo import run_demo
 
-    context = make_context(folder, workers=workers, progress=progress)
+    context = make_context(folder, workers=workers, memory_bytes=memory_bytes, progress=progress)
+    PROCESS_MEMORY.begin(context.engine.memory_limit)
 
     def validate() -> JsonObject:
         from retrodb.retro.validate import run_validate

@@ -9,6 +9,7 @@ import pytest
 
 from retrodb import errors
 from retrodb.corpus.stdlib_docs import stdlib_documents
+from retrodb.memory import PROCESS_MEMORY
 
 from .conftest import ok, run
 
@@ -59,3 +60,13 @@ def test_the_demo_does_not_change_another_database(built: Path) -> None:
     assert done.code == errors.EXIT_ERROR
     assert "this database was not built by the demo" in done.err
     assert ok("snapshots", built).out == before
+
+
+def test_the_demo_keeps_the_memory_limit(tmp_path: Path) -> None:
+    limit = PROCESS_MEMORY.limit_bytes
+    try:
+        done = run("demo", tmp_path / "demo", *SMALL, "--memory", "100MiB")
+    finally:
+        PROCESS_MEMORY.begin(limit)
+    assert done.code == errors.EXIT_USAGE
+    assert "of memory, and the limit is 100MiB. Give --memory" in done.err
