@@ -148,7 +148,7 @@ def run_retro_generate(
         MismatchError: when tokenizer or encoder are not those of the training; names both.
     """
     trained = load_model(checkpoint, base)
-    searcher = Searcher.open(view, space=space)
+    searcher = Searcher.open(view, space=space, is_limited=False)
     fingerprints = check_fingerprints(
         trained, view.settings.tokenizer_sha256, view.snapshot.existing(SpaceEntry, searcher.space).fingerprint
     )

@@ -105,7 +105,8 @@ def _experiment(
     evaluation = evaluate_conditions(
         retrieving, plain, unseen, seed=params.seed, batch_chunks=params.batch_chunks, device=device
     )
-    nearest, is_looked_up = data_with_nearest(Searcher.open(view, space=space), held_out.query_set, rows, NUM_NEAREST)
+    searcher = Searcher.open(view, space=space, is_limited=False)
+    nearest, is_looked_up = data_with_nearest(searcher, held_out.query_set, rows, NUM_NEAREST)
     runs = longest_shared_runs(nearest, is_looked_up=is_looked_up)
     result = ValidateResult(
         snapshot=view.snapshot.number,

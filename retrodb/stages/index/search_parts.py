@@ -78,15 +78,25 @@ class StoredPart:
 
 
 def search_parts(
-    view: View, space: str, *, source: str | None = None, documents: Int64Array | None = None
+    view: View,
+    space: str,
+    *,
+    source: str | None = None,
+    documents: Int64Array | None = None,
+    is_limited: bool = True,
 ) -> list[SearchPart]:
     """Every part of a space for a search. With a restriction, the allowed rows are known at once, as in `live_parts`.
+
+    Args:
+        is_limited: whether the command takes a memory limit.
 
     Raises:
         NotEnoughMemory: for a restriction of so many rows, or for fast-scan codes, which FAISS cannot map.
     """
     is_restricted = source is not None or documents is not None
-    require_memory("this search", search_bytes(view, space, is_restricted=is_restricted), PROCESS_MEMORY.limit_bytes)
+    if is_limited:
+        needed = search_bytes(view, space, is_restricted=is_restricted)
+        require_memory("this search", needed, PROCESS_MEMORY.limit_bytes)
     if is_restricted:
         return [*live_parts(view, space, source=source, documents=documents)]
     parts: list[SearchPart] = []

@@ -53,14 +53,23 @@ class Searcher:
     parts: list[SearchPart]  # with the rows that may be found
 
     @staticmethod
-    def open(view: View, *, space: str | None = None, source: str | None = None, where: str | None = None) -> Searcher:
+    def open(
+        view: View,
+        *,
+        space: str | None = None,
+        source: str | None = None,
+        where: str | None = None,
+        is_limited: bool = True,
+    ) -> Searcher:
         """Open the index of a space. Source and condition are applied inside every search.
 
         Args:
             source: only chunks of this source.
             where: only chunks of documents that match this SQL condition, see `documents_where`.
+            is_limited: whether the command takes a memory limit.
 
         Raises:
+            NotEnoughMemory: for a limit that is too low, see `search_parts`.
             MissingStep: when the space is not embedded or not indexed.
             UsageError: for an unknown source or an invalid condition.
             DamagedFileError: for a file of the index that is missing or damaged.
@@ -71,7 +80,8 @@ class Searcher:
         name = space or view.snapshot.default_space
         codebook = open_codebook(view, name)
         documents = None if where is None else documents_where(view, where)
-        return Searcher(view, name, codebook, search_parts(view, name, source=source, documents=documents))
+        parts = search_parts(view, name, source=source, documents=documents, is_limited=is_limited)
+        return Searcher(view, name, codebook, parts)
 
     @cached_property
     def num_chunks(self) -> int:
