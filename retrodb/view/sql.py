@@ -77,7 +77,8 @@ def run_sql(view: View, query: str) -> SqlResult:
     except duckdb.Error as error:
         if liveness.error is not None:
             raise liveness.error from error
-        if _READING.search(str(error)):
+        is_of_query = isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException)
+        if not is_of_query and _READING.search(str(error)):
             for record in records:
                 _read_whole(view, record)
         what = " ".join(str(error).partition("\n\nLINE")[0].split()).rstrip(".!")

@@ -244,3 +244,9 @@ def test_a_file_that_live_needs_is_reported_as_itself(db: Database, tmp_path: Pa
 def test_the_function_behind_live_knows_no_other_shard(db: Database) -> None:
     query = "select has_live_chunk(-1, 0, 1), has_live_chunk(0, -5, 99999999), has_live_chunk(0, 99999999, 1)"
     assert rows(db, query) == [(False, True, False)]
+
+
+def test_a_wrong_name_of_a_column_reads_no_file(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrodb.view.sql._read_whole", lambda view, record: pytest.fail(f"read {record.path}"))
+    with pytest.raises(UsageError, match="no_such_column"):
+        db.sql("select no_such_column from chunks")
