@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from .options import WRITING_EXITS, Command, Session, commit_options, database_argument, open_database
+from .options import WRITING_EXITS, Command, Session, commit_options, database_argument, memory_option, open_database
 
 
 @click.command(cls=Command, example="retrodb restore my.retrodb 12", exits=WRITING_EXITS)
 @database_argument
 @click.argument("snapshot", type=click.IntRange(min=0), metavar="N")
+@memory_option
 @commit_options
 def command(session: Session, database: str, snapshot: int, dry_run: bool) -> None:
     """Return to the state of snapshot N of DB, in a new snapshot.

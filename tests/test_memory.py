@@ -117,6 +117,7 @@ CALLS: dict[str, Callable[[Database, Path], object]] = {
     "eval_retrieval": lambda db, out: db.eval_retrieval(queries="q", qrels="r"),
     "exposure": lambda db, out: db.exposure("t"),
     "diff": lambda db, out: db.diff(0, 1),
+    "restore": lambda db, out: db.restore(0),
     "check": lambda db, out: db.check(read_data=True),
     "repair": lambda db, out: db.repair(),
     "compact": lambda db, out: db.compact(),
