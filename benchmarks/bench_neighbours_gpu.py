@@ -76,20 +76,20 @@ def nearest_lists(vectors: torch.Tensor, centroids: torch.Tensor, count: int) ->
 
 
 class Lists:
-    """Vectors as int8 codes sorted by list, in host memory as the memory-mapped store is."""
+    """Vectors as int8 codes relative to a centre, sorted by list, in host memory as the memory-mapped store is."""
 
-    def __init__(self, vectors: torch.Tensor, list_of_vector: torch.Tensor, num_lists: int) -> None:
+    def __init__(
+        self, vectors: torch.Tensor, list_of_vector: torch.Tensor, num_lists: int, centre: torch.Tensor
+    ) -> None:
         self.order = torch.argsort(list_of_vector, stable=True).cpu()
         sizes = torch.bincount(list_of_vector.long(), minlength=num_lists).cpu()
         self.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).tolist()
-        scales = (vectors.float().abs().amax(1) / 127) if len(vectors) < _BLOCK else torch.cat(
-            [piece.float().abs().amax(1) / 127 for piece in vectors.split(_BLOCK)]
-        )  # fmt: skip
+        scales = torch.cat([(piece.float() - centre).abs().amax(1) / 127 for piece in vectors.split(_BLOCK)])
         order = self.order.to(vectors.device)
         self.codes = np.empty(tuple(vectors.shape), dtype=np.int8)
         for start in range(0, len(order), _BLOCK):
             rows = order[start : start + _BLOCK]
-            codes = torch.round(vectors[rows].float() / scales[rows, None]).to(torch.int8)
+            codes = torch.round((vectors[rows].float() - centre) / scales[rows, None]).to(torch.int8)
             self.codes[start : start + len(rows)] = codes.cpu().numpy()
         self.scales = scales[order].cpu().numpy()
 
@@ -162,7 +162,8 @@ def main() -> None:
     random = torch.Generator().manual_seed(options.seed)
     centroids, train_s = timed(lambda: trained(vectors, options.lists, options.iterations, random), device)
     lists, assign_s = timed(lambda: nearest_lists(vectors, centroids, max(options.nprobe)), device)
-    store = Lists(vectors, lists[:, 0], options.lists)
+    centre = centroids.float().mean(0)
+    store = Lists(vectors, lists[:, 0], options.lists, centre)
     rows = store.order[: options.queries].to(device)  # a run in the order of lists, like the blocks of a whole join
     queries, own_lists = vectors[rows], lists[rows].cpu().numpy()
     sample = torch.randperm(len(rows), generator=random)[: options.truth].to(device)
@@ -173,7 +174,7 @@ def main() -> None:
         f"training {train_s:.1f} s; "
         f"assignment {len(vectors) / assign_s:,.0f}/s; brute force {len(sample) / exact_s:,.0f}/s; int8 {rate / 1e12:.2f} TOP/s"
     )
-    sizes, centre = np.diff(store.offsets), centroids.float().mean(0).cpu().numpy()
+    sizes, centre = np.diff(store.offsets), centre.cpu().numpy()
     least = own_lists[:200, : options.nprobe[0]]
     all_ids = range(len(vectors))
     ids = [
