@@ -174,4 +174,5 @@ def _usage(error: click.ClickException) -> str:
 
 def _system_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror or error}."
+    remedy = " Raise the limit with 'ulimit -n'." if error.errno == errno.EMFILE else ""
+    return f"{where}{error.strerror or error}.{remedy}"

@@ -109,6 +109,11 @@ CASES = [
     (errors.LockedError("another command is running"), 11, "another command is running."),
     (errors.DamagedFileError("checksum mismatch", where="chunks/1.parquet"), 5, "chunks/1.parquet: checksum mismatch."),
     (OSError(errno.ENOSPC, "No space left on device", "a/b"), 4, "a/b: No space left on device."),
+    (
+        OSError(errno.EMFILE, "Too many open files", "a/b"),
+        1,
+        "a/b: Too many open files. Raise the limit with 'ulimit -n'.",
+    ),
     (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "a/b: Permission denied."),
     (KeyboardInterrupt(), 130, "interrupted. Run the same command again to continue."),
 ]

@@ -25,6 +25,7 @@ from retrodb.memory import default_memory
 from retrodb.stages.context import Context
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.lock import advisory_lock
+from retrodb.store.open_files import raise_limit_of_open_files
 from retrodb.store.open_storage import open_storage
 from retrodb.store.scratch import ScratchStorage, is_read_only
 from retrodb.store.snapshots import head_number
@@ -127,6 +128,7 @@ def make_context(
         raise UsageError(f"the memory limit must be positive, and is {memory_bytes:,} bytes")
     for name, value in thread_environment().items():  # torch reads them when it is first imported; workers inherit them
         os.environ.setdefault(name, value)
+    raise_limit_of_open_files()
     storage = storage_at(path)
     engine = LocalEngine(workers or available_cpus(), memory_bytes or default_memory())
     return Context(storage, engine, make_progress(progress), clock)
