@@ -28,11 +28,13 @@ from retrodb.stages.embed.pending import PendingRows, own_parts
 from retrodb.stages.embed.reuse_tasks import VectorFile
 from retrodb.stages.embed.text_sample import draw_texts, forget_texts
 from retrodb.stages.index.codebook_file import index_entry, publish_codebook
+from retrodb.stages.index.vector_sample import require_training_memory
 from retrodb.stages.transaction import Transaction
 from retrodb.store.digest import digest_file
 from retrodb.store.publish import publish
 
 RECALL_K = 10
+_TEXT_BYTES = 700  # of a drawn chunk in memory: about 300 as text, and its copy in a batch
 _RECALL_QUERIES = 512  # 5,120 pairs: recall 0.95 is known within 2 * sqrt(0.95 * 0.05 / 5120) = 0.006
 _RECALL_ROWS = 20_000  # an exact search of 512 queries over them is 4 * 10^9 multiplications at 384 dimensions
 _MIN_SAMPLE = _RECALL_ROWS  # also for a flat index, which needs no training: the recall of the codes is measured on it
@@ -67,6 +69,10 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
         num_rows, entry.dimension, settings.search_memory_bytes, None, entry.metric
     )
     size = max(sample_size(factory), min(_MIN_SAMPLE, num_rows // 10 + 1))
+    texts_bytes = _TEXT_BYTES * min(size, num_rows)
+    require_training_memory(
+        factory, min(size, num_rows), entry.dimension, transaction.context.memory_limit, texts_bytes
+    )
     drawn = _sample_vectors(transaction, space, parts, size, settings.seed, encoder)
     sample = map_array(view.files.open(drawn.vectors))
     codebook = train(sample, factory, settings.seed, entry.metric)

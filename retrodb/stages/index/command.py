@@ -14,7 +14,6 @@ from retrodb.config import IndexParams
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.json_codec import to_plain_object
-from retrodb.memory import MIB, require_memory, with_caches
 from retrodb.stages.context import Context
 from retrodb.stages.index.codebook_file import index_entry, publish_codebook
 from retrodb.stages.index.drift import choose_canaries, drift_entry, reasons_to_retrain
@@ -22,13 +21,11 @@ from retrodb.stages.index.live_parts import MissingRows, open_codebook, parts_of
 from retrodb.stages.index.merge import plan_merge, run_merge
 from retrodb.stages.index.missing_task import find_missing_rows
 from retrodb.stages.index.part_task import STAGE_VERSION, index_task, part_bytes, run_index_task
-from retrodb.stages.index.vector_sample import training_sample
+from retrodb.stages.index.vector_sample import require_training_memory, training_sample
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.view import View
-
-_TRAINING_MIB = 190  # a process that trains: the library, FAISS, and k-means compiled by numba
 
 
 @dataclass(frozen=True)
@@ -199,9 +196,7 @@ def _check_training(plan: IndexPlan, factory: str, memory_bytes: int) -> None:
     num_vectors = plan.result.num_vectors
     size = min(num_vectors, max(1, plan.params.train_sample or sample_size(factory)))
     dimension = plan.view.snapshot.existing(SpaceEntry, plan.result.space).dimension
-    # The sample as float16, as float32, and in the order of k-means.
-    needed = _TRAINING_MIB * MIB + size * dimension * (2 + 4 + 4)
-    require_memory(f"training {factory} on {size:,} vectors", with_caches(needed), memory_bytes)
+    require_training_memory(factory, size, dimension, memory_bytes)
 
 
 def _trained(transaction: Transaction, space: str, plan: IndexPlan) -> Codebook:

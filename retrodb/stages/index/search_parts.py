@@ -116,12 +116,14 @@ _SEARCH_MIB = 140  # the library, FAISS and the compiled kernels
 def search_bytes(view: View, space: str, *, is_restricted: bool) -> int:
     """Memory of the process of a search, from the records of the parts.
 
-    Fast-scan codes are loaded. A restricted search has an id and a byte of the mask for each row, and about ten int64 arrays of
-    the rows of one part while that is opened.
+    Fast-scan codes are loaded. Where no vectors are kept, the position of each row among the codes is in memory. A restricted
+    search has an id and a byte of the mask for each row, and about ten int64 arrays of the rows of one part while that is opened.
     """
     parts, needed = parts_of(view, space), _SEARCH_MIB * MIB
     if _FAST_SCAN in view.snapshot.existing(IndexEntry, space).factory:
         needed += sum(record.digest.size_bytes for part in parts for record in part.records if is_faiss_file(record))
+    if not view.keeps_vectors(space):
+        needed += 8 * sum(part.num_rows for part in parts)
     if is_restricted:
         needed += (8 + 1) * sum(part.num_rows for part in parts) + 80 * max(
             (part.num_rows for part in parts), default=0

@@ -15,6 +15,7 @@ from retrodb.engine.groups import groups_of
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import AnyArray, Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
+from retrodb.memory import MIB, require_memory, with_caches
 from retrodb.stages.index.live_parts import MissingRows
 from retrodb.stages.index.part_task import planned_rows
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
@@ -24,6 +25,7 @@ from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 
+_TRAINING_MIB = 190  # a process that trains: the library, FAISS, and k-means compiled by numba
 _TASK_ROWS = 1 << 17  # drawn by one task: 131,072 * 384 dimensions * 2 bytes (float16) = 100 MB
 _MIN_FILE_ROWS = 1 << 8  # what a file counts at least, so that a task reads at most 512 files
 
@@ -72,6 +74,17 @@ def training_sample(
     function = partial(run_sample_task, snapshot=PlannedSnapshot.of(transaction.view))
     records = transaction.run_tasks(tasks, function, unit="vectors")
     return np.concatenate([map_array(run.storage.local(file.path)) for record in records for file in record.files])
+
+
+def require_training_memory(factory: str, size: int, dimension: int, memory_bytes: int, extra_bytes: int = 0) -> None:
+    """Raises NotEnoughMemory when a training sample of so many vectors does not fit into the limit.
+
+    Args:
+        extra_bytes: what the process holds in addition, such as the weights of a model.
+    """
+    # The sample as float16, as float32, and in the order of k-means.
+    needed = _TRAINING_MIB * MIB + size * dimension * (2 + 4 + 4) + extra_bytes
+    require_memory(f"training {factory} on {size:,} vectors", with_caches(needed), memory_bytes)
 
 
 def draw_from(missing: Sequence[MissingRows], size: int, seed: int) -> list[DrawnFrom]:

@@ -39,6 +39,7 @@ class JoinSize:
     task_rows: int  # query rows of the largest task
     threads: int
     on_cpu: bool = True
+    keeps_vectors: bool = True  # else a process has the position of each row among the codes, int64
 
     @staticmethod
     def of(
@@ -63,6 +64,7 @@ class JoinSize:
             task_rows=max((span.num_chunks for span in spans), default=0),
             threads=threads,
             on_cpu=device in ("cpu", "auto"),
+            keeps_vectors=view.keeps_vectors(space),
         )
 
     def with_nprobe(self, nprobe: int) -> JoinSize:
@@ -76,7 +78,8 @@ class JoinSize:
         Twice, because one process has it for the tasks and may have it for the sample that measures the recall. While a part
         is opened, about ten int64 arrays of its rows exist.
         """
-        return 2 * self.database_rows * (8 + 1 + 8 * self.num_kinds) + 80 * self.largest_part
+        positions = 0 if self.keeps_vectors else 8 * self.database_rows
+        return 2 * self.database_rows * (8 + 1 + 8 * self.num_kinds) + 80 * self.largest_part + positions
 
     @property
     def task_bytes(self) -> int:

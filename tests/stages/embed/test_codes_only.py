@@ -11,11 +11,17 @@ import pytest
 from made_documents import made_text, write_documents
 
 import retrodb
+from retrodb.config import NeighboursParams
 from retrodb.database import Database
-from retrodb.errors import UsageError
+from retrodb.errors import NotEnoughMemory, UsageError
 from retrodb.format.entries import IndexEntry
+from retrodb.format.records import ChunkRange
+from retrodb.memory import CACHE_FRACTION
 from retrodb.stages.embed import pending, text_sample
 from retrodb.stages.embed import task as embed_task
+from retrodb.stages.index.live_parts import parts_of
+from retrodb.stages.index.search_parts import search_bytes
+from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.store.collection import is_ours
 
 Make = Callable[..., Database]
@@ -80,6 +86,29 @@ def test_commands_that_need_vectors_are_refused_with_a_remedy(database: Database
         database.embed(keep_vectors=False)
     with pytest.raises(UsageError, match="a factory needs '--no-keep-vectors'"):
         database.embed(space="more", encoder="hashing:8", factory="Flat")
+
+
+def test_positions_of_codes_count_in_the_memory_of_a_search_and_a_join(database: Database) -> None:
+    view = database.view()
+    num_rows = sum(part.num_rows for part in parts_of(view, "codes"))
+    stored, codes = (search_bytes(view, space, is_restricted=False) for space in ("default", "codes"))
+    assert codes - stored == pytest.approx(8 * num_rows * CACHE_FRACTION / (CACHE_FRACTION - 1), abs=2)
+    spans = [ChunkRange(0, view.chunks.end)]
+    stored_size, codes_size = (
+        JoinSize.of(view, space, NeighboursParams(), spans, 1, 1, "cpu") for space in ("default", "codes")
+    )
+    assert codes_size.database_bytes - stored_size.database_bytes == 8 * num_rows
+
+
+def test_a_training_sample_that_does_not_fit_is_refused_before_anything_is_encoded(
+    make_database: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database({str(i): made_text(i, 300) for i in range(3)})
+    monkeypatch.setattr("retrodb.stages.embed.codes_only._TEXT_BYTES", 1 << 40)
+    before = database.view().snapshot.number
+    with pytest.raises(NotEnoughMemory, match=r"training .* needs at least .* Give --memory"):
+        database.embed(space="codes", encoder="hashing:32", keep_vectors=False)
+    assert database.view().snapshot.number == before
 
 
 def test_an_interrupted_run_ends_in_the_same_files(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
