@@ -122,9 +122,11 @@ def data_with_nearest(searcher: Searcher, queries: str, rows: Int64Array, k: int
 
 
 def _covered(view: View, queries: str, space: str, rows: Int64Array) -> BoolArray:
-    """(Q,) which of the ascending rows have a vector. Short chunks at the end of a document have none."""
-    first = int(rows[0])
-    return view.query_vectors(queries, space).covered_mask(first, int(rows[-1]) + 1 - first)[rows - first]
+    """(Q,) which of the rows have a vector. Short chunks at the end of a document have none."""
+    is_covered = np.zeros(len(rows), dtype=bool)
+    for hit in view.query_vectors(queries, space).lookup(rows):
+        is_covered[hit.where] = True
+    return is_covered
 
 
 def _of_items(searcher: Searcher, items: TestItems, where: str, k: int, device: str) -> RetroData:
