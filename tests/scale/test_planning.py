@@ -73,6 +73,11 @@ def delete_one(db: Database, inputs: Path) -> None:
     filter_one(db, inputs)
 
 
+def repair_one(db: Database, inputs: Path) -> None:
+    index_one(db, inputs)
+    db.repair_neighbours()
+
+
 def add_testset(db: Database, inputs: Path) -> object:
     return db.dedup([inputs / "test.jsonl"])
 
@@ -147,6 +152,16 @@ COMMANDS: dict[str, Planned] = {
     "exposure": Planned(lambda db, inputs: db.exposure("test"), add_testset, table=True),
     "compact planned": Planned(lambda db, inputs: db.compact(dry_run=True)),
     "compact": Planned(lambda db, inputs: db.compact()),
+    "compact planned with a table": Planned(lambda db, inputs: db.compact(dry_run=True), table=True),
+    "compact with a table": Planned(lambda db, inputs: db.compact(), table=True),
+    "compact planned with deleted neighbours": Planned(
+        lambda db, inputs: db.compact(dry_run=True), filter_all, table=True
+    ),
+    "compact with deleted neighbours": Planned(lambda db, inputs: db.compact(), filter_all, table=True),
+    "compact planned with other deletions": Planned(
+        lambda db, inputs: db.compact(dry_run=True), delete_one, table=True
+    ),
+    "compact with patches": Planned(lambda db, inputs: db.compact(), repair_one, table=True),
     "purge": Planned(lambda db, inputs: db.purge(["one"]), ingest_one),
     "purge planned": Planned(lambda db, inputs: db.purge(["one"], dry_run=True), ingest_one),
     "gc": Planned(lambda db, inputs: db.gc(), delete_one),

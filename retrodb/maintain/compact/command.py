@@ -199,7 +199,7 @@ class _FoldRun:
 
 def _fold_table(context: Context, plan: CompactPlan, *, table: str) -> bool:
     """Fold a neighbour table; whether there was something to fold."""
-    fold = plan.fold(table)
+    fold = plan.fold(context, table)
     if fold is None:
         return False
     run_plan = _FoldRun(STAGE_VERSION, table, tuple(task.id for task in fold.tasks))

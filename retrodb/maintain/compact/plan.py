@@ -74,9 +74,9 @@ class CompactPlan:
         others = [part for part in parts_of(self.view, space) if part.folder not in merged]
         return [*merges, *((part,) for part in others if self._needs_rewrite(part))]
 
-    def fold(self, table: str) -> FoldPlan | None:
+    def fold(self, context: Context, table: str) -> FoldPlan | None:
         """How to fold a neighbour table; None when it has no patches and names no deleted chunk."""
-        return plan_fold(self.view, table)
+        return plan_fold(context, self.view, table)
 
     @property
     def spaces(self) -> list[str]:
@@ -89,9 +89,9 @@ class CompactPlan:
         return self.view.snapshot.names(TableEntry)
 
     def result(self, context: Context) -> CompactResult:
-        """The result of a dry run. It reads every neighbour table; tasks read the documents of the ranges to rewrite."""
+        """The result of a dry run. Tasks read the neighbour tables and the documents of the ranges to rewrite."""
         num_parts = sum(len(parts) for space in self.spaces for parts in self.part_groups(space))
-        tables = [table for table in self.tables if self.fold(table) is not None]
+        tables = [table for table in self.tables if self.fold(context, table) is not None]
         counts = count_dropped_documents(context, self.view, self.rewrites)
         ranges = [compacted_range(*pair) for pair in zip(self.rewrites, counts, strict=True)]
         return compact_result(self.view, ranges, num_parts, tables, freed_bytes=None, dry_run=True)

@@ -2,7 +2,7 @@
 
 A fold is part of the run and the commit of another command, such as compaction:
 
-    fold = plan_fold(view, "self")
+    fold = plan_fold(context, view, "self")
     transaction = Transaction.open(context, view, "compact", fold.conflict_keys, plan=...)
     fold.add_to(transaction, transaction.run_tasks(fold.tasks, run_fold_task))
 
@@ -23,7 +23,9 @@ from retrodb.format.entries import TableEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import ChunkRange, FileRecord
+from retrodb.stages.context import Context
 from retrodb.stages.neighbours.compared_tasks import publish_compared
+from retrodb.stages.neighbours.deleted_in_table import LostIds, count_lost, is_nothing_deleted, names_deleted, sides_of
 from retrodb.stages.neighbours.repair_task import list_bounds
 from retrodb.stages.neighbours.table_rows import publish_rows, spans_of
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
@@ -32,7 +34,7 @@ from retrodb.store.conflict_keys import RESTORE, ConflictKeys
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
-from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedRange, ComparedSets
+from retrodb.view.compared_sets import ComparedRange, ComparedSets
 from retrodb.view.edits import Edit, Edits
 from retrodb.view.neighbour_table import NeighbourTable, live_first
 from retrodb.view.view import View
@@ -73,55 +75,36 @@ class FoldPlan:
         transaction.set_entry(self.table, self.entry)
 
 
-def plan_fold(view: View, table: str) -> FoldPlan | None:
-    """The folding of a table; None when it has no patches and names nothing deleted. Reads the whole table.
+def plan_fold(context: Context, view: View, table: str) -> FoldPlan | None:
+    """The folding of a table; None when it has no patches and names nothing deleted.
+
+    Where something is deleted and records do not say what, planning tasks look into the table.
 
     Raises:
         MissingStep: when there is no such table.
     """
     neighbour_table = NeighbourTable(view, table)
     spans = spans_of(view, neighbour_table.query_set)
-    if len(neighbour_table.files) <= len(spans) and not _names_deleted(view, neighbour_table):
-        return None
+    has_patches = len(neighbour_table.files) > len(spans)
+    if is_nothing_deleted(neighbour_table):
+        lost = LostIds(0, 0)
+        if not has_patches:
+            return None
+    else:
+        lost = count_lost(context, neighbour_table)
+        is_needed = has_patches or lost != LostIds(0, 0)
+        if not is_needed and not names_deleted(context, neighbour_table):
+            return None
     snapshot = PlannedSnapshot.of(view)
     tasks = [KIND.task(FoldPayload(snapshot, table, span), weight=span.num_chunks) for span in spans]
-    compared = ComparedSets.read(view, table)
-    num_lost = sum(
-        len(compared.rows(DATABASE, *span) - view.chunks.live_rows(*span)) for span in compared.ranges(DATABASE)
-    )
     kinds = ("neighbours", "joined", "edits")
     entry = neighbour_table.entry
     return FoldPlan(
         table=table,
         tasks=(*tasks, KIND.task(FoldPayload(snapshot, table, None))),
         replaced=tuple(record for kind in kinds for record in view.manifest.files(kind, table)),
-        entry=replace(entry, lost_chunks=entry.lost_chunks + num_lost),
+        entry=replace(entry, lost_chunks=entry.lost_chunks + lost.num_chunks),
     )
-
-
-def _names_deleted(view: View, table: NeighbourTable) -> bool:
-    """Whether a table names a deleted chunk or row. The rows of one range at a time are in memory."""
-    compared, chunks_of = ComparedSets.read(view, table.name), _sides(table)
-    for side, chunks in chunks_of.items():
-        if any(compared.rows(side, *span) - chunks.live_rows(*span) for span in compared.ranges(side)):
-            return True
-    edited = np.array([edit.chunk for edit in table.edits.all], dtype=np.int64)
-    if not view.chunks.is_live(edited).all():
-        return True
-    return any(_names_deleted_in(table, span) for span in table.spans())
-
-
-def _names_deleted_in(table: NeighbourTable, span: ChunkRange) -> bool:
-    rows = table.all_rows_in(*span)
-    if not _sides(table)[QUERIES].is_live(rows).all():
-        return True
-    ids = np.unique(table.stored(rows)[0])
-    return not table.view.chunks.is_live(ids[ids >= 0]).all()
-
-
-def _sides(table: NeighbourTable) -> dict[str, ChunkSet]:
-    """The chunks of both sides of a table."""
-    return {DATABASE: table.view.chunks, QUERIES: table.view.query_set(table.query_set)}
 
 
 def run_fold_task(storage: Storage, task: Task[FoldPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
@@ -157,7 +140,7 @@ def _fold_sets(storage: Storage, table: NeighbourTable, task: str) -> list[FileR
 def _live_ranges(table: NeighbourTable) -> Iterator[ComparedRange]:
     """What the rows were compared with and what is live, range by range."""
     compared = ComparedSets.read(table.view, table.name)
-    for side, chunks in _sides(table).items():
+    for side, chunks in sides_of(table).items():
         for span in compared.ranges(side):
             if live := compared.rows(side, *span) & chunks.live_rows(*span):
                 yield ComparedRange.of(side, span, live)

@@ -47,7 +47,7 @@ def mark(database: Database, ids: Sequence[int] | Int64Array, *, active: bool = 
 def fold(database: Database, table: str = "self") -> bool:
     """Fold a table as compaction does; whether there was something to fold."""
     context, view = database._context, database.view()
-    folding = plan_fold(view, table)
+    folding = plan_fold(context, view, table)
     if folding is None:
         return False
     before = database.neighbour_table(table)
@@ -62,7 +62,7 @@ def fold(database: Database, table: str = "self") -> bool:
         np.testing.assert_array_equal(a, b)
     stored = after.stored(rows)[0]
     assert after.view.chunks.is_live(stored[stored >= 0]).all()
-    assert plan_fold(database.view(), table) is None
+    assert plan_fold(context, database.view(), table) is None
     return True
 
 

@@ -1,0 +1,139 @@
+"""Whether a neighbour table has to be folded is found in tasks, and is what looking at all of its rows says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_documents import made_text, write_documents
+
+from retrodb.database import Database
+from retrodb.engine.local import LocalEngine
+from retrodb.stages.context import Context
+from retrodb.stages.neighbours import deleted_in_table
+from retrodb.stages.neighbours.deleted_in_table import sides_of
+from retrodb.stages.neighbours.fold import FoldPlan, plan_fold
+from retrodb.view.compared_sets import DATABASE, ComparedSets
+from retrodb.view.neighbour_table import NeighbourTable
+from retrodb.view.view import View
+
+from .test_repair_neighbours import fold, mark, up_to_date
+
+Make = Callable[..., Database]
+
+
+@pytest.fixture
+def database(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A table over several ranges, each a task."""
+    monkeypatch.setattr("retrodb.stages.neighbours.table_rows._TASK_ROWS", 16)
+    monkeypatch.setattr("retrodb.view.neighbour_table._SPAN_ROWS", 16)
+    database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(30)}))
+    database.neighbours(k=2, spare_neighbours=3, exact=True)
+    assert len(database.neighbour_table().files) > 2
+    return database
+
+
+def lost_in_all(view: View) -> int | None:
+    """The chunks that a fold finds lost, from all rows of the table; None where it has nothing to fold."""
+    table, compared = NeighbourTable(view), ComparedSets.read(view, "self")
+    lost = {
+        side: sum(len(compared.rows(side, *span) - chunks.live_rows(*span)) for span in compared.ranges(side))
+        for side, chunks in sides_of(table).items()
+    }
+    rows = np.concatenate([table.all_rows_in(*span) for span in table.spans()])
+    named = np.concatenate([rows, table.stored(rows)[0].ravel(), [edit.chunk for edit in table.edits.all]])
+    is_deleted = not view.chunks.is_live(np.unique(named[named >= 0]).astype(np.int64)).all()
+    has_patches = len(table.files) > -(-view.chunks.end // 16)
+    return lost[DATABASE] if has_patches or any(lost.values()) or is_deleted else None
+
+
+def planned(database: Database) -> FoldPlan | None:
+    """The plan of a fold, the same with one process and with two."""
+    context, view = database._context, database.view()
+    one, two = (plan_fold(with_processes(context, number), view, "self") for number in (1, 2))
+    assert one == two
+    lost = lost_in_all(view)
+    assert (one is None) == (lost is None)
+    assert one is None or one.entry.lost_chunks == NeighbourTable(view).entry.lost_chunks + (lost or 0)
+    return one
+
+
+def with_processes(context: Context, number: int) -> Context:
+    return replace(context, engine=LocalEngine(number))
+
+
+@pytest.fixture(autouse=True)
+def all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small work uses all processes too."""
+    monkeypatch.setattr("retrodb.stages.context._CHUNKS_OF_ONE_PROCESS", 0)
+
+
+def unnamed_chunk(database: Database) -> int:
+    """A chunk that no row of the table names and that is no row itself: the table was not compared with it."""
+    return database.view().snapshot.next_chunk - 1
+
+
+def add_document(database: Database, folder: Path, text: str) -> None:
+    database.ingest([write_documents(folder / "more.jsonl", {"new": text})], source="more")
+    up_to_date(database)
+
+
+def test_a_table_without_deletions_is_not_folded_and_its_rows_are_not_read(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deleted_in_table, "run_planning_tasks", None)
+    assert planned(database) is None
+    database.edit_neighbours(0, ban=int(database.neighbour_table().stored(np.array([0]))[0][0, 0]))
+    assert planned(database) is None, "edits alone are nothing to fold"
+
+
+def test_a_named_chunk_that_is_deleted(database: Database) -> None:
+    mark(database, [int(database.neighbour_table().stored(np.array([0]))[0][0, 0])])
+    fold_plan = planned(database)
+    assert fold_plan is not None
+    assert fold_plan.entry.lost_chunks == 1
+
+
+def test_a_deleted_chunk_that_was_not_compared(database: Database, tmp_path: Path) -> None:
+    add_document(database, tmp_path, made_text("new", 100))
+    mark(database, [unnamed_chunk(database)])
+    assert planned(database) is None
+
+
+def test_a_deleted_neighbour_that_a_repair_left_in_a_row(database: Database) -> None:
+    table = database.neighbour_table()
+    rows = table.rows()
+    ids = table.stored(rows)[0]
+    mark(database, [int(ids[0, 0])])
+    database.repair_neighbours()
+    repaired = database.neighbour_table()
+    assert len(repaired.files) == len(table.files), "no patches"
+    fold_plan = planned(database)
+    assert fold_plan is not None
+    assert fold_plan.entry.lost_chunks == 0
+    assert fold(database)
+    assert planned(database) is None
+
+
+def test_patches(database: Database, tmp_path: Path) -> None:
+    add_document(database, tmp_path, made_text(3, 100))
+    database.repair_neighbours()
+    fold_plan = planned(database)
+    assert fold_plan is not None
+    assert fold_plan.entry.lost_chunks == 0
+    mark(database, [unnamed_chunk(database), 0])
+    assert planned(database) is not None
+
+
+def test_an_edit_that_names_a_deleted_chunk(database: Database, tmp_path: Path) -> None:
+    add_document(database, tmp_path, made_text("new", 100))
+    chunk = unnamed_chunk(database) - 1
+    database.edit_neighbours(0, ban=chunk)
+    assert planned(database) is None
+    mark(database, [chunk])
+    fold_plan = planned(database)
+    assert fold_plan is not None
+    assert fold_plan.entry.lost_chunks == 0
