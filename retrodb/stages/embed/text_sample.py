@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
@@ -20,36 +19,16 @@ from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table, write_table
 from retrodb.stages.embed.pending import PendingRows, rows_of
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
-from retrodb.stages.seeded_sample import drawn_positions, sample_sizes
+from retrodb.stages.seeded_sample import DrawnFrom, SamplePayload, draw_from, drawn_positions, sample_tasks
 from retrodb.stages.transaction import Transaction
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
 _FOLDER = "sample-texts"  # of the run
-_TASK_ROWS = 1 << 17  # drawn by one task: 131,072 * 300 bytes = 40 MB
-_MIN_FILE_ROWS = 1 << 8  # what a file counts at least, so that a task reads at most 512 files
 
 
-@dataclass(frozen=True)
-class DrawnTexts:
-    """Pending rows to draw from, and how many are drawn."""
-
-    pending: PendingRows
-    size: int
-
-
-@dataclass(frozen=True)
-class TextSamplePayload:
-    """Copy the drawn texts of some files of chunks."""
-
-    run: str  # id of the run that stores them
-    space: str
-    files: tuple[DrawnTexts, ...]
-    seed: int
-
-
-TEXTS = TaskKind[TextSamplePayload, NoResult]("embed-sample", 1, NoResult)
+TEXTS = TaskKind[SamplePayload[PendingRows], NoResult]("embed-sample", 2, NoResult)
 
 
 @dataclass(frozen=True)
@@ -74,18 +53,15 @@ def draw_texts(
     transaction: Transaction, space: str, pending: Sequence[PendingRows], size: int, seed: int
 ) -> TextSample:
     """Draw from pending chunks of the database."""
-    run, drawn = transaction.run, _draw_from(pending, size, seed)
-    tasks = [
-        TEXTS.task(TextSamplePayload(run.id, space, group, seed), weight=sum(file.size for file in group))
-        for group in groups_of(drawn, lambda file: max(file.size, _MIN_FILE_ROWS), _TASK_ROWS)
-    ]
+    run = transaction.run
+    tasks = sample_tasks(TEXTS, run.id, space, pending, size, seed)
     function = partial(run_text_sample, snapshot=PlannedSnapshot.of(transaction.view))
     records = transaction.run_tasks(tasks, function, unit="chunks")
     return TextSample(tuple(read_table(run.storage.local(file.path)) for record in records for file in record.files))
 
 
 def run_text_sample(
-    storage: Storage, task: Task[TextSamplePayload, NoResult], clock: str, *, snapshot: PlannedSnapshot
+    storage: Storage, task: Task[SamplePayload[PendingRows], NoResult], clock: str, *, snapshot: PlannedSnapshot
 ) -> TaskRecord[NoResult]:
     """Copy the drawn texts of some files of chunks into one file of the run.
 
@@ -109,17 +85,11 @@ def forget_texts(run: Run) -> None:
 
 def drawn_ids(view: View, space: str, parts: Sequence[PendingRows], size: int, seed: int) -> Int64Array:
     """(S,) int64, ascending: drawn chunks of a few files. Reads the documents of these files."""
-    drawn = [_drawn_of(view, space, file, seed) for file in _draw_from(parts, size, seed)]
+    drawn = [_drawn_of(view, space, file, seed) for file in draw_from(parts, size, seed)]
     return np.concatenate([np.empty(0, np.int64), *drawn])
 
 
-def _draw_from(parts: Sequence[PendingRows], size: int, seed: int) -> list[DrawnTexts]:
-    """The files that a sample has rows of."""
-    sizes = sample_sizes([part.num_rows for part in parts], size, seed)
-    return [DrawnTexts(part, of_file) for part, of_file in zip(parts, sizes, strict=True) if of_file]
-
-
-def _drawn_of(view: View, space: str, file: DrawnTexts, seed: int) -> Int64Array:
-    part, first_chunk = file.pending, file.pending.chunks.first_chunk
+def _drawn_of(view: View, space: str, file: DrawnFrom[PendingRows], seed: int) -> Int64Array:
+    part, first_chunk = file.rows, file.rows.chunks.first_chunk
     rows = rows_of(view.storage, PlannedSnapshot.of(view), space, part)
     return first_chunk + rows.select(drawn_positions(part.num_rows, file.size, seed, first_chunk))

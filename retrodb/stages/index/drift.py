@@ -20,8 +20,9 @@ from retrodb.format.records import FileRecord
 from retrodb.stages.index.drift_task import dump_truth, measure_parts, read_truth, sizes_of_lists
 from retrodb.stages.index.live_parts import MissingRows, PartFiles, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
-from retrodb.stages.index.vector_sample import VECTORS, VectorsPayload, draw_from, drawn_rows, run_vectors_task
+from retrodb.stages.index.vector_sample import VECTORS, VectorsPayload, drawn_rows, run_vectors_task
 from retrodb.stages.planned_view import PlannedSnapshot
+from retrodb.stages.seeded_sample import draw_from
 from retrodb.stages.transaction import Transaction
 from retrodb.view.view import View
 
@@ -34,7 +35,7 @@ def choose_canaries(view: View, space: str, missing: Sequence[MissingRows], seed
     snapshot, ids = PlannedSnapshot.of(view), [np.empty(0, np.int64)]
     for file in draw_from(missing, NUM_CANARIES, seed):
         rows = drawn_rows(view.storage, view.files, snapshot, space, file, seed)
-        ids.append(file.missing.vectors.first_chunk + rows)
+        ids.append(file.rows.vectors.first_chunk + rows)
     return np.sort(np.concatenate(ids))
 
 

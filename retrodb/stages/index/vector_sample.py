@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 
-from retrodb.engine.groups import groups_of
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import AnyArray, Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
@@ -19,33 +18,13 @@ from retrodb.memory import MIB, require_memory, with_caches
 from retrodb.stages.index.live_parts import MissingRows
 from retrodb.stages.index.part_task import planned_rows
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
-from retrodb.stages.seeded_sample import drawn_positions, sample_sizes
+from retrodb.stages.seeded_sample import DrawnFrom, SamplePayload, drawn_positions, sample_tasks
 from retrodb.stages.transaction import Transaction
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 
 _TRAINING_MIB = 190  # a process that trains: the library, FAISS, and k-means compiled by numba
-_TASK_ROWS = 1 << 17  # drawn by one task: 131,072 * 384 dimensions * 2 bytes (float16) = 100 MB
-_MIN_FILE_ROWS = 1 << 8  # what a file counts at least, so that a task reads at most 512 files
-
-
-@dataclass(frozen=True)
-class DrawnFrom:
-    """Rows to draw from, and how many are drawn."""
-
-    missing: MissingRows
-    size: int
-
-
-@dataclass(frozen=True)
-class SamplePayload:
-    """Copy the drawn vectors of some files."""
-
-    run: str  # id of the run that stores them
-    space: str
-    files: tuple[DrawnFrom, ...]
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,7 @@ class VectorsPayload:
     ids: tuple[int, ...]  # of the chunks
 
 
-SAMPLE = TaskKind[SamplePayload, NoResult]("index-sample", 1, NoResult)
+SAMPLE = TaskKind[SamplePayload[MissingRows], NoResult]("index-sample", 2, NoResult)
 VECTORS = TaskKind[VectorsPayload, NoResult]("index-vectors", 1, NoResult)
 
 
@@ -66,11 +45,8 @@ def training_sample(
     transaction: Transaction, space: str, missing: Sequence[MissingRows], size: int, seed: int
 ) -> AnyArray:
     """(S, D) float16: a seeded sample of the vectors of missing rows of a new index, by file and row."""
-    run, drawn = transaction.run, draw_from(missing, size, seed)
-    tasks = [
-        SAMPLE.task(SamplePayload(run.id, space, group, seed), weight=sum(file.size for file in group))
-        for group in groups_of(drawn, lambda file: max(file.size, _MIN_FILE_ROWS), _TASK_ROWS)
-    ]
+    run = transaction.run
+    tasks = sample_tasks(SAMPLE, run.id, space, missing, size, seed)
     function = partial(run_sample_task, snapshot=PlannedSnapshot.of(transaction.view))
     records = transaction.run_tasks(tasks, function, unit="vectors")
     return np.concatenate([map_array(run.storage.local(file.path)) for record in records for file in record.files])
@@ -87,14 +63,8 @@ def require_training_memory(factory: str, size: int, dimension: int, memory_byte
     require_memory(f"training {factory} on {size:,} vectors", with_caches(needed), memory_bytes)
 
 
-def draw_from(missing: Sequence[MissingRows], size: int, seed: int) -> list[DrawnFrom]:
-    """The files that a sample has rows of."""
-    sizes = sample_sizes([part.num_rows for part in missing], size, seed)
-    return [DrawnFrom(part, of_file) for part, of_file in zip(missing, sizes, strict=True) if of_file]
-
-
 def run_sample_task(
-    storage: Storage, task: Task[SamplePayload, NoResult], clock: str, *, snapshot: PlannedSnapshot
+    storage: Storage, task: Task[SamplePayload[MissingRows], NoResult], clock: str, *, snapshot: PlannedSnapshot
 ) -> TaskRecord[NoResult]:
     """Copy the drawn vectors of some files into one file of the run.
 
@@ -105,7 +75,7 @@ def run_sample_task(
     payload, files = task.payload, VerifiedFiles(storage)
     blocks = []
     for file in payload.files:
-        record = file.missing.vectors
+        record = file.rows.vectors
         rows = drawn_rows(storage, files, snapshot, payload.space, file, payload.seed)
         blocks.append(files.array(record)[files.rows(record).rank(rows)])
     path = path_of("runs", run=payload.run, file=f"sample/{task.id}.npy")
@@ -114,10 +84,15 @@ def run_sample_task(
 
 
 def drawn_rows(
-    storage: Storage, files: VerifiedFiles, snapshot: PlannedSnapshot, space: str, file: DrawnFrom, seed: int
+    storage: Storage,
+    files: VerifiedFiles,
+    snapshot: PlannedSnapshot,
+    space: str,
+    file: DrawnFrom[MissingRows],
+    seed: int,
 ) -> Int64Array:
     """(size,) int64, ascending: the rows of a file's range that are drawn."""
-    missing = file.missing
+    missing = file.rows
     rows = planned_rows(storage, files, snapshot, space, missing.vectors, missing.rows, is_new=True)
     return rows.select(drawn_positions(len(rows), file.size, seed, missing.vectors.first_chunk))
 

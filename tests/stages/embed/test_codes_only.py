@@ -17,7 +17,8 @@ from retrodb.errors import NotEnoughMemory, UsageError
 from retrodb.format.entries import IndexEntry
 from retrodb.format.records import ChunkRange
 from retrodb.memory import CACHE_FRACTION
-from retrodb.stages.embed import pending, text_sample
+from retrodb.stages import seeded_sample
+from retrodb.stages.embed import pending
 from retrodb.stages.embed import task as embed_task
 from retrodb.stages.index.live_parts import parts_of
 from retrodb.stages.index.search_parts import search_bytes
@@ -139,7 +140,7 @@ def test_a_space_does_not_depend_on_workers_or_on_the_size_of_tasks(
     files = []
     for number, workers in enumerate((1, 3, 1)):
         if number == 2:
-            monkeypatch.setattr(text_sample, "_TASK_ROWS", 1)
+            monkeypatch.setattr(seeded_sample, "_TASK_ROWS", 1)
             monkeypatch.setattr(pending, "_GROUP_CHUNKS", 1)
         copy = tmp_path / str(number)
         shutil.copytree(database.path, copy)
