@@ -37,7 +37,7 @@ from retrodb.format.records import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from retrodb.format.arrays import BoolArray, Int64Array
+    from retrodb.format.arrays import BoolArray, Int32Array, Int64Array
     from retrodb.format.snapshot import SegmentRef, Snapshot
     from retrodb.store.storage import Storage
 
@@ -96,7 +96,8 @@ class ShardCounts(Mapping[int, dict[str, CountsRecord]]):
         """
         self._shards, self.rows = shards, rows
         reason = table.column("name").dictionary_encode().combine_chunks()
-        self._reasons, self._codes = reason.dictionary.to_pylist(), reason.indices.to_numpy()
+        self._reasons: list[str] = reason.dictionary.to_pylist()  # the distinct ones, which are few
+        self._codes: Int32Array = reason.indices.to_numpy()  # one for each row of the table
         names = ("num_chunks", "num_documents", "num_keys", "num_tokens")
         self._values = [table.column(name).to_numpy() for name in names]
         self._bounds = np.searchsorted(
@@ -168,7 +169,8 @@ class Manifest:
 
     def paths(self) -> list[str]:
         """The paths of all live files, of their row bitmaps and block digests: a twentieth of the time of `all_files`."""
-        return [*self._files.column("path").to_pylist(), *self.row_files(), *self.block_files()]
+        of_files: list[str] = self._files.column("path").to_pylist()
+        return [*of_files, *self.row_files(), *self.block_files()]
 
     def row_files(self) -> list[str]:
         """The paths of the row bitmaps of all live files, sorted."""
@@ -177,8 +179,12 @@ class Manifest:
 
     def block_files(self) -> list[str]:
         """The paths of the block digests of all live files, sorted."""
-        columns = (self._files.column(name).to_pylist() for name in ("kind", "size_bytes", "sha256"))
-        digests = {sha256 for kind, size, sha256 in zip(*columns, strict=True) if has_block_file(kind, size)}
+        import pyarrow as pa
+
+        kinds: list[str] = self._files.column("kind").to_pylist()
+        sizes: list[int] = self._files.column("size_bytes").to_numpy().tolist()
+        has_blocks = pa.array(list(map(has_block_file, kinds, sizes)), pa.bool_())
+        digests: list[bytes] = self._files.column("sha256").filter(has_blocks).unique().to_pylist()
         return sorted(path_of("blocks", digest=digest.hex()) for digest in digests)
 
     def size_by_kind(self) -> dict[str, tuple[int, int]]:

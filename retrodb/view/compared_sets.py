@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.format.parquet import open_writer, read_row_groups, read_table
+from retrodb.format.parquet import open_writer, read_table
 from retrodb.format.records import ChunkRange
 from retrodb.format.rows import rows_from, serialize_rows, unite
+from retrodb.view.bitmap_groups import BitmapGroups
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -55,15 +55,19 @@ class ComparedSets:
         self._files = list(files)
         self._at: dict[str, list[tuple[ChunkRange, int, int]]] = {DATABASE: [], QUERIES: []}
         for number, path in enumerate(self._files):
-            for row, values in enumerate(read_table(path, ("side", "first_chunk", "num_chunks")).to_pylist()):
-                span = ChunkRange(values["first_chunk"], values["num_chunks"])
-                self._at[values["side"]].append((span, number, row))
+            table = read_table(path, ("side", "first_chunk", "num_chunks"))  # one row for each shard and side
+            sides: list[str] = table.column("side").to_pylist()
+            spans = zip(
+                *(table.column(name).to_numpy().tolist() for name in ("first_chunk", "num_chunks")), strict=True
+            )
+            for row, (side, span) in enumerate(zip(sides, spans, strict=True)):
+                self._at[side].append((ChunkRange(*span), number, row))
         self._bounds = {}
         for side, ranges in self._at.items():
             ranges.sort()
-            spans = np.array([span for span, _, _ in ranges], dtype=np.int64).reshape(-1, 2)
-            self._bounds[side] = spans[:, 0], spans.sum(axis=1)
-        self._group = lru_cache(maxsize=64)(self._read_group)
+            first_and_count = np.array([span for span, _, _ in ranges], dtype=np.int64).reshape(-1, 2)
+            self._bounds[side] = first_and_count[:, 0], first_and_count.sum(axis=1)
+        self._bitmaps = BitmapGroups(self._files, GROUP_ROWS)
 
     @staticmethod
     def read(view: View, table: str) -> ComparedSets:
@@ -84,10 +88,7 @@ class ComparedSets:
         from pyroaring import BitMap
 
         _, file, row = self._at[side][index]
-        return BitMap.deserialize(self._group(file, row // GROUP_ROWS)[row % GROUP_ROWS])
-
-    def _read_group(self, file: int, group: int) -> list[bytes]:
-        return list(read_row_groups(self._files[file], [group], ["rows"]).column("rows").to_pylist())
+        return BitMap.deserialize(self._bitmaps.bitmap(file, row))
 
 
 def write_compared(path: Path, ranges: Iterable[ComparedRange]) -> None:

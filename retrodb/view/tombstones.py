@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.format.parquet import open_writer, read_row_groups, read_table
+from retrodb.format.parquet import open_writer, read_table
 from retrodb.format.rows import bitmap_bytes, mask_of, rows_from, serialize_rows, unite
 from retrodb.store.bounded_cache import CachedReader
+from retrodb.view.bitmap_groups import BitmapGroups
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,7 +101,7 @@ class TombstoneSet:
         none = np.empty(0, dtype=np.int64)
         self._starts = np.concatenate([none, *starts])
         self._ends = self._starts + np.concatenate([none, *counts])
-        self._group = CachedReader(self._read_group, lambda rows: sum(map(len, rows)))
+        self._bitmaps = BitmapGroups(self._files, GROUP_ROWS)
         self.deleted_rows = CachedReader(self._read_deleted_rows, bitmap_bytes)
 
     @property
@@ -180,11 +181,7 @@ class TombstoneSet:
         return BitMap.deserialize(self._bytes(index))
 
     def _bytes(self, index: int) -> bytes:
-        file, row = self._at[index]
-        return self._group(file, row // GROUP_ROWS)[row % GROUP_ROWS]
-
-    def _read_group(self, file: int, group: int) -> list[bytes]:
-        return list(read_row_groups(self._files[file], [group], ["rows"]).column("rows").to_pylist())
+        return self._bitmaps.bitmap(*self._at[index])
 
 
 def disjoint_ranges(starts: Int64Array, ends: Int64Array) -> list[tuple[int, int]]:

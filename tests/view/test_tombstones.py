@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrodb.format.rows import is_in
+from retrodb.view import bitmap_groups
 from retrodb.view.tombstones import (
     GROUP_ROWS,
     Tombstone,
@@ -79,9 +80,9 @@ def test_opening_reads_no_rows_and_a_range_reads_only_its_groups(monkeypatch: py
     number = 5 * GROUP_ROWS
     stones = stored([[tombstone(100 * i, 100, "gone", np.array([i % 100])) for i in range(number)]])
     groups = []
-    read_group = TombstoneSet._read_group
+    read_group = bitmap_groups._read_group
     monkeypatch.setattr(
-        TombstoneSet, "_read_group", lambda self, file, group: groups.append(group) or read_group(self, file, group)
+        bitmap_groups, "_read_group", lambda files, file, group: groups.append(group) or read_group(files, file, group)
     )
     stones = TombstoneSet(stones._files)
     assert groups == []

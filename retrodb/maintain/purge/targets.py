@@ -174,7 +174,7 @@ def run_sequences(
     del clock
     record, names, first_rows = task.payload.documents, frozenset(task.payload.names), list[int]()
     for group in iterate_row_groups(VerifiedFiles(storage).open(record), ["first_row", "metadata"]):
-        texts = group.column("metadata").to_pylist()
+        texts: list[str] = group.column("metadata").to_pylist()  # of one row group
         has_name = np.array([not names.isdisjoint(json_strings(text)) for text in texts], dtype=bool)
         first_rows += (record.first_chunk + group.column("first_row").to_numpy()[has_name]).tolist()
     return TaskRecord(task.id, (), FoundSequences(tuple(first_rows)))
