@@ -7,7 +7,7 @@ still work: they verify the whole file.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from retrodb.errors import DamagedFileError, MissingFileError
@@ -21,7 +21,6 @@ from retrodb.store.storage import Storage
 from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verified_bytes import VerifiedBlocks, VerifiedBytes, blocks_of
 
-_BITMAPS = 256  # in memory, at most 128 KiB each for the rows of a shard
 _PARQUET_MAGIC, _PARQUET_TAIL = 4, 8  # bytes at the beginning; and at the end, with the length of the footer
 
 
@@ -30,7 +29,7 @@ class VerifiedFiles:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._bitmap = lru_cache(maxsize=_BITMAPS)(lambda digest: read_bitmap(storage, digest))
+        self._bitmap = CachedReader(partial(read_bitmap, storage), len)
 
     def rows(self, record: FileRecord) -> RowSet:
         """The rows of its range that a live file holds.
