@@ -13,8 +13,8 @@ from retrodb.ann.search import search
 from retrodb.database import Database
 from retrodb.stages.index.live_parts import live_parts, open_codebook
 from retrodb.stages.index.search_parts import StoredPart, num_findable, search_parts
+from retrodb.view.bitmap_groups import BitmapGroups
 from retrodb.view.chunk_set import ChunkSet
-from retrodb.view.tombstones import TombstoneSet
 
 Make = Callable[..., Database]
 
@@ -70,7 +70,7 @@ def test_opening_a_search_looks_at_no_chunk(database: Database, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(ChunkSet, "_read_layout", refuse)
         patch.setattr(ChunkSet, "live_mask", refuse)
-        patch.setattr(TombstoneSet, "_read_group", refuse)
+        patch.setattr(BitmapGroups, "bitmap", refuse)
         parts = search_parts(view, "default")
         codebook = open_codebook(view, "default")
         assert all(isinstance(part, StoredPart) for part in parts)
