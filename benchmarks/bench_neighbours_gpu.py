@@ -176,10 +176,19 @@ def main() -> None:
     )
     sizes, centre = np.diff(store.offsets), centre.cpu().numpy()
     least = own_lists[:200, : options.nprobe[0]]
-    all_ids = range(len(vectors))
+    all_ids, no_interval = range(len(vectors)), np.empty((len(queries), 0, 2), np.int64)
     ids = [
         scan_on_device(
-            queries[:200].float().cpu().numpy(), least, store.columns, [], centre, False, k, where, range(len(vectors))
+            queries[:200].float().cpu().numpy(),
+            least,
+            store.columns,
+            [],
+            no_interval[:200],
+            centre,
+            False,
+            k,
+            where,
+            all_ids,
         )
         for where in (device, "cpu")
     ]
@@ -194,6 +203,7 @@ def main() -> None:
                 probed,
                 store.columns,
                 [],
+                no_interval,
                 centre,
                 False,
                 k + options.rerank_margin,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 from made_documents import made_text, write_documents
 
@@ -16,6 +17,10 @@ from retrodb.database import Database
 # Before any test imports a Hugging Face library, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A machine that does other work too makes inputs slowly; that says nothing about the code.
+hypothesis.settings.register_profile("loaded", suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("loaded")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

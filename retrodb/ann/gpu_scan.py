@@ -48,6 +48,7 @@ def scan_on_device(
     lists_QA: Int32Array,
     columns_of: Callable[[int], ListColumns],
     query_keys: list[Int64Array],
+    intervals_QI2: Int64Array,
     centre_D: Float32Array,
     is_l2: bool,
     width: int,
@@ -59,6 +60,7 @@ def scan_on_device(
     Args:
         columns_of: reads a list.
         query_keys: for each kind (Q, any) exclusion keys, -1 padded.
+        intervals_QI2: intervals of ids that each query excludes: the first id, and one past the last.
         ids: a range that has all ids of the lists. A range of 2^32 ids or more takes up to twice the time.
     """
     import torch
@@ -68,6 +70,7 @@ def scan_on_device(
         codes_QD, scales_Q = _encode(torch.from_numpy(queries_QD).to(device) - centre)
         weights_Q = scales_Q * (2 if is_l2 else 1)
         keys = [torch.from_numpy(keys_of_kind).to(device) for keys_of_kind in query_keys]
+        intervals = torch.from_numpy(intervals_QI2).to(device)
         shape = (len(queries_QD), width)
         best = _NearestInRange(shape, ids, device) if len(ids) < _NONE_IN_RANGE else _Nearest(shape, device)
         for lists in (lists_QA[:, :1], lists_QA[:, 1:]):  # home lists first
@@ -79,11 +82,10 @@ def scan_on_device(
                 step = max(1, TILE_PRODUCTS // len(columns.ids_C))
                 for start in range(0, len(rows_R), step):
                     rows = torch.from_numpy(rows_R[start : start + step]).to(device)
-                    keys_of_rows = [keys_of_kind[rows] for keys_of_kind in keys]
+                    excluded = _ExcludedOfRows([keys_of_kind[rows] for keys_of_kind in keys], intervals[rows])
                     low_C = best.low_half(tile.ids_C)
-                    best.add(
-                        rows, tile.nearest(codes_QD[rows], weights_Q[rows], keys_of_rows, low_C, width), tile.ids_C
-                    )
+                    numbers = tile.nearest(codes_QD[rows], weights_Q[rows], excluded, low_C, width)
+                    best.add(rows, numbers, tile.ids_C)
         return np.asarray(best.ids().cpu().numpy())
 
 
@@ -149,6 +151,14 @@ class _Nearest:
 
 
 @dataclass(frozen=True)
+class _ExcludedOfRows:
+    """What some queries exclude."""
+
+    keys: list[Tensor]  # (R, any) for each kind
+    intervals_RI2: Tensor
+
+
+@dataclass(frozen=True)
 class _Tile:
     """One list on the device: tensors of `ListColumns`, with new codes relative to the centre."""
 
@@ -172,7 +182,9 @@ class _Tile:
         codes_CD, new_scales_C = _encode(vectors_CD)
         return cls(codes_CD, new_scales_C, norms_C.float(), ids_C, keys_JC)
 
-    def nearest(self, codes_RD: Tensor, weights_R: Tensor, keys: list[Tensor], low_C: Tensor, width: int) -> Tensor:
+    def nearest(
+        self, codes_RD: Tensor, weights_R: Tensor, excluded: _ExcludedOfRows, low_C: Tensor, width: int
+    ) -> Tensor:
         """The `width` nearest columns of some queries as numbers (R, at most width) with these low halves (C,)."""
         import torch
 
@@ -181,7 +193,9 @@ class _Tile:
         bits = distances.view(torch.int32)
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         numbers = (ordered.long() << 32) | low_C
-        for keys_of_kind, column_keys in zip(keys, self.keys_JC, strict=True):
+        for bounds in excluded.intervals_RI2.unbind(1):
+            numbers.masked_fill_((bounds[:, :1] <= self.ids_C) & (self.ids_C < bounds[:, 1:]), _NONE)
+        for keys_of_kind, column_keys in zip(excluded.keys, self.keys_JC, strict=True):
             for key in keys_of_kind.unbind(1):
                 numbers.masked_fill_((key[:, None] == column_keys) & (column_keys != -1), _NONE)
         return torch.topk(numbers, min(width, numbers.shape[1]), dim=1, largest=False).values

@@ -168,7 +168,8 @@ def _scan_on_gpu(
     keys = [exclusion.padded(kind) for kind in range(len(exclusion.kinds))]
     spans = [(int(live.ids_N[0]), int(live.ids_N[-1]) + 1) for live in database.parts if len(live.ids_N)]
     ids = range(min((first for first, _ in spans), default=0), max((end for _, end in spans), default=0))
-    return scan_on_device(queries, lists_QA, columns_of, keys, *database.space, width, device, ids)
+    intervals = exclusion.padded_intervals()
+    return scan_on_device(queries, lists_QA, columns_of, keys, intervals, *database.space, width, device, ids)
 
 
 def _columns(live: LivePart, keys: tuple[Int64Array, ...], list_: int) -> ListColumns:

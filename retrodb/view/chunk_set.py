@@ -149,6 +149,17 @@ class ChunkSet:
             documents[hit.where] = np.where(index >= 0, layout.first_row[index] + hit.record.first_chunk, -1)
         return documents
 
+    def document_bounds(self, ids: Int64Array) -> Int64Array:
+        """(Q, 2) int64: the first id of each chunk's document and one past its last; twice -1 for none."""
+        bounds = np.full((len(ids), 2), -1, dtype=np.int64)
+        for hit in self._coverage["documents"].lookup(ids):
+            layout = self.layout(hit.record)
+            index = layout.document_of(hit.rows)
+            first = layout.first_row[index] + hit.record.first_chunk
+            both = np.stack([first, first + layout.num_chunks[index]], axis=1)
+            bounds[hit.where] = np.where(index[:, None] >= 0, both, -1)
+        return bounds
+
     def content_keys(self, ids: Int64Array) -> Int64Array:
         """(Q,) int64: equal for chunks of documents with equal text, independent of their ids; -1 for no document."""
         keys = np.full(len(ids), -1, dtype=np.int64)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrodb.ann.exact import Block, exact_topk
-from retrodb.ann.exclusion import Exclusion, Ragged
+from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
 from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.topk import empty_topk
 from retrodb.errors import ConfigError, InputError, MismatchError
@@ -43,7 +43,10 @@ def test_equals_masked_brute_force_with_ties_by_id_for_any_blocks(
     documents = np.arange(num_vectors) // 4
     hashes = random.integers(0, 20, num_vectors).astype(np.uint64) + np.uint64(2**63)
     sequences = Ragged(random.integers(0, 80, 18), np.arange(0, 19, 2))
-    exclusion = Exclusion.of(9, document=sequences, content=hashes[random.integers(0, num_vectors, 9)])
+    firsts = random.integers(0, num_vectors, 9)
+    intervals = Intervals(np.stack([firsts, firsts + random.integers(0, 9, 9)], axis=1), np.arange(10))
+    contents = hashes[random.integers(0, num_vectors, 9)]
+    exclusion = Exclusion.of(9, intervals, document=sequences, content=contents)
     keys = {"document": documents, "content": hashes}
     starts = range(0, num_vectors, cut)
     blocks = [
@@ -53,7 +56,7 @@ def test_equals_masked_brute_force_with_ties_by_id_for_any_blocks(
         for rows in (slice(start, start + cut) for start in starts)
     ]
     ids, distances = exact_topk(queries, blocks, k, metric, exclusion)
-    mask = exclusion.mask(exclusion.stack(keys, num_vectors)) | ~allowed
+    mask = exclusion.mask(exclusion.stack(keys, num_vectors), np.arange(num_vectors)) | ~allowed
     assert (ids == brute_force(queries, vectors, mask, k, metric)).all()
     assert (np.isinf(distances) == (ids == -1)).all()
 
@@ -109,17 +112,20 @@ def test_missing_exclusion_keys_are_refused() -> None:
         exact_topk(grid(2, 4, 0), grid(9, 4, 0), 1, "squared_l2", Exclusion.of(2, cluster=np.array([1, 2])))
     with pytest.raises(MismatchError, match="do not fit"):
         Exclusion.of(3, document=np.array([1, 2]))
+    with pytest.raises(MismatchError, match="intervals"):
+        Exclusion.of(3, Intervals.none(2))
 
 
 def test_key_minus_one_excludes_nothing_and_rows_of_an_exclusion_keep_their_keys() -> None:
-    exclusion = Exclusion.of(
-        3, cluster=np.array([-1, 4, 5]), document=Ragged(np.array([7, 8, 9]), np.array([0, 0, 2, 3]))
-    )
+    intervals = Intervals(np.array([[20, 21], [20, 22], [3, 10]]), np.array([0, 1, 1, 3]))
+    documents = Ragged(np.array([7, 8, 9]), np.array([0, 0, 2, 3]))
+    exclusion = Exclusion.of(3, intervals, cluster=np.array([-1, 4, 5]), document=documents)
     keys = exclusion.stack({"cluster": np.array([-1, 4, 5]), "document": np.array([7, 9, 1])}, 3)
-    mask = exclusion.mask(keys)
-    assert mask.tolist() == [[False, False, False], [True, True, False], [False, True, True]]
+    ids = np.array([20, 21, 22])
+    mask = exclusion.mask(keys, ids)
+    assert mask.tolist() == [[True, False, False], [True, True, False], [True, True, True]]
     picked = exclusion.rows(np.array([2, 0, 1]))
-    assert picked.mask(keys).tolist() == mask[[2, 0, 1]].tolist()
+    assert picked.mask(keys, ids).tolist() == mask[[2, 0, 1]].tolist()
 
 
 def test_scores_are_what_users_expect() -> None:

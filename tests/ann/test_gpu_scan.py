@@ -8,7 +8,7 @@ import pytest
 from retrodb.ann import gpu_scan
 from retrodb.ann.codebook import train
 from retrodb.ann.codegen import six_bit_codes
-from retrodb.ann.exclusion import Exclusion, Ragged
+from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
 from retrodb.ann.join import join_block
 
 from .conftest import Spread, mixture
@@ -23,7 +23,8 @@ def test_the_scan_in_torch_gives_what_the_compiled_one_gives(metric: str, spread
     keys = {"document": np.arange(3000) // 8, "content": content}
     parts = spread(vectors, codebook, (1000,), random.random(3000) < 0.8, **keys)
     sequences = Ragged(random.integers(0, 375, 900), np.arange(0, 901, 3))
-    exclusion = Exclusion.of(300, document=sequences, content=content[::10])
+    intervals = Intervals(np.stack([np.arange(600), np.arange(600) + 5], axis=1) * 4, np.arange(0, 601, 2))
+    exclusion = Exclusion.of(300, intervals, document=sequences, content=content[::10])
     compiled_, in_torch = (
         join_block(vectors[::10], None, parts, codebook, 10, 3, exclusion, device=device) for device in ("cpu", "cpu:0")
     )
@@ -47,7 +48,17 @@ def test_the_scan_in_torch_keeps_ids_of_64_bits(step: int) -> None:
     ]
     queries, lists = np.ones((2, 32), np.float32), np.array([[0, 1], [1, -1]], np.int32)
     centre = np.zeros(32, np.float32)
+    intervals = np.array([[[ids[0], ids[1]]], [[ids[5], ids[5]]]])  # the first id, and none
     found = gpu_scan.scan_on_device(
-        queries, lists, columns.__getitem__, [], centre, False, 8, "cpu", range(int(ids[0]), int(ids[-1]) + 1)
+        queries,
+        lists,
+        columns.__getitem__,
+        [],
+        intervals,
+        centre,
+        False,
+        8,
+        "cpu",
+        range(int(ids[0]), int(ids[-1]) + 1),
     )
-    np.testing.assert_array_equal(found, [ids[:8], [*ids[1::2], -1, -1]])
+    np.testing.assert_array_equal(found, [ids[1:9], [*ids[1::2], -1, -1]])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retrodb.ann.codebook import Codebook, train
 from retrodb.ann.exact import Block, exact_topk
-from retrodb.ann.exclusion import Exclusion, Ragged
+from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
 from retrodb.ann.join import join_block
 from retrodb.ann.search import search
 from retrodb.errors import InputError, MismatchError
@@ -111,7 +111,10 @@ def test_join_at_full_probe_with_rerank_of_everything_is_exact(
     keys = {"document": np.arange(num_vectors) // 5, "content": random.integers(0, 99, num_vectors).astype(np.uint64)}
     queries = vectors[random.integers(0, num_vectors, 20)]
     sequences = Ragged(random.integers(0, num_vectors // 5 + 1, 60), np.arange(0, 61, 3))
-    exclusion = Exclusion.of(20, document=sequences, content=random.integers(0, 99, 20).astype(np.uint64))
+    firsts = random.integers(0, num_vectors, 20)
+    intervals = Intervals(np.stack([firsts, firsts + random.integers(0, 9, 20)], axis=1), np.arange(21))
+    content = random.integers(0, 99, 20).astype(np.uint64)
+    exclusion = Exclusion.of(20, intervals, document=sequences, content=content)
     parts = spread(vectors, codebook, (int(cut * num_vectors),), allowed, **keys)
     truth = exact_topk(queries, [Block(np.arange(num_vectors), vectors, allowed, keys)], k, metric, exclusion)
     assert same(truth, join_block(queries, None, parts, codebook, k, 16, exclusion, rerank_margin=num_vectors))

@@ -64,7 +64,9 @@ def _insert_columns_portable(
     is_l2: bool,
     best: TopK,
 ) -> None:
-    allowed = [c for c in column_C.tolist() if not is_excluded_portable(q, c, keys, columns.keys_JC)]
+    allowed = [
+        c for c in column_C.tolist() if not is_excluded_portable(q, int(columns.ids_C[c]), c, keys, columns.keys_JC)
+    ]
     distances = [distance_portable(queries_QD[q], columns.vectors_CD[c], is_l2) for c in allowed]
     candidates = columns.ids_C[allowed][None], np.array([distances], dtype=np.float32)
     insert_candidates_portable(candidates, (best[0][q : q + 1], best[1][q : q + 1]))
@@ -95,12 +97,12 @@ def insert_exact(
     for row in range(first, stop):
         nearest[:] = np.inf
         for c in range(ids_C.shape[0]):
-            if estimates_QC[row, c] < nearest[0] and not is_excluded(row, c, keys, keys_JC):
+            if estimates_QC[row, c] < nearest[0] and not is_excluded(row, ids_C[c], c, keys, keys_JC):
                 _replace_greatest(nearest, estimates_QC[row, c])
         error = errors_Q[row]
         limit = min(nearest[0] + error, distances_QK[row, K - 1]) + error
         for c in range(ids_C.shape[0]):
-            if estimates_QC[row, c] <= limit and not is_excluded(row, c, keys, keys_JC):
+            if estimates_QC[row, c] <= limit and not is_excluded(row, ids_C[c], c, keys, keys_JC):
                 exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
                 insert(exact, ids_C[c], ids_QK[row], distances_QK[row])
 
@@ -145,5 +147,5 @@ def insert_by_list(
         for position in range(offsets_L1[lists_Q[row]], offsets_L1[lists_Q[row] + 1]):
             c = columns_M[position]
             exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
-            if exact <= distances_QK[row, last] and not is_excluded(row, c, keys, keys_JC):
+            if exact <= distances_QK[row, last] and not is_excluded(row, ids_C[c], c, keys, keys_JC):
                 insert(exact, ids_C[c], ids_QK[row], distances_QK[row])

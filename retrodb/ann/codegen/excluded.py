@@ -1,4 +1,4 @@
-"""Whether a query forbids a neighbour: the exclusion keys, inside the kernels."""
+"""Whether a query forbids a neighbour: its intervals of ids and its exclusion keys, inside the kernels."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from retrodb.ann.exclusion import NO_KEY, QueryKeys
 from retrodb.format.arrays import Int64Array
 
 
-def is_excluded_portable(row: int, column: int, keys: QueryKeys, column_keys_JC: Int64Array) -> bool:
-    """Whether a column has one of a query's keys of the same kind: the definition of `is_excluded`."""
-    return any(
+def is_excluded_portable(row: int, id_: int, column: int, keys: QueryKeys, column_keys_JC: Int64Array) -> bool:
+    """Whether an id is in an interval of a query, or its column has a key of the query: the definition of `is_excluded`."""
+    bounds = keys.bounds_I2[keys.bound_offsets_Q1[row] : keys.bound_offsets_Q1[row + 1]]
+    return any(first <= id_ < end for first, end in bounds.tolist()) or any(
         key != NO_KEY and key in keys.keys_M[offsets_Q1[row] : offsets_Q1[row + 1]]
         for key, offsets_Q1 in zip(column_keys_JC[:, column], keys.offsets_JQ1, strict=True)
     )
 
 
 @compiled
-def is_excluded(row: int, column: int, keys: QueryKeys, column_keys_JC: Int64Array) -> bool:
-    """Whether a column has one of a query's keys of the same kind; inside kernels."""
-    offsets_JQ1, keys_M = keys
+def is_excluded(row: int, id_: int, column: int, keys: QueryKeys, column_keys_JC: Int64Array) -> bool:
+    """Whether an id is in an interval of a query, or its column has a key of the query; inside kernels."""
+    offsets_JQ1, keys_M, bound_offsets_Q1, bounds_I2 = keys
+    for position in range(bound_offsets_Q1[row], bound_offsets_Q1[row + 1]):
+        if bounds_I2[position, 0] <= id_ and id_ < bounds_I2[position, 1]:
+            return True
     for kind in range(offsets_JQ1.shape[0]):
         key = column_keys_JC[kind, column]
         if key == NO_KEY:

@@ -72,7 +72,7 @@ def scan_lists_portable(queries: ScannedQueries, lists: ScannedLists, space: Cod
             kinds = range(len(queries.keys.offsets_JQ1))
             keys_J1 = np.array([[lists.keys[kind][row]] for kind in kinds], dtype=np.int64).reshape(-1, 1)
             for q in queries.groups.members(list_).tolist():
-                if is_excluded_portable(q, 0, queries.keys, keys_J1):
+                if is_excluded_portable(q, int(lists.ids_N[row]), 0, queries.keys, keys_J1):
                     continue
                 query_D = queries.codes.codes_QD[q, : len(codes_D)].astype(np.int32) - LEVELS
                 product = np.float32(query_D @ codes_D.astype(np.int32))
@@ -169,6 +169,8 @@ def _merge_tile(
                 row = numbers[start + r]
                 for c in range(min(PANEL, count - panel * PANEL)):
                     column = panel * PANEL + c
-                    if distances[r, c] <= distances_QW[row, last] and not is_excluded(row, column, keys, keys_JC):
+                    if distances[r, c] <= distances_QW[row, last] and not is_excluded(
+                        row, ids_C[column], column, keys, keys_JC
+                    ):
                         insert(distances[r, c], ids_C[column], ids_QW[row], distances_QW[row])
                 limits[start + r] = distances_QW[row, last]

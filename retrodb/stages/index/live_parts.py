@@ -26,7 +26,9 @@ from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
 EXCLUSIONS = ("document", "sequence", "content", "cluster")
-"""Kinds of exclusion keys of database rows. The training sequence of a query is a set of `document` keys."""
+"""What the rows of a table can exclude. A document is an interval of ids, and so are those of a training sequence."""
+KEY_KINDS = ("content", "cluster")
+"""Those for which a database row needs a key."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,11 @@ class _VectorReader:
 
     def __call__(self, rows: Int64Array) -> AnyArray:
         return self.view.vectors(self.space, self.ids[rows])
+
+
+def key_kinds(exclude: Sequence[str]) -> tuple[str, ...]:
+    """The exclusions of a table for which a database row needs a key."""
+    return tuple(kind for kind in exclude if kind in KEY_KINDS)
 
 
 def database_keys(view: View, kind: str, ids: Int64Array) -> ExclusionKeys:

@@ -14,7 +14,7 @@ from retrodb.format.entries import SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import database_keys
+from retrodb.stages.index.live_parts import database_keys, key_kinds
 from retrodb.stages.neighbours.show import refuse_dead_row
 from retrodb.stages.neighbours.table_inputs import exclusion_of
 from retrodb.stages.transaction import Transaction
@@ -180,9 +180,9 @@ def _edit(table: NeighbourTable, row: int, action: str, chunk: int) -> Edit:
         raise UsageError(f"chunk {chunk} has no vector in space '{space}'", remedy="Pin another chunk of its document.")
     params = table.entry.params
     exclusion = exclusion_of(view, queries, params, rows)
-    keys = {kind: database_keys(view, kind, ids) for kind in params.exclude}
+    keys = {kind: database_keys(view, kind, ids) for kind in key_kinds(params.exclude)}
     is_itself = queries == SELF and chunk == row
-    if is_itself or exclusion.mask(exclusion.stack(keys, 1))[0, 0]:
+    if is_itself or exclusion.mask(exclusion.stack(keys, 1), ids)[0, 0]:
         why = " or ".join(params.exclude) or "chunk"
         raise UsageError(
             f"chunk {chunk} is excluded for row {row}: the same {why}", remedy="Pin a chunk of another document."

@@ -15,7 +15,7 @@ from retrodb.config import NeighboursParams
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.records import ChunkRange
 from retrodb.memory import MIB, cache_bytes_of, require_memory, with_caches
-from retrodb.stages.index.live_parts import parts_of
+from retrodb.stages.index.live_parts import key_kinds, parts_of
 from retrodb.view.view import View
 
 LEAST_BLOCK_ROWS = 4096
@@ -58,7 +58,7 @@ class JoinSize:
             num_lists=view.snapshot.existing(IndexEntry, space).lists,
             nprobe=nprobe,
             width=params.k + params.spare_neighbours,
-            num_kinds=len(params.exclude),
+            num_kinds=len(key_kinds(params.exclude)),
             database_rows=sum(rows),
             largest_part=max(rows, default=0),
             task_rows=max((span.num_chunks for span in spans), default=0),
@@ -85,10 +85,11 @@ class JoinSize:
     def task_bytes(self) -> int:
         """What a task holds of all its rows.
 
-        An id; the lists (int32), twice while stored ones are read; exclusion keys with their offsets; ids and distances of
-        the neighbours, twice while they are written; and about six int64 arrays while rows and keys are looked up.
+        An id; the lists (int32), twice while stored ones are read; an interval and exclusion keys with their offsets; ids and
+        distances of the neighbours, twice while they are written; and about six int64 arrays while rows and keys are looked up.
         """
-        return self.task_rows * (8 + 2 * 4 * self.nprobe + 16 * self.num_kinds + 2 * 12 * self.width + 6 * 8)
+        excluded = 24 + 16 * self.num_kinds
+        return self.task_rows * (8 + 2 * 4 * self.nprobe + excluded + 2 * 12 * self.width + 6 * 8)
 
     @property
     def fixed_bytes(self) -> int:
@@ -105,12 +106,12 @@ class JoinSize:
         Its vector: float16 as read, float32 three times (ordered by home list, for further lists, in the rerank), and a byte per
         dimension of codes. Its lists: int32 three times (as given, ordered by home list, grouped by list), and again for
         further lists. Its candidates: an id (int64) and a distance (float32), four times (scan, rerank, result by home list,
-        result). Its exclusion keys with their offsets, twice.
+        result). Its interval and exclusion keys with their offsets, twice.
         """
         vector_bytes = (2 + 3 * 4 + 1) * self.dim
         list_bytes = 2 * (3 * 4) * self.nprobe
         candidate_bytes = 4 * (8 + 4) * (self.width + RERANK_MARGIN)
-        return vector_bytes + list_bytes + candidate_bytes + 2 * 16 * self.num_kinds
+        return vector_bytes + list_bytes + candidate_bytes + 2 * (24 + 16 * self.num_kinds)
 
     @property
     def least_bytes(self) -> int:

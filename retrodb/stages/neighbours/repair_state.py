@@ -15,7 +15,7 @@ from retrodb.config import NeighboursParams
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.records import ChunkRange
 from retrodb.format.rows import is_in
-from retrodb.stages.index.live_parts import open_codebook
+from retrodb.stages.index.live_parts import key_kinds, open_codebook
 from retrodb.stages.neighbours.block_join import lists_of_rows
 from retrodb.stages.neighbours.table_inputs import database_side
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
@@ -54,7 +54,7 @@ class RepairState:
             blocks.append(Block(part.ids_N[rows], part.fetch(rows), None, keys))
         ids = np.concatenate([np.empty(0, np.int64), *(block.ids_N for block in blocks)])
         vectors = np.concatenate([block.vectors_ND for block in blocks]) if blocks else np.empty((0, 0), np.float32)
-        kinds = self.params.exclude if blocks else ()
+        kinds = key_kinds(self.params.exclude) if blocks else ()
         keys = {kind: np.concatenate([block.keys[kind] for block in blocks]) for kind in kinds}
         return Block(ids, vectors, None, keys)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Ragged
+from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Intervals
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.index.live_parts import (
+    KEY_KINDS,
     LiveParts,
     coverage_of,
     database_keys,
+    key_kinds,
     missing_rows,
     open_codebook,
     parts_of,
@@ -50,7 +52,7 @@ def database_side(view: View, space: str, params: NeighboursParams) -> list[Live
 def each_part(view: View, space: str, params: NeighboursParams) -> LiveParts:
     """The parts of `database_side`, of which one at a time is in memory."""
     documents = chosen_documents(view, params.where, params.sample, params.seed)
-    return LiveParts(view, space, params.exclude, documents=documents)
+    return LiveParts(view, space, key_kinds(params.exclude), documents=documents)
 
 
 def exclusion_of(view: View, queries: str, params: NeighboursParams, rows: Int64Array) -> Exclusion:
@@ -58,15 +60,22 @@ def exclusion_of(view: View, queries: str, params: NeighboursParams, rows: Int64
 
     Rows of another query set than the database's own exclude the documents that their sequences name, and no clusters.
     """
-    keys: dict[str, ExclusionKeys | Ragged] = {}
-    for kind in params.exclude:
+    keys: dict[str, ExclusionKeys] = {}
+    for kind in key_kinds(params.exclude):
         if kind == "content":
             keys[kind] = view.query_set(queries).content_keys(rows)
-        elif queries == SELF:
-            keys[kind] = database_keys(view, kind, rows)
         else:
-            keys[kind] = np.full(len(rows), NO_KEY) if kind == "cluster" else sequence_documents(view, queries, rows)
-    return Exclusion.of(len(rows), **keys)
+            keys[kind] = database_keys(view, kind, rows) if queries == SELF else np.full(len(rows), NO_KEY)
+    intervals = None
+    if set(params.exclude) - set(KEY_KINDS):
+        own = queries == SELF
+        intervals = own_documents(view, rows) if own else sequence_documents(view, queries, rows)
+    return Exclusion.of(len(rows), intervals, **keys)
+
+
+def own_documents(view: View, rows: Int64Array) -> Intervals:
+    """The ids of the document of each chunk."""
+    return Intervals(view.chunks.document_bounds(rows), np.arange(len(rows) + 1))
 
 
 def nearest_chunks(

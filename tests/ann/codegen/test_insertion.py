@@ -19,7 +19,7 @@ from retrodb.ann.codegen.exact_insertion import (
 from retrodb.ann.codegen.excluded import is_excluded, is_excluded_portable
 from retrodb.ann.codegen.grouping import group_by_list
 from retrodb.ann.codegen.insertion import insert_candidates, insert_candidates_portable
-from retrodb.ann.exclusion import Exclusion, Ragged
+from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
 from retrodb.ann.topk import TopK, empty_topk
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -33,12 +33,17 @@ def same(first: TopK, second: TopK) -> bool:
     return all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
 
 
-def some_exclusion(random: np.random.Generator, num_queries: int, num_columns: int) -> tuple[Exclusion, np.ndarray]:
-    """Up to three document keys and one content key for each query; -1 for some columns."""
+def some_exclusion(
+    random: np.random.Generator, num_queries: int, num_columns: int
+) -> tuple[Exclusion, np.ndarray, np.ndarray]:
+    """Up to three document keys and intervals, and one content key, for each query; -1 for some columns; the columns' ids."""
     offsets = np.concatenate([[0], np.cumsum(random.integers(0, 4, num_queries))])
     documents = Ragged(random.integers(0, 6, offsets[-1]), offsets)
-    exclusion = Exclusion.of(num_queries, document=documents, content=random.integers(-1, 9, num_queries))
-    return exclusion, random.integers(-1, 9, (2, num_columns))
+    firsts = random.integers(0, 40, offsets[-1])
+    intervals = Intervals(np.stack([firsts, firsts + random.integers(0, 9, offsets[-1])], axis=1), offsets)
+    exclusion = Exclusion.of(num_queries, intervals, document=documents, content=random.integers(-1, 9, num_queries))
+    ids = np.sort(random.permutation(num_columns + 40)[:num_columns])
+    return exclusion, random.integers(-1, 9, (2, num_columns)), ids
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,23 +62,26 @@ def test_inserted_candidates_are_the_smallest_by_distance_and_id(seed: int, k: i
 
 
 @compiled
-def excluded_mask(num_queries: int, keys: object, column_keys_JC: np.ndarray) -> np.ndarray:
+def excluded_mask(num_queries: int, keys: object, column_keys_JC: np.ndarray, ids_C: np.ndarray) -> np.ndarray:
     mask = np.empty((num_queries, column_keys_JC.shape[1]), dtype=np.bool_)
     for row in range(num_queries):
         for column in range(mask.shape[1]):
-            mask[row, column] = is_excluded(row, column, keys, column_keys_JC)
+            mask[row, column] = is_excluded(row, ids_C[column], column, keys, column_keys_JC)
     return mask
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_exclusion_equals_its_portable_definition_and_the_mask(seed: int) -> None:
-    exclusion, column_keys = some_exclusion(np.random.default_rng(seed), 7, 11)
+    exclusion, column_keys, ids = some_exclusion(np.random.default_rng(seed), 7, 11)
     keys = exclusion.query_keys()
-    by_kernel = excluded_mask(7, keys, column_keys)
-    expected = [[is_excluded_portable(row, column, keys, column_keys) for column in range(11)] for row in range(7)]
-    assert by_kernel.tolist() == expected == exclusion.mask(column_keys).tolist()
+    by_kernel = excluded_mask(7, keys, column_keys, ids)
+    expected = [
+        [is_excluded_portable(row, int(ids[column]), column, keys, column_keys) for column in range(11)]
+        for row in range(7)
+    ]
+    assert by_kernel.tolist() == expected == exclusion.mask(column_keys, ids).tolist()
     none = Exclusion.of(7).query_keys()
-    assert not excluded_mask(7, none, column_keys[:0]).any()
+    assert not excluded_mask(7, none, column_keys[:0], ids).any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,8 +91,8 @@ def test_exact_insertion_equals_its_portable_definition_for_all_estimates_within
 ) -> None:
     random = np.random.default_rng(seed)
     queries, vectors = (random.integers(-2, 3, (n, 5)).astype(np.float32) for n in (8, num_columns))
-    exclusion, column_keys = some_exclusion(random, 8, num_columns)
-    columns = Columns(vectors, np.sort(random.permutation(500)[:num_columns]), column_keys)
+    exclusion, column_keys, ids = some_exclusion(random, 8, num_columns)
+    columns = Columns(vectors, ids, column_keys)
     products = queries @ vectors.T
     exact = (queries**2).sum(1)[:, None] - 2 * products + (vectors**2).sum(1) if is_l2 else -products
     wrong = (exact + random.uniform(-error, error, exact.shape)).astype(np.float32)
@@ -101,8 +109,8 @@ def test_exact_insertion_equals_its_portable_definition_for_all_estimates_within
 def test_insertion_by_list_equals_its_portable_definition(seed: int, k: int, num_columns: int, is_l2: bool) -> None:
     random = np.random.default_rng(seed)
     queries, vectors = (random.integers(-2, 3, (n, 5)).astype(np.float32) for n in (8, num_columns))
-    exclusion, column_keys = some_exclusion(random, 8, num_columns)
-    columns = Columns(vectors, np.sort(random.permutation(500)[:num_columns]), column_keys)
+    exclusion, column_keys, ids = some_exclusion(random, 8, num_columns)
+    columns = Columns(vectors, ids, column_keys)
     probes = np.argsort(random.random((num_columns, 4)), axis=1, kind="stable")[:, :2].astype(np.int32)
     groups = group_by_list(probes, 0, num_columns, 4)
     lists = random.integers(0, 4, 8).astype(np.int32)
