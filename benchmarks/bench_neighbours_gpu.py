@@ -189,7 +189,7 @@ def main() -> None:
             k,
             where,
             all_ids,
-        )
+        )[0]
         for where in (device, "cpu")
     ]
     print(f"200 queries on this device and on the CPU: {(ids[0] == ids[1]).mean():.4%} of the ids are equal")
@@ -198,7 +198,7 @@ def main() -> None:
         probed = np.ascontiguousarray(own_lists[:, :nprobe])
 
         def join(probed: np.ndarray = probed) -> torch.Tensor:
-            ids = scan_on_device(
+            ids, _ = scan_on_device(
                 queries.float().cpu().numpy(),
                 probed,
                 store.columns,

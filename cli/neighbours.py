@@ -127,6 +127,13 @@ def command() -> None:
 )
 @device_option
 @click.option(
+    "--list-ranges",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Split the work into N ranges of inverted lists. They change no byte of the table.  "
+    "[default: by the number of vectors and --memory]",
+)
+@click.option(
     "--repair",
     is_flag=True,
     help="Update --table, or all tables, after chunks were added or deleted. Only rows that change are written.",
@@ -140,6 +147,7 @@ def compute(
     space: str | None,
     table: str | None,
     device: str,
+    list_ranges: int | None,
     repair: bool,
     workers: int | None,
     dry_run: bool,
@@ -159,6 +167,7 @@ def compute(
             space=space,
             table=table,
             device=device,
+            list_ranges=list_ranges,
             dry_run=dry_run,
             **options,
         )
@@ -169,7 +178,7 @@ def compute(
                 "--exclude sequence excludes nothing from them. 'retrodb queries add --doc-ids' names documents."
             )
         return
-    for name in ({"queries", "space"} | options.keys()) - _REPAIR_OPTIONS:
+    for name in ({"queries", "space", "list_ranges"} | options.keys()) - _REPAIR_OPTIONS:
         if is_given(name):
             raise click.UsageError(f"--repair keeps the parameters of the table. Remove --{name.replace('_', '-')}.")
     results = db.repair_neighbours(table=table, device=device, dry_run=dry_run)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from retrodb.ann.topk import TopK
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def scan_on_device(
     width: int,
     device: str,
     ids: range,
-) -> Int64Array:
-    """The ids of the `width` nearest of each query in its lists, nearest first, -1 padded.
+) -> TopK:
+    """The `width` nearest of each query in its lists by the distances of codes, nearest first.
 
     Args:
         columns_of: reads a list.
@@ -86,7 +87,8 @@ def scan_on_device(
                     low_C = best.low_half(tile.ids_C)
                     numbers = tile.nearest(codes_QD[rows], weights_Q[rows], excluded, low_C, width)
                     best.add(rows, numbers, tile.ids_C)
-        return np.asarray(best.ids().cpu().numpy())
+        ids_QW, ordered_QW = best.nearest()
+        return np.asarray(ids_QW.cpu().numpy()), _distances(ordered_QW)
 
 
 class _NearestInRange:
@@ -110,11 +112,12 @@ class _NearestInRange:
         both = torch.cat([self._numbers_QW[rows], numbers_RW], dim=1)
         self._numbers_QW[rows] = torch.topk(both, self._numbers_QW.shape[1], dim=1, largest=False).values
 
-    def ids(self) -> Tensor:
-        """(Q, W) int64 ids, nearest first, -1 padded."""
+    def nearest(self) -> tuple[Tensor, Tensor]:
+        """(Q, W) int64 ids, nearest first, -1 padded, and the high halves of their numbers."""
         import torch
 
-        return torch.where(self._numbers_QW == _NONE, -1, (self._numbers_QW & _LOW_HALF) + self._first_id)
+        ids = torch.where(self._numbers_QW == _NONE, -1, (self._numbers_QW & _LOW_HALF) + self._first_id)
+        return ids, self._numbers_QW >> 32
 
 
 class _Nearest:
@@ -144,10 +147,10 @@ class _Nearest:
         positions = by_id.gather(1, nearest & _LOW_HALF)
         self._distances_QW[rows], self._ids_QW[rows] = distances.gather(1, positions), ids.gather(1, positions)
 
-    def ids(self) -> Tensor:
+    def nearest(self) -> tuple[Tensor, Tensor]:
         import torch
 
-        return torch.where(self._ids_QW == _NONE, -1, self._ids_QW)
+        return torch.where(self._ids_QW == _NONE, -1, self._ids_QW), self._distances_QW
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,13 @@ def _encode(vectors_ND: Tensor) -> tuple[Tensor, Tensor]:
     codes_ND = torch.round(vectors_ND * inverse_N[:, None]).to(torch.int8)
     padding = -codes_ND.shape[1] % _MULTIPLE
     return torch.nn.functional.pad(codes_ND, (0, padding)), largest_N / LEVELS
+
+
+def _distances(ordered_QW: Tensor) -> Float32Array:
+    """The distances whose ordered bits are the high halves of numbers; infinity for none."""
+    ordered: Int64Array = ordered_QW.cpu().numpy()
+    bits = np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).astype(np.int32)
+    return np.where(ordered == _NO_DISTANCE, np.float32(np.inf), bits.view(np.float32))
 
 
 def _exact_product(rows_RD: Tensor, columns_CD: Tensor) -> Tensor:

@@ -4,13 +4,15 @@ Query-at-a-time search reads every list once per query that probes it. Here the 
 one product of 6-bit codes, an insertion of what is nearer than the query's running W-th best (home lists first, which
 lowers these limits early), and an exact rerank of the W survivors. Threads take ranges of queries of equal work
 and share nothing. On a GPU the same products run on tensor cores (`gpu_scan`).
+
+A join may be split by ranges of lists: `scan_lists_of` gives the best W by (code distance, id) in some lists, and the best of
+several such results are those of all lists together. So no answer depends on the number of ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -21,18 +23,22 @@ from retrodb.ann.codegen.six_bit_codes import CodeSpace, QueryCodes, empty_query
 from retrodb.ann.exact import run_ranges, run_rows
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.gpu_scan import ListColumns, scan_on_device
+from retrodb.ann.list_rows import ListRows
+from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
-from retrodb.ann.rerank import LivePart, gather, rerank
+from retrodb.ann.rerank import LivePart, gather, rerank, rerank_by_id
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
 
 RERANK_MARGIN = 8  # 18 exact distances at k = 10: measured best between 16 and 20
 
+JoinedPart = LivePart | ListRows
+
 
 def join_block(
     queries_QD: VectorArray,
     lists_QA: Int32Array | None,
-    parts: Sequence[LivePart],
+    parts: Sequence[LivePart] | Sequence[ListRows],
     codebook: Codebook,
     k: int,
     nprobe: int,
@@ -40,6 +46,7 @@ def join_block(
     rerank_margin: int = RERANK_MARGIN,
     threads: int = 1,
     device: str = "cpu",
+    fetch: Callable[[Int64Array], VectorArray] | None = None,
 ) -> TopK:
     """The k nearest allowed rows of each query in its `nprobe` nearest lists, (ids_QK, distances_QK).
 
@@ -51,6 +58,7 @@ def join_block(
         lists_QA: each query's nearest lists as stored when it was added; computed here where missing or too few.
         rerank_margin: candidates beyond k that get an exact distance; the order by codes is wrong by a few positions.
         device: "cpu" for the compiled scan, or the PyTorch device that computes the products.
+        fetch: chunk ids (any order) -> their vectors (n, D). None reads them by the rows of live parts.
 
     Raises:
         MismatchError: another dimension, or exclusion keys that are missing.
@@ -62,62 +70,131 @@ def join_block(
         lists_QA = codebook.nearest_lists(check_vectors(queries_QD, codebook.dim, where="queries"), nprobe, threads)
     by_home = np.argsort(lists_QA[:, 0], kind="stable")
     queries = gather(queries_QD, by_home, codebook.dim, "queries")
-    exclusion = exclusion.rows(by_home)
-    database = _ScannedDatabase.of(parts, codebook, exclusion)
-    scan = partial(_scan_on_cpu, threads=threads) if device == "cpu" else partial(_scan_on_gpu, device=device)
-    candidates_QW = scan(queries, lists_QA[by_home, :nprobe], database, k + rerank_margin, exclusion)
-    wanted = min(k, sum(part.num_allowed for part in parts))
-    while nprobe < codebook.num_lists:
-        starved = np.flatnonzero((candidates_QW != NO_NEIGHBOUR).sum(axis=1) < wanted)
-        if not len(starved):
-            break
-        nprobe = min(4 * nprobe, codebook.num_lists)
-        lists = codebook.nearest_lists(queries[starved], nprobe, threads)
-        candidates_QW[starved] = scan(queries[starved], lists, database, k + rerank_margin, exclusion.rows(starved))
+    lists, exclusion = lists_QA[by_home, :nprobe], exclusion.rows(by_home)
+    database = ScannedDatabase.of(parts, codebook, codebook.num_lists)
+    candidates_QW = nearest_by_codes(queries, lists, database, codebook, k, exclusion, rerank_margin, threads, device)
+    if fetch is None:
+        live = [part for part in parts if isinstance(part, LivePart)]
+        nearest = rerank(queries, candidates_QW, live, k, codebook.metric, threads)
+    else:
+        nearest = rerank_by_id(queries, candidates_QW, fetch, k, codebook.metric, threads)
     ids_QK, distances_QK = empty_topk(len(queries), k)
-    ids_QK[by_home], distances_QK[by_home] = rerank(queries, candidates_QW, parts, k, codebook.metric, threads)
+    ids_QK[by_home], distances_QK[by_home] = nearest
     return ids_QK, distances_QK
 
 
-@dataclass(frozen=True)
-class _ScannedDatabase:
-    """What a scan reads."""
+def nearest_by_codes(
+    queries: Float32Array,
+    lists_QA: Int32Array,
+    database: ScannedDatabase,
+    codebook: Codebook,
+    k: int,
+    exclusion: Exclusion,
+    rerank_margin: int = RERANK_MARGIN,
+    threads: int = 1,
+    device: str = "cpu",
+) -> Int64Array:
+    """The candidates of each query, (Q, k + margin) ids by the distances of codes; rows short of k probe further lists.
 
-    parts: Sequence[LivePart]
-    keys: list[tuple[Int64Array, ...]]  # exclusion keys by part row, one array a kind, for each part
-    sizes_L: Int64Array  # vectors in each list
+    Args:
+        database: all lists.
+    """
+    width, nprobe = k + rerank_margin, lists_QA.shape[1]
+    candidates_QW = scan_lists_of(
+        queries, lists_QA, database, exclusion, empty_topk(len(queries), width), threads, device
+    )
+    wanted = min(k, database.num_allowed)
+    while nprobe < codebook.num_lists:
+        starved = np.flatnonzero((candidates_QW[0] != NO_NEIGHBOUR).sum(axis=1) < wanted)
+        if not len(starved):
+            break
+        nprobe = more_probes(nprobe, codebook.num_lists)
+        lists = codebook.nearest_lists(queries[starved], nprobe, threads)
+        best = empty_topk(len(starved), width)
+        found = scan_lists_of(queries[starved], lists, database, exclusion.rows(starved), best, threads, device)
+        candidates_QW[0][starved] = found[0]
+    return candidates_QW[0]
+
+
+def more_probes(nprobe: int, num_lists: int) -> int:
+    """How many lists the rows probe next that found fewer than k neighbours."""
+    return min(4 * nprobe, num_lists)
+
+
+@dataclass(frozen=True)
+class ScannedDatabase:
+    """The rows of some lists, in all parts."""
+
+    parts: Sequence[JoinedPart]
+    first_list: int
+    sizes_L: Int64Array  # vectors in each of the lists
     space: CodeSpace
 
     @classmethod
-    def of(cls, parts: Sequence[LivePart], codebook: Codebook, exclusion: Exclusion) -> _ScannedDatabase:
-        keys = [exclusion.columns(part.keys, len(part.ids_N), str(part.part.folder)) for part in parts]
-        sizes_L = sum((np.diff(part.part.offsets_L1) for part in parts), np.zeros(codebook.num_lists, np.int64))
-        return cls(parts, keys, sizes_L, CodeSpace(codebook.centre_D, codebook.metric == "squared_l2"))
+    def of(
+        cls, parts: Sequence[JoinedPart], codebook: Codebook, num_lists: int, first_list: int = 0
+    ) -> ScannedDatabase:
+        """Parts, of which these lists are read."""
+        sizes_L = np.zeros(num_lists, np.int64)
+        for part in parts:
+            sizes_L += np.diff(part.offsets_L1)
+        return cls(parts, first_list, sizes_L, CodeSpace(codebook.centre_D, codebook.metric == "squared_l2"))
+
+    @property
+    def num_allowed(self) -> int:
+        """The number of rows that may be found."""
+        return sum(part.num_allowed for part in self.parts)
+
+    def numbered(self, lists_QA: Int32Array) -> Int32Array:
+        """Lists by their numbers among those that are read, -1 for others."""
+        numbers = lists_QA - self.first_list
+        return np.where((numbers >= 0) & (numbers < len(self.sizes_L)), numbers, -1).astype(np.int32)
+
+
+def scan_lists_of(
+    queries: Float32Array,
+    lists_QA: Int32Array,
+    database: ScannedDatabase,
+    exclusion: Exclusion,
+    best: TopK,
+    threads: int = 1,
+    device: str = "cpu",
+) -> TopK:
+    """The W nearest of each query by (code distance, id), of `best` (Q, W each) and its lists that the database has.
+
+    `best` may be written into. Lists of the first column are read first.
+    """
+    if not database.parts:
+        return best
+    numbers_QA = database.numbered(lists_QA)
+    if device != "cpu":
+        return merge_topk(
+            [best, _scan_on_gpu(queries, numbers_QA, database, best[0].shape[1], exclusion, device)], best[0].shape[1]
+        )
+    return _scan_on_cpu(queries, numbers_QA, database, exclusion, best, threads)
 
 
 def _scan_on_cpu(
     queries: Float32Array,
     lists_QA: Int32Array,
-    database: _ScannedDatabase,
-    width: int,
+    database: ScannedDatabase,
     exclusion: Exclusion,
+    best: TopK,
     threads: int,
-) -> Int64Array:
-    """The `width` nearest by codes, -1 padded; threads take ranges of queries, whose results are independent."""
+) -> TopK:
+    """`scan_lists_of` by the compiled scan; threads take ranges of queries, whose results are independent."""
     codes = _query_codes(queries, database.space, threads)
-    best = empty_topk(len(queries), width)
-    pairs = zip(database.parts, database.keys, strict=True)
-    scanned_parts = [_scanned_lists(live, keys, lists_QA) for live, keys in pairs]
+    scanned_parts = [_scanned(part, lists_QA, exclusion) for part in database.parts]
 
     def run(first: int, stop: int) -> None:
-        for probes_QA in (lists_QA[:, :1], lists_QA[:, 1:]):  # home lists first
+        for probes_QA in (lists_QA[:, :1], lists_QA[:, 1:]):
             groups = group_by_list(probes_QA, first, stop, len(database.sizes_L))
             scanned = ScannedQueries(groups, codes, exclusion.query_keys())
             for lists in scanned_parts:
                 scan_lists(scanned, lists, database.space, best)
 
     run_ranges(run, _bounds_of_equal_work(database.sizes_L, lists_QA, threads), threads)
-    return best[0]
+    return best
 
 
 def _query_codes(queries: Float32Array, space: CodeSpace, threads: int) -> QueryCodes:
@@ -126,18 +203,19 @@ def _query_codes(queries: Float32Array, space: CodeSpace, threads: int) -> Query
     return codes
 
 
-def _scanned_lists(live: LivePart, keys: tuple[Int64Array, ...], lists_QA: Int32Array) -> ScannedLists:
-    """What a scan of some lists of a part reads."""
-    part = live.part
-    arrays = part.lists(lists_QA)
+def _scanned(joined: JoinedPart, lists_QA: Int32Array, exclusion: Exclusion) -> ScannedLists:
+    """What a scan of some lists reads."""
+    if isinstance(joined, ListRows):
+        return joined.scanned(lists_QA, exclusion)
+    arrays = joined.part.lists(lists_QA)
     return ScannedLists(
-        offsets_L1=part.offsets_L1,
+        offsets_L1=joined.offsets_L1,
         order_N=arrays.order_N,
         codes_ND=arrays.codes_ND,
         scales_N2=arrays.scales_N2,
-        allowed_N=np.empty(0, dtype=np.bool_) if live.allowed_N is None else live.allowed_N,
-        ids_N=live.ids_N,
-        keys=keys,
+        allowed_N=np.empty(0, dtype=np.bool_) if joined.allowed_N is None else joined.allowed_N,
+        ids_N=joined.ids_N,
+        keys=exclusion.columns(joined.keys, len(joined.ids_N), str(joined.part.folder)),
     )
 
 
@@ -151,38 +229,36 @@ def _bounds_of_equal_work(sizes_L: Int64Array, lists_QA: Int32Array, threads: in
 def _scan_on_gpu(
     queries: Float32Array,
     lists_QA: Int32Array,
-    database: _ScannedDatabase,
+    database: ScannedDatabase,
     width: int,
     exclusion: Exclusion,
     device: str,
-) -> Int64Array:
-    """`_scan_on_cpu` on a device of PyTorch."""
-    if not database.parts:
-        return np.full((len(queries), width), NO_NEIGHBOUR, dtype=np.int64)
+) -> TopK:
+    """`scan_lists_of` on a device of PyTorch."""
+    scanned_parts = [_scanned(part, lists_QA, exclusion) for part in database.parts]
 
     def columns_of(list_: int) -> ListColumns:
-        return _concatenated([
-            _columns(live, keys, list_) for live, keys in zip(database.parts, database.keys, strict=True)
-        ])  # fmt: skip
+        return _concatenated([_columns(lists, list_, len(exclusion.kinds)) for lists in scanned_parts])
 
     keys = [exclusion.padded(kind) for kind in range(len(exclusion.kinds))]
-    spans = [(int(live.ids_N[0]), int(live.ids_N[-1]) + 1) for live in database.parts if len(live.ids_N)]
+    spans = [(int(lists.ids_N.min()), int(lists.ids_N.max()) + 1) for lists in scanned_parts if len(lists.ids_N)]
     ids = range(min((first for first, _ in spans), default=0), max((end for _, end in spans), default=0))
     intervals = exclusion.padded_intervals()
     return scan_on_device(queries, lists_QA, columns_of, keys, intervals, *database.space, width, device, ids)
 
 
-def _columns(live: LivePart, keys: tuple[Int64Array, ...], list_: int) -> ListColumns:
+def _columns(lists: ScannedLists, list_: int, num_kinds: int) -> ListColumns:
     """The allowed vectors of a list in one part."""
-    part = live.part
-    start, stop = part.offsets_L1[list_ : list_ + 2].tolist()
-    positions, rows = np.arange(start, stop), part.order_N[start:stop]
-    if live.allowed_N is not None:
-        allowed = live.allowed_N[rows]
+    start, stop = lists.offsets_L1[list_ : list_ + 2].tolist()
+    positions = np.arange(start, stop)
+    rows = lists.order_N[start:stop] if len(lists.order_N) else positions
+    if len(lists.allowed_N):
+        allowed = lists.allowed_N[rows]
         positions, rows = positions[allowed], rows[allowed]
-    keys_of_kinds = [keys_N[rows] for keys_N in keys if len(keys_N)]
-    keys_JC = np.stack(keys_of_kinds) if len(keys[0]) else np.empty((0, len(rows)), np.int64)
-    return ListColumns(part.codes_ND[positions], part.scales_N2[positions, 0], live.ids_N[rows], keys_JC)
+    keys_JC = np.empty((num_kinds, len(rows)), np.int64)
+    for kind in range(num_kinds):
+        keys_JC[kind] = lists.keys[kind][rows]
+    return ListColumns(lists.codes_ND[positions], lists.scales_N2[positions, 0], lists.ids_N[rows], keys_JC)
 
 
 def _concatenated(pieces: Sequence[ListColumns]) -> ListColumns:

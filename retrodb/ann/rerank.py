@@ -83,6 +83,11 @@ class LivePart:
         return len(self.ids_N) if self.allowed_N is None else int(np.count_nonzero(self.allowed_N))
 
     @property
+    def offsets_L1(self) -> Int64Array:
+        """Where each list begins and the last ends among the rows of the part in list order."""
+        return self.part.offsets_L1
+
+    @property
     def max_allowed(self) -> int:
         return self.num_allowed
 
@@ -117,6 +122,42 @@ def rerank(
 
     Queries near each other share candidates, which are then read once.
     """
+
+    def measure(queries: Float32Array, ids_QW: Int64Array, distances_QW: Float32Array, buffer: Float32Array) -> None:
+        for part in parts:
+            _measure(queries, part.rows_of(ids_QW), part.fetch, metric, distances_QW, buffer)
+
+    return _nearest_measured(queries_QD, ids_QW, k, threads, measure)
+
+
+def rerank_by_id(
+    queries_QD: Float32Array,
+    ids_QW: Int64Array,
+    fetch: Callable[[Int64Array], VectorArray],
+    k: int,
+    metric: Metric,
+    threads: int = 1,
+) -> TopK:
+    """`rerank` where the vectors are read by chunk id.
+
+    Args:
+        fetch: chunk ids (any order) -> their vectors (n, D).
+    """
+
+    def measure(queries: Float32Array, ids_QW: Int64Array, distances_QW: Float32Array, buffer: Float32Array) -> None:
+        _measure(queries, ids_QW.copy(), fetch, metric, distances_QW, buffer)
+
+    return _nearest_measured(queries_QD, ids_QW, k, threads, measure)
+
+
+def _nearest_measured(
+    queries_QD: Float32Array,
+    ids_QW: Int64Array,
+    k: int,
+    threads: int,
+    measure: Callable[[Float32Array, Int64Array, Float32Array, Float32Array], None],
+) -> TopK:
+    """The k nearest candidates of each query, by distances that `measure` fills in for some queries at a time."""
     ids_QK, distances_QK = empty_topk(len(ids_QW), k)
     step = max(1, PAIRS // max(1, ids_QW.shape[1]))
 
@@ -125,8 +166,7 @@ def rerank(
         for start in range(first, stop, step):
             rows = slice(start, min(start + step, stop))
             distances_QW = np.full(ids_QW[rows].shape, np.inf, dtype=np.float32)
-            for part in parts:
-                _measure(queries_QD[rows], ids_QW[rows], part, metric, distances_QW, buffer)
+            measure(queries_QD[rows], ids_QW[rows], distances_QW, buffer)
             insert_candidates((ids_QW[rows], distances_QW), (ids_QK[rows], distances_QK[rows]))
 
     run_rows(run, len(ids_QW), threads)
@@ -153,16 +193,15 @@ def gather(
 
 def _measure(
     queries: Float32Array,
-    ids_QW: Int64Array,
-    part: SearchPart,
+    rows_QW: Int64Array,
+    fetch: Callable[[Int64Array], VectorArray],
     metric: Metric,
     distances_QW: Float32Array,
     buffer: Float32Array,
 ) -> None:
-    """Fills in the distances of the candidates that are in this part."""
-    rows_QW = part.rows_of(ids_QW)
+    """Fills in the distances of the candidates, by the rows that have their vectors (-1: none); overwrites these rows."""
     rows_U = number_distinct(rows_QW)
     if not len(rows_U):
         return
-    vectors_UD = gather(part.fetch(rows_U), np.arange(len(rows_U)), queries.shape[1], "stored vectors", buffer)
+    vectors_UD = gather(fetch(rows_U), np.arange(len(rows_U)), queries.shape[1], "stored vectors", buffer)
     fixed_distances(queries, rows_QW, vectors_UD, metric == "squared_l2", distances_QW)

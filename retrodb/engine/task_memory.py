@@ -84,6 +84,8 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "index-lists": TaskMemory(230),  # 64 MB of offsets, and their differences
     "index-drift": TaskMemory(280),
     "merge": TaskMemory(105, 60),
+    "neighbours-route": TaskMemory(270), "neighbours-home": TaskMemory(270), "neighbours-remote": TaskMemory(270),
+    "neighbours-collect": TaskMemory(270), "neighbours-rows": TaskMemory(270),
     "neighbours": TaskMemory(270), "repair": TaskMemory(270),  # stages/neighbours/join_memory.py has the rest
     "neighbours-point": TaskMemory(270), "neighbours-recall": TaskMemory(270),
     "compared": TaskMemory(120, 25, SHARD), "compared-count": TaskMemory(120, 25, SHARD),

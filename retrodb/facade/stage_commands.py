@@ -234,6 +234,7 @@ class StageCommands(DatabaseBase):
         space: str | None = None,
         table: str | None = None,
         device: str = "auto",
+        list_ranges: int | None = None,
         dry_run: bool = False,
         **options: Unpack[NeighboursOptions],
     ) -> NeighboursResult:
@@ -243,6 +244,8 @@ class StageCommands(DatabaseBase):
             queries: the query set; `self` is the database's own chunks.
             table: name of the table. None takes the name of the query set.
             device: device of the join.
+            list_ranges: ranges of inverted lists that the work is split into; it changes no byte of the table. None chooses
+                them by the number of vectors and the memory limit.
         """
         from retrodb.stages.neighbours.command import run_neighbours
 
@@ -256,6 +259,7 @@ class StageCommands(DatabaseBase):
                 space=space,
                 table=table,
                 device=device,
+                list_ranges=list_ranges,
                 dry_run=dry_run,
             )
         if "sequence" not in params.exclude:

@@ -33,9 +33,10 @@ def write_table(path: Path, table: pa.Table, *, row_group_rows: int = ROW_GROUP_
         writer.write_table(table, row_group_size=row_group_rows)
 
 
-def open_writer(path: Path | BinaryIO, schema: pa.Schema) -> ParquetWriter:
+def open_writer(path: Path | BinaryIO, schema: pa.Schema, *, is_compressed: bool = True) -> ParquetWriter:
     """A writer for a file that grows by row groups."""
-    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, write_page_checksum=True)
+    compression, level = ("zstd", 3) if is_compressed else ("none", None)
+    return pq.ParquetWriter(path, schema, compression=compression, compression_level=level, write_page_checksum=True)
 
 
 @contextmanager
@@ -88,6 +89,18 @@ def widened(table: pa.Table) -> pa.Table:
             wide = pa.field(field.name, pa.large_string(), field.nullable)
             table = table.set_column(index, wide, table.column(index).cast(pa.large_string()))
     return table
+
+
+def iterate_row_groups_of(path: Path, column: str, value: int) -> Iterator[pa.Table]:
+    """The row groups with a value in a column, one table each; all rows of a group have the same. Raises as `read_table`."""
+    with open_parquet(path, partial(damaged, path)) as file:
+        number = file.schema_arrow.get_field_index(column)
+        for group in range(file.num_row_groups):
+            statistics = file.metadata.row_group(group).column(number).statistics
+            if statistics is None or statistics.min != statistics.max:
+                raise damaged(path, ValueError(f"row group {group} has no single value of {column}"))
+            if statistics.min == value:
+                yield file.read_row_group(group, use_threads=False)
 
 
 def iterate_row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

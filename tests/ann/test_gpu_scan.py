@@ -49,7 +49,7 @@ def test_the_scan_in_torch_keeps_ids_of_64_bits(step: int) -> None:
     queries, lists = np.ones((2, 32), np.float32), np.array([[0, 1], [1, -1]], np.int32)
     centre = np.zeros(32, np.float32)
     intervals = np.array([[[ids[0], ids[1]]], [[ids[5], ids[5]]]])  # the first id, and none
-    found = gpu_scan.scan_on_device(
+    found, _ = gpu_scan.scan_on_device(
         queries,
         lists,
         columns.__getitem__,

@@ -173,7 +173,7 @@ COMMANDS: dict[str, Planned] = {
 NOT_YET: dict[str, str] = {}
 """Commands that still open such files of every shard before any task runs, or without tasks."""
 
-NOT_YET_LINEAR: dict[str, str] = {"neighbours": "every task reads all index parts"}
+NOT_YET_LINEAR: dict[str, str] = {}
 """Commands whose tasks together still read files more often than they have to."""
 
 

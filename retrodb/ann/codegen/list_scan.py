@@ -42,7 +42,7 @@ class ScannedLists(NamedTuple):
     """What a scan reads of a part; positions are in list order, rows are the part's."""
 
     offsets_L1: Int64Array
-    order_N: Int64Array  # the row at each position
+    order_N: Int64Array  # the row at each position; empty: rows are positions
     codes_ND: NDArray[np.int8]  # by position, relative to the centre of the space
     scales_N2: Float32Array  # by position: scale, squared length
     allowed_N: BoolArray  # by row; empty: all
@@ -63,7 +63,7 @@ def scan_lists_portable(queries: ScannedQueries, lists: ScannedLists, space: Cod
     """Compares each allowed vector of each list with the queries that probe it: the definition of `scan_lists`."""
     for list_ in range(len(lists.offsets_L1) - 1):
         for position in range(lists.offsets_L1[list_], lists.offsets_L1[list_ + 1]):
-            row = lists.order_N[position]
+            row = lists.order_N[position] if len(lists.order_N) else position
             if len(lists.allowed_N) and not lists.allowed_N[row]:
                 continue
             vector_D = lists.scales_N2[position, 0] * lists.codes_ND[position].astype(np.float32)
@@ -120,7 +120,7 @@ def _pack_tile(position: int, end: int, lists: ScannedLists, space: CodeSpace, t
     signed_quads = signed_D.view(np.int32)
     count = 0
     while position < end and count < rows_C.shape[0]:
-        row = order_N[position]
+        row = order_N[position] if order_N.shape[0] > 0 else position
         if allowed_N.shape[0] == 0 or allowed_N[row]:
             scale, codes_D = scales_N2[position, 0], codes_ND[position]
             for d in range(vector_D.shape[0]):

@@ -5,8 +5,9 @@ The neighbours of a row do not depend on its block, so memory limit, threads and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -14,11 +15,15 @@ from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import RERANK_MARGIN, join_block
+from retrodb.ann.list_rows import ListRows
 from retrodb.ann.rerank import LivePart
+from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
+from retrodb.format.part_files import LISTS_FILE
 from retrodb.memory import default_memory
 from retrodb.stages.neighbours.join_memory import JoinSize
+from retrodb.view.coverage import Coverage
 from retrodb.view.view import SELF, View
 
 _ASSIGNED_ROWS = 16_384  # whose nearest lists are computed at once: 25 MB of float32 at 384 dimensions
@@ -32,6 +37,7 @@ class JoinHardware:
     threads: int = 1
     memory_bytes: int = field(default_factory=default_memory)  # limit of the process, see `retrodb/memory.py`
     device: str = "cpu"  # or a device of PyTorch, for the products
+    list_ranges: int | None = None  # that the join is split in; None chooses them by the size and the memory limit
 
 
 def chosen_device(device: str) -> str:
@@ -53,25 +59,26 @@ def join_rows(
     space: str,
     queries: str,
     rows: Int64Array,
-    parts: list[LivePart],
+    parts: Sequence[LivePart] | Sequence[ListRows],
     codebook: Codebook,
     nprobe: int,
     exclusion: Exclusion,
     width: int,
     hardware: JoinHardware,
-) -> tuple[Int64Array, Float32Array]:
+) -> TopK:
     """The `width` nearest chunks of rows of a query set: ids (Q, width) int64 and distances (Q, width) float32.
 
     Args:
-        nprobe: lists to read for each row; 0 compares with every vector.
+        nprobe: lists to read for each row; 0 compares with every vector, for which parts are live parts.
         exclusion: what each row must not have as a neighbour.
     """
-    ids, distances = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
-    lists = lists_of_rows(view, space, queries, rows, parts, codebook, nprobe, hardware.threads)
+    ids, distances = empty_topk(len(rows), width)
+    lists = lists_of_rows(view, space, queries, rows, codebook, nprobe, hardware.threads)
     for block in _blocks(rows, lists, parts, codebook, width, hardware):
         vectors, excluded = view.vectors(space, rows[block], queries), exclusion.rows(block)
         if nprobe == 0:
-            nearest = exact_neighbours(vectors, parts, codebook.metric, excluded, width, hardware.threads)
+            live = [part for part in parts if isinstance(part, LivePart)]
+            nearest = exact_neighbours(vectors, live, codebook.metric, excluded, width, hardware.threads)
         else:
             nearest = join_block(
                 vectors,
@@ -84,6 +91,7 @@ def join_rows(
                 RERANK_MARGIN,
                 hardware.threads,
                 hardware.device,
+                partial(view.vectors, space),
             )
         ids[block], distances[block] = nearest
     return ids, distances
@@ -97,24 +105,15 @@ def exact_neighbours(
 
 
 def lists_of_rows(
-    view: View,
-    space: str,
-    queries: str,
-    rows: Int64Array,
-    parts: list[LivePart],
-    codebook: Codebook,
-    nprobe: int,
-    threads: int,
+    view: View, space: str, queries: str, rows: Int64Array, codebook: Codebook, nprobe: int, threads: int
 ) -> Int32Array:
     """(Q, nprobe) the nearest lists of each row: as stored when the row was indexed, or computed where too few are stored."""
     lists = np.full((len(rows), min(nprobe, codebook.num_lists)), -1, dtype=np.int32)
     if queries == SELF and nprobe:
-        for part in parts:
-            stored = part.part.lists_NA
-            if stored.shape[1] >= lists.shape[1] and len(part.ids_N):
-                part_rows = np.minimum(np.searchsorted(part.ids_N, rows), len(part.ids_N) - 1)
-                in_part = np.flatnonzero(part.ids_N[part_rows] == rows)
-                lists[in_part] = stored[part_rows[in_part], : lists.shape[1]]
+        for hit in stored_lists(view, space).lookup(rows):
+            stored = view.chunks.map(hit.record)
+            if stored.shape[1] >= lists.shape[1]:
+                lists[hit.where] = stored[hit.positions, : lists.shape[1]]
     missing = np.flatnonzero(lists[:, 0] < 0) if nprobe else rows[:0]
     for start in range(0, len(missing), _ASSIGNED_ROWS):
         block = missing[start : start + _ASSIGNED_ROWS]
@@ -122,10 +121,16 @@ def lists_of_rows(
     return lists
 
 
+def stored_lists(view: View, space: str) -> Coverage:
+    """The files of the parts with the lists of their rows."""
+    records = view.manifest.files("parts", space)
+    return Coverage([record for record in records if record.path.endswith(f"/{LISTS_FILE}")], view.files)
+
+
 def _blocks(
     rows: Int64Array,
     lists: Int32Array,
-    parts: list[LivePart],
+    parts: Sequence[LivePart] | Sequence[ListRows],
     codebook: Codebook,
     width: int,
     hardware: JoinHardware,
@@ -141,7 +146,12 @@ def _blocks(
 
 
 def _size(
-    rows: Int64Array, lists: Int32Array, parts: list[LivePart], codebook: Codebook, width: int, hardware: JoinHardware
+    rows: Int64Array,
+    lists: Int32Array,
+    parts: Sequence[LivePart] | Sequence[ListRows],
+    codebook: Codebook,
+    width: int,
+    hardware: JoinHardware,
 ) -> JoinSize:
     sizes = [len(part.ids_N) for part in parts]
     return JoinSize(

@@ -23,6 +23,7 @@ from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.compared_tasks import TableInputs, store_compared
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
+from retrodb.stages.neighbours.range_join import forget_exchange, join_by_ranges, span_groups
 from retrodb.stages.neighbours.recall_sample import (
     POINT,
     RECALL,
@@ -58,6 +59,7 @@ class NeighboursResult:
     recall_reached: float | None  # recall@k of a sample of rows of the table; None in a dry run
     dry_run: bool = False
     codes_recall: float | None = None  # recall@10 of the codes where the space keeps no vectors; it limits the others
+    ranges_per_row: float = 1.0  # ranges of lists that each row was compared with
     num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
 
@@ -71,7 +73,8 @@ class NeighboursPlan:
     entry: TableEntry  # without what is measured on the finished table
     previous: TableEntry | None  # entry of an older table of the same name
     is_current: bool  # the older table was computed from the same inputs
-    spans: list[ChunkRange]  # one for each task
+    spans: list[ChunkRange]  # of query rows
+    size: JoinSize
     inputs: TableInputs
     hardware: JoinHardware
     result: NeighboursResult  # that a dry run prints
@@ -85,6 +88,7 @@ def run_neighbours(
     space: str | None = None,
     table: str | None = None,
     device: str = "auto",
+    list_ranges: int | None = None,
     dry_run: bool = False,
 ) -> NeighboursResult:
     """Compute a whole neighbour table.
@@ -92,13 +96,19 @@ def run_neighbours(
     Args:
         device: device of the join. It changes no byte of the table, with one exception: another device can choose differently
             among candidates with tied codes, before the exact distances decide.
+        list_ranges: ranges of lists that the join is split into; None chooses them by the size and the memory limit. They
+            change no byte of the table.
 
     Raises:
         MissingStep: when the space or the query set is not embedded, or the space is not indexed.
         UsageError: for invalid parameters, an unknown query set or device, or too little memory.
         ConflictError: when the table or the space changed since the plan.
     """
-    hardware = JoinHardware(context.num_workers, context.memory_limit, chosen_device(device))
+    if list_ranges is not None and list_ranges < 1:
+        raise UsageError(
+            f"{list_ranges} ranges of lists", remedy="Give at least 1 with --list-ranges, or leave it out."
+        )
+    hardware = JoinHardware(context.num_workers, context.memory_limit, chosen_device(device), list_ranges)
     plan = plan_neighbours(context, context.view(), params, hardware, queries=queries, space=space, table=table)
     return plan.result if dry_run else execute_neighbours(context, plan)
 
@@ -135,7 +145,8 @@ def plan_neighbours(
     unchanged = previous if previous is not None and previous.is_of_same_origin(entry) else None
     inputs = TableInputs(PlannedSnapshot.of(view), table, queries, name, params)
     point = _choose_point(context, view, inputs, unchanged, hardware.threads)
-    size.with_nprobe(point.nprobe).check(hardware.memory_bytes)
+    size = size.with_nprobe(point.nprobe)
+    size.check(hardware.memory_bytes)
     entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall)
     index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(
@@ -154,7 +165,7 @@ def plan_neighbours(
         codes_recall=index.codes_recall if index else None,
     )
     is_current = unchanged is not None and unchanged.nprobe == point.nprobe
-    return NeighboursPlan(view, table, params, entry, previous, is_current, spans, inputs, hardware, result)
+    return NeighboursPlan(view, table, params, entry, previous, is_current, spans, size, inputs, hardware, result)
 
 
 def _choose_point(
@@ -191,15 +202,14 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
         plan={"version": STAGE_VERSION, "table": table, "previous": previous, "entry": entry},
         arguments=entry,
     )
-    snapshot = PlannedSnapshot.of(view)
-    payloads = [
-        NeighboursPayload(snapshot, table, entry.queries, entry.space, entry.nprobe, plan.params, span)
-        for span in plan.spans
-    ]
-    tasks = [KIND.task(payload, weight=payload.span.num_chunks) for payload in payloads]
-    function = partial(run_neighbours_task, hardware=plan.hardware)
-    # One process: its threads keep all cores busy, and the database side is in memory once.
-    records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
+    num_ranges = plan.hardware.list_ranges or plan.size.num_ranges(plan.hardware.memory_bytes)
+    if num_ranges == 1 or entry.nprobe == 0:
+        records, ranges_per_row = _join_in_one_range(transaction, plan), 1.0
+    else:
+        joined = join_by_ranges(
+            transaction, plan.inputs, plan.spans, entry.nprobe, num_ranges, plan.size, plan.hardware
+        )
+        records, ranges_per_row = joined.records, joined.ranges_per_row
     transaction.add_files(records)
     reached = 1.0 if entry.nprobe == 0 else _recall_of(transaction, plan, records)
     store_compared(transaction, plan.inputs)
@@ -207,12 +217,33 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
     counts = transaction.counts = {"rows": 0, "short": 0, **add_counts(records)}
     entry = replace(entry, num_rows=counts["rows"], num_short=counts["short"], recall_reached=reached)
     transaction.set_entry(table, entry)
-    return _result(plan, entry, transaction.commit().number)
+    number = transaction.commit().number
+    forget_exchange(transaction)
+    return replace(_result(plan, entry, number), ranges_per_row=ranges_per_row)
+
+
+def _join_in_one_range(transaction: Transaction, plan: NeighboursPlan) -> list[TaskRecord[NoResult]]:
+    """Join the rows of all spans in tasks that read all lists."""
+    inputs, snapshot, num_lists = plan.inputs, PlannedSnapshot.of(plan.view), plan.size.num_lists
+    tasks = [
+        KIND.task(
+            NeighboursPayload(
+                snapshot, plan.table, inputs.queries, inputs.space, num_lists, plan.entry.nprobe, plan.params,
+                tuple(plan.spans[number] for number in group),
+            ),
+            weight=sum(plan.spans[number].num_chunks for number in group),
+        )
+        for group in span_groups(plan.spans, 1)
+    ]  # fmt: skip
+    function = partial(run_neighbours_task, hardware=plan.hardware)
+    # One process: its threads keep all cores busy, and the database side is in memory once.
+    return transaction.run_tasks(tasks, function, engine=transaction.context.engine.with_processes(1))
 
 
 def _recall_of(transaction: Transaction, plan: NeighboursPlan, records: Sequence[TaskRecord[NoResult]]) -> float:
     """The recall of the new table on a sample of its rows, measured in a task."""
-    files = tuple(file for number in sampled_spans(len(records)) for file in records[number].files)
+    firsts = {plan.spans[number].first_chunk for number in sampled_spans(len(plan.spans))}
+    files = tuple(file for record in records for file in record.files if file.first_chunk in firsts)
     task, function = (
         RECALL.task(RecallPayload(plan.inputs, files)),
         partial(run_recall_task, threads=plan.hardware.threads),

@@ -21,6 +21,11 @@ from retrodb.view.view import View
 LEAST_BLOCK_ROWS = 4096
 """Rows that are joined together at least: each block reads the lists of its rows once, so small blocks read them often."""
 
+EXCHANGED_ROWS = 1 << 14
+"""Rows that a task of a join that is split joins at once."""
+_RANGE_ROWS = 1 << 24  # of a range of lists: 16,777,216 * 384 dimensions * 1 byte = 6 GB of codes, mapped
+_MOST_RANGES = 256  # query rows are sent to each range that they probe, so few ranges are better than many
+
 _PROCESS_MIB = 270  # the library, numba, its compiled kernels, FAISS, and PyTorch, which looks for a GPU
 _GPU_MIB = 600  # the context of a GPU in addition, where one computes the products; not measured
 
@@ -71,15 +76,35 @@ class JoinSize:
         """The size when each row probes so many lists."""
         return replace(self, nprobe=nprobe)
 
+    def num_ranges(self, memory_bytes: int) -> int:
+        """In how many ranges of lists the join is split: one, unless so many rows or the memory limit need more."""
+        least = max(1, -(-self.database_rows // _RANGE_ROWS))
+        if self.nprobe == 0 or (least == 1 and self.least_bytes <= memory_bytes):
+            return 1
+        for num_ranges in range(max(2, least), _MOST_RANGES):
+            if with_caches(_PROCESS_MIB * MIB + self.range_bytes(num_ranges)) <= memory_bytes:
+                return num_ranges
+        return _MOST_RANGES
+
+    def range_bytes(self, num_ranges: int) -> int:
+        """What a task of a join that is split holds in addition to its process: the codebook, a range, and a block of rows.
+
+        A range may have twice as many rows as the average. The rows of a span are there with their neighbours three times.
+        """
+        rows = min(self.database_rows, -(-2 * self.database_rows // num_ranges))
+        database = replace(self, database_rows=rows, largest_part=min(self.largest_part, rows)).database_bytes
+        codebook = 3 * 4 * self.num_lists * self.dim
+        block = max(EXCHANGED_ROWS * self.query_bytes, 3 * self.task_rows * (8 + 12 * self.width))
+        return database + 8 * self.largest_part + codebook + block
+
     @property
     def database_bytes(self) -> int:
         """The database side: an id, a byte of the mask and an exclusion key of each kind (int64) for each of its rows.
 
-        Twice, because one process has it for the tasks and may have it for the sample that measures the recall. While a part
-        is opened, about ten int64 arrays of its rows exist.
+        While a part is opened, about ten int64 arrays of its rows exist.
         """
         positions = 0 if self.keeps_vectors else 8 * self.database_rows
-        return 2 * self.database_rows * (8 + 1 + 8 * self.num_kinds) + 80 * self.largest_part + positions
+        return self.database_rows * (8 + 1 + 8 * self.num_kinds) + 80 * self.largest_part + positions
 
     @property
     def task_bytes(self) -> int:

@@ -1,33 +1,40 @@
-"""The task of stage neighbours: the neighbours of one range of query rows."""
+"""The task of stage neighbours where all lists are one range: the neighbours of the query rows of some spans."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retrodb.ann.list_rows import ListRows
+from retrodb.ann.rerank import LivePart
+from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.arrays import Int64Array
 from retrodb.format.records import ChunkRange
 from retrodb.stages.neighbours.block_join import JoinHardware
+from retrodb.stages.neighbours.range_rows import ListRange, planned_rows_in_lists
 from retrodb.stages.neighbours.table_inputs import database_side, nearest_chunks
 from retrodb.stages.neighbours.table_rows import publish_rows, query_ids
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _ONE_THREAD = JoinHardware()
 
 
 @dataclass(frozen=True)
 class NeighboursPayload:
-    """A range of rows of a new table."""
+    """Some spans of rows of a new table."""
 
     snapshot: PlannedSnapshot
     table: str
     queries: str
     space: str
+    num_lists: int  # of the codebook
     nprobe: int  # lists to read for each row; 0 compares with every vector
     params: NeighboursParams
-    span: ChunkRange
+    spans: tuple[ChunkRange, ...]
 
 
 KIND = TaskKind[NeighboursPayload, NoResult]("neighbours", STAGE_VERSION, NoResult)
@@ -36,15 +43,26 @@ KIND = TaskKind[NeighboursPayload, NoResult]("neighbours", STAGE_VERSION, NoResu
 def run_neighbours_task(
     storage: Storage, task: Task[NeighboursPayload, NoResult], clock: str, *, hardware: JoinHardware = _ONE_THREAD
 ) -> TaskRecord[NoResult]:
-    """Compute the neighbours of one range of query rows. The hardware changes no byte of them."""
+    """Compute the neighbours of the query rows of some spans, a file for each that has rows. The hardware changes no byte."""
     del clock
     payload, params = task.payload, task.payload.params
     view = planned_view(storage, payload.snapshot)
-    rows = query_ids(view, payload.queries, payload.space, payload.span)
-    if not len(rows):
-        return TaskRecord(task.id, counts={"rows": 0, "short": 0})
-    parts = database_side(view, payload.space, params)
-    ids, distances = nearest_chunks(view, payload.queries, payload.space, payload.nprobe, params, parts, rows, hardware)
-    record = publish_rows(storage, payload.table, task.id, payload.span, rows, ids, distances)
-    num_short = int((ids[:, params.k - 1] < 0).sum())
-    return TaskRecord(task.id, (record,), counts={"rows": len(rows), "short": num_short})
+    parts: Sequence[LivePart] | Sequence[ListRows]
+    if payload.nprobe == 0:
+        parts = database_side(view, payload.space, params)
+    else:
+        lists = ListRange(0, payload.num_lists)
+        parts = planned_rows_in_lists(storage, payload.snapshot, payload.space, params, lists)
+
+    def joined(rows: Int64Array) -> TopK:
+        return nearest_chunks(view, payload.queries, payload.space, payload.nprobe, params, parts, rows, hardware)
+
+    files, counts = [], {"rows": 0, "short": 0}
+    for number, span in enumerate(payload.spans):
+        rows = query_ids(view, payload.queries, payload.space, span)
+        if len(rows):
+            ids, distances = joined(rows)
+            files.append(publish_rows(storage, payload.table, f"{task.id}-{number}", span, rows, ids, distances))
+            counts["rows"] += len(rows)
+            counts["short"] += int((ids[:, params.k - 1] < 0).sum())
+    return TaskRecord(task.id, tuple(files), counts=counts)

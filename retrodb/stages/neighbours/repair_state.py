@@ -81,7 +81,7 @@ class RepairState:
     def new_by_list(self) -> NewRows:
         """The new chunks by the lists that they probe."""
         entry, new = self.table.entry, self.new_chunks
-        probes = lists_of_rows(self.view, entry.space, SELF, new.ids_N, self.parts, self.codebook, entry.nprobe, 1)
+        probes = lists_of_rows(self.view, entry.space, SELF, new.ids_N, self.codebook, entry.nprobe, 1)
         return NewRows.of(new, probes, self.codebook.num_lists)
 
 

@@ -144,7 +144,7 @@ def _nearest_new_chunks(
         metric = view.snapshot.existing(SpaceEntry, entry.space).metric
         exclusion = exclusion_of(view, queries, state.params, rows)
         nprobe = min(entry.nprobe, 1)  # 0 for an exact table
-        homes = lists_of_rows(view, entry.space, queries, rows, state.parts, state.codebook, nprobe, threads)
+        homes = lists_of_rows(view, entry.space, queries, rows, state.codebook, nprobe, threads)
         order = np.argsort(homes[:, 0], kind="stable") if homes.size else np.arange(len(rows))
         for start in range(0, len(rows), BLOCK_QUERIES):
             block = order[start : start + BLOCK_QUERIES]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Intervals
+from retrodb.ann.list_rows import ListRows
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
@@ -84,7 +87,7 @@ def nearest_chunks(
     space: str,
     nprobe: int,
     params: NeighboursParams,
-    parts: list[LivePart],
+    parts: Sequence[LivePart] | Sequence[ListRows],
     rows: Int64Array,
     hardware: JoinHardware,
 ) -> TopK:

@@ -19,7 +19,7 @@ from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.memory import MIB
 from retrodb.stages.neighbours.block_join import JoinHardware, join_rows
 from retrodb.stages.neighbours.join_memory import LEAST_BLOCK_ROWS, JoinSize
-from retrodb.view.view import View
+from retrodb.view.view import SELF, View
 
 VECTORS = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float16)
 
@@ -27,7 +27,7 @@ VECTORS = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float16
 class ManyRows:
     """A view of as many query rows as one asks for."""
 
-    def vectors(self, space: str, rows: Int64Array, queries: str) -> AnyArray:
+    def vectors(self, space: str, rows: Int64Array, queries: str = SELF) -> AnyArray:
         return VECTORS[rows % len(VECTORS)]
 
 

@@ -1,0 +1,168 @@
+"""A join that is split by ranges of lists, from its first task to its last: what each task does is in `range_payloads.py`.
+
+A small database is one range, and `join_task.py` joins its rows without files between tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from retrodb.ann.join import more_probes
+from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Engine, add_counts
+from retrodb.engine.task import NoResult, P, Task, TaskFunction, TaskRecord
+from retrodb.format.arrays import Int64Array
+from retrodb.format.kinds import path_of
+from retrodb.format.records import ChunkRange, FileRecord
+from retrodb.stages.file_list import publish_file_list
+from retrodb.stages.index.drift_task import sizes_of_lists
+from retrodb.stages.index.live_parts import parts_of
+from retrodb.stages.neighbours.block_join import JoinHardware
+from retrodb.stages.neighbours.compared_tasks import TableInputs
+from retrodb.stages.neighbours.join_memory import JoinSize
+from retrodb.stages.neighbours.range_payloads import (
+    COLLECT,
+    HOME,
+    REMOTE,
+    ROUTE,
+    ROWS,
+    CollectPayload,
+    HomePayload,
+    RangeJoin,
+    RemotePayload,
+    RoutePayload,
+    RowsPayload,
+)
+from retrodb.stages.neighbours.range_results import run_collect_task, run_rows_task
+from retrodb.stages.neighbours.range_scan import run_home_task, run_remote_task, run_route_task
+from retrodb.stages.transaction import Transaction
+
+_GROUP_ROWS = 1 << 20  # query rows that a range joins in one task at least
+_MOST_GROUPS = 8  # each group of spans reads every range once
+
+
+@dataclass(frozen=True)
+class RangeJoinResult:
+    """The rows of a table that were joined by ranges."""
+
+    records: list[TaskRecord[NoResult]]  # of the tasks that wrote the rows of each span
+    ranges_per_row: float  # that a row was sent to, its home range included
+
+
+def join_by_ranges(
+    transaction: Transaction,
+    inputs: TableInputs,
+    spans: Sequence[ChunkRange],
+    nprobe: int,
+    num_ranges: int,
+    size: JoinSize,
+    hardware: JoinHardware,
+) -> RangeJoinResult:
+    """Join the rows of all spans.
+
+    Args:
+        nprobe: lists that each row probes.
+        num_ranges: of lists, if there are as many lists that are not empty.
+        size: of the join with one range of lists.
+    """
+    view, run = transaction.view, transaction.run
+    sizes_L = sizes_of_lists(transaction, parts_of(view, inputs.space), size.num_lists)
+    join = RangeJoin(run.id, inputs, list_bounds(sizes_L, num_ranges))
+    with transaction.context.engine.sharing_processes() as engine:
+        engine = engine.with_processes(1) if hardware.device != "cpu" else engine
+        phases = _Phases(transaction, engine, join, size, hardware)
+        for group in span_groups(spans, join.num_ranges):
+            phases.join_group(group, nprobe)
+        extra_bytes = size.range_bytes(join.num_ranges)
+        records = phases.run([ROWS.task(payload) for payload in phases.rows], run_rows_task, extra_bytes)
+    counts = phases.counts
+    return RangeJoinResult(records, 1 + counts["sent"] / max(1, counts["rows"]))
+
+
+def forget_exchange(transaction: Transaction) -> None:
+    """Delete what only the tasks needed, after the commit. If this is interrupted, garbage collection does it."""
+    storage = transaction.context.storage
+    for path in storage.list(path_of("runs", run=transaction.run.id, file="join")):
+        storage.delete(path)
+    storage.remove_empty_folders("runs")
+
+
+def list_bounds(sizes_L: Int64Array, num_ranges: int) -> tuple[int, ...]:
+    """Bounds of ranges of lists with about as many rows each; every range has a list."""
+    ends = np.cumsum(sizes_L)
+    targets = ends[-1] * np.arange(1, num_ranges) // num_ranges if len(ends) else np.empty(0, np.int64)
+    inner = np.unique(np.clip(np.searchsorted(ends, targets) + 1, 1, max(1, len(sizes_L) - 1)))
+    return (0, *(bound for bound in inner.tolist() if bound < len(sizes_L)), len(sizes_L))
+
+
+def span_groups(spans: Sequence[ChunkRange], num_ranges: int) -> list[range]:
+    """The numbers of consecutive spans that are joined together: so many that a task has work, and few groups."""
+    num_rows = sum(span.num_chunks for span in spans)
+    most = max(_GROUP_ROWS * num_ranges, -(-num_rows // _MOST_GROUPS))
+    groups = groups_of(range(len(spans)), lambda number: spans[number].num_chunks, most)
+    return [range(group[0], group[-1] + 1) for group in groups]
+
+
+class _Phases:
+    """Runs the tasks of one join, a group of spans after another."""
+
+    def __init__(
+        self, transaction: Transaction, engine: Engine, join: RangeJoin, size: JoinSize, hardware: JoinHardware
+    ) -> None:
+        self._transaction, self._engine, self._join = transaction, engine, join
+        self._size, self._hardware = size, hardware
+        self.rows: list[RowsPayload] = []  # one for each span
+        self.counts = {"rows": 0, "sent": 0}
+
+    def join_group(self, spans: range, nprobe: int) -> None:
+        """Find the neighbours of the rows of a group of spans, with more lists for those that find too few."""
+        join, results, round_ = self._join, list[FileRecord](), 0
+        routes = [RoutePayload(join, nprobe, span, None) for span in spans]
+        while routes:
+            name = f"{spans[0]}-{round_}"
+            collected = self._join_rows(name, routes, nprobe)
+            results += [record.files[0] for record in collected]
+            starved = [record.files[1] for record in collected if record.counts["starved"]]
+            nprobe, round_ = more_probes(nprobe, self._size.num_lists), round_ + 1
+            routes = [RoutePayload(join, nprobe, -1, self._list(f"starved-{name}", starved))] if starved else []
+        listed = self._list(f"results-{spans[0]}", results)
+        self.rows += [RowsPayload(join, span, listed) for span in spans]
+
+    def _join_rows(self, name: str, routes: Sequence[RoutePayload], nprobe: int) -> list[TaskRecord[NoResult]]:
+        """Join some rows with all ranges."""
+        join, numbers = self._join, range(self._join.num_ranges)
+        extra_bytes = self._size.with_nprobe(nprobe).range_bytes(join.num_ranges)
+        routed = self.run([ROUTE.task(route) for route in routes], run_route_task, extra_bytes)
+        files = self._list(f"routed-{name}", [record.files[0] for record in routed])
+        tasks = [HOME.task(HomePayload(join, number, files)) for number in numbers]
+        hardware = replace(self._hardware, threads=self._transaction.context.threads_for(tasks, extra_bytes))
+        homes = self.run(tasks, partial(run_home_task, hardware=hardware), extra_bytes)
+        counts = add_counts(homes)
+        self.counts = {count: total + counts[count] for count, total in self.counts.items()}
+        sent = self._list(f"sent-{name}", [record.files[1] for record in homes])
+        remotes = self.run(
+            [REMOTE.task(RemotePayload(join, number, sent)) for number in numbers],
+            partial(run_remote_task, hardware=hardware),
+            extra_bytes,
+        )
+        found = self._list(f"found-{name}", [record.files[0] for record in remotes])
+        wanted = min(join.width, counts["allowed"])
+        collects = [
+            COLLECT.task(CollectPayload(join, number, nprobe, wanted, files, home.files[0], found))
+            for number, home in enumerate(homes)
+        ]
+        return self.run(collects, partial(run_collect_task, threads=hardware.threads), extra_bytes)
+
+    def run(
+        self, tasks: Sequence[Task[P, NoResult]], function: TaskFunction[P, NoResult], extra_bytes: int
+    ) -> list[TaskRecord[NoResult]]:
+        """Run tasks of one kind."""
+        return self._transaction.run_tasks(tasks, function, engine=self._engine, extra_bytes=extra_bytes)
+
+    def _list(self, name: str, files: Sequence[FileRecord]) -> FileRecord:
+        """A list of files, for payloads."""
+        return publish_file_list(self._transaction.context.storage, self._join.run, name, files)

@@ -1,0 +1,176 @@
+"""A table has the same bytes whether its join is split by ranges of lists or not."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_documents import made_text, write_documents
+
+import retrodb
+from retrodb.database import Database
+from retrodb.format.records import ChunkRange
+from retrodb.stages.neighbours import join_memory, range_join, range_scan
+from retrodb.stages.neighbours.range_join import list_bounds, span_groups
+from retrodb.store.verify import VerifiedFiles
+
+FACTORY = "IVF16,SQ8"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, made_tokenizer: Path) -> Path:
+    """Several shards and parts, equal texts, one document with many chunks, deleted documents."""
+    folder = tmp_path_factory.mktemp("large")
+    db = retrodb.create(folder / "db", tokenizer=str(made_tokenizer), encoder="hashing:32")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("shard", "tokenize"):
+            patch.setattr(f"retrodb.stages.ingest.{module}.MAX_SHARD_CHUNKS", 256)
+        patch.setattr("retrodb.stages.index.merge.choose_merges", lambda sizes: [])
+        first = {f"d{i}": made_text(i % 37, 40 + 60 * (i % 9)) for i in range(150)}
+        first["long"] = made_text("long", 3000)
+        db.ingest([write_documents(folder / "first.jsonl", first)], source="first")
+        db.embed()
+        db.index(factory=FACTORY)
+        db.ingest(
+            [write_documents(folder / "second.jsonl", {f"e{i}": made_text(i, 300) for i in range(20)})], source="second"
+        )
+        db.embed()
+        db.index()
+    db.filter(doc_ids=["d3", "e5"], reason="gone")
+    return folder
+
+
+def copy(folder: Path, name: str) -> Database:
+    shutil.copytree(folder / "db", folder / name)
+    return retrodb.open(folder / name)
+
+
+def contents(db: Database, table: str = "self") -> list[tuple[int, bytes]]:
+    """The bytes of the files of a table, by the first row of each."""
+    view = db.view()
+    files = VerifiedFiles(view.storage)
+    records = sorted(view.manifest.files("neighbours", table), key=lambda record: record.first_chunk)
+    return [(record.first_chunk, files.open(record).read_bytes()) for record in records]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop over blocks has several of them."""
+    monkeypatch.setattr("retrodb.stages.neighbours.exchange.GROUP_ROWS", 16)
+    monkeypatch.setattr("retrodb.stages.neighbours.range_payloads.EXCHANGED_ROWS", 50)
+    monkeypatch.setattr(range_scan, "EXCHANGED_ROWS", 50)
+    monkeypatch.setattr(range_scan, "ROUTED_ROWS", 100)
+    monkeypatch.setattr(range_join, "_GROUP_ROWS", 64)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "equal contents excluded": {"exclude": ("document", "content")},
+    "nothing excluded": {"exclude": ()},
+    "few documents": {"where": "doc_id in ('d1', 'd7', 'e2')"},
+    "one document": {"where": "doc_id = 'd1'"},
+    "none": {"where": "doc_id = 'nobody'"},
+    "a sample": {"sample": 0.3},
+    "many neighbours": {"k": 30, "spare_neighbours": 20, "recall": 0.5},
+    "low recall": {"recall": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.usefixtures("small_blocks")
+def test_ranges_change_no_byte_of_a_table(large: Path, name: str) -> None:
+    expected = copy(large, f"{name}-1")
+    whole = expected.neighbours(list_ranges=1, **OPTIONS[name])
+    for ranges in (2, 100) if name == "plain" else (6,):
+        db = copy(large, f"{name}-{ranges}")
+        result = db.neighbours(list_ranges=ranges, **OPTIONS[name])
+        assert result.nprobe > 0
+        assert contents(db) == contents(expected)
+        assert (result.num_rows, result.num_short, result.recall_reached) == (
+            whole.num_rows,
+            whole.num_short,
+            whole.recall_reached,
+        )
+        assert 1 < result.ranges_per_row <= min(ranges, 16)
+        assert not list((large / f"{name}-{ranges}" / "runs").rglob("join/*"))
+
+
+def test_a_query_set_is_joined_by_ranges_too(large: Path) -> None:
+    tables = []
+    for ranges in (1, 5):
+        db = copy(large, f"queries-{ranges}")
+        path = write_documents(large / "queries.jsonl", {f"q{i}": made_text(f"q{i}", 90) for i in range(30)})
+        db.add_queries("asked", [path])
+        db.embed()
+        db.neighbours(queries="asked", list_ranges=ranges)
+        tables.append(contents(db, "asked"))
+    assert tables[0] == tables[1]
+
+
+def test_workers_and_the_memory_limit_change_no_byte(large: Path) -> None:
+    expected = copy(large, "workers-1")
+    expected.neighbours(list_ranges=1)
+    shutil.copytree(large / "db", large / "workers-2")
+    retrodb.open(large / "workers-2", workers=2).neighbours(list_ranges=4)
+    assert contents(retrodb.open(large / "workers-2")) == contents(expected)
+
+
+def test_an_interrupted_join_continues_to_the_same_bytes(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = copy(large, "killed-1")
+    expected.neighbours(list_ranges=1)
+    db = copy(large, "killed-2")
+    for function in ("run_home_task", "run_remote_task", "run_collect_task", "run_rows_task"):
+        done: list[int] = []
+        run = getattr(range_join, function)
+
+        def killed(*args: Any, run: Any = run, done: list[int] = done, **options: Any) -> Any:
+            if len(done) == 2:
+                raise KeyboardInterrupt
+            done.append(1)
+            return run(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(range_join, function, killed)
+            with pytest.raises(KeyboardInterrupt):
+                db.neighbours(list_ranges=3)
+    db.neighbours(list_ranges=3)
+    assert contents(db) == contents(expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 50))
+def test_bounds_of_ranges_cover_all_lists_and_no_range_is_empty(sizes: list[int], num_ranges: int) -> None:
+    bounds = list_bounds(np.array(sizes, dtype=np.int64), num_ranges)
+    assert bounds[0] == 0
+    assert bounds[-1] == len(sizes)
+    assert (np.diff(bounds) > 0).all()
+    assert len(bounds) - 1 <= num_ranges
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 1 << 20), min_size=1, max_size=60), st.integers(1, 4))
+def test_groups_of_spans_are_few_and_have_every_span_once(sizes: list[int], num_ranges: int) -> None:
+    starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    spans = [ChunkRange(start, size) for start, size in zip(starts, sizes, strict=False)]
+    groups = span_groups(spans, num_ranges)
+    assert [number for group in groups for number in group] == list(range(len(spans)))
+    assert len(groups) <= 2 * range_join._MOST_GROUPS
+
+
+def test_the_number_of_ranges_follows_from_the_size_and_the_memory_limit() -> None:
+    size = join_memory.JoinSize(
+        dim=384, num_lists=4096, nprobe=64, width=18, num_kinds=0, database_rows=4_000_000, largest_part=2_000_000,
+        task_rows=1 << 20, threads=2,
+    )  # fmt: skip
+    assert size.num_ranges(4 << 30) == 1
+    small = size.num_ranges(size.least_bytes - 1)
+    assert 1 < small < 256
+    huge = replace(size, database_rows=15_600_000_000, largest_part=1 << 26, num_lists=1 << 22, nprobe=256)
+    assert huge.num_ranges(64 << 30) == 256
+    assert replace(size, nprobe=0).num_ranges(1 << 20) == 1
