@@ -127,7 +127,7 @@ def run_count_compared(
     """Count the ids of some ranges."""
     del clock
     payload, counts = task.payload, ComparedCounts(0, 0, 0)
-    side, inputs = _side(storage, payload.inputs), payload.inputs
+    side, inputs = compared_sides(storage, payload.inputs), payload.inputs
     before = _compared_before(side.view, inputs.table)
     for span in payload.spans:
         now, known = side.rows(payload.side, span), before.rows(payload.side, *span)
@@ -138,7 +138,7 @@ def run_count_compared(
 def run_store_compared(storage: Storage, task: Task[ComparedPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
     """Publish the ids of some ranges. Publishes no file where they have none."""
     del clock
-    payload, side = task.payload, _side(storage, task.payload.inputs)
+    payload, side = task.payload, compared_sides(storage, task.payload.inputs)
     ranges = [
         ComparedRange.of(payload.side, span, rows) for span in payload.spans if (rows := side.rows(payload.side, span))
     ]
@@ -153,7 +153,7 @@ def publish_compared(storage: Storage, table: str, task: str, ranges: Iterable[C
 
 
 @dataclass(frozen=True)
-class _Sides:
+class ComparedSides:
     """What the rows of a table are compared with now."""
 
     view: View
@@ -182,11 +182,11 @@ def _bitmap(mask: BoolArray) -> BitMap:
 
 
 @lru_cache(maxsize=1)
-def _side(storage: Storage, inputs: TableInputs) -> _Sides:
+def compared_sides(storage: Storage, inputs: TableInputs) -> ComparedSides:
     """The sides of a table, opened once per process."""
     view = planned_view(storage, inputs.snapshot)
     params = inputs.params
-    return _Sides(
+    return ComparedSides(
         view,
         inputs,
         coverage_of(view, parts_of(view, inputs.space)),

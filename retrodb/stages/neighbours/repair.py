@@ -188,7 +188,9 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
     transaction.add_files(records)
     store_compared(transaction, plan.inputs)
     transaction.drop_files(view.manifest.files("joined", table))
-    counts = transaction.counts = {"rows": 0, "computed": 0, "improved": 0, "short": 0} | add_counts(records)
+    counts = {"rows": 0, "computed": 0, "improved": 0, "short": 0, "was_short": 0} | add_counts(records)
+    counts["short"] += 0 if entry.lost_chunks else entry.num_short - counts["was_short"]
+    transaction.counts = {name: counts[name] for name in ("rows", "computed", "improved", "short")}
     repaired = replace(
         entry,
         num_rows=counts["rows"],

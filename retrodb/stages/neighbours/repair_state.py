@@ -1,28 +1,39 @@
-"""A neighbour table, what its rows were compared with, and the database side that they should be compared with now."""
+"""A neighbour table, what its rows were compared with, and what they should be compared with now.
+
+A repair asks for the rows that can change, and looks at no others: their lists and vectors, and what is new or lost for them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block
+from retrodb.ann.list_rows import ListRows
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import NewRows
 from retrodb.config import NeighboursParams
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.records import ChunkRange
 from retrodb.format.rows import is_in
-from retrodb.stages.index.live_parts import key_kinds, open_codebook
+from retrodb.stages.index.live_parts import database_keys, key_kinds, open_codebook, open_files, parts_of
 from retrodb.stages.neighbours.block_join import lists_of_rows
+from retrodb.stages.neighbours.compared_tasks import ComparedSides, TableInputs, compared_sides
+from retrodb.stages.neighbours.range_rows import ListRange, rows_in_lists
 from retrodb.stages.neighbours.table_inputs import database_side
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
-from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedSets
+from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedSets, with_gaps
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import SELF, View
+
+if TYPE_CHECKING:
+    from pyroaring import BitMap
 
 
 @dataclass(frozen=True)
@@ -32,45 +43,64 @@ class RepairState:
     view: View
     table: NeighbourTable
     params: NeighboursParams
-    parts: list[LivePart]  # the database side now
     before: ComparedSets  # that the rows of the table were compared with
+    now: ComparedSides  # that they are compared with after the repair
 
-    @staticmethod
-    def of(view: View, name: str) -> RepairState:
-        """The state of a table as of a snapshot. Raises MissingStep when there is no such table."""
-        table = NeighbourTable(view, name)
-        params = table.entry.params
-        parts = database_side(view, table.entry.space, params)
-        return RepairState(view, table, params, parts, ComparedSets.read(view, name))
+    @cached_property
+    def new_ids(self) -> Int64Array:
+        """The chunks that the rows were not compared with, ascending."""
+        return self._difference(lambda now, before: now - before)
+
+    @cached_property
+    def lost_ids(self) -> Int64Array:
+        """The chunks that the rows were compared with, and that are deleted or not chosen now, ascending."""
+        return self._difference(lambda now, before: before - now)
+
+    @cached_property
+    def _database_ranges(self) -> list[ChunkRange]:
+        """The ranges of all chunks that are compared now or were compared before, ascending."""
+        return with_gaps([record.span for record in self.view.chunks.ranges], self.before.ranges(DATABASE))
+
+    @cached_property
+    def changed_ids(self) -> Int64Array:
+        """The chunks that may be in the list of a row, and that are lost, or new again, ascending."""
+        end = max((span.end for span in self.before.ranges(DATABASE)), default=0)  # later ids are in no list
+        return np.union1d(self.lost_ids, self.new_ids[self.new_ids < end])
+
+    def _difference(self, of_rows: Callable[[BitMap, BitMap], BitMap]) -> Int64Array:
+        ids = [np.empty(0, dtype=np.int64)]
+        for span in self._database_ranges:
+            rows = of_rows(self.now.rows(DATABASE, span), self.before.rows(DATABASE, *span))
+            ids.append(span.first_chunk + np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64))
+        return np.concatenate(ids)
+
+    def are_allowed(self, ids: Int64Array) -> BoolArray:
+        """Which ids (any shape) can be neighbours now."""
+        return self._are_in(ids, lambda span: self.now.rows(DATABASE, span))
+
+    def were_compared(self, ids: Int64Array) -> BoolArray:
+        """Which ids (any shape) the rows were compared with."""
+        return self._are_in(ids, lambda span: self.before.rows(DATABASE, *span))
+
+    def _are_in(self, ids: Int64Array, rows_of: Callable[[ChunkRange], BitMap]) -> BoolArray:
+        distinct, numbers = np.unique(ids, return_inverse=True)
+        mask = np.zeros(len(distinct), dtype=np.bool_)
+        for span in self._database_ranges:
+            low, high = np.searchsorted(distinct, [span.first_chunk, span.end])
+            if low < high:
+                mask[low:high] = is_in(rows_of(span), distinct[low:high] - span.first_chunk, span.num_chunks)
+        return mask[numbers].reshape(ids.shape)
 
     @cached_property
     def new_chunks(self) -> Block:
         """The chunks that the rows were not compared with."""
-        blocks = []
-        for part in self.parts:
-            is_new = ~self._was_compared(part.ids_N)
-            rows = np.flatnonzero(is_new if part.allowed_N is None else is_new & part.allowed_N)
-            keys = {kind: key[rows] for kind, key in part.keys.items()}
-            blocks.append(Block(part.ids_N[rows], part.fetch(rows), None, keys))
-        ids = np.concatenate([np.empty(0, np.int64), *(block.ids_N for block in blocks)])
-        vectors = np.concatenate([block.vectors_ND for block in blocks]) if blocks else np.empty((0, 0), np.float32)
-        kinds = key_kinds(self.params.exclude) if blocks else ()
-        keys = {kind: np.concatenate([block.keys[kind] for block in blocks]) for kind in kinds}
-        return Block(ids, vectors, None, keys)
+        ids, space = self.new_ids, self.table.entry.space
+        keys = {kind: database_keys(self.view, kind, ids) for kind in key_kinds(self.params.exclude)}
+        return Block(ids, self.view.vectors(space, ids), None, keys)
 
-    def _was_compared(self, ids_N: Int64Array) -> BoolArray:
-        """(N,) bool: which of some ascending chunks the rows were compared with."""
-        was_compared = np.zeros(len(ids_N), dtype=bool)
-        for span in self.before.ranges(DATABASE):
-            low, high = np.searchsorted(ids_N, [span.first_chunk, span.end])
-            if high > low:
-                rows = ids_N[low:high] - span.first_chunk
-                was_compared[low:high] |= is_in(self.before.rows(DATABASE, *span), rows, span.num_chunks)
-        return was_compared
-
-    def known_rows(self, rows: Int64Array, span: ChunkRange) -> BoolArray:
-        """(Q,) bool: which rows of a range of the query set the table has computed."""
-        return is_in(self.before.rows(QUERIES, *span), rows - span.first_chunk, span.num_chunks)
+    def known_rows(self, span: ChunkRange) -> BitMap:
+        """The rows of a range of the query set that the table has computed."""
+        return self.before.rows(QUERIES, *span)
 
     @cached_property
     def codebook(self) -> Codebook:
@@ -84,8 +114,35 @@ class RepairState:
         probes = lists_of_rows(self.view, entry.space, SELF, new.ids_N, self.codebook, entry.nprobe, 1)
         return NewRows.of(new, probes, self.codebook.num_lists)
 
+    @cached_property
+    def probed_rows(self) -> Int64Array:
+        """The chunks whose nearest list a new chunk probes, ascending: as rows of the database, those that it may enter."""
+        lists = np.flatnonzero(np.diff(self.new_by_list.groups.offsets_L1))
+        ids = [np.empty(0, dtype=np.int64)]
+        for files in parts_of(self.view, self.table.entry.space):
+            part = open_files(self.view.files, files)
+            pieces = [
+                part.order_N[start:end]
+                for start, end in zip(*part.offsets_L1[[lists, lists + 1]].tolist(), strict=True)
+            ]
+            rows = np.concatenate([np.empty(0, np.int64), *pieces])
+            ids.append(files.span.first_chunk + files.row_set(self.view.files).select(rows))
+        return np.unique(np.concatenate(ids))
+
+    @cached_property
+    def database(self) -> Sequence[LivePart] | Sequence[ListRows]:
+        """The database side, for the rows that are computed again."""
+        space = self.table.entry.space
+        if self.table.entry.nprobe == 0:
+            return database_side(self.view, space, self.params)
+        return list(rows_in_lists(self.view, space, self.params, ListRange(0, self.codebook.num_lists)))
+
 
 @lru_cache(maxsize=1)
 def planned_state(storage: Storage, snapshot: PlannedSnapshot, table: str) -> RepairState:
-    """The state of a table as of a planned snapshot, opened once per process."""
-    return RepairState.of(planned_view(storage, snapshot), table)
+    """The state of a table as of a planned snapshot, opened once per process. Raises MissingStep when there is no such table."""
+    view = planned_view(storage, snapshot)
+    of_table = NeighbourTable(view, table)
+    entry, params = of_table.entry, of_table.entry.params
+    inputs = TableInputs(snapshot, table, entry.queries, entry.space, params)
+    return RepairState(view, of_table, params, ComparedSets.read(view, table), compared_sides(storage, inputs))

@@ -8,12 +8,12 @@ distance, -1 where there is none. A list that ends in infinity is complete.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.merge_topk import merge_topk
-from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import BLOCK_QUERIES, reverse_join
 from retrodb.ann.topk import TopK
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
@@ -23,11 +23,15 @@ from retrodb.format.records import ChunkRange
 from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
 from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
-from retrodb.stages.neighbours.table_rows import allowed_ids, publish_rows, query_ids
+from retrodb.stages.neighbours.table_rows import publish_rows, query_rows
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.storage import Storage
+from retrodb.view.view import SELF
 
-STAGE_VERSION = 1
+if TYPE_CHECKING:
+    from pyroaring import BitMap
+
+STAGE_VERSION = 2
 _ONE_THREAD = JoinHardware()
 
 
@@ -56,19 +60,27 @@ class _Patch:
 def run_repair_task(
     storage: Storage, task: Task[RepairPayload, NoResult], clock: str, *, hardware: JoinHardware = _ONE_THREAD
 ) -> TaskRecord[NoResult]:
-    """Patch one range of query rows. Publishes no file when no row of the range changes."""
+    """Patch one range of query rows, of which only those are read that can change. Publishes no file when no row changes.
+
+    The counts `short` and `was_short` are of these rows: those with fewer than k neighbours after the repair, and before it.
+    """
     del clock
     span = task.payload.span
     state = planned_state(storage, task.payload.snapshot, task.payload.table)
-    rows = query_ids(state.view, state.table.query_set, state.table.entry.space, span)
-    is_known = state.known_rows(rows, span)
+    rows_now = query_rows(state.view, state.table.query_set, state.table.entry.space, span)
+    known_before = state.known_rows(span)
+    known = rows_to_look_at(state, _ids(rows_now & known_before, span))
+    rows = np.union1d(known, _ids(rows_now - known_before, span))
+    is_known = np.isin(rows, known)
     ids, distances = state.table.stored(rows)
+    was_short = _num_short(state, ids[is_known]) + _num_short(
+        state, state.table.stored(_ids(known_before - rows_now, span))[0]
+    )
     is_changed, is_improved = np.zeros((2, len(rows)), dtype=bool)
-    known = np.flatnonzero(is_known)
     if len(known):
-        patch = _patch(state, rows[known], ids[known], distances[known], hardware.threads)
-        ids[known], distances[known] = patch.ids, patch.distances
-        is_improved[known], is_changed[known] = patch.is_improved, patch.is_changed
+        patch = _patch(state, known, ids[is_known], distances[is_known], hardware.threads)
+        ids[is_known], distances[is_known] = patch.ids, patch.distances
+        is_improved[is_known], is_changed[is_known] = patch.is_improved, patch.is_changed
     is_starved = is_known & (_num_neighbours(ids) < state.table.k) & np.isfinite(distances[:, -1])
     to_recompute = ~is_known | is_starved
     if to_recompute.any():
@@ -79,18 +91,41 @@ def run_repair_task(
         written = rows[to_write], ids[to_write], distances[to_write]
         files.append(publish_rows(storage, task.payload.table, task.id, span, *written))
     counts = {
-        "rows": len(rows),
+        "rows": len(rows_now),
         "computed": int(to_recompute.sum()),
         "improved": int((is_improved & ~to_recompute).sum()),
         "short": int((_num_neighbours(ids) < state.table.k).sum()),
+        "was_short": was_short,
     }
     return TaskRecord(task.id, tuple(files), counts=counts)
+
+
+def rows_to_look_at(state: RepairState, known: Int64Array) -> Int64Array:
+    """Of ascending rows that the table has, those that a new or a lost chunk can change."""
+    has_new, is_exact = len(state.new_ids) > 0, state.table.entry.nprobe == 0
+    if state.table.entry.lost_chunks or (has_new and (is_exact or state.table.query_set != SELF)):
+        return known  # a fold left no trace of what the rows lost; other rows have no lists that are stored
+    chosen = np.zeros(len(known), dtype=np.bool_)
+    if has_new:
+        chosen |= np.isin(known, state.probed_rows, assume_unique=True)
+    if len(state.changed_ids):
+        chosen |= np.isin(state.table.stored(known)[0], state.changed_ids).any(axis=1)
+    return known[chosen]
+
+
+def _num_short(state: RepairState, ids: Int64Array) -> int:
+    """How many of the lists (Q, w) had fewer than k neighbours before the repair."""
+    return int((np.count_nonzero(state.were_compared(ids), axis=1) < state.table.k).sum())
+
+
+def _ids(rows: BitMap, span: ChunkRange) -> Int64Array:
+    return span.first_chunk + np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64)
 
 
 def _recompute(state: RepairState, rows: Int64Array, hardware: JoinHardware) -> TopK:
     entry = state.table.entry
     return nearest_chunks(
-        state.view, entry.queries, entry.space, entry.nprobe, state.params, state.parts, rows, hardware
+        state.view, entry.queries, entry.space, entry.nprobe, state.params, state.database, rows, hardware
     )
 
 
@@ -103,7 +138,7 @@ def _num_neighbours(ids: Int64Array) -> Int64Array:
 def _patch(state: RepairState, rows: Int64Array, ids: Int64Array, distances: Float32Array, threads: int) -> _Patch:
     """Take deleted chunks out of the lists (Q, w) of known rows, and put new ones in up to their bounds."""
     bound, last = list_bounds(ids, distances)
-    is_kept = _is_allowed(state.parts, ids)
+    is_kept = state.are_allowed(ids)
     is_live = state.view.chunks.is_live(ids.ravel()).reshape(ids.shape)
     kept = np.where(is_kept, ids, -1), np.where(is_kept, distances, np.float32(np.inf))
     new_ids, new_distances = _nearest_new_chunks(state, rows, bound, last, state.table.width, threads)
@@ -122,16 +157,6 @@ def list_bounds(ids: Int64Array, distances: Float32Array) -> tuple[Float32Array,
     """(D, I), (Q,) each: the bound up to which each list (Q, w) is complete."""
     bound = distances[:, -1].copy()
     return bound, np.where(distances == bound[:, None], ids, -1).max(axis=1)
-
-
-def _is_allowed(parts: list[LivePart], ids: Int64Array) -> BoolArray:
-    """(Q, w) which of the ids can be neighbours now."""
-    is_allowed = np.zeros(ids.shape, dtype=bool)
-    for part_ids in allowed_ids(parts):
-        if len(part_ids):
-            rows = np.minimum(np.searchsorted(part_ids, ids), len(part_ids) - 1)
-            is_allowed |= part_ids[rows] == ids
-    return is_allowed
 
 
 def _nearest_new_chunks(

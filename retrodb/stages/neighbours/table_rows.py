@@ -64,11 +64,6 @@ def table_dependencies(view: View, queries: str, space: str, params: NeighboursP
     )
 
 
-def allowed_ids(parts: Iterable[LivePart]) -> list[Int64Array]:
-    """The ids of each part that may be found."""
-    return [part.ids_N if part.allowed_N is None else part.ids_N[part.allowed_N] for part in parts]
-
-
 def publish_rows(
     storage: Storage,
     table: str,

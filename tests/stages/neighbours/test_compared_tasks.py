@@ -16,7 +16,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.neighbours import compared_tasks
 from retrodb.stages.neighbours.compared_tasks import ComparedCounts, TableInputs, count_compared
 from retrodb.stages.neighbours.table_inputs import database_side
-from retrodb.stages.neighbours.table_rows import allowed_ids, query_ids, spans_of
+from retrodb.stages.neighbours.table_rows import query_ids, spans_of
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedSets
 from retrodb.view.view import View
@@ -64,7 +64,7 @@ def now(view: View, inputs: TableInputs) -> dict[str, set[int]]:
     parts = database_side(view, inputs.space, inputs.params)
     spans = spans_of(view, inputs.queries)
     return {
-        DATABASE: {int(id_) for ids in allowed_ids(parts) for id_ in ids},
+        DATABASE: {int(id_) for part in parts for id_ in part.ids_N[... if part.allowed_N is None else part.allowed_N]},
         QUERIES: {int(id_) for span in spans for id_ in query_ids(view, inputs.queries, inputs.space, span)},
     }
 

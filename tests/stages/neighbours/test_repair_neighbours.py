@@ -131,6 +131,44 @@ def test_after_any_history_the_first_k_neighbours_equal_a_rebuild(
         assert again.num_recomputed == again.num_improved == 0
 
 
+@settings(max_examples=6, deadline=None)
+@given(history=st.lists(STEPS, min_size=1, max_size=5), k=st.integers(1, 3), spare_neighbours=st.sampled_from([0, 2]))
+def test_after_any_history_a_table_with_inverted_lists_is_complete(
+    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, spare_neighbours: int
+) -> None:
+    """It has every live row, counts the short ones as a reader does, and a row is short only where the database has no more."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = retrodb.create(Path(folder) / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
+        documents = {f"d{i}": made_text(i % 60, 60) for i in range(170)}
+        database.ingest([write_documents(Path(folder) / "0.jsonl", documents)], source="s")
+        database.embed()
+        assert database.index(factory="IVF4,SQ8").num_lists == 4
+        database.neighbours(k=k, spare_neighbours=spare_neighbours, recall=0.6)
+        for number, (step, values) in enumerate(history, 1):
+            end = database.view().chunks.end
+            if step == "add":
+                added = {f"d{v + 165}": made_text(f"{v}-{number}", 60) for v in values}
+                database.ingest([write_documents(Path(folder) / f"{number}.jsonl", added)], source="s")
+            elif step == "repair":
+                up_to_date(database).repair_neighbours()
+            elif step == "fold":
+                fold(database)
+            else:
+                mark(database, sorted({(v * 3) % end for v in values}), active=step == "delete")
+        [result] = up_to_date(database).repair_neighbours()
+        table = database.neighbour_table()
+        rows, view = table.rows(), database.view()
+        live = np.flatnonzero(view.embeddable_mask(0, view.chunks.end))
+        np.testing.assert_array_equal(rows, live)
+        ids, _ = table.read(rows)
+        assert result.num_short == table.num_short() == int((ids[:, -1] < 0).sum())
+        documents_of = view.chunks.document_ids(live)
+        others = (
+            len(live) - np.unique(documents_of, return_counts=True)[1][np.unique(documents_of, return_inverse=True)[1]]
+        )
+        assert ((ids >= 0).sum(axis=1) == np.minimum(others, k)).all()
+
+
 def test_only_rows_with_new_neighbours_or_too_few_are_written(make_database: Make, tmp_path: Path) -> None:
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(60)}))
     database.neighbours(k=2, spare_neighbours=4, exact=True)
