@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from retrodb.ann.drift import Truth, residual, truth_in_part
+from retrodb.ann.drift import CANARY_K, residual, truth_in_part
+from retrodb.ann.truth import Truth
 from retrodb.engine.groups import groups_of
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array, map_array, save_array
@@ -106,7 +107,7 @@ def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clo
     payload, files = task.payload, VerifiedFiles(storage)
     codebook = stored_codebook(storage, payload.codebook)
     canaries = np.array(payload.canaries, dtype=np.int64)
-    truth, residuals = Truth.empty(len(canaries)), []
+    truth, residuals = Truth.empty(len(canaries), CANARY_K), []
     for part_files in payload.parts:
         part = open_files(files, part_files)
         residuals.append(residual(part, codebook))
@@ -119,17 +120,17 @@ def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clo
 
 def read_truth(stored: StoredTruth, num_canaries: int) -> Truth:
     """What is known of the canaries, as arrays."""
-    truth = Truth.empty(num_canaries)
+    truth = Truth.empty(num_canaries, CANARY_K)
     for row, neighbours in enumerate(stored):
         for rank, (chunk, list_, distance) in enumerate(neighbours):
-            truth.ids_CK[row, rank], truth.lists_CK[row, rank] = chunk, list_
-            truth.distances_CK[row, rank] = distance
+            truth.ids_QK[row, rank], truth.lists_QK[row, rank] = chunk, list_
+            truth.distances_QK[row, rank] = distance
     return truth
 
 
 def dump_truth(truth: Truth) -> StoredTruth:
     """What is known of the canaries, as an entry or a record has it."""
-    rows = zip(truth.ids_CK.tolist(), truth.lists_CK.tolist(), truth.distances_CK, strict=True)
+    rows = zip(truth.ids_QK.tolist(), truth.lists_QK.tolist(), truth.distances_QK, strict=True)
     return tuple(
         tuple((id_, list_, float(str(d))) for id_, list_, d in zip(*row, strict=True) if id_ >= 0) for row in rows
     )
