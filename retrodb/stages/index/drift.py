@@ -61,7 +61,7 @@ def drift_entry(
     truth = _without_deleted(view, read_truth(old.canaries.nearest if old else (), len(canaries)))
     new_parts = [PartFiles(_folder(record.files[0]), record.files) for record in records]
     parts = [*([] if is_new else parts_of(view, space)), *new_parts]
-    sizes = sizes_of_lists(transaction, parts, codebook.num_lists)
+    sizes = sizes_of_lists(transaction.context, transaction.run, parts, codebook.num_lists)
     residuals, counts = [old.residual if old else 0.0], [old.added if old else 0]
     path = path_of("codebooks", name=space, digest=codebook.digest)
     for measured in measure_parts(transaction, path, new_parts, canaries, vectors_file):
