@@ -7,6 +7,7 @@ timed and the samples are seeded, so equal inputs give equal points.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,9 +105,25 @@ def execute_store_point(context: Context, plan: StorePointPlan) -> int:
     return transaction.commit().number
 
 
+# Lists that a search of L lists reads for recall@10 of 0.95. Up to 16,384 lists they were measured in November 2026: 88,649
+# vectors of real text (all-MiniLM-L6-v2), 2,000 of them as queries without their own documents, exact distances inside the lists.
+# A recall of 0.90 takes half as many. Beyond, they are the upper ends of what growth by groups of lists predicts, 260 to 380 at
+# 2^20 and 590 to 860 at 2^22: nobody has measured so many lists. An index of at most 8 lists is read whole.
+_MEASURED_PROBES = ((8, 8), (512, 39), (2_048, 93), (4_096, 138), (16_384, 230), (1 << 20, 380), (1 << 22, 860))
+
+
 def default_nprobe(num_lists: int) -> int:
-    """Lists that a search reads by default: an eighth of all, at least 8."""
-    return min(num_lists, max(8, num_lists // 8))
+    """Lists that a search reads where no operating point is stored: about as many as a recall@10 of 0.95 takes on texts.
+
+    Between the numbers of lists of the table, and beyond its last one, both logarithms are interpolated.
+    """
+    if num_lists <= _MEASURED_PROBES[0][0]:
+        return num_lists
+    table = np.log2(np.array(_MEASURED_PROBES, dtype=np.float64))
+    after = min(int(np.searchsorted(table[:, 0], math.log2(num_lists))), len(table) - 1)
+    (low, low_probes), (high, high_probes) = table[after - 1], table[after]
+    slope = (high_probes - low_probes) / (high - low)
+    return min(num_lists, round(float(2 ** (low_probes + slope * (math.log2(num_lists) - low)))))
 
 
 def point_reaching(lists_QA: Int32Array, true_lists_QK: Int64Array, num_lists: int, target: float) -> OperatingPoint:
