@@ -85,8 +85,8 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "index-drift": TaskMemory(280),
     "merge": TaskMemory(105, 60),
     "neighbours": TaskMemory(270), "repair": TaskMemory(270),  # stages/neighbours/join_memory.py has the rest
-    "neighbours-sample": TaskMemory(160, 0), "neighbours-point": TaskMemory(270), "neighbours-recall": TaskMemory(160),
-    "exact-scan": TaskMemory(160, 60, SHARD), "exact-merge": TaskMemory(110),
+    "neighbours-sample": TaskMemory(125), "neighbours-point": TaskMemory(180), "neighbours-recall": TaskMemory(180),
+    "exact-scan": TaskMemory(125, 80, SHARD), "exact-merge": TaskMemory(110),
     "compared": TaskMemory(120, 25, SHARD), "compared-count": TaskMemory(120, 25, SHARD),
     "exposure-named": TaskMemory(160, 60, SHARD), "exposure-match": TaskMemory(170, 220, SHARD),
     "exposure-rows": TaskMemory(170, 220, SHARD),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from retrodb.stages.index.live_parts import open_codebook
 from retrodb.stages.index.operating_point import MAX_LISTS, SAMPLE_ROWS, OperatingPoint, point_reaching
 from retrodb.stages.neighbours.compared_tasks import TableInputs
 from retrodb.stages.neighbours.table_inputs import exclusion_of
-from retrodb.stages.neighbours.table_rows import query_ids, spans_of
+from retrodb.stages.neighbours.table_rows import query_rows, spans_of
 from retrodb.stages.neighbours.truth_tasks import (
     ScannedSide,
     ScanQueries,
@@ -39,7 +40,7 @@ from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
 _SAMPLE_SPANS = (
-    16  # ranges that the sample is drawn from: 16 tasks of a million rows, so reading their masks takes seconds
+    16  # ranges that the sample is drawn from: bitmaps of at most a million rows, and as many files of a table
 )
 _RUN = "neighbours-truth"
 
@@ -167,11 +168,16 @@ def run_sample_rows(storage: Storage, task: Task[SamplePlace, SampleFiles], cloc
 
 def _drawn_rows(view: View, inputs: TableInputs) -> Int64Array:
     """(S,) ids, ascending: seeded rows of some of the spans of the query set."""
-    spans = spans_of(view, inputs.queries)
-    rng = np.random.default_rng(0)
-    rng.permutation(len(spans))  # as `sampled_spans` draws
-    rows = [query_ids(view, inputs.queries, inputs.space, spans[number]) for number in sampled_spans(len(spans))]
-    return np.sort(rng.permutation(np.concatenate(rows))[:SAMPLE_ROWS])
+    all_spans = spans_of(view, inputs.queries)
+    spans = [all_spans[number] for number in sampled_spans(len(all_spans))]
+    rows = [query_rows(view, inputs.queries, inputs.space, span) for span in spans]
+    ends = np.cumsum([0, *map(len, rows)])
+    drawn = np.sort(np.random.default_rng(0).choice(ends[-1], min(ends[-1], SAMPLE_ROWS), replace=False))
+    ids = [np.empty(0, dtype=np.int64)]
+    for span, of_span, (start, end) in zip(spans, rows, pairwise(ends), strict=True):
+        positions = drawn[(drawn >= start) & (drawn < end)] - start
+        ids.append(span.first_chunk + np.array([of_span[at] for at in positions.tolist()], dtype=np.int64))
+    return np.sort(np.concatenate(ids))
 
 
 def run_point_task(

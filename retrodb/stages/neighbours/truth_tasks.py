@@ -23,6 +23,7 @@ from retrodb.format.entries import SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import rows_in
+from retrodb.memory import MIB
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import coverage_of, database_keys, parts_of
 from retrodb.stages.index.operating_point import home_lists
@@ -119,7 +120,7 @@ def find_truth(context: Context, run: Run, view: View, side: ScannedSide, querie
         SCAN.task(TruthPayload(run.id, side, queries, k, group), weight=sum(span.num_chunks for span in group))
         for group in groups
     ]
-    held = _task_bytes(view, side, queries, k)
+    held = _task_bytes(view, side, queries, k, ranges)
     function = partial(run_truth_scan, threads=context.threads_for(tasks, held))
     records = context.engine.run(run, tasks, function, context.progress, extra_bytes=held, unit="chunks")
     if len(records) > 1:
@@ -133,17 +134,20 @@ def stored_truth(files: VerifiedFiles, record: FileRecord) -> Truth:
     return Truth.of_stored(files.array(record).whole())
 
 
-def _task_bytes(view: View, side: ScannedSide, queries: ScanQueries, k: int) -> int:
+def _task_bytes(view: View, side: ScannedSide, queries: ScanQueries, k: int, ranges: Sequence[ChunkRange]) -> int:
     """What a task holds that depends on the queries, the dimension, or the kind of the space.
 
     A block of vectors as float16 and three times as float32; the queries twice, and their estimated distances to a block;
     ids, distances and lists, three times while lists are looked up. Where no vectors are kept, positions of the rows of parts.
+    With a restriction, DuckDB and the documents of a range.
     """
     dim = view.snapshot.existing(SpaceEntry, side.space).dimension
     num_queries = queries.vectors.digest.size_bytes // (2 * dim)  # or half as many, as float32
+    is_restricted = side.where is not None or side.sample < 1
+    condition = 80 * MIB + 150 * max((span.num_chunks for span in ranges), default=0) if is_restricted else 0
     blocks = BLOCK_ROWS * (dim * (2 + 3 * 4) + 2 * 4 * min(num_queries, BLOCK_QUERIES))
     positions = 0 if view.keeps_vectors(side.space) else 8 * sum(part.num_rows for part in parts_of(view, side.space))
-    return blocks + num_queries * (2 * 4 * dim + 3 * 16 * k) + positions
+    return blocks + num_queries * (2 * 4 * dim + 3 * 16 * k) + positions + condition
 
 
 def run_truth_scan(
