@@ -36,7 +36,7 @@ from .options import (
     "--nprobe",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Number of inverted lists to search.  [default: as stored for the space]",
+    help="Number of inverted lists to search.  [default: as stored for the space, else from a table by number of lists]",
 )
 @device_option
 @memory_option

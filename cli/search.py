@@ -46,7 +46,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--nprobe",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Number of inverted lists to search.  [default: as stored for the space]",
+    help="Number of inverted lists to search.  [default: as stored for the space, else from a table by number of lists]",
 )
 @click.option(
     "--recall",

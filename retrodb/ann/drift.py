@@ -3,7 +3,7 @@
 Canaries are a few chunks whose true neighbours are always known: each add compares them with the new chunks, and
 with nothing else. The fraction of these neighbours in the lists that a search would read is the recall of its scan.
 
-Legend: C canaries, K of their neighbours.
+Legend: C canaries.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.metric import NO_NEIGHBOUR
 from retrodb.ann.part import Part, decode
-from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
+from retrodb.ann.truth import Truth
+from retrodb.format.arrays import Float32Array, Int64Array
 
 # Beyond any of these limits retraining is recommended. The limits are choices, not measurements.
 MAX_RESIDUAL_GROWTH = 1.10
@@ -50,44 +50,6 @@ class Drift:
             if loss > MAX_RECALL_LOSS:
                 reasons.append(f"canary recall {-100 * loss:+.1f} points")
         return reasons
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The nearest chunks of the canaries, and the list that holds each; -1 and infinity where there is none."""
-
-    ids_CK: Int64Array
-    distances_CK: Float32Array
-    lists_CK: Int64Array
-
-    @classmethod
-    def empty(cls, num_canaries: int) -> Truth:
-        """No neighbours known yet."""
-        none = np.full((num_canaries, CANARY_K), NO_NEIGHBOUR, dtype=np.int64)
-        return cls(none, np.full(none.shape, np.inf, dtype=np.float32), none.copy())
-
-    def without(self, deleted_CK: BoolArray) -> Truth:
-        """The same without deleted chunks. Which chunks come next is not known, so the rows are shorter."""
-        ids = np.where(deleted_CK, NO_NEIGHBOUR, self.ids_CK)
-        distances = np.where(deleted_CK, np.float32(np.inf), self.distances_CK)
-        return Truth(ids, distances, np.where(deleted_CK, -1, self.lists_CK))
-
-    def merged(self, other: Truth) -> Truth:
-        """The nearest of both."""
-        distances = np.concatenate([self.distances_CK, other.distances_CK], axis=1)
-        ids = np.concatenate([self.ids_CK, other.ids_CK], axis=1)
-        lists = np.concatenate([self.lists_CK, other.lists_CK], axis=1)
-        nearest = np.lexsort((ids, distances), axis=1)[:, :CANARY_K]
-        return Truth(*(np.take_along_axis(array, nearest, axis=1) for array in (ids, distances, lists)))
-
-    def recall(self, canaries_CD: Float32Array, codebook: Codebook, nprobe: int) -> float | None:
-        """The fraction of these neighbours that are in each canary's `nprobe` nearest lists."""
-        known = self.ids_CK != NO_NEIGHBOUR
-        if not known.any():
-            return None
-        probed_CA = codebook.nearest_lists(canaries_CD, min(nprobe, codebook.num_lists))
-        is_probed = (self.lists_CK[:, :, None] == probed_CA[:, None, :]).any(axis=2) & known
-        return float(is_probed.sum() / known.sum())
 
 
 def truth_in_part(canaries_CD: Float32Array, canary_ids: Int64Array, part: Part, ids_N: Int64Array) -> Truth:

@@ -1,8 +1,9 @@
 """Recall of a search and its cost: first lists and vectors scanned, without timing, then a few timed points.
 
-How it is measured: held-out queries from a seed; exact neighbours by one streamed product, where all that are as near as the k-th
-count; a 95% interval over documents for every recall; throughput of one batch and latency of single queries, each cold (files
-dropped from the page cache) and warm; the rate of a matrix product before and after, which shows whether the machine was busy.
+How it is measured: held-out queries from a seed; their exact neighbours from a scan in tasks, where all that are as near as the
+k-th count; a 95% interval over documents for every recall; throughput of one batch and latency of single queries, each cold
+(files dropped from the page cache) and warm; the rate of a matrix product before and after, which shows whether the machine
+was busy.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from functools import partial
 
 import numpy as np
 
-from retrodb.ann.exact import exact_topk
 from retrodb.ann.recall_curve import CurvePoint, RecallEstimate, recall_at_k, recall_curve
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.search import search
 from retrodb.ann.topk import TopK
 from retrodb.bench.heldout import HeldOutQueries, held_out_queries
 from retrodb.bench.machine import drop_from_page_cache, environment, gemm_gflops, timed
+from retrodb.bench.true_neighbours import true_neighbours
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import IndexEntry, StoredPoint
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import live_parts, parts_of
-from retrodb.stages.index.operating_point import MAX_LISTS, OperatingPoint, list_sizes, lists_of, store_point
+from retrodb.stages.index.operating_point import MAX_LISTS, OperatingPoint, store_point
 from retrodb.stages.search.command import Searcher
 from retrodb.view.view import View
 
@@ -119,7 +120,7 @@ def run_bench_recall(
     searcher = Searcher.open(view, space=space)
     before = gemm_gflops()
     with context.progress.stage("bench recall", 2 + len(TIMED_RECALLS), "") as bar:
-        trial = _Trial.of(searcher, held_out_queries(view, searcher.space, queries, seed), k, threads)
+        trial = _Trial.of(context, searcher, held_out_queries(view, searcher.space, queries, seed), k)
         bar.advance(1)
         stored = None if target_recall is None else trial.point_reaching(target_recall)
         bar.advance(1)
@@ -171,23 +172,22 @@ class _Trial:
     threads: int
 
     @staticmethod
-    def of(searcher: Searcher, held_out: HeldOutQueries, k: int, threads: int) -> _Trial:
-        codebook = searcher.codebook
-        parts = live_parts(searcher.view, searcher.space)
-        parts = [_without(part, held_out.masked, searcher.view) for part in parts]
-        blocks = (block for part in parts for block in part.blocks())
-        ids, distances = exact_topk(held_out.vectors, blocks, max(k, TRUE_DEPTH), codebook.metric, threads=threads)
+    def of(context: Context, searcher: Searcher, held_out: HeldOutQueries, k: int) -> _Trial:
+        codebook, view, threads = searcher.codebook, searcher.view, context.num_workers
+        lists = codebook.nearest_lists(held_out.vectors, min(codebook.num_lists, MAX_LISTS), threads)
+        truth, sizes = true_neighbours(context, view, searcher.space, held_out, max(k, TRUE_DEPTH), codebook.num_lists)
+        ids, distances = truth.ids_QK, truth.distances_QK
         if not (ids >= 0).any():
             raise MissingStep(
                 "no chunk can be found, so there is no recall", remedy="Ingest more, or name queries with --queries."
             )
         num_true = np.maximum((ids[:, :k] >= 0).sum(axis=1), 1)
         kth = distances[np.arange(len(ids)), num_true - 1]
-        ids = np.where(distances <= kth[:, None], ids, -1)
-        lists = codebook.nearest_lists(held_out.vectors, min(codebook.num_lists, MAX_LISTS), threads)
-        sizes = list_sizes(parts, codebook.num_lists)
-        curve = recall_curve(lists, lists_of(parts, ids), sizes, k, held_out.groups)
-        return _Trial(searcher, held_out, parts, k, (ids, distances), curve, threads)
+        is_true = distances <= kth[:, None]
+        true_lists = np.where(is_true, truth.lists_QK, -1).astype(np.int32)
+        curve = recall_curve(lists, true_lists, sizes, k, held_out.groups)
+        parts = [_without(part, held_out.masked, view) for part in live_parts(view, searcher.space)]
+        return _Trial(searcher, held_out, parts, k, (np.where(is_true, ids, -1), distances), curve, threads)
 
     def recall(self, nprobe: int) -> RecallEstimate:
         """Recall of the search itself."""

@@ -92,6 +92,18 @@ def passing_run(storage: Storage, command: str, plan: object, clock: str | None 
     """A run whose tasks only answer a question of its command; it is forgotten when the block has the answer.
 
     Raises:
+        ConflictError: as of `shared_run`.
+    """
+    with shared_run(storage, command, plan, clock) as run:
+        yield run
+    forget_run(run)
+
+
+@contextmanager
+def shared_run(storage: Storage, command: str, plan: object, clock: str | None = None) -> Iterator[Run]:
+    """A run whose tasks only answer a question, which another process may ask too. It stays, with what is known of the answer.
+
+    Raises:
         ConflictError: another process had the same question, and its answer, and deleted the run.
     """
     run = open_run(storage, command, plan, clock)
@@ -106,7 +118,6 @@ def passing_run(storage: Storage, command: str, plan: object, clock: str | None 
             where=f"run {run.id}",
             remedy="Run the same command again.",
         ) from error
-    forget_run(run)
 
 
 class Engine:

@@ -87,7 +87,8 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "neighbours-route": TaskMemory(270), "neighbours-home": TaskMemory(270), "neighbours-remote": TaskMemory(270),
     "neighbours-collect": TaskMemory(270), "neighbours-rows": TaskMemory(270),
     "neighbours": TaskMemory(270), "repair": TaskMemory(270),  # stages/neighbours/join_memory.py has the rest
-    "neighbours-point": TaskMemory(270), "neighbours-recall": TaskMemory(270),
+    "neighbours-sample": TaskMemory(125), "neighbours-point": TaskMemory(180), "neighbours-recall": TaskMemory(180),
+    "exact-scan": TaskMemory(125, 80, SHARD), "exact-merge": TaskMemory(110),
     "compared": TaskMemory(120, 25, SHARD), "compared-count": TaskMemory(120, 25, SHARD),
     "exposure-named": TaskMemory(160, 60, SHARD), "exposure-match": TaskMemory(170, 220, SHARD),
     "exposure-rows": TaskMemory(170, 220, SHARD),

@@ -45,7 +45,8 @@ class ReadCommands(DatabaseBase):
         Args:
             source: only chunks of this source.
             where: only chunks of documents that match this SQL condition.
-            nprobe: number of inverted lists to search.
+            nprobe: number of inverted lists to search. None searches as many as `bench_recall` stored last, else as many as gave
+                about 0.95 recall@10 on real text with an index of as many lists; other vectors may need more or fewer.
             recall: use the number of lists that was measured for this recall.
             device: device of the encoder.
         """

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from retrodb.ann.codebook import Codebook, train
-from retrodb.ann.drift import CANARY_K, Drift, Truth, imbalance, residual, truth_in_part
+from retrodb.ann.drift import CANARY_K, Drift, imbalance, residual, truth_in_part
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.part import Part
+from retrodb.ann.truth import Truth
 
 from .conftest import Spread, mixture
 
@@ -34,13 +35,13 @@ def test_truth_that_grows_part_by_part_is_the_truth_of_all(codebook: Codebook, p
     vectors = VECTORS[canaries].astype(np.float32)
     ids = [np.arange(*pair) for pair in pairwise(CUTS)]
     truths = [truth_in_part(vectors, canaries, part, ids_P) for part, ids_P in zip(parts, ids, strict=True)]
-    truth = reduce(Truth.merged, truths, Truth.empty(len(canaries)))
+    truth = reduce(Truth.merged, truths, Truth.empty(len(canaries), CANARY_K))
     expected = exact_topk(vectors, VECTORS, CANARY_K + 1, "inner_product")[0]
-    overlap = [len(set(a) & set(b)) for a, b in zip(truth.ids_CK.tolist(), expected.tolist(), strict=True)]
+    overlap = [len(set(a) & set(b)) for a, b in zip(truth.ids_QK.tolist(), expected.tolist(), strict=True)]
     assert np.mean(overlap) > 0.95 * CANARY_K  # int8 codes swap those that are equally near
-    assert not (truth.ids_CK == canaries[:, None]).any()
+    assert not (truth.ids_QK == canaries[:, None]).any()
     list_N = np.concatenate([part.lists_NA[:, 0] for part in parts])
-    assert (truth.lists_CK == list_N[truth.ids_CK]).all()
+    assert (truth.lists_QK == list_N[truth.ids_QK]).all()
     assert truth.recall(vectors, codebook, 16) == 1.0
     assert 0.2 < (truth.recall(vectors, codebook, 1) or 0) < 1.0
 
@@ -49,7 +50,7 @@ def test_deleted_neighbours_do_not_count_for_recall(codebook: Codebook, parts: l
     canaries = np.array([5, 6])
     vectors = VECTORS[canaries].astype(np.float32)
     truth = truth_in_part(vectors, canaries, parts[0], np.arange(900))
-    without_all = truth.without(np.ones_like(truth.ids_CK, dtype=bool))
+    without_all = truth.without(np.ones_like(truth.ids_QK, dtype=bool))
     assert without_all.recall(vectors, codebook, 16) is None
     half = truth.without(np.arange(CANARY_K)[None, :] % 2 == 0)
     assert half.recall(vectors, codebook, 16) == 1.0

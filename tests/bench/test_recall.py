@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ import orjson
 import pytest
 from made_documents import made_text, write_documents
 
+from retrodb.ann.exact import exact_topk
 from retrodb.ann.search import search
 from retrodb.bench.heldout import held_out_queries
 from retrodb.bench.report import writer_of
+from retrodb.bench.true_neighbours import true_neighbours
 from retrodb.database import Database
 from retrodb.errors import ConfigError, InputError, MissingDependency, MissingStep, UsageError
+from retrodb.stages.context import Context
+from retrodb.stages.index.live_parts import live_parts
 from retrodb.stages.index.operating_point import OperatingPoint, stored_point
+from retrodb.store.scratch import ScratchStorage
+from retrodb.store.storage import LocalStorage
 
 Make = Callable[..., Database]
 
@@ -59,6 +66,27 @@ def test_own_documents_used_as_queries_are_hidden_completely(database: Database)
     again = held_out_queries(view, "default", None, seed=1)
     np.testing.assert_array_equal(queries.vectors, again.vectors)
     assert len(held_out_queries(view, "default", "self", seed=1, limit=5).vectors) <= 5
+
+
+@pytest.mark.parametrize("is_scratch", [False, True])
+def test_true_neighbours_are_never_in_hidden_documents(database: Database, tmp_path: Path, is_scratch: bool) -> None:
+    view = database.view()
+    storage = LocalStorage(Path(view.storage.url))
+    held_out = held_out_queries(view, "default", None, seed=1)
+    (tmp_path / "scratch").mkdir()
+    context = Context(ScratchStorage.create(tmp_path / "scratch", storage) if is_scratch else storage)
+    before = [path for path in tmp_path.rglob("*") if path.is_file()]
+    truth, sizes = true_neighbours(context, view, "default", held_out, 5, 8)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == before
+    blocks = [block for part in live_parts(view, "default", kinds=("document",)) for block in part.blocks()]
+    hidden = [replace(block, allowed_N=~np.isin(block.keys["document"], held_out.masked)) for block in blocks]
+    ids, distances = exact_topk(held_out.vectors, hidden, 5, "inner_product")
+    np.testing.assert_array_equal(truth.ids_QK, ids)
+    np.testing.assert_array_equal(truth.distances_QK, distances)
+    assert not np.isin(view.chunks.document_ids(truth.ids_QK.ravel()), held_out.masked).any()
+    [part] = live_parts(view, "default")
+    np.testing.assert_array_equal(truth.lists_QK, part.part.lists_NA[:, 0][part.rows_of(ids)])
+    np.testing.assert_array_equal(sizes, np.bincount(part.part.lists_NA[:, 0], minlength=8))
 
 
 def test_a_target_stores_the_fewest_lists_that_reach_it(database: Database) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrodb.ann.codebook import Codebook, choose_factory, num_lists_of
-from retrodb.ann.drift import Drift, Truth, imbalance
+from retrodb.ann.drift import Drift, imbalance
+from retrodb.ann.truth import Truth
 from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.format.arrays import BoolArray, Int64Array
 from retrodb.format.entries import Canaries, DriftEntry, DriftFigures, IndexEntry, SpaceEntry
@@ -60,7 +61,7 @@ def drift_entry(
     truth = _without_deleted(view, read_truth(old.canaries.nearest if old else (), len(canaries)))
     new_parts = [PartFiles(_folder(record.files[0]), record.files) for record in records]
     parts = [*([] if is_new else parts_of(view, space)), *new_parts]
-    sizes = sizes_of_lists(transaction, parts, codebook.num_lists)
+    sizes = sizes_of_lists(transaction.context, transaction.run, parts, codebook.num_lists)
     residuals, counts = [old.residual if old else 0.0], [old.added if old else 0]
     path = path_of("codebooks", name=space, digest=codebook.digest)
     for measured in measure_parts(transaction, path, new_parts, canaries, vectors_file):
@@ -129,9 +130,9 @@ def _nprobe(view: View, space: str, codebook: Codebook, *, is_new: bool) -> int:
 
 
 def _without_deleted(view: View, truth: Truth) -> Truth:
-    live = view.chunks.is_live(truth.ids_CK.ravel()).reshape(truth.ids_CK.shape)
+    live = view.chunks.is_live(truth.ids_QK.ravel()).reshape(truth.ids_QK.shape)
     return truth.without(~live)
 
 
 def _only(truth: Truth, canaries: BoolArray) -> Truth:
-    return Truth(truth.ids_CK[canaries], truth.distances_CK[canaries], truth.lists_CK[canaries])
+    return Truth(truth.ids_QK[canaries], truth.distances_QK[canaries], truth.lists_QK[canaries])

@@ -8,13 +8,16 @@ from functools import partial
 
 import numpy as np
 
-from retrodb.ann.drift import Truth, residual, truth_in_part
+from retrodb.ann.drift import CANARY_K, residual, truth_in_part
+from retrodb.ann.truth import Truth
 from retrodb.engine.groups import groups_of
+from retrodb.engine.run import Run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
 from retrodb.format.part_files import OFFSETS_FILE
 from retrodb.format.records import FileRecord
+from retrodb.stages.context import Context
 from retrodb.stages.index.codebook_file import stored_codebook
 from retrodb.stages.index.live_parts import PartFiles, open_files
 from retrodb.stages.transaction import Transaction
@@ -62,14 +65,14 @@ LIST_SIZES = TaskKind[ListSizesPayload, NoResult]("index-lists", 1, NoResult)
 NEW_PARTS = TaskKind[NewPartsPayload, PartsDrift]("index-drift", 1, PartsDrift)
 
 
-def sizes_of_lists(transaction: Transaction, parts: Sequence[PartFiles], num_lists: int) -> Int64Array:
+def sizes_of_lists(context: Context, run: Run, parts: Sequence[PartFiles], num_lists: int) -> Int64Array:
     """(L,) int64: vectors in each list of the codebook, over all parts."""
     offsets = [file for part in parts for file in part.records if file.path.endswith(f"/{OFFSETS_FILE}")]
     groups = groups_of(offsets, lambda file: max(file.digest.size_bytes, _MIN_FILE_BYTES), _SIZES_BYTES)
-    tasks = [LIST_SIZES.task(ListSizesPayload(transaction.run.id, group), weight=len(group)) for group in groups]
+    tasks = [LIST_SIZES.task(ListSizesPayload(run.id, group), weight=len(group)) for group in groups]
     sizes = np.zeros(num_lists, dtype=np.int64)
-    for record in transaction.run_tasks(tasks, run_list_sizes, unit="parts"):
-        sizes += map_array(transaction.run.storage.local(record.files[0].path))
+    for record in context.engine.run(run, tasks, run_list_sizes, context.progress, unit="parts"):
+        sizes += map_array(run.storage.local(record.files[0].path))
     return sizes
 
 
@@ -106,7 +109,7 @@ def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clo
     payload, files = task.payload, VerifiedFiles(storage)
     codebook = stored_codebook(storage, payload.codebook)
     canaries = np.array(payload.canaries, dtype=np.int64)
-    truth, residuals = Truth.empty(len(canaries)), []
+    truth, residuals = Truth.empty(len(canaries), CANARY_K), []
     for part_files in payload.parts:
         part = open_files(files, part_files)
         residuals.append(residual(part, codebook))
@@ -119,17 +122,17 @@ def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clo
 
 def read_truth(stored: StoredTruth, num_canaries: int) -> Truth:
     """What is known of the canaries, as arrays."""
-    truth = Truth.empty(num_canaries)
+    truth = Truth.empty(num_canaries, CANARY_K)
     for row, neighbours in enumerate(stored):
         for rank, (chunk, list_, distance) in enumerate(neighbours):
-            truth.ids_CK[row, rank], truth.lists_CK[row, rank] = chunk, list_
-            truth.distances_CK[row, rank] = distance
+            truth.ids_QK[row, rank], truth.lists_QK[row, rank] = chunk, list_
+            truth.distances_QK[row, rank] = distance
     return truth
 
 
 def dump_truth(truth: Truth) -> StoredTruth:
     """What is known of the canaries, as an entry or a record has it."""
-    rows = zip(truth.ids_CK.tolist(), truth.lists_CK.tolist(), truth.distances_CK, strict=True)
+    rows = zip(truth.ids_QK.tolist(), truth.lists_QK.tolist(), truth.distances_QK, strict=True)
     return tuple(
         tuple((id_, list_, float(str(d))) for id_, list_, d in zip(*row, strict=True) if id_ >= 0) for row in rows
     )

@@ -6,7 +6,6 @@ spare neighbours beyond k: after a deletion they take the free positions without
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,19 +23,11 @@ from retrodb.stages.neighbours.compared_tasks import TableInputs, store_compared
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
 from retrodb.stages.neighbours.range_join import forget_exchange, join_by_ranges, span_groups
-from retrodb.stages.neighbours.recall_sample import (
-    POINT,
-    RECALL,
-    RecallPayload,
-    run_point_task,
-    run_recall_task,
-    sampled_spans,
-)
+from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall
 from retrodb.stages.neighbours.restriction import Restriction
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import query_rows, spans_of, table_dependencies
 from retrodb.stages.planned_view import PlannedSnapshot
-from retrodb.stages.planning_tasks import run_planning_tasks
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.view import SELF, View
@@ -110,7 +101,10 @@ def run_neighbours(
         )
     hardware = JoinHardware(context.num_workers, context.memory_limit, chosen_device(device), list_ranges)
     plan = plan_neighbours(context, context.view(), params, hardware, queries=queries, space=space, table=table)
-    return plan.result if dry_run else execute_neighbours(context, plan)
+    if dry_run:
+        forget_truth(context, plan.inputs)
+        return plan.result
+    return execute_neighbours(context, plan)
 
 
 def plan_neighbours(
@@ -125,7 +119,8 @@ def plan_neighbours(
 ) -> NeighboursPlan:
     """Check the inputs of a table and choose how many lists each row reads. Raises as `run_neighbours`.
 
-    Where no operating point is stored, a task measures it: an exact search for a sample of rows.
+    Where no operating point is stored, tasks measure it: an exact search for a sample of rows. Its result stays in a run, from
+    which `execute_neighbours` measures the recall of the table; without that, `forget_truth` deletes it.
     """
     name = space or view.snapshot.default_space
     table = table or (queries if space is None else f"{queries}-{space}")
@@ -144,7 +139,7 @@ def plan_neighbours(
     )  # fmt: skip
     unchanged = previous if previous is not None and previous.is_of_same_origin(entry) else None
     inputs = TableInputs(PlannedSnapshot.of(view), table, queries, name, params)
-    point = _choose_point(context, view, inputs, unchanged, hardware.threads)
+    point = _choose_point(context, view, inputs, unchanged)
     size = size.with_nprobe(point.nprobe)
     size.check(hardware.memory_bytes)
     entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall)
@@ -168,9 +163,7 @@ def plan_neighbours(
     return NeighboursPlan(view, table, params, entry, previous, is_current, spans, size, inputs, hardware, result)
 
 
-def _choose_point(
-    context: Context, view: View, inputs: TableInputs, unchanged: TableEntry | None, threads: int
-) -> OperatingPoint:
+def _choose_point(context: Context, view: View, inputs: TableInputs, unchanged: TableEntry | None) -> OperatingPoint:
     """How many lists each row of the table reads: the stored point of the whole space, else what a sample needs.
 
     Args:
@@ -184,9 +177,7 @@ def _choose_point(
         return stored
     if unchanged:
         return OperatingPoint(unchanged.nprobe, unchanged.recall_expected)
-    function = partial(run_point_task, threads=threads)
-    [point] = run_planning_tasks(context, "neighbours-point", [POINT.task(inputs)], function, unit="samples")
-    return point
+    return measured_point(context, view, inputs)
 
 
 def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResult:
@@ -211,7 +202,7 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
         )
         records, ranges_per_row = joined.records, joined.ranges_per_row
     transaction.add_files(records)
-    reached = 1.0 if entry.nprobe == 0 else _recall_of(transaction, plan, records)
+    reached = 1.0 if entry.nprobe == 0 else measured_recall(transaction, plan.inputs, records)
     store_compared(transaction, plan.inputs)
     transaction.drop_files(_replaced_files(plan))
     counts = transaction.counts = {"rows": 0, "short": 0, **add_counts(records)}
@@ -238,18 +229,6 @@ def _join_in_one_range(transaction: Transaction, plan: NeighboursPlan) -> list[T
     function = partial(run_neighbours_task, hardware=plan.hardware)
     # One process: its threads keep all cores busy, and the database side is in memory once.
     return transaction.run_tasks(tasks, function, engine=transaction.context.engine.with_processes(1))
-
-
-def _recall_of(transaction: Transaction, plan: NeighboursPlan, records: Sequence[TaskRecord[NoResult]]) -> float:
-    """The recall of the new table on a sample of its rows, measured in a task."""
-    firsts = {plan.spans[number].first_chunk for number in sampled_spans(len(plan.spans))}
-    files = tuple(file for record in records for file in record.files if file.first_chunk in firsts)
-    task, function = (
-        RECALL.task(RecallPayload(plan.inputs, files)),
-        partial(run_recall_task, threads=plan.hardware.threads),
-    )
-    [record] = transaction.run_tasks([task], function, unit="samples")
-    return record.result.recall
 
 
 def _result(plan: NeighboursPlan, entry: TableEntry, snapshot: int) -> NeighboursResult:

@@ -70,7 +70,7 @@ def join_by_ranges(
         size: of the join with one range of lists.
     """
     view, run = transaction.view, transaction.run
-    sizes_L = sizes_of_lists(transaction, parts_of(view, inputs.space), size.num_lists)
+    sizes_L = sizes_of_lists(transaction.context, run, parts_of(view, inputs.space), size.num_lists)
     join = RangeJoin(run.id, inputs, list_bounds(sizes_L, num_ranges))
     with transaction.context.engine.sharing_processes() as engine:
         engine = engine.with_processes(1) if hardware.device != "cpu" else engine

@@ -1,37 +1,80 @@
-"""A sample of the rows of a table with their exact neighbours: a task predicts and measures the recall of the table on it."""
+"""A sample of the rows of a table with their exact neighbours: tasks predict and measure the recall of the table on it.
+
+The exact neighbours are found by an exact scan in a run of their own, which the plan of a table and its execution share.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 
-from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.recall_curve import recall_at_k
-from retrodb.ann.topk import TopK
-from retrodb.config import NeighboursParams
-from retrodb.engine.task import Task, TaskKind, TaskRecord
-from retrodb.format.arrays import AnyArray, Int64Array
-from retrodb.format.entries import SpaceEntry
+from retrodb.engine.run import Run, passing_run, run_exists, shared_run
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
+from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
-from retrodb.stages.index.live_parts import LiveParts, open_codebook
-from retrodb.stages.index.operating_point import SAMPLE_ROWS, OperatingPoint, measure
-from retrodb.stages.neighbours.block_join import exact_neighbours
+from retrodb.stages.context import Context
+from retrodb.stages.index.live_parts import open_codebook
+from retrodb.stages.index.operating_point import MAX_LISTS, SAMPLE_ROWS, OperatingPoint, point_reaching
 from retrodb.stages.neighbours.compared_tasks import TableInputs
-from retrodb.stages.neighbours.table_inputs import each_part, exclusion_of
-from retrodb.stages.neighbours.table_rows import query_ids, spans_of
+from retrodb.stages.neighbours.table_inputs import exclusion_of
+from retrodb.stages.neighbours.table_rows import query_rows, spans_of
+from retrodb.stages.neighbours.truth_tasks import (
+    ScannedSide,
+    ScanQueries,
+    find_truth,
+    publish_queries,
+    publish_run_array,
+    stored_truth,
+)
 from retrodb.stages.planned_view import planned_view
+from retrodb.stages.transaction import Transaction
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
 _SAMPLE_SPANS = (
-    16  # ranges that the sample is drawn from: 16 tasks of a million rows, so reading their masks takes seconds
+    16  # ranges that the sample is drawn from: bitmaps of at most a million rows, and as many files of a table
 )
+_RUN = "neighbours-truth"
+
+
+@dataclass(frozen=True)
+class SamplePlace:
+    """Draw the sample of a table."""
+
+    run: str  # id of the run that stores it
+    inputs: TableInputs
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """Files of a run with a sample."""
+
+    rows: FileRecord  # (S,) ids, ascending
+    queries: ScanQueries
+
+
+@dataclass(frozen=True)
+class SampleTruth:
+    """Files of a run with a sample and its exact neighbours."""
+
+    sample: SampleFiles
+    neighbours: FileRecord  # see `stored_truth`
+
+
+@dataclass(frozen=True)
+class PointPayload:
+    """Choose how many lists each row of a table reads."""
+
+    inputs: TableInputs
+    truth: SampleTruth
 
 
 @dataclass(frozen=True)
@@ -39,6 +82,7 @@ class RecallPayload:
     """Files of a new table, whose recall is measured."""
 
     inputs: TableInputs
+    truth: SampleTruth
     files: tuple[FileRecord, ...]  # of the ranges that the sample is drawn from
 
 
@@ -49,8 +93,61 @@ class MeasuredRecall:
     recall: float  # recall@k on the sample
 
 
-POINT = TaskKind[TableInputs, OperatingPoint]("neighbours-point", 1, OperatingPoint)
-RECALL = TaskKind[RecallPayload, MeasuredRecall]("neighbours-recall", 1, MeasuredRecall)
+SAMPLE = TaskKind[SamplePlace, SampleFiles]("neighbours-sample", 1, SampleFiles)
+POINT = TaskKind[PointPayload, OperatingPoint]("neighbours-point", 2, OperatingPoint)
+RECALL = TaskKind[RecallPayload, MeasuredRecall]("neighbours-recall", 2, MeasuredRecall)
+
+
+def measured_point(context: Context, view: View, inputs: TableInputs) -> OperatingPoint:
+    """How many lists each row of a table has to read for the wanted recall, measured on the sample.
+
+    The run stays, so that the recall of the finished table is measured with the same truth: `measured_recall` ends it, and
+    where no table is made, `forget_truth`.
+    """
+    with shared_run(context.storage, _RUN, inputs, context.clock) as run:
+        task = POINT.task(PointPayload(inputs, _truth(context, run, view, inputs)))
+        held = _ranking_bytes(view, inputs.space)
+        [record] = context.engine.run(run, [task], run_point_task, context.progress, extra_bytes=held, unit="samples")
+    return record.result
+
+
+def measured_recall(transaction: Transaction, inputs: TableInputs, records: Sequence[TaskRecord[NoResult]]) -> float:
+    """The recall@k of a new table on the sample.
+
+    Args:
+        records: of the tasks that made the table; each of its ranges has one file, or none where it has no rows.
+    """
+    context = transaction.context
+    with passing_run(context.storage, _RUN, inputs, context.clock) as run:
+        truth = _truth(context, run, transaction.view, inputs)
+        spans = spans_of(transaction.view, inputs.queries)
+        sampled = {spans[number].first_chunk for number in sampled_spans(len(spans))}
+        files = tuple(file for record in records for file in record.files if file.first_chunk in sampled)
+        task = RECALL.task(RecallPayload(inputs, truth, files))
+        [record] = transaction.run_tasks([task], run_recall_task, unit="samples")
+    return record.result.recall
+
+
+def forget_truth(context: Context, inputs: TableInputs) -> None:
+    """Delete the exact neighbours that a plan has left: the table is not made."""
+    if run_exists(context.storage, _RUN, inputs):
+        with passing_run(context.storage, _RUN, inputs, context.clock):
+            pass
+
+
+def _truth(context: Context, run: Run, view: View, inputs: TableInputs) -> SampleTruth:
+    """The sample of a table and its exact neighbours, as far as they are not yet in the run."""
+    task = SAMPLE.task(SamplePlace(run.id, inputs))
+    [record] = context.engine.run(run, [task], run_sample_rows, context.progress, unit="samples")
+    params, sample = inputs.params, record.result
+    side = ScannedSide(inputs.snapshot, inputs.space, params.where, params.sample, params.seed)
+    return SampleTruth(sample, find_truth(context, run, view, side, sample.queries, params.k))
+
+
+def _ranking_bytes(view: View, space: str) -> int:
+    """What the task that ranks lists holds: the codebook three times (as read, as centroids, and as the quantizer has them)."""
+    lists = view.snapshot.existing(IndexEntry, space).lists
+    return 3 * 4 * lists * view.snapshot.existing(SpaceEntry, space).dimension
 
 
 def sampled_spans(num_spans: int) -> list[int]:
@@ -58,79 +155,60 @@ def sampled_spans(num_spans: int) -> list[int]:
     return sorted(np.random.default_rng(0).permutation(num_spans)[:_SAMPLE_SPANS].tolist())
 
 
+def run_sample_rows(storage: Storage, task: Task[SamplePlace, SampleFiles], clock: str) -> TaskRecord[SampleFiles]:
+    """Draw the sample of a table, and copy its vectors and what its rows must not find into files of the run."""
+    del clock
+    inputs, run = task.payload.inputs, task.payload.run
+    view = planned_view(storage, inputs.snapshot)
+    rows = _drawn_rows(view, inputs)
+    vectors = view.vectors(inputs.space, rows, inputs.queries)
+    exclusion = exclusion_of(view, inputs.queries, inputs.params, rows)
+    queries = publish_queries(storage, run, task.id, vectors, exclusion)
+    sample = SampleFiles(publish_run_array(storage, run, f"{task.id}-rows", rows), queries)
+    return TaskRecord(task.id, (sample.rows, queries.vectors, queries.exclusion, queries.hidden), sample)
+
+
+def _drawn_rows(view: View, inputs: TableInputs) -> Int64Array:
+    """(S,) ids, ascending: seeded rows of some of the spans of the query set."""
+    all_spans = spans_of(view, inputs.queries)
+    spans = [all_spans[number] for number in sampled_spans(len(all_spans))]
+    rows = [query_rows(view, inputs.queries, inputs.space, span) for span in spans]
+    ends = np.cumsum([0, *map(len, rows)])
+    drawn = np.sort(np.random.default_rng(0).choice(ends[-1], min(ends[-1], SAMPLE_ROWS), replace=False))
+    ids = [np.empty(0, dtype=np.int64)]
+    for span, of_span, (start, end) in zip(spans, rows, pairwise(ends), strict=True):
+        positions = drawn[(drawn >= start) & (drawn < end)] - start
+        ids.append(span.first_chunk + np.array([of_span[at] for at in positions.tolist()], dtype=np.int64))
+    return np.sort(np.concatenate(ids))
+
+
 def run_point_task(
-    storage: Storage, task: Task[TableInputs, OperatingPoint], clock: str, *, threads: int = 1
+    storage: Storage, task: Task[PointPayload, OperatingPoint], clock: str
 ) -> TaskRecord[OperatingPoint]:
     """How many lists each row of a table has to read for the wanted recall, measured on the sample."""
     del clock
-    return TaskRecord(task.id, result=_sample(storage, task.payload, threads).measured_point)
+    inputs, truth, files = task.payload.inputs, task.payload.truth, VerifiedFiles(storage)
+    codebook = open_codebook(planned_view(storage, inputs.snapshot), inputs.space)
+    vectors = files.array(truth.sample.queries.vectors).whole()
+    lists = codebook.nearest_lists(vectors, min(codebook.num_lists, MAX_LISTS))
+    scanned = stored_truth(files, truth.neighbours)
+    return TaskRecord(task.id, result=point_reaching(lists, scanned.lists_QK, codebook.num_lists, inputs.params.recall))
 
 
 def run_recall_task(
-    storage: Storage, task: Task[RecallPayload, MeasuredRecall], clock: str, *, threads: int = 1
+    storage: Storage, task: Task[RecallPayload, MeasuredRecall], clock: str
 ) -> TaskRecord[MeasuredRecall]:
     """The recall@k that a new table has on the sample."""
     del clock
-    sample = _sample(storage, task.payload.inputs, threads)
-    return TaskRecord(task.id, result=MeasuredRecall(sample.recall_of(storage, task.payload.files)))
-
-
-@lru_cache(maxsize=1)
-def _sample(storage: Storage, inputs: TableInputs, threads: int) -> RecallSample:
-    """The sample of a table, whose exact neighbours are found once per process."""
-    return RecallSample(planned_view(storage, inputs.snapshot), inputs.queries, inputs.space, inputs.params, threads)
-
-
-class RecallSample:
-    """Seeded rows of some of the spans of a query set, and their exact neighbours. Everything is computed on first use."""
-
-    def __init__(self, view: View, queries: str, space: str, params: NeighboursParams, threads: int) -> None:
-        self._view, self._queries, self._space, self._params = view, queries, space, params
-        self._threads = threads
-
-    @cached_property
-    def rows(self) -> Int64Array:
-        """(S,) ids, ascending."""
-        spans = spans_of(self._view, self._queries)
-        rng = np.random.default_rng(0)
-        rng.permutation(len(spans))  # as `sampled_spans` draws
-        rows = [
-            query_ids(self._view, self._queries, self._space, spans[number]) for number in sampled_spans(len(spans))
-        ]
-        return np.sort(rng.permutation(np.concatenate(rows))[:SAMPLE_ROWS])
-
-    @cached_property
-    def vectors(self) -> AnyArray:
-        """(S, D) vectors of the rows."""
-        return self._view.vectors(self._space, self.rows, self._queries)
-
-    @cached_property
-    def exclusion(self) -> Exclusion:
-        """What the rows must not have as neighbours."""
-        return exclusion_of(self._view, self._queries, self._params, self.rows)
-
-    @cached_property
-    def truth(self) -> TopK:
-        """The exact neighbours of the rows: ids (S, k) int64 and distances (S, k) float32. One part at a time is in memory."""
-        metric = self._view.snapshot.existing(SpaceEntry, self._space).metric
-        parts = each_part(self._view, self._space, self._params)
-        return exact_neighbours(self.vectors, parts, metric, self.exclusion, self._params.k, self._threads)
-
-    @cached_property
-    def measured_point(self) -> OperatingPoint:
-        """How many lists the rows need for the wanted recall."""
-        codebook, params = open_codebook(self._view, self._space), self._params
-        parts = LiveParts(self._view, self._space)
-        return measure(codebook, parts, self.vectors, self.exclusion, params.k, params.recall, self.truth[0])
-
-    def recall_of(self, storage: Storage, files: Sequence[FileRecord]) -> float:
-        """The recall@k that files of the table have on the rows."""
-        k = self._params.k
-        if not (self.truth[0] >= 0).any():
-            return 1.0
-        ids, distances = np.empty((len(self.rows), k), np.int64), np.empty((len(self.rows), k), np.float32)
-        for hit in Coverage(files, self._view.files).lookup(self.rows):
-            table = read_table(VerifiedFiles(storage).open(hit.record)).take(hit.positions)
-            columns = [table.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]
-            ids[hit.where], distances[hit.where] = (column.reshape(table.num_rows, -1)[:, :k] for column in columns)
-        return round(recall_at_k(ids, distances, *self.truth).mean, 4)
+    payload, files = task.payload, VerifiedFiles(storage)
+    rows, truth = files.array(payload.truth.sample.rows).whole(), stored_truth(files, payload.truth.neighbours)
+    k = payload.inputs.params.k
+    if not (truth.ids_QK >= 0).any():
+        return TaskRecord(task.id, result=MeasuredRecall(1.0))
+    ids, distances = np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
+    for hit in Coverage(payload.files, files).lookup(rows):
+        table = read_table(files.open(hit.record)).take(hit.positions)
+        columns = [table.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]
+        ids[hit.where], distances[hit.where] = (column.reshape(table.num_rows, -1)[:, :k] for column in columns)
+    recall = recall_at_k(ids, distances, truth.ids_QK, truth.distances_QK)
+    return TaskRecord(task.id, result=MeasuredRecall(round(recall.mean, 4)))

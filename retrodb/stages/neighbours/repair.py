@@ -24,6 +24,7 @@ from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
 from retrodb.stages.neighbours.compared_tasks import TableInputs, count_compared, store_compared
 from retrodb.stages.neighbours.join_memory import JoinSize
+from retrodb.stages.neighbours.recall_sample import forget_truth
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import spans_of, table_dependencies
@@ -87,6 +88,8 @@ def run_repair_neighbours(
     results = []
     for name in [table] if table else context.view().snapshot.names(TableEntry):
         plan = plan_repair_neighbours(context, context.view(), name, hardware)
+        if dry_run and plan.rebuild is not None:
+            forget_truth(context, plan.rebuild.inputs)
         results.append(plan.result if dry_run else execute_repair_neighbours(context, plan))
     return results
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ from retrodb.view.view import SELF, View
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-    from retrodb.ann.rerank import LivePart
     from retrodb.format.arrays import Float32Array, Int64Array
 
 _TASK_ROWS = 1 << 20  # query rows of a task: a whole shard, so that many of them probe the same lists

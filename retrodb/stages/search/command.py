@@ -119,7 +119,7 @@ class Searcher:
             queries: texts, which the encoder of the space encodes, or vectors (Q, D).
             nprobe: number of lists to read.
             recall: read as many lists as were measured for this recall. Without `nprobe` and `recall` the last stored
-                operating point is used.
+                operating point is used, else `default_nprobe`.
 
         Raises:
             MismatchError: for vectors of another dimension, or an encoder that is not that of the space.
