@@ -169,8 +169,9 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
     """Patch and commit a table, or recompute it as planned. Raises UsageError for an unknown device."""
     if plan.is_current:
         return replace(plan.result, dry_run=False)
-    # Chosen only now, because it loads PyTorch, and most repairs have nothing to do.
-    hardware = replace(plan.hardware, device=chosen_device(plan.hardware.device))
+    hardware = plan.hardware
+    if hardware.device != "auto" or plan.rebuild is not None:  # else the tasks choose it, when they join many rows
+        hardware = replace(hardware, device=chosen_device(hardware.device))
     if plan.rebuild is not None:
         return _recompute(context, plan, replace(plan.rebuild, hardware=hardware))
     view, table, entry = plan.view, plan.inputs.table, plan.entry

@@ -7,7 +7,7 @@ distance, -1 where there is none. A list that ends in infinity is complete.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 from retrodb.format.entries import SpaceEntry
 from retrodb.format.records import ChunkRange
-from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
+from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device, lists_of_rows
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
 from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
 from retrodb.stages.neighbours.table_rows import publish_rows, query_rows
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 STAGE_VERSION = 2
 _ONE_THREAD = JoinHardware()
+_MANY_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def _ids(rows: BitMap, span: ChunkRange) -> Int64Array:
 
 
 def _recompute(state: RepairState, rows: Int64Array, hardware: JoinHardware) -> TopK:
+    if hardware.device == "auto":  # to ask for a GPU loads PyTorch, which takes longer than to join few rows
+        hardware = replace(hardware, device=chosen_device("auto") if len(rows) >= _MANY_ROWS else "cpu")
     entry = state.table.entry
     return nearest_chunks(
         state.view, entry.queries, entry.space, entry.nprobe, state.params, state.database, rows, hardware
