@@ -67,7 +67,7 @@ COMMANDS = (
         largest=1_500_000,
         needs_table=True,
     ),
-    ScaleCommand("neighbours-show", ("neighbours", "show", "{db}", "0"), needs_table=True),
+    ScaleCommand("neighbours-show", ("neighbours", "show", "{db}", "--row", "0"), needs_table=True),
     ScaleCommand(
         "export-arrays", ("export", "{db}", "{db}-arrays", "--to", "arrays"), largest=1_500_000, needs_table=True
     ),

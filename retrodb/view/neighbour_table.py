@@ -46,6 +46,7 @@ class NeighbourTable:
         self.edits = Edits.read(view, name)
         self._coverage = Coverage(self.files, view.files, newest_first=True)
         self._content = CachedReader(self._read, lambda content: sum(array.nbytes for array in content))
+        self._bounds = CachedReader(self._read_bounds, lambda bounds: bounds.nbytes)
 
     def read(self, rows: Int64Array) -> tuple[Int64Array, Float32Array]:
         """The first k live neighbours of query rows: ids (Q, k) int64, -1 for none, and distances (Q, k), inf for none.
@@ -78,6 +79,13 @@ class NeighbourTable:
             stored_ids, stored_distances = self._content(hit.record)
             ids[hit.where], distances[hit.where] = stored_ids[hit.positions], stored_distances[hit.positions]
         return ids, distances
+
+    def bounds(self, rows: Int64Array) -> Float32Array:
+        """(Q,) the last stored distance of query rows; infinity for unknown rows. No neighbours are read."""
+        bounds = np.full(len(rows), np.inf, dtype=np.float32)
+        for hit in self._coverage.lookup(rows):
+            bounds[hit.where] = self._bounds(hit.record)[hit.positions]
+        return bounds
 
     def spans(self) -> list[ChunkRange]:
         """Ranges of at most `_SPAN_ROWS` ids that hold all rows of the table, ascending: they follow from the files' records."""
@@ -139,9 +147,15 @@ class NeighbourTable:
         return first + np.flatnonzero(self._coverage.covered_mask(first, count))
 
     def _read(self, record: FileRecord) -> tuple[Int64Array, Float32Array]:
-        content = read_table(self.view.files.open(record))
-        flat = [content.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances")]
-        return flat[0].reshape(content.num_rows, -1), flat[1].reshape(content.num_rows, -1)
+        names = ("neighbours", "distances")
+        content = read_table(self.view.files.open(record), names)
+        ids, distances = (content.column(name).combine_chunks().flatten().to_numpy() for name in names)
+        return ids.reshape(content.num_rows, -1), distances.reshape(content.num_rows, -1)
+
+    def _read_bounds(self, record: FileRecord) -> Float32Array:
+        content = read_table(self.view.files.open(record), ["distances"])
+        distances: Float32Array = content.column("distances").combine_chunks().flatten().to_numpy()
+        return distances.reshape(content.num_rows, -1)[:, -1].copy()
 
 
 def _blocks(rows: Int64Array) -> Iterator[Int64Array]:

@@ -97,7 +97,7 @@ def test_ranges_change_no_byte_of_a_table(large: Path, name: str) -> None:
             whole.num_short,
             whole.recall_reached,
         )
-        assert 1 < result.ranges_per_row <= min(ranges, 16)
+        assert (1 if result.nprobe == 1 else 1.01) <= result.ranges_per_row <= min(ranges, 16)
         assert not list((large / f"{name}-{ranges}" / "runs").rglob("join/*"))
 
 
