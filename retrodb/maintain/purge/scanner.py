@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 METADATA = "column metadata"
 """Location of JSON about a document. An id in it may be the name of another document."""
+VECTOR = "column vector"
+"""Location of the bytes of float16 vectors, which the tasks of a join leave for each other."""
 _BLOCK_ROWS = 1 << 15
 _MIN_ID_CHARS = 4  # a shorter id is searched only where ids are expected, not in paths, plans and metadata
 _PATH_COLUMNS = ("path",)  # an id may be a part of their strings
@@ -123,6 +125,9 @@ class TraceScanner:
         elif types.is_fixed_size_binary(column.type) and column.type.byte_width == 16 and column.null_count == 0:
             hashes = np.array(column.to_pylist(), dtype="S16")
             self._compare(location, "text", first_halves(hashes), rows)
+        elif types.is_fixed_size_binary(column.type) and location == VECTOR and column.null_count == 0:
+            vectors = np.frombuffer(b"".join(column.to_pylist()), np.float16).reshape(len(column), -1)
+            self._compare(location, "vector", row_values(vectors), rows)
 
     def _scan_token_lists(self, location: str, column: pa.Array, rows: Int64Array) -> None:
         import pyarrow.compute as pc

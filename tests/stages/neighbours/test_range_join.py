@@ -143,6 +143,28 @@ def test_an_interrupted_join_continues_to_the_same_bytes(large: Path, monkeypatc
     assert contents(db) == contents(expected)
 
 
+def test_a_purge_leaves_no_vector_in_the_files_of_an_interrupted_join(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, folder = copy(large, "purged"), large / "purged"
+
+    def killed(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(range_join, "run_collect_task", killed)
+        with pytest.raises(KeyboardInterrupt):
+            db.neighbours(list_ranges=3)
+    view = db.view()
+    [document] = [row for row in view.chunks.documents(np.arange(view.chunks.end)) if row and row["doc_id"] == "long"][
+        :1
+    ]
+    vector = view.vectors("default", np.array([document["first_chunk"]]))[0].tobytes()
+    assert any(vector in path.read_bytes() for path in folder.rglob("join/*/*.parquet"))
+    db.purge(["long"])
+    assert [path for path in folder.rglob("*") if path.is_file() and vector in path.read_bytes()] == []
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 50))
 def test_bounds_of_ranges_cover_all_lists_and_no_range_is_empty(sizes: list[int], num_ranges: int) -> None:
