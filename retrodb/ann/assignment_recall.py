@@ -12,7 +12,7 @@ from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.grouped_training import evenly_spread
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
-from retrodb.ann.training import SampleRows
+from retrodb.ann.training import TrainingRows
 from retrodb.format.arrays import BoolArray, Int32Array
 
 NUM_NEIGHBOURS = 10
@@ -21,7 +21,7 @@ _ROWS = 20_000  # an exact search of 512 queries over them is 4 * 10^9 multiplic
 MOST_PROBES = 128  # about those for recall 0.9; with more probes the assignment costs less
 
 
-def assignment_recall(codebook: Codebook, sample: SampleRows, nprobe: int, threads: int = 1) -> float | None:
+def assignment_recall(codebook: Codebook, sample: TrainingRows, nprobe: int, threads: int = 1) -> float | None:
     """Of the 10 nearest neighbours that a scan with exact assignment finds, the fraction found with that of the codebook.
 
     Both scan the same number of lists. None where the assignment is exact.

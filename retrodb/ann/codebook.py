@@ -19,6 +19,8 @@ from retrodb.format.arrays import Float32Array, Int32Array, VectorArray
 from retrodb.format.entries import Metric
 
 FLAT = "Flat"
+# With more lists vectors find theirs through groups. For 32 lists of 8,192, an exact assignment is as fast in 64 dimensions.
+FLAT_LISTS = 8_192
 MIN_POINTS_PER_LIST = 39  # FAISS warns when there are fewer
 POINTS_PER_LIST = 64  # of a sample; more of them change recall by less than its confidence interval
 MIN_POINTS_PER_CODE = MIN_POINTS_PER_LIST * 256  # a product quantizer trains 256 centroids (8 bits) per sub-vector
@@ -29,8 +31,6 @@ RERANK_MARGIN_OF_BITS = 200
 
 # Pairs of (vectors, lists), interpolated by their logarithms. Measured at 1e5 and 1e6 vectors. The pairs at 1e8 and 1e10 are
 # extrapolated from published systems, such as a billion vectors in 1,048,576 lists (FAISS wiki).
-# With more lists an exact assignment takes longer than one through groups, by %%%% at %%%% dimensions.
-FLAT_LISTS = 8_192
 _LISTS_BY_SIZE = ((1e4, 128), (1e5, 1024), (1e6, 8192), (1e8, 131_072), (1e10, 4_194_304))
 _FLAT_UP_TO = 20_000  # an exact product over so few vectors takes less time than training
 _SQ8_UP_TO = 300_000  # up to here the faster scan of one-bit codes saves less time than their rerank takes

@@ -34,7 +34,7 @@ from retrodb.format.entries import Metric
 CODE_SAMPLE = 65_536
 
 
-class SampleRows(Protocol):
+class TrainingRows(Protocol):
     """A sample (S, D) that is read by ascending row numbers, such as an array."""
 
     @property
@@ -45,7 +45,7 @@ class SampleRows(Protocol):
     def __getitem__(self, rows: Int64Array, /) -> VectorArray: ...
 
 
-def train(sample: SampleRows, factory: str, seed: int, metric: Metric, threads: int = 1) -> Codebook:
+def train(sample: TrainingRows, factory: str, seed: int, metric: Metric, threads: int = 1) -> Codebook:
     """A codebook trained on a random sample; the same bits for the same sample, factory and seed.
 
     A sample too small for the factory gives `Flat`, and says so in `note`.

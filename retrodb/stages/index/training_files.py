@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from retrodb.engine.run import Run
-from retrodb.format.arrays import AnyArray, Float16Array, Int32Array, Int64Array, save_array
+from retrodb.format.arrays import AnyArray, Float16Array, Int32Array, Int64Array, map_array, save_array
 from retrodb.format.json_codec import from_json, to_json
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
@@ -118,14 +118,17 @@ class StoredSample:
 
 
 class SplitSample:
-    """The vectors of some groups, in the order of the sample, gathered from the files of a split."""
+    """The vectors of some groups, in the order of the sample, gathered from the files of a split.
+
+    A task reads a few ranges of many files, so it maps them as they are: to verify them would be to read the whole sample.
+    """
 
     def __init__(self, files: VerifiedFiles, split: SplitFiles, first: int, stop: int) -> None:
         """
         Args:
             first, stop: the range of groups that are read.
         """
-        self._files, self._split, self._first = files, split, first
+        self._storage, self._split, self._first = files.storage, split, first
         offsets = [files.array(record)[first : stop + 1] for record in split.offsets]
         self._offsets_FG: Int64Array = np.stack(offsets).astype(np.int64)
 
@@ -158,9 +161,9 @@ class SplitSample:
         return self._offsets_FG[:, group - self._first], self._offsets_FG[:, group - self._first + 1]
 
     @cached_property
-    def _vectors(self) -> list[VerifiedArray]:
-        return [self._files.array(record) for record in self._split.vectors]
+    def _vectors(self) -> list[AnyArray]:
+        return [map_array(self._storage.local(record.path)) for record in self._split.vectors]
 
     @cached_property
-    def _lists(self) -> list[VerifiedArray]:
-        return [self._files.array(record) for record in self._split.lists]
+    def _lists(self) -> list[AnyArray]:
+        return [map_array(self._storage.local(record.path)) for record in self._split.lists]
