@@ -21,6 +21,7 @@ from retrodb.format.entries import Metric
 FLAT = "Flat"
 # With more lists vectors find theirs through groups. For 32 lists of 8,192, an exact assignment is as fast in 64 dimensions.
 FLAT_LISTS = 8_192
+MOST_PROBED = 3  # from a third of all groups on, an exact assignment is faster
 MIN_POINTS_PER_LIST = 39  # FAISS warns when there are fewer
 POINTS_PER_LIST = 64  # of a sample; more of them change recall by less than its confidence interval
 MIN_POINTS_PER_CODE = MIN_POINTS_PER_LIST * 256  # a product quantizer trains 256 centroids (8 bits) per sub-vector
@@ -192,7 +193,7 @@ class Codebook:
             return None
         sizes = [quantizer.invlists.list_size(group) for group in range(quantizer.nlist)]
         groups_GD = np.asarray(quantizer.quantizer.reconstruct_n(0, quantizer.nlist), dtype=np.float32)
-        return GroupedLists.of(groups_GD, self.centroids_LD, sizes)
+        return GroupedLists.of(groups_GD, self.centroids_LD, sizes, quantizer.nprobe)
 
     @cached_property
     def is_exact(self) -> bool:
@@ -212,6 +213,8 @@ class Codebook:
         if self.is_exact:
             return self.exact_lists_of(vectors, count, threads)
         if self.groups is not None:
+            if MOST_PROBED * self.groups.groups_for(count) >= len(self.groups):
+                return self.exact_lists_of(vectors, count, threads)
             return self.groups.nearest(vectors, count, self.metric, threads).astype(np.int32)
         parameters = faiss_module().SearchParametersHNSW(efSearch=max(64, 2 * count))
         return np.asarray(self.quantizer.search(vectors, count, params=parameters)[1], dtype=np.int32)

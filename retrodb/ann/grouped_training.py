@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from retrodb.ann.codegen.grouping import sum_by_list
 from retrodb.ann.grouped_lists import GroupedLists
 from retrodb.ann.kmeans import FLAT_TRAINING, centroids_of, kmeans, nearest_centroid
 from retrodb.ann.ward import MAX_POINTS, leaf_order
-from retrodb.format.arrays import Float32Array, Float64Array, Int64Array
+from retrodb.format.arrays import Float32Array, Float64Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
 
 POINTS_PER_GROUP = 256  # of the small sample that groups are made from; with all vectors they are no better
@@ -29,6 +30,17 @@ REFINEMENTS = 2
 REFINING_GROUPS = 4
 MAX_POINTS_PER_LIST = 256  # more do not improve a list; FAISS takes as many
 MAX_GROUP = 4  # lists of a group, relative to the mean: a group of very many vectors gets no more, so that its task stays bounded
+
+
+class TrainingRows(Protocol):
+    """A sample (S, D) that is read by ascending row numbers, such as an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Int64Array, /) -> VectorArray: ...
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ Legend: S sample, D dimensions, G groups, L lists.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
+from retrodb.ann.assignment_recall import with_enough_groups
 from retrodb.ann.codebook import FLAT, Codebook, least_sample, num_groups_in, num_lists_of
 from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
 from retrodb.ann.grouped_lists import PROBED_GROUPS
 from retrodb.ann.grouped_training import (
     MAX_POINTS_PER_LIST,
     GroupedCentroids,
+    TrainingRows,
     evenly_spread,
     num_groups_of,
     train_grouped,
@@ -26,23 +27,12 @@ from retrodb.ann.kmeans import kmeans
 from retrodb.ann.metric import check_metric, check_vectors
 from retrodb.ann.ward import MAX_POINTS, leaf_order
 from retrodb.errors import ConfigError
-from retrodb.format.arrays import Float32Array, Int64Array, VectorArray
+from retrodb.format.arrays import Float32Array
 from retrodb.format.entries import Metric
 
 # Rows of the sample for the rotation and the codes' quantizer, about as many as FAISS takes itself.
 # 65,536 rows * 384 dimensions * 4 bytes (float32) = 100 MB.
 CODE_SAMPLE = 65_536
-
-
-class TrainingRows(Protocol):
-    """A sample (S, D) that is read by ascending row numbers, such as an array."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Int64Array, /) -> VectorArray: ...
 
 
 def train(sample: TrainingRows, factory: str, seed: int, metric: Metric, threads: int = 1) -> Codebook:
@@ -68,7 +58,8 @@ def train(sample: TrainingRows, factory: str, seed: int, metric: Metric, threads
         trained = train_grouped(rotated, num_lists, num_groups, seed, metric, threads)
     else:
         trained = _train_at_once(rotated, num_lists, seed, metric, threads)
-    return finish_codebook(codebook, trained, codebook.transform(for_codes, threads))
+    codebook = finish_codebook(codebook, trained, codebook.transform(for_codes, threads))
+    return with_enough_groups(codebook, sample, threads)[0]
 
 
 def note_of_small_sample(num_vectors: int, factory: str) -> str:
@@ -146,5 +137,5 @@ def _fill_groups(quantizer: FaissIndex, trained: GroupedCentroids) -> None:
             codes = np.ascontiguousarray(trained.centroids_LD[start : start + size]).view(np.uint8)
             quantizer.invlists.add_entries(group, size, faiss.swig_ptr(numbers), faiss.swig_ptr(codes))
         start += size
-    quantizer.ntotal, quantizer.nprobe = start, min(PROBED_GROUPS, quantizer.nlist)
+    quantizer.ntotal, quantizer.nprobe = start, PROBED_GROUPS
     quantizer.make_direct_map(True)  # codes are made relative to the centroid of a list, by its number

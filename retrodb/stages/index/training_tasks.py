@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodb.ann.assignment_recall import assignment_recall
+from retrodb.ann.assignment_recall import with_enough_groups
 from retrodb.ann.codebook import Codebook, load_codebook
 from retrodb.ann.grouped_training import (
     POINTS_PER_GROUP,
@@ -46,7 +46,6 @@ from retrodb.format.arrays import Float32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
-from retrodb.stages.index.operating_point import default_nprobe
 from retrodb.stages.index.training_files import (
     ListFiles,
     SampleFiles,
@@ -274,7 +273,7 @@ def _publish_codebook(
     sample: StoredSample,
     threads: int,
 ) -> TaskRecord[TrainedCodebook]:
-    recall = assignment_recall(codebook, sample, default_nprobe(codebook.num_lists), threads)
+    codebook, recall = with_enough_groups(codebook, sample, threads)
     data, path = codebook.serialize(), path_of("codebooks", name=params.space, digest=codebook.digest)
     file = publish(storage, "codebooks", path, lambda local: _write(local, data), name=params.space)
     return TaskRecord(task.id, (file,), TrainedCodebook(codebook.digest, recall))
