@@ -61,7 +61,8 @@ class GroupedLists:
 
     def groups_for(self, count: int) -> int:
         """How many groups are probed for so many lists."""
-        return min(len(self), math.ceil(self.probed * float(count) ** PROBED_POWER))
+        wanted: float = self.probed * float(count) ** PROBED_POWER
+        return min(len(self), math.ceil(wanted))
 
     def nearest_in(
         self, vectors_ND: Float32Array, count: int, probed: int, metric: Metric, threads: int = 1
