@@ -13,6 +13,7 @@ import numpy as np
 
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array, save_array
+from retrodb.format.entries import SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.stages.index.live_parts import MissingRows
 from retrodb.stages.index.part_task import planned_rows
@@ -46,7 +47,9 @@ def training_sample(
     run = transaction.run
     tasks = sample_tasks(SAMPLE, run.id, space, missing, size, seed)
     function = partial(run_sample_task, snapshot=PlannedSnapshot.of(transaction.view))
-    records = transaction.run_tasks(tasks, function, unit="vectors")
+    dimension = transaction.view.snapshot.existing(SpaceEntry, space).dimension
+    sample_bytes = 2 * 2 * dimension * max(task.weight for task in tasks)  # float16, by file and as one array
+    records = transaction.run_tasks(tasks, function, extra_bytes=sample_bytes, unit="vectors")
     files = tuple(file for record in records for file in record.files)
     return SampleFiles(files, tuple(task.weight for task in tasks))
 
