@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from bench_neighbours import mixture, set_threads
 
-from retrodb.ann.codebook import choose_factory, num_lists_of, sample_size, train
+from retrodb.ann.codebook import choose_factory, num_lists_of, sample_size
 from retrodb.ann.drift import imbalance
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
@@ -29,6 +29,7 @@ from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.recall_curve import recall_curve
 from retrodb.ann.rerank import LivePart
+from retrodb.ann.training import train
 from retrodb.bench.machine import environment, gemm_gflops, timed
 
 METRIC = "inner_product"

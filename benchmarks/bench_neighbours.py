@@ -32,7 +32,6 @@ import torch
 from faiss.contrib.big_batch_search import big_batch_search
 from threadpoolctl import threadpool_limits
 
-from retrodb.ann.codebook import train
 from retrodb.ann.codegen.code_product import PANEL, ROWS, PanelColumns, multiply
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
@@ -40,6 +39,7 @@ from retrodb.ann.join import join_block
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.recall_curve import recall_at_k, recall_curve
 from retrodb.ann.rerank import LivePart, rerank
+from retrodb.ann.training import train
 from retrodb.bench.machine import gemm_gflops, timed
 
 Nearest = tuple[np.ndarray, np.ndarray]  # ids and distances (Q, k)

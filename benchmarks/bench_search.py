@@ -24,12 +24,13 @@ import faiss
 import numpy as np
 from bench_neighbours import mixture, set_threads
 
-from retrodb.ann.codebook import Codebook, choose_factory, sample_size, train
+from retrodb.ann.codebook import Codebook, choose_factory, sample_size
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.recall_curve import recall_at_k
 from retrodb.ann.rerank import LivePart, rerank
 from retrodb.ann.search import search
+from retrodb.ann.training import train
 from retrodb.bench.machine import environment, gemm_gflops, timed
 
 Search = Callable[[np.ndarray, int], np.ndarray]  # queries (Q, D), effort -> ids (Q, k)

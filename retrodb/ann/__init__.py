@@ -7,7 +7,12 @@ metric                      the convention of distances; checks of vectors
 exact                       the k nearest by a streamed product, exactly
 topk, merge_topk            the result of a search; partial results merged into one
 exclusion                   keys by which a query forbids neighbours, inside every search
-kmeans, codebook            the trained part of an index, shared by all parts of a space
+codebook                    the trained part of an index, shared by all parts of a space
+training, kmeans            how it is trained
+grouped_training            k-means of many lists, in two levels
+grouped_lists               the nearest lists of vectors through groups of lists
+assignment_recall           what that costs in recall
+ward                        the leaf order of a hierarchy, by which lists are numbered
 inverted_lists, part        immutable index parts
 merge_policy                which parts should merge
 merge_parts                 parts merged list by list

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from retrodb.ann.codegen.distances import fixed_affine
 from retrodb.ann.exact import FixedRows, run_rows
-from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
-from retrodb.ann.kmeans import FLAT_LISTS, kmeans
+from retrodb.ann.faiss_library import FaissIndex, faiss_module
+from retrodb.ann.grouped_lists import GroupedLists
+from retrodb.ann.grouped_training import num_groups_of
 from retrodb.ann.metric import check_metric, check_vectors
-from retrodb.errors import ConfigError
 from retrodb.format.arrays import Float32Array, Int32Array, VectorArray
 from retrodb.format.entries import Metric
 
 FLAT = "Flat"
+# With more lists vectors find theirs through groups. For 32 lists of 8,192, an exact assignment is as fast in 64 dimensions.
+FLAT_LISTS = 8_192
+MOST_PROBED = 3  # from a third of all groups on, an exact assignment is faster
 MIN_POINTS_PER_LIST = 39  # FAISS warns when there are fewer
 POINTS_PER_LIST = 64  # of a sample; more of them change recall by less than its confidence interval
 MIN_POINTS_PER_CODE = MIN_POINTS_PER_LIST * 256  # a product quantizer trains 256 centroids (8 bits) per sub-vector
@@ -50,7 +53,8 @@ def choose_factory(
         return FLAT
     sizes, lists = np.log2(np.array(_LISTS_BY_SIZE)).T
     num_lists = 2 ** round(float(np.interp(np.log2(max(num_vectors, 1)), sizes, lists)))
-    coarse = f"IVF{num_lists}_HNSW32" if num_lists > FLAT_LISTS else f"IVF{num_lists}"
+    groups = f"(IVF{num_groups_of(num_lists)},Flat)" if num_lists > FLAT_LISTS else ""
+    coarse = f"IVF{num_lists}{groups}"
     one_bit = dim // 8 + 2 * 4  # a bit a dimension, and two float32 factors
     has_one_bit = num_vectors * one_bit <= memory_bytes
     if bytes_per_vector is None:
@@ -68,6 +72,12 @@ def num_lists_of(factory: str) -> int:
     """Inverted lists of a factory string; 1 for `Flat`, which is one list."""
     match = re.search(r"IVF(\d+)", factory)
     return int(match[1]) if match else 1
+
+
+def num_groups_in(factory: str) -> int:
+    """Groups of lists that a factory string has, such as 256 of `IVF65536(IVF256,Flat),SQ8`; 0 where it has none."""
+    match = re.search(r"IVF\d+\(IVF(\d+)", factory)
+    return int(match[1]) if match else 0
 
 
 def sample_size(factory: str) -> int:
@@ -99,6 +109,11 @@ class Codebook:
     def dim(self) -> int:
         return int(self.index.d)
 
+    @property
+    def rotated_dim(self) -> int:
+        """Dimensions of the space of the centroids."""
+        return self.dim if self.ivf is None else int(self.ivf.d)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the serialized index."""
@@ -118,6 +133,11 @@ class Codebook:
         return inner if isinstance(inner, faiss.IndexIVF) else None
 
     @cached_property
+    def quantizer(self) -> FaissIndex:
+        """The index of the centroids; None for `Flat`."""
+        return None if self.ivf is None else faiss_module().downcast_index(self.ivf.quantizer)
+
+    @cached_property
     def is_coarse(self) -> bool:
         """Whether a search code has less than a byte a dimension."""
         return self.ivf is not None and bool(self.ivf.code_size < self.dim)
@@ -132,7 +152,7 @@ class Codebook:
         """Coarse centroids in the transformed space; `Flat` has one, at zero."""
         if self.ivf is None:
             return np.zeros((1, self.dim), dtype=np.float32)
-        return np.asarray(self.ivf.quantizer.reconstruct_n(0, self.ivf.nlist), dtype=np.float32)
+        return np.asarray(self.quantizer.reconstruct_n(0, self.ivf.nlist), dtype=np.float32)
 
     @cached_property
     def centre_D(self) -> Float32Array:
@@ -165,72 +185,48 @@ class Codebook:
             vectors_ND = _affine(vectors_ND, matrix_MD, bias_M, threads)
         return vectors_ND
 
+    @cached_property
+    def groups(self) -> GroupedLists | None:
+        """The groups of the lists, where the coarse quantizer has some."""
+        quantizer = self.quantizer
+        if not isinstance(quantizer, faiss_module().IndexIVFFlat):
+            return None
+        sizes = [quantizer.invlists.list_size(group) for group in range(quantizer.nlist)]
+        groups_GD = np.asarray(quantizer.quantizer.reconstruct_n(0, quantizer.nlist), dtype=np.float32)
+        return GroupedLists.of(groups_GD, self.centroids_LD, sizes, quantizer.nprobe)
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether vectors go to their nearest lists exactly, and not through groups or a graph."""
+        return self.num_lists <= FLAT_LISTS or isinstance(self.quantizer, faiss_module().IndexFlat)
+
     def nearest_lists(self, vectors_ND: VectorArray, count: int, threads: int = 1) -> Int32Array:
         """Each vector's `count` nearest lists by closeness, (N, count) int32, -1 where there are no more.
 
-        Exact up to `FLAT_LISTS` lists. With more lists a graph search over the centroids, whose answer depends on the
-        vector only.
+        Exact up to `FLAT_LISTS` lists. With more lists through groups of lists, or by a graph search over the centroids, as the
+        factory says. The answer depends on the vector only.
         """
         return self.nearest_lists_of(self.transform(check_vectors(vectors_ND, self.dim), threads), count, threads)
 
     def nearest_lists_of(self, vectors: Float32Array, count: int, threads: int = 1) -> Int32Array:
         """`nearest_lists` of vectors that are transformed already."""
-        if self.num_lists <= FLAT_LISTS:
-            return self._centroids.nearest(vectors, count, self.metric, threads).astype(np.int32)
-        faiss = faiss_module()
-        quantizer = faiss.downcast_index(self.ivf.quantizer)
-        parameters = faiss.SearchParametersHNSW(efSearch=max(64, 2 * count))
-        return np.asarray(quantizer.search(vectors, count, params=parameters)[1], dtype=np.int32)
+        if self.is_exact:
+            return self.exact_lists_of(vectors, count, threads)
+        if self.groups is not None:
+            if MOST_PROBED * self.groups.groups_for(count) >= len(self.groups):
+                return self.exact_lists_of(vectors, count, threads)
+            return self.groups.nearest(vectors, count, self.metric, threads).astype(np.int32)
+        parameters = faiss_module().SearchParametersHNSW(efSearch=max(64, 2 * count))
+        return np.asarray(self.quantizer.search(vectors, count, params=parameters)[1], dtype=np.int32)
+
+    def exact_lists_of(self, vectors: Float32Array, count: int, threads: int = 1) -> Int32Array:
+        """The exact `count` nearest lists of vectors that are transformed already, by closeness, (N, count) int32."""
+        return self._centroids.nearest(vectors, count, self.metric, threads).astype(np.int32)
 
 
 def load_codebook(data: bytes) -> Codebook:
     """A codebook from its file's bytes. The caller has verified their digest: FAISS does not check what it reads."""
     return Codebook(faiss_module().deserialize_index(np.frombuffer(data, dtype=np.uint8)))
-
-
-def train(sample_SD: VectorArray, factory: str, seed: int, metric: Metric, threads: int = 1) -> Codebook:
-    """A codebook trained on a random sample; the same bits for the same sample, factory and seed.
-
-    A sample too small for the factory gives `Flat`, and says so in `note`.
-
-    Raises:
-        ConfigError: FAISS does not know the factory.
-    """
-    check_metric(metric)
-    sample = check_vectors(sample_SD, sample_SD.shape[-1], where="training sample")
-    if len(sample) < (least := least_sample(factory)):
-        note = f"{factory} needs at least {least} training vectors and there are {len(sample)}: using {FLAT}"
-        return replace(train(sample, FLAT, seed, metric), note=note)
-    codebook = Codebook(_new_index(factory, sample.shape[1], metric))
-    with one_faiss_thread():
-        _train_index(codebook, sample, seed, threads)
-    return Codebook(codebook.index)
-
-
-def _new_index(factory: str, dim: int, metric: Metric) -> FaissIndex:
-    faiss = faiss_module()
-    try:
-        return faiss.index_factory(
-            dim, factory, faiss.METRIC_L2 if metric == "squared_l2" else faiss.METRIC_INNER_PRODUCT
-        )
-    except RuntimeError as error:
-        raise ConfigError(f"FAISS does not know the factory {factory!r} for {dim} dimensions ({error})") from error
-
-
-def _train_index(codebook: Codebook, sample: Float32Array, seed: int, threads: int) -> None:
-    """Rotation by FAISS, centroids by our k-means, then the codes' quantizer by FAISS around those centroids."""
-    faiss = faiss_module()
-    if codebook.ivf is None:
-        return
-    if isinstance(codebook.index, faiss.IndexPreTransform):
-        for number in range(codebook.index.chain.size()):
-            codebook.index.chain.at(number).train(codebook.transform(sample) if number else sample)
-    rotated = codebook.transform(sample, threads)
-    centroids_LD = kmeans(rotated, codebook.ivf.nlist, seed, codebook.metric, threads)
-    codebook.ivf.quantizer.train(centroids_LD)
-    codebook.ivf.quantizer.add(centroids_LD)
-    codebook.ivf.train(rotated)
-    codebook.index.is_trained = True
 
 
 def _affine(inputs_ND: Float32Array, matrix_MD: Float32Array, bias_M: Float32Array, threads: int) -> Float32Array:

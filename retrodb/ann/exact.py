@@ -75,17 +75,22 @@ class FixedRows:
     lengths_C: Float32Array
 
     @classmethod
-    def of(cls, vectors_CD: Float32Array) -> FixedRows:
-        """Rows whose ids are their numbers."""
+    def of(cls, vectors_CD: Float32Array, ids_C: Int64Array | None = None) -> FixedRows:
+        """Rows with their ids, ascending; None: their numbers."""
         num_rows = len(vectors_CD)
-        columns = Columns(vectors_CD, np.arange(num_rows), np.empty((0, num_rows), dtype=np.int64))
+        ids = np.arange(num_rows) if ids_C is None else ids_C
+        columns = Columns(vectors_CD, ids, np.empty((0, num_rows), dtype=np.int64))
         return cls(columns, np.linalg.norm(vectors_CD, axis=1))
 
     def nearest(self, queries: Float32Array, k: int, metric: Metric, threads: int = 1) -> Int64Array:
         """The ids that `exact_topk` gives."""
         best = empty_topk(len(queries), k)
-        _merge_block(queries, self.columns, self.lengths_C, Exclusion.of(len(queries)), metric, best, threads)
+        self.merge_into(best, queries, metric, threads)
         return best[0]
+
+    def merge_into(self, best: TopK, queries: Float32Array, metric: Metric, threads: int = 1) -> None:
+        """Merges the rows into the best of some queries, in place."""
+        _merge_block(queries, self.columns, self.lengths_C, Exclusion.of(len(queries)), metric, best, threads)
 
 
 def _pieces(blocks: VectorArray | Iterable[Block]) -> Iterator[Block]:

@@ -80,7 +80,10 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "embed": TaskMemory(205, 80),
     "index": TaskMemory(100, 130),
     "index-missing": TaskMemory(100, 25, SHARD),
-    "index-sample": TaskMemory(110, 4096), "index-vectors": TaskMemory(110, 4096),  # vectors of 1,024 dimensions, twice
+    "index-sample": TaskMemory(110),  # stages/index/vector_sample.py has the rest
+    "index-vectors": TaskMemory(110, 4096),  # vectors of 1,024 dimensions, twice
+    "index-train": TaskMemory(190), "index-groups": TaskMemory(190), "index-split": TaskMemory(190),
+    "index-cluster": TaskMemory(190), "index-codebook": TaskMemory(190),  # stages/index/train_codebook.py has the rest
     "index-lists": TaskMemory(230),  # 64 MB of offsets, and their differences
     "index-drift": TaskMemory(280),
     "merge": TaskMemory(105, 60),

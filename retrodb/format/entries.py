@@ -61,6 +61,9 @@ class IndexEntry(Entry):
     fingerprint: str | None = None  # of the space that it was trained on; None where vectors are not kept
     operating_points: tuple[StoredPoint, ...] = ()  # the last one stored stands last
     codes_recall: float | None = None  # recall@10 of the codes, where vectors are not kept
+    assignment_recall: float | None = (
+        None  # of the neighbours that an exact assignment to lists finds; None: it is exact
+    )
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ _FILES = {
     "testsets": rf"items\.parquet|(?:{_TABLE_ARRAYS})\.npy",
     "queries": r"(?:documents|chunks)\.parquet|(?:tokens|hashes|ids|vectors\.[^/]+)\.npy",
     "runs": r"plan\.json|(?:keys|sample|outcomes)\.npy"
-    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order|sample|sample-texts|drift|exposure|lists|truth|join)/.+"
+    r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order|sample|sample-texts|drift|exposure|lists|truth|join|training)/.+"
     r"|(?:excluded|found)/.+",
 }
 

@@ -8,10 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from retrodb.ann.codebook import Codebook, train
+from retrodb.ann.codebook import Codebook
 from retrodb.ann.drift import CANARY_K, Drift, imbalance, residual, truth_in_part
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.part import Part
+from retrodb.ann.training import train
 from retrodb.ann.truth import Truth
 
 from .conftest import Spread, mixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from retrodb.ann import gpu_scan
-from retrodb.ann.codebook import train
 from retrodb.ann.codegen import six_bit_codes
 from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
 from retrodb.ann.join import join_block
+from retrodb.ann.training import train
 
 from .conftest import Spread, mixture
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrodb.ann.codebook import Codebook, choose_factory, load_codebook, num_lists_of, sample_size, train
+from retrodb.ann.codebook import Codebook, choose_factory, load_codebook, num_lists_of, sample_size
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.kmeans import nearest_by_torch
 from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.ann.part import build_part, decode, open_part, quantize
 from retrodb.ann.rerank import LivePart
+from retrodb.ann.training import train
 from retrodb.errors import ConfigError, DamagedFileError, InputError, MismatchError, MissingFileError
 from retrodb.format.part_files import META_FILE, PART_FILES
 
@@ -21,6 +22,7 @@ from .conftest import Spread, mixture
 
 # FAISS trains a rotation for most of a minute
 OPQ = pytest.param("OPQ4_16,IVF16,PQ4x4", marks=pytest.mark.soak)
+TRAINED = ["Flat", "IVF16,SQ8", "IVF16,RaBitQfs", "IVF16,PQ4x4", "IVF16_HNSW8,Flat", "IVF40(IVF6,Flat),SQ8"]
 VECTORS = mixture(3000, 32, 0, identical=100)
 
 
@@ -34,14 +36,14 @@ def test_factories_follow_the_size_of_the_corpus() -> None:
     assert choose_factory(100_000, 384, 2**33) == "IVF1024,SQ8"
     assert choose_factory(1_000_000, 384, 2**33, metric="squared_l2") == "IVF8192,RaBitQfs"
     assert choose_factory(1_000_000, 384, 2**20, metric="squared_l2") == "IVF8192,SQ8"
-    assert choose_factory(10**8, 384, 2**33, 96, "inner_product") == "IVF131072_HNSW32,RaBitQfs"
-    assert choose_factory(10**10, 384, 2**33) == "OPQ64_256,IVF4194304_HNSW32,PQ64"
+    assert choose_factory(10**8, 384, 2**33, 96, "inner_product") == "IVF131072(IVF362,Flat),RaBitQfs"
+    assert choose_factory(10**10, 384, 2**33) == "OPQ64_256,IVF4194304(IVF2048,Flat),PQ64"
     assert choose_factory(1_000_000, 384, 2**33, bytes_per_vector=384) == "IVF8192,SQ8"
     assert num_lists_of("OPQ64_256,IVF4194304_HNSW32,PQ64") == 4_194_304
     assert sample_size("IVF1024,SQ8") == 65_536
 
 
-@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8", "IVF16,RaBitQfs", "IVF16,PQ4x4", "IVF16_HNSW8,Flat", OPQ])
+@pytest.mark.parametrize("factory", [*TRAINED, OPQ])
 def test_training_gives_the_same_bytes_for_any_number_of_threads(factory: str) -> None:
     sample = mixture(10_000, 32, 1) if "PQ" in factory else VECTORS
     one, two = (train(sample, factory, 7, "squared_l2", threads=threads) for threads in (1, 2))
@@ -66,14 +68,14 @@ def test_unknown_factories_are_refused() -> None:
 
 
 def test_many_lists_are_trained_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrodb.ann.kmeans.FLAT_TRAINING", 16)
+    monkeypatch.setattr("retrodb.ann.grouped_training.FLAT_TRAINING", 16)
     codebook = train(VECTORS, "IVF40,Flat", 0, "squared_l2")
     assert np.unique(codebook.centroids_LD, axis=0).shape == (40, 32)
     sizes = np.bincount(codebook.nearest_lists(VECTORS, 1)[:, 0], minlength=40)
     assert (sizes > 0).sum() > 35
 
 
-MERGED = ["Flat", "IVF32,SQ8", "IVF32,RaBitQ", "IVF32,PQ4x4fs", "IVF32,RaBitQfs"]
+MERGED = ["Flat", "IVF32,SQ8", "IVF32(IVF6,Flat),SQ8", "IVF32,RaBitQ", "IVF32,PQ4x4fs", "IVF32,RaBitQfs"]
 
 
 @pytest.mark.parametrize("metric", ["inner_product", "squared_l2"])

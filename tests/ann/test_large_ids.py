@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retrodb.ann.codebook import train
 from retrodb.ann.codegen.grouping import group_by_list, group_by_list_portable
 from retrodb.ann.codegen.lookup import find_sorted, number_distinct
 from retrodb.ann.exact import Block, exact_topk
@@ -19,6 +18,7 @@ from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import NewRows, reverse_join
 from retrodb.ann.search import search
 from retrodb.ann.topk import TopK, empty_topk
+from retrodb.ann.training import train
 
 from .conftest import Spread, mixture
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flipped import flip_bit, forget_verified
 
-from retrodb.ann.codebook import Codebook, train
+from retrodb.ann.codebook import Codebook
 from retrodb.ann.list_ranges import find_lists
 from retrodb.ann.part import Part, build_part, open_part
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.search import search
+from retrodb.ann.training import train
 from retrodb.errors import DamagedFileError
 from retrodb.format.kinds import path_of
 from retrodb.format.part_files import PART_FILES

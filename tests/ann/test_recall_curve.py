@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.ann.codebook import train
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.join import join_block
 from retrodb.ann.recall_curve import RecallEstimate, recall_at_k, recall_curve
+from retrodb.ann.training import train
 from retrodb.errors import ConfigError
 
 from .conftest import Spread, mixture

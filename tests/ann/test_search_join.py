@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.ann.codebook import Codebook, train
+from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
 from retrodb.ann.join import join_block
 from retrodb.ann.search import search
+from retrodb.ann.training import train
 from retrodb.errors import InputError, MismatchError
 
 from .conftest import Spread, mixture

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.ann.codebook import Codebook, train
+from retrodb.ann.codebook import Codebook
 from retrodb.ann.merge_parts import merge_parts
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.search import search
+from retrodb.ann.training import train
 
 from .conftest import mixture
 

@@ -21,6 +21,7 @@ from made_documents import made_text
 import retrodb
 from retrodb.database import Database
 from retrodb.errors import WorkerDied
+from retrodb.format.entries import IndexEntry
 from retrodb.store.snapshots import snapshot_numbers
 from retrodb.store.storage import LocalStorage
 
@@ -51,6 +52,7 @@ class Killed:
 COMMANDS = {
     "update": Killed(lambda db, recipe: db.update(recipe)),
     "filter": Killed(lambda db, recipe: db.filter(where="doc_id like '%1'", reason="ones")),
+    "index": Killed(lambda db, recipe: train_in_groups(db)),
     "repair-neighbours": Killed(lambda db, recipe: db.repair_neighbours(), ("ingest", "embed", "index")),
     "check-repair": Killed(lambda db, recipe: db.repair(), ("damage",), is_damaged=True),
     "compact": Killed(lambda db, recipe: db.compact(min_deleted=0.0), ("update",)),
@@ -64,6 +66,12 @@ STEPS: dict[str, Callable[[Database, Path], object]] = {
     "update": lambda db, recipe: db.update(recipe),
     "damage": lambda db, recipe: damage(db),
 }
+
+
+def train_in_groups(db: Database) -> object:
+    """A new codebook of lists in groups, unless the database has it."""
+    entry, factory = db.view().snapshot.existing(IndexEntry, "default"), "IVF2(IVF2,Flat),SQ8"
+    return db.index(factory=factory, retrain=entry.factory != factory)
 
 
 class Ground:

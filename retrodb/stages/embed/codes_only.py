@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from retrodb.ann.codebook import Codebook, choose_factory, sample_size, train
+from retrodb.ann.codebook import Codebook, choose_factory, sample_size
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.part import decode, quantize
@@ -27,8 +27,10 @@ from retrodb.stages.embed.embed_plan import EmbedPlan
 from retrodb.stages.embed.pending import PendingRows, own_parts
 from retrodb.stages.embed.reuse_tasks import VectorFile
 from retrodb.stages.embed.text_sample import draw_texts, forget_texts
-from retrodb.stages.index.codebook_file import index_entry, publish_codebook
-from retrodb.stages.index.vector_sample import require_training_memory
+from retrodb.stages.index.codebook_file import index_entry
+from retrodb.stages.index.train_codebook import TrainingSize, train_codebook
+from retrodb.stages.index.training_files import SampleFiles
+from retrodb.stages.index.training_tasks import TrainingParams
 from retrodb.stages.transaction import Transaction
 from retrodb.store.digest import digest_file
 from retrodb.store.publish import publish
@@ -70,16 +72,17 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
     )
     size = max(sample_size(factory), min(_MIN_SAMPLE, num_rows // 10 + 1))
     texts_bytes = _TEXT_BYTES * min(size, num_rows)
-    require_training_memory(
-        factory, min(size, num_rows), entry.dimension, transaction.context.memory_limit, texts_bytes
-    )
+    training_size = TrainingSize(factory, min(size, num_rows), entry.dimension)
+    training_size.check(transaction.context.memory_limit, texts_bytes)
     drawn = _sample_vectors(transaction, space, parts, size, settings.seed, encoder)
     sample = map_array(view.files.open(drawn.vectors))
-    codebook = train(sample, factory, settings.seed, entry.metric)
-    record = publish_codebook(transaction, space, codebook)
-    recall = round(codes_recall(sample, codebook), 4)
-    transaction.set_entry(space, replace(index_entry(codebook, settings, factory), codes_recall=recall))
-    return PreparedCodes(record.path, recall, (drawn,))
+    params = TrainingParams(transaction.run.id, space, factory, entry.metric, settings.seed)
+    trained = train_codebook(transaction, params, SampleFiles((drawn.vectors,), (len(sample),)), entry.dimension)
+    recall = round(codes_recall(sample, trained.codebook), 4)
+    in_use = index_entry(trained.codebook, settings, factory)
+    transaction.set_entry(space, replace(in_use, codes_recall=recall, assignment_recall=trained.assignment_recall))
+    path = path_of("codebooks", name=space, digest=trained.codebook.digest)
+    return PreparedCodes(path, recall, (drawn,))
 
 
 def codes_recall(vectors_SD: Float16Array, codebook: Codebook) -> float:

@@ -9,19 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from retrodb.ann.codebook import Codebook, choose_factory, least_sample, sample_size, train
+from retrodb.ann.codebook import choose_factory, least_sample, sample_size
 from retrodb.config import IndexParams
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.json_codec import to_plain_object
 from retrodb.stages.context import Context
-from retrodb.stages.index.codebook_file import index_entry, publish_codebook
+from retrodb.stages.index.codebook_file import index_entry
 from retrodb.stages.index.drift import choose_canaries, drift_entry, reasons_to_retrain
 from retrodb.stages.index.live_parts import MissingRows, open_codebook, parts_of
 from retrodb.stages.index.merge import plan_merge, run_merge
 from retrodb.stages.index.missing_task import find_missing_rows
 from retrodb.stages.index.part_task import STAGE_VERSION, index_task, part_bytes, run_index_task
-from retrodb.stages.index.vector_sample import require_training_memory, training_sample
+from retrodb.stages.index.train_codebook import TrainingResult, TrainingSize, train_codebook
+from retrodb.stages.index.training_files import delete_training_files
+from retrodb.stages.index.training_tasks import TrainingParams
+from retrodb.stages.index.vector_sample import training_sample
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -43,6 +46,9 @@ class IndexResult:
     dry_run: bool = False
     num_merged_parts: int = 0  # that were replaced by fewer
     retrain_reason: str = ""  # why `--retrain` would improve the index
+    assignment_recall: float | None = (
+        None  # of the neighbours that an exact assignment to lists finds; None: it is exact
+    )
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def plan_index(context: Context, params: IndexParams, *, space: str | None = Non
         num_vectors=sum(part.num_rows for part in missing),
         num_parts=len(old_parts) + len(missing),
         note=entry.note if entry and not is_new else "",
+        assignment_recall=entry.assignment_recall if entry and not is_new else None,
         dry_run=True,
         num_merged_parts=merge.num_merged_parts,
         retrain_reason=", ".join(reasons_to_retrain(view, name)),
@@ -161,12 +168,16 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     transaction = Transaction.open(context, view, "index", keys, plan=run_plan, arguments=arguments)
     canaries = None
     if in_use is None:
-        codebook = _trained(transaction, name, plan)
+        trained = _trained(transaction, name, plan)
+        codebook = trained.codebook
         has_lists = codebook.num_lists > 1
         canaries = choose_canaries(view, name, plan.missing if has_lists else (), plan.params.seed)
         transaction.drop_files([*view.manifest.files("parts", name), *view.manifest.files("codebooks", name)])
-        publish_codebook(transaction, name, codebook)
-        in_use = replace(index_entry(codebook, plan.params, result.factory), fingerprint=fingerprint)
+        in_use = replace(
+            index_entry(codebook, plan.params, result.factory),
+            fingerprint=fingerprint,
+            assignment_recall=trained.assignment_recall,
+        )
         transaction.set_entry(name, in_use)
     else:
         codebook = open_codebook(view, name)
@@ -178,7 +189,15 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     transaction.set_entry(name, drift_entry(transaction, name, codebook, records, canaries))
     transaction.counts = {"vectors": result.num_vectors}
     number = transaction.commit().number
-    return replace(result, snapshot=number, factory=in_use.factory, num_lists=in_use.lists, note=in_use.note)
+    delete_training_files(transaction.run)
+    return replace(
+        result,
+        snapshot=number,
+        factory=in_use.factory,
+        num_lists=in_use.lists,
+        note=in_use.note,
+        assignment_recall=in_use.assignment_recall,
+    )
 
 
 def _factory(view: View, space: str, params: IndexParams) -> str:
@@ -196,10 +215,10 @@ def _check_training(plan: IndexPlan, factory: str, memory_bytes: int) -> None:
     num_vectors = plan.result.num_vectors
     size = min(num_vectors, max(1, plan.params.train_sample or sample_size(factory)))
     dimension = plan.view.snapshot.existing(SpaceEntry, plan.result.space).dimension
-    require_training_memory(factory, size, dimension, memory_bytes)
+    TrainingSize(factory, size, dimension).check(memory_bytes)
 
 
-def _trained(transaction: Transaction, space: str, plan: IndexPlan) -> Codebook:
+def _trained(transaction: Transaction, space: str, plan: IndexPlan) -> TrainingResult:
     """A codebook trained on a seeded random sample of the vectors of all shards."""
     view, params, num_rows = plan.view, plan.params, plan.result.num_vectors
     if not num_rows:
@@ -214,6 +233,7 @@ def _trained(transaction: Transaction, space: str, plan: IndexPlan) -> Codebook:
             remedy="Ask for fewer lists, or leave --train-sample out.",
         )
     size = max(1, params.train_sample or sample_size(factory))
-    metric = view.snapshot.existing(SpaceEntry, space).metric
+    stored = view.snapshot.existing(SpaceEntry, space)
     sample = training_sample(transaction, space, plan.missing, size, params.seed)
-    return train(sample, factory, params.seed, metric, transaction.context.num_workers)
+    training = TrainingParams(transaction.run.id, space, factory, stored.metric, params.seed)
+    return train_codebook(transaction, training, sample, stored.dimension)

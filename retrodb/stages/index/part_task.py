@@ -25,7 +25,7 @@ from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,18 @@ from functools import partial
 import numpy as np
 
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import AnyArray, Int64Array, map_array, save_array
+from retrodb.format.arrays import Int64Array, save_array
+from retrodb.format.entries import SpaceEntry
 from retrodb.format.kinds import path_of
-from retrodb.memory import MIB, require_memory, with_caches
 from retrodb.stages.index.live_parts import MissingRows
 from retrodb.stages.index.part_task import planned_rows
+from retrodb.stages.index.training_files import SampleFiles
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.seeded_sample import DrawnFrom, SamplePayload, drawn_positions, sample_tasks
 from retrodb.stages.transaction import Transaction
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
-
-_TRAINING_MIB = 190  # a process that trains: the library, FAISS, and k-means compiled by numba
 
 
 @dataclass(frozen=True)
@@ -43,24 +42,16 @@ VECTORS = TaskKind[VectorsPayload, NoResult]("index-vectors", 1, NoResult)
 
 def training_sample(
     transaction: Transaction, space: str, missing: Sequence[MissingRows], size: int, seed: int
-) -> AnyArray:
-    """(S, D) float16: a seeded sample of the vectors of missing rows of a new index, by file and row."""
+) -> SampleFiles:
+    """Files (n, D) float16: a seeded sample of the vectors of missing rows of a new index, by file and row."""
     run = transaction.run
     tasks = sample_tasks(SAMPLE, run.id, space, missing, size, seed)
     function = partial(run_sample_task, snapshot=PlannedSnapshot.of(transaction.view))
-    records = transaction.run_tasks(tasks, function, unit="vectors")
-    return np.concatenate([map_array(run.storage.local(file.path)) for record in records for file in record.files])
-
-
-def require_training_memory(factory: str, size: int, dimension: int, memory_bytes: int, extra_bytes: int = 0) -> None:
-    """Raises NotEnoughMemory when a training sample of so many vectors does not fit into the limit.
-
-    Args:
-        extra_bytes: what the process holds in addition, such as the weights of a model.
-    """
-    # The sample as float16, as float32, and in the order of k-means.
-    needed = _TRAINING_MIB * MIB + size * dimension * (2 + 4 + 4) + extra_bytes
-    require_memory(f"training {factory} on {size:,} vectors", with_caches(needed), memory_bytes)
+    dimension = transaction.view.snapshot.existing(SpaceEntry, space).dimension
+    sample_bytes = 2 * 2 * dimension * max(task.weight for task in tasks)  # float16, by file and as one array
+    records = transaction.run_tasks(tasks, function, extra_bytes=sample_bytes, unit="vectors")
+    files = tuple(file for record in records for file in record.files)
+    return SampleFiles(files, tuple(task.weight for task in tasks))
 
 
 def run_sample_task(

@@ -51,6 +51,7 @@ class NeighboursResult:
     dry_run: bool = False
     codes_recall: float | None = None  # recall@10 of the codes where the space keeps no vectors; it limits the others
     ranges_per_row: float = 1.0  # ranges of lists that each row was compared with
+    assignment_recall: float | None = None  # of the neighbours that an exact assignment finds; None: it is exact
     num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
 
@@ -158,6 +159,7 @@ def plan_neighbours(
         recall_reached=None,
         dry_run=True,
         codes_recall=index.codes_recall if index else None,
+        assignment_recall=index.assignment_recall if index else None,
     )
     is_current = unchanged is not None and unchanged.nprobe == point.nprobe
     return NeighboursPlan(view, table, params, entry, previous, is_current, spans, size, inputs, hardware, result)

@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from retrodb.ann.codebook import train
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.rerank import LivePart
+from retrodb.ann.training import train
 from retrodb.errors import NotEnoughMemory
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.memory import MIB
