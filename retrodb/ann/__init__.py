@@ -8,7 +8,8 @@ exact                       the k nearest by a streamed product, exactly
 topk, merge_topk            the result of a search; partial results merged into one
 exclusion                   keys by which a query forbids neighbours, inside every search
 kmeans, codebook            the trained part of an index, shared by all parts of a space
-inverted_lists, part        immutable index parts
+list_scanner                FAISS over lists that lie elsewhere in memory
+search_codes, part          immutable index parts
 merge_policy                which parts should merge
 merge_parts                 parts merged list by list
 rerank, search, join        few queries at low latency; all queries at high throughput

@@ -13,6 +13,7 @@ from retrodb.ann.codegen.distances import fixed_affine
 from retrodb.ann.exact import FixedRows, run_rows
 from retrodb.ann.faiss_library import FaissIndex, faiss_module, one_faiss_thread
 from retrodb.ann.kmeans import FLAT_LISTS, kmeans
+from retrodb.ann.list_scanner import ListScanners
 from retrodb.ann.metric import check_metric, check_vectors
 from retrodb.errors import ConfigError
 from retrodb.format.arrays import Float32Array, Int32Array, VectorArray
@@ -91,6 +92,9 @@ class Codebook:
     index: FaissIndex  # clone it before adding
     note: str = ""  # how training deviated from the factory, for the user
 
+    def __post_init__(self) -> None:
+        _ = self.quantizer  # known before a scanner is made, which exchanges it for a moment
+
     @property
     def metric(self) -> Metric:
         return "inner_product" if self.index.metric_type == 0 else "squared_l2"
@@ -118,6 +122,16 @@ class Codebook:
         return inner if isinstance(inner, faiss.IndexIVF) else None
 
     @cached_property
+    def quantizer(self) -> FaissIndex:
+        """The index of the centroids; None for `Flat`."""
+        return None if self.ivf is None else faiss_module().downcast_index(self.ivf.quantizer)
+
+    @cached_property
+    def scanners(self) -> ListScanners:
+        """What scans the lists of parts; not for `Flat`. While a thread makes one, no other may train, encode or serialize."""
+        return ListScanners(self.ivf, self.quantizer)
+
+    @cached_property
     def is_coarse(self) -> bool:
         """Whether a search code has less than a byte a dimension."""
         return self.ivf is not None and bool(self.ivf.code_size < self.dim)
@@ -132,7 +146,7 @@ class Codebook:
         """Coarse centroids in the transformed space; `Flat` has one, at zero."""
         if self.ivf is None:
             return np.zeros((1, self.dim), dtype=np.float32)
-        return np.asarray(self.ivf.quantizer.reconstruct_n(0, self.ivf.nlist), dtype=np.float32)
+        return np.asarray(self.quantizer.reconstruct_n(0, self.ivf.nlist), dtype=np.float32)
 
     @cached_property
     def centre_D(self) -> Float32Array:
@@ -177,10 +191,8 @@ class Codebook:
         """`nearest_lists` of vectors that are transformed already."""
         if self.num_lists <= FLAT_LISTS:
             return self._centroids.nearest(vectors, count, self.metric, threads).astype(np.int32)
-        faiss = faiss_module()
-        quantizer = faiss.downcast_index(self.ivf.quantizer)
-        parameters = faiss.SearchParametersHNSW(efSearch=max(64, 2 * count))
-        return np.asarray(quantizer.search(vectors, count, params=parameters)[1], dtype=np.int32)
+        parameters = faiss_module().SearchParametersHNSW(efSearch=max(64, 2 * count))
+        return np.asarray(self.quantizer.search(vectors, count, params=parameters)[1], dtype=np.int32)
 
 
 def load_codebook(data: bytes) -> Codebook:

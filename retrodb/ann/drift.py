@@ -111,7 +111,7 @@ def _vectors(part: Part, positions: slice[int, int | None, int | None]) -> Float
 def residual(part: Part, codebook: Codebook) -> float:
     """Mean squared distance of a part's vectors (an even sample of them) to their own centroids."""
     positions = slice(0, None, -(-part.meta.rows // SAMPLE_ROWS))
-    list_N = np.searchsorted(part.offsets_L1, np.arange(part.meta.rows)[positions], side="right") - 1
+    list_N = part.list_of(np.arange(part.meta.rows)[positions])
     residual_ND = codebook.transform(_vectors(part, positions)) - codebook.centroids_LD[list_N]
     return float((residual_ND.astype(np.float64) ** 2).sum(axis=1).mean())
 

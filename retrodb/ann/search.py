@@ -17,9 +17,10 @@ import numpy as np
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.codegen.distances import fixed_distances
 from retrodb.ann.exact import estimate_error
-from retrodb.ann.faiss_library import FaissIndex, FaissObject, faiss_module
+from retrodb.ann.faiss_library import FaissObject, faiss_module
 from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
+from retrodb.ann.part import Part
 from retrodb.ann.rerank import SearchPart, rerank
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import BoolArray, ByteArray, Float32Array, Int64Array, VectorArray
@@ -139,30 +140,30 @@ def _scan(
     allowed_bits: ByteArray | None,
 ) -> TopK:
     """The `width` nearest rows of a part by search codes, of those in the bitmap if one is given."""
-    faiss = faiss_module()
     selector = None if allowed_bits is None else _selector(allowed_bits)
-    index = live.part.index if codebook.ivf is None else live.part.index_of_lists(lists_QA)
     if codebook.ivf is None:
-        distances_QW, rows_QW = index.search(rotated, width, params=faiss.SearchParameters(sel=selector))
+        rows_QW, distances_QW = _scan_vectors(rotated, live.part, width, selector)
     else:
-        if isinstance(index, faiss.IndexPreTransform):
-            index = faiss.downcast_index(index.index)
-        parameters = _parameters(index, selector, lists_QA.shape[1])
-        distances_QW, rows_QW = np.empty((len(rotated), width), np.float32), np.empty((len(rotated), width), np.int64)
-        arrays = rotated, lists_QA, distances_QA, distances_QW, rows_QW
-        x, lists, coarse, distances, rows = map(faiss.swig_ptr, arrays)
-        # The Python wrapper refuses parameters; the method below it takes them.
-        index.search_preassigned_c(len(rotated), x, width, lists, coarse, distances, rows, False, parameters)
+        in_memory = live.part.lists_in_memory(lists_QA)
+        with codebook.scanners.scanner() as scanner:
+            rows_QW, distances_QW = scanner.search(rotated, width, lists_QA, distances_QA, in_memory, selector)
     ids_QW = np.where(rows_QW >= 0, live.ids_of(np.maximum(rows_QW, 0)), NO_NEIGHBOUR)
     return ids_QW, -distances_QW if codebook.metric == "inner_product" else distances_QW
 
 
-def _parameters(index: FaissIndex, selector: FaissObject, nprobe: int) -> FaissObject:
-    """Search parameters; one-bit codes have a class of their own, whose defaults differ from the index's."""
-    faiss = faiss_module()
-    if isinstance(index, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan):
-        return faiss.IVFRaBitQSearchParameters(sel=selector, nprobe=nprobe, qb=index.qb)
-    return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+def _scan_vectors(
+    queries: Float32Array, part: Part, width: int, selector: FaissObject
+) -> tuple[Int64Array, Float32Array]:
+    """The nearest rows (Q, W) of a part of `Flat`, -1 where there are no more, by the products that `IndexFlat` computes."""
+    faiss, vectors_ND = faiss_module(), part.search_codes.array.whole()
+    distances_QW, rows_QW = np.empty((len(queries), width), np.float32), np.empty((len(queries), width), np.int64)
+    x, y, distances, rows = map(faiss.swig_ptr, (queries, vectors_ND, distances_QW, rows_QW))
+    sizes = queries.shape[1], len(queries), len(vectors_ND), width
+    if part.meta.metric == "inner_product":
+        faiss.knn_inner_product(x, y, *sizes, distances, rows, selector)
+    else:
+        faiss.knn_L2sqr(x, y, *sizes, distances, rows, None, selector)
+    return rows_QW, distances_QW
 
 
 def _selector(bits: ByteArray) -> FaissObject:

@@ -77,9 +77,11 @@ class VerifiedBlocks:
         """The blocks with a byte of these ranges that were not verified yet."""
         if self.is_whole:
             return []
-        touched_B = _touched(starts_R, ends_R, len(self._is_verified_B))
-        unverified: list[int] = np.flatnonzero(touched_B & ~self._is_verified_B).tolist()
-        return unverified
+        first, touched_B = _touched(starts_R, ends_R)
+        unverified: list[int] = np.flatnonzero(
+            touched_B & ~self._is_verified_B[first : first + len(touched_B)]
+        ).tolist()
+        return [first + block for block in unverified]
 
     def verify_blocks(self, data: memoryview, blocks: list[int], digests: bytes, error_of: ErrorOf) -> None:
         """Verify some blocks by the digests of all. Raises as `verify_whole`."""
@@ -101,13 +103,16 @@ def _refuse(block: int, size_bytes: int, error_of: ErrorOf) -> NoReturn:
     raise error_of(f"checksum mismatch in bytes {start:,} to {end - 1:,}")
 
 
-def _touched(starts_R: Int64Array, ends_R: Int64Array, count: int) -> BoolArray:
-    """(count,) bool: the blocks that have a byte of a range."""
+def _touched(starts_R: Int64Array, ends_R: Int64Array) -> tuple[int, BoolArray]:
+    """The first block with a byte of a range, and which blocks from there to the last one have one, (count,) bool."""
     is_any = ends_R > starts_R
+    if not is_any.any():
+        return 0, np.zeros(0, dtype=bool)
     first_R, last_R = starts_R[is_any] // block_bytes(), (ends_R[is_any] - 1) // block_bytes()
-    begun_B = np.bincount(first_R, minlength=count + 1) - np.bincount(last_R + 1, minlength=count + 1)
+    first, count = int(first_R.min()), int(last_R.max() - first_R.min()) + 1
+    begun_B = np.bincount(first_R - first, minlength=count + 1) - np.bincount(last_R + 1 - first, minlength=count + 1)
     touched_B: BoolArray = np.cumsum(begun_B)[:count] > 0
-    return touched_B
+    return first, touched_B
 
 
 @lru_cache(maxsize=FILES_BY_BLOCK)
