@@ -43,7 +43,7 @@ def choose_factory(
     """A FAISS factory string for a corpus of this size.
 
     Args:
-        memory_bytes: memory limit of a search process; fast-scan codes (RaBitQfs) have to fit, others are memory-mapped.
+        memory_bytes: of the machine that searches. All codes are mapped, and one-bit codes (RaBitQfs) are chosen where they fit.
         bytes_per_vector: the size of a search code; None chooses one.
     """
     check_metric(metric)

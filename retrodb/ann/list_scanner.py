@@ -7,7 +7,7 @@ files of their own, mapped by us, and FAISS copies neither. Blocks of fast-scan 
 
 A scanner has its own table, and shares the coarse quantizer with the codebook. Threads take a scanner each.
 
-Legend: L lists of the codebook, P lists of a part, Q queries, A probed lists, W candidates.
+Legend: L lists of the codebook, P lists that some query probes, Q queries, A lists of a query, W candidates.
 """
 
 from __future__ import annotations
@@ -33,44 +33,54 @@ class ListScanner:
             quantizer: of the codebook; it is shared.
         """
         faiss = faiss_module()
-        self._index = _copy_without(ivf, quantizer)
+        self.index = _copy_without(ivf, quantizer)
         self._lists = faiss.OnDiskInvertedLists()
         self._lists.nlist, self._lists.code_size = ivf.nlist, 1
         self._lists.lists.resize(ivf.nlist)
-        self._index.invlists, self._index.own_invlists = self._lists, False
-        numbers = (ctypes.c_uint64 * (3 * ivf.nlist)).from_address(int(self._lists.lists.data().this))
-        self._table_L3 = np.frombuffer(numbers, dtype=np.uint64).reshape(-1, 3)  # size, capacity, offset
+        self.index.invlists, self.index.own_invlists = self._lists, False
+        numbers = (ctypes.c_int64 * (3 * ivf.nlist)).from_address(int(self._lists.lists.data().this))
+        self.table_L3 = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 3)  # size, capacity, offset
 
-    def search(
-        self,
-        queries: Float32Array,
-        width: int,
-        lists_QA: Int64Array,
-        distances_QA: Float32Array,
-        in_memory: tuple[Int64Array, Int64Array, Int64Array, Int64Array],
-        selector: FaissObject,
-    ) -> tuple[Int64Array, Float32Array]:
-        """The nearest rows (Q, W) int64, -1 where there are no more, and their distances as FAISS has them.
+
+class ProbedLists:
+    """Some queries with the lists that they probe, which are asked of one part after the other."""
+
+    def __init__(
+        self, scanner: ListScanner, queries: Float32Array, lists_QA: Int64Array, distances_QA: Float32Array
+    ) -> None:
+        """
+        Args:
+            lists_QA: the lists that each query probes, -1 where there are no more.
+            distances_QA: of the queries and the centroids of these lists, as FAISS has them.
+        """
+        self._scanner, self._num_queries = scanner, len(queries)
+        self._arrays = queries, lists_QA, distances_QA
+        self._pointers = tuple(map(faiss_module().swig_ptr, self._arrays))
+        self._unrestricted = _parameters(scanner.index, None, lists_QA.shape[1])
+        distinct: Int64Array = np.unique(lists_QA)
+        self.lists_P = distinct[int(np.searchsorted(distinct, 0)) :]  # all of them, ascending
+
+    def scan(self, table_P3: Int64Array, width: int, selector: FaissObject) -> tuple[Int64Array, Float32Array]:
+        """The nearest rows (Q, W) int64 of a part, -1 where there are no more, and their distances as FAISS has them.
 
         Args:
-            lists_QA: the lists that each query probes, and its distances to their centroids.
-            in_memory: lists, their sizes, and the addresses of their codes and of their rows, (P,) each. Other lists are empty.
+            table_P3: of each probed list its number of rows, the distance from its codes to its row numbers, and the address
+                of its codes. They stay mapped during the call.
             selector: a FAISS row filter, or None.
         """
-        faiss = faiss_module()
-        lists_P, sizes_P, codes_P, rows_P = in_memory
-        distances_QW, rows_QW = np.empty((len(queries), width), np.float32), np.empty((len(queries), width), np.int64)
-        x, lists, coarse, distances, rows = map(
-            faiss.swig_ptr, (queries, lists_QA, distances_QA, distances_QW, rows_QW)
+        scanner, (x, lists, coarse) = self._scanner, self._pointers
+        shape = self._num_queries, width
+        distances_QW, rows_QW = np.empty(shape, np.float32), np.empty(shape, np.int64)
+        parameters = self._unrestricted
+        if selector is not None:
+            parameters = _parameters(scanner.index, selector, self._arrays[1].shape[1])
+        scanner.index.ntotal = int(table_P3[:, 0].sum())
+        scanner.table_L3[self.lists_P] = table_P3
+        distances, rows = map(faiss_module().swig_ptr, (distances_QW, rows_QW))
+        # The Python wrapper refuses parameters; the method below it takes them.
+        scanner.index.search_preassigned_c(
+            self._num_queries, x, width, lists, coarse, distances, rows, False, parameters
         )
-        parameters = _parameters(self._index, selector, lists_QA.shape[1])
-        self._index.ntotal = int(sizes_P.sum())
-        self._table_L3[lists_P] = np.stack([sizes_P, rows_P - codes_P, codes_P], axis=1).view(np.uint64)
-        try:
-            # The Python wrapper refuses parameters; the method below it takes them.
-            self._index.search_preassigned_c(len(queries), x, width, lists, coarse, distances, rows, False, parameters)
-        finally:
-            self._table_L3[lists_P, 0] = 0
         return rows_QW, distances_QW
 
 
@@ -83,13 +93,15 @@ class ListScanners:
         self._free: list[ListScanner] = []
 
     @contextmanager
-    def scanner(self) -> Iterator[ListScanner]:
-        """A scanner for the calling thread."""
+    def probing(self, queries: Float32Array, lists_QA: Int64Array, distances_QA: Float32Array) -> Iterator[ProbedLists]:
+        """A scanner for the calling thread, with its queries. Arguments: see `ProbedLists`."""
         with self._lock:
             scanner = self._free.pop() if self._free else ListScanner(self._ivf, self._quantizer)
+        probed = ProbedLists(scanner, queries, lists_QA, distances_QA)
         try:
-            yield scanner
+            yield probed
         finally:
+            scanner.table_L3[probed.lists_P, 0] = 0  # no list of a part that may be unmapped
             self._free.append(scanner)
 
 

@@ -138,32 +138,49 @@ class Part:
 
     def lists(self, lists: Int32Array | Int64Array) -> ListArrays:
         """Plain arrays for a kernel that reads these lists (any shape, -1: none) and no others: they are verified."""
-        numbers_P = self._filled_among(lists)
-        rows = self.offsets_M1[numbers_P], self.offsets_M1[numbers_P + 1]
+        distinct: Int64Array = np.unique(lists)
+        numbers_P, sizes_P = self._numbers(distinct)
+        starts_P = self.offsets_M1[numbers_P]
+        rows = starts_P, starts_P + sizes_P
         return ListArrays(self.order_N.declared(*rows), self.codes_ND.declared(*rows), self.scales_N2.declared(*rows))
 
-    def lists_in_memory(self, lists: Int32Array | Int64Array) -> ListAddresses:
-        """Where some lists (any shape, -1: none) that are not empty are mapped, while the part lives; they are verified."""
-        numbers_P, codes = self._filled_among(lists), self.search_codes
-        rows, blocks = (numbers[numbers_P] for numbers in (self.offsets_M1, codes.blocks_M1))
-        sizes_P = self.offsets_M1[numbers_P + 1] - rows
-        order = self.order_N.declared(rows, rows + sizes_P)
-        stored = codes.array.declared(blocks, codes.blocks_M1[numbers_P + 1])
-        return ListAddresses(
-            self.filled_M[numbers_P].astype(np.int64),
-            sizes_P,
-            _addresses(stored, blocks),
-            _addresses(order, rows),
-        )
+    def lists_in_memory(self, lists_P: Int64Array) -> Int64Array:
+        """(P, 3) int64, see `ProbedLists.scan`: where some lists are mapped, while the part lives; they are verified.
 
-    def _filled_among(self, lists: Int32Array | Int64Array) -> Int64Array:
-        """Which of the lists that are not empty, by their numbers in `filled`, are among some lists."""
-        distinct = np.unique(lists)
+        Args:
+            lists_P: different lists.
+        """
+        numbers_P, sizes_P = self._numbers(lists_P)
+        starts_P, blocks_P = self.offsets_M1[numbers_P], self.search_codes.blocks_M1[numbers_P]
+        self.order_N.declared(starts_P, starts_P + sizes_P)
+        self.search_codes.array.declared(blocks_P, blocks_P + self.search_codes.form.num_blocks(sizes_P))
+        (rows, row_bytes), (codes, block_bytes) = self._places
+        table_P3 = np.empty((len(lists_P), 3), dtype=np.int64)
+        table_P3[:, 0] = sizes_P
+        table_P3[:, 2] = codes + blocks_P * block_bytes
+        table_P3[:, 1] = rows + starts_P * row_bytes - table_P3[:, 2]
+        return table_P3
+
+    @cached_property
+    def _places(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The addresses of the row numbers and of the search codes, each with the bytes of a row of the array."""
+        nothing = np.zeros(0, np.int64)
+        arrays = (array.declared(nothing, nothing) for array in (self.order_N, self.search_codes.array))
+        rows, codes = ((array.ctypes.data, array.strides[0]) for array in arrays)
+        return rows, codes
+
+    def _numbers(self, lists_P: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """The number of each of some lists among those that are not empty, and its size; of an empty one any number, and 0."""
         if not len(self.filled_M):
-            return np.empty(0, np.int64)
-        numbers: Int64Array = np.minimum(np.searchsorted(self.filled_M, distinct), len(self.filled_M) - 1)
-        filled: Int64Array = numbers[self.filled_M[numbers] == distinct]
-        return filled
+            return np.zeros(len(lists_P), np.int64), np.zeros(len(lists_P), np.int64)
+        numbers_P = self.filled_M.searchsorted(lists_P)
+        np.minimum(numbers_P, len(self.filled_M) - 1, out=numbers_P)
+        sizes_P = self._sizes_M[numbers_P] * (self.filled_M[numbers_P] == lists_P)
+        return numbers_P, sizes_P
+
+    @cached_property
+    def _sizes_M(self) -> Int64Array:
+        return np.diff(self.offsets_M1)
 
     def _array(self, name: str, shape: tuple[int | None, ...]) -> VerifiedArray:
         """Raises DamagedFileError: it has another shape than the part's description says; None is any number."""
@@ -182,21 +199,6 @@ class ListArrays(NamedTuple):
     order_N: Int64Array
     codes_ND: NDArray[np.int8]
     scales_N2: Float32Array
-
-
-class ListAddresses(NamedTuple):
-    """Lists of a part that are mapped: number of rows, and the addresses of their search codes and of their rows."""
-
-    lists_P: Int64Array
-    sizes_P: Int64Array
-    codes_P: Int64Array
-    rows_P: Int64Array
-
-
-def _addresses(array: AnyArray, rows: Int64Array) -> Int64Array:
-    """The address of each of some rows of a mapped array."""
-    addresses: Int64Array = array.ctypes.data + rows * (array.itemsize * int(np.prod(array.shape[1:])))
-    return addresses
 
 
 class VectorRows(Protocol):

@@ -73,6 +73,10 @@ class CodeForm:
         numbers = [self.block_rows, self.quantized, *([self.bits] if self.kind == "rabitq" else [])]
         return np.dtype([("_".join([self.kind, *map(str, numbers)]), np.uint8, (self.block_rows * self.code_bytes,))])
 
+    def num_blocks(self, sizes: Int64Array) -> Int64Array:
+        """Rows of the stored array of lists of some sizes."""
+        return -(-sizes // self.block_rows) if self.is_packed else sizes
+
     def shape(self, num_blocks: int) -> tuple[int, ...]:
         """The shape of the stored array."""
         return (num_blocks,) if self.is_packed else (num_blocks, self.width)
@@ -169,7 +173,7 @@ def block_offsets(form: CodeForm, offsets_M1: Int64Array) -> Int64Array:
     """Where each list begins among the rows of the stored array, (M + 1,)."""
     if not form.is_packed:
         return offsets_M1
-    return np.concatenate([[0], np.cumsum(-(-np.diff(offsets_M1) // form.block_rows))]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(form.num_blocks(np.diff(offsets_M1)))]).astype(np.int64)
 
 
 @dataclass(frozen=True)

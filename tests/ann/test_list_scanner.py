@@ -71,8 +71,8 @@ def test_mapped_lists_give_the_bits_that_an_index_of_faiss_gives(factory: str, m
         bits = np.packbits(RNG.random(len(VECTORS)) < 0.5, bitorder="little")
         selected = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
         for width, selector in ((1, None), (40, selected), (40, None)):
-            with codebook.scanners.scanner() as scanner:
-                found = scanner.search(queries, width, lists, distances, part.lists_in_memory(lists), selector)
+            with codebook.scanners.probing(queries, lists, distances) as probed:
+                found = probed.scan(part.lists_in_memory(probed.lists_P), width, selector)
             expected = searched(own, queries, width, lists, distances, selector)
             assert all((a == b).all() for a, b in zip(found, expected, strict=True))
 
