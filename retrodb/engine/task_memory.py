@@ -83,7 +83,7 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "index-sample": TaskMemory(110, 4096), "index-vectors": TaskMemory(110, 4096),  # vectors of 1,024 dimensions, twice
     "index-lists": TaskMemory(230),  # 64 MB of offsets, and their differences
     "index-drift": TaskMemory(280),
-    "merge": TaskMemory(105, 60),
+    "merge": TaskMemory(105, 60, SHARD),  # rows are looked at in windows of as many ids
     "neighbours": TaskMemory(270), "repair": TaskMemory(270),  # stages/neighbours/join_memory.py has the rest
     "neighbours-point": TaskMemory(270), "neighbours-recall": TaskMemory(270),
     "compared": TaskMemory(120, 25, SHARD), "compared-count": TaskMemory(120, 25, SHARD),
