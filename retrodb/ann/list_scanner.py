@@ -34,6 +34,7 @@ class ListScanner:
         """
         faiss = faiss_module()
         self.index = _copy_without(ivf, quantizer)
+        self.index.ntotal = 1  # of no part; an index with none need not be searched
         self._lists = faiss.OnDiskInvertedLists()
         self._lists.nlist, self._lists.code_size = ivf.nlist, 1
         self._lists.lists.resize(ivf.nlist)
@@ -74,7 +75,6 @@ class ProbedLists:
         parameters = self._unrestricted
         if selector is not None:
             parameters = _parameters(scanner.index, selector, self._arrays[1].shape[1])
-        scanner.index.ntotal = int(table_P3[:, 0].sum())
         scanner.table_L3[self.lists_P] = table_P3
         distances, rows = map(faiss_module().swig_ptr, (distances_QW, rows_QW))
         # The Python wrapper refuses parameters; the method below it takes them.
