@@ -84,10 +84,9 @@ def measure(rows: int, options: argparse.Namespace) -> Cost:
     truth, _ = exact_topk(vectors[queried[sampled]], live.blocks(), K, METRIC, exclusion.rows(sampled), options.threads)
     nearest = codebook.nearest_lists(vectors[queried[sampled]], min(codebook.num_lists, 512), options.threads)
     sizes = np.diff(part.offsets_L1)
-    curve = recall_curve(nearest, np.where(truth >= 0, part.lists_NA[truth, 0], -1), sizes)
+    curve = recall_curve(nearest, np.where(truth >= 0, part.lists_N.whole()[truth], -1), sizes)
     point = next(point for point in curve if point.recall.mean >= 0.95)  # StopIteration: 512 lists are too few
-    stored_lists = part.lists_NA[queried] if point.nprobe <= part.lists_NA.shape[1] else None
-    args = (vectors[queried], stored_lists, [live], codebook, K, point.nprobe, exclusion)
+    args = (vectors[queried], None, [live], codebook, K, point.nprobe, exclusion)
     join_block(*args, threads=options.threads)  # compiled and in memory
     _, join_s = timed(lambda: join_block(*args, threads=options.threads))
     return Cost(

@@ -44,7 +44,7 @@ from retrodb.bench.machine import gemm_gflops, timed
 
 Nearest = tuple[np.ndarray, np.ndarray]  # ids and distances (Q, k)
 METRIC = "inner_product"
-STORED_LISTS = 128  # nearest lists stored for each vector
+NEAREST_LISTS = 128  # that are known of each query
 
 
 def mixture(rows: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +101,7 @@ class Method:
     fraction: float = 1.0  # of the queries that it is timed on
     has_lists: bool = True  # whether it can use stored list ids
     built_s: float = 0.0  # counted in the second table, because HNSW has no other assignment
-    top: int = STORED_LISTS  # maximum effort
+    top: int = NEAREST_LISTS  # maximum effort
 
 
 class Bench:
@@ -121,7 +121,7 @@ class Bench:
         sample = np.sort(random.choice(len(self.vectors), min(len(self.vectors), 64 * options.lists), replace=False))
         self.codebook = train(self.vectors[sample], f"IVF{options.lists},SQ8", options.seed, METRIC, max_threads)
         self.folder = Path(tempfile.mkdtemp())
-        _, self.build_s = timed(lambda: build_part(self.vectors, self.codebook, self.folder, STORED_LISTS, max_threads))
+        _, self.build_s = timed(lambda: build_part(self.vectors, self.codebook, self.folder, max_threads))
         part = open_part(self.folder)
         ids, keys = np.arange(len(self.vectors)), {"document": self.documents}
         self.live = LivePart(part, ids, self.vectors.__getitem__, None, keys)
@@ -130,7 +130,8 @@ class Bench:
         self.rows = np.asarray(
             part.order_N[:: max(1, len(ids) // count)][:count] if options.spread else part.order_N[:count]
         )
-        self.queries, self.lists = self.vectors[self.rows], np.asarray(part.lists_NA[self.rows])
+        self.queries = self.vectors[self.rows]
+        self.lists = self.codebook.nearest_lists(self.queries, min(NEAREST_LISTS, self.codebook.num_lists), max_threads)
         self.exclusion = Exclusion.of(len(self.rows), document=self.documents[self.rows])
         self.sample = np.sort(random.choice(len(self.rows), min(options.truth, len(self.rows)), replace=False))
         self.truth, self.exact_s = timed(lambda: self.exact(self.sample))
@@ -145,7 +146,7 @@ class Bench:
 
     def first_guess(self, target: float) -> int:
         sizes = np.diff(self.live.part.offsets_L1)
-        true_lists = np.where(self.truth[0] >= 0, self.live.part.lists_NA[self.truth[0], 0], -1)
+        true_lists = np.where(self.truth[0] >= 0, self.live.part.lists_N.whole()[self.truth[0]], -1)
         curve = recall_curve(self.lists[self.sample], true_lists, sizes)
         return next((point.nprobe for point in curve if point.recall.mean >= target), curve[-1].nprobe)
 

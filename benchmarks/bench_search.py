@@ -18,20 +18,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import faiss
 import numpy as np
 from bench_neighbours import mixture, set_threads
 
-from retrodb.ann.codebook import Codebook, choose_factory, sample_size
+from retrodb.ann.codebook import Codebook, choose_factory, load_codebook, sample_size
 from retrodb.ann.exact import exact_topk
+from retrodb.ann.faiss_file import write_faiss_file
+from retrodb.ann.merge_parts import rows_by_list
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.recall_curve import recall_at_k
 from retrodb.ann.rerank import LivePart, rerank
 from retrodb.ann.search import search
 from retrodb.ann.training import train
 from retrodb.bench.machine import environment, gemm_gflops, timed
+from retrodb.format.part_files import SEARCH_CODES_FILE
 
 Search = Callable[[np.ndarray, int], np.ndarray]  # queries (Q, D), effort -> ids (Q, k)
 METRIC = "inner_product"
@@ -68,7 +72,7 @@ class Bench:
         part.mkdir()
         _, self.build_s = timed(lambda: build_part(self.vectors, self.codebook, part))
         self.live = LivePart(open_part(part), self.ids, self.vectors.__getitem__)
-        self.index_bytes = (part / "index.faiss").stat().st_size
+        self.index_bytes = (part / SEARCH_CODES_FILE).stat().st_size
 
     def methods(self) -> Iterator[Method]:
         """retrodb first, then its peers."""
@@ -87,13 +91,27 @@ class Bench:
 
     def _faiss(self, queries: np.ndarray, nprobe: int) -> np.ndarray:
         """Plain FAISS. Coarse codes get an exact rerank of as many candidates as in retrodb."""
-        index = self.live.part.index
+        index = self.faiss_index
         if self.codebook.ivf is not None:
             faiss.extract_index_ivf(index).nprobe = nprobe
         if not self.codebook.is_coarse:
             return index.search(queries, self.k)[1]
         ids = index.search(queries, self.k + self.codebook.rerank_margin)[1]
         return rerank(queries, ids, [self.live], self.k, METRIC)[0]
+
+    @cached_property
+    def faiss_index(self) -> faiss.Index:
+        """The part as an index of FAISS."""
+        part = self.live.part
+        whole = Path(part.folder) / "whole.faiss"
+
+        def rows() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            for block in rows_by_list([part], [self.ids]):
+                yield block.lists_B, block.rows_B, block.search_codes([part])
+
+        codebook = load_codebook(self.codebook.serialize())
+        write_faiss_file(whole, codebook, np.diff(part.offsets_L1), rows, 1)
+        return faiss.read_index(str(whole))
 
     def _usearch(self) -> Method:
         from usearch.index import Index

@@ -60,7 +60,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     ),
     "plan: merge of index parts": (
         "program",
-        _OPEN + "from retrodb.stages.index.merge import plan_merge; plan_merge(view, 'default', 1 << 36)",
+        _OPEN + "from retrodb.stages.index.merge import plan_merge; plan_merge(view, 'default')",
     ),
     "commit of a shard": ("program", _COMMIT + f"commit(storage, head, change('a', {_SHARD.format('a')}))"),
     "commit of a file, rebased": (

@@ -8,13 +8,33 @@ import click
 
 from retrodb.config import IndexParams
 
-from .options import WRITING_EXITS, Command, Session, database_argument, open_database, size, space_option, task_options
+from .options import (
+    WRITING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    is_given,
+    open_database,
+    size,
+    space_option,
+    task_options,
+)
 
 if TYPE_CHECKING:
     from retrodb.options import IndexOptions
 
 
-@click.command(cls=Command, example="retrodb index my.retrodb --factory IVF1024,SQ8", exits=WRITING_EXITS)
+_OF_INDEX = ("factory", "train_sample", "seed", "bytes_per_vector", "search_memory_bytes", "retrain", "workers")
+
+
+@click.command(
+    cls=Command,
+    example="""
+    retrodb index my.retrodb --factory IVF1024,SQ8
+    retrodb index my.retrodb --export-faiss my.faiss
+    """,
+    exits=WRITING_EXITS,
+)
 @database_argument
 @space_option
 @click.option(
@@ -52,6 +72,12 @@ if TYPE_CHECKING:
     "limits this command.",
 )
 @click.option("--retrain", is_flag=True, help="Train a new codebook, and index all vectors again.")
+@click.option(
+    "--export-faiss",
+    "out",
+    metavar="OUT",
+    help="Write the index as one file OUT that faiss.read_index opens, with the ids of live chunks. Indexes nothing.",
+)
 @task_options
 def command(
     session: Session,
@@ -59,6 +85,7 @@ def command(
     database: str,
     space: str | None,
     retrain: bool,
+    out: str | None,
     workers: int | None,
     dry_run: bool,
     **options: Unpack[IndexOptions],
@@ -67,5 +94,10 @@ def command(
 
     If the space has no codebook yet, the command trains one.
     """
+    if out is not None and any(map(is_given, _OF_INDEX)):
+        raise click.UsageError("--export-faiss writes the index that is there. Remove the other options of the index.")
     db = open_database(session, database, workers)
+    if out is not None:
+        session.output.result(db.export_faiss(out, space=space, dry_run=dry_run))
+        return
     session.output.result(db.index(space=space, retrain=retrain, dry_run=dry_run, **options))

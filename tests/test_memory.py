@@ -112,6 +112,7 @@ CALLS: dict[str, Callable[[Database, Path], object]] = {
     "search": lambda db, out: db.search(["ka"]),
     "search_arrays": lambda db, out: db.search_arrays(None, 1),  # type: ignore[arg-type]
     "searcher": lambda db, out: db.searcher(),
+    "export_faiss": lambda db, out: db.export_faiss(out),
     "sql": lambda db, out: db.sql("select 1"),
     "leakage": lambda db, out: db.leakage(against=out / "db.jsonl"),
     "eval_retrieval": lambda db, out: db.eval_retrieval(queries="q", qrels="r"),

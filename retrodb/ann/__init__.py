@@ -13,7 +13,8 @@ grouped_training            k-means of many lists, in two levels
 grouped_lists               the nearest lists of vectors through groups of lists
 assignment_recall           what that costs in recall
 ward                        the leaf order of a hierarchy, by which lists are numbered
-inverted_lists, part        immutable index parts
+list_scanner                FAISS over lists that lie elsewhere in memory
+search_codes, part          immutable index parts
 merge_policy                which parts should merge
 merge_parts                 parts merged list by list
 rerank, search, join        few queries at low latency; all queries at high throughput

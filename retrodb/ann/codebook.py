@@ -14,6 +14,7 @@ from retrodb.ann.exact import FixedRows, run_rows
 from retrodb.ann.faiss_library import FaissIndex, faiss_module
 from retrodb.ann.grouped_lists import GroupedLists
 from retrodb.ann.grouped_training import num_groups_of
+from retrodb.ann.list_scanner import ListScanners
 from retrodb.ann.metric import check_metric, check_vectors
 from retrodb.format.arrays import Float32Array, Int32Array, VectorArray
 from retrodb.format.entries import Metric
@@ -45,7 +46,7 @@ def choose_factory(
     """A FAISS factory string for a corpus of this size.
 
     Args:
-        memory_bytes: memory limit of a search process; fast-scan codes (RaBitQfs) have to fit, others are memory-mapped.
+        memory_bytes: of the machine that searches. All codes are mapped, and one-bit codes (RaBitQfs) are chosen where they fit.
         bytes_per_vector: the size of a search code; None chooses one.
     """
     check_metric(metric)
@@ -101,6 +102,9 @@ class Codebook:
     index: FaissIndex  # clone it before adding
     note: str = ""  # how training deviated from the factory, for the user
 
+    def __post_init__(self) -> None:
+        _ = self.quantizer  # known before a scanner is made, which exchanges it for a moment
+
     @property
     def metric(self) -> Metric:
         return "inner_product" if self.index.metric_type == 0 else "squared_l2"
@@ -136,6 +140,11 @@ class Codebook:
     def quantizer(self) -> FaissIndex:
         """The index of the centroids; None for `Flat`."""
         return None if self.ivf is None else faiss_module().downcast_index(self.ivf.quantizer)
+
+    @cached_property
+    def scanners(self) -> ListScanners:
+        """What scans the lists of parts; not for `Flat`. While a thread makes one, no other may train, encode or serialize."""
+        return ListScanners(self.ivf, self.quantizer)
 
     @cached_property
     def is_coarse(self) -> bool:

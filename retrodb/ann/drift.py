@@ -57,7 +57,7 @@ def truth_in_part(canaries_CD: Float32Array, canary_ids: Int64Array, part: Part,
     itself = Exclusion.of(len(canary_ids), chunk=canary_ids)
     ids, distances = exact_topk(canaries_CD, _decoded(part, ids_N), CANARY_K, part.meta.metric, itself)
     rows = np.minimum(np.searchsorted(ids_N, ids), len(ids_N) - 1)
-    return Truth(ids, distances, np.where(ids >= 0, part.lists_NA[rows, 0], -1))
+    return Truth(ids, distances, np.where(ids >= 0, part.lists_N[rows], -1))
 
 
 def _decoded(part: Part, ids_N: Int64Array) -> Iterator[Block]:
@@ -73,7 +73,7 @@ def _vectors(part: Part, positions: slice[int, int | None, int | None]) -> Float
 def residual(part: Part, codebook: Codebook) -> float:
     """Mean squared distance of a part's vectors (an even sample of them) to their own centroids."""
     positions = slice(0, None, -(-part.meta.rows // SAMPLE_ROWS))
-    list_N = np.searchsorted(part.offsets_L1, np.arange(part.meta.rows)[positions], side="right") - 1
+    list_N = part.list_of(np.arange(part.meta.rows)[positions])
     residual_ND = codebook.transform(_vectors(part, positions)) - codebook.centroids_LD[list_N]
     return float((residual_ND.astype(np.float64) ** 2).sum(axis=1).mean())
 

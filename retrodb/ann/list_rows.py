@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -29,12 +30,10 @@ class ListRows:
         """The number of rows that may be found."""
         return len(self.ids_N) if self.allowed_N is None else int(np.count_nonzero(self.allowed_N))
 
-    @property
+    @cached_property
     def offsets_L1(self) -> Int64Array:
         """Where each list of the range begins and the last ends among these rows."""
-        offsets: Int64Array = self.part.offsets_L1[self.first_list : self.end_list + 1]
-        relative: Int64Array = offsets - offsets[0]
-        return relative
+        return np.concatenate([[0], np.cumsum(self.part.sizes_of_lists_in(self.first_list, self.end_list))])
 
     def scanned(self, lists_QA: Int32Array, exclusion: Exclusion) -> ScannedLists:
         """What a scan of some lists of the range reads.
@@ -45,7 +44,7 @@ class ListRows:
         Raises:
             MismatchError: exclusion keys are missing.
         """
-        part, (start, end) = self.part, self.part.offsets_L1[[self.first_list, self.end_list]].tolist()
+        part, (start, end) = self.part, self.part.span_of_lists(self.first_list, self.end_list)
         arrays = part.lists(np.where(lists_QA >= 0, lists_QA + self.first_list, -1))
         return ScannedLists(
             offsets_L1=self.offsets_L1,

@@ -10,16 +10,19 @@ uncertain. Rows with fewer than k certain candidates are searched again with mor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.codegen.distances import fixed_distances
 from retrodb.ann.exact import estimate_error
-from retrodb.ann.faiss_library import FaissIndex, FaissObject, faiss_module
+from retrodb.ann.faiss_library import FaissObject, faiss_module
+from retrodb.ann.list_scanner import ProbedLists
 from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
+from retrodb.ann.part import Part
 from retrodb.ann.rerank import SearchPart, rerank
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import BoolArray, ByteArray, Float32Array, Int64Array, VectorArray
@@ -80,11 +83,12 @@ def _candidates(
     nprobe = min(nprobe, codebook.num_lists)
     rotated = codebook.transform(queries)
     if codebook.ivf is None:
-        lists_QA, distances_QA = np.zeros((len(queries), 1), np.int64), np.zeros((len(queries), 1), np.float32)
+        partials = [_search_part(partial(_scan_vectors, rotated), part, width) for part in parts]
     else:
         lists_QA = codebook.nearest_lists_of(rotated, nprobe, threads).astype(np.int64)
         distances_QA = _coarse_distances(rotated, lists_QA, codebook)
-    partials = [_search_part(rotated, part, width, lists_QA, distances_QA, codebook) for part in parts]
+        with codebook.scanners.probing(rotated, lists_QA, distances_QA) as probed:
+            partials = [_search_part(partial(_scan_lists, probed), part, width) for part in parts]
     ids_QW, distances_QW = merge_topk(partials, width)
     is_full_Q = (ids_QW[:, -1] != NO_NEIGHBOUR) & (width < MAX_WIDTH)
     if codebook.ivf is None:
@@ -107,17 +111,14 @@ def _coarse_distances(rotated: Float32Array, lists_QA: Int64Array, codebook: Cod
     return distances_QA if is_l2 else -distances_QA
 
 
-def _search_part(
-    rotated: Float32Array,
-    live: SearchPart,
-    width: int,
-    lists_QA: Int64Array,
-    distances_QA: Float32Array,
-    codebook: Codebook,
-) -> TopK:
+_Scan = Callable[[Part, int, FaissObject], TopK]
+"""A part, a width, a row filter or None -> rows (Q, width), -1 where there are no more, and distances as FAISS has them."""
+
+
+def _search_part(scan: _Scan, live: SearchPart, width: int) -> TopK:
     """The `width` nearest allowed rows of a part by search codes, (ids, distances)."""
     if live.asks_candidates:
-        ids_QV, distances_QV = _scan(rotated, live, width + width // 4 + 16, lists_QA, distances_QA, codebook, None)
+        ids_QV, distances_QV = _scan(scan, live, width + width // 4 + 16, None)
         refused_QV = ~live.are_allowed(ids_QV)
         is_whole_Q = (ids_QV[:, -1] == NO_NEIGHBOUR) | ((~refused_QV).sum(axis=1) >= width)
         if is_whole_Q.all():
@@ -125,44 +126,31 @@ def _search_part(
             nearest_QW = np.argsort(refused_QV, axis=1, kind="stable")[:, :width]
             return np.take_along_axis(ids_QV, nearest_QW, 1), np.take_along_axis(distances_QV, nearest_QW, 1)
     allowed_N = live.allowed_N
-    bits = None if allowed_N is None else np.packbits(allowed_N, bitorder="little")
-    return _scan(rotated, live, width, lists_QA, distances_QA, codebook, bits)
+    return _scan(scan, live, width, None if allowed_N is None else np.packbits(allowed_N, bitorder="little"))
 
 
-def _scan(
-    rotated: Float32Array,
-    live: SearchPart,
-    width: int,
-    lists_QA: Int64Array,
-    distances_QA: Float32Array,
-    codebook: Codebook,
-    allowed_bits: ByteArray | None,
-) -> TopK:
+def _scan(scan: _Scan, live: SearchPart, width: int, allowed_bits: ByteArray | None) -> TopK:
     """The `width` nearest rows of a part by search codes, of those in the bitmap if one is given."""
-    faiss = faiss_module()
-    selector = None if allowed_bits is None else _selector(allowed_bits)
-    index = live.part.index if codebook.ivf is None else live.part.index_of_lists(lists_QA)
-    if codebook.ivf is None:
-        distances_QW, rows_QW = index.search(rotated, width, params=faiss.SearchParameters(sel=selector))
-    else:
-        if isinstance(index, faiss.IndexPreTransform):
-            index = faiss.downcast_index(index.index)
-        parameters = _parameters(index, selector, lists_QA.shape[1])
-        distances_QW, rows_QW = np.empty((len(rotated), width), np.float32), np.empty((len(rotated), width), np.int64)
-        arrays = rotated, lists_QA, distances_QA, distances_QW, rows_QW
-        x, lists, coarse, distances, rows = map(faiss.swig_ptr, arrays)
-        # The Python wrapper refuses parameters; the method below it takes them.
-        index.search_preassigned_c(len(rotated), x, width, lists, coarse, distances, rows, False, parameters)
+    rows_QW, distances_QW = scan(live.part, width, None if allowed_bits is None else _selector(allowed_bits))
     ids_QW = np.where(rows_QW >= 0, live.ids_of(np.maximum(rows_QW, 0)), NO_NEIGHBOUR)
-    return ids_QW, -distances_QW if codebook.metric == "inner_product" else distances_QW
+    return ids_QW, -distances_QW if live.part.meta.metric == "inner_product" else distances_QW
 
 
-def _parameters(index: FaissIndex, selector: FaissObject, nprobe: int) -> FaissObject:
-    """Search parameters; one-bit codes have a class of their own, whose defaults differ from the index's."""
-    faiss = faiss_module()
-    if isinstance(index, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan):
-        return faiss.IVFRaBitQSearchParameters(sel=selector, nprobe=nprobe, qb=index.qb)
-    return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+def _scan_lists(probed: ProbedLists, part: Part, width: int, selector: FaissObject) -> TopK:
+    return probed.scan(part.lists_in_memory(probed.lists_P), width, selector)
+
+
+def _scan_vectors(queries: Float32Array, part: Part, width: int, selector: FaissObject) -> TopK:
+    """By the products that `IndexFlat` computes."""
+    faiss, vectors_ND = faiss_module(), part.search_codes.array.whole()
+    distances_QW, rows_QW = np.empty((len(queries), width), np.float32), np.empty((len(queries), width), np.int64)
+    x, y, distances, rows = map(faiss.swig_ptr, (queries, vectors_ND, distances_QW, rows_QW))
+    sizes = queries.shape[1], len(queries), len(vectors_ND), width
+    if part.meta.metric == "inner_product":
+        faiss.knn_inner_product(x, y, *sizes, distances, rows, selector)
+    else:
+        faiss.knn_L2sqr(x, y, *sizes, distances, rows, None, selector)
+    return rows_QW, distances_QW
 
 
 def _selector(bits: ByteArray) -> FaissObject:

@@ -86,7 +86,7 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "index-cluster": TaskMemory(190), "index-codebook": TaskMemory(190),  # stages/index/train_codebook.py has the rest
     "index-lists": TaskMemory(230),  # 64 MB of offsets, and their differences
     "index-drift": TaskMemory(280),
-    "merge": TaskMemory(105, 60),
+    "merge": TaskMemory(105, 60, SHARD),  # rows are looked at in windows of as many ids
     "neighbours-route": TaskMemory(270), "neighbours-home": TaskMemory(270), "neighbours-remote": TaskMemory(270),
     "neighbours-collect": TaskMemory(270), "neighbours-rows": TaskMemory(270),
     "neighbours": TaskMemory(270), "repair": TaskMemory(270),  # stages/neighbours/join_memory.py has the rest

@@ -23,7 +23,7 @@ LEAST_MIB: Mapping[str, int] = {
     "ingest": 155, "dedup": 155, "near_duplicates": 280, "tag": 180, "filter": 190, "undelete": 190,
     "embed": 205, "index": 190, "add_queries": 110, "add_packed_queries": 270,
     "neighbours": 270, "repair_neighbours": 270, "export": 255, "refresh_export": 255,
-    "search": 140, "search_arrays": 140, "searcher": 140, "sql": 195, "leakage": 160, "eval_retrieval": 160,
+    "search": 140, "export_faiss": 160, "search_arrays": 140, "searcher": 140, "sql": 195, "leakage": 160, "eval_retrieval": 160,
     "exposure": 165, "diff": 70, "restore": 95, "check": 130, "repair": 280, "compact": 125, "purge": 230, "update": 280,
 }
 # fmt: on

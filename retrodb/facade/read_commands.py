@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrodb.facade.base import DatabaseBase
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from retrodb.stages.dedup.exposure import ExposureResult
     from retrodb.stages.dedup.leak_report import LeakHit
     from retrodb.stages.embed.spaces import SpaceInfo
+    from retrodb.stages.index.export_faiss import FaissExportResult
     from retrodb.stages.neighbours.show import ShownRow
     from retrodb.stages.search.command import Searcher, SearchHit
     from retrodb.view.neighbour_table import NeighbourTable
@@ -98,6 +100,18 @@ class ReadCommands(DatabaseBase):
         from retrodb.export.refresh import list_exports
 
         return list_exports(self._context)
+
+    def export_faiss(
+        self, out: str | Path, *, space: str | None = None, as_of: int | None = None, dry_run: bool = False
+    ) -> FaissExportResult:
+        """Write the index of a space as one file that `faiss.read_index` opens. Its ids are those of live chunks.
+
+        Args:
+            out: a new file. Temporary files are written next to it.
+        """
+        from retrodb.stages.index.export_faiss import run_export_faiss
+
+        return run_export_faiss(self.view(as_of), Path(out), space=space, dry_run=dry_run)
 
     def show_neighbours(self, row: int, *, table: str | None = None, as_of: int | None = None) -> ShownRow:
         """One row of a neighbour table: its chunk, its neighbours, their continuations, and the token runs they share."""

@@ -8,7 +8,7 @@ A bitmap has rows of 32 bits. Only merged index parts can cover a range that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -63,6 +63,22 @@ class RowSet:
             return RowSet(num_rows_total, serialize_rows(rows))
         return RowSet(num_rows_total, _serialize_long(rows))
 
+    @staticmethod
+    def from_ascending(blocks: Iterable[Int64Array], num_rows_total: int) -> RowSet:
+        """Rows of the range in ascending blocks (b,) int64, which are never in memory together. Equal rows give equal bytes."""
+        from pyroaring import BitMap, BitMap64
+
+        if num_rows_total > MAX_ROWS:
+            long_rows = BitMap64()
+            for block in blocks:
+                long_rows |= BitMap64(block.astype(np.uint64))
+            long_rows.run_optimize()
+            return RowSet(num_rows_total, bytes(long_rows.serialize()))
+        rows = BitMap()
+        for block in blocks:
+            rows |= BitMap(block.astype(np.uint32))
+        return RowSet(num_rows_total, None if len(rows) == num_rows_total else serialize_bitmap(rows))
+
     @cached_property
     def present(self) -> Int64Array:
         """The rows that are present, ascending, (m,) int64."""
@@ -81,6 +97,23 @@ class RowSet:
         if self.bitmap is None:
             return self.num_rows_total - 1
         return self._rows.max() if self._rows else -1
+
+    def first_from(self, row: int) -> int | None:
+        """The smallest row that is present and not below a row; None where there is none."""
+        row = max(row, 0)
+        if row > self.max_row:
+            return None
+        if self.bitmap is None:
+            return row
+        rank = self._rows.rank(row - 1) if row else 0
+        return int(self._rows[rank])
+
+    def windows(self, length: int) -> Iterator[Int64Array]:
+        """The rows that are present, ascending, (m,) int64 at a time: those of ranges of a length, without the empty ones."""
+        row = self.first_from(0)
+        while row is not None:
+            yield row + rows_in(self.rows_in(-row, length))
+            row = self.first_from(row + length)
 
     def rows_in(self, offset: int, count: int) -> BitMap:
         """The rows moved by an offset, as far as they are in `[0, count)`; `count` is at most 2^32."""

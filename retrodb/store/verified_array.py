@@ -33,6 +33,7 @@ class VerifiedArray:
         """
         self._file = file
         self._start, self._array = _mapped(file)
+        self._row_bytes = math.prod(self._array.shape[1:]) * self._array.itemsize
 
     @property
     def dtype(self) -> AnyDType:
@@ -90,11 +91,8 @@ class VerifiedArray:
         row = VerifiedArray.__new__(VerifiedArray)
         row._file, row._array = self._file, self._array[number]
         row._start = self._start + (number % len(self)) * self._row_bytes
+        row._row_bytes = math.prod(row._array.shape[1:]) * row._array.itemsize
         return row
-
-    @property
-    def _row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def _declare_rows(self, rows: object) -> None:
         if isinstance(rows, slice):

@@ -77,9 +77,20 @@ class VerifiedBlocks:
         """The blocks with a byte of these ranges that were not verified yet."""
         if self.is_whole:
             return []
-        touched_B = _touched(starts_R, ends_R, len(self._is_verified_B))
-        unverified: list[int] = np.flatnonzero(touched_B & ~self._is_verified_B).tolist()
-        return unverified
+        is_any = ends_R > starts_R
+        if not is_any.any():
+            return []
+        first_R, last_R = starts_R[is_any] // block_bytes(), (ends_R[is_any] - 1) // block_bytes()
+        first, count = int(first_R.min()), int(last_R.max() - first_R.min()) + 1
+        unverified_B = ~self._is_verified_B[first : first + count]
+        if not unverified_B.any():
+            return []
+        begun_B = np.bincount(first_R - first, minlength=count + 1) - np.bincount(
+            last_R + 1 - first, minlength=count + 1
+        )
+        touched_B: BoolArray = np.cumsum(begun_B)[:count] > 0
+        blocks: list[int] = (first + np.flatnonzero(touched_B & unverified_B)).tolist()
+        return blocks
 
     def verify_blocks(self, data: memoryview, blocks: list[int], digests: bytes, error_of: ErrorOf) -> None:
         """Verify some blocks by the digests of all. Raises as `verify_whole`."""
@@ -99,15 +110,6 @@ def _digest(digests: bytes, block: int) -> bytes:
 def _refuse(block: int, size_bytes: int, error_of: ErrorOf) -> NoReturn:
     start, end = block_range(block, size_bytes)
     raise error_of(f"checksum mismatch in bytes {start:,} to {end - 1:,}")
-
-
-def _touched(starts_R: Int64Array, ends_R: Int64Array, count: int) -> BoolArray:
-    """(count,) bool: the blocks that have a byte of a range."""
-    is_any = ends_R > starts_R
-    first_R, last_R = starts_R[is_any] // block_bytes(), (ends_R[is_any] - 1) // block_bytes()
-    begun_B = np.bincount(first_R, minlength=count + 1) - np.bincount(last_R + 1, minlength=count + 1)
-    touched_B: BoolArray = np.cumsum(begun_B)[:count] > 0
-    return touched_B
 
 
 @lru_cache(maxsize=FILES_BY_BLOCK)

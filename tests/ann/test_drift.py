@@ -41,7 +41,7 @@ def test_truth_that_grows_part_by_part_is_the_truth_of_all(codebook: Codebook, p
     overlap = [len(set(a) & set(b)) for a, b in zip(truth.ids_QK.tolist(), expected.tolist(), strict=True)]
     assert np.mean(overlap) > 0.95 * CANARY_K  # int8 codes swap those that are equally near
     assert not (truth.ids_QK == canaries[:, None]).any()
-    list_N = np.concatenate([part.lists_NA[:, 0] for part in parts])
+    list_N = np.concatenate([part.lists_N.whole() for part in parts])
     assert (truth.lists_QK == list_N[truth.ids_QK]).all()
     assert truth.recall(vectors, codebook, 16) == 1.0
     assert 0.2 < (truth.recall(vectors, codebook, 1) or 0) < 1.0

@@ -123,14 +123,46 @@ def test_parts_of_different_codebooks_do_not_merge(codebook: Codebook, spread: S
         merge_parts([spread(VECTORS, codebook)[0].part, spread(VECTORS, other)[0].part], [rows, rows + 3000], tmp_path)
 
 
-def test_the_faiss_file_is_an_ordinary_index(codebook: Codebook, spread: Spread) -> None:
-    import faiss
+@pytest.mark.parametrize("factory", MERGED)
+def test_a_merge_in_small_blocks_gives_the_same_bytes(
+    factory: str, spread: Spread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codebook = train(mixture(10_000, 32, 1), factory, 5, "squared_l2")
+    whole = spread(VECTORS, codebook)[0].part
+    bounds = [0, 900, 950, 3000]
+    parts = [live.part for live in spread(VECTORS, codebook, bounds[1:-1])]
+    monkeypatch.setattr("retrodb.ann.merge_parts.BLOCK_ROWS", 40)
+    monkeypatch.setattr("retrodb.ann.merge_parts._LEAST_ROWS", 7)
+    monkeypatch.setattr("retrodb.ann.search_codes.BLOCK_ROWS", 50)
+    merged = new_folder(tmp_path / "merged")
+    merge_parts(parts, [np.arange(*pair) for pair in pairwise(bounds)], merged)
+    assert sorted(path.name for path in merged.iterdir()) == sorted(PART_FILES)
+    assert all((merged / name).read_bytes() == (whole.folder / name).read_bytes() for name in PART_FILES)
 
-    part = spread(VECTORS, codebook)[0].part
-    index = faiss.read_index(str(part.folder / "index.faiss"))
-    index.nprobe = 32
-    _, rows = index.search(VECTORS[200:300].astype(np.float32), 1)
-    assert (rows[:, 0] == np.arange(200, 300)).mean() > 0.95
+
+def test_lists_without_rows_take_no_space(codebook: Codebook, spread: Spread) -> None:
+    part = spread(VECTORS[:2], codebook)[0].part
+    assert len(part.filled_M) <= 2
+    assert part.offsets_M1.tolist()[-1] == 2
+    assert len(part.offsets_L1) == codebook.num_lists + 1
+    own = part.lists_N.whole()
+    assert (np.diff(part.offsets_L1) == np.bincount(own, minlength=codebook.num_lists)).all()
+    assert (part.list_of(np.arange(2)) == np.sort(own)).all()
+
+
+def test_a_part_has_no_copy_of_the_codebook(spread: Spread) -> None:
+    small, large = (train(mixture(10_000, 32, 1), f"IVF{lists},SQ8", 5, "squared_l2") for lists in (8, 128))
+    sizes = [
+        sum((spread(VECTORS[:1], codebook)[0].part.folder / name).stat().st_size for name in PART_FILES)
+        for codebook in (small, large)
+    ]
+    assert sizes[1] - sizes[0] < 200  # the lists of the row, and digits
+
+
+def test_blocks_of_codes_that_faiss_cannot_unpack_are_refused(tmp_path: Path) -> None:
+    codebook = train(mixture(10_000, 32, 1), "IVF8,PQ4x4fs_64", 5, "squared_l2")
+    with pytest.raises(ConfigError, match="64"):
+        build_part(VECTORS, codebook, tmp_path)
 
 
 def test_bad_vectors_are_refused_by_row(codebook: Codebook, tmp_path: Path) -> None:
@@ -147,10 +179,15 @@ def test_a_missing_or_damaged_file_is_named(name: str, codebook: Codebook, sprea
     folder = spread(VECTORS[:50], codebook)[0].part.folder
     (folder / name).write_bytes((folder / name).read_bytes()[:20])
     with pytest.raises(DamagedFileError, match=str(folder)):
-        open_part(folder).index  # noqa: B018 (the FAISS file is read at first use)
+        open_all(folder)
     (folder / name).unlink()
     with pytest.raises(MissingFileError, match=name):
         open_part(folder)
+
+
+def open_all(folder: Path) -> list[object]:
+    part = open_part(folder)
+    return [part.lists_N, part.order_N, part.codes_ND, part.scales_N2, part.centre_D, part.search_codes]
 
 
 def test_codes_stand_for_their_vectors_relative_to_the_centre(codebook: Codebook, spread: Spread) -> None:

@@ -38,9 +38,9 @@ def test_the_curve_without_timing_predicts_the_recall_of_the_join(spread: Spread
     parts = spread(VECTORS, codebook)
     queries = VECTORS[::5]
     true = exact_topk(queries, VECTORS, 10, "inner_product")
-    lists = parts[0].part.lists_NA
+    lists = parts[0].part.lists_N
     sizes = np.diff(parts[0].part.offsets_L1)
-    curve = recall_curve(codebook.nearest_lists(queries, 64), lists[true[0], 0], sizes)
+    curve = recall_curve(codebook.nearest_lists(queries, 64), lists[true[0]], sizes)
     assert curve[-1].recall.mean == 1.0
     assert curve[-1].scanned == pytest.approx(4000)
     point = next(point for point in curve if point.recall.mean >= 0.9)

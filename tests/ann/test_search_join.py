@@ -132,7 +132,7 @@ def test_join_gives_the_same_bytes_for_any_threads_blocks_parts_and_stored_lists
     many = spread(VECTORS, codebook, (1, 3000, 3001), document=DOCUMENTS)
     result = join_block(queries, None, one, codebook, 10, 6, exclusion)
     assert same(result, join_block(queries, None, many, codebook, 10, 6, exclusion, threads=3))
-    stored = one[0].part.lists_NA[::11]
+    stored = codebook.nearest_lists(queries, 32)
     assert same(result, join_block(queries, stored, many, codebook, 10, 6, exclusion, threads=2))
     rows = np.random.default_rng(0).permutation(len(queries))[:100]
     assert same(

@@ -85,8 +85,8 @@ def test_true_neighbours_are_never_in_hidden_documents(database: Database, tmp_p
     np.testing.assert_array_equal(truth.distances_QK, distances)
     assert not np.isin(view.chunks.document_ids(truth.ids_QK.ravel()), held_out.masked).any()
     [part] = live_parts(view, "default")
-    np.testing.assert_array_equal(truth.lists_QK, part.part.lists_NA[:, 0][part.rows_of(ids)])
-    np.testing.assert_array_equal(sizes, np.bincount(part.part.lists_NA[:, 0], minlength=8))
+    np.testing.assert_array_equal(truth.lists_QK, part.part.lists_N.whole()[part.rows_of(ids)])
+    np.testing.assert_array_equal(sizes, np.bincount(part.part.lists_N.whole(), minlength=8))
 
 
 def test_a_target_stores_the_fewest_lists_that_reach_it(database: Database) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import faiss
 import pytest
 
 from .conftest import json_lines, ok, run
@@ -96,3 +97,18 @@ def test_invalid_arguments_are_usage_errors(built: Path, corpus: Path, tmp_path:
     )
     assert missing.code == 1
     assert "no such file" in missing.errors[-1]["message"]
+
+
+def test_an_index_is_written_as_one_file_for_faiss(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.faiss"
+    planned = ok("index", built, "--export-faiss", out, "--dry-run", "--json").row
+    assert planned["dry_run"]
+    assert not out.exists()
+    written = ok("index", built, "--export-faiss", out, "--json").row
+    assert faiss.read_index(str(out)).ntotal == written["num_vectors"] <= planned["num_vectors"]
+    again = run("index", built, "--export-faiss", out)
+    assert again.code != 0
+    assert "exists" in again.err
+    mixed = run("index", built, "--export-faiss", tmp_path / "other", "--retrain")
+    assert mixed.code == 2
+    assert "--export-faiss" in mixed.err

@@ -92,3 +92,23 @@ def test_rows_in_moves_and_cuts(mask: list[bool], offset: int, count: int) -> No
     assert list(rows.rows_in(offset, count)) == moved
     assert rows.max_row == max((row for row, there in enumerate(mask) if there), default=-1)
     assert rows == RowSet.from_present(rows.present, len(mask))
+
+
+@given(
+    st.lists(st.integers(0, 3 * (1 << 16)), unique=True), st.integers(1, 1 << 17), st.sampled_from([1 << 18, 1 << 40])
+)
+def test_rows_in_ascending_blocks_are_what_all_rows_are(rows: list[int], length: int, total: int) -> None:
+    ordered = np.array(sorted(rows), dtype=np.int64)
+    expected = RowSet.from_present(ordered, total)
+    blocks = list(expected.windows(length))
+    assert all(len(block) and block[-1] - block[0] < length for block in blocks)
+    assert np.concatenate([np.empty(0, np.int64), *blocks]).tolist() == ordered.tolist()
+    assert RowSet.from_ascending(blocks, total) == expected
+    assert RowSet.all(5).first_from(3) == 3
+    assert RowSet.all(5).first_from(5) is None
+
+
+def test_many_rows_in_blocks_have_the_bytes_of_all_rows() -> None:
+    rows = np.flatnonzero(np.random.default_rng(0).random(1 << 18) < np.repeat([0.01, 0.5, 1, 0.9], 1 << 16))
+    assert RowSet.from_ascending(np.array_split(rows, 5), 1 << 18) == RowSet.from_present(rows, 1 << 18)
+    assert RowSet.from_ascending([np.arange(9)], 9) == RowSet.all(9)

@@ -52,7 +52,7 @@ def simulate(folder: Path, num_shards: int) -> Simulated:
     coverage = [
         file(kind, f"{kind}/default/{i:032x}{ending}", name="default", first=i * CHUNKS, count=CHUNKS)
         for i in range(num_shards)
-        for kind, ending in (("vectors", ".npy"), ("parts", "/index.faiss"), ("parts", "/codes.npy"))
+        for kind, ending in (("vectors", ".npy"), ("parts", "/search_codes.npy"), ("parts", "/codes.npy"))
     ]
     head = commit(storage, head, change("embed", files=coverage))
     return Simulated(storage, head, load_manifest(storage, head))

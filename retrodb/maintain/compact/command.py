@@ -29,7 +29,7 @@ from retrodb.maintain.compact.ranges import Rewrite, RowsToDrop, untouched_tombs
 from retrodb.maintain.compact.rewrite import RewrittenRange, rewrite_task, run_rewrite
 from retrodb.maintain.compact.row_counts import live_row_set
 from retrodb.stages.context import Context
-from retrodb.stages.index.merge import files_of, merge_task, run_merge_task, span_of
+from retrodb.stages.index.merge import files_of, merge_bytes, merge_task, run_merge_task, span_of
 from retrodb.stages.neighbours.fold import run_fold_task
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -181,7 +181,7 @@ def _rewrite_parts(context: Context, plan: CompactPlan, *, space: str) -> int:
     keys = replace(keys, reads=keys.reads | {conflict_keys.REVIVALS})
     run_plan = _PartsRun(STAGE_VERSION, space, tuple(task.id for task in tasks))
     transaction = Transaction.open(context, view, "compact", keys, plan=run_plan, arguments={"space": space})
-    transaction.add_files(transaction.run_tasks(tasks, run_merge_task))
+    transaction.add_files(transaction.run_tasks(tasks, run_merge_task, extra_bytes=merge_bytes(view, space)))
     transaction.drop_files(record for parts in groups for record in files_of(parts))
     transaction.counts = {"parts": num_parts}
     transaction.commit()

@@ -68,8 +68,7 @@ class CompactPlan:
 
     def part_groups(self, space: str) -> list[tuple[PartFiles, ...]]:
         """The index parts of a space to rewrite; the parts of a group become one."""
-        search_memory = self.view.snapshot.existing(IndexEntry, space).params.search_memory_bytes
-        merges = () if self.rows_to_drop is not None else plan_merge(self.view, space, search_memory).groups
+        merges = () if self.rows_to_drop is not None else plan_merge(self.view, space).groups
         merged = {part.folder for parts in merges for part in parts}
         others = [part for part in parts_of(self.view, space) if part.folder not in merged]
         return [*merges, *((part,) for part in others if self._needs_rewrite(part))]

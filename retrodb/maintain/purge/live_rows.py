@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
+from retrodb.ann.part import open_part
 from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.part_files import CODES_FILE, SEARCH_CODES_FILE
 from retrodb.format.records import FileRecord
+from retrodb.format.rows import RowSet
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.view import View
@@ -67,14 +71,10 @@ class LiveRows:
             is_live = _live_documents(chunks, record)
             return RowOwnership(is_live.__getitem__) if len(is_live) == num_rows else UNOWNED
         rows = self._view.files.rows(record)
+        if kind == "parts":
+            return self._of_part(record, rows, num_rows)
         if len(rows) != num_rows:
             return UNOWNED
-        if kind == "parts":  # the codes lie in the order of the lists
-            if not record.path.endswith(("/codes.npy", "/index.faiss")):
-                return UNOWNED
-            files = self._records[f"{record.path.rpartition('/')[0]}/order.npy"]
-            order = self._view.files.array(files)
-            return RowOwnership(lambda positions: chunks.is_live(record.first_chunk + rows.select(order[positions])))
         if kind not in _OF_CHUNKS:
             return UNOWNED
 
@@ -85,6 +85,23 @@ class LiveRows:
             return chunks.document_ids(record.first_chunk + rows.select(positions))
 
         return RowOwnership(live, documents if kind == "chunks" else None)
+
+    def _of_part(self, record: FileRecord, rows: RowSet, num_rows: int) -> RowOwnership:
+        """The owners of codes, which are in the order of the lists."""
+        folder, _, name = record.path.rpartition("/")
+        part = open_part(Path(folder), lambda name: self._view.files.bytes(self._records[f"{folder}/{name}"]))
+        if name == CODES_FILE and len(rows) == num_rows:
+            is_packed = False
+        elif name == SEARCH_CODES_FILE and part.search_codes.num_slots == num_rows:
+            is_packed = True
+        else:
+            return UNOWNED
+
+        def live(slots: Int64Array) -> BoolArray:
+            positions = part.search_codes.positions_of(slots) if is_packed else slots
+            return self._view.chunks.is_live(record.first_chunk + rows.select(part.order_N[positions]))
+
+        return RowOwnership(live)
 
     def _content(self, record: FileRecord) -> tuple[str, ChunkSet | None]:
         """The content of a file, and the chunks that its rows belong to."""

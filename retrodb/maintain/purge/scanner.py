@@ -19,10 +19,17 @@ import xxhash
 from retrodb.errors import DamagedFileError
 from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, map_array
 from retrodb.format.parquet import iterate_row_groups
-from retrodb.format.part_files import INDEX_FILE
+from retrodb.format.part_files import SEARCH_CODES_FILE
 from retrodb.format.text_arrays import text_buffers
 from retrodb.maintain.purge.matching import RUN_TOKENS, matching_runs, matching_shingles, row_values
-from retrodb.maintain.purge.traces import Traces, first_halves, index_values, json_strings, string_pieces, string_values
+from retrodb.maintain.purge.traces import (
+    Traces,
+    first_halves,
+    json_strings,
+    search_code_values,
+    string_pieces,
+    string_values,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +51,7 @@ class TraceScanner:
 
     def __init__(self, traces: Traces, found: Found) -> None:
         self._traces, self._found = traces, found
-        self.num_rows = 0  # of a table, an array or an index
+        self.num_rows = 0  # of a table or an array
         self.num_compared: Counter[str] = Counter()  # kind -> values
 
     def scan(self, path: str, local: Path) -> None:
@@ -61,10 +68,10 @@ class TraceScanner:
             "json": self._scan_json,
         }
         try:
-            if ending in readers:
+            if path.endswith("/" + SEARCH_CODES_FILE):
+                self._scan_search_codes(path, local)
+            elif ending in readers:
                 readers[ending](local)
-            elif path.endswith("/" + INDEX_FILE):
-                self._scan_index(local)
             elif ending != "faiss":  # a codebook holds no rows
                 self._scan_lines(local)
         except (orjson.JSONDecodeError, UnicodeDecodeError) as error:
@@ -187,10 +194,16 @@ class TraceScanner:
                 at = matches.positions // tokens.shape[1] if block.ndim == 2 else matches.positions
                 self._found("array", "tokens", matches.values, rows[at])
 
-    def _scan_index(self, local: Path) -> None:
-        values = index_values(local)
-        self.num_rows = len(values)
-        self._compare("index", "vector", values, np.arange(len(values)))
+    def _scan_search_codes(self, path: str, local: Path) -> None:
+        """Search the codes of a part in list order; a row is a slot of the blocks, see `StoredSearchCodes.positions_of`."""
+        array = map_array(local)
+        for start in range(0, len(array), _BLOCK_ROWS):
+            try:
+                values = search_code_values(np.asarray(array[start : start + _BLOCK_ROWS]))
+            except ValueError as error:
+                raise DamagedFileError(f"not search codes ({error})", where=path) from error
+            self._compare("search codes", "vector", values, self.num_rows + np.arange(len(values)))
+            self.num_rows += len(values)
 
     def _scan_json(self, local: Path) -> None:
         strings = json_strings(local.read_bytes())

@@ -22,7 +22,7 @@ from retrodb.store.publish import publish
 from retrodb.store.storage import TEMPORARY, Storage
 
 STAGE_VERSION = (
-    2  # raised when the same bytes are searched in another way: then nothing that was searched before counts
+    3  # raised when the same bytes are searched in another way: then nothing that was searched before counts
 )
 HIT_DTYPE = np.dtype([("location", "<i4"), ("kind", "u1"), ("value", "<u8"), ("row", "<i8")])
 """One trace in a file: its location (a number of `SearchResult.locations`), its kind (a number of `KINDS`), value and row."""
@@ -48,7 +48,7 @@ class SearchedFile:
     path: str
     stamp: str  # of the file when it was read, see `stamp_of`
     xxh3: str  # of the bytes that were searched, as the manifest has it, hexadecimal
-    num_rows: int  # of a table, an array or an index
+    num_rows: int  # of a table or an array; of search codes, the slots of their blocks
     num_compared: dict[str, int]  # values of each kind that were compared with the traces
     first_hit: int
     num_hits: int

@@ -23,22 +23,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import orjson
 import xxhash
 
-from retrodb.ann.inverted_lists import stored_rows
-from retrodb.ann.part import read_index
+from retrodb.ann.search_codes import CodeForm, unpacked_codes
 from retrodb.dedup.shingles import ShingleSets, shingle_sets
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, UInt64Array, map_array, save_array
 from retrodb.format.entries import SpaceEntry
 from retrodb.format.json_codec import JsonValue
 from retrodb.format.kinds import path_of
-from retrodb.format.part_files import INDEX_FILE
 from retrodb.maintain.purge.matching import ValueSet, row_values, token_runs
-from retrodb.stages.index.live_parts import parts_of
+from retrodb.stages.index.live_parts import open_files, parts_of
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
@@ -138,25 +135,28 @@ def _vectors(view: View, query_set: str, ids: Int64Array) -> Iterable[UInt64Arra
         for hit in view.query_vectors(query_set, space).lookup(ids):
             if hit.record.kind != "parts":
                 yield row_values(view.chunks.map(hit.record)[hit.positions])
-        for part in parts_of(view, space) if query_set == SELF else ():
-            inside = ids[(ids >= part.span.first_chunk) & (ids < part.span.end)]
-            positions = part.row_set(view.files).rank(inside - part.span.first_chunk)
-            if not len(positions := positions[positions >= 0]):
+        for files in parts_of(view, space) if query_set == SELF else ():
+            inside = ids[(ids >= files.span.first_chunk) & (ids < files.span.end)]
+            rows = files.row_set(view.files).rank(inside - files.span.first_chunk)
+            if not len(rows := rows[rows >= 0]):
                 continue
-            files = {record.path.rpartition("/")[2]: record for record in part.records}
-            is_wanted = np.isin(view.chunks.map(files["order.npy"]).whole(), positions)
-            yield row_values(view.chunks.map(files["codes.npy"])[is_wanted])
-            yield index_values(view.files.open(files[INDEX_FILE]))[is_wanted]
+            part = open_files(view.files, files)
+            positions = np.flatnonzero(np.isin(part.order_N.whole(), rows))
+            yield row_values(part.codes_ND[positions])
+            codes = part.search_codes.rows(positions)
+            yield row_values(codes if codes.dtype == np.uint8 else codes.astype(np.float16))
 
 
-def index_values(path: Path) -> UInt64Array:
-    """(N,) the values of the rows of a FAISS index, list by list.
+def search_code_values(block: AnyArray) -> UInt64Array:
+    """(n,) the values of some rows of an array of search codes; of a block of packed codes, one after the other.
 
     Raises:
-        DamagedFileError: FAISS cannot read it.
+        ValueError: these are no search codes.
     """
-    rows = stored_rows(read_index(path, memory_map=True))
-    return row_values(rows if rows.dtype == np.uint8 else rows.astype(np.float16))
+    form = CodeForm.of(block.dtype, block.shape)
+    if form.kind == "vectors":
+        return row_values(block.astype(np.float16))
+    return row_values(unpacked_codes(block, form) if form.is_packed else block)
 
 
 def first_halves(hashes: AnyArray) -> UInt64Array:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from retrodb.ann.part import LISTS_KEPT
 from retrodb.bench.rates import keep_rates, read_rates
 from retrodb.config import EmbedParams
 from retrodb.corpus.input_files import find_files
@@ -28,6 +27,7 @@ from retrodb.stages.ingest.tokenize import load_tokenizer
 from retrodb.view.view import SELF, View
 
 _NUM_ENCODED = 64  # chunks that an encoder is measured with: some seconds with a large model
+_LIST_BYTES = 4  # of a vector in an index: the number of its list
 # Disk space, measured on English Wikipedia: zstd-compressed text with its token lists, and the rest per chunk and per document.
 _BYTES_PER_TEXT_BYTE, _BYTES_PER_CHUNK, _BYTES_PER_DOCUMENT = 0.8, 16 + 64 * 2, 90
 _BYTES_PER_NEIGHBOUR = 12
@@ -209,7 +209,7 @@ def _space_estimates(
         embed_s = (time.perf_counter() - started) / len(texts) * num_chunks
     vector_bytes = 2 * dimension  # float16
     yield StageEstimate("embed", name, None, num_chunks, num_chunks * vector_bytes, embed_s)
-    yield StageEstimate("index", name, None, num_chunks, num_chunks * (vector_bytes + 4 * LISTS_KEPT), index_s)
+    yield StageEstimate("index", name, None, num_chunks, num_chunks * (vector_bytes + _LIST_BYTES), index_s)
 
 
 def learn_rates(view: View, steps: Sequence[UpdateStep], workers: int) -> None:

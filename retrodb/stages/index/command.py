@@ -59,7 +59,6 @@ class IndexPlan:
     params: IndexParams
     entry: IndexEntry | None  # of the space now
     missing: tuple[MissingRows, ...]  # what to add of each file of vectors
-    search_memory_bytes: int  # parts that need more are not merged
     result: IndexResult  # that a dry run prints
 
 
@@ -99,8 +98,7 @@ def plan_index(context: Context, params: IndexParams, *, space: str | None = Non
     _check(view, name, params, entry, is_new)
     old_parts = [] if is_new else parts_of(view, name)
     missing = find_missing_rows(context, view, name, is_new=is_new)
-    search_memory_bytes = params.search_memory_bytes if entry is None else entry.params.search_memory_bytes
-    merge = plan_merge(view, name, search_memory_bytes).result  # of the parts that are there before the run
+    merge = plan_merge(view, name).result  # of the parts that are there before the run
     result = IndexResult(
         snapshot=view.snapshot.number,
         space=name,
@@ -115,7 +113,7 @@ def plan_index(context: Context, params: IndexParams, *, space: str | None = Non
         num_merged_parts=merge.num_merged_parts,
         retrain_reason=", ".join(reasons_to_retrain(view, name)),
     )
-    return IndexPlan(view, params, entry, missing, search_memory_bytes, result)
+    return IndexPlan(view, params, entry, missing, result)
 
 
 def execute_index(context: Context, plan: IndexPlan) -> IndexResult:
@@ -123,7 +121,7 @@ def execute_index(context: Context, plan: IndexPlan) -> IndexResult:
     result = replace(plan.result, dry_run=False)
     if plan.missing or result.is_trained:
         result = _add(context, plan, result)
-    merge = run_merge(context, result.space, plan.search_memory_bytes)
+    merge = run_merge(context, result.space)
     return replace(
         result,
         snapshot=merge.snapshot,
@@ -182,7 +180,7 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     else:
         codebook = open_codebook(view, name)
     tasks = [index_task(name, codebook.digest, part, is_new=result.is_trained) for part in plan.missing]
-    extra_bytes, snapshot = part_bytes(codebook.dim, tasks), PlannedSnapshot.of(view)
+    extra_bytes, snapshot = part_bytes(codebook.dim), PlannedSnapshot.of(view)
     function = partial(run_index_task, snapshot=snapshot, threads=context.threads_for(tasks, extra_bytes))
     records = transaction.run_tasks(tasks, function, extra_bytes=extra_bytes)
     transaction.add_files(records)

@@ -15,7 +15,7 @@ from retrodb.engine.run import Run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
-from retrodb.format.part_files import OFFSETS_FILE
+from retrodb.format.part_files import FILLED_FILE, OFFSETS_FILE
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.index.codebook_file import stored_codebook
@@ -39,7 +39,8 @@ class ListSizesPayload:
     """Add up the lists of some parts."""
 
     run: str  # id of the run that stores the sizes
-    offsets: tuple[FileRecord, ...]  # files of the parts, all under one codebook
+    num_lists: int  # of the codebook, which is that of all parts
+    parts: tuple[tuple[FileRecord, FileRecord], ...]  # of each: the lists that are not empty, and where they begin
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,24 @@ class PartsDrift:
     nearest: StoredTruth  # of the canaries in these parts
 
 
-LIST_SIZES = TaskKind[ListSizesPayload, NoResult]("index-lists", 1, NoResult)
-NEW_PARTS = TaskKind[NewPartsPayload, PartsDrift]("index-drift", 1, PartsDrift)
+LIST_SIZES = TaskKind[ListSizesPayload, NoResult]("index-lists", 2, NoResult)
+NEW_PARTS = TaskKind[NewPartsPayload, PartsDrift]("index-drift", 2, PartsDrift)
 
 
 def sizes_of_lists(context: Context, run: Run, parts: Sequence[PartFiles], num_lists: int) -> Int64Array:
     """(L,) int64: vectors in each list of the codebook, over all parts."""
-    offsets = [file for part in parts for file in part.records if file.path.endswith(f"/{OFFSETS_FILE}")]
-    groups = groups_of(offsets, lambda file: max(file.digest.size_bytes, _MIN_FILE_BYTES), _SIZES_BYTES)
-    tasks = [LIST_SIZES.task(ListSizesPayload(run.id, group), weight=len(group)) for group in groups]
+    files = [(_file_of(part, FILLED_FILE), _file_of(part, OFFSETS_FILE)) for part in parts]
+    groups = groups_of(files, lambda pair: max(pair[1].digest.size_bytes, _MIN_FILE_BYTES), _SIZES_BYTES)
+    tasks = [LIST_SIZES.task(ListSizesPayload(run.id, num_lists, group), weight=len(group)) for group in groups]
     sizes = np.zeros(num_lists, dtype=np.int64)
     for record in context.engine.run(run, tasks, run_list_sizes, context.progress, unit="parts"):
         sizes += map_array(run.storage.local(record.files[0].path))
     return sizes
+
+
+def _file_of(part: PartFiles, name: str) -> FileRecord:
+    [record] = [record for record in part.records if record.path.endswith(f"/{name}")]
+    return record
 
 
 def measure_parts(
@@ -98,9 +104,11 @@ def run_list_sizes(storage: Storage, task: Task[ListSizesPayload, NoResult], clo
     """Add up the lists of some parts; its file is (L,) int64."""
     del clock
     files = VerifiedFiles(storage)
-    sizes = sum(np.diff(files.array(record).whole()) for record in task.payload.offsets)
+    sizes = np.zeros(task.payload.num_lists, dtype=np.int64)
+    for filled, offsets in task.payload.parts:
+        sizes[files.array(filled).whole()] += np.diff(files.array(offsets).whole())
     path = path_of("runs", run=task.payload.run, file=f"drift/{task.id}.npy")
-    return TaskRecord(task.id, (publish(storage, "runs", path, partial(save_array, array=np.asarray(sizes))),))
+    return TaskRecord(task.id, (publish(storage, "runs", path, partial(save_array, array=sizes)),))
 
 
 def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clock: str) -> TaskRecord[PartsDrift]:

@@ -16,7 +16,6 @@ from retrodb.errors import MismatchError, MissingStep
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
-from retrodb.format.part_files import INDEX_FILE
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import MAX_ROWS, RowSet, mask_of
 from retrodb.stages.dedup.clusters import cluster_keys
@@ -60,11 +59,6 @@ def parts_of(view: View, space: str) -> list[PartFiles]:
         folders.setdefault(record.path.rpartition("/")[0], []).append(record)
     parts = [PartFiles(folder, tuple(records)) for folder, records in folders.items()]
     return sorted(parts, key=lambda part: (part.span.first_chunk, part.folder))
-
-
-def is_faiss_file(record: FileRecord) -> bool:
-    """Whether a file of a part is what FAISS reads."""
-    return record.path.endswith(f"/{INDEX_FILE}")
 
 
 def open_codebook(view: View, space: str) -> Codebook:
@@ -254,7 +248,7 @@ def open_files(files: VerifiedFiles, part: PartFiles) -> Part:
     """An open part of the database, of which every byte is verified before it is read.
 
     Raises:
-        MissingFileError, DamagedFileError: for its description, the offsets of its lists, and the size and header of its arrays.
+        MissingFileError, DamagedFileError: for its description and its offsets; for another file, when that is first read.
     """
-    by_name = {record.path.rpartition("/")[2]: files.bytes(record) for record in part.records}
-    return open_part(Path(part.folder), by_name)
+    records = {record.path.rpartition("/")[2]: record for record in part.records}
+    return open_part(Path(part.folder), lambda name: files.bytes(records[name]))

@@ -11,20 +11,23 @@ first to its last row, with a bitmap of the rows that it has. Compaction uses th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
+from pyroaring import BitMap
 
-from retrodb.ann.merge_parts import merge_parts
+from retrodb.ann.merge_parts import BLOCK_ROWS, merge_parts
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import SpaceEntry
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.format.rows import RowSet, rows_in
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import PartFiles, is_faiss_file, open_files, parts_of
+from retrodb.stages.index.live_parts import PartFiles, open_files, parts_of
 from retrodb.stages.index.publish_part import publish_part_files
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -32,7 +35,7 @@ from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
-STAGE_VERSION = 2
+STAGE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -68,21 +71,16 @@ class MergePlan:
     result: MergeResult  # that a dry run prints
 
 
-def run_merge(context: Context, space: str, memory_bytes: int, *, dry_run: bool = False) -> MergeResult:
+def run_merge(context: Context, space: str, *, dry_run: bool = False) -> MergeResult:
     """Merge the parts that the policy chooses, in one commit. Commits nothing when there is nothing to merge."""
-    plan = plan_merge(context.view(), space, memory_bytes)
+    plan = plan_merge(context.view(), space)
     return plan.result if dry_run else execute_merge(context, plan)
 
 
-def plan_merge(view: View, space: str, memory_bytes: int) -> MergePlan:
-    """Choose the groups of neighbouring parts to merge.
-
-    Args:
-        memory_bytes: memory limit of a merge, which loads the FAISS files of all its parts. Larger groups are not merged.
-    """
+def plan_merge(view: View, space: str) -> MergePlan:
+    """Choose the groups of neighbouring parts to merge."""
     parts = parts_of(view, space)
-    chosen = [[parts[position] for position in group] for group in choose_merges([part.num_rows for part in parts])]
-    groups = [group for group in chosen if _faiss_bytes(group) <= memory_bytes]
+    groups = [[parts[position] for position in group] for group in choose_merges([part.num_rows for part in parts])]
     num_merged = sum(map(len, groups))
     result = MergeResult(view.snapshot.number, num_merged, len(parts) - num_merged + len(groups), dry_run=True)
     return MergePlan(view, space, tuple(map(tuple, groups)), result)
@@ -106,16 +104,16 @@ def execute_merge(context: Context, plan: MergePlan) -> MergeResult:
         plan={"version": STAGE_VERSION, "space": plan.space, "tasks": [task.id for task in tasks]},
         arguments={"space": plan.space},
     )
-    extra_bytes = 2 * max(map(_faiss_bytes, plan.groups))  # the parts, and the part that they become
+    extra_bytes = merge_bytes(plan.view, plan.space)
     transaction.add_files(transaction.run_tasks(tasks, run_merge_task, extra_bytes=extra_bytes))
     transaction.drop_files(replaced)
     transaction.counts = {"merged": plan.result.num_merged_parts}
     return replace(plan.result, snapshot=transaction.commit().number, dry_run=False)
 
 
-def _faiss_bytes(parts: Sequence[PartFiles]) -> int:
-    """The size of the FAISS files of parts: a merge loads them all, its other arrays are mapped."""
-    return sum(record.digest.size_bytes for record in files_of(parts) if is_faiss_file(record))
+def merge_bytes(view: View, space: str) -> int:
+    """What a merge task holds that depends on the dimension: blocks of codes, and of vectors where these are the search codes."""
+    return 4 * (4 + 1) * BLOCK_ROWS * view.snapshot.existing(SpaceEntry, space).dimension
 
 
 def span_of(parts: Sequence[PartFiles]) -> ChunkRange:
@@ -153,26 +151,76 @@ def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: 
     """
     del clock
     payload, verified = task.payload, VerifiedFiles(storage)
-    rows_of_parts, merged = _merged_rows(payload, verified)
+    merged = merged_rows(payload, verified)
     if not len(merged):
         return TaskRecord(task.id, counts={"vectors": 0})
-    positions: list[Int64Array] = [np.where(rows >= 0, merged.rank(rows), -1) for rows in rows_of_parts]
     parts = [open_files(verified, part) for part in payload.parts]
-    build = partial(merge_parts, parts, positions)
+
+    def build(folder: Path) -> None:
+        merge_parts(parts, _stored_rows(payload, verified, folder), folder)
+
     files = publish_part_files(storage, payload.space, task.id, build, payload.span.first_chunk, merged)
     return TaskRecord(task.id, files, counts={"vectors": len(merged)})
 
 
-def _merged_rows(payload: MergePayload, files: VerifiedFiles) -> tuple[list[Int64Array], RowSet]:
-    """For each part the row of the whole range that each of its rows becomes, -1 for dropped rows; and all kept rows."""
-    first, num_chunks = payload.span
-    taken: Int64Array = np.empty(0, dtype=np.int64)  # rows of the range, ascending
-    rows_of_parts = []
-    for part in payload.parts:
-        rows = part.span.first_chunk - first + part.row_set(files).present
-        is_kept: BoolArray = ~np.isin(rows, taken, assume_unique=True)
-        if payload.keep is not None:
-            is_kept &= payload.keep.rank(rows) >= 0
-        rows_of_parts.append(np.where(is_kept, rows, -1))
-        taken = np.union1d(taken, rows[is_kept])
-    return rows_of_parts, RowSet.from_present(taken, num_chunks)
+def merged_rows(payload: MergePayload, files: VerifiedFiles) -> RowSet:
+    """The rows of the span that the merged part has."""
+    windows = (np.concatenate([kept for _, kept in window.rows]) for window in _windows(payload, files))
+    return RowSet.from_ascending((np.sort(rows) for rows in windows), payload.span.num_chunks)
+
+
+def _stored_rows(payload: MergePayload, files: VerifiedFiles, folder: Path) -> list[Int64Array]:
+    """For each part the row of the merged part that each of its rows becomes, -1 for dropped rows: arrays that are mapped."""
+    stored = [
+        open_memmap(folder / f"merged_rows_{number}.npy", mode="w+", dtype=np.int64, shape=(part.num_rows,))
+        for number, part in enumerate(payload.parts)
+    ]
+    written, num_merged = [0] * len(stored), 0
+    for window in _windows(payload, files):
+        merged = np.sort(np.concatenate([kept for _, kept in window.rows]))
+        for number, (present, kept) in zip(window.parts, window.rows, strict=True):
+            target = slice(written[number], written[number] + len(present))
+            rows = num_merged + np.searchsorted(merged, present)
+            stored[number][target] = np.where(np.isin(present, kept, assume_unique=True), rows, -1)
+            written[number] = target.stop
+        num_merged += len(merged)
+    return [array.view(np.ndarray) for array in stored]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A range of the span, of which some parts have rows."""
+
+    parts: list[int]  # their numbers
+    rows: list[
+        tuple[Int64Array, Int64Array]
+    ]  # of each its rows there, as rows of the span, and those that are taken from it
+
+
+def _windows(payload: MergePayload, files: VerifiedFiles) -> Iterator[_Window]:
+    """The rows of the parts, in ranges of the span that follow one another. Ranges without rows are left out."""
+    row_sets = [part.row_set(files) for part in payload.parts]
+    shifts = [part.span.first_chunk - payload.span.first_chunk for part in payload.parts]
+    start = 0
+    while True:
+        first = {
+            number: shift + row
+            for number, (shift, rows) in enumerate(zip(shifts, row_sets, strict=True))
+            if (row := rows.first_from(start - shift)) is not None
+        }
+        if not first:
+            return
+        start = min(first.values())
+        numbers = [number for number, row in first.items() if row < start + _WINDOW]
+        keep = None if payload.keep is None else payload.keep.rows_in(-start, _WINDOW)
+        taken, rows = BitMap(), []
+        for number in numbers:
+            present = row_sets[number].rows_in(shifts[number] - start, _WINDOW)
+            kept = present - taken if keep is None else (present - taken) & keep
+            taken |= kept
+            rows.append((start + rows_in(present), start + rows_in(kept)))
+        yield _Window(numbers, rows)
+        start += _WINDOW
+
+
+_WINDOW = 1 << 20  # ids whose rows are looked at together

@@ -146,5 +146,5 @@ def home_lists(view: View, space: str, ids: Int64Array) -> Int64Array:
     lists, flat = np.full(ids.size, -1, dtype=np.int64), ids.ravel()
     files = [record for record in view.manifest.files("parts", space) if record.path.endswith(f"/{LISTS_FILE}")]
     for hit in Coverage(files, view.files).lookup(flat):
-        lists[hit.where] = view.files.array(hit.record)[hit.positions, 0]
+        lists[hit.where] = view.files.array(hit.record)[hit.positions]
     return lists.reshape(ids.shape)

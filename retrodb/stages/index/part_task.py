@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,7 +24,7 @@ from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ def index_task(space: str, codebook: str, missing: MissingRows, *, is_new: bool)
     return KIND.task(IndexPayload(space, codebook, missing.vectors, missing.rows, is_new), (), missing.num_rows)
 
 
-def part_bytes(dim: int, tasks: Sequence[Task[IndexPayload, NoResult]]) -> int:
-    """What a task holds that depends on the dimension: codes, twice while a part is written, and four blocks of float32."""
-    return dim * (2 * max((task.weight for task in tasks), default=0) + 4 * 4 * BLOCK_ROWS)
+def part_bytes(dim: int) -> int:
+    """What a task holds that depends on the dimension: four blocks of float32."""
+    return dim * 4 * 4 * BLOCK_ROWS
 
 
 def run_index_task(

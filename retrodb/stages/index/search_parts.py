@@ -1,4 +1,4 @@
-"""The index parts of a space as a search opens them: by their records, without looking at a single chunk.
+"""The index parts of a space as a search has them: their records. A part is opened when a query asks it for candidates.
 
 Ids follow from the row bitmaps. Whether a chunk may be found is asked for the candidates of a query.
 """
@@ -15,10 +15,9 @@ from retrodb.ann.metric import NO_NEIGHBOUR
 from retrodb.ann.part import Part
 from retrodb.ann.rerank import LivePart, SearchPart
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array, VectorArray
-from retrodb.format.entries import IndexEntry
 from retrodb.format.rows import RowSet
 from retrodb.memory import MIB, PROCESS_MEMORY, require_memory, with_caches
-from retrodb.stages.index.live_parts import PartFiles, is_faiss_file, live_parts, live_rows, open_files, parts_of
+from retrodb.stages.index.live_parts import PartFiles, live_parts, live_rows, open_files, parts_of
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
@@ -30,9 +29,17 @@ class StoredPart:
     view: View
     space: str
     files: PartFiles
-    part: Part
-    rows: RowSet  # of the part's span
     before: Coverage | None  # the parts before, which hold rows of this one too: a row is found in the first of them
+
+    @cached_property
+    def part(self) -> Part:
+        """The part, opened when the first query asks it."""
+        return open_files(self.view.files, self.files)
+
+    @cached_property
+    def rows(self) -> RowSet:
+        """Its rows of the range of ids that it covers."""
+        return self.files.row_set(self.view.files)
 
     @property
     def max_allowed(self) -> int:
@@ -91,7 +98,7 @@ def search_parts(
         is_limited: whether the command takes a memory limit.
 
     Raises:
-        NotEnoughMemory: for a restriction of so many rows, or for fast-scan codes, which FAISS cannot map.
+        NotEnoughMemory: for a restriction of so many rows, or a space of so many that keeps no vectors.
     """
     is_restricted = source is not None or documents is not None
     if is_limited:
@@ -105,8 +112,7 @@ def search_parts(
         overlaps = files.span.first_chunk < covered_end
         before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
         covered_end = max(covered_end, files.span.end)
-        part = open_files(view.files, files)
-        parts.append(StoredPart(view, space, files, part, files.row_set(view.files), before))
+        parts.append(StoredPart(view, space, files, before))
     return parts
 
 
@@ -116,12 +122,10 @@ _SEARCH_MIB = 140  # the library, FAISS and the compiled kernels
 def search_bytes(view: View, space: str, *, is_restricted: bool) -> int:
     """Memory of the process of a search, from the records of the parts.
 
-    Fast-scan codes are loaded. Where no vectors are kept, the position of each row among the codes is in memory. A restricted
-    search has an id and a byte of the mask for each row, and about ten int64 arrays of the rows of one part while that is opened.
+    Search codes are mapped. Where no vectors are kept, the position of each row among the codes is in memory. A restricted search
+    has an id and a byte of the mask for each row, and about ten int64 arrays of the rows of one part while that is opened.
     """
     parts, needed = parts_of(view, space), _SEARCH_MIB * MIB
-    if _FAST_SCAN in view.snapshot.existing(IndexEntry, space).factory:
-        needed += sum(record.digest.size_bytes for part in parts for record in part.records if is_faiss_file(record))
     if not view.keeps_vectors(space):
         needed += 8 * sum(part.num_rows for part in parts)
     if is_restricted:
@@ -129,9 +133,6 @@ def search_bytes(view: View, space: str, *, is_restricted: bool) -> int:
             (part.num_rows for part in parts), default=0
         )
     return with_caches(needed)
-
-
-_FAST_SCAN = "fs"  # ends the name of such codes in a factory, as in RaBitQfs
 
 
 def num_findable(parts: list[SearchPart]) -> int:

@@ -107,13 +107,11 @@ def exact_neighbours(
 def lists_of_rows(
     view: View, space: str, queries: str, rows: Int64Array, codebook: Codebook, nprobe: int, threads: int
 ) -> Int32Array:
-    """(Q, nprobe) the nearest lists of each row: as stored when the row was indexed, or computed where too few are stored."""
+    """(Q, nprobe) the nearest lists of each row. The list of an indexed row is stored, and read if it is the only one."""
     lists = np.full((len(rows), min(nprobe, codebook.num_lists)), -1, dtype=np.int32)
-    if queries == SELF and nprobe:
+    if queries == SELF and lists.shape[1] == 1:
         for hit in stored_lists(view, space).lookup(rows):
-            stored = view.chunks.map(hit.record)
-            if stored.shape[1] >= lists.shape[1]:
-                lists[hit.where] = stored[hit.positions, : lists.shape[1]]
+            lists[hit.where, 0] = view.chunks.map(hit.record)[hit.positions]
     missing = np.flatnonzero(lists[:, 0] < 0) if nprobe else rows[:0]
     for start in range(0, len(missing), _ASSIGNED_ROWS):
         block = missing[start : start + _ASSIGNED_ROWS]
@@ -122,7 +120,7 @@ def lists_of_rows(
 
 
 def stored_lists(view: View, space: str) -> Coverage:
-    """The files of the parts with the lists of their rows."""
+    """The files of the parts with the list of each row."""
     records = view.manifest.files("parts", space)
     return Coverage([record for record in records if record.path.endswith(f"/{LISTS_FILE}")], view.files)
 

@@ -35,7 +35,7 @@ from retrodb.stages.neighbours.range_payloads import (
     RangeJoin,
     RemotePayload,
     RoutePayload,
-    RowsPayload,
+    TableRowsPayload,
 )
 from retrodb.stages.neighbours.range_results import run_collect_task, run_rows_task
 from retrodb.stages.neighbours.range_scan import run_home_task, run_remote_task, run_route_task
@@ -71,7 +71,7 @@ def join_by_ranges(
     """
     view, run = transaction.view, transaction.run
     sizes_L = sizes_of_lists(transaction.context, run, parts_of(view, inputs.space), size.num_lists)
-    join = RangeJoin(run.id, inputs, list_bounds(sizes_L, num_ranges))
+    join = RangeJoin(run.id, inputs, range_bounds(sizes_L, num_ranges))
     with transaction.context.engine.sharing_processes() as engine:
         engine = engine.with_processes(1) if hardware.device != "cpu" else engine
         phases = _Phases(transaction, engine, join, size, hardware)
@@ -91,7 +91,7 @@ def forget_exchange(transaction: Transaction) -> None:
     storage.remove_empty_folders("runs")
 
 
-def list_bounds(sizes_L: Int64Array, num_ranges: int) -> tuple[int, ...]:
+def range_bounds(sizes_L: Int64Array, num_ranges: int) -> tuple[int, ...]:
     """Bounds of ranges of lists with about as many rows each; every range has a list."""
     ends = np.cumsum(sizes_L)
     targets = ends[-1] * np.arange(1, num_ranges) // num_ranges if len(ends) else np.empty(0, np.int64)
@@ -115,7 +115,7 @@ class _Phases:
     ) -> None:
         self._transaction, self._engine, self._join = transaction, engine, join
         self._size, self._hardware = size, hardware
-        self.rows: list[RowsPayload] = []  # one for each span
+        self.rows: list[TableRowsPayload] = []  # one for each span
         self.counts = {"rows": 0, "sent": 0}
 
     def join_group(self, spans: range, nprobe: int) -> None:
@@ -130,7 +130,7 @@ class _Phases:
             nprobe, round_ = more_probes(nprobe, self._size.num_lists), round_ + 1
             routes = [RoutePayload(join, nprobe, -1, self._list(f"starved-{name}", starved))] if starved else []
         listed = self._list(f"results-{spans[0]}", results)
-        self.rows += [RowsPayload(join, span, listed) for span in spans]
+        self.rows += [TableRowsPayload(join, span, listed) for span in spans]
 
     def _join_rows(self, name: str, routes: Sequence[RoutePayload], nprobe: int) -> list[TaskRecord[NoResult]]:
         """Join some rows with all ranges."""

@@ -111,7 +111,7 @@ class CollectPayload:
 
 
 @dataclass(frozen=True)
-class RowsPayload:
+class TableRowsPayload:
     """Write the rows of a span into the table."""
 
     join: RangeJoin
@@ -123,7 +123,7 @@ ROUTE = TaskKind[RoutePayload, NoResult]("neighbours-route", 1, NoResult)
 HOME = TaskKind[HomePayload, NoResult]("neighbours-home", 1, NoResult)
 REMOTE = TaskKind[RemotePayload, NoResult]("neighbours-remote", 1, NoResult)
 COLLECT = TaskKind[CollectPayload, NoResult]("neighbours-collect", 1, NoResult)
-ROWS = TaskKind[RowsPayload, NoResult]("neighbours-rows", 1, NoResult)
+ROWS = TaskKind[TableRowsPayload, NoResult]("neighbours-rows", 1, NoResult)
 
 
 def nearest_schema(width: int) -> pa.Schema:

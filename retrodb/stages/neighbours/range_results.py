@@ -29,7 +29,7 @@ from retrodb.stages.neighbours.query_rows import QueryRows
 from retrodb.stages.neighbours.range_payloads import (
     CollectPayload,
     RangeJoin,
-    RowsPayload,
+    TableRowsPayload,
     joined_codebook,
     nearest_schema,
     routed_rows,
@@ -107,7 +107,7 @@ def _add_results(
         results.add(span, pa.Table.from_arrays(columns, schema=_result_schema(join.width)))
 
 
-def run_rows_task(storage: Storage, task: Task[RowsPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+def run_rows_task(storage: Storage, task: Task[TableRowsPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
     """Write the rows of a span, ascending. Publishes no file when it has none."""
     del clock
     payload, join = task.payload, task.payload.join
@@ -117,7 +117,7 @@ def run_rows_task(storage: Storage, task: Task[RowsPayload, NoResult], clock: st
         return TaskRecord(task.id, counts={"rows": 0, "short": 0})
     table = pa.concat_tables(tables)
     rows = table.column("row").to_numpy()
-    order = np.argsort(rows)
+    order = np.argsort(rows, kind="stable")
     ids, distances = (fixed_rows(table.column(name), join.width)[order] for name in _FOUND_COLUMNS)
     span = spans_of(planned_view(storage, join.inputs.snapshot), join.inputs.queries)[payload.span]
     record = publish_rows(storage, join.inputs.table, task.id, span, rows[order], ids, distances)

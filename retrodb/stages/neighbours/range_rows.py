@@ -52,7 +52,7 @@ def rows_in_lists(view: View, space: str, params: NeighboursParams, lists: ListR
         before = Coverage([part.records[0] for part in all_files[:number]], view.files) if overlaps else None
         covered_end = max(covered_end, files.span.end)
         part = open_files(view.files, files)
-        start, end = part.offsets_L1[[lists.first, lists.end]].tolist()
+        start, end = part.span_of_lists(lists.first, lists.end)
         if start == end:
             continue
         ids = files.span.first_chunk + files.row_set(view.files).select(part.order_N[start:end])

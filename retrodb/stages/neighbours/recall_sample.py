@@ -54,7 +54,7 @@ class SamplePlace:
 
 
 @dataclass(frozen=True)
-class SampleFiles:
+class RecallSampleFiles:
     """Files of a run with a sample."""
 
     rows: FileRecord  # (S,) ids, ascending
@@ -65,7 +65,7 @@ class SampleFiles:
 class SampleTruth:
     """Files of a run with a sample and its exact neighbours."""
 
-    sample: SampleFiles
+    sample: RecallSampleFiles
     neighbours: FileRecord  # see `stored_truth`
 
 
@@ -93,7 +93,7 @@ class MeasuredRecall:
     recall: float  # recall@k on the sample
 
 
-SAMPLE = TaskKind[SamplePlace, SampleFiles]("neighbours-sample", 1, SampleFiles)
+SAMPLE = TaskKind[SamplePlace, RecallSampleFiles]("neighbours-sample", 1, RecallSampleFiles)
 POINT = TaskKind[PointPayload, OperatingPoint]("neighbours-point", 2, OperatingPoint)
 RECALL = TaskKind[RecallPayload, MeasuredRecall]("neighbours-recall", 2, MeasuredRecall)
 
@@ -155,7 +155,9 @@ def sampled_spans(num_spans: int) -> list[int]:
     return sorted(np.random.default_rng(0).permutation(num_spans)[:_SAMPLE_SPANS].tolist())
 
 
-def run_sample_rows(storage: Storage, task: Task[SamplePlace, SampleFiles], clock: str) -> TaskRecord[SampleFiles]:
+def run_sample_rows(
+    storage: Storage, task: Task[SamplePlace, RecallSampleFiles], clock: str
+) -> TaskRecord[RecallSampleFiles]:
     """Draw the sample of a table, and copy its vectors and what its rows must not find into files of the run."""
     del clock
     inputs, run = task.payload.inputs, task.payload.run
@@ -164,7 +166,7 @@ def run_sample_rows(storage: Storage, task: Task[SamplePlace, SampleFiles], cloc
     vectors = view.vectors(inputs.space, rows, inputs.queries)
     exclusion = exclusion_of(view, inputs.queries, inputs.params, rows)
     queries = publish_queries(storage, run, task.id, vectors, exclusion)
-    sample = SampleFiles(publish_run_array(storage, run, f"{task.id}-rows", rows), queries)
+    sample = RecallSampleFiles(publish_run_array(storage, run, f"{task.id}-rows", rows), queries)
     return TaskRecord(task.id, (sample.rows, queries.vectors, queries.exclusion, queries.hidden), sample)
 
 

@@ -121,11 +121,7 @@ class RepairState:
         ids = [np.empty(0, dtype=np.int64)]
         for files in parts_of(self.view, self.table.entry.space):
             part = open_files(self.view.files, files)
-            pieces = [
-                part.order_N[start:end]
-                for start, end in zip(*part.offsets_L1[[lists, lists + 1]].tolist(), strict=True)
-            ]
-            rows = np.concatenate([np.empty(0, np.int64), *pieces])
+            rows = part.rows_of_lists(lists)
             ids.append(files.span.first_chunk + files.row_set(self.view.files).select(rows))
         return np.unique(np.concatenate(ids))
 

@@ -72,7 +72,7 @@ class Searcher:
             NotEnoughMemory: for a limit that is too low, see `search_parts`.
             MissingStep: when the space is not embedded or not indexed.
             UsageError: for an unknown source or an invalid condition.
-            DamagedFileError: for a file of the index that is missing or damaged.
+            DamagedFileError: for a codebook that is missing or damaged. A file of a part is refused when a query reads it.
         """
         if source is not None and source not in view.shards.source:
             sources = ", ".join(sorted(set(view.shards.source)))

@@ -57,7 +57,9 @@ def test_rows_of_any_range_are_counted_as_masks_count_them(seed: int, grown: Dat
         start = int(rng.integers(0, chunks.end))
         span = ChunkRange(start, int(rng.integers(1, chunks.end + 20 - start)))
         present, live = chunks.present_mask(*span), chunks.live_mask(*span)
-        part = PartFiles("part", (file("parts", "part/index.faiss", first=span.first_chunk, count=span.num_chunks),))
+        part = PartFiles(
+            "part", (file("parts", "part/search_codes.npy", first=span.first_chunk, count=span.num_chunks),)
+        )
         assert live_row_set(view, [part]) == RowSet.from_mask(live)
         held = rng.random(span.num_chunks) < rng.choice([0.3, 1.0])
         expected = (int((held & present).sum()), int((held & live).sum()))

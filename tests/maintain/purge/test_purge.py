@@ -169,14 +169,14 @@ def test_codes_that_only_an_index_file_contains_are_found(factory: str, make_dat
     view = database.view()
     targets = find_targets(database._context, view, [GONE])
     traces = traces_of(view, SELF, targets.first_chunks(SELF))
-    [record] = [r for r in view.manifest.files("parts") if r.path.endswith("/index.faiss")]
+    [record] = [r for r in view.manifest.files("parts") if r.path.endswith("/search_codes.npy")]
     before = (Path(database.path) / record.path).read_bytes()
     assert database.purge([GONE]).is_clean
     target = Path(database.path) / record.path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(before)
     [trace] = search(database, traces).remaining
-    assert (trace.path, trace.location[:5], trace.kind) == (record.path, "index", "vector")
+    assert (trace.path, trace.location[:12], trace.kind) == (record.path, "search codes", "vector")
     assert trace.num_values > 0
     target.unlink()
     assert search(database, traces).remaining == ()

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 from made_documents import made_text, write_documents
@@ -45,12 +44,6 @@ def test_a_new_shard_adds_a_part_under_the_same_codebook(embedded: Database, tmp
     assert (first.num_parts, second.num_parts, second.is_trained) == (1, 2, False)
     assert before.items() < after.items()
     assert embedded.view().snapshot.existing(IndexEntry, "default").codebook == codebook
-
-
-def test_faiss_can_read_the_file_of_a_part(embedded: Database) -> None:
-    result = embedded.index(factory="IVF2,SQ8")
-    [path] = [r.path for r in embedded.view().manifest.files("parts") if r.path.endswith("index.faiss")]
-    assert faiss.read_index(str(Path(embedded.path) / path)).ntotal == result.num_vectors
 
 
 def test_retraining_replaces_codebook_and_parts_in_one_commit(embedded: Database) -> None:

@@ -108,6 +108,21 @@ def test_a_merge_can_drop_rows_and_keeps_the_ids_of_the_others(grown: Database, 
     assert record.files[0].span == span
 
 
+def test_a_merge_that_looks_at_few_rows_at_a_time_writes_the_same_files(
+    grown: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrodb.stages.index.merge.choose_merges", lambda sizes: [])
+    grown.index()
+    storage, parts = open_storage(grown.path), parts_of(grown.view(), "default")
+    assert len(parts) == SHARDS
+    keep = RowSet.from_mask(np.random.default_rng(0).random(span_of(parts).num_chunks) < 0.8)
+    task = merge_task("default", [*parts, parts[1]], keep)
+    expected = run_merge_task(storage, task, "").files
+    monkeypatch.setattr("retrodb.stages.index.merge._WINDOW", 11)
+    monkeypatch.setattr("retrodb.ann.merge_parts.BLOCK_ROWS", 16)
+    assert run_merge_task(storage, task, "").files == expected
+
+
 def test_a_row_of_two_parts_is_merged_once(grown: Database) -> None:
     grown.index()
     view = grown.view()

@@ -17,7 +17,7 @@ import retrodb
 from retrodb.database import Database
 from retrodb.format.records import ChunkRange
 from retrodb.stages.neighbours import join_memory, range_join, range_scan
-from retrodb.stages.neighbours.range_join import list_bounds, span_groups
+from retrodb.stages.neighbours.range_join import range_bounds, span_groups
 from retrodb.store.verify import VerifiedFiles
 
 FACTORY = "IVF16,SQ8"
@@ -168,7 +168,7 @@ def test_a_purge_leaves_no_vector_in_the_files_of_an_interrupted_join(
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 50))
 def test_bounds_of_ranges_cover_all_lists_and_no_range_is_empty(sizes: list[int], num_ranges: int) -> None:
-    bounds = list_bounds(np.array(sizes, dtype=np.int64), num_ranges)
+    bounds = range_bounds(np.array(sizes, dtype=np.int64), num_ranges)
     assert bounds[0] == 0
     assert bounds[-1] == len(sizes)
     assert (np.diff(bounds) > 0).all()

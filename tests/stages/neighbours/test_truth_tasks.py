@@ -84,7 +84,7 @@ def one_product(view: View, params: NeighboursParams, k: int) -> Truth:
     lists = np.full(ids.shape, -1, dtype=np.int64)
     for part in parts:
         where = part.rows_of(ids) >= 0
-        lists[where] = part.part.lists_NA[part.rows_of(ids)[where], 0]
+        lists[where] = part.part.lists_N[part.rows_of(ids)[where]]
     return Truth(ids, distances, lists)
 
 
