@@ -22,7 +22,7 @@ from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.compared_tasks import TableInputs, store_compared
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
-from retrodb.stages.neighbours.range_join import forget_exchange, join_by_ranges, span_groups
+from retrodb.stages.neighbours.range_join import RangeJoinResult, forget_exchange, join_by_ranges, span_groups
 from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall
 from retrodb.stages.neighbours.restriction import Restriction
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
@@ -51,6 +51,7 @@ class NeighboursResult:
     dry_run: bool = False
     codes_recall: float | None = None  # recall@10 of the codes where the space keeps no vectors; it limits the others
     ranges_per_row: float = 1.0  # ranges of lists that each row was compared with
+    exchanged_bytes: int = 0  # of the files that tasks of several ranges left for each other
     assignment_recall: float | None = None  # of the neighbours that an exact assignment finds; None: it is exact
     num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
@@ -197,12 +198,12 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
     )
     num_ranges = plan.hardware.list_ranges or plan.size.num_ranges(plan.hardware.memory_bytes)
     if num_ranges == 1 or entry.nprobe == 0:
-        records, ranges_per_row = _join_in_one_range(transaction, plan), 1.0
+        joined = RangeJoinResult(_join_in_one_range(transaction, plan), 1.0, 0)
     else:
         joined = join_by_ranges(
             transaction, plan.inputs, plan.spans, entry.nprobe, num_ranges, plan.size, plan.hardware
         )
-        records, ranges_per_row = joined.records, joined.ranges_per_row
+    records = joined.records
     transaction.add_files(records)
     reached = 1.0 if entry.nprobe == 0 else measured_recall(transaction, plan.inputs, records)
     store_compared(transaction, plan.inputs)
@@ -212,7 +213,8 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
     transaction.set_entry(table, entry)
     number = transaction.commit().number
     forget_exchange(transaction)
-    return replace(_result(plan, entry, number), ranges_per_row=ranges_per_row)
+    result = _result(plan, entry, number)
+    return replace(result, ranges_per_row=round(joined.ranges_per_row, 2), exchanged_bytes=joined.exchanged_bytes)
 
 
 def _join_in_one_range(transaction: Transaction, plan: NeighboursPlan) -> list[TaskRecord[NoResult]]:

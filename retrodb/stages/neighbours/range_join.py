@@ -51,6 +51,7 @@ class RangeJoinResult:
 
     records: list[TaskRecord[NoResult]]  # of the tasks that wrote the rows of each span
     ranges_per_row: float  # that a row was sent to, its home range included
+    exchanged_bytes: int  # of the files that tasks left for each other; each is written once, and read once
 
 
 def join_by_ranges(
@@ -80,7 +81,7 @@ def join_by_ranges(
         extra_bytes = size.range_bytes(join.num_ranges)
         records = phases.run([ROWS.task(payload) for payload in phases.rows], run_rows_task, extra_bytes)
     counts = phases.counts
-    return RangeJoinResult(records, 1 + counts["sent"] / max(1, counts["rows"]))
+    return RangeJoinResult(records, 1 + counts["sent"] / max(1, counts["rows"]), phases.exchanged_bytes)
 
 
 def forget_exchange(transaction: Transaction) -> None:
@@ -117,6 +118,7 @@ class _Phases:
         self._size, self._hardware = size, hardware
         self.rows: list[TableRowsPayload] = []  # one for each span
         self.counts = {"rows": 0, "sent": 0}
+        self.exchanged_bytes = 0
 
     def join_group(self, spans: range, nprobe: int) -> None:
         """Find the neighbours of the rows of a group of spans, with more lists for those that find too few."""
@@ -139,7 +141,9 @@ class _Phases:
         routed = self.run([ROUTE.task(route) for route in routes], run_route_task, extra_bytes)
         files = self._list(f"routed-{name}", [record.files[0] for record in routed])
         tasks = [HOME.task(HomePayload(join, number, files)) for number in numbers]
-        hardware = replace(self._hardware, threads=self._transaction.context.threads_for(tasks, extra_bytes))
+        hardware = self._hardware
+        if hardware.device == "cpu":
+            hardware = replace(hardware, threads=self._transaction.context.threads_for(tasks, extra_bytes))
         homes = self.run(tasks, partial(run_home_task, hardware=hardware), extra_bytes)
         counts = add_counts(homes)
         self.counts = {count: total + counts[count] for count, total in self.counts.items()}
@@ -161,7 +165,10 @@ class _Phases:
         self, tasks: Sequence[Task[P, NoResult]], function: TaskFunction[P, NoResult], extra_bytes: int
     ) -> list[TaskRecord[NoResult]]:
         """Run tasks of one kind."""
-        return self._transaction.run_tasks(tasks, function, engine=self._engine, extra_bytes=extra_bytes)
+        records = self._transaction.run_tasks(tasks, function, engine=self._engine, extra_bytes=extra_bytes)
+        exchanged = (file for record in records for file in record.files if file.kind == "runs")
+        self.exchanged_bytes += sum(file.digest.size_bytes for file in exchanged)
+        return records
 
     def _list(self, name: str, files: Sequence[FileRecord]) -> FileRecord:
         """A list of files, for payloads."""

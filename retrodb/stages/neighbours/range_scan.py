@@ -47,6 +47,7 @@ from retrodb.view.view import View
 ROUTED_ROWS = 1 << 16
 """Rows that are routed at once: 65,536 * 384 dimensions * (2 + 4) bytes are 150 MB of vectors while their lists are computed."""
 _LIMITS = ("limit_id", "limit_distance")
+_HOME = "home"  # column with the home range of a row
 
 
 def run_route_task(
@@ -132,15 +133,14 @@ def run_remote_task(
     database = _database(storage, join, payload.number)
 
     def produce(writers: list[ExchangeWriter]) -> None:
-        for home, file in enumerate(read_file_list(storage, payload.sent)):
-            for table in joined_tables(read_exchange(storage, file, payload.number), EXCHANGED_ROWS):
-                rows = QueryRows.of_table(table, dim)
-                limits = [table.column(name).to_numpy()[:, None] for name in _LIMITS]
-                ids, distances = _scan(
-                    rows, database, (limits[0].repeat(width, 1), limits[1].repeat(width, 1)), hardware
-                )
-                is_nearer = (ids != limits[0]) & (ids != NO_NEIGHBOUR)
-                where = np.flatnonzero(is_nearer.any(axis=1))
+        for table in joined_tables(_sent_rows(storage, payload), EXCHANGED_ROWS):
+            rows, homes = QueryRows.of_table(table, dim), table.column(_HOME).to_numpy()
+            limits = [table.column(name).to_numpy()[:, None] for name in _LIMITS]
+            limit = limits[0].repeat(width, axis=1), limits[1].repeat(width, axis=1)
+            ids, distances = _scan(rows, database, limit, hardware)
+            is_nearer = (ids != limits[0]) & (ids != NO_NEIGHBOUR)
+            for home in np.unique(homes).tolist():
+                where = np.flatnonzero(is_nearer.any(axis=1) & (homes == home))
                 offsets = np.concatenate([[0], np.cumsum(is_nearer[where].sum(axis=1))]).astype(np.int64)
                 columns = [
                     pa.array(rows.numbers_Q[where]),
@@ -150,6 +150,13 @@ def run_remote_task(
                 writers[0].add(home, pa.Table.from_arrays(columns, schema=FOUND))
 
     return TaskRecord(task.id, tuple(publish_exchange(storage, join.run, [f"found/{task.id}"], [FOUND], produce)))
+
+
+def _sent_rows(storage: Storage, payload: RemotePayload) -> Iterator[pa.Table]:
+    """The rows that the home ranges sent to a range, by home range and position."""
+    for home, file in enumerate(read_file_list(storage, payload.sent)):
+        for table in read_exchange(storage, file, payload.number):
+            yield table.append_column(_HOME, pa.array(np.full(table.num_rows, home, dtype=np.int32)))
 
 
 def _sent_schema(rows: pa.Schema) -> pa.Schema:
