@@ -59,7 +59,7 @@ COMMANDS = (
     ScaleCommand("purge-one", ("purge", "{db}", "--doc-ids", "{inputs}/ids.txt", "--yes"), largest=600_000),
     ScaleCommand("update-nothing", ("update", "{db}", "--config", "{inputs}/recipe.toml")),
     ScaleCommand("neighbours", ("neighbours", "{db}", "--table", "all"), largest=300_000),
-    ScaleCommand("neighbours-256M", ("neighbours", "{db}", "--table", "all", "--memory", "256M"), largest=300_000),
+    ScaleCommand("neighbours-512M", ("neighbours", "{db}", "--table", "all", "--memory", "512M"), largest=300_000),
     ScaleCommand(
         "repair",
         ("neighbours", "{db}", "--repair"),

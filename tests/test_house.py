@@ -205,9 +205,9 @@ def layer(module: str) -> str | None:
 
 
 def is_stable(call: ast.AST) -> bool:
-    """Whether a call says `kind="stable"` (NumPy) or `stable=True` (PyTorch)."""
+    """Whether a call says `kind="stable"` (NumPy), `kind="mergesort"` (numba's name for it) or `stable=True` (PyTorch)."""
     options = {keyword.arg: ast.unparse(keyword.value) for keyword in getattr(call, "keywords", [])}
-    return options.get("kind") == "'stable'" or options.get("stable") == "True"
+    return options.get("kind") in ("'stable'", "'mergesort'") or options.get("stable") == "True"
 
 
 def inner_package(module: str, room: str) -> str | None:

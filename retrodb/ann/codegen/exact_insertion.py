@@ -85,26 +85,74 @@ def insert_exact(
 ) -> None:
     """Merges a block of columns into the best K of queries first..stop.
 
-    A query takes two passes: the K-th smallest estimate bounds the K-th distance; then the distance is computed of all
-    columns that the estimates cannot rule out. The result is exact, and the same for all estimates within the error.
+    The K-th smallest estimate bounds the K-th distance, and the distance is computed of all columns that the estimates cannot
+    rule out. Both look only at columns below a bound, which is guessed from the query before: neighbouring queries are alike,
+    and a wrong guess only costs time. The result is exact, and the same for all estimates within the error.
     """
     estimates_QC, errors_Q = estimates
-    vectors_CD, ids_C, keys_JC = columns
+    vectors_CD, ids_C, _ = columns
     ids_QK, distances_QK = best
     K = ids_QK.shape[1]
     difference_D = np.empty(queries_QD.shape[1], dtype=np.float32)
     nearest = np.empty(K, dtype=np.float32)
+    chosen_C, numbers_C = np.empty(ids_C.shape[0], dtype=np.int64), np.arange(ids_C.shape[0])
+    kept_estimates = np.empty(ids_C.shape[0], dtype=np.float32)
+    guess = np.float32(np.inf)
     for row in range(first, stop):
-        nearest[:] = np.inf
-        for c in range(ids_C.shape[0]):
-            if estimates_QC[row, c] < nearest[0] and not is_excluded(row, ids_C[c], c, keys, keys_JC):
-                _replace_greatest(nearest, estimates_QC[row, c])
         error = errors_Q[row]
+        most = distances_QK[row, K - 1] + error  # what is farther is farther than the K-th already
+        bound = min(guess, most)
+        count = _choose_below(row, bound, estimates_QC, columns, keys, chosen_C)
+        if count < K and bound < most:
+            bound = most
+            count = _choose_below(row, bound, estimates_QC, columns, keys, chosen_C)
+        if count == 0:
+            continue
+        nearest[:] = np.inf
+        for position in range(count):
+            if estimates_QC[row, chosen_C[position]] < nearest[0]:
+                _replace_greatest(nearest, estimates_QC[row, chosen_C[position]])
         limit = min(nearest[0] + error, distances_QK[row, K - 1]) + error
-        for c in range(ids_C.shape[0]):
-            if estimates_QC[row, c] <= limit and not is_excluded(row, ids_C[c], c, keys, keys_JC):
-                exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
-                insert(exact, ids_C[c], ids_QK[row], distances_QK[row])
+        if limit > bound:
+            count = _choose_below(row, limit, estimates_QC, columns, keys, chosen_C)
+        kept, smallest = 0, np.float32(np.inf)
+        for position in range(count):
+            c = chosen_C[position]
+            smallest = min(smallest, estimates_QC[row, c])
+            if estimates_QC[row, c] <= limit:
+                chosen_C[kept], kept_estimates[kept] = c, estimates_QC[row, c]
+                kept += 1
+        order = (
+            np.argsort(kept_estimates[:kept], kind="mergesort") if K > _FEW else numbers_C[:kept]
+        )  # nearest first: inserted at the end
+        for position in order:
+            c = chosen_C[position]
+            exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
+            insert(exact, ids_C[c], ids_QK[row], distances_QK[row])
+        guess = nearest[0] + np.float32(0.1) * (nearest[0] - smallest) + 2 * error
+
+
+_FEW = 16  # insertion into so few neighbours takes less time than sorting the candidates
+
+
+@compiled
+def _choose_below(
+    row: int, bound: float, estimates_QC: Float32Array, columns: Columns, keys: QueryKeys, chosen_C: Int64Array
+) -> int:
+    """Writes the columns whose estimates are at most the bound and that the query does not exclude, and gives their number."""
+    count = 0
+    for c in range(estimates_QC.shape[1]):  # without a branch: which columns are chosen cannot be predicted
+        chosen_C[count] = c
+        count += 1 if estimates_QC[row, c] <= bound else 0
+    if keys.offsets_JQ1.shape[0] == 0 and keys.bound_offsets_Q1[row] == keys.bound_offsets_Q1[row + 1]:
+        return count
+    kept = 0
+    for position in range(count):
+        c = chosen_C[position]
+        if not is_excluded(row, columns.ids_C[c], c, keys, columns.keys_JC):
+            chosen_C[kept] = c
+            kept += 1
+    return kept
 
 
 @compiled

@@ -85,7 +85,7 @@ def test_exclusion_equals_its_portable_definition_and_the_mask(seed: int) -> Non
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS, st.integers(1, 6), st.integers(1, 40), st.booleans(), st.sampled_from([0.0, 0.4]))
+@given(SEEDS, st.sampled_from([1, 2, 5, 6, 17, 25]), st.integers(1, 80), st.booleans(), st.sampled_from([0.0, 0.4]))
 def test_exact_insertion_equals_its_portable_definition_for_all_estimates_within_the_error(
     seed: int, k: int, num_columns: int, is_l2: bool, error: float
 ) -> None:
