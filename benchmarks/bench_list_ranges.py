@@ -135,7 +135,7 @@ def lines(costs: list[RangeCost], options: argparse.Namespace) -> list[str]:
         f"    python benchmarks/bench_list_ranges.py {names} --ranges {' '.join(map(str, options.ranges))} "
         f"--workers {' '.join(map(str, options.workers))} --k {options.k} --recall {options.recall}",
         "",
-        environment(),
+        ", ".join(f"{name} {value}" for name, value in environment(max(options.workers)).items()),
         "",
         "| database | rows | ranges | workers | F | exchanged bytes of a row | CPU | elapsed | memory | lists probed | recall |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

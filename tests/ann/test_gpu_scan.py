@@ -8,7 +8,7 @@ import pytest
 from retrodb.ann import gpu_scan
 from retrodb.ann.codegen import six_bit_codes
 from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
-from retrodb.ann.join import join_block
+from retrodb.ann.join import ScannedDatabase, join_block, scan_lists_of
 from retrodb.ann.training import train
 
 from .conftest import Spread, mixture
@@ -31,6 +31,24 @@ def test_the_scan_in_torch_gives_what_the_compiled_one_gives(metric: str, spread
     for a, b in zip(compiled_, in_torch, strict=True):
         np.testing.assert_array_equal(a, b)
     assert (join_block(vectors[:3], None, [], codebook, 2, 1, device="cpu:0")[0] == -1).all()
+
+
+def test_both_scans_give_the_distances_of_codes_and_keep_what_is_nearer_already(spread: Spread) -> None:
+    vectors = mixture(2000, 40, 0)
+    codebook = train(vectors, "IVF16,SQ8", 3, "squared_l2")
+    database = ScannedDatabase.of(spread(vectors, codebook, (700,)), codebook, 16)
+    queries = vectors[::20].astype(np.float32)
+    lists = codebook.nearest_lists(queries, 4)
+    exclusion, fifth = Exclusion.of(len(queries)), np.full((len(queries), 1), np.inf, np.float32)
+    for num_kept in (10, 4):
+        found = []
+        for device in ("cpu", "cpu:0"):
+            begun = np.full((len(queries), 10), 5000), fifth.repeat(10, axis=1)
+            found.append(scan_lists_of(queries, lists, database, exclusion, begun, 1, device))
+        np.testing.assert_array_equal(found[0][0], found[1][0])
+        np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
+        assert ((found[0][0] < 5000).sum(axis=1) == num_kept).all()
+        fifth = found[0][1][:, 3:5].mean(axis=1, keepdims=True)  # between the fourth and the fifth
 
 
 def test_both_scans_have_the_same_codes() -> None:
