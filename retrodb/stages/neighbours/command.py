@@ -133,7 +133,8 @@ def plan_neighbours(
     refuse_missing(view, queries, name)
     spans = spans_of(view, queries)
     size = JoinSize.of(view, name, params, spans, 0, hardware.threads, hardware.device)
-    size.check(hardware.memory_bytes)
+    if params.exact:
+        size.check(hardware.memory_bytes)
     previous = view.snapshot.entry(TableEntry, table)
     entry = TableEntry(
         queries=queries, space=name, state=live_state(view), dependencies=table_dependencies(view, queries, name, params),

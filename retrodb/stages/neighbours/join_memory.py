@@ -22,7 +22,9 @@ LEAST_BLOCK_ROWS = 4096
 """Rows that are joined together at least: each block reads the lists of its rows once, so small blocks read them often."""
 
 EXCHANGED_ROWS = 1 << 14
-"""Rows that a task of a join that is split joins at once."""
+"""Rows that a task of a join that is split routes or joins at once."""
+SORTED_ROWS = 1 << 18
+"""Rows of a table that such a task sorts and writes at once."""
 _RANGE_ROWS = 1 << 24  # of a range of lists: 16,777,216 * 384 dimensions * 1 byte = 6 GB of codes, mapped
 _MOST_RANGES = 256  # query rows are sent to each range that they probe, so few ranges are better than many
 
@@ -89,13 +91,15 @@ class JoinSize:
     def range_bytes(self, num_ranges: int) -> int:
         """What a task of a join that is split holds in addition to its process: the codebook, a range, and a block of rows.
 
-        A range may have twice as many rows as the average. The rows of a span are there with their neighbours three times.
+        A range may have twice as many rows as the average. Rows that are sorted are there with their neighbours three times.
         """
         rows = min(self.database_rows, -(-2 * self.database_rows // num_ranges))
         database = replace(self, database_rows=rows, largest_part=min(self.largest_part, rows)).database_bytes
         codebook = 3 * 4 * self.num_lists * self.dim
-        block = max(EXCHANGED_ROWS * self.query_bytes, 3 * self.task_rows * (8 + 12 * self.width))
-        return database + 8 * self.largest_part + codebook + block
+        positions = 0 if self.keeps_vectors else 8 * (self.database_rows - rows)
+        written = 3 * min(self.task_rows, SORTED_ROWS) * (8 + 12 * self.width)
+        block = max(EXCHANGED_ROWS * self.query_bytes, written)
+        return database + positions + 8 * self.largest_part + codebook + block
 
     @property
     def database_bytes(self) -> int:
@@ -144,13 +148,18 @@ class JoinSize:
         return with_caches(self.fixed_bytes + min(LEAST_BLOCK_ROWS, self.task_rows) * self.query_bytes)
 
     def check(self, memory_bytes: int) -> None:
-        """Raises NotEnoughMemory when the database side and a block do not fit; says how much is needed."""
+        """Raises NotEnoughMemory when the join does not fit, however it is split; says how much is needed."""
+        split_bytes = with_caches(_PROCESS_MIB * MIB + self.range_bytes(_MOST_RANGES))
+        least_bytes = min(self.least_bytes, split_bytes) if self.nprobe else self.least_bytes
+        require_memory(self._description, least_bytes, memory_bytes)
+
+    @property
+    def _description(self) -> str:
         database = f"a join with {self.database_rows:,} vectors of {self.dim:,} dimensions"
-        probes = f", where each row probes {self.nprobe:,} lists," if self.nprobe else ""
-        require_memory(database + probes, self.least_bytes, memory_bytes)
+        return database + (f", where each row probes {self.nprobe:,} lists," if self.nprobe else "")
 
     def block_rows(self, memory_bytes: int) -> int:
-        """How many rows are joined at once. Raises NotEnoughMemory as `check`."""
-        self.check(memory_bytes)
+        """How many rows are joined with all lists at once. Raises NotEnoughMemory when few do not fit."""
+        require_memory(self._description, self.least_bytes, memory_bytes)
         free_bytes = memory_bytes - cache_bytes_of(memory_bytes) - self.fixed_bytes
         return max(1, min(LEAST_BLOCK_ROWS, self.task_rows), free_bytes // self.query_bytes)

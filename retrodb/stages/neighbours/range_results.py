@@ -16,6 +16,7 @@ from retrodb.ann.rerank import gather, rerank_by_id
 from retrodb.ann.topk import TopK
 from retrodb.engine.task import NoResult, Task, TaskRecord
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
+from retrodb.format.rows import RowSet
 from retrodb.stages.file_list import read_file_list
 from retrodb.stages.neighbours.exchange import (
     ExchangeWriter,
@@ -25,6 +26,7 @@ from retrodb.stages.neighbours.exchange import (
     ragged_rows,
     read_exchange,
 )
+from retrodb.stages.neighbours.join_memory import SORTED_ROWS
 from retrodb.stages.neighbours.query_rows import QueryRows
 from retrodb.stages.neighbours.range_payloads import (
     CollectPayload,
@@ -34,7 +36,7 @@ from retrodb.stages.neighbours.range_payloads import (
     nearest_schema,
     routed_rows,
 )
-from retrodb.stages.neighbours.table_rows import publish_rows, spans_of
+from retrodb.stages.neighbours.table_rows import TableRows, publish_row_blocks, query_rows, spans_of
 from retrodb.stages.planned_view import planned_view
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
@@ -111,18 +113,36 @@ def run_rows_task(storage: Storage, task: Task[TableRowsPayload, NoResult], cloc
     """Write the rows of a span, ascending. Publishes no file when it has none."""
     del clock
     payload, join = task.payload, task.payload.join
-    files = read_file_list(storage, payload.results)
-    tables = [table for file in files for table in read_exchange(storage, file, payload.span)]
-    if not tables:
-        return TaskRecord(task.id, counts={"rows": 0, "short": 0})
+    inputs, view = join.inputs, planned_view(storage, join.inputs.snapshot)
+    span = spans_of(view, inputs.queries)[payload.span]
+    rows = RowSet.from_rows(query_rows(view, inputs.queries, inputs.space, span), span.num_chunks)
+    counts = {"rows": len(rows), "short": 0}
+    if not len(rows):
+        return TaskRecord(task.id, counts=counts)
+
+    def blocks() -> Iterator[TableRows]:
+        for first in range(span.first_chunk, span.end, SORTED_ROWS):
+            block = _rows_between(storage, payload, first, first + SORTED_ROWS)
+            counts["short"] += int((block.ids_QW[:, inputs.params.k - 1] < 0).sum())
+            yield block
+
+    record = publish_row_blocks(storage, inputs.table, task.id, span, rows, join.width, blocks())
+    return TaskRecord(task.id, (record,), counts=counts)
+
+
+def _rows_between(storage: Storage, payload: TableRowsPayload, first: int, end: int) -> TableRows:
+    """The rows of a span with numbers from `first` up to `end`, ascending."""
+    width = payload.join.width
+    tables = [_result_schema(width).empty_table()]
+    for file in read_file_list(storage, payload.results):
+        for table in read_exchange(storage, file, payload.span):
+            rows = table.column("row").to_numpy()
+            tables.append(table.filter(pa.array((rows >= first) & (rows < end))))
     table = pa.concat_tables(tables)
     rows = table.column("row").to_numpy()
     order = np.argsort(rows, kind="stable")
-    ids, distances = (fixed_rows(table.column(name), join.width)[order] for name in _FOUND_COLUMNS)
-    span = spans_of(planned_view(storage, join.inputs.snapshot), join.inputs.queries)[payload.span]
-    record = publish_rows(storage, join.inputs.table, task.id, span, rows[order], ids, distances)
-    num_short = int((ids[:, join.inputs.params.k - 1] < 0).sum())
-    return TaskRecord(task.id, (record,), counts={"rows": len(rows), "short": num_short})
+    ids, distances = (fixed_rows(table.column(name), width)[order] for name in _FOUND_COLUMNS)
+    return TableRows(rows[order], ids, distances)
 
 
 def _result_schema(width: int) -> pa.Schema:

@@ -44,8 +44,6 @@ from retrodb.stages.planned_view import planned_view
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
-ROUTED_ROWS = 1 << 16
-"""Rows that are routed at once: 65,536 * 384 dimensions * (2 + 4) bytes are 150 MB of vectors while their lists are computed."""
 _LIMITS = ("limit_id", "limit_distance")
 _HOME = "home"  # column with the home range of a row
 
@@ -81,11 +79,11 @@ def _rows_to_route(storage: Storage, view: View, payload: RoutePayload) -> Itera
     inputs = payload.join.inputs
     if payload.starved is None:
         ids = query_ids(view, inputs.queries, inputs.space, spans_of(view, inputs.queries)[payload.span])
-        for start in range(0, len(ids), ROUTED_ROWS):
-            yield ids[start : start + ROUTED_ROWS]
+        for start in range(0, len(ids), EXCHANGED_ROWS):
+            yield ids[start : start + EXCHANGED_ROWS]
         return
     files = read_file_list(storage, payload.starved)
-    for table in joined_tables(chain.from_iterable(read_exchange(storage, file, 0) for file in files), ROUTED_ROWS):
+    for table in joined_tables(chain.from_iterable(read_exchange(storage, file, 0) for file in files), EXCHANGED_ROWS):
         yield table.column("row").to_numpy()
 
 

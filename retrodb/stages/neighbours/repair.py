@@ -23,7 +23,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
 from retrodb.stages.neighbours.compared_tasks import TableInputs, count_compared, store_compared
-from retrodb.stages.neighbours.join_memory import JoinSize
+from retrodb.stages.neighbours.join_memory import LEAST_BLOCK_ROWS, JoinSize
 from retrodb.stages.neighbours.recall_sample import forget_truth
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
@@ -132,7 +132,8 @@ def _check_memory(view: View, table: str, hardware: JoinHardware) -> None:
     if entry is not None and view.snapshot.entry(IndexEntry, entry.space) is not None:
         spans = spans_of(view, entry.queries)
         size = JoinSize.of(view, entry.space, entry.params, spans, entry.nprobe, hardware.threads, hardware.device)
-        size.check(hardware.memory_bytes)
+        # Few rows are joined again; of many, a block is as large as the memory allows.
+        replace(size, task_rows=min(size.task_rows, LEAST_BLOCK_ROWS)).block_rows(hardware.memory_bytes)
 
 
 def _plan_rebuild(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.config import NeighboursParams
+from retrodb.format import ROW_GROUP_ROWS
+from retrodb.format.arrays import Float32Array, Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry, TableDependencies
 from retrodb.format.kinds import path_of
-from retrodb.format.parquet import write_table
+from retrodb.format.parquet import open_writer
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.format.schemas import neighbours_schema
@@ -20,8 +24,6 @@ from retrodb.view.view import SELF, View
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
-
-    from retrodb.format.arrays import Float32Array, Int64Array
 
 _TASK_ROWS = 1 << 20  # query rows of a task: a whole shard, so that many of them probe the same lists
 
@@ -62,6 +64,18 @@ def table_dependencies(view: View, queries: str, space: str, params: NeighboursP
     )
 
 
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a query set with their neighbours."""
+
+    rows_Q: Int64Array  # ascending
+    ids_QW: Int64Array
+    distances_QW: Float32Array
+
+    def __len__(self) -> int:
+        return len(self.rows_Q)
+
+
 def publish_rows(
     storage: Storage,
     table: str,
@@ -72,18 +86,44 @@ def publish_rows(
     distances: Float32Array,
 ) -> FileRecord:
     """Publish rows (Q,) of a range of the query set, with their neighbours and distances (Q, w)."""
-    import pyarrow as pa
-
-    width = ids.shape[1]
-    arrays = [
-        pa.array(rows),
-        pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), width),
-        pa.FixedSizeListArray.from_arrays(pa.array(distances.ravel()), width),
-    ]
-    schema = neighbours_schema(width)
-    columns = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
-    write = partial(write_table, table=pa.Table.from_arrays(columns, schema=schema))
     mask = np.zeros(span.num_chunks, dtype=bool)
     mask[rows - span.first_chunk] = True
-    path, row_set = path_of("neighbours", name=table, task=task), RowSet.from_mask(mask)
-    return publish(storage, "neighbours", path, write, name=table, first_chunk=span.first_chunk, rows=row_set)
+    blocks = [TableRows(rows, ids, distances)]
+    return publish_row_blocks(storage, table, task, span, RowSet.from_mask(mask), ids.shape[1], blocks)
+
+
+def publish_row_blocks(
+    storage: Storage, table: str, task: str, span: ChunkRange, rows: RowSet, width: int, blocks: Iterable[TableRows]
+) -> FileRecord:
+    """Publish rows of a range of the query set that come in blocks, of which one is in memory. Blocks change no byte.
+
+    Args:
+        rows: of the range.
+        width: number of neighbours of a row.
+    """
+    import pyarrow as pa
+
+    schema = neighbours_schema(width)
+
+    def table_of(block: TableRows) -> pa.Table:
+        arrays = [
+            pa.array(block.rows_Q),
+            pa.FixedSizeListArray.from_arrays(pa.array(block.ids_QW.ravel()), width),
+            pa.FixedSizeListArray.from_arrays(pa.array(block.distances_QW.ravel()), width),
+        ]
+        columns = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def write(local: Path) -> None:
+        rest = schema.empty_table()
+        with open_writer(local, schema) as writer:
+            for block in blocks:
+                rest = pa.concat_tables([rest, table_of(block)])
+                while rest.num_rows >= ROW_GROUP_ROWS:
+                    writer.write_table(rest.slice(0, ROW_GROUP_ROWS).combine_chunks())
+                    rest = rest.slice(ROW_GROUP_ROWS)
+            if rest.num_rows:
+                writer.write_table(rest.combine_chunks())
+
+    path = path_of("neighbours", name=table, task=task)
+    return publish(storage, "neighbours", path, write, name=table, first_chunk=span.first_chunk, rows=rows)

@@ -15,9 +15,13 @@ from made_documents import made_text, write_documents
 
 import retrodb
 from retrodb.database import Database
+from retrodb.errors import NotEnoughMemory
 from retrodb.format.records import ChunkRange
+from retrodb.format.rows import RowSet
 from retrodb.stages.neighbours import join_memory, range_join, range_scan
 from retrodb.stages.neighbours.range_join import range_bounds, span_groups
+from retrodb.stages.neighbours.table_rows import TableRows, publish_row_blocks, publish_rows
+from retrodb.store.storage import LocalStorage
 from retrodb.store.verify import VerifiedFiles
 
 FACTORY = "IVF16,SQ8"
@@ -65,7 +69,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrodb.stages.neighbours.exchange.GROUP_ROWS", 16)
     monkeypatch.setattr("retrodb.stages.neighbours.range_payloads.EXCHANGED_ROWS", 50)
     monkeypatch.setattr(range_scan, "EXCHANGED_ROWS", 50)
-    monkeypatch.setattr(range_scan, "ROUTED_ROWS", 100)
+    monkeypatch.setattr("retrodb.stages.neighbours.range_results.SORTED_ROWS", 70)
     monkeypatch.setattr(range_join, "_GROUP_ROWS", 64)
 
 
@@ -113,12 +117,41 @@ def test_a_query_set_is_joined_by_ranges_too(large: Path) -> None:
     assert tables[0] == tables[1]
 
 
-def test_workers_and_the_memory_limit_change_no_byte(large: Path) -> None:
+def test_workers_change_no_byte(large: Path) -> None:
     expected = copy(large, "workers-1")
     expected.neighbours(list_ranges=1)
     shutil.copytree(large / "db", large / "workers-2")
     retrodb.open(large / "workers-2", workers=2).neighbours(list_ranges=4)
     assert contents(retrodb.open(large / "workers-2")) == contents(expected)
+
+
+def test_a_join_that_does_not_fit_is_split(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = copy(large, "fits")
+    assert expected.neighbours().exchanged_bytes == 0
+    db = copy(large, "does-not-fit")
+    monkeypatch.setattr(join_memory.JoinSize, "least_bytes", 1 << 60)
+    result = db.neighbours()
+    assert result.exchanged_bytes > 0
+    assert contents(db) == contents(expected)
+    monkeypatch.setattr(join_memory, "_PROCESS_MIB", 1 << 40)
+    with pytest.raises(NotEnoughMemory, match="where each row probes"):
+        copy(large, "never-fits").neighbours()
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 4096, 10_001])
+def test_blocks_change_no_byte_of_a_file(tmp_path: Path, num_rows: int) -> None:
+    random = np.random.default_rng(num_rows)
+    rows = np.sort(random.permutation(12_000)[:num_rows]) + 5
+    ids, distances = random.integers(0, 99, (num_rows, 3)), random.random((num_rows, 3)).astype(np.float32)
+    storage, span = LocalStorage(tmp_path), ChunkRange(5, 12_000)
+    row_set = RowSet.from_present(rows - 5, 12_000)
+    whole = publish_rows(storage, "t", "a" * 32, span, rows, ids, distances)
+    for size in (1, 1000, 4096, 5000):
+        if size > 1 or num_rows < 5000:
+            cuts = [slice(start, start + size) for start in range(0, num_rows, size)]
+            blocks = [TableRows(rows[cut], ids[cut], distances[cut]) for cut in cuts]
+            record = publish_row_blocks(storage, "t", f"{size:032x}", span, row_set, 3, blocks)
+            assert (record.digest.sha256, record.rows) == (whole.digest.sha256, whole.rows)
 
 
 def test_an_interrupted_join_continues_to_the_same_bytes(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
