@@ -34,11 +34,11 @@ def codebook() -> Codebook:
 def test_factories_follow_the_size_of_the_corpus() -> None:
     assert choose_factory(1_000, 384, 2**33) == "Flat"
     assert choose_factory(100_000, 384, 2**33) == "IVF1024,SQ8"
-    assert choose_factory(1_000_000, 384, 2**33, metric="squared_l2") == "IVF8192,RaBitQfs"
-    assert choose_factory(1_000_000, 384, 2**20, metric="squared_l2") == "IVF8192,SQ8"
+    assert choose_factory(1_000_000, 384, 2**33, metric="squared_l2") == "IVF8192(IVF91,Flat),RaBitQfs"
+    assert choose_factory(1_000_000, 384, 2**20, metric="squared_l2") == "IVF8192(IVF91,Flat),SQ8"
     assert choose_factory(10**8, 384, 2**33, 96, "inner_product") == "IVF131072(IVF362,Flat),RaBitQfs"
     assert choose_factory(10**10, 384, 2**33) == "OPQ64_256,IVF4194304(IVF2048,Flat),PQ64"
-    assert choose_factory(1_000_000, 384, 2**33, bytes_per_vector=384) == "IVF8192,SQ8"
+    assert choose_factory(1_000_000, 384, 2**33, bytes_per_vector=384) == "IVF8192(IVF91,Flat),SQ8"
     assert num_lists_of("OPQ64_256,IVF4194304_HNSW32,PQ64") == 4_194_304
     assert sample_size("IVF1024,SQ8") == 65_536
 
