@@ -62,13 +62,6 @@ STEPS: dict[str, tuple[str, ...]] = {
         "program",
         _OPEN + "from retrodb.stages.index.merge import plan_merge; plan_merge(view, 'default')",
     ),
-    "commit of a shard": ("program", _COMMIT + f"commit(storage, head, change('a', {_SHARD.format('a')}))"),
-    "commit of a file, rebased": (
-        "program",
-        _COMMIT + "from made_up import file; base = read_snapshot(storage, head.number - 1); "
-        "commit(storage, base, change('b', files=[file('vectors', 'vectors/default/' + id_of('b') + '.npy', "
-        "name='default', first=0, count=1000)]))",
-    ),
     "snapshots": ("snapshots", "{db}"),
     "pin": ("pin", "{db}", "--name", "kept", "--dry-run"),
     "gc": ("gc", "{db}", "--dry-run"),
@@ -80,6 +73,14 @@ STEPS: dict[str, tuple[str, ...]] = {
     "index": ("index", "{db}", "--dry-run"),
     "compact": ("compact", "{db}", "--dry-run"),
     "neighbours": ("neighbours", "{db}", "--dry-run"),
+    # Last: nothing has counted this shard, so the commands above would stop at it.
+    "commit of a shard": ("program", _COMMIT + f"commit(storage, head, change('a', {_SHARD.format('a')}))"),
+    "commit of a file, rebased": (
+        "program",
+        _COMMIT + "from made_up import file; base = read_snapshot(storage, head.number - 1); "
+        "commit(storage, base, change('b', files=[file('vectors', 'vectors/default/' + id_of('b') + '.npy', "
+        "name='default', first=0, count=1000)]))",
+    ),
 }
 """Commands, and programs with the database as argument: each runs in a process of its own."""
 
