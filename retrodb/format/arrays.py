@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.errors import DamagedFileError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ByteArray: TypeAlias = NDArray[np.uint8]
 BoolArray: TypeAlias = NDArray[np.bool_]
@@ -28,6 +31,13 @@ AnyArray: TypeAlias = NDArray[Any]
 AnyDType: TypeAlias = np.dtype[Any]
 RowIndex: TypeAlias = "int | np.integer[Any] | slice[Any, Any, Any] | list[int] | NDArray[Any]"
 """What chooses rows of an array."""
+
+
+def vectors_of(column: pa.FixedSizeBinaryArray, dim: int) -> Float16Array:
+    """The float16 vectors (Q, dim) in the bytes of an Arrow column without nulls; not copied."""
+    values = np.frombuffer(column.buffers()[1], np.float16)
+    vectors: Float16Array = values[column.offset * dim : (column.offset + len(column)) * dim].reshape(-1, dim)
+    return vectors
 
 
 def save_array(path: Path, array: AnyArray) -> None:

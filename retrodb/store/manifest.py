@@ -169,12 +169,12 @@ class Manifest:
 
     def paths(self) -> list[str]:
         """The paths of all live files, of their row bitmaps and block digests: a twentieth of the time of `all_files`."""
-        of_files: list[str] = self._files.column("path").to_pylist()
+        of_files: list[str] = self._files.column("path").to_pylist()  # some for each shard
         return [*of_files, *self.row_files(), *self.block_files()]
 
     def row_files(self) -> list[str]:
         """The paths of the row bitmaps of all live files, sorted."""
-        digests = self._files.column("rows").unique().drop_null().to_pylist()
+        digests: list[bytes] = self._files.column("rows").unique().drop_null().to_pylist()
         return sorted(path_of("rows", digest=digest.hex()) for digest in digests)
 
     def block_files(self) -> list[str]:

@@ -17,7 +17,7 @@ import orjson
 import xxhash
 
 from retrodb.errors import DamagedFileError
-from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, map_array
+from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, map_array, vectors_of
 from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.part_files import SEARCH_CODES_FILE
 from retrodb.format.text_arrays import text_buffers
@@ -129,12 +129,12 @@ class TraceScanner:
             strings = column.fill_null("").cast(pa.large_string())
             self._compare(location, "id", _whole_values(strings), rows)
             self._compare_words(location, strings, rows)
-        elif types.is_fixed_size_binary(column.type) and column.type.byte_width == 16 and column.null_count == 0:
-            hashes = np.array(column.to_pylist(), dtype="S16")
-            self._compare(location, "text", first_halves(hashes), rows)
         elif types.is_fixed_size_binary(column.type) and location == VECTOR and column.null_count == 0:
-            vectors = np.frombuffer(b"".join(column.to_pylist()), np.float16).reshape(len(column), -1)
+            vectors = vectors_of(column, column.type.byte_width // 2)
             self._compare(location, "vector", row_values(vectors), rows)
+        elif types.is_fixed_size_binary(column.type) and column.type.byte_width == 16 and column.null_count == 0:
+            hashes = np.array(column.to_pylist(), dtype="S16")  # of one row group
+            self._compare(location, "text", first_halves(hashes), rows)
 
     def _scan_token_lists(self, location: str, column: pa.Array, rows: Int64Array) -> None:
         import pyarrow.compute as pc

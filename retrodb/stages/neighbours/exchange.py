@@ -113,12 +113,3 @@ def binary_rows(vectors: AnyArray) -> pa.Array:
     contiguous = np.ascontiguousarray(vectors)
     kind = pa.binary(contiguous.shape[1] * contiguous.itemsize)
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(contiguous), [None, pa.py_buffer(contiguous)])
-
-
-def vectors_of(column: pa.ChunkedArray, dim: int) -> AnyArray:
-    """The float16 vectors (Q, dim) of a column of `binary_rows`."""
-    array = column.combine_chunks()
-    values: AnyArray = np.frombuffer(array.buffers()[1], np.float16)[
-        array.offset * dim : (array.offset + len(array)) * dim
-    ]
-    return values.reshape(len(array), dim)

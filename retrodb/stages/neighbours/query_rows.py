@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
-from retrodb.format.arrays import AnyArray, Int32Array, Int64Array
-from retrodb.stages.neighbours.exchange import binary_rows, ragged_lists, ragged_rows, vectors_of
+from retrodb.format.arrays import AnyArray, Int32Array, Int64Array, vectors_of
+from retrodb.stages.neighbours.exchange import binary_rows, ragged_lists, ragged_rows
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class QueryRows:
         keys = {kind: Ragged(*ragged_rows(table.column(_KEYS + kind))) for kind in kinds}
         return QueryRows(
             numbers_Q=table.column("row").to_numpy(),
-            vectors_QD=vectors_of(table.column("vector"), dim),
+            vectors_QD=vectors_of(table.column("vector").combine_chunks(), dim),
             lists_QA=_padded(lists, list_offsets),
             exclusion=Exclusion.of(
                 table.num_rows, Intervals(bounds.reshape(-1, 2).astype(np.int64), bound_offsets // 2), **keys
