@@ -77,7 +77,8 @@ def join_rows(
     """
     ids, distances = empty_topk(len(rows), width)
     lists = lists_of_rows(view, space, queries, rows, codebook, nprobe, hardware.threads)
-    for block in _blocks(rows, lists, parts, codebook, width, hardware):
+    block_rows = _size(rows, lists, parts, codebook, width, hardware).block_rows(hardware.memory_bytes)
+    for block in _blocks(lists, codebook, block_rows):
         vectors, excluded = view.vectors(space, rows[block], queries), exclusion.rows(block)
         if nprobe == 0:
             live = [part for part in parts if isinstance(part, LivePart)]
@@ -128,22 +129,14 @@ def stored_lists(view: View, space: str) -> Coverage:
     return Coverage([record for record in records if record.path.endswith(f"/{LISTS_FILE}")], view.files)
 
 
-def _blocks(
-    rows: Int64Array,
-    lists: Int32Array,
-    parts: Sequence[LivePart] | Sequence[ListRows],
-    codebook: Codebook,
-    width: int,
-    hardware: JoinHardware,
-) -> Iterator[Int64Array]:
+def _blocks(lists: Int32Array, codebook: Codebook, block_rows: int) -> Iterator[Int64Array]:
     """Positions of the rows that are joined together: those of one supercluster of lists, or of neighbouring ones."""
-    size = _size(rows, lists, parts, codebook, width, hardware).block_rows(hardware.memory_bytes)
-    if lists.shape[1] == 0 or size >= len(rows):
-        order = np.arange(len(rows))
+    if lists.shape[1] == 0 or block_rows >= len(lists):
+        order = np.arange(len(lists))
     else:
         order = np.lexsort((lists[:, 0], _superclusters(codebook)[lists[:, 0]]))
-    for start in range(0, len(rows), size):
-        yield order[start : start + size]
+    for start in range(0, len(lists), block_rows):
+        yield order[start : start + block_rows]
 
 
 def _size(

@@ -144,7 +144,7 @@ def plan_neighbours(
     inputs = TableInputs(PlannedSnapshot.of(view), table, queries, name, params)
     point = _choose_point(context, view, inputs, unchanged)
     size = size.with_nprobe(point.nprobe)
-    size.check(hardware.memory_bytes)
+    size.check(hardware.memory_bytes, hardware.list_ranges)
     entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall)
     index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(

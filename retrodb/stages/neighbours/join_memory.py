@@ -147,11 +147,18 @@ class JoinSize:
         """The least memory limit that the join keeps with blocks of a reasonable size."""
         return with_caches(self.fixed_bytes + min(LEAST_BLOCK_ROWS, self.task_rows) * self.query_bytes)
 
-    def check(self, memory_bytes: int) -> None:
-        """Raises NotEnoughMemory when the join does not fit, however it is split; says how much is needed."""
-        split_bytes = with_caches(_PROCESS_MIB * MIB + self.range_bytes(_MOST_RANGES))
-        least_bytes = min(self.least_bytes, split_bytes) if self.nprobe else self.least_bytes
-        require_memory(self._description, least_bytes, memory_bytes)
+    def check(self, memory_bytes: int, num_ranges: int | None = None) -> None:
+        """Raises NotEnoughMemory when the join does not fit; says how much is needed.
+
+        Args:
+            num_ranges: that it is split in; None splits it as far as necessary.
+        """
+        split_bytes = with_caches(_PROCESS_MIB * MIB + self.range_bytes(num_ranges or _MOST_RANGES))
+        if self.nprobe == 0 or num_ranges == 1:
+            needed = self.least_bytes
+        else:
+            needed = split_bytes if num_ranges else min(self.least_bytes, split_bytes)
+        require_memory(self._description, needed, memory_bytes)
 
     @property
     def _description(self) -> str:
