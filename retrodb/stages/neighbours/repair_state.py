@@ -35,6 +35,8 @@ from retrodb.view.view import SELF, View
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
+_MOST_PROBED = 1 << 22  # ids, int64: 32 MB, and three times as much while they are sorted
+
 
 @dataclass(frozen=True)
 class RepairState:
@@ -114,15 +116,32 @@ class RepairState:
         probes = lists_of_rows(self.view, entry.space, SELF, new.ids_N, self.codebook, entry.nprobe, 1)
         return NewRows.of(new, probes, self.codebook.num_lists)
 
+    def are_probed(self, rows: Int64Array, span: ChunkRange, threads: int) -> BoolArray:
+        """(Q,) which of some of the database's own rows, ascending in a range, may get a new neighbour.
+
+        These are the rows whose nearest list a new chunk probes, and those that are in no part, whose list is not known.
+        """
+        if self._probed_ids is None:
+            homes = lists_of_rows(self.view, self.table.entry.space, SELF, rows, self.codebook, 1, threads)[:, 0]
+            return self._is_probed_L[homes]
+        in_parts = is_in(self.now.parts.covered_rows(*span), rows - span.first_chunk, span.num_chunks)
+        return np.isin(rows, self._probed_ids, assume_unique=True) | ~in_parts
+
     @cached_property
-    def probed_rows(self) -> Int64Array:
-        """The chunks whose nearest list a new chunk probes, ascending: as rows of the database, those that it may enter."""
-        lists = np.flatnonzero(np.diff(self.new_by_list.groups.offsets_L1))
-        ids = [np.empty(0, dtype=np.int64)]
+    def _is_probed_L(self) -> BoolArray:
+        is_probed: BoolArray = np.diff(self.new_by_list.groups.offsets_L1) > 0
+        return is_probed
+
+    @cached_property
+    def _probed_ids(self) -> Int64Array | None:
+        """The chunks in the lists that new chunks probe, ascending; None where they are too many for the memory."""
+        lists, ids, count = np.flatnonzero(self._is_probed_L), [np.empty(0, dtype=np.int64)], 0
         for files in parts_of(self.view, self.table.entry.space):
-            part = open_files(self.view.files, files)
-            rows = part.rows_of_lists(lists)
+            rows = open_files(self.view.files, files).rows_of_lists(lists)
             ids.append(files.span.first_chunk + files.row_set(self.view.files).select(rows))
+            count += len(rows)
+            if count > _MOST_PROBED:
+                return None
         return np.unique(np.concatenate(ids))
 
     @cached_property

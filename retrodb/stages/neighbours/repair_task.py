@@ -70,7 +70,7 @@ def run_repair_task(
     state = planned_state(storage, task.payload.snapshot, task.payload.table)
     rows_now = query_rows(state.view, state.table.query_set, state.table.entry.space, span)
     known_before = state.known_rows(span)
-    known = rows_to_look_at(state, _ids(rows_now & known_before, span), hardware.threads)
+    known = rows_to_look_at(state, _ids(rows_now & known_before, span), span, hardware.threads)
     rows = np.union1d(known, _ids(rows_now - known_before, span))
     is_known = np.isin(rows, known)
     ids, distances = state.table.stored(rows)
@@ -108,14 +108,14 @@ def _are_entered(state: RepairState, rows: Int64Array, threads: int) -> BoolArra
     return ids[:, 0] >= 0
 
 
-def rows_to_look_at(state: RepairState, known: Int64Array, threads: int) -> Int64Array:
-    """Of ascending rows that the table has, those that a new or a lost chunk can change."""
+def rows_to_look_at(state: RepairState, known: Int64Array, span: ChunkRange, threads: int) -> Int64Array:
+    """Of ascending rows of a range that the table has, those that a new or a lost chunk can change."""
     has_new, is_exact = len(state.new_ids) > 0, state.table.entry.nprobe == 0
     if state.table.entry.lost_chunks or (has_new and (is_exact or state.table.query_set != SELF)):
         return known  # a fold left no trace of what the rows lost; other rows have no lists that are stored
     chosen = np.zeros(len(known), dtype=np.bool_)
     if has_new:
-        where = np.flatnonzero(np.isin(known, state.probed_rows, assume_unique=True))
+        where = np.flatnonzero(state.are_probed(known, span, threads))
         chosen[where] = _are_entered(state, known[where], threads)
     if len(state.changed_ids):
         chosen |= np.isin(state.table.stored(known)[0], state.changed_ids).any(axis=1)

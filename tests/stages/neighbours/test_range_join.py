@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,13 +15,20 @@ from hypothesis import strategies as st
 from made_documents import made_text, write_documents
 
 import retrodb
+from retrodb.ann.exclusion import Exclusion
+from retrodb.config import NeighboursParams
 from retrodb.database import Database
 from retrodb.errors import NotEnoughMemory
+from retrodb.format.parquet import write_table
 from retrodb.format.records import ChunkRange
 from retrodb.format.rows import RowSet
+from retrodb.maintain.purge.matching import row_values
+from retrodb.maintain.purge.scanner import TraceScanner
+from retrodb.maintain.purge.traces import Traces
 from retrodb.stages.neighbours import join_memory, range_join, range_scan
+from retrodb.stages.neighbours.query_rows import QueryRows
 from retrodb.stages.neighbours.range_join import range_bounds, span_groups
-from retrodb.stages.neighbours.table_rows import TableRows, publish_row_blocks, publish_rows
+from retrodb.stages.neighbours.table_rows import TableRows, publish_row_blocks, publish_rows, spans_of
 from retrodb.store.storage import LocalStorage
 from retrodb.store.verify import VerifiedFiles
 
@@ -196,6 +204,40 @@ def test_a_purge_leaves_no_vector_in_the_files_of_an_interrupted_join(
     assert any(vector in path.read_bytes() for path in folder.rglob("join/*/*.parquet"))
     db.purge(["long"])
     assert [path for path in folder.rglob("*") if path.is_file() and vector in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("dim", [3, 8, 384])
+def test_a_purge_searches_vectors_of_any_dimension_as_vectors(tmp_path: Path, dim: int) -> None:
+    """Vectors of 8 dimensions have 16 bytes, as hashes of texts do."""
+    vectors = np.arange(4 * dim, dtype=np.float16).reshape(4, dim)
+    rows = QueryRows(np.arange(4), vectors, np.zeros((4, 1), np.int32), Exclusion.of(4))
+    write_table(
+        tmp_path / "rows.parquet", rows.to_table().select(["vector"]).slice(1)
+    )  # columns may begin inside their buffers
+    compared: list[tuple[str, list[int]]] = []
+    traces = SimpleNamespace(
+        contains=lambda kind, values: compared.append((kind, values.tolist())) or np.zeros(len(values), bool)
+    )
+    TraceScanner(cast(Traces, traces), lambda *found: None).scan("runs/rows.parquet", tmp_path / "rows.parquet")
+    assert compared == [("vector", row_values(vectors[1:]).tolist())]
+    assert (QueryRows.of_table(rows.to_table().slice(2), dim).vectors_QD == vectors[2:]).all()
+
+
+def test_ranges_that_do_not_fit_are_refused(large: Path) -> None:
+    db = copy(large, "refused")
+    size = join_memory.JoinSize.of(
+        db.view(), "default", NeighboursParams(), spans_of(db.view(), "self"), nprobe=4, threads=1, device="cpu"
+    )
+    for ranges in (1, 3):
+        with pytest.raises(NotEnoughMemory, match="where each row probes"):
+            size.check(1 << 20, ranges)
+        size.check(1 << 40, ranges)
+    db = retrodb.open(large / "refused", memory_bytes=400 << 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(join_memory.JoinSize, "least_bytes", 1 << 60)
+        with pytest.raises(NotEnoughMemory, match="where each row probes"):
+            db.neighbours(list_ranges=1)
+        assert db.neighbours().exchanged_bytes > 0
 
 
 @settings(max_examples=200, deadline=None)

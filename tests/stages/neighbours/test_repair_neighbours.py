@@ -132,12 +132,18 @@ def test_after_any_history_the_first_k_neighbours_equal_a_rebuild(
 
 
 @settings(max_examples=6, deadline=None)
-@given(history=st.lists(STEPS, min_size=1, max_size=5), k=st.integers(1, 3), spare_neighbours=st.sampled_from([0, 2]))
+@given(
+    history=st.lists(STEPS, min_size=1, max_size=5),
+    k=st.integers(1, 3),
+    spare_neighbours=st.sampled_from([0, 2]),
+    most_probed=st.sampled_from([0, 1 << 22]),
+)
 def test_after_any_history_a_table_with_inverted_lists_is_complete(
-    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, spare_neighbours: int
+    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, spare_neighbours: int, most_probed: int
 ) -> None:
     """It has every live row, counts the short ones as a reader does, and a row is short only where the database has no more."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrodb.stages.neighbours.repair_state._MOST_PROBED", most_probed)
         database = retrodb.create(Path(folder) / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
         documents = {f"d{i}": made_text(i % 60, 60) for i in range(170)}
         database.ingest([write_documents(Path(folder) / "0.jsonl", documents)], source="s")
