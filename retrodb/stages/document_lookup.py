@@ -38,10 +38,7 @@ FOUND_DTYPE = np.dtype(
         ("key_lo", "<u8"),
         ("file", "<i4"),  # number of the ids file in its task
         ("row", "<i8"),  # first row of the document
-        (
-            "exists",
-            "u1",
-        ),  # 1 if the documents file has it and its first row; compaction keeps the keys of some documents that are gone
+        ("exists", "u1"),  # 1 if the documents file has it; compaction keeps the keys of some documents that are gone
     ]
 )
 
@@ -70,7 +67,7 @@ class FoundKeys:
     found: FileRecord  # (n,) FOUND_DTYPE, by file
 
 
-FIND_KEYS = TaskKind[FindKeysPayload, FoundKeys]("find-keys", 1, FoundKeys)
+FIND_KEYS = TaskKind[FindKeysPayload, FoundKeys]("find-keys", 2, FoundKeys)
 
 
 def find_documents(context: Context, view: View, pairs: Iterable[Pair]) -> dict[Pair, list[int]]:
@@ -141,6 +138,5 @@ def _find(files: VerifiedFiles, file: IdsFile, keys: IdArray, number: int) -> Id
     found["file"], found["exists"] = number, 1
     if file.documents is not None and len(hits):
         layout = DocumentLayout.from_table(read_table(files.open(file.documents), LAYOUT_COLUMNS))
-        is_held = files.rows(file.documents).rank(hits["row"]) >= 0
-        found["exists"] = is_held & np.isin(hits["row"], layout.first_row)
+        found["exists"] = np.isin(hits["row"], layout.first_row)  # also when its first row was dropped
     return found

@@ -41,7 +41,7 @@ from retrodb.view.named import Name
 from retrodb.view.tombstones import Tombstone
 from retrodb.view.view import View
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 RESERVED_REASONS = ("superseded", "removed", "purged", "near-duplicate")
 """Reasons of other commands; all reasons that begin with `leak:` are reserved too."""
 _SAMPLE = 8  # documents that a dry run shows
@@ -165,6 +165,7 @@ def run_filter_task(storage: Storage, task: Task[ChoicePayload, FilteredRows], c
     assert chosen is not None, "a filter is given a choice"
     layout = view.chunks.layout(view.chunks.file("documents", *payload.shard))
     rows = layout.rows_of(chosen - payload.shard.first_chunk)
+    rows = rows[view.chunks.present_mask(*payload.shard)[rows]]  # compaction drops chunks of documents that stay
     is_deleted = view.chunks.tombstones.deleted_by_reason(*payload.shard).get(payload.reason)
     if is_deleted is not None:
         rows = rows[~is_deleted[rows]]

@@ -222,3 +222,25 @@ def test_a_command_that_deletes_nothing_leaves_no_run(database: Database, dry_ru
     with pytest.raises(UsageError, match="condition: "):
         database.filter(where="cast(text as int) > 1", dry_run=dry_run)
     assert stored_files(database) == before
+
+
+def test_a_document_whose_first_chunk_is_gone_is_found_by_its_name(
+    make_database: Callable[..., Database], tmp_path: Path
+) -> None:
+    texts = {"whole": made_text(1, 200), "cut": made_text(2, 200)}
+    database = make_database(texts)
+    view = database.view()
+    first_chunk = view.chunks.texts(view.chunks.document_ids(np.arange(view.chunks.end)))
+    [cut] = {text for text in first_chunk if texts["cut"].startswith(text)}
+    leaked = write_documents(tmp_path / "exam.jsonl", {"exam": cut})
+    database.dedup([leaked], rule="containment>=0.5", level="chunk")
+    database.compact(min_deleted=0)
+    view = database.view()
+    documents = view.chunks.documents(np.flatnonzero(view.chunks.live_mask(0, view.chunks.end)))
+    num_left = sum(document["doc_id"] == "cut" for document in documents if document)
+    assert 0 < num_left < len(documents) / 2, "its first chunk was dropped, and others were not"
+    result = database.filter(doc_ids=["cut"], reason="x")
+    assert (result.num_documents, result.num_chunks, result.unknown_names) == (1, num_left, ())
+    assert database.undelete(reason="x").num_documents == 1
+    assert database.filter(where="doc_id = 'cut'", reason="x").num_chunks == num_left
+    assert not database.check(read_data=True).damaged
