@@ -122,34 +122,34 @@ class MergedBlock:
 
 
 class _Cursor:
-    """Reads the rows of a part that are kept, by list and row."""
+    """Reads the rows of some lists of a part that are kept, by list and row."""
 
-    def __init__(self, part: Part, merged_rows: Int64Array, count: int) -> None:
-        self._part, self._merged_rows, self._count = part, merged_rows, count
-        self._next = 0  # position
+    def __init__(self, part: Part, merged_rows: Int64Array, span: tuple[int, int]) -> None:
+        """
+        Args:
+            span: positions of the lists' rows, the first and one past the last.
+        """
+        self._part, self._merged_rows = part, merged_rows
+        self._next, self._end = span
         self.positions_B = self.lists_B = self.rows_B = np.empty(0, np.int64)
 
     @property
     def is_at_end(self) -> bool:
         """Whether no row is left but those that were read."""
-        return self._next >= self._part.meta.rows
+        return self._next >= self._end
 
-    def fill(self) -> None:
-        """Read some rows unless some are left, or all were read."""
+    def fill(self, count: int) -> None:
+        """Read that many rows, and more if none of them is kept, unless some are left or all were read."""
         while not len(self.rows_B) and not self.is_at_end:
-            positions = np.arange(self._next, min(self._next + self._count, self._part.meta.rows))
-            self._next += self._count
+            positions = np.arange(self._next, min(self._next + count, self._end))
+            self._next += len(positions)
             rows = self._merged_rows[self._part.order_N[positions[0] : positions[-1] + 1]]
             self.positions_B, self.rows_B = positions[rows >= 0], rows[rows >= 0]
             self.lists_B = self._part.list_of(self.positions_B)
 
-    def take(self, limit: tuple[int, int] | None) -> tuple[Int64Array, Int64Array, Int64Array]:
-        """Positions, lists and rows up to a (list, row); None: all that were read."""
-        count = len(self.rows_B)
-        if limit is not None:
-            list_, row = limit
-            first, last = np.searchsorted(self.lists_B, [list_, list_ + 1]).tolist()
-            count = first + int(np.searchsorted(self.rows_B[first:last], row, side="right"))
+    def take(self, last_row: int | None) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """Positions, lists and rows, of a single list up to a row; None: all that were read."""
+        count = len(self.rows_B) if last_row is None else int(np.searchsorted(self.rows_B, last_row, side="right"))
         taken = self.positions_B[:count], self.lists_B[:count], self.rows_B[:count]
         self.positions_B, self.lists_B, self.rows_B = (
             array[count:] for array in (self.positions_B, self.lists_B, self.rows_B)
@@ -163,17 +163,56 @@ def rows_by_list(parts: Sequence[Part], merged_rows: Sequence[Int64Array]) -> It
     Args:
         merged_rows: for every row of each part a number, -1 to leave it out; ascending within a part, and distinct.
     """
-    count = max(BLOCK_ROWS // len(parts), _LEAST_ROWS)
-    cursors = [_Cursor(part, rows, count) for part, rows in zip(parts, merged_rows, strict=True)]
-    while True:
-        for cursor in cursors:
-            cursor.fill()
-        # What a part has not read yet comes after what it has: nothing up to the least of these ends is missing.
-        ends = [(int(c.lists_B[-1]), int(c.rows_B[-1])) for c in cursors if len(c.rows_B) and not c.is_at_end]
-        taken = [cursor.take(min(ends) if ends else None) for cursor in cursors]
-        positions, lists, rows = zip(*taken, strict=True)
-        lists_B, rows_B = np.concatenate(lists), np.concatenate(rows)
-        if not len(rows_B):
-            return
-        order_B = np.lexsort((rows_B, lists_B))
-        yield MergedBlock(lists_B[order_B], rows_B[order_B], positions, order_B)
+    for first_list, end_list, num_rows in _groups_of_lists(parts):
+        cursors = [
+            _Cursor(part, rows, part.span_of_lists(first_list, end_list))
+            for part, rows in zip(parts, merged_rows, strict=True)
+        ]
+        count = BLOCK_ROWS if num_rows <= BLOCK_ROWS else _LEAST_ROWS
+        while True:
+            for cursor in cursors:
+                cursor.fill(count)
+            reading, last_row = _next_to_take(cursors)
+            if not reading:
+                break
+            # The parts of a database rarely have ids of the same range: then one is read at a time, in large blocks.
+            count = max(BLOCK_ROWS // len(reading), _LEAST_ROWS)
+            taken = [c.take(last_row) if c in reading else _NOTHING for c in cursors]
+            positions, lists, rows = zip(*taken, strict=True)
+            lists_B, rows_B = np.concatenate(lists), np.concatenate(rows)
+            order_B = np.lexsort((rows_B, lists_B))
+            yield MergedBlock(lists_B[order_B], rows_B[order_B], positions, order_B)
+
+
+_NOTHING = (np.empty(0, np.int64),) * 3
+
+
+def _groups_of_lists(parts: Sequence[Part]) -> Iterator[tuple[int, int, int]]:
+    """Consecutive lists with at most `BLOCK_ROWS` rows of all parts together, or one list: first, end, and rows."""
+    sizes_L = np.zeros(parts[0].meta.num_lists, np.int64)
+    for part in parts:
+        sizes_L[part.filled_M] += np.diff(part.offsets_M1)
+    ends_L = np.cumsum(sizes_L)
+    first, before = 0, 0
+    while first < len(ends_L):
+        end = max(first + 1, int(np.searchsorted(ends_L, before + BLOCK_ROWS, side="right")))
+        num_rows = int(ends_L[end - 1]) - before
+        if num_rows:
+            yield first, end, num_rows
+        first, before = end, int(ends_L[end - 1])
+
+
+def _next_to_take(cursors: Sequence[_Cursor]) -> tuple[set[_Cursor], int | None]:
+    """The cursors that have the next rows of all, and the last of these rows; None: all that were read.
+
+    What a part has not read yet comes after what it has. So up to the least last row of those nothing is missing.
+    """
+    reading, last_row = set[_Cursor](), None
+    for cursor in sorted((c for c in cursors if len(c.rows_B)), key=lambda c: int(c.rows_B[0])):
+        if last_row is not None and cursor.rows_B[0] > last_row:
+            break
+        reading.add(cursor)
+        if not cursor.is_at_end:
+            end = int(cursor.rows_B[-1])
+            last_row = end if last_row is None else min(last_row, end)
+    return reading, last_row

@@ -10,7 +10,7 @@ import pytest
 from retrodb.ann.codebook import Codebook, choose_factory, load_codebook, num_lists_of, sample_size
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.kmeans import nearest_by_torch
-from retrodb.ann.merge_parts import merge_parts
+from retrodb.ann.merge_parts import merge_parts, rows_by_list
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.ann.part import build_part, decode, open_part, quantize
 from retrodb.ann.rerank import LivePart
@@ -96,8 +96,13 @@ def test_merged_parts_are_what_one_build_gives(factory: str, spread: Spread, tmp
     assert all((merged / name).read_bytes() == (whole.folder / name).read_bytes() for name in PART_FILES)
 
 
+@pytest.mark.parametrize("block_rows", [16_384, 300, 40])
 @pytest.mark.parametrize("factory", MERGED)
-def test_merging_may_drop_rows_and_interleave_parts(factory: str, spread: Spread, tmp_path: Path) -> None:
+def test_merging_may_drop_rows_and_interleave_parts(
+    factory: str, block_rows: int, spread: Spread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrodb.ann.merge_parts.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("retrodb.ann.merge_parts._LEAST_ROWS", 7)
     codebook = train(mixture(10_000, 32, 1), factory, 5, "squared_l2")
     random = np.random.default_rng(2)
     part_of = random.integers(0, 3, len(VECTORS))
@@ -114,6 +119,20 @@ def test_merging_may_drop_rows_and_interleave_parts(factory: str, spread: Spread
 def new_folder(path: Path) -> Path:
     path.mkdir()
     return path
+
+
+def test_many_parts_of_disjoint_ranges_are_merged_in_about_as_many_blocks_as_their_rows_fill(
+    codebook: Codebook, spread: Spread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrodb.ann.merge_parts.BLOCK_ROWS", 200)
+    monkeypatch.setattr("retrodb.ann.merge_parts._LEAST_ROWS", 4)
+    bounds = list(range(0, 3001, 50))
+    flat = train(VECTORS, "Flat", 5, "squared_l2")
+    for of in (codebook, flat):
+        parts = [live.part for live in spread(VECTORS, of, bounds[1:-1])]
+        blocks = list(rows_by_list(parts, [np.arange(*pair) for pair in pairwise(bounds)]))
+        assert sum(len(block.rows_B) for block in blocks) == 3000
+        assert len(blocks) <= 3 * 3000 / 200 + len(parts)
 
 
 def test_parts_of_different_codebooks_do_not_merge(codebook: Codebook, spread: Spread, tmp_path: Path) -> None:
