@@ -1,8 +1,8 @@
-"""The join reversed: each new row is compared with the queries whose own list it probes.
+"""Few new rows joined with very many old queries: each query is compared with the new rows that are grouped under its lists.
 
-A search asks which rows a query should see. With few new rows and very many old queries the opposite question is cheaper: a
-new row probes as many lists as a query would, and enters the neighbours of the queries that belong to these lists. The
-number of distances is that of a whole join times the fraction of rows that are new, so all of them can be exact at once.
+Two questions are asked so. Which new rows does a query find? Those whose own list it probes. And which queries may find one of
+the new rows? Those whose own list is near a new row: so few queries have to be looked at. The number of distances is that of a
+whole join times the fraction of rows that are new, so all of them can be exact at once.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ BLOCK_QUERIES = 16_384  # in float32 at once: 16,384 * 384 dimensions * 4 bytes 
 
 @dataclass(frozen=True)
 class NewRows:
-    """Rows by the lists that they probe: checked and grouped once, for many blocks of queries."""
+    """Rows by lists, such as the own list of each: checked and grouped once, for many blocks of queries."""
 
     rows: Block
     vectors_ND: Float32Array
     groups: ListGroups
 
     @classmethod
-    def of(cls, rows: Block, probes_NA: Int32Array, num_lists: int) -> NewRows:
-        """From the lists (N, A) that each row probes.
+    def of(cls, rows: Block, lists_NA: Int32Array, num_lists: int) -> NewRows:
+        """From the lists (N, A) that each row is grouped under.
 
         Raises:
             InputError: NaN or infinity; names the row.
         """
         vectors_ND = check_vectors(rows.vectors_ND, rows.vectors_ND.shape[1], where="new vectors")
-        return cls(rows, vectors_ND, group_by_list(probes_NA, 0, len(probes_NA), num_lists))
+        return cls(rows, vectors_ND, group_by_list(lists_NA, 0, len(lists_NA), num_lists))
 
 
 def reverse_join(
     queries_QD: VectorArray,
-    homes_Q: Int32Array,
+    lists_QA: Int32Array,
     new: NewRows,
     metric: Metric,
     exclusion: Exclusion,
     best: TopK,
     threads: int = 1,
 ) -> None:
-    """Merge into the best k of each query, in place, the allowed new rows that probe its list, by exact distances.
+    """Merge into the best k of each query, in place, the allowed new rows under its lists, by exact distances.
 
     Args:
-        homes_Q: each query's nearest list; queries in their order are fastest.
+        lists_QA: each query's lists, -1 for none; no new row may be under two of them. Queries in the order of their first
+            list are fastest.
         best: (ids_QK, distances_QK); only what is nearer than the last, or ties with it by a smaller id, enters.
 
     Raises:
@@ -65,7 +66,7 @@ def reverse_join(
     insert = partial(
         insert_by_list,
         queries_QD=queries,
-        lists_Q=homes_Q,
+        lists_QA=lists_QA,
         groups=new.groups,
         columns=columns,
         keys=exclusion.query_keys(),

@@ -83,7 +83,7 @@ def test_reverse_join_finds_the_same_rows_by_large_ids(vectors: np.ndarray) -> N
     def join(ids: np.ndarray) -> TopK:
         best = empty_topk(len(queries), 10)
         new = NewRows.of(Block(ids, vectors), probes, codebook.num_lists)
-        reverse_join(queries, homes, new, "inner_product", Exclusion.of(len(queries)), best)
+        reverse_join(queries, homes[:, None], new, "inner_product", Exclusion.of(len(queries)), best)
         return best
 
     assert_same(join(IDS), join(np.arange(ROWS)))

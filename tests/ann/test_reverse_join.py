@@ -40,7 +40,7 @@ def test_each_query_gets_the_nearest_of_the_new_rows_that_probe_its_list(
     known = np.sort(rng.integers(-9, 9, (num_queries, k)).astype(np.float32), axis=1)
     best = np.full((num_queries, k), 500), known.copy()
     new = NewRows.of(Block(ids, rows, None, {"document": keys}), probes, LISTS)
-    reverse_join(queries, homes, new, metric, Exclusion.of(num_queries, document=query_keys), best, threads)
+    reverse_join(queries, homes[:, None], new, metric, Exclusion.of(num_queries, document=query_keys), best, threads)
     for q in range(num_queries):
         exact = queries[q].astype(np.float32), rows.astype(np.float32)
         distances = -(exact[1] @ exact[0]) if metric == "inner_product" else ((exact[1] - exact[0]) ** 2).sum(axis=1)
@@ -54,7 +54,9 @@ def test_nan_and_wrong_dimensions_are_refused() -> None:
     rows = np.eye(3, 4, dtype=np.float16)
     new = NewRows.of(Block(np.arange(3), rows), np.zeros((3, 1), np.int32), 1)
     with pytest.raises(MismatchError, match="4 dimensions"):
-        reverse_join(np.zeros((1, 5)), np.zeros(1, np.int32), new, "inner_product", Exclusion.of(1), empty_topk(1, 1))
+        reverse_join(
+            np.zeros((1, 5)), np.zeros((1, 1), np.int32), new, "inner_product", Exclusion.of(1), empty_topk(1, 1)
+        )
     rows[2, 1] = np.nan
     with pytest.raises(InputError, match="row 2"):
         NewRows.of(Block(np.arange(3), rows), np.zeros((3, 1), np.int32), 1)

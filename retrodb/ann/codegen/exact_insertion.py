@@ -1,4 +1,4 @@
-"""The exactly nearest columns inserted into each query's best: of a block of columns, or of the query's own list."""
+"""The exactly nearest columns inserted into each query's best: of a block of columns, or of the query's lists."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def insert_exact_portable(queries_QD: Float32Array, columns: Columns, keys: Quer
 
 def insert_by_list_portable(
     queries_QD: Float32Array,
-    lists_Q: Int32Array,
+    lists_QA: Int32Array,
     groups: ListGroups,
     columns: Columns,
     keys: QueryKeys,
     is_l2: bool,
     best: TopK,
 ) -> None:
-    """The same with the columns that are grouped under each query's list: the definition of `insert_by_list`."""
-    for q, list_ in enumerate(lists_Q.tolist()):
+    """The same with the columns that are grouped under each query's lists: the definition of `insert_by_list`."""
+    for q, list_ in ((q, list_) for q, lists in enumerate(lists_QA.tolist()) for list_ in lists if list_ >= 0):
         _insert_columns_portable(q, queries_QD, groups.members(list_), columns, keys, is_l2, best)
 
 
@@ -175,16 +175,16 @@ def insert_by_list(
     first: int,
     stop: int,
     queries_QD: Float32Array,
-    lists_Q: Int32Array,
+    lists_QA: Int32Array,
     groups: ListGroups,
     columns: Columns,
     keys: QueryKeys,
     is_l2: bool,
     best: TopK,
 ) -> None:
-    """Merges into the best K of queries first..stop the columns that are grouped under the query's list.
+    """Merges into the best K of queries first..stop the columns that are grouped under the query's lists (-1: none).
 
-    Queries that are ordered by their lists find the columns' vectors in the cache.
+    No column may be under two lists of a query. Queries in the order of their lists find the columns' vectors in the cache.
     """
     vectors_CD, ids_C, keys_JC = columns
     offsets_L1, columns_M = groups
@@ -192,8 +192,12 @@ def insert_by_list(
     last = ids_QK.shape[1] - 1
     difference_D = np.empty(queries_QD.shape[1], dtype=np.float32)
     for row in range(first, stop):
-        for position in range(offsets_L1[lists_Q[row]], offsets_L1[lists_Q[row] + 1]):
-            c = columns_M[position]
-            exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
-            if exact <= distances_QK[row, last] and not is_excluded(row, ids_C[c], c, keys, keys_JC):
-                insert(exact, ids_C[c], ids_QK[row], distances_QK[row])
+        for a in range(lists_QA.shape[1]):
+            list_ = lists_QA[row, a]
+            if list_ < 0:
+                continue
+            for position in range(offsets_L1[list_], offsets_L1[list_ + 1]):
+                c = columns_M[position]
+                exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
+                if exact <= distances_QK[row, last] and not is_excluded(row, ids_C[c], c, keys, keys_JC):
+                    insert(exact, ids_C[c], ids_QK[row], distances_QK[row])

@@ -35,6 +35,7 @@ from retrodb.view.view import SELF, View
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
+_NEAR_LISTS = 2  # times the lists that a row probes: those near a new chunk have almost all rows that probe its list
 _MOST_PROBED = 1 << 22  # ids, int64: 32 MB, and three times as much while they are sorted
 
 
@@ -111,15 +112,23 @@ class RepairState:
 
     @cached_property
     def new_by_list(self) -> NewRows:
-        """The new chunks by the lists that they probe."""
-        entry, new = self.table.entry, self.new_chunks
-        probes = lists_of_rows(self.view, entry.space, SELF, new.ids_N, self.codebook, entry.nprobe, 1)
-        return NewRows.of(new, probes, self.codebook.num_lists)
+        """The new chunks by the lists near them, in which the rows are that may probe the list of a new chunk."""
+        return self._new_in_lists(_NEAR_LISTS * self.table.entry.nprobe)
+
+    @cached_property
+    def new_by_home(self) -> NewRows:
+        """The new chunks by their own list, in which a row that probes it finds them."""
+        return self._new_in_lists(1)
+
+    def _new_in_lists(self, num_lists: int) -> NewRows:
+        new = self.new_chunks
+        lists = lists_of_rows(self.view, self.table.entry.space, SELF, new.ids_N, self.codebook, num_lists, 1)
+        return NewRows.of(new, lists, self.codebook.num_lists)
 
     def are_probed(self, rows: Int64Array, span: ChunkRange, threads: int) -> BoolArray:
         """(Q,) which of some of the database's own rows, ascending in a range, may get a new neighbour.
 
-        These are the rows whose nearest list a new chunk probes, and those that are in no part, whose list is not known.
+        These are the rows whose nearest list is near a new chunk, and those that are in no part, whose list is not known.
         """
         if self._probed_ids is None:
             homes = lists_of_rows(self.view, self.table.entry.space, SELF, rows, self.codebook, 1, threads)[:, 0]
@@ -134,7 +143,7 @@ class RepairState:
 
     @cached_property
     def _probed_ids(self) -> Int64Array | None:
-        """The chunks in the lists that new chunks probe, ascending; None where they are too many for the memory."""
+        """The chunks in the lists near new chunks, ascending; None where they are too many for the memory."""
         lists, ids, count = np.flatnonzero(self._is_probed_L), [np.empty(0, dtype=np.int64)], 0
         for files in parts_of(self.view, self.table.entry.space):
             rows = open_files(self.view.files, files).rows_of_lists(lists)

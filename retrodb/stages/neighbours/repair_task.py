@@ -14,11 +14,11 @@ import numpy as np
 
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.merge_topk import merge_topk
-from retrodb.ann.reverse_join import BLOCK_QUERIES, reverse_join
+from retrodb.ann.reverse_join import BLOCK_QUERIES, NewRows, reverse_join
 from retrodb.ann.topk import TopK
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
-from retrodb.format.entries import SpaceEntry
+from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
+from retrodb.format.entries import Metric, SpaceEntry
 from retrodb.format.records import ChunkRange
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device, lists_of_rows
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
@@ -31,7 +31,7 @@ from retrodb.view.view import SELF
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _ONE_THREAD = JoinHardware()
 _MANY_ROWS = 1 << 14
 
@@ -101,11 +101,16 @@ def run_repair_task(
     return TaskRecord(task.id, tuple(files), counts=counts)
 
 
-def _are_entered(state: RepairState, rows: Int64Array, threads: int) -> BoolArray:
-    """(Q,) which lists a new chunk enters, or ties with the last of: only the last distance of a list is read for that."""
-    bound, any_id = state.table.bounds(rows), np.full(len(rows), np.iinfo(np.int64).max)
-    ids, _ = _nearest_new_chunks(state, rows, bound, any_id, 1, threads)
-    return ids[:, 0] >= 0
+def _are_near(state: RepairState, rows: Int64Array, threads: int) -> BoolArray:
+    """(Q,) which rows may get a new chunk: one near their own list is as near as the last neighbour, or nearer.
+
+    Only the last distance of a row's neighbours is read for that.
+    """
+    bound, any_id = state.table.bounds(rows), np.full((len(rows), 1), np.iinfo(np.int64).max)
+    best = any_id.copy(), bound[:, None].copy()
+    homes = lists_of_rows(state.view, state.table.entry.space, SELF, rows, state.codebook, 1, threads)
+    _join_new(state, rows, homes, state.new_by_list, best, threads)
+    return np.asarray((best[0] != any_id).any(axis=1))
 
 
 def rows_to_look_at(state: RepairState, known: Int64Array, span: ChunkRange, threads: int) -> Int64Array:
@@ -116,7 +121,7 @@ def rows_to_look_at(state: RepairState, known: Int64Array, span: ChunkRange, thr
     chosen = np.zeros(len(known), dtype=np.bool_)
     if has_new:
         where = np.flatnonzero(state.are_probed(known, span, threads))
-        chosen[where] = _are_entered(state, known[where], threads)
+        chosen[where] = _are_near(state, known[where], threads)
     if len(state.changed_ids):
         chosen |= np.isin(state.table.stored(known)[0], state.changed_ids).any(axis=1)
     return known[chosen]
@@ -174,23 +179,36 @@ def _nearest_new_chunks(
     state: RepairState, rows: Int64Array, bound: Float32Array, last: Int64Array, width: int, threads: int
 ) -> TopK:
     """The nearest new chunks of each row that are below its bound, (Q, w) each; -1 and infinity where there are fewer."""
-    ids, distances = np.repeat(last[:, None], width, axis=1), np.repeat(bound[:, None], width, axis=1)
-    if len(state.new_chunks.ids_N):
-        view, queries, entry = state.view, state.table.query_set, state.table.entry
-        metric = view.snapshot.existing(SpaceEntry, entry.space).metric
-        exclusion = exclusion_of(view, queries, state.params, rows)
-        nprobe = min(entry.nprobe, 1)  # 0 for an exact table
-        homes = lists_of_rows(view, entry.space, queries, rows, state.codebook, nprobe, threads)
-        order = np.argsort(homes[:, 0], kind="stable") if homes.size else np.arange(len(rows))
-        for start in range(0, len(rows), BLOCK_QUERIES):
-            block = order[start : start + BLOCK_QUERIES]
-            vectors, excluded = view.vectors(entry.space, rows[block], queries), exclusion.rows(block)
-            best = ids[block], distances[block]
-            if homes.size:
-                reverse_join(vectors, homes[block, 0], state.new_by_list, metric, excluded, best, threads)
-            else:
-                exact_topk(vectors, [state.new_chunks], width, metric, excluded, threads, best)
-            ids[block], distances[block] = best
+    best = np.repeat(last[:, None], width, axis=1), np.repeat(bound[:, None], width, axis=1)
+    view, queries, entry = state.view, state.table.query_set, state.table.entry
+    for start in range(0, len(rows) if len(state.new_ids) else 0, BLOCK_QUERIES):
+        block = slice(start, start + BLOCK_QUERIES)
+        of_block = best[0][block], best[1][block]
+        if entry.nprobe:
+            lists = lists_of_rows(view, entry.space, queries, rows[block], state.codebook, entry.nprobe, threads)
+            _join_new(state, rows[block], lists, state.new_by_home, of_block, threads)
+        else:
+            vectors = view.vectors(entry.space, rows[block], queries)
+            exclusion = exclusion_of(view, queries, state.params, rows[block])
+            exact_topk(vectors, [state.new_chunks], width, _metric(state), exclusion, threads, of_block)
+    ids, distances = best
     is_bound = (ids == last[:, None]) & (distances == bound[:, None])
     ids[is_bound], distances[is_bound] = -1, np.inf
     return ids, distances
+
+
+def _join_new(state: RepairState, rows: Int64Array, lists: Int32Array, new: NewRows, best: TopK, threads: int) -> None:
+    """Merge into the best of rows the new chunks under their lists (Q, A), in blocks of rows with the same first list."""
+    view, queries, entry = state.view, state.table.query_set, state.table.entry
+    exclusion = exclusion_of(view, queries, state.params, rows)
+    order = np.argsort(lists[:, 0], kind="stable")
+    for start in range(0, len(rows), BLOCK_QUERIES):
+        block = order[start : start + BLOCK_QUERIES]
+        of_block = best[0][block], best[1][block]
+        vectors = view.vectors(entry.space, rows[block], queries)
+        reverse_join(vectors, lists[block], new, _metric(state), exclusion.rows(block), of_block, threads)
+        best[0][block], best[1][block] = of_block
+
+
+def _metric(state: RepairState) -> Metric:
+    return state.view.snapshot.existing(SpaceEntry, state.table.entry.space).metric

@@ -105,15 +105,21 @@ def test_exact_insertion_equals_its_portable_definition_for_all_estimates_within
 
 
 @settings(max_examples=40, deadline=None)
-@given(SEEDS, st.integers(1, 6), st.integers(1, 40), st.booleans())
-def test_insertion_by_list_equals_its_portable_definition(seed: int, k: int, num_columns: int, is_l2: bool) -> None:
+@given(SEEDS, st.integers(1, 6), st.integers(1, 40), st.booleans(), st.sampled_from([(1, 1), (1, 3), (3, 1)]))
+def test_insertion_by_list_equals_its_portable_definition(
+    seed: int, k: int, num_columns: int, is_l2: bool, num_lists: tuple[int, int]
+) -> None:
+    of_query, of_column = num_lists
     random = np.random.default_rng(seed)
     queries, vectors = (random.integers(-2, 3, (n, 5)).astype(np.float32) for n in (8, num_columns))
     exclusion, column_keys, ids = some_exclusion(random, 8, num_columns)
     columns = Columns(vectors, ids, column_keys)
-    probes = np.argsort(random.random((num_columns, 4)), axis=1, kind="stable")[:, :2].astype(np.int32)
-    groups = group_by_list(probes, 0, num_columns, 4)
-    lists = random.integers(0, 4, 8).astype(np.int32)
+    of_columns, lists = (
+        np.argsort(random.random((n, 4)), axis=1, kind="stable")[:, :count].astype(np.int32)
+        for n, count in ((num_columns, of_column), (8, of_query))
+    )
+    groups = group_by_list(of_columns, 0, num_columns, 4)
+    lists[random.random(lists.shape) < 0.2] = -1
     by_kernel, by_definition = copies(empty_topk(8, k))
     for first, stop in ((0, 3), (3, 8)):
         insert_by_list(first, stop, queries, lists, groups, columns, exclusion.query_keys(), is_l2, by_kernel)
