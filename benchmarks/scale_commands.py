@@ -104,7 +104,13 @@ def command_line(arguments: Arguments, **values: str) -> list[str]:
 
 
 def environment_of_commands(cache: Path, inherited: dict[str, str]) -> dict[str, str]:
-    """One process and one thread, so that processor time compares; a cache of verified files that no other run has."""
+    """One process and one thread, so that processor time compares, and caches that no other run has.
+
+    One cache is of verified files. The other is of Python's bytecode, as an installed release has it: a setting that
+    keeps Python from writing it is left out.
+    """
     names = {command.arguments[0] for command in COMMANDS} - {"check"}  # which takes workers for a repair only
     workers = {f"RETRODB_{name.upper()}_WORKERS": "1" for name in names}
-    return {**inherited, **workers, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RETRODB_CACHE_DIR": str(cache)}
+    caches = {"RETRODB_CACHE_DIR": str(cache), "PYTHONPYCACHEPREFIX": str(cache / "bytecode")}
+    inherited = {name: value for name, value in inherited.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, **workers, **caches, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
