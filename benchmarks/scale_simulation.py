@@ -22,7 +22,7 @@ import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.format.kinds import path_of
 from retrodb.format.part_files import PART_FILES
-from retrodb.format.records import CountsRecord, FileRecord
+from retrodb.format.records import CountsRecord, CoveredRecord, FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.store.commit import commit
 from retrodb.store.publish import publish
@@ -143,12 +143,13 @@ def _covering(storage: LocalStorage, first: int, random: np.random.Generator) ->
         yield replace(record, rows=digest, num_rows=len(rows))
 
 
-def _counts(first: int) -> tuple[CountsRecord, CountsRecord]:
-    """About what is live of a shard and what is deleted: the numbers are made up like all else."""
+def _counts(first: int) -> tuple[CountsRecord | CoveredRecord, ...]:
+    """About what is live of a shard, what is deleted, and what has vectors: the numbers are made up like all else."""
     num_deleted = round(DELETED * SHARD_CHUNKS)
     num_live, num_keys = SHARD_CHUNKS - num_deleted, round((1 - NO_VECTOR) * (SHARD_CHUNKS - num_deleted))
     live = CountsRecord(first, "", num_live, SHARD_CHUNKS // 16, num_keys, 64 * SHARD_CHUNKS)
-    return live, CountsRecord(first, "old", num_deleted, 0)
+    covered = (CoveredRecord(kind, "default", first, num_keys) for kind in ("vectors", "parts"))
+    return live, CountsRecord(first, "old", num_deleted, 0), *covered
 
 
 def _deletions(storage: LocalStorage, firsts: Sequence[int], random: np.random.Generator) -> FileRecord:

@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 
 from retrodb.format.kinds import KINDS
-from retrodb.format.records import FileRecord, ShardRecord
+from retrodb.format.records import ChunkRange, CoveredRecord, FileRecord, ShardRecord
 from retrodb.format.settings import parse_settings
 from retrodb.format.snapshot import Snapshot
+from retrodb.stages.covered_counting import changed_covered, counts_of_task, covered_counts, run_covered
 from retrodb.store.chunk_ids import NewShard
 from retrodb.store.commit import Change, commit, preview
 from retrodb.store.conflict_keys import ConflictKeys
@@ -65,7 +66,14 @@ def _counted(storage: LocalStorage, head: Snapshot, change: Change) -> Change:
     spans = [record.span for record in records if isinstance(record, ShardRecord)]
     counts = [(span, shard_counts(view.chunks, view.chunks.file("documents", *span))) for span in spans]
     changed = [record for span, of_shard in counts for record in changed_counts(view.manifest, span, of_shard)]
-    return replace(change, shard_counts=changed)
+    return replace(change, shard_counts=[*changed, *_covered(storage, view, spans)])
+
+
+def _covered(storage: LocalStorage, view: View, spans: Sequence[ChunkRange]) -> list[CoveredRecord]:
+    counts, tasks = covered_counts(view, spans)
+    for task in tasks:
+        counts.update(counts_of_task(task, run_covered(storage, task, "").result))
+    return [record for span, covered in counts.items() for record in changed_covered(view, span, covered)]
 
 
 def _copy_of_shard(storage: LocalStorage, shard: ShardRecord, files: Sequence[FileRecord], copy: int) -> NewShard:

@@ -26,8 +26,8 @@ LAYERS = (
 # Inside these two, a package or module may import those before it.
 ROOMS = {
     "stages": (
-        *("context", "planned_view", "planning_tasks", "document_lookup", "shard_counting", "transaction"),
-        *("seeded_sample", "file_list", "init", "tokenizer"),
+        *("context", "planned_view", "planning_tasks", "document_lookup", "shard_counting"),
+        *("covered_counting", "transaction", "seeded_sample", "file_list", "init", "tokenizer"),
         *("ingest", "deletion", "dedup", "index", "embed", "queries", "neighbours", "search"),
     ),
     "maintain": ("stats", "compact", "check", "purge", "snapshots", "update"),

@@ -100,7 +100,7 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "export-positions": TaskMemory(55, 110, SHARD),
     "export-facts": TaskMemory(75, 160, SHARD),
     "compact": TaskMemory(125, 160), "compact-count": TaskMemory(100, 60, SHARD),
-    "shard-counts": TaskMemory(100, 60, SHARD),
+    "shard-counts": TaskMemory(100, 60, SHARD), "covered-counts": TaskMemory(100, 25, SHARD),
     "queries": TaskMemory(270),  # 131,072 rows of 64 int64 tokens, four times
     # Weights in documents.
     "tag": TaskMemory(180, 1500), "tag-count": TaskMemory(90, 100),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SEGMENT_RECORDS = 4096
 """A segment is closed at this many records; only the newest, open one is ever rewritten (under a new digest)."""
 
-OP_FILE, OP_SHARD, OP_SCREENED, OP_COUNTS = "file", "shard", "screened", "counts"
+OP_FILE, OP_SHARD, OP_SCREENED, OP_COUNTS, OP_COVERED = "file", "shard", "screened", "counts", "covered"
 OP_DROP_FILE, OP_DROP_SHARD = "drop-file", "drop-shard"
 
 
@@ -130,6 +130,19 @@ class CountsRecord:
 
 
 @dataclass(frozen=True)
+class CoveredRecord:
+    """How many live chunks of a shard the files of one kind and name hold. The newest record of these three counts; none is 0.
+
+    It applies to the shard record before it, as a `CountsRecord` does.
+    """
+
+    kind: str  # "vectors", "parts" or "neighbours"
+    name: str  # space or table
+    first_chunk: int  # of the shard
+    num_chunks: int
+
+
+@dataclass(frozen=True)
 class DropRecord:
     """Takes a file (by path) or a shard (by first chunk) out of the manifest."""
 
@@ -138,7 +151,7 @@ class DropRecord:
     first_chunk: int = -1
 
 
-Record: TypeAlias = FileRecord | ShardRecord | ScreenedRecord | CountsRecord | DropRecord
+Record: TypeAlias = FileRecord | ShardRecord | ScreenedRecord | CountsRecord | CoveredRecord | DropRecord
 
 
 def records_to_table(records: Iterable[Record]) -> pa.Table:
@@ -165,6 +178,8 @@ def _to_row(record: Record) -> tuple[object, ...]:
             return (OP_SCREENED, "", testset, "", first, count, 0, 0, 0, *_NO_FILE)
         case CountsRecord(first, reason, count, num_documents, num_keys, num_tokens):
             return (OP_COUNTS, "", reason, "", first, count, num_documents, num_keys, num_tokens, *_NO_FILE)
+        case CoveredRecord(kind, name, first, count):
+            return (OP_COVERED, kind, name, "", first, count, 0, 0, 0, *_NO_FILE)
         case DropRecord(op, path, first):
             return (op, "", "", path, first, 0, 0, 0, 0, *_NO_FILE)
 

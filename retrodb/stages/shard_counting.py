@@ -6,7 +6,7 @@ comes first, only the shards that it changed, too, are counted again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -33,7 +33,7 @@ class ShardCountsPayload:
     """Count the rows of some shards."""
 
     documents: tuple[FileRecord, ...]  # the documents file of each shard
-    tombstones: tuple[FileRecord, ...]  # all of the snapshot, in the order of their commits
+    tombstones: tuple[FileRecord, ...]  # that say something of these shards, in the order of their commits
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,31 @@ def counts_to_write(view: View, payload: ShardCountsPayload, result: CountsOfSha
 
 def shard_counts_tasks(view: View, shards: Iterable[ChunkRange]) -> list[Task[ShardCountsPayload, CountsOfShards]]:
     """The tasks that count some shards of a view."""
-    tombstones = tuple(view.tombstone_files(SELF))
+    tombstones = view.tombstone_files(SELF)
     documents = (view.chunks.file("documents", *span) for span in shards)
     tasks = []
     for group in groups_of(documents, lambda record: max(record.num_chunks, _MIN_SHARD_CHUNKS), _TASK_CHUNKS):
         task = SHARD_COUNTS.task(ShardCountsPayload((), ()), weight=sum(record.num_chunks for record in group))
-        task_id = identity(task.id, [_inputs(view, record, tombstones) for record in group])
-        tasks.append(replace(task, id=task_id, payload=ShardCountsPayload(group, tombstones)))
+        inputs = [[record.digest.sha256.hex(), *rows_and_deletions(view, record, tombstones)] for record in group]
+        payload = ShardCountsPayload(group, tombstones_at(view, group, tombstones))
+        tasks.append(replace(task, id=identity(task.id, inputs), payload=payload))
     return tasks
 
 
-def _inputs(view: View, documents: FileRecord, tombstones: tuple[FileRecord, ...]) -> list[object]:
-    """What the counts of a shard depend on: its documents and rows, and the tombstones there."""
+def rows_and_deletions(view: View, documents: FileRecord, tombstones: Sequence[FileRecord]) -> list[object]:
+    """What decides which chunks of a shard are live, wherever its ids begin: its rows, and the tombstones there."""
     locations = view.chunks.tombstones.locations(*documents.span)
     deletions = [(tombstones[file].digest.sha256.hex(), row) for file, row in locations]
-    return [documents.digest.sha256.hex(), documents.num_chunks, documents.rows, deletions]
+    return [documents.num_chunks, documents.rows, deletions]
+
+
+def tombstones_at(
+    view: View, documents: Iterable[FileRecord], tombstones: Sequence[FileRecord]
+) -> tuple[FileRecord, ...]:
+    """Those of all files of tombstones that say something of some shards, in the order of their commits."""
+    locations = (view.chunks.tombstones.locations(*record.span) for record in documents)
+    numbers = {number for of_shard in locations for number, _ in of_shard}
+    return tuple(tombstones[number] for number in sorted(numbers))
 
 
 def run_shard_counts(
@@ -92,15 +102,21 @@ def run_shard_counts(
 ) -> TaskRecord[CountsOfShards]:
     """Count the shards of a task."""
     del clock
-    payload = task.payload
-    settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
-    files, tombstones = VerifiedFiles(storage), _tombstone_set(storage, payload.tombstones)
-    chunks = ChunkSet(files, settings, {"documents": payload.documents}, tombstones)
+    payload, files = task.payload, VerifiedFiles(storage)
+    chunks = chunks_of_shards(storage, files, payload.documents, payload.tombstones)
     return TaskRecord(task.id, (), CountsOfShards(tuple(shard_counts(chunks, record) for record in payload.documents)))
+
+
+def chunks_of_shards(
+    storage: Storage, files: VerifiedFiles, documents: tuple[FileRecord, ...], tombstones: tuple[FileRecord, ...]
+) -> ChunkSet:
+    """The chunks of the shards of a task: which there are, and which are live."""
+    settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
+    return ChunkSet(files, settings, {"documents": documents}, _tombstone_set(storage, tombstones))
 
 
 @lru_cache(maxsize=1)
 def _tombstone_set(storage: Storage, records: tuple[FileRecord, ...]) -> TombstoneSet:
-    """The tombstones of all tasks of a commit, opened once per process."""
+    """The tombstones of tasks with the same ones, opened once per process."""
     files = VerifiedFiles(storage)
     return TombstoneSet(files.open(record) for record in records)

@@ -31,6 +31,7 @@ from retrodb.format.records import (
 from retrodb.format.rows import RowSet
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
+from retrodb.stages.covered_counting import COVERING_KINDS, count_covered, covers_chunks
 from retrodb.stages.shard_counting import count_changed_shards
 from retrodb.store import publish
 from retrodb.store.chunk_ids import NewShard, give_ids
@@ -219,10 +220,13 @@ class Transaction:
                 complete(copy)
                 change = copy._change()
                 copy.view = self._staged(head, change)
-            counts = count_changed_shards(self.context, self.run, copy.view, copy._spans_to_count(head))
-            return replace(change, shard_counts=counts)
+            changed = copy._changed_shards(head)
+            counts = count_changed_shards(self.context, self.run, copy.view, changed)
+            covered = count_covered(self.context, self.run, copy.view, [*changed, *copy._covered_ranges(self.view)])
+            return replace(change, shard_counts=[*counts, *covered])
 
-        needs_ids = complete is not None or self.shards or self.changed_ranges
+        is_counted = self.shards or self.changed_ranges or self._covered_ranges(self.view)
+        needs_ids = complete is not None or is_counted
         return commit(self.context.storage, self.view.snapshot, self._change(), completed if needs_ids else None)
 
     def _staged(self, head: Snapshot, change: Change) -> View:
@@ -230,10 +234,21 @@ class Transaction:
         snapshot, records = preview(head, change)
         return View(self.context.storage, self.view.settings, snapshot, records)
 
-    def _spans_to_count(self, head: Snapshot) -> list[ChunkRange]:
+    def _changed_shards(self, head: Snapshot) -> list[ChunkRange]:
         """The ranges of the shards that are new, were compacted, or have other tombstones than before."""
         records, _ = give_ids(self.shards, head.next_chunk)
         return [record.span for record in records if isinstance(record, ShardRecord)] + self.changed_ranges
+
+    def _covered_ranges(self, before: View) -> list[ChunkRange]:
+        """The ranges of the files that are new or dropped, and that hold rows of chunks.
+
+        Args:
+            before: the change; it has the files that are dropped.
+        """
+        dropped = {drop.path for drop in self.drops if drop.path.startswith(COVERING_KINDS)}
+        records = [file for kind in COVERING_KINDS if dropped for file in before.manifest.files(kind)]
+        files = [*self.files, *(record for record in records if record.path in dropped)]
+        return list(dict.fromkeys(file.span for file in files if covers_chunks(file)))
 
     def _of_change(self, change: Change, view: View) -> Transaction:
         """A copy of this transaction that holds a rebased change."""

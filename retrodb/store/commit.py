@@ -27,6 +27,7 @@ from retrodb.format.parquet import open_writer
 from retrodb.format.records import (
     SEGMENT_RECORDS,
     CountsRecord,
+    CoveredRecord,
     DropRecord,
     FileRecord,
     Record,
@@ -56,7 +57,7 @@ class Change:
     shards: Sequence[NewShard] = ()
     files: Sequence[FileRecord] = ()  # with their id ranges set, or without ids
     screened: Sequence[ScreenedRecord] = ()
-    shard_counts: Sequence[CountsRecord] = ()  # of the shards that it adds or deletes rows of
+    shard_counts: Sequence[CountsRecord | CoveredRecord] = ()  # of the shards whose rows or files it changes
     drops: Sequence[DropRecord] = ()
     entries: Mapping[str, Entry | None] = field(default_factory=dict)  # entry key -> new value, None takes it away
     counts: Mapping[str, int] = field(default_factory=dict)  # what the command reports

@@ -21,12 +21,14 @@ from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.format.records import (
     OP_COUNTS,
+    OP_COVERED,
     OP_DROP_FILE,
     OP_DROP_SHARD,
     OP_FILE,
     OP_SCREENED,
     OP_SHARD,
     CountsRecord,
+    CoveredRecord,
     FileRecord,
     Record,
     ShardRecord,
@@ -197,24 +199,57 @@ class Manifest:
     @cached_property
     def counts(self) -> ShardCounts:
         """By first chunk of a live shard and reason, "" for what is live: the counts that the newest commit of each gave."""
-        rows, shards = self._rows_of[OP_COUNTS], self.shards.first_chunk
+        rows = self._newest_of_shards(OP_COUNTS)
+        return ShardCounts(self.shards.first_chunk, self._table.take(rows), rows)
+
+    def num_covered(self, kind: str, name: str) -> Int64Array:
+        """(S,) int64: how many live chunks of each live shard the files of a kind and name hold, see `CoveredRecord`."""
+        table = self._covered.filter(
+            self._pc.and_(
+                self._pc.equal(self._covered.column("kind"), kind), self._pc.equal(self._covered.column("name"), name)
+            )
+        )
+        covered = np.zeros(len(self.shards), dtype=np.int64)
+        shard = np.searchsorted(self.shards.first_chunk, table.column("first_chunk").to_numpy())
+        covered[shard] = table.column("num_chunks").to_numpy()
+        return covered
+
+    def covered_records(self, first_chunk: int) -> list[CoveredRecord]:
+        """What the manifest says of the live shard that begins at a chunk."""
+        table = self._covered
+        low, high = np.searchsorted(table.column("first_chunk").to_numpy(), [first_chunk, first_chunk + 1])
+        names = ("kind", "name", "num_chunks")
+        kinds, of, counts = (table.slice(low, high - low).column(name).to_pylist() for name in names)
+        return [CoveredRecord(kind, name, first_chunk, n) for kind, name, n in zip(kinds, of, counts, strict=True)]
+
+    @cached_property
+    def _covered(self) -> pa.Table:
+        """The records that count, by first chunk."""
+        return self._table.take(self._newest_of_shards(OP_COVERED)).combine_chunks()
+
+    def _newest_of_shards(self, op: str) -> Int64Array:
+        """The newest row of an operation for each live shard, kind and name, by first chunk; none from before its shard."""
+        rows, shards = self._rows_of[op], self.shards.first_chunk
         table = self._table.take(rows)
         first = table.column("first_chunk").to_numpy()
-        reason = table.column("name").dictionary_encode().combine_chunks().indices.to_numpy()
+        kind, name = (
+            table.column(column).dictionary_encode().combine_chunks().indices.to_numpy().astype(np.int64)
+            for column in ("kind", "name")
+        )
+        of = kind << 32 | name
         shard = np.searchsorted(shards, first)
         is_live = np.append(shards, -1)[shard] == first
         chosen = np.flatnonzero(is_live & (rows > np.append(self._shard_rows, 0)[shard]))
-        chosen = chosen[np.lexsort((chosen, reason[chosen], first[chosen]))]
-        is_newest = np.append(
-            (np.diff(first[chosen]) != 0) | (np.diff(reason[chosen]) != 0), [True] * bool(len(chosen))
-        )
-        newest = chosen[is_newest.astype(bool)]
-        return ShardCounts(shards, table.take(newest), rows[newest])
+        chosen = chosen[np.lexsort((chosen, of[chosen], first[chosen]))]
+        is_newest = np.append((np.diff(first[chosen]) != 0) | (np.diff(of[chosen]) != 0), [True] * bool(len(chosen)))
+        return np.asarray(rows[chosen[is_newest.astype(bool)]])
 
     def live_table(self) -> pa.Table:
         """The records that still say something, in the order of the log: a manifest made of them equals this one."""
         files = self._alive(OP_FILE, OP_DROP_FILE, "path")
-        rows = np.concatenate([self._shard_rows, files, self._rows_of[OP_SCREENED], self.counts.rows])
+        covered = self._newest_of_shards(OP_COVERED)
+        covered = covered[self._table.column("num_chunks").take(covered).to_numpy() > 0]
+        rows = np.concatenate([self._shard_rows, files, self._rows_of[OP_SCREENED], self.counts.rows, covered])
         return self._table.take(np.sort(rows, kind="stable"))
 
     def live_counts(self, first_chunk: int) -> CountsRecord:
@@ -257,7 +292,7 @@ class Manifest:
         return rows[alive]
 
 
-_OPS = (OP_FILE, OP_SHARD, OP_SCREENED, OP_COUNTS, OP_DROP_FILE, OP_DROP_SHARD)
+_OPS = (OP_FILE, OP_SHARD, OP_SCREENED, OP_COUNTS, OP_COVERED, OP_DROP_FILE, OP_DROP_SHARD)
 _NONE = np.empty(0, dtype=np.int64)
 
 

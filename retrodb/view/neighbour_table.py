@@ -115,7 +115,9 @@ class NeighbourTable:
         return len(self.rows_in(row, 1)) > 0
 
     def num_rows(self) -> int:
-        """The number of live rows, from row bitmaps."""
+        """The number of live rows: of the database's own chunks from the counts of shards, of others from row bitmaps."""
+        if self.query_set == SELF:
+            return int(self.view.manifest.num_covered("neighbours", self.name).sum())
         queries = self.view.query_set(self.query_set)
         return sum(
             len(self._coverage.covered_rows(*record.span) & queries.live_rows(*record.span))

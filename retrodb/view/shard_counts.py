@@ -12,7 +12,6 @@ from retrodb.format.records import ChunkRange, CountsRecord, FileRecord
 from retrodb.format.rows import mask_of
 from retrodb.store.manifest import Manifest, ShardTable
 from retrodb.view.chunk_set import ChunkSet
-from retrodb.view.coverage import Coverage
 from retrodb.view.layout import DocumentLayout
 from retrodb.view.view import SELF, View
 
@@ -66,8 +65,13 @@ def num_embeddable_chunks(view: View) -> int:
 
 
 def num_embedded_chunks(view: View, space: str) -> int:
-    """Of the chunks that want a vector, those that have one in a space. Reads row bitmaps, and no chunk."""
-    return sum(_num_embedded(view, view.query_vectors(SELF, space), span) for span, num in _embeddable(view) if num)
+    """Of the chunks that want a vector, those that have one in a space. Reads bitmaps of partly screened shards only."""
+    covered = num_covered(view, space)
+    return sum(
+        int(covered[number]) if view.is_all_screened(*span) else _num_screened_embedded(view, space, span)
+        for number, (span, num) in enumerate(_embeddable(view))
+        if num
+    )
 
 
 def num_pending_chunks(view: View, space: str) -> int:
@@ -75,12 +79,18 @@ def num_pending_chunks(view: View, space: str) -> int:
     return num_embeddable_chunks(view) - num_embedded_chunks(view, space)
 
 
-def has_all_vectors(view: View, space: str, span: ChunkRange) -> bool:
-    """Whether every chunk of a shard that wants a vector has one in a space. False also where that is not known from counts."""
-    if not view.is_all_screened(*span):
-        return False
-    num_keys = view.manifest.live_counts(span.first_chunk).num_keys
-    return num_keys == _num_embedded(view, view.query_vectors(SELF, space), span)
+def complete_shards(view: View, space: str) -> BoolArray:
+    """(S,) bool: of which shards every chunk that wants a vector has one in a space. False also where that is not known."""
+    counts = (view.manifest.live_counts(first) for first in view.shards.first_chunk.tolist())
+    num_keys = np.fromiter((count.num_keys for count in counts), np.int64, len(view.shards))
+    spans = (view.shards.record(number).span for number in range(len(view.shards)))
+    is_screened = np.fromiter((view.is_all_screened(*span) for span in spans), bool, len(view.shards))
+    return np.asarray(is_screened & (num_keys == num_covered(view, space)))
+
+
+def num_covered(view: View, space: str) -> Int64Array:
+    """(S,) int64: how many live chunks of each shard have a vector in a space, screened or not."""
+    return view.manifest.num_covered("vectors" if view.keeps_vectors(space) else "parts", space)
 
 
 def _embeddable(view: View) -> Iterator[tuple[ChunkRange, int]]:
@@ -95,11 +105,9 @@ def _embeddable(view: View) -> Iterator[tuple[ChunkRange, int]]:
             yield span, 0
 
 
-def _num_embedded(view: View, vectors: Coverage, span: ChunkRange) -> int:
+def _num_screened_embedded(view: View, space: str, span: ChunkRange) -> int:
     """The rows with a vector that are live and screened: a file of vectors has keys only."""
-    rows = vectors.covered_rows(*span) & view.chunks.live_rows(*span)
-    if view.is_all_screened(*span):
-        return len(rows)
+    rows = view.query_vectors(SELF, space).covered_rows(*span) & view.chunks.live_rows(*span)
     return int((mask_of(rows, span.num_chunks) & view.screened_mask(*span)).sum())
 
 

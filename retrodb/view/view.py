@@ -149,7 +149,7 @@ class View:
         In a space that keeps no vectors they are the codes of its index parts.
         """
         if query_set == SELF:
-            return self.coverage("vectors", space) if self.keeps_vectors(space) else self._codes(space)
+            return self.coverage("vectors", space) if self.keeps_vectors(space) else self.codes(space)
         ending = f"/vectors.{space}.npy"
         return Coverage([r for r in self.manifest.files("queries", query_set) if r.path.endswith(ending)], self.files)
 
@@ -168,7 +168,8 @@ class View:
         entry = self.snapshot.entry(SpaceEntry, space)
         return entry is None or entry.params.keep_vectors is not False
 
-    def _codes(self, space: str) -> Coverage:
+    def codes(self, space: str) -> Coverage:
+        """The codes of the index parts of a space, found by id: one file for each part."""
         key = ("codes", space)
         if key not in self._coverages:
             records = self.manifest.files("parts", space)

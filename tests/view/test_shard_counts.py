@@ -14,7 +14,9 @@ from made_documents import made_text, write_documents
 from retrodb.database import Database
 from retrodb.errors import RetroDBError
 from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.coverage import Coverage
 from retrodb.view.shard_counts import num_embeddable_chunks, num_embedded_chunks, num_pending_chunks
+from retrodb.view.view import View
 
 Make = Callable[..., Database]
 
@@ -44,7 +46,17 @@ def counted(database: Database) -> dict[str, object]:
     return {
         **{name: sums[name] for name in names},
         "reasons": {reason: count for reason, count in sorted(reasons.items()) if count},
+        "covered": {key: _live_chunks_of(view, key) for key in COVERED},
     }
+
+
+def _live_chunks_of(view: View, key: tuple[str, str]) -> list[int]:
+    """How many live chunks of each shard some file of a kind and name holds, from every one of its bitmaps."""
+    records, chunks = view.manifest.files(*key), view.chunks
+    return [
+        int((chunks.live_mask(*span) & Coverage(records, view.files).covered_mask(*span)).sum())
+        for span in (view.shards.record(number).span for number in range(len(view.shards)))
+    ]
 
 
 def stored(database: Database) -> dict[str, object]:
@@ -59,7 +71,18 @@ def stored(database: Database) -> dict[str, object]:
         "embeddable": num_embeddable_chunks(view),
         "embedded": num_embedded_chunks(view, "default"),
         "reasons": stats.num_deleted_chunks_by_reason,
+        "covered": {key: view.manifest.num_covered(*key).tolist() for key in COVERED},
     }
+
+
+COVERED = [
+    ("vectors", "default"),
+    ("parts", "default"),
+    ("neighbours", "self"),
+    ("vectors", "other"),
+    ("parts", "other"),
+]
+"""Kinds and names of files whose live chunks are counted: some are there only after some commands."""
 
 
 COMMANDS: dict[str, Callable[[Database, random.Random, Path], object]] = {
@@ -74,6 +97,13 @@ COMMANDS: dict[str, Callable[[Database, random.Random, Path], object]] = {
     ),
     "near": lambda db, rng, path: db.near_duplicates(),
     "embed": lambda db, rng, path: db.embed(),
+    "index": lambda db, rng, path: db.index(retrain=rng.random() < 0.2),
+    "neighbours": lambda db, rng, path: db.neighbours(k=2, exact=True),
+    "repair": lambda db, rng, path: db.repair_neighbours(),
+    "other space": lambda db, rng, path: db.embed(
+        space="other", encoder="hashing:16", keep_vectors=False, factory="IVF2,SQ8"
+    ),
+    "drop space": lambda db, rng, path: db.drop_space("other", with_tables=True),
     "compact": lambda db, rng, path: db.compact(min_deleted=0),
     "restore": lambda db, rng, path: db.restore(rng.randrange(db.view().snapshot.number + 1)),
     "purge": lambda db, rng, path: db.purge([f"d{rng.randrange(30)}"], ignore_unknown=True),
@@ -89,7 +119,7 @@ def write(rng: random.Random, path: Path) -> Path:
 def test_counts_hold_after_any_commands(make_database: Make, tmp_path: Path, seed: int) -> None:
     rng, database = random.Random(seed), make_database({f"d{n}": made_text(n, 90) for n in range(8)})
     database.embed()
-    for step in range(14):
+    for step in range(18):
         name = rng.choice(["filter", *COMMANDS])
         try:
             COMMANDS[name](database, rng, tmp_path / f"{step}.jsonl")

@@ -44,6 +44,7 @@ from retrodb.maintain.check.read_task import (
 )
 from retrodb.maintain.check.structure import bitmap_groups, compared_groups, manifest_faults
 from retrodb.stages.context import Context
+from retrodb.stages.covered_counting import changed_covered, counts_of_task, covered_counts, run_covered
 from retrodb.stages.shard_counting import counts_to_write, run_shard_counts, shard_counts_tasks
 from retrodb.store.block_files import find_blocks
 from retrodb.store.collection import is_ours
@@ -240,10 +241,23 @@ def _count_damage(context: Context, view: View) -> list[Damage]:
     """Counts in the manifest that are not those of their shard's chunks."""
     shards = (view.shards.record(number).span for number in range(len(view.shards)))
     tasks = shard_counts_tasks(view, shards)
-    return [
+    damage = [
         Damage("manifests", _OTHER_COUNTS.format(count.first_chunk, count.reason or "live"), RESTORE)
-        for task, record in _executed(context, tasks, run_shard_counts)
+        for task, record in _executed(context, tasks, run_shard_counts, "chunks")
         for count in counts_to_write(view, task.payload, record.result)
+    ]
+    return damage + _covered_damage(context, view)
+
+
+def _covered_damage(context: Context, view: View) -> list[Damage]:
+    """Counts in the manifest of the chunks that have a vector, a part or neighbours, which are not those of the files."""
+    counts, tasks = covered_counts(view, (view.shards.record(number).span for number in range(len(view.shards))))
+    for task, record in _executed(context, tasks, run_covered, "chunks"):
+        counts.update(counts_of_task(task, record.result))
+    changed = (record for span, covered in sorted(counts.items()) for record in changed_covered(view, span, covered))
+    return [
+        Damage("manifests", _OTHER_COUNTS.format(record.first_chunk, f"{record.kind} of {record.name}"), RESTORE)
+        for record in changed
     ]
 
 
@@ -256,27 +270,15 @@ def _in_tasks(
 
 
 def _executed(
-    context: Context, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R]
+    context: Context, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], unit: str = "B"
 ) -> list[tuple[Task[P, R], TaskRecord[R]]]:
-    """Run tasks; each with its record, in their order. A check leaves nothing in the database, also no records of tasks."""
-    records = dict[str, TaskRecord[R]]()
-    with context.progress.stage("check", sum(task.weight for task in tasks), "B") as bar:
-        for task, record in _execute(context, tasks, function):
-            records[task.id] = record
-            bar.advance(task.weight)
-    return [(task, records[task.id]) for task in tasks]
-
-
-def _execute(
-    context: Context, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R]
-) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
-    """Run tasks, by the engine where the storage is a folder."""
+    """Run tasks, by the engine where the storage is a folder; each with its record. A check leaves no record in the database."""
     if not isinstance(context.storage, LocalStorage):
-        yield from ((task, function(context.storage, task, "")) for task in tasks)
-        return
+        return [(task, function(context.storage, task, "")) for task in tasks]
     with tempfile.TemporaryDirectory() as folder:
         run = Run(ScratchStorage.create(Path(folder), context.storage), identity("check"), "check", "")
-        yield from context.engine.execute(run, tasks, function)
+        records = context.engine.run(run, tasks, function, context.progress, unit=unit)
+    return list(zip(tasks, records, strict=True))
 
 
 _OTHER_COUNTS = "the shard at {} has other counts ('{}') than the manifest says"

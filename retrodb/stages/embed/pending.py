@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from retrodb.engine.groups import groups_of
 from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.format.entries import QueriesEntry, TestsetEntry
@@ -23,7 +25,7 @@ from retrodb.store.cached_lines import cached_lines
 from retrodb.store.digest import identity
 from retrodb.store.row_files import rows_digest
 from retrodb.store.storage import Storage
-from retrodb.view.shard_counts import has_all_vectors
+from retrodb.view.shard_counts import complete_shards
 from retrodb.view.view import SELF, View
 
 _GROUP_CHUNKS = 1 << 22  # that are looked at together: about two seconds
@@ -80,10 +82,12 @@ PENDING = TaskKind[PendingPayload, RowsOfRanges]("embed-pending", 2, RowsOfRange
 def find_pending_rows(context: Context, view: View, space: str) -> tuple[PendingRows, ...]:
     """All live, screened key chunks, and all key chunks of query sets, that have no vector in a space."""
     complete, to_look_at = cached_lines(_CACHE), []
+    is_complete = complete_shards(view, space)
+    without_gaps = {view.shards.record(number).span for number in np.flatnonzero(is_complete).tolist()}
     for query_set in (SELF, *view.snapshot.names(QueriesEntry)):
         covered = view.query_vectors(query_set, space)
         for record in view.query_set(query_set).ranges:
-            if query_set == SELF and has_all_vectors(view, space, record.span):
+            if query_set == SELF and record.span in without_gaps:
                 continue
             vectors = covered.overlapping(*record.span)
             if not any(_has_all_rows(file, record.span) for file in vectors):

@@ -10,8 +10,8 @@ from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.view.shard_counts import num_pending_chunks
-from retrodb.view.view import SELF, View
+from retrodb.view.shard_counts import num_covered, num_pending_chunks
+from retrodb.view.view import View
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SpaceInfo:
     encoder: str
     dimension: int
     metric: str
-    num_chunks: int  # embedded in it
+    num_chunks: int  # live ones with a vector in it
     keeps_vectors: bool  # else only the codes of its index are stored
     factory: str | None  # FAISS factory string of its index; None: not indexed
     tables: list[str]  # neighbour tables that were computed in it
@@ -73,14 +73,13 @@ def list_spaces(view: View) -> list[SpaceInfo]:
 def _space_info(view: View, name: str) -> SpaceInfo:
     snapshot = view.snapshot
     entry, index = snapshot.existing(SpaceEntry, name), snapshot.entry(IndexEntry, name)
-    covered = view.query_vectors(SELF, name)
     return SpaceInfo(
         space=name,
         is_default=name == snapshot.default_space,
         encoder=entry.params.encoder,
         dimension=entry.dimension,
         metric=entry.metric,
-        num_chunks=sum(len(covered.covered_rows(*record.span)) for record in view.chunks.ranges),
+        num_chunks=int(num_covered(view, name).sum()),
         keeps_vectors=view.keeps_vectors(name),
         factory=index.factory if index else None,
         tables=_tables(view, name),

@@ -93,15 +93,20 @@ class MissingRows:
     num_rows: int
 
 
-def missing_rows(view: View, parts: Coverage, space: str) -> Iterator[MissingRows]:
-    """The rows of every file of vectors that no part holds. Reads row bitmaps, of one file after the other.
+def missing_rows(view: View, space: str) -> Iterator[MissingRows]:
+    """The rows of every file of vectors that no part holds. Reads row bitmaps of `unindexed_files`, of one after the other."""
+    if files := unindexed_files(view, space):
+        parts = coverage_of(view, parts_of(view, space))
+        yield from (missing for record in files if (missing := missing_in(view, parts, record)))
 
-    Args:
-        parts: those of the space that count, see `coverage_of`.
-    """
-    for record in view.manifest.files("vectors", space):
-        if missing := missing_in(view, parts, record):
-            yield missing
+
+def unindexed_files(view: View, space: str) -> list[FileRecord]:
+    """The files of vectors of the shards of which fewer chunks have a part than a vector: no other file has missing rows."""
+    manifest = view.manifest
+    is_behind = manifest.num_covered("parts", space) < manifest.num_covered("vectors", space)
+    vectors = view.coverage("vectors", space)
+    shards = (view.shards.record(number).span for number in np.flatnonzero(is_behind).tolist())
+    return list(dict.fromkeys(record for span in shards for record in vectors.overlapping(*span)))
 
 
 def missing_in(view: View, parts: Coverage, vectors: FileRecord) -> MissingRows | None:

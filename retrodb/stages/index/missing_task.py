@@ -9,7 +9,14 @@ from retrodb.engine.groups import groups_of
 from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import MissingRows, coverage_of, missing_in, parts_of, rows_follow_from_records
+from retrodb.stages.index.live_parts import (
+    MissingRows,
+    coverage_of,
+    missing_in,
+    parts_of,
+    rows_follow_from_records,
+    unindexed_files,
+)
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.planning_tasks import run_planning_tasks
 from retrodb.store.storage import Storage
@@ -42,7 +49,7 @@ MISSING = TaskKind[MissingPayload, MissingOfFiles]("index-missing", 1, MissingOf
 def find_missing_rows(context: Context, view: View, space: str, *, is_new: bool) -> tuple[MissingRows, ...]:
     """`missing_rows` of a space, in the order of its files."""
     parts = coverage_of(view, [] if is_new else parts_of(view, space))
-    files = view.manifest.files("vectors", space)
+    files = view.manifest.files("vectors", space) if is_new else unindexed_files(view, space)
     to_look_at = [file for file in files if not rows_follow_from_records(view, parts, file)]
     found = {missing.vectors.path: missing for missing in _look_at(context, view, space, to_look_at, is_new=is_new)}
     for file in files:

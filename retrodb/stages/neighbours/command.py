@@ -26,7 +26,7 @@ from retrodb.stages.neighbours.range_join import RangeJoinResult, forget_exchang
 from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall
 from retrodb.stages.neighbours.restriction import Restriction
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
-from retrodb.stages.neighbours.table_rows import query_rows, spans_of, table_dependencies
+from retrodb.stages.neighbours.table_rows import num_query_rows, spans_of, table_dependencies
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -152,7 +152,7 @@ def plan_neighbours(
         table=table,
         query_set=queries,
         space=name,
-        num_rows=sum(len(query_rows(view, queries, name, span)) for span in spans),
+        num_rows=num_query_rows(view, queries, name),
         k=params.k,
         spare_neighbours=params.spare_neighbours,
         num_short=0,

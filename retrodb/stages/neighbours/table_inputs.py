@@ -16,12 +16,10 @@ from retrodb.format.arrays import Int64Array
 from retrodb.stages.index.live_parts import (
     KEY_KINDS,
     LiveParts,
-    coverage_of,
     database_keys,
     key_kinds,
     missing_rows,
     open_codebook,
-    parts_of,
 )
 from retrodb.stages.neighbours.block_join import JoinHardware, join_rows
 from retrodb.stages.neighbours.restriction import chosen_documents
@@ -36,7 +34,7 @@ def refuse_missing(view: View, queries: str, space: str) -> None:
         raise MissingStep(
             f"query set '{queries}' has no vectors in space '{space}'", remedy="Run 'retrodb embed' first."
         )
-    if any(missing_rows(view, coverage_of(view, parts_of(view, space)), space)):
+    if any(missing_rows(view, space)):
         raise MissingStep(f"space '{space}' has vectors that are not indexed", remedy="Run 'retrodb index' first.")
 
 

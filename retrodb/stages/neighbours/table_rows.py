@@ -20,6 +20,7 @@ from retrodb.format.rows import RowSet
 from retrodb.format.schemas import neighbours_schema
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.view.shard_counts import num_covered
 from retrodb.view.view import SELF, View
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ def spans_of(view: View, queries: str) -> list[ChunkRange]:
 def query_rows(view: View, queries: str, space: str, span: ChunkRange) -> BitMap:
     """The live rows of a range of a query set that have a vector, relative to its start. Reads row bitmaps, and no chunk."""
     return view.query_vectors(queries, space).covered_rows(*span) & view.query_set(queries).live_rows(*span)
+
+
+def num_query_rows(view: View, queries: str, space: str) -> int:
+    """The number of all query rows of a table: of the database's own chunks from the counts of shards."""
+    if queries == SELF:
+        return int(num_covered(view, space).sum())
+    return sum(len(query_rows(view, queries, space, span)) for span in spans_of(view, queries))
 
 
 def query_ids(view: View, queries: str, space: str, span: ChunkRange) -> Int64Array:

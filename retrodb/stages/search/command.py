@@ -18,7 +18,7 @@ from retrodb.format.entries import SpaceEntry
 from retrodb.format.json_codec import JsonValue
 from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.printable import escape
-from retrodb.stages.index.live_parts import coverage_of, missing_rows, open_codebook, parts_of
+from retrodb.stages.index.live_parts import missing_rows, open_codebook
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.stages.index.search_parts import num_findable, search_parts
 from retrodb.view.chunk_set import DocumentRow
@@ -93,8 +93,7 @@ class Searcher:
         notes = []
         if any(len(of_query) < k for of_query in hits) and self.num_chunks < k:
             notes.append(f"only {self.num_chunks:,} live chunks can be found, so there are fewer than {k:,} hits")
-        parts = coverage_of(self.view, parts_of(self.view, self.space))
-        count = sum(part.num_rows for part in missing_rows(self.view, parts, self.space))
+        count = sum(part.num_rows for part in missing_rows(self.view, self.space))
         if count:
             notes.append(
                 f"{count:,} chunks are embedded and not yet indexed, so they are not found: run 'retrodb index'"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import change
 
 import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
@@ -17,7 +18,7 @@ from retrodb.database import Database
 from retrodb.engine.local import LocalEngine
 from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.arrays import save_array
-from retrodb.format.records import OP_DROP_FILE, DropRecord
+from retrodb.format.records import OP_DROP_FILE, CoveredRecord, DropRecord
 from retrodb.maintain.check import read_task
 from retrodb.maintain.check.command import run_check
 from retrodb.stages.context import Context
@@ -252,3 +253,19 @@ def test_parts_of_a_check_read_every_file_once_in_turn(db: Database) -> None:
         run_check(context, view, read_data=True, max_duration_s=0)
     assert set(read[: len(records)]) == set(sizes)
     assert read[-1] == read[len(read) - 1 - len(records)], "the next file of the round"
+
+
+@pytest.mark.parametrize("name", ["live", "vectors of default"])
+def test_counts_that_are_not_those_of_the_files_are_found_by_reading_data(db: Database, name: str) -> None:
+    view = db.view()
+    first = int(view.shards.first_chunk[0])
+    live = view.manifest.live_counts(first)
+    wrong = {
+        "live": replace(live, num_chunks=live.num_chunks + 1),
+        "vectors of default": CoveredRecord("vectors", "default", first, 1),
+    }
+    commit(view.storage, view.snapshot, change("wrong counts", shard_counts=[wrong[name]]))
+    view = db.view()
+    assert not damaged(view, read_data=False)
+    faults = damaged(view, read_data=True)
+    assert faults == {"manifests": f"the shard at {first} has other counts ('{name}') than the manifest says"}

@@ -20,7 +20,7 @@ from retrodb.errors import ConflictError, RetroDBError
 from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context
 from retrodb.stages.index.command import execute_index, plan_index
-from retrodb.stages.index.live_parts import coverage_of, live_parts, missing_rows, parts_of
+from retrodb.stages.index.live_parts import coverage_of, live_parts, missing_in, missing_rows, parts_of
 from retrodb.stages.index.merge import MergePlan, MergeResult, execute_merge, merge_task, run_merge_task, span_of
 from retrodb.stages.index.missing_task import find_missing_rows
 from retrodb.store.open_storage import open_storage
@@ -174,12 +174,12 @@ def test_a_merged_part_may_span_more_ids_than_32_bits(grown: Database) -> None:
 
 def test_missing_rows_are_those_that_no_part_has(grown: Database) -> None:
     view = grown.view()
-    [part] = missing_rows(view, coverage_of(view, parts_of(view, "default")), "default")
+    [part] = missing_rows(view, "default")
     assert part.vectors.first_chunk == view.shards.first_chunk[-1]
     assert (part.num_rows, part.rows) == (part.vectors.num_rows, part.vectors.rows)
     grown.index()
     view = grown.view()
-    assert not list(missing_rows(view, coverage_of(view, parts_of(view, "default")), "default"))
+    assert not list(missing_rows(view, "default"))
     assert sum(len(part.ids_N) for part in live_parts(view, "default")) == sum(
         record.num_rows for record in view.manifest.files("vectors", "default")
     )
@@ -216,8 +216,10 @@ def test_missing_rows_are_the_same_in_tasks(grown: Database, tmp_path: Path, mon
     context = Context(LocalStorage(Path(grown.path)))
     view = context.view()
     for is_new in (False, True):
-        parts = [] if is_new else parts_of(view, "default")
-        expected = tuple(missing_rows(view, coverage_of(view, parts), "default"))
+        parts = coverage_of(view, [] if is_new else parts_of(view, "default"))
+        files = view.manifest.files("vectors", "default")
+        expected = tuple(missing for file in files if (missing := missing_in(view, parts, file)))
+        assert is_new or expected == tuple(missing_rows(view, "default"))
         assert find_missing_rows(context, view, "default", is_new=is_new) == expected
         assert expected
     assert not [path for path in view.storage.list("runs") if "missing" in path]
