@@ -128,6 +128,8 @@ JOINED = pa.schema(
         pa.field("side", pa.string(), nullable=False),
         pa.field("first_chunk", pa.int64(), nullable=False),
         pa.field("num_chunks", pa.int64(), nullable=False),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("num_rows", pa.int64(), nullable=False),
         pa.field("rows", pa.binary(), nullable=False),
     ]
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -37,15 +37,28 @@ class ComparedRange:
 
     side: str
     span: ChunkRange
+    state: str  # digest of what decided which ids these are, "" where it is not known
+    num_rows: int
     rows: bytes  # roaring bitmap of rows relative to the start of the range
 
     @staticmethod
-    def of(side: str, span: ChunkRange, rows: BitMap) -> ComparedRange:
+    def of(side: str, span: ChunkRange, rows: BitMap, state: str = "") -> ComparedRange:
         """Equal rows give equal bytes, however the bitmap was made."""
         from pyroaring import BitMap
 
         own = np.frombuffer(BitMap(rows).to_array(), dtype=np.uint32)
-        return ComparedRange(side, span, serialize_rows(own.astype(np.int64)))
+        return ComparedRange(side, span, state, len(own), serialize_rows(own.astype(np.int64)))
+
+
+class StoredRange(NamedTuple):
+    """What a file says of a range without its bitmap."""
+
+    side: str
+    span: ChunkRange
+    file: int  # its number
+    row: int  # in the file
+    state: str
+    num_rows: int
 
 
 class ComparedSets:
@@ -53,19 +66,17 @@ class ComparedSets:
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._files = list(files)
-        self._at: dict[str, list[tuple[ChunkRange, int, int]]] = {DATABASE: [], QUERIES: []}
+        self._at: dict[str, list[StoredRange]] = {DATABASE: [], QUERIES: []}
         for number, path in enumerate(self._files):
-            table = read_table(path, ("side", "first_chunk", "num_chunks"))  # one row for each shard and side
-            sides: list[str] = table.column("side").to_pylist()
-            spans = zip(
-                *(table.column(name).to_numpy().tolist() for name in ("first_chunk", "num_chunks")), strict=True
-            )
-            for row, (side, span) in enumerate(zip(sides, spans, strict=True)):
-                self._at[side].append((ChunkRange(*span), number, row))
+            names = ("side", "first_chunk", "num_chunks", "state", "num_rows")
+            table = read_table(path, names)  # one row for each shard and side
+            columns = (table.column(name).to_pylist() for name in names)
+            for row, (side, first, count, state, num_rows) in enumerate(zip(*columns, strict=True)):
+                self._at[side].append(StoredRange(side, ChunkRange(first, count), number, row, state, num_rows))
         self._bounds = {}
         for side, ranges in self._at.items():
             ranges.sort()
-            first_and_count = np.array([span for span, _, _ in ranges], dtype=np.int64).reshape(-1, 2)
+            first_and_count = np.array([stored.span for stored in ranges], dtype=np.int64).reshape(-1, 2)
             self._bounds[side] = first_and_count[:, 0], first_and_count.sum(axis=1)
         self._bitmaps = BitmapGroups(self._files, GROUP_ROWS)
 
@@ -75,8 +86,12 @@ class ComparedSets:
         return ComparedSets(view.files.open(record) for record in view.manifest.files("joined", table))
 
     def ranges(self, side: str) -> list[ChunkRange]:
-        """The ranges of a side that have ids, ascending."""
-        return [span for span, _, _ in self._at[side]]
+        """The ranges of a side, ascending."""
+        return [stored.span for stored in self._at[side]]
+
+    def stored(self, side: str) -> list[StoredRange]:
+        """What is stored of the ranges of a side, ascending. No bitmap is read."""
+        return self._at[side]
 
     def rows(self, side: str, first: int, count: int) -> BitMap:
         """The ids of a side in a range of at most 2^32 ids, relative to `first`."""
@@ -87,8 +102,8 @@ class ComparedSets:
     def _rows(self, side: str, index: int) -> BitMap:
         from pyroaring import BitMap
 
-        _, file, row = self._at[side][index]
-        return BitMap.deserialize(self._bitmaps.bitmap(file, row))
+        stored = self._at[side][index]
+        return BitMap.deserialize(self._bitmaps.bitmap(stored.file, stored.row))
 
 
 def write_compared(path: Path, ranges: Iterable[ComparedRange]) -> None:
@@ -105,6 +120,8 @@ def write_compared(path: Path, ranges: Iterable[ComparedRange]) -> None:
                     "side": of_range.side,
                     "first_chunk": of_range.span.first_chunk,
                     "num_chunks": of_range.span.num_chunks,
+                    "state": of_range.state,
+                    "num_rows": of_range.num_rows,
                     "rows": of_range.rows,
                 }
                 for of_range in group

@@ -1,11 +1,13 @@
 """The tasks that say what the rows of a table are compared with: they count what is new and what is lost, and store it.
 
-Ids that can be neighbours follow from row bitmaps. Only a table that is restricted to some documents reads these.
+Ids that can be neighbours follow from row bitmaps. Only a table that is restricted to some documents reads these. A range that is
+as it was, by the digest of its files' rows and its tombstones, is not looked at again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -21,14 +23,15 @@ from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.rows import mask_of
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import coverage_of, parts_of
+from retrodb.stages.neighbours.compared_states import ComparedStates, split_ranges
 from retrodb.stages.neighbours.restriction import Restriction
-from retrodb.stages.neighbours.table_rows import query_rows, spans_of
+from retrodb.stages.neighbours.table_rows import query_rows
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.planning_tasks import run_planning_tasks
 from retrodb.stages.transaction import Transaction
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
-from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedRange, ComparedSets, with_gaps, write_compared
+from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedRange, ComparedSets, write_compared
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 _TASK_CHUNKS = 1 << 24  # whose bitmaps a task reads: 2 MiB for each side
 _SMALL_CHUNKS, _SMALL_READ_CHUNKS = 1 << 26, 1 << 20
 """Whose bitmaps, or whose documents too, one process reads before others have started."""
+_MOST_SMALL_FILES = 32  # of a table, which are otherwise stored again in few large ones
 _MIN_SPAN_CHUNKS = 1 << 15  # what a range counts at least, so that a task has at most 512 of them
 
 
@@ -53,6 +57,10 @@ class TableInputs:
     space: str
     params: NeighboursParams
 
+    def states(self, view: View) -> ComparedStates:
+        """The digests of what is compared in the snapshot, which a view shows."""
+        return ComparedStates(view, self.queries, self.space, self.params)
+
 
 @dataclass(frozen=True)
 class ComparedPayload:
@@ -61,6 +69,7 @@ class ComparedPayload:
     inputs: TableInputs
     side: str
     spans: tuple[ChunkRange, ...]
+    states: tuple[str, ...] = ()  # of the ranges, where they are stored
 
 
 @dataclass(frozen=True)
@@ -78,15 +87,22 @@ class ComparedCounts:
 
 
 COUNT = TaskKind[ComparedPayload, ComparedCounts]("compared-count", 1, ComparedCounts)
-STORE = TaskKind[ComparedPayload, NoResult]("compared", 1, NoResult)
+STORE = TaskKind[ComparedPayload, NoResult]("compared", 2, NoResult)
 
 
 def count_compared(context: Context, view: View, inputs: TableInputs) -> tuple[ComparedCounts, ComparedCounts]:
-    """What a table was compared with and is compared with now: chunks of the database, and rows of the query set."""
-    before = ComparedSets.read(view, inputs.table)
-    payloads = list(_payloads(view, inputs, before))
-    tasks = [COUNT.task(payload, weight=_num_chunks(payload)) for payload in payloads]
+    """What a table was compared with and is compared with now: chunks of the database, and rows of the query set.
+
+    Tasks look only at ranges that are not as they were.
+    """
+    before, states = ComparedSets.read(view, inputs.table), inputs.states(view)
     counts = dict.fromkeys((DATABASE, QUERIES), ComparedCounts(0, 0, 0))
+    payloads = list[ComparedPayload]()
+    for side in counts:
+        ranges = split_ranges(before, states, side)
+        counts[side] += ComparedCounts(sum(stored.num_rows for stored in ranges.unchanged), 0, 0)
+        payloads += (ComparedPayload(inputs, side, group) for group in _groups(ranges.to_look_at))
+    tasks = [COUNT.task(payload, weight=_num_chunks(payload)) for payload in payloads]
     engine = _engine_for(context, inputs, payloads)
     results = run_planning_tasks(context, "compared-count", tasks, run_count_compared, unit="chunks", engine=engine)
     for payload, result in zip(payloads, results, strict=True):
@@ -96,18 +112,47 @@ def count_compared(context: Context, view: View, inputs: TableInputs) -> tuple[C
 
 def store_compared(transaction: Transaction, inputs: TableInputs) -> None:
     """Add the files that say what the rows of a table are compared with now to a change."""
-    payloads = list(_payloads(transaction.view, inputs, None))
+    states = inputs.states(transaction.view)
+    _store(transaction, inputs, states, states.spans)
+
+
+def replace_compared(transaction: Transaction, inputs: TableInputs) -> None:
+    """The same for a table that has such files: those of which no range has changed stay, and the others are dropped."""
+    view, sides = transaction.view, (DATABASE, QUERIES)
+    before, states = ComparedSets.read(view, inputs.table), inputs.states(view)
+    files, stored = (
+        view.manifest.files("joined", inputs.table),
+        [each for side in sides for each in before.stored(side)],
+    )
+    unchanged = {each for side in sides for each in split_ranges(before, states, side).unchanged}
+    num_chunks = Counter[int]()
+    for each in stored:
+        num_chunks[each.file] += each.span.num_chunks
+    kept = num_chunks.keys() - {each.file for each in stored if each not in unchanged}
+    small = {file for file in kept if num_chunks[file] < _TASK_CHUNKS // 2}
+    if len(small) > _MOST_SMALL_FILES:
+        kept -= small
+    known = {(each.side, each.span) for each in stored if each.file in kept}
+    rest = {side: [span for span in spans if (side, span) not in known] for side, spans in states.spans.items()}
+    _store(transaction, inputs, states, rest)
+    transaction.drop_files(record for number, record in enumerate(files) if number not in kept)
+
+
+def _store(
+    transaction: Transaction, inputs: TableInputs, states: ComparedStates, spans: Mapping[str, Sequence[ChunkRange]]
+) -> None:
+    payloads = [
+        ComparedPayload(inputs, side, group, tuple(states.of(side, span) for span in group))
+        for side, of_side in spans.items()
+        for group in _groups(of_side)
+    ]
     tasks = [STORE.task(payload, weight=_num_chunks(payload)) for payload in payloads]
     engine = _engine_for(transaction.context, inputs, payloads)
     transaction.add_files(transaction.run_tasks(tasks, run_store_compared, engine=engine, unit="chunks"))
 
 
-def _payloads(view: View, inputs: TableInputs, before: ComparedSets | None) -> Iterator[ComparedPayload]:
-    now = {DATABASE: [record.span for record in view.chunks.ranges], QUERIES: spans_of(view, inputs.queries)}
-    for side, spans in now.items():
-        ranges = spans if before is None else with_gaps(spans, before.ranges(side))
-        for group in groups_of(ranges, lambda span: max(span.num_chunks, _MIN_SPAN_CHUNKS), _TASK_CHUNKS):
-            yield ComparedPayload(inputs, side, group)
+def _groups(spans: Sequence[ChunkRange]) -> Iterable[tuple[ChunkRange, ...]]:
+    return groups_of(spans, lambda span: max(span.num_chunks, _MIN_SPAN_CHUNKS), _TASK_CHUNKS)
 
 
 def _engine_for(context: Context, inputs: TableInputs, payloads: Sequence[ComparedPayload]) -> Engine:
@@ -136,14 +181,14 @@ def run_count_compared(
 
 
 def run_store_compared(storage: Storage, task: Task[ComparedPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """Publish the ids of some ranges. Publishes no file where they have none."""
+    """Publish the ids of some ranges."""
     del clock
     payload, side = task.payload, compared_sides(storage, task.payload.inputs)
     ranges = [
-        ComparedRange.of(payload.side, span, rows) for span in payload.spans if (rows := side.rows(payload.side, span))
+        ComparedRange.of(payload.side, span, side.rows(payload.side, span), state)
+        for span, state in zip(payload.spans, payload.states, strict=True)
     ]
-    files = (publish_compared(storage, payload.inputs.table, task.id, ranges),) if ranges else ()
-    return TaskRecord(task.id, files)
+    return TaskRecord(task.id, (publish_compared(storage, payload.inputs.table, task.id, ranges),))
 
 
 def publish_compared(storage: Storage, table: str, task: str, ranges: Iterable[ComparedRange]) -> FileRecord:

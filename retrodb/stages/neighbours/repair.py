@@ -22,7 +22,7 @@ from retrodb.format.entries import IndexEntry, TableDependencies, TableEntry
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
-from retrodb.stages.neighbours.compared_tasks import TableInputs, count_compared, store_compared
+from retrodb.stages.neighbours.compared_tasks import TableInputs, count_compared, replace_compared
 from retrodb.stages.neighbours.join_memory import LEAST_BLOCK_ROWS, JoinSize
 from retrodb.stages.neighbours.recall_sample import forget_truth
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
@@ -191,8 +191,7 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
     # One process, as for a whole table: inputs that the tasks share are read once, and new chunks assigned to lists once.
     records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
     transaction.add_files(records)
-    store_compared(transaction, plan.inputs)
-    transaction.drop_files(view.manifest.files("joined", table))
+    replace_compared(transaction, plan.inputs)
     counts = {"rows": 0, "computed": 0, "improved": 0, "short": 0, "was_short": 0} | add_counts(records)
     counts["short"] += 0 if entry.lost_chunks else entry.num_short - counts["was_short"]
     transaction.counts = {name: counts[name] for name in ("rows", "computed", "improved", "short")}

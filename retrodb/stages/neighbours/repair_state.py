@@ -23,6 +23,7 @@ from retrodb.format.records import ChunkRange
 from retrodb.format.rows import is_in
 from retrodb.stages.index.live_parts import database_keys, key_kinds, open_codebook, open_files, parts_of
 from retrodb.stages.neighbours.block_join import lists_of_rows
+from retrodb.stages.neighbours.compared_states import split_ranges
 from retrodb.stages.neighbours.compared_tasks import ComparedSides, TableInputs, compared_sides
 from retrodb.stages.neighbours.range_rows import ListRange, rows_in_lists
 from retrodb.stages.neighbours.table_inputs import database_side
@@ -65,6 +66,11 @@ class RepairState:
         return with_gaps([record.span for record in self.view.chunks.ranges], self.before.ranges(DATABASE))
 
     @cached_property
+    def _changed_ranges(self) -> list[ChunkRange]:
+        """Those of them that are not as they were: nothing of the others is new or lost."""
+        return split_ranges(self.before, self.now.inputs.states(self.view), DATABASE).to_look_at
+
+    @cached_property
     def changed_ids(self) -> Int64Array:
         """The chunks that may be in the list of a row, and that are lost, or new again, ascending."""
         end = max((span.end for span in self.before.ranges(DATABASE)), default=0)  # later ids are in no list
@@ -72,7 +78,7 @@ class RepairState:
 
     def _difference(self, of_rows: Callable[[BitMap, BitMap], BitMap]) -> Int64Array:
         ids = [np.empty(0, dtype=np.int64)]
-        for span in self._database_ranges:
+        for span in self._changed_ranges:
             rows = of_rows(self.now.rows(DATABASE, span), self.before.rows(DATABASE, *span))
             ids.append(span.first_chunk + np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64))
         return np.concatenate(ids)

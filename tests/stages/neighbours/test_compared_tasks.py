@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from made_documents import made_text, write_documents
 import retrodb
 from retrodb.database import Database
 from retrodb.format.entries import TableEntry
+from retrodb.format.records import ChunkRange
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours import compared_tasks
 from retrodb.stages.neighbours.compared_tasks import ComparedCounts, TableInputs, count_compared
@@ -123,6 +124,66 @@ def test_a_dry_run_counts_deleted_neighbours_and_a_fold_keeps_the_count(database
     assert before(view, "all")[DATABASE] == set(known[view.chunks.is_live(known)].tolist())
     [result] = database.repair_neighbours(table="all", dry_run=True)
     assert result.num_lost_chunks == num_deleted > 0
+
+
+def test_a_repair_looks_only_at_ranges_that_changed(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("shard", "tokenize"):
+        monkeypatch.setattr(f"retrodb.stages.ingest.{name}.MAX_SHARD_CHUNKS", 6)
+    for name in ("_TASK_CHUNKS", "_MIN_SPAN_CHUNKS"):
+        monkeypatch.setattr(compared_tasks, name, 8)  # a few shards in each file
+    database = make_database({f"d{n}": made_text(n, 300) for n in range(12)})
+    up_to_date(database)
+    for table, options in {"all": {}, "restricted": {"where": "num_tokens > 300", "sample": 0.9}}.items():
+        database.neighbours(table=table, k=2, **options)  # type: ignore[arg-type]
+    old = database.view()
+    assert len(old.shards) > 8
+    add(database, tmp_path, "new", range(1))
+    database.filter(doc_ids=["d3"], reason="bad")
+    up_to_date(database)
+    looked_at = set[ChunkRange]()
+    rows = compared_tasks.ComparedSides.rows
+
+    def watched(sides: compared_tasks.ComparedSides, side: str, span: ChunkRange) -> object:
+        looked_at.add(span)
+        return rows(sides, side, span)
+
+    view = database.view()
+    bad = [r.span for r in view.chunks.ranges if any(d and d["doc_id"] == "d3" for d in documents_in(view, r.span))]
+    new = [record.span for record in view.chunks.ranges if record.first_chunk >= old.snapshot.next_chunk]
+    monkeypatch.setattr(compared_tasks.ComparedSides, "rows", watched)
+    database.repair_neighbours(dry_run=True)
+    assert looked_at == {*bad, *new}
+    database.repair_neighbours()
+    monkeypatch.undo()
+    for table in ("all", "restricted"):
+        before_and_now = [{r.path for r in v.manifest.files("joined", table)} for v in (old, database.view())]
+        assert len(before_and_now[0] & before_and_now[1]) >= len(before_and_now[0]) / 2, "other ranges keep their files"
+        assert before(database.view(), table) == now(database.view(), inputs_of(database.view(), table))
+
+
+def documents_in(view: View, span: ChunkRange) -> Sequence[object]:
+    return view.chunks.documents(np.arange(span.first_chunk, span.end))
+
+
+def test_many_small_files_of_compared_sets_become_few(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compared_tasks, "_MOST_SMALL_FILES", 4)
+    database = make_database({f"d{n}": made_text(n, 100) for n in range(4)})
+    up_to_date(database)
+    database.neighbours(table="all", k=2)
+    counts = []
+    for number in range(6):
+        text = {f"n{number}": made_text(f"n{number}", 100)}
+        database.ingest([write_documents(tmp_path / "n.jsonl", text)], source="more")
+        up_to_date(database)
+        database.repair_neighbours()
+        counts.append(len(database.view().manifest.files("joined", "all")))
+        assert before(database.view(), "all") == now(database.view(), inputs_of(database.view(), "all"))
+    assert max(counts) <= 4 + 2
+    assert min(counts[1:]) < max(counts)
 
 
 def test_a_table_does_not_depend_on_workers(database: Database) -> None:
