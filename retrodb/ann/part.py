@@ -148,6 +148,12 @@ class Part:
         rows: Int64Array = order_N[np.repeat(starts_P - offsets[:-1], sizes_P) + np.arange(offsets[-1])]
         return rows
 
+    def positions_of_lists(self, lists_P: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """The positions of the rows of each of some different lists: the first, and one past the last, (P,) each."""
+        numbers_P, sizes_P = self._numbers(lists_P)
+        starts_P = self.offsets_M1[numbers_P]
+        return starts_P, starts_P + sizes_P
+
     def list_of(self, positions: Int64Array) -> Int64Array:
         """The list of each position, (n,) int64."""
         lists: Int64Array = self.filled_M[np.searchsorted(self.offsets_M1, positions, side="right") - 1].astype(
@@ -157,10 +163,7 @@ class Part:
 
     def lists(self, lists: Int32Array | Int64Array) -> ListArrays:
         """Plain arrays for a kernel that reads these lists (any shape, -1: none) and no others: they are verified."""
-        distinct: Int64Array = np.unique(lists)
-        numbers_P, sizes_P = self._numbers(distinct)
-        starts_P = self.offsets_M1[numbers_P]
-        rows = starts_P, starts_P + sizes_P
+        rows = self.positions_of_lists(np.unique(lists))
         return ListArrays(self.order_N.declared(*rows), self.codes_ND.declared(*rows), self.scales_N2.declared(*rows))
 
     def lists_in_memory(self, lists_P: Int64Array) -> Int64Array:

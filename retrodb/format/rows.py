@@ -108,6 +108,12 @@ class RowSet:
         rank = self._rows.rank(row - 1) if row else 0
         return int(self._rows[rank])
 
+    def position_from(self, row: int) -> int:
+        """The position of the first row that is present and not below a row; the number of rows where there is none."""
+        if row <= 0:
+            return 0
+        return min(row, self.num_rows_total) if self.bitmap is None else int(self._rows.rank(row - 1))
+
     def windows(self, length: int) -> Iterator[Int64Array]:
         """The rows that are present, ascending, (m,) int64 at a time: those of ranges of a length, without the empty ones."""
         row = self.first_from(0)

@@ -151,5 +151,6 @@ def neighbours_schema(k: int) -> pa.Schema:
             pa.field("row", pa.int64(), nullable=False),
             pa.field("neighbours", pa.list_(pa.field("item", pa.int64(), nullable=False), k), nullable=False),
             pa.field("distances", pa.list_(pa.field("item", pa.float32(), nullable=False), k), nullable=False),
+            pa.field("bound", pa.float32(), nullable=False),
         ]
     )

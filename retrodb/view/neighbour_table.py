@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.errors import MissingStep
+from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.entries import Metric, SpaceEntry, TableEntry
-from retrodb.format.parquet import read_table
+from retrodb.format.parquet import read_row_groups, read_table
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.store.bounded_cache import CachedReader
@@ -18,6 +19,8 @@ from retrodb.view.edits import Edits
 from retrodb.view.view import SELF, View
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from retrodb.format.arrays import Float32Array, Int64Array
 
 _BLOCK_ROWS = 1 << 16
@@ -76,8 +79,7 @@ class NeighbourTable:
         ids = np.full((len(rows), self.width), -1, dtype=np.int64)
         distances = np.full((len(rows), self.width), np.inf, dtype=np.float32)
         for hit in self._coverage.lookup(rows):
-            stored_ids, stored_distances = self._content(hit.record)
-            ids[hit.where], distances[hit.where] = stored_ids[hit.positions], stored_distances[hit.positions]
+            ids[hit.where], distances[hit.where] = self._stored(hit.record, hit.positions)
         return ids, distances
 
     def bounds(self, rows: Int64Array) -> Float32Array:
@@ -148,16 +150,30 @@ class NeighbourTable:
         """The rows of the table in one range of ids, live or not, ascending."""
         return first + np.flatnonzero(self._coverage.covered_mask(first, count))
 
+    def _stored(self, record: FileRecord, positions: Int64Array) -> tuple[Int64Array, Float32Array]:
+        """The neighbours and distances at some positions of a file, of which few row groups are read for few positions."""
+        groups, numbers = np.unique(positions // ROW_GROUP_ROWS, return_inverse=True)
+        if 2 * ROW_GROUP_ROWS * len(groups) > record.num_rows:
+            ids, distances = self._content(record)
+            return ids[positions], distances[positions]
+        path = self.view.files.open(record)
+        ids, distances = _lists_of(read_row_groups(path, groups.tolist(), ("neighbours", "distances")))
+        rows = numbers * ROW_GROUP_ROWS + positions % ROW_GROUP_ROWS
+        return ids[rows], distances[rows]
+
     def _read(self, record: FileRecord) -> tuple[Int64Array, Float32Array]:
-        names = ("neighbours", "distances")
-        content = read_table(self.view.files.open(record), names)
-        ids, distances = (content.column(name).combine_chunks().flatten().to_numpy() for name in names)
-        return ids.reshape(content.num_rows, -1), distances.reshape(content.num_rows, -1)
+        return _lists_of(read_table(self.view.files.open(record), ("neighbours", "distances")))
 
     def _read_bounds(self, record: FileRecord) -> Float32Array:
-        content = read_table(self.view.files.open(record), ["distances"])
-        distances: Float32Array = content.column("distances").combine_chunks().flatten().to_numpy()
-        return distances.reshape(content.num_rows, -1)[:, -1].copy()
+        bounds: Float32Array = read_table(self.view.files.open(record), ["bound"]).column("bound").to_numpy()
+        return bounds
+
+
+def _lists_of(content: pa.Table) -> tuple[Int64Array, Float32Array]:
+    """The neighbours (n, w) and distances (n, w) of the rows of a table file."""
+    lists = (content.column(name).combine_chunks().flatten().to_numpy() for name in ("neighbours", "distances"))
+    ids, distances = (column.reshape(content.num_rows, -1) for column in lists)
+    return ids, distances
 
 
 def _blocks(rows: Int64Array) -> Iterator[Int64Array]:

@@ -61,3 +61,22 @@ def test_a_row_is_looked_up_in_the_files_that_cover_it(database: Database, monke
     assert len(read) == 1
     assert set(read) <= set(covering)
     assert len(covering) < len(table.files)
+
+
+def test_few_rows_are_read_from_few_row_groups(
+    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("retrodb.stages.neighbours.table_rows", "retrodb.view.neighbour_table"):
+        monkeypatch.setattr(f"{module}.ROW_GROUP_ROWS", 3)
+    database = make_database({f"d{n}": made_text(n, 200) for n in range(12)})
+    database.embed()
+    database.index()
+    database.neighbours(k=3)
+    table = database.neighbour_table()
+    rows = table.rows()
+    ids, distances = table.stored(rows)
+    few = database.neighbour_table()
+    monkeypatch.setattr(few, "_content", None)
+    for chosen in ([5], [0, 1, 20], [len(rows) - 1, 3], [7, 7, 2]):
+        np.testing.assert_array_equal(few.stored(rows[chosen])[0], ids[chosen])
+        np.testing.assert_array_equal(few.stored(rows[chosen])[1], distances[chosen])

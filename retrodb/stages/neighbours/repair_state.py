@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block
 from retrodb.ann.list_rows import ListRows
+from retrodb.ann.near_rows import near_rows
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import NewRows
 from retrodb.config import NeighboursParams
-from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
+from retrodb.format.entries import SpaceEntry
 from retrodb.format.records import ChunkRange
-from retrodb.format.rows import is_in
-from retrodb.stages.index.live_parts import database_keys, key_kinds, open_codebook, open_files, parts_of
+from retrodb.format.rows import is_in, mask_of
+from retrodb.stages.index.live_parts import PartFiles, database_keys, key_kinds, open_codebook, open_files, parts_of
 from retrodb.stages.neighbours.block_join import lists_of_rows
 from retrodb.stages.neighbours.compared_states import split_ranges
 from retrodb.stages.neighbours.compared_tasks import ComparedSides, TableInputs, compared_sides
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from pyroaring import BitMap
 
 _NEAR_LISTS = 2  # times the lists that a row probes: those near a new chunk have almost all rows that probe its list
-_MOST_PROBED = 1 << 22  # ids, int64: 32 MB, and three times as much while they are sorted
+_MOST_LISTS = 1 << 24  # of all new chunks together: 64 MB, twice
 
 
 @dataclass(frozen=True)
@@ -117,47 +120,58 @@ class RepairState:
         return open_codebook(self.view, self.table.entry.space)
 
     @cached_property
-    def new_by_list(self) -> NewRows:
-        """The new chunks by the lists near them, in which the rows are that may probe the list of a new chunk."""
-        return self._new_in_lists(_NEAR_LISTS * self.table.entry.nprobe)
-
-    @cached_property
     def new_by_home(self) -> NewRows:
         """The new chunks by their own list, in which a row that probes it finds them."""
-        return self._new_in_lists(1)
+        return self._new_in(self._nearest_lists(1))
 
-    def _new_in_lists(self, num_lists: int) -> NewRows:
-        new = self.new_chunks
-        lists = lists_of_rows(self.view, self.table.entry.space, SELF, new.ids_N, self.codebook, num_lists, 1)
-        return NewRows.of(new, lists, self.codebook.num_lists)
+    @cached_property
+    def _new_by_list(self) -> NewRows:
+        """The new chunks by the lists near them, in which the rows are that may probe the list of a new chunk."""
+        if self.table.entry.nprobe == 0:
+            lists = np.arange(self.codebook.num_lists, dtype=np.int32)
+            return self._new_in(np.tile(lists, (len(self.new_ids), 1)))
+        return self._new_in(self._nearest_lists(_NEAR_LISTS * self.table.entry.nprobe))
 
-    def are_probed(self, rows: Int64Array, span: ChunkRange, threads: int) -> BoolArray:
+    def _nearest_lists(self, num_lists: int) -> Int32Array:
+        return lists_of_rows(self.view, self.table.entry.space, SELF, self.new_ids, self.codebook, num_lists, 1)
+
+    def _new_in(self, lists: Int32Array) -> NewRows:
+        return NewRows.of(self.new_chunks, lists, self.codebook.num_lists)
+
+    @property
+    def finds_rows_by_codes(self) -> bool:
+        """Whether `near` can say which rows may get a new neighbour: those of other query sets have no codes.
+
+        An exact table compares each new chunk with all lists: many new chunks are joined without looking at codes first.
+        """
+        entry = self.table.entry
+        num_lists = len(self.new_ids) * self.codebook.num_lists
+        return self.table.query_set == SELF and (entry.nprobe > 0 or num_lists <= _MOST_LISTS)
+
+    def near(self, known: Int64Array, span: ChunkRange) -> BoolArray:
         """(Q,) which of some of the database's own rows, ascending in a range, may get a new neighbour.
 
-        These are the rows whose nearest list is near a new chunk, and those that are in no part, whose list is not known.
+        Of the rows in the lists near a new chunk these are all that it is near enough to, and few others. A row that is in
+        no part may always get one: its list is not known.
         """
-        if self._probed_ids is None:
-            homes = lists_of_rows(self.view, self.table.entry.space, SELF, rows, self.codebook, 1, threads)[:, 0]
-            return self._is_probed_L[homes]
-        in_parts = is_in(self.now.parts.covered_rows(*span), rows - span.first_chunk, span.num_chunks)
-        return np.isin(rows, self._probed_ids, assume_unique=True) | ~in_parts
+        view, metric = self.view, self.view.snapshot.existing(SpaceEntry, self.table.entry.space).metric
+        bounds = np.full(span.num_chunks, -np.inf, dtype=np.float32)  # no chunk is near a row that is not asked for
+        bounds[known - span.first_chunk] = self.table.bounds(known)
+        is_near = np.zeros(span.num_chunks, dtype=np.bool_)
+        for files in self._parts:
+            offset, row_set = files.span.first_chunk - span.first_chunk, files.row_set(view.files)
+            first, end = row_set.position_from(-offset), row_set.position_from(span.num_chunks - offset)
+            if first < end:
+                rows = np.frombuffer(row_set.rows_in(offset, span.num_chunks).to_array(), dtype=np.uint32)
+                bounds_of = partial(_of_positions, bounds, rows, first)
+                part = open_files(view.files, files)
+                is_near[rows[near_rows(part, self._new_by_list, metric, bounds_of, range(first, end)) - first]] = True
+        is_near |= ~mask_of(self.now.parts.covered_rows(*span), span.num_chunks)
+        return is_near[known - span.first_chunk]
 
     @cached_property
-    def _is_probed_L(self) -> BoolArray:
-        is_probed: BoolArray = np.diff(self.new_by_list.groups.offsets_L1) > 0
-        return is_probed
-
-    @cached_property
-    def _probed_ids(self) -> Int64Array | None:
-        """The chunks in the lists near new chunks, ascending; None where they are too many for the memory."""
-        lists, ids, count = np.flatnonzero(self._is_probed_L), [np.empty(0, dtype=np.int64)], 0
-        for files in parts_of(self.view, self.table.entry.space):
-            rows = open_files(self.view.files, files).rows_of_lists(lists)
-            ids.append(files.span.first_chunk + files.row_set(self.view.files).select(rows))
-            count += len(rows)
-            if count > _MOST_PROBED:
-                return None
-        return np.unique(np.concatenate(ids))
+    def _parts(self) -> list[PartFiles]:
+        return parts_of(self.view, self.table.entry.space)
 
     @cached_property
     def database(self) -> Sequence[LivePart] | Sequence[ListRows]:
@@ -176,3 +190,10 @@ def planned_state(storage: Storage, snapshot: PlannedSnapshot, table: str) -> Re
     entry, params = of_table.entry, of_table.entry.params
     inputs = TableInputs(snapshot, table, entry.queries, entry.space, params)
     return RepairState(view, of_table, params, ComparedSets.read(view, table), compared_sides(storage, inputs))
+
+
+def _of_positions(
+    bounds: Float32Array, rows: npt.NDArray[np.uint32], first: int, positions: Int64Array
+) -> Float32Array:
+    """The bounds of rows of a range by their positions in a part, of which the range's first row has one."""
+    return bounds[rows[positions - first]]

@@ -26,7 +26,6 @@ from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
 from retrodb.stages.neighbours.table_rows import publish_rows, query_rows
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.storage import Storage
-from retrodb.view.view import SELF
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
@@ -70,7 +69,7 @@ def run_repair_task(
     state = planned_state(storage, task.payload.snapshot, task.payload.table)
     rows_now = query_rows(state.view, state.table.query_set, state.table.entry.space, span)
     known_before = state.known_rows(span)
-    known = rows_to_look_at(state, _ids(rows_now & known_before, span), span, hardware.threads)
+    known = rows_to_look_at(state, _ids(rows_now & known_before, span), span)
     rows = np.union1d(known, _ids(rows_now - known_before, span))
     is_known = np.isin(rows, known)
     ids, distances = state.table.stored(rows)
@@ -101,27 +100,12 @@ def run_repair_task(
     return TaskRecord(task.id, tuple(files), counts=counts)
 
 
-def _are_near(state: RepairState, rows: Int64Array, threads: int) -> BoolArray:
-    """(Q,) which rows may get a new chunk: one near their own list is as near as the last neighbour, or nearer.
-
-    Only the last distance of a row's neighbours is read for that.
-    """
-    bound, any_id = state.table.bounds(rows), np.full((len(rows), 1), np.iinfo(np.int64).max)
-    best = any_id.copy(), bound[:, None].copy()
-    homes = lists_of_rows(state.view, state.table.entry.space, SELF, rows, state.codebook, 1, threads)
-    _join_new(state, rows, homes, state.new_by_list, best, threads)
-    return np.asarray((best[0] != any_id).any(axis=1))
-
-
-def rows_to_look_at(state: RepairState, known: Int64Array, span: ChunkRange, threads: int) -> Int64Array:
+def rows_to_look_at(state: RepairState, known: Int64Array, span: ChunkRange) -> Int64Array:
     """Of ascending rows of a range that the table has, those that a new or a lost chunk can change."""
-    has_new, is_exact = len(state.new_ids) > 0, state.table.entry.nprobe == 0
-    if state.table.entry.lost_chunks or (has_new and (is_exact or state.table.query_set != SELF)):
-        return known  # a fold left no trace of what the rows lost; other rows have no lists that are stored
-    chosen = np.zeros(len(known), dtype=np.bool_)
-    if has_new:
-        where = np.flatnonzero(state.are_probed(known, span, threads))
-        chosen[where] = _are_near(state, known[where], threads)
+    has_new = len(state.new_ids) > 0
+    if state.table.entry.lost_chunks or (has_new and not state.finds_rows_by_codes):
+        return known  # a fold left no trace of what the rows lost
+    chosen = state.near(known, span) if has_new else np.zeros(len(known), dtype=np.bool_)
     if len(state.changed_ids):
         chosen |= np.isin(state.table.stored(known)[0], state.changed_ids).any(axis=1)
     return known[chosen]

@@ -118,6 +118,7 @@ def publish_row_blocks(
             pa.array(block.rows_Q),
             pa.FixedSizeListArray.from_arrays(pa.array(block.ids_QW.ravel()), width),
             pa.FixedSizeListArray.from_arrays(pa.array(block.distances_QW.ravel()), width),
+            pa.array(np.ascontiguousarray(block.distances_QW[:, -1])),
         ]
         columns = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
         return pa.Table.from_arrays(columns, schema=schema)

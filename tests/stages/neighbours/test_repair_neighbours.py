@@ -96,11 +96,18 @@ STEPS = st.one_of(
     k=st.integers(1, 3),
     spare_neighbours=st.sampled_from([0, 1, 4]),
     exclude=st.sampled_from([[], ["document"], ["document", "content"]]),
+    most_lists=st.sampled_from([0, 1 << 24]),
 )
 def test_after_any_history_the_first_k_neighbours_equal_a_rebuild(
-    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, spare_neighbours: int, exclude: list[str]
+    made_tokenizer: Path,
+    history: list[tuple[str, list[int]]],
+    k: int,
+    spare_neighbours: int,
+    exclude: list[str],
+    most_lists: int,
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrodb.stages.neighbours.repair_state._MOST_LISTS", most_lists)
         database = retrodb.create(Path(folder) / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
         options = {"k": k, "spare_neighbours": spare_neighbours, "exclude": exclude, "exact": True}
         texts = [made_text(seed % 6, 60) for seed in range(10)]  # some are equal: their distances tie
@@ -136,14 +143,14 @@ def test_after_any_history_the_first_k_neighbours_equal_a_rebuild(
     history=st.lists(STEPS, min_size=1, max_size=5),
     k=st.integers(1, 3),
     spare_neighbours=st.sampled_from([0, 2]),
-    most_probed=st.sampled_from([0, 1 << 22]),
+    task_rows=st.sampled_from([64, 1 << 20]),
 )
 def test_after_any_history_a_table_with_inverted_lists_is_complete(
-    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, spare_neighbours: int, most_probed: int
+    made_tokenizer: Path, history: list[tuple[str, list[int]]], k: int, spare_neighbours: int, task_rows: int
 ) -> None:
     """It has every live row, counts the short ones as a reader does, and a row is short only where the database has no more."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retrodb.stages.neighbours.repair_state._MOST_PROBED", most_probed)
+        patch.setattr("retrodb.stages.neighbours.table_rows._TASK_ROWS", task_rows)  # a part has rows of several tasks
         database = retrodb.create(Path(folder) / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
         documents = {f"d{i}": made_text(i % 60, 60) for i in range(170)}
         database.ingest([write_documents(Path(folder) / "0.jsonl", documents)], source="s")
