@@ -21,7 +21,6 @@ class Entry:
     """What a snapshot keeps under a name; each kind is a class below."""
 
     kind: ClassVar[str]  # first part of its key
-    disk_names: ClassVar[Mapping[str, str]] = {}  # field -> name in the snapshot's JSON, where they differ
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,6 @@ class QueriesEntry(Entry):
     """A query set, and where it comes from."""
 
     kind: ClassVar[str] = "queries"
-    disk_names: ClassVar[Mapping[str, str]] = {"origin": "from"}
-
     origin: str  # "ingest --holdout", "queries add", or the kind of a packing
     content: str | None = None  # digest of what it was made of
     seq_length: int | None = None  # tokens of a packed sequence
@@ -125,9 +122,6 @@ class TableEntry(Entry):
     """A neighbour table."""
 
     kind: ClassVar[str] = "table"
-    disk_names: ClassVar[Mapping[str, str]] = {
-        "spare_neighbours": "slack", "num_rows": "rows", "num_short": "short", "dependencies": "basis",
-    }  # fmt: skip
 
     queries: str  # query set
     space: str
@@ -279,7 +273,7 @@ def dump_entry(entry: Entry) -> JsonValue:
         return entry.name
     if isinstance(entry, DefaultEncoder):
         return to_plain_object(entry.params)
-    return {entry.disk_names.get(name, name): value for name, value in to_plain_object(entry).items()}
+    return to_plain_object(entry)
 
 
 def parse_entry(key: str, value: object, *, where: str) -> Entry:
@@ -293,8 +287,4 @@ def parse_entry(key: str, value: object, *, where: str) -> Entry:
         return DefaultSpace(from_plain(str, value, where=location))
     if key == DEFAULT_ENCODER_KEY:
         return DefaultEncoder(from_plain(EmbedParams, value, where=location))
-    kind = ENTRY_TYPES[key.partition("/")[0]]
-    names = {disk: name for name, disk in kind.disk_names.items()}
-    if isinstance(value, Mapping):
-        value = {names.get(name, name): field for name, field in value.items()}
-    return from_plain(kind, value, where=location)
+    return from_plain(ENTRY_TYPES[key.partition("/")[0]], value, where=location)

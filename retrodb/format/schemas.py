@@ -145,7 +145,7 @@ EDITS = pa.schema(
 
 
 def neighbours_schema(k: int) -> pa.Schema:
-    """The schema of a neighbour table; `k` counts the slack in."""
+    """The schema of a neighbour table; `k` counts the spare neighbours in."""
     return pa.schema(
         [
             pa.field("row", pa.int64(), nullable=False),
