@@ -1,8 +1,9 @@
 """A database of 1.56e10 chunks in made-up records: what opening, planning and a commit cost, and how large its records are.
 
-A first small shard is real, embedded and indexed. Of the others, their vectors and index parts only the records exist. Bitmaps
-and tombstones are as large as real ones: a shard has partial last chunks without a vector, and 5% scattered deletions. A
-command that opens a file of a shard fails with its name, which shows that its planning needs more than records.
+A first small shard is real, embedded and indexed, with a table. Of the others, their vectors, index parts and rows only the
+records exist. Bitmaps and tombstones are as large as real ones: a shard has partial last chunks without a vector, and 5%
+scattered deletions. A command that opens a file of a shard fails with its name, which shows that its planning needs more than
+records. One shard is newer than the table.
 """
 
 from __future__ import annotations
@@ -17,23 +18,29 @@ from made_documents import made_text, write_documents
 from made_up import change, file, id_of, shard
 from process_cost import run_measured
 from scale_commands import command_line, environment_of_commands
+from scale_databases import write_made_documents
 
 import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
+from retrodb.format.entries import IndexEntry, StoredPoint, TableEntry, entry_key
 from retrodb.format.kinds import path_of
 from retrodb.format.part_files import PART_FILES
-from retrodb.format.records import CountsRecord, CoveredRecord, FileRecord
-from retrodb.format.rows import RowSet
+from retrodb.format.records import OP_DROP_FILE, CountsRecord, CoveredRecord, DropRecord, FileRecord
+from retrodb.format.rows import RowSet, serialize_rows
+from retrodb.stages.neighbours.compared_states import ComparedStates
 from retrodb.store.commit import commit
 from retrodb.store.publish import publish
 from retrodb.store.row_files import store_rows
 from retrodb.store.snapshots import read_head
 from retrodb.store.storage import LocalStorage
+from retrodb.view.compared_sets import ComparedRange, write_compared
 from retrodb.view.tombstones import tombstone, write_tombstones
+from retrodb.view.view import SELF, View
 
 SHARDS = 15_000
 SHARD_CHUNKS = 1_040_000
 SHARDS_OF_A_COMMIT = 250
+REAL_CHUNKS, FACTORY = 45_000, "IVF1024,SQ8"  # of the first shard, whose index all others are under
 NO_VECTOR = (
     0.0075  # of the chunks: every 16th is the last of its document, and one of eight of these is too short for a key
 )
@@ -72,7 +79,9 @@ STEPS: dict[str, tuple[str, ...]] = {
     "embed": ("embed", "{db}", "--dry-run"),
     "index": ("index", "{db}", "--dry-run"),
     "compact": ("compact", "{db}", "--dry-run"),
-    "neighbours": ("neighbours", "{db}", "--dry-run"),
+    "neighbours": ("neighbours", "{db}", "--table", "other", "--dry-run"),
+    # A row that is joined again needs 9 bytes of each vector, and a plan refuses a smaller limit.
+    "repair": ("neighbours", "{db}", "--repair", "--dry-run", "--memory", "400GiB"),
     # Last: nothing has counted this shard, so the commands above would stop at it.
     "commit of a shard": ("program", _COMMIT + f"commit(storage, head, change('a', {_SHARD.format('a')}))"),
     "commit of a file, rebased": (
@@ -91,11 +100,15 @@ def simulate(folder: Path, num_shards: int, environment: dict[str, str]) -> Iter
     tokenizer = folder / "tokenizer.json"
     train_byte_bpe([made_text(seed, 200) for seed in range(20)], 400).save(tokenizer)
     db = retrodb.create(root, tokenizer=str(tokenizer), encoder="hashing:64")
-    db.ingest([write_documents(folder / "one.jsonl", {"one": made_text("one", 600)})], source="made")
+    write_made_documents(folder / "real.jsonl", REAL_CHUNKS)
+    db.ingest([folder / "real.jsonl"], source="made")
     db.embed()
-    db.index()
+    db.index(factory=FACTORY)
+    db.neighbours()
     write_documents(folder / "testset.jsonl", {"t": made_text("t", 100)})
     commit_records(LocalStorage(root), num_shards)
+    commit_table(db.view())
+    commit_records(LocalStorage(root), 1, "late")
     yield f"{num_shards:,} shards with {num_shards * SHARD_CHUNKS:,} chunks; files of records:"
     yield ""
     for kind in ("snapshots", "manifests", "tombstones", "rows"):
@@ -114,15 +127,15 @@ def simulate(folder: Path, num_shards: int, environment: dict[str, str]) -> Iter
         yield f"| {name} | {cost.cpu_s:.2f} s | {cost.peak_bytes / 1e6:,.0f} MB | {verdict} |"
 
 
-def commit_records(storage: LocalStorage, num_shards: int) -> None:
+def commit_records(storage: LocalStorage, num_shards: int, name: str = "shard") -> None:
     """Commits shards with their vectors, index parts and deletions, some at a time."""
     random, first = np.random.default_rng(0), read_head(storage).next_chunk
     for start in range(0, num_shards, SHARDS_OF_A_COMMIT):
         numbers = range(start, min(start + SHARDS_OF_A_COMMIT, num_shards))
         firsts = [first + number * SHARD_CHUNKS for number in numbers]
         made = change(
-            id_of(f"commit {start}"),
-            shards=[shard(id_of(f"shard {n}"), f"source{n % 7}", SHARD_CHUNKS, SHARD_CHUNKS // 16) for n in numbers],
+            id_of(f"commit {name} {start}"),
+            shards=[shard(id_of(f"{name} {n}"), f"source{n % 7}", SHARD_CHUNKS, SHARD_CHUNKS // 16) for n in numbers],
             files=[
                 *(record for f in firsts for record in _covering(storage, f, random)),
                 _deletions(storage, firsts, random),
@@ -130,6 +143,41 @@ def commit_records(storage: LocalStorage, num_shards: int) -> None:
             shard_counts=[record for f in firsts for record in _counts(f)],
         )
         commit(storage, read_head(storage), made)
+
+
+def commit_table(view: View) -> None:
+    """Commits the records of a neighbour table of all shards, as up to date as a repair leaves it.
+
+    Its compared sets are real files, but their bitmaps are empty: only those of a range that has changed are read.
+    """
+    entry = view.snapshot.existing(TableEntry, SELF)
+    params, vectors = entry.params, view.manifest.files("vectors", "default")
+    states = ComparedStates(view, SELF, "default", params)
+    num_rows = {record.span: record.num_rows for record in vectors}
+    nothing = serialize_rows(np.empty(0, np.int64))
+    ranges = [
+        ComparedRange(side, span, states.of(side, span), num_rows[span], nothing)
+        for side, spans in states.spans.items()
+        for span in spans
+    ]
+    paths = [(path_of("joined", name=SELF, task=id_of(f"joined {n}")), n) for n in range(0, len(ranges), 32)]
+    joined = [
+        publish(view.storage, "joined", path, partial(write_compared, ranges=ranges[n : n + 32]), name=SELF)
+        for path, n in paths
+    ]
+    known = {record.first_chunk for record in view.manifest.files("neighbours", SELF)}
+    new = [record for record in vectors if record.first_chunk not in known]
+    rows = [
+        replace(r, kind="neighbours", name=SELF, path=path_of("neighbours", name=SELF, task=id_of(f"rows {r.path}")))
+        for r in new
+    ]
+    old = [DropRecord(OP_DROP_FILE, record.path) for record in view.manifest.files("joined", SELF)]
+    covered = [CoveredRecord("neighbours", SELF, record.first_chunk, record.num_rows) for record in new]
+    point = StoredPoint(target=params.recall, nprobe=entry.nprobe, recall=params.recall, k=params.k)
+    index = replace(view.snapshot.existing(IndexEntry, "default"), operating_points=(point,))
+    entries = {entry_key(TableEntry, SELF): entry, entry_key(IndexEntry, "default"): index}
+    made = change("table", files=[*joined, *rows], drops=old, shard_counts=covered, entries=entries)
+    commit(view.storage, view.snapshot, made)
 
 
 def _covering(storage: LocalStorage, first: int, random: np.random.Generator) -> Iterator[FileRecord]:
