@@ -168,8 +168,9 @@ def commit_table(view: View) -> None:
     known = {record.first_chunk for record in view.manifest.files("neighbours", SELF)}
     new = [record for record in vectors if record.first_chunk not in known]
     rows = [
-        replace(r, kind="neighbours", name=SELF, path=path_of("neighbours", name=SELF, task=id_of(f"rows {r.path}")))
+        replace(r, kind=kind, name=SELF, path=path_of(kind, name=SELF, task=id_of(f"rows {r.path}")))
         for r in new
+        for kind in ("neighbours", "naming")
     ]
     old = [DropRecord(OP_DROP_FILE, record.path) for record in view.manifest.files("joined", SELF)]
     covered = [CoveredRecord("neighbours", SELF, record.first_chunk, record.num_rows) for record in new]

@@ -44,6 +44,7 @@ _KINDS = (
     FileKind("testsets", "testsets/{name}/{task}/{file}", "-", "-"),
     FileKind("queries", "queries/{name}/{task}/{file}", "queries", "-"),
     FileKind("neighbours", "neighbours/{name}/{task}.parquet", "queries", "parts"),
+    FileKind("naming", "naming/{name}/{task}.parquet", "queries", "neighbours"),
     FileKind("joined", "joined/{name}/{task}.parquet", "-", "parts"),
     FileKind("edits", "edits/{name}/{task}.parquet", "-", "-"),
     FileKind("bands", "bands/{name}/{task}.npy", "chunks", "chunks"),
@@ -58,6 +59,9 @@ _KINDS = (
 )
 
 KINDS: dict[str, FileKind] = {kind.name: kind for kind in _KINDS}
+
+TABLE_KINDS = ("neighbours", "naming", "joined", "edits")
+"""Kinds of the files of a neighbour table."""
 
 
 def path_of(kind: str, **parts: str) -> str:

@@ -39,6 +39,23 @@ def open_writer(path: Path | BinaryIO, schema: pa.Schema, *, is_compressed: bool
     return pq.ParquetWriter(path, schema, compression=compression, compression_level=level, write_page_checksum=True)
 
 
+def open_sorted_writer(path: Path, schema: pa.Schema) -> ParquetWriter:
+    """A writer for a file of integers that is sorted by its first column: differences are stored.
+
+    The statistics of that column, and of no other, are in the footer, for `iterate_row_groups_between`.
+    """
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=3,
+        write_page_checksum=True,
+        use_dictionary=False,
+        column_encoding=dict.fromkeys(schema.names, "DELTA_BINARY_PACKED"),
+        write_statistics=schema.names[:1],
+    )
+
+
 @contextmanager
 def open_parquet(
     source: Path | BinaryIO | pa.NativeFile, error_of: Callable[[Exception], RetroDBError]
@@ -101,6 +118,24 @@ def iterate_row_groups_of(path: Path, column: str, value: int) -> Iterator[pa.Ta
                 raise damaged(path, ValueError(f"row group {group} has no single value of {column}"))
             if statistics.min == value:
                 yield file.read_row_group(group, use_threads=False)
+
+
+def iterate_row_groups_between(
+    path: Path, column: str, is_wanted: Callable[[int, int], bool], columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """The row groups that are wanted, one table each. Raises as `read_table`.
+
+    Args:
+        is_wanted: is told the least and the greatest value of the column in a row group.
+    """
+    with open_parquet(path, partial(damaged, path)) as file:
+        number, metadata = file.schema_arrow.get_field_index(column), file.metadata
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(number).statistics if number >= 0 else None
+            if statistics is None or not statistics.has_min_max:
+                raise damaged(path, ValueError(f"row group {group} has no least and greatest value of {column}"))
+            if is_wanted(statistics.min, statistics.max):
+                yield file.read_row_group(group, columns=_existing(file, columns), use_threads=False)
 
 
 def iterate_row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -122,6 +122,12 @@ DUPLICATE_CLUSTERS = pa.schema(
     ]
 )
 
+NAMING = pa.schema(
+    [
+        pa.field("neighbour", pa.int64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+    ]
+)
 
 JOINED = pa.schema(
     [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retrodb.errors import MissingStep
+from retrodb.errors import MissingFileError, MissingStep
 from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.entries import Metric, SpaceEntry, TableEntry
 from retrodb.format.parquet import read_row_groups, read_table
@@ -16,6 +18,7 @@ from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.store.bounded_cache import CachedReader
 from retrodb.view.coverage import Coverage
 from retrodb.view.edits import Edits
+from retrodb.view.naming import named_chunks, naming_path, rows_that_name
 from retrodb.view.view import SELF, View
 
 if TYPE_CHECKING:
@@ -88,6 +91,42 @@ class NeighbourTable:
         for hit in self._coverage.lookup(rows):
             bounds[hit.where] = self._bounds(hit.record)[hit.positions]
         return bounds
+
+    def rows_that_name(self, ids: Int64Array, first: int, count: int) -> Int64Array:
+        """The rows of one range of ids, live or not, whose stored list has one of some chunks. Both are ascending.
+
+        Raises:
+            DamagedFileError: for a file.
+            MissingFileError: a file of the table has none that says which of its rows name a chunk.
+        """
+        by_file, named = {}, [np.empty(0, dtype=np.int64)]
+        for record in self._coverage.overlapping(first, count):
+            rows = rows_that_name(self._naming_file(record), record.span, ids)
+            by_file[record.path] = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + count)]
+        rows = np.unique(np.concatenate([*named, *by_file.values()]))
+        for hit in self._coverage.lookup(rows):  # in the newest file of each row
+            named.append(np.intersect1d(rows[hit.where], by_file[hit.record.path], assume_unique=True))
+        return np.sort(np.concatenate(named))
+
+    def named_chunks(self, first: int, count: int, is_wanted: Callable[[int, int], bool]) -> Iterator[Int64Array]:
+        """Chunks that the files of one range of ids name, also in rows that a later file has; groups as `naming.named_chunks`.
+
+        Raises as `rows_that_name`.
+        """
+        for record in self._coverage.overlapping(first, count):
+            yield from named_chunks(self._naming_file(record), is_wanted)
+
+    def _naming_file(self, record: FileRecord) -> Path:
+        path = naming_path(record.path)
+        if path not in self._naming:
+            remedy = f"Compute the table again: 'retrodb neighbours --table {self.name}'."
+            raise MissingFileError("the snapshot does not name this file", where=path, remedy=remedy)
+        return self.view.files.open(self._naming[path])
+
+    @cached_property
+    def _naming(self) -> dict[str, FileRecord]:
+        """By path, the files that say which rows name a chunk."""
+        return {record.path: record for record in self.view.manifest.files("naming", self.name)}
 
     def spans(self) -> list[ChunkRange]:
         """Ranges of at most `_SPAN_ROWS` ids that hold all rows of the table, ascending: they follow from the files' records."""

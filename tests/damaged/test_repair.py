@@ -16,6 +16,7 @@ import retrodb
 from retrodb.database import Database
 from retrodb.errors import RetroDBError
 from retrodb.store.storage import LocalStorage
+from retrodb.view.naming import naming_path
 from retrodb.view.where import documents_where
 from retrodb_cli.render_screen import database_repair_result
 
@@ -30,6 +31,7 @@ REPAIRABLE = (
     "parts",
     "codebooks",
     "neighbours",
+    "naming",
     "joined",
     "bands",
     "duplicates",
@@ -70,7 +72,18 @@ def test_derived_files_are_rebuilt_or_recomputed(kind: str, copy: Callable[[], P
     assert (again.plan.rebuilt, again.plan.recomputed, again.commands_run) == ((), (), ())
 
 
-@pytest.mark.parametrize("kind", ["tokens", "hashes", "ids"])
+def test_a_table_and_the_file_that_is_rebuilt_from_it_are_both_recomputed(copy: Callable[[], Path]) -> None:
+    root = copy()
+    paths = {harm(root, "neighbours"), harm(root, "naming")}
+    database = retrodb.open(root)
+    [of_table] = [path for path in paths if path.startswith("neighbours/")]
+    assert naming_path(of_table) in paths
+    result = database.repair()
+    assert (set(result.plan.recomputed), result.plan.rebuilt, result.is_whole) == (paths, (), True)
+    assert database.check(read_data=True).damaged == ()
+
+
+@pytest.mark.parametrize("kind", ["tokens", "hashes", "ids", "naming"])
 def test_missing_files_are_rebuilt_in_all_snapshots(kind: str, copy: Callable[[], Path]) -> None:
     root = copy()
     database = retrodb.open(root)

@@ -34,6 +34,7 @@ SCHEMAS = {
     "DUPLICATE_PAIRS": (schemas.DUPLICATE_PAIRS,),
     "DUPLICATE_CLUSTERS": (schemas.DUPLICATE_CLUSTERS,),
     "NEIGHBOURS": (schemas.neighbours_schema(7),),
+    "NAMING": (schemas.NAMING,),
     "JOINED": (schemas.JOINED,),
     "EDITS": (schemas.EDITS,),
 }

@@ -190,11 +190,12 @@ def open_at(path: Path, workers: int = 1) -> Database:
 
 
 def damage(db: Database) -> None:
-    """Flip a bit of a file that can be rebuilt or recomputed."""
-    path = Path(db.path, db.view().manifest.files("vectors")[0].path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    """Flip a bit of a file that can be recomputed, and of one that can be rebuilt."""
+    for kind in ("vectors", "naming"):
+        path = Path(db.path, db.view().manifest.files(kind)[0].path)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
 
 
 def newest(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Rebuild files of a shard from its other files. Their digests prove that the bytes are the same as before.
+"""Rebuild files of a shard, or of a neighbour table, from its other files. Digests prove that the bytes are those of before.
 
 Legend: N chunks of a range, M documents.
 """
@@ -17,9 +17,11 @@ from retrodb.format.records import FileRecord
 from retrodb.format.settings import Settings
 from retrodb.maintain.check.structure import padded_tokens
 from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.naming import NamedPairs, naming_path
+from retrodb.view.view import View
 
-REBUILDABLE = ("tokens", "hashes", "ids")
-"""Contents that follow from the chunks and documents of the same range."""
+REBUILDABLE = ("tokens", "hashes", "ids", "naming")
+"""Contents that follow from the chunks and documents of the same range, or from the file of a neighbour table."""
 
 
 def content_of(record: FileRecord) -> str:
@@ -27,13 +29,25 @@ def content_of(record: FileRecord) -> str:
     return record.path.rpartition("/")[2].partition(".")[0] if record.kind == "queries" else record.kind
 
 
-def rebuild(chunks: ChunkSet, record: FileRecord, content: str, out: Path) -> None:
+def rebuild(view: View, record: FileRecord, out: Path) -> None:
     """Write the file of a damaged record again.
 
     Raises:
         MissingFileError, DamagedFileError: for the files that it is rebuilt from.
     """
-    {"tokens": _rebuild_tokens, "hashes": _rebuild_hashes, "ids": _rebuild_ids}[content](chunks, record, out)
+    if record.kind == "naming":
+        table = table_file(view, record)
+        NamedPairs.of_file(view.files.open(table), table.span).write(out)
+        return
+    chunks = view.query_set(record.name) if record.kind == "queries" else view.chunks
+    functions = {"tokens": _rebuild_tokens, "hashes": _rebuild_hashes, "ids": _rebuild_ids}
+    functions[content_of(record)](chunks, record, out)
+
+
+def table_file(view: View, naming: FileRecord) -> FileRecord:
+    """The file of a neighbour table whose pairs a file has."""
+    files = view.manifest.files("neighbours", naming.name)
+    return next(record for record in files if naming_path(record.path) == naming.path)
 
 
 def _rebuild_tokens(chunks: ChunkSet, record: FileRecord, out: Path) -> None:

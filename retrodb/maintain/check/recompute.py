@@ -27,7 +27,9 @@ from retrodb.stages.neighbours.command import run_neighbours
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
-RECOMPUTED = ("vectors", "parts", "codebooks", "neighbours", "joined", "bands", "duplicates", "attributes", "inputs")
+RECOMPUTED = (
+    "vectors", "parts", "codebooks", "neighbours", "naming", "joined", "bands", "duplicates", "attributes", "inputs",
+)  # fmt: skip
 """Kinds of files that leave the manifest when they are damaged: a command recomputes them, or works without them."""
 
 

@@ -2,7 +2,8 @@
 
 What happens to a damaged file depends on its kind.
 
-- Tokens, hashes and ids are rebuilt in place. Their bytes are known, so every snapshot that names them is whole again.
+- Tokens, hashes and ids are rebuilt in place, and so are the files that say which rows of a neighbour table name a chunk. Their
+  bytes are known, so every snapshot that names them is whole again.
 - Block digests are computed again from the file that they describe.
 - Vectors, index parts, codebooks, tables and bands are removed from the manifest, and the command that makes them is run.
 - When documents or their text are lost, nothing in their shard can be read, so the whole shard is removed from the manifest. Its
@@ -25,7 +26,7 @@ from retrodb.format.parquet import iterate_row_groups
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.maintain.check.command import run_check
 from retrodb.maintain.check.read_task import Damage
-from retrodb.maintain.check.rebuild import REBUILDABLE, content_of, rebuild
+from retrodb.maintain.check.rebuild import REBUILDABLE, content_of, rebuild, table_file
 from retrodb.maintain.check.recompute import RECOMPUTED, PendingWork, recompute, sources_of
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware
@@ -43,7 +44,7 @@ QUARANTINE = "quarantine"
 LOST = ("documents", "chunks", "reports", "rejects", "edits")
 """Kinds of files whose damage loses something for good. With documents or chunks, their whole shard is lost."""
 _MAX_NAMED = 10_000  # lost documents: more names help nobody who reads them
-_REPLACED_BY_COMMAND = ("codebooks", "neighbours", "joined")
+_REPLACED_BY_COMMAND = ("codebooks", "neighbours", "naming", "joined")
 """Kinds whose command replaces the old files in its own commit: readers need the old ones until then."""
 
 
@@ -116,7 +117,7 @@ def plan_repair(context: Context) -> RepairPlan:
     for path in damaged:
         record = records.get(path, described.get(path))
         is_rebuilt = path in described and described[path].path not in damaged
-        outcome = "rebuilt" if is_rebuilt else _outcome(record, shards) if record else "unrepairable"
+        outcome = "rebuilt" if is_rebuilt else _outcome(view, record, shards, damaged) if record else "unrepairable"
         paths[outcome].append(path)
     documents = _LostDocuments.of(view, shards, damaged)
     return RepairPlan(
@@ -175,11 +176,13 @@ def _lost_shards(damaged: Iterable[FileRecord]) -> set[ChunkRange]:
     return {record.span for record in damaged if record.kind in ("documents", "chunks")}
 
 
-def _outcome(record: FileRecord, lost_shards: Collection[ChunkRange]) -> str:
+def _outcome(view: View, record: FileRecord, lost_shards: Collection[ChunkRange], damaged: Collection[str]) -> str:
     """The field of the plan that names a damaged file."""
     content = content_of(record)
     if record.kind in CHUNK_FILES and record.span in lost_shards:
         return "lost"
+    if content == "naming" and table_file(view, record).path in damaged:
+        return "recomputed"
     if content in REBUILDABLE:
         return "rebuilt"
     if content in RECOMPUTED:
@@ -222,9 +225,8 @@ def _num_documents(view: View, span: ChunkRange) -> int:
 def _rebuild_in_place(view: View, record: FileRecord) -> None:
     """Write a file again in its place; the bytes must be those that the manifest promises."""
     _quarantine(view.storage, record.path)
-    chunks = view.query_set(record.name) if record.kind == "queries" else view.chunks
     with view.storage.stage(record.path) as local:
-        rebuild(chunks, record, content_of(record), local)
+        rebuild(view, record, local)
         if digest_file(local) != record.digest:
             raise damage(record, "the rebuilt file differs from the one that was written")
 

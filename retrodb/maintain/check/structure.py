@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from retrodb.store.manifest import Manifest
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.layout import LAYOUT_COLUMNS, DocumentLayout
+from retrodb.view.naming import NamedPairs, naming_path
 from retrodb.view.view import CHUNK_FILES
 
 if TYPE_CHECKING:
@@ -36,11 +37,14 @@ Fault = tuple[str, str]
 def manifest_faults(manifest: Manifest, next_chunk: int) -> Iterator[Fault]:
     """Ranges, bitmaps and shards that contradict each other in the manifest; no file is opened."""
     yield from _shard_faults(manifest)
+    naming = {record.path for record in manifest.files("naming")}
     part_rows: dict[str, set[tuple[ChunkRange, str | None]]] = defaultdict(set)
     for record in manifest.all_files():
         if record.first_chunk < 0:
             continue
         yield from _record_faults(record, next_chunk)
+        if record.kind == "neighbours" and naming_path(record.path) not in naming:
+            yield record.path, "has no file that says which of its rows name a chunk"
         if record.kind == "parts":
             part_rows[record.path.rpartition("/")[0]].add((record.span, record.rows))
     for folder, rows in part_rows.items():
@@ -97,14 +101,17 @@ def compared_groups(manifest: Manifest, damaged: Collection[str]) -> list[tuple[
         damaged: paths of files that cannot be read.
     """
     alone, shards = [], defaultdict[ChunkRange, list[FileRecord]](list)
+    tables = defaultdict[str, list[FileRecord]](list)
     for record in manifest.all_files():
         if record.path in damaged or record.rows_path in damaged:
             continue
         if record.kind in CHUNK_FILES:
             shards[record.span].append(record)
-        elif record.kind in ("vectors", "attributes", "neighbours"):
+        elif record.kind in ("vectors", "attributes"):
             alone.append((record,))
-    return [*alone, *map(tuple, shards.values())]
+        elif record.kind in ("neighbours", "naming"):
+            tables[record.path.partition("/")[2]].append(record)
+    return [*alone, *map(tuple, tables.values()), *map(tuple, shards.values())]
 
 
 def content_faults(
@@ -118,6 +125,9 @@ def content_faults(
                 yield record.path, f"does not hold {record.num_rows} vectors"
         elif record.kind in ("attributes", "neighbours"):
             yield from _table_faults(storage, record, next_chunk)
+    table_files = {record.kind: record for record in group if record.kind in ("neighbours", "naming")}
+    if len(table_files) == 2:
+        yield from _naming_faults(storage, table_files["neighbours"], table_files["naming"])
     if "documents" in shard_files:
         yield from _range_faults(storage, settings, shard_files)
 
@@ -134,6 +144,15 @@ def _table_faults(storage: Storage, record: FileRecord, next_chunk: int) -> Iter
             table.column("row").to_numpy(), record.first_chunk + VerifiedFiles(storage).rows(record).present
         ):
             yield record.path, "its rows are not those of its bitmap"
+
+
+def _naming_faults(storage: Storage, table: FileRecord, naming: FileRecord) -> Iterator[Fault]:
+    """Whether a file has each pair of a neighbour and a row of a file of a table, in their order."""
+    expected = NamedPairs.of_file(storage.local(table.path), table.span).groups()
+    for ours, stored in zip_longest(expected, iterate_row_groups(storage.local(naming.path))):
+        if ours is None or stored is None or not ours.equals(stored):
+            yield naming.path, f"does not have the neighbours and rows of {table.path}"
+            return
 
 
 def _range_faults(storage: Storage, settings: Settings, files: Mapping[str, FileRecord]) -> Iterator[Fault]:

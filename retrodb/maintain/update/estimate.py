@@ -30,7 +30,7 @@ _NUM_ENCODED = 64  # chunks that an encoder is measured with: some seconds with 
 _LIST_BYTES = 4  # of a vector in an index: the number of its list
 # Disk space, measured on English Wikipedia: zstd-compressed text with its token lists, and the rest per chunk and per document.
 _BYTES_PER_TEXT_BYTE, _BYTES_PER_CHUNK, _BYTES_PER_DOCUMENT = 0.8, 16 + 64 * 2, 90
-_BYTES_PER_NEIGHBOUR = 12
+_BYTES_PER_NEIGHBOUR = 14  # 11 in the file of the table, and 3 in the one that says which rows name a chunk
 
 
 @dataclass(frozen=True)

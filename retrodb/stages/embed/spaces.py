@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from retrodb.errors import MissingStep, UsageError
 from retrodb.format.entries import DefaultSpace, DriftEntry, IndexEntry, QueriesEntry, SpaceEntry, TableEntry
+from retrodb.format.kinds import TABLE_KINDS
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
@@ -112,9 +113,8 @@ def plan_drop_space(view: View, space: str, *, with_tables: bool = False) -> Dro
             f"neighbour tables depend on space '{space}': {', '.join(tables)}",
             remedy="Add --with-tables to drop them too.",
         )
-    kinds = ("neighbours", "joined", "edits")
     files = _own_files(view, space)
-    files += [record for table in tables for kind in kinds for record in view.manifest.files(kind, table)]
+    files += [record for table in tables for kind in TABLE_KINDS for record in view.manifest.files(kind, table)]
     result = SpaceChange(
         snapshot=view.snapshot.number,
         space=space,

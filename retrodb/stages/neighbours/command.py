@@ -14,6 +14,7 @@ from retrodb.engine.run import add_counts
 from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.errors import UsageError
 from retrodb.format.entries import IndexEntry, TableEntry
+from retrodb.format.kinds import TABLE_KINDS
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
@@ -163,7 +164,8 @@ def plan_neighbours(
         codes_recall=index.codes_recall if index else None,
         assignment_recall=index.assignment_recall if index else None,
     )
-    is_current = unchanged is not None and unchanged.nprobe == point.nprobe
+    is_whole = len({len(view.manifest.files(kind, table)) for kind in ("neighbours", "naming")}) == 1
+    is_current = unchanged is not None and unchanged.nprobe == point.nprobe and is_whole
     return NeighboursPlan(view, table, params, entry, previous, is_current, spans, size, inputs, hardware, result)
 
 
@@ -251,10 +253,9 @@ def _result(plan: NeighboursPlan, entry: TableEntry, snapshot: int) -> Neighbour
 def _replaced_files(plan: NeighboursPlan) -> list[FileRecord]:
     """The files of an older table of the same name. Edits stay where they are about the same rows and distances."""
     manifest, previous = plan.view.manifest, plan.previous
-    files = [*manifest.files("neighbours", plan.table), *manifest.files("joined", plan.table)]
-    if previous is None or (previous.queries, previous.space) != (plan.entry.queries, plan.entry.space):
-        files += manifest.files("edits", plan.table)
-    return files
+    keeps_edits = previous and (previous.queries, previous.space) == (plan.entry.queries, plan.entry.space)
+    kinds = [kind for kind in TABLE_KINDS if not (kind == "edits" and keeps_edits)]
+    return [file for kind in kinds for file in manifest.files(kind, plan.table)]
 
 
 def _check(params: NeighboursParams, table: str) -> None:

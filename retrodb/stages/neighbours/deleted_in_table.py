@@ -59,7 +59,7 @@ class NamedIds:
 
 
 LOST = TaskKind[LostPayload, LostIds]("fold-lost", 1, LostIds)
-NAMED = TaskKind[NamedRowsPayload, NamedIds]("fold-named", 1, NamedIds)
+NAMED = TaskKind[NamedRowsPayload, NamedIds]("fold-named", 2, NamedIds)
 
 
 def is_nothing_deleted(table: NeighbourTable) -> bool:
@@ -112,10 +112,23 @@ def run_find_named(storage: Storage, task: Task[NamedRowsPayload, NamedIds], clo
     table = _table(planned_view(storage, task.payload.snapshot), task.payload.table)
     rows = table.all_rows_in(*task.payload.span)
     is_deleted = not sides_of(table)[QUERIES].is_live(rows).all()
-    if not is_deleted:
-        ids = np.unique(table.stored(rows)[0])
-        is_deleted = not table.view.chunks.is_live(ids[ids >= 0]).all()
-    return TaskRecord(task.id, result=NamedIds(bool(is_deleted)))
+    return TaskRecord(task.id, result=NamedIds(bool(is_deleted or _names_deleted(table, task.payload.span))))
+
+
+def _names_deleted(table: NeighbourTable, span: ChunkRange) -> bool:
+    """Whether a row of a range names a deleted chunk: only ids of ranges where something is deleted are read."""
+    chunks = table.view.chunks
+
+    def may_be_deleted(first: int, last: int) -> bool:
+        return not chunks.is_all_live(first, last - first + 1)
+
+    for ids in table.named_chunks(*span, may_be_deleted):
+        deleted = ids[~chunks.is_live(ids)]
+        if len(deleted) and len(
+            table.rows_that_name(deleted, *span)
+        ):  # and not only in a file that a later one replaces
+            return True
+    return False
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ import numpy as np
 
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.entries import TableEntry
-from retrodb.format.kinds import path_of
+from retrodb.format.kinds import TABLE_KINDS, path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
@@ -39,7 +39,7 @@ from retrodb.view.edits import Edit, Edits
 from retrodb.view.neighbour_table import NeighbourTable, live_first
 from retrodb.view.view import View
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,11 @@ def plan_fold(context: Context, view: View, table: str) -> FoldPlan | None:
             return None
     snapshot = PlannedSnapshot.of(view)
     tasks = [KIND.task(FoldPayload(snapshot, table, span), weight=span.num_chunks) for span in spans]
-    kinds = ("neighbours", "joined", "edits")
     entry = neighbour_table.entry
     return FoldPlan(
         table=table,
         tasks=(*tasks, KIND.task(FoldPayload(snapshot, table, None))),
-        replaced=tuple(record for kind in kinds for record in view.manifest.files(kind, table)),
+        replaced=tuple(record for kind in TABLE_KINDS for record in view.manifest.files(kind, table)),
         entry=replace(entry, lost_chunks=entry.lost_chunks + lost.num_chunks),
     )
 
@@ -121,7 +120,7 @@ def run_fold_task(storage: Storage, task: Task[FoldPayload, NoResult], clock: st
     bound, _ = list_bounds(ids, distances)
     ids, distances = live_first(view, ids, distances, table.width)
     distances = np.where(ids >= 0, distances, bound[:, None])
-    return TaskRecord(task.id, (publish_rows(storage, table.name, task.id, span, rows, ids, distances),))
+    return TaskRecord(task.id, publish_rows(storage, table.name, task.id, span, rows, ids, distances))
 
 
 def _fold_sets(storage: Storage, table: NeighbourTable, task: str) -> list[FileRecord]:

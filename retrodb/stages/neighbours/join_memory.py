@@ -91,14 +91,15 @@ class JoinSize:
     def range_bytes(self, num_ranges: int) -> int:
         """What a task of a join that is split holds in addition to its process: the codebook, a range, and a block of rows.
 
-        A range may have twice as many rows as the average. Rows that are sorted are there with their neighbours three times.
+        A range may have twice as many rows as the average. Rows that are sorted are there with their neighbours three times. When
+        they are written, each neighbour is there once more, in 12 bytes.
         """
         rows = min(self.database_rows, -(-2 * self.database_rows // num_ranges))
         database = replace(self, database_rows=rows, largest_part=min(self.largest_part, rows)).database_bytes
         codebook = 3 * 4 * self.num_lists * self.dim
         positions = 0 if self.keeps_vectors else 8 * (self.database_rows - rows)
         written = 3 * min(self.task_rows, SORTED_ROWS) * (8 + 12 * self.width)
-        block = max(EXCHANGED_ROWS * self.query_bytes, written)
+        block = max(EXCHANGED_ROWS * self.query_bytes, written, 12 * self.width * self.task_rows)
         return database + positions + 8 * self.largest_part + codebook + block
 
     @property
@@ -115,7 +116,8 @@ class JoinSize:
         """What a task holds of all its rows.
 
         An id; the lists (int32), twice while stored ones are read; an interval and exclusion keys with their offsets; ids and
-        distances of the neighbours, twice while they are written; and about six int64 arrays while rows and keys are looked up.
+        distances of the neighbours, twice while they are written, as rows and then as pairs; and about six int64 arrays while
+        rows and keys are looked up.
         """
         excluded = 24 + 16 * self.num_kinds
         return self.task_rows * (8 + 2 * 4 * self.nprobe + excluded + 2 * 12 * self.width + 6 * 8)

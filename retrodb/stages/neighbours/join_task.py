@@ -11,7 +11,7 @@ from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
-from retrodb.format.records import ChunkRange
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.neighbours.block_join import JoinHardware
 from retrodb.stages.neighbours.range_rows import ListRange, planned_rows_in_lists
 from retrodb.stages.neighbours.table_inputs import database_side, nearest_chunks
@@ -19,7 +19,7 @@ from retrodb.stages.neighbours.table_rows import publish_rows, query_ids
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _ONE_THREAD = JoinHardware()
 
 
@@ -57,12 +57,12 @@ def run_neighbours_task(
     def joined(rows: Int64Array) -> TopK:
         return nearest_chunks(view, payload.queries, payload.space, payload.nprobe, params, parts, rows, hardware)
 
-    files, counts = [], {"rows": 0, "short": 0}
+    files, counts = list[FileRecord](), {"rows": 0, "short": 0}
     for number, span in enumerate(payload.spans):
         rows = query_ids(view, payload.queries, payload.space, span)
         if len(rows):
             ids, distances = joined(rows)
-            files.append(publish_rows(storage, payload.table, f"{task.id}-{number}", span, rows, ids, distances))
+            files += publish_rows(storage, payload.table, f"{task.id}-{number}", span, rows, ids, distances)
             counts["rows"] += len(rows)
             counts["short"] += int((ids[:, params.k - 1] < 0).sum())
     return TaskRecord(task.id, tuple(files), counts=counts)

@@ -123,7 +123,7 @@ ROUTE = TaskKind[RoutePayload, NoResult]("neighbours-route", 1, NoResult)
 HOME = TaskKind[HomePayload, NoResult]("neighbours-home", 1, NoResult)
 REMOTE = TaskKind[RemotePayload, NoResult]("neighbours-remote", 1, NoResult)
 COLLECT = TaskKind[CollectPayload, NoResult]("neighbours-collect", 1, NoResult)
-ROWS = TaskKind[TableRowsPayload, NoResult]("neighbours-rows", 1, NoResult)
+ROWS = TaskKind[TableRowsPayload, NoResult]("neighbours-rows", 2, NoResult)
 
 
 def nearest_schema(width: int) -> pa.Schema:

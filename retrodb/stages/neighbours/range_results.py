@@ -126,8 +126,8 @@ def run_rows_task(storage: Storage, task: Task[TableRowsPayload, NoResult], cloc
             counts["short"] += int((block.ids_QW[:, inputs.params.k - 1] < 0).sum())
             yield block
 
-    record = publish_row_blocks(storage, inputs.table, task.id, span, rows, join.width, blocks())
-    return TaskRecord(task.id, (record,), counts=counts)
+    files = publish_row_blocks(storage, inputs.table, task.id, span, rows, join.width, blocks())
+    return TaskRecord(task.id, files, counts=counts)
 
 
 def _rows_between(storage: Storage, payload: TableRowsPayload, first: int, end: int) -> TableRows:

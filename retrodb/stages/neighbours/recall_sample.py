@@ -122,7 +122,8 @@ def measured_recall(transaction: Transaction, inputs: TableInputs, records: Sequ
         truth = _truth(context, run, transaction.view, inputs)
         spans = spans_of(transaction.view, inputs.queries)
         sampled = {spans[number].first_chunk for number in sampled_spans(len(spans))}
-        files = tuple(file for record in records for file in record.files if file.first_chunk in sampled)
+        of_table = (file for record in records for file in record.files if file.kind == "neighbours")
+        files = tuple(file for file in of_table if file.first_chunk in sampled)
         task = RECALL.task(RecallPayload(inputs, truth, files))
         [record] = transaction.run_tasks([task], run_recall_task, unit="samples")
     return record.result.recall

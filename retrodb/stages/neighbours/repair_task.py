@@ -19,7 +19,7 @@ from retrodb.ann.topk import TopK
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
 from retrodb.format.entries import Metric, SpaceEntry
-from retrodb.format.records import ChunkRange
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device, lists_of_rows
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
 from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
@@ -30,7 +30,7 @@ from retrodb.store.storage import Storage
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _ONE_THREAD = JoinHardware()
 _MANY_ROWS = 1 << 14
 
@@ -86,10 +86,10 @@ def run_repair_task(
     if to_recompute.any():
         ids[to_recompute], distances[to_recompute] = _recompute(state, rows[to_recompute], hardware)
     to_write = to_recompute | is_improved | is_changed
-    files = []
+    files: list[FileRecord] = []
     if to_write.any():
         written = rows[to_write], ids[to_write], distances[to_write]
-        files.append(publish_rows(storage, task.payload.table, task.id, span, *written))
+        files += publish_rows(storage, task.payload.table, task.id, span, *written)
     counts = {
         "rows": len(rows_now),
         "computed": int(to_recompute.sum()),
@@ -107,7 +107,7 @@ def rows_to_look_at(state: RepairState, known: Int64Array, span: ChunkRange) -> 
         return known  # a fold left no trace of what the rows lost
     chosen = state.near(known, span) if has_new else np.zeros(len(known), dtype=np.bool_)
     if len(state.changed_ids):
-        chosen |= np.isin(state.table.stored(known)[0], state.changed_ids).any(axis=1)
+        chosen |= np.isin(known, state.table.rows_that_name(state.changed_ids, *span), assume_unique=True)
     return known[chosen]
 
 

@@ -13,6 +13,7 @@ from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.errors import MissingStep
 from retrodb.format.arrays import Int64Array
+from retrodb.format.kinds import TABLE_KINDS
 from retrodb.stages.index.live_parts import (
     KEY_KINDS,
     LiveParts,
@@ -40,8 +41,9 @@ def refuse_missing(view: View, queries: str, space: str) -> None:
 
 def live_state(view: View) -> str:
     """A digest of the live files that neighbours can depend on: equal digests give equal tables."""
-    tables, screening = ("neighbours/", "joined/", "edits/"), ("reports/", "rejects/", "inputs/", "testsets/")
-    other = (*tables, *screening, "bands/", "duplicates/", "rows/")  # which rows a file has follows from its path
+    screening = ("reports/", "rejects/", "inputs/", "testsets/")
+    other = (*(f"{kind}/" for kind in TABLE_KINDS), *screening, "bands/", "duplicates/")
+    other += ("rows/",)  # which rows a file has follows from its path
     return identity(sorted(path for path in view.manifest.paths() if not path.startswith(other)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from retrodb.format.rows import RowSet
 from retrodb.format.schemas import neighbours_schema
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
+from retrodb.view.naming import NamedPairs
 from retrodb.view.shard_counts import num_covered
 from retrodb.view.view import SELF, View
 
@@ -92,8 +94,8 @@ def publish_rows(
     rows: Int64Array,
     ids: Int64Array,
     distances: Float32Array,
-) -> FileRecord:
-    """Publish rows (Q,) of a range of the query set, with their neighbours and distances (Q, w)."""
+) -> tuple[FileRecord, FileRecord]:
+    """Publish rows (Q,) of a range of the query set, with their neighbours and distances (Q, w), as `publish_row_blocks`."""
     mask = np.zeros(span.num_chunks, dtype=bool)
     mask[rows - span.first_chunk] = True
     blocks = [TableRows(rows, ids, distances)]
@@ -102,12 +104,16 @@ def publish_rows(
 
 def publish_row_blocks(
     storage: Storage, table: str, task: str, span: ChunkRange, rows: RowSet, width: int, blocks: Iterable[TableRows]
-) -> FileRecord:
+) -> tuple[FileRecord, FileRecord]:
     """Publish rows of a range of the query set that come in blocks, of which one is in memory. Blocks change no byte.
 
     Args:
         rows: of the range.
         width: number of neighbours of a row.
+
+    Returns:
+        The records of the table's file, and of the one that says which of its rows name a chunk. For this one the first is read
+        again, and its neighbours are in memory, 12 bytes each.
     """
     import pyarrow as pa
 
@@ -134,5 +140,8 @@ def publish_row_blocks(
             if rest.num_rows:
                 writer.write_table(rest.combine_chunks())
 
-    path = path_of("neighbours", name=table, task=task)
-    return publish(storage, "neighbours", path, write, name=table, first_chunk=span.first_chunk, rows=rows)
+    of_table, of_naming = (path_of(kind, name=table, task=task) for kind in ("neighbours", "naming"))
+    publish_file = partial(publish, storage, name=table, first_chunk=span.first_chunk, rows=rows)
+    record = publish_file("neighbours", of_table, write)
+    pairs = NamedPairs.of_file(storage.local(of_table), span)
+    return record, publish_file("naming", of_naming, pairs.write)

@@ -18,6 +18,7 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.engine.run import open_run
+from retrodb.format.kinds import TABLE_KINDS
 from retrodb.maintain.compact.command import run_compact
 from retrodb.maintain.compact.policy import ShardState, choose_compactions
 from retrodb.stages.transaction import Transaction
@@ -196,7 +197,7 @@ def test_bytes_do_not_depend_on_workers_or_interruption(make_database: Make, tmp
 
     def compacted() -> dict[str, Any]:
         run_compact(database._context)
-        kept = [file for file in database.view().manifest.all_files() if file.kind not in ("neighbours", "joined")]
+        kept = [file for file in database.view().manifest.all_files() if file.kind not in TABLE_KINDS]
         return {file.path: file.digest for file in kept if file.kind != "tombstones"}
 
     first = compacted()

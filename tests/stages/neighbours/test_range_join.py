@@ -64,10 +64,11 @@ def copy(folder: Path, name: str) -> Database:
 
 
 def contents(db: Database, table: str = "self") -> list[tuple[int, bytes]]:
-    """The bytes of the files of a table, by the first row of each."""
+    """The bytes of the files of a table, by kind and by the first row of each."""
     view = db.view()
     files = VerifiedFiles(view.storage)
-    records = sorted(view.manifest.files("neighbours", table), key=lambda record: record.first_chunk)
+    records = [record for kind in ("neighbours", "naming") for record in view.manifest.files(kind, table)]
+    records.sort(key=lambda record: (record.kind, record.first_chunk))
     return [(record.first_chunk, files.open(record).read_bytes()) for record in records]
 
 
@@ -158,8 +159,9 @@ def test_blocks_change_no_byte_of_a_file(tmp_path: Path, num_rows: int) -> None:
         if size > 1 or num_rows < 5000:
             cuts = [slice(start, start + size) for start in range(0, num_rows, size)]
             blocks = [TableRows(rows[cut], ids[cut], distances[cut]) for cut in cuts]
-            record = publish_row_blocks(storage, "t", f"{size:032x}", span, row_set, 3, blocks)
-            assert (record.digest.sha256, record.rows) == (whole.digest.sha256, whole.rows)
+            records = publish_row_blocks(storage, "t", f"{size:032x}", span, row_set, 3, blocks)
+            for record, expected in zip(records, whole, strict=True):
+                assert (record.digest.sha256, record.rows) == (expected.digest.sha256, expected.rows)
 
 
 def test_an_interrupted_join_continues_to_the_same_bytes(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
