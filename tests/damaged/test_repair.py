@@ -72,6 +72,17 @@ def test_derived_files_are_rebuilt_or_recomputed(kind: str, copy: Callable[[], P
     assert (again.plan.rebuilt, again.plan.recomputed, again.commands_run) == ((), (), ())
 
 
+@pytest.mark.parametrize("kind", ["neighbours", "joined"])
+def test_a_damaged_table_is_recomputed_although_its_inputs_are_the_same(kind: str, copy: Callable[[], Path]) -> None:
+    root = copy()
+    database = retrodb.open(root)
+    database.neighbours(table="new")
+    [path] = [record.path for record in database.view().manifest.files(kind, "new")][:1]
+    flip(root / path, random.Random(0), [])
+    assert retrodb.open(root).repair().plan.recomputed == (path,)
+    assert retrodb.open(root).check(read_data=True).damaged == ()
+
+
 def test_a_table_and_the_file_that_is_rebuilt_from_it_are_both_recomputed(copy: Callable[[], Path]) -> None:
     root = copy()
     paths = {harm(root, "neighbours"), harm(root, "naming")}

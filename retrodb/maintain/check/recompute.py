@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from retrodb.stages.dedup.near_duplicates import run_near_duplicates
 from retrodb.stages.embed.command import run_embed
 from retrodb.stages.embed.space_encoder import EncoderHardware
 from retrodb.stages.index.command import run_index
-from retrodb.stages.neighbours.block_join import JoinHardware
-from retrodb.stages.neighbours.command import run_neighbours
+from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
+from retrodb.stages.neighbours.command import execute_neighbours, plan_neighbours
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
@@ -98,14 +98,11 @@ def recompute(context: Context, work: PendingWork, hardware: JoinHardware) -> tu
         commands_run.append("dedup --near-duplicates")
     for table in sorted(names["neighbours"] | names["joined"]):
         entry = snapshot.existing(TableEntry, table)
-        run_neighbours(
-            context,
-            entry.params,
-            queries=entry.queries,
-            space=entry.space,
-            table=table,
-            device=hardware.device,
+        hardware = replace(hardware, device=chosen_device(hardware.device))
+        plan = plan_neighbours(
+            context, context.view(), entry.params, hardware, queries=entry.queries, space=entry.space, table=table
         )
+        execute_neighbours(context, replace(plan, is_current=False))  # its files are damaged, whatever its inputs are
         commands_run.append(f"neighbours --table {table}")
     tag_commands = [f"tag --name {name}" for name in sorted(names["attributes"])]
     return tuple(commands_run), (*tag_commands, *(f"ingest --source {name}" for name in work.sources))
