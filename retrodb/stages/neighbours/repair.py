@@ -133,7 +133,7 @@ def _check_memory(view: View, table: str, hardware: JoinHardware) -> None:
         spans = spans_of(view, entry.queries)
         size = JoinSize.of(view, entry.space, entry.params, spans, entry.nprobe, hardware.threads, hardware.device)
         # Few rows are joined again; of many, a block is as large as the memory allows.
-        replace(size, task_rows=min(size.task_rows, LEAST_BLOCK_ROWS)).block_rows(hardware.memory_bytes)
+        replace(size, task_rows=min(size.task_rows, LEAST_BLOCK_ROWS)).check(hardware.memory_bytes)
 
 
 def _plan_rebuild(

@@ -21,6 +21,8 @@ from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Arra
 from retrodb.format.entries import Metric, SpaceEntry
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device, lists_of_rows
+from retrodb.stages.neighbours.few_rows import join_few_rows
+from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
 from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
 from retrodb.stages.neighbours.table_rows import publish_rows, query_rows
@@ -123,7 +125,11 @@ def _ids(rows: BitMap, span: ChunkRange) -> Int64Array:
 def _recompute(state: RepairState, rows: Int64Array, hardware: JoinHardware) -> TopK:
     if hardware.device == "auto":  # to ask for a GPU loads PyTorch, which takes longer than to join few rows
         hardware = replace(hardware, device=chosen_device("auto") if len(rows) >= _MANY_ROWS else "cpu")
-    entry = state.table.entry
+    entry, inputs = state.table.entry, state.now.inputs
+    if entry.nprobe:
+        size = JoinSize.of(state.view, entry.space, state.params, (), entry.nprobe, hardware.threads, hardware.device)
+        if (num_ranges := size.num_ranges(hardware.memory_bytes)) > 1:
+            return join_few_rows(state.view, inputs, rows, state.codebook, entry.nprobe, num_ranges, hardware)
     return nearest_chunks(
         state.view, entry.queries, entry.space, entry.nprobe, state.params, state.database, rows, hardware
     )

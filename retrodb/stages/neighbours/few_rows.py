@@ -1,0 +1,105 @@
+"""The join of few rows with a database of which no process holds all rows: one range of lists after another is in memory.
+
+A repair joins new rows, and those that lost too many neighbours, with all lists that they probe. Ranges without one of these
+lists are not read. The nearest by (code distance, id) of all ranges are those of all lists, so ranges change no byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+
+from retrodb.ann.codebook import Codebook
+from retrodb.ann.exclusion import Exclusion
+from retrodb.ann.join import RERANK_MARGIN, ScannedDatabase, more_probes, scan_lists_of
+from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
+from retrodb.ann.rerank import rerank_by_id
+from retrodb.ann.topk import TopK, empty_topk
+from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
+from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
+from retrodb.stages.neighbours.compared_tasks import TableInputs
+from retrodb.stages.neighbours.join_memory import EXCHANGED_ROWS
+from retrodb.stages.neighbours.range_rows import ListRange, rows_in_lists
+from retrodb.stages.neighbours.table_inputs import exclusion_of
+from retrodb.view.view import View
+
+
+def join_few_rows(
+    view: View,
+    inputs: TableInputs,
+    rows: Int64Array,
+    codebook: Codebook,
+    nprobe: int,
+    num_ranges: int,
+    hardware: JoinHardware,
+) -> TopK:
+    """The nearest chunks of rows of a query set, ids and distances (Q, k + spare_neighbours) each, as `nearest_chunks`.
+
+    Args:
+        nprobe: lists that each row probes, at least 1.
+        num_ranges: that the lists are cut in.
+    """
+    width = inputs.params.k + inputs.params.spare_neighbours
+    ids, distances = empty_topk(len(rows), width)
+    ranges = list(_ranges(codebook.num_lists, num_ranges))
+    for start in range(0, len(rows), EXCHANGED_ROWS):
+        block = slice(start, start + EXCHANGED_ROWS)
+        queries = check_vectors(view.vectors(inputs.space, rows[block], inputs.queries), codebook.dim, where="queries")
+        exclusion = exclusion_of(view, inputs.queries, inputs.params, rows[block])
+        probed = lists_of_rows(view, inputs.space, inputs.queries, rows[block], codebook, nprobe, hardware.threads)
+        candidates = _candidates(view, inputs, queries, probed, exclusion, codebook, ranges, width, hardware)
+        fetch = partial(view.vectors, inputs.space)
+        nearest = rerank_by_id(queries, candidates, fetch, width, codebook.metric, hardware.threads)
+        ids[block], distances[block] = nearest
+    return ids, distances
+
+
+def _candidates(
+    view: View,
+    inputs: TableInputs,
+    queries: Float32Array,
+    lists_QA: Int32Array,
+    exclusion: Exclusion,
+    codebook: Codebook,
+    ranges: list[ListRange],
+    width: int,
+    hardware: JoinHardware,
+) -> Int64Array:
+    """(Q, W) the nearest chunks of each row by codes; rows that find fewer than `width` probe further lists."""
+    found = np.full((len(queries), width + RERANK_MARGIN), NO_NEIGHBOUR, dtype=np.int64)
+    asked, nprobe = np.arange(len(queries)), lists_QA.shape[1]
+    while len(asked):
+        best = empty_topk(len(asked), width + RERANK_MARGIN)
+        for lists in ranges:
+            where = np.flatnonzero(((lists_QA >= lists.first) & (lists_QA < lists.end)).any(axis=1))
+            if len(where):
+                parts = list(rows_in_lists(view, inputs.space, inputs.params, lists))
+                database = ScannedDatabase.of(parts, codebook, lists.count, lists.first)
+                of_rows = best[0][where], best[1][where]
+                excluded = exclusion.rows(asked[where])
+                of_range = scan_lists_of(
+                    queries[asked[where]],
+                    lists_QA[where],
+                    database,
+                    excluded,
+                    of_rows,
+                    hardware.threads,
+                    hardware.device,
+                )
+                best[0][where], best[1][where] = of_range
+        found[asked] = best[0]
+        is_starved = (best[0] != NO_NEIGHBOUR).sum(axis=1) < width
+        if nprobe >= codebook.num_lists:
+            break
+        asked, nprobe = asked[is_starved], more_probes(nprobe, codebook.num_lists)
+        lists_QA = codebook.nearest_lists(queries[asked], nprobe, hardware.threads)
+    return found
+
+
+def _ranges(num_lists: int, num_ranges: int) -> Iterator[ListRange]:
+    """Ranges of about as many lists each."""
+    bounds = np.linspace(0, num_lists, min(num_ranges, num_lists) + 1).astype(int).tolist()
+    yield from (ListRange(first, end) for first, end in pairwise(bounds))
