@@ -17,11 +17,13 @@ import numpy as np
 from made_documents import made_text, write_documents
 from made_up import change, file, id_of, shard
 from process_cost import run_measured
+from pyroaring import BitMap
 from scale_commands import command_line, environment_of_commands
 from scale_databases import write_made_documents
 
 import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
+from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import IndexEntry, StoredPoint, TableEntry, entry_key
 from retrodb.format.kinds import path_of
 from retrodb.format.part_files import PART_FILES
@@ -80,8 +82,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "index": ("index", "{db}", "--dry-run"),
     "compact": ("compact", "{db}", "--dry-run"),
     "neighbours": ("neighbours", "{db}", "--table", "other", "--dry-run"),
-    # A row that is joined again needs 9 bytes of each vector, and a plan refuses a smaller limit.
-    "repair": ("neighbours", "{db}", "--repair", "--dry-run", "--memory", "400GiB"),
+    "repair": ("neighbours", "{db}", "--repair", "--dry-run"),
     # Last: nothing has counted this shard, so the commands above would stop at it.
     "commit of a shard": ("program", _COMMIT + f"commit(storage, head, change('a', {_SHARD.format('a')}))"),
     "commit of a file, rebased": (
@@ -183,13 +184,19 @@ def commit_table(view: View) -> None:
 
 def _covering(storage: LocalStorage, first: int, random: np.random.Generator) -> Iterator[FileRecord]:
     """The vectors of a shard, and the files of its index part."""
-    task, rows = id_of(f"covering {first}"), RowSet.from_mask(random.random(SHARD_CHUNKS) >= NO_VECTOR)
+    task, absent = id_of(f"covering {first}"), BitMap(_rows(random, NO_VECTOR))
+    rows = RowSet.from_rows(BitMap(range(SHARD_CHUNKS)) - absent, SHARD_CHUNKS)
     digest = store_rows(storage, rows)
     paths = [("vectors", path_of("vectors", name="default", task=task))]
     paths += [("parts", path_of("parts", name="default", task=task, file=name)) for name in PART_FILES]
     for kind, path in paths:
         record = file(kind, path, name="default", first=first, count=SHARD_CHUNKS)
         yield replace(record, rows=digest, num_rows=len(rows))
+
+
+def _rows(random: np.random.Generator, fraction: float) -> Int64Array:
+    """About so many of the rows of a shard, scattered and ascending."""
+    return np.unique(random.integers(0, SHARD_CHUNKS, round(fraction * SHARD_CHUNKS)))
 
 
 def _counts(first: int) -> tuple[CountsRecord | CoveredRecord, ...]:
@@ -202,8 +209,6 @@ def _counts(first: int) -> tuple[CountsRecord | CoveredRecord, ...]:
 
 
 def _deletions(storage: LocalStorage, firsts: Sequence[int], random: np.random.Generator) -> FileRecord:
-    tombstones = [
-        tombstone(first, SHARD_CHUNKS, "old", np.flatnonzero(random.random(SHARD_CHUNKS) < DELETED)) for first in firsts
-    ]
+    tombstones = [tombstone(first, SHARD_CHUNKS, "old", _rows(random, DELETED)) for first in firsts]
     path = path_of("tombstones", task=id_of(f"tombstones {firsts[0]}"))
     return publish(storage, "tombstones", path, partial(write_tombstones, tombstones=tombstones))
