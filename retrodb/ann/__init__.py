@@ -22,6 +22,7 @@ list_rows                   the rows of some lists of a part, as a join reads th
 rerank, search, join        few queries at low latency; all queries at high throughput
 reverse_join                few new rows compared with very many old queries
 gpu_scan                    the scan of the join on a GPU
+routing, route_learning     rows that read few ranges of lists, and what a sample says of them
 recall_curve                recall, and how it grows with the lists scanned
 drift, truth                whether the codebook still fits what is added
 faiss_library               FAISS, imported at first use

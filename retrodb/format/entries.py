@@ -118,6 +118,33 @@ class TableDependencies:
 
 
 @dataclass(frozen=True)
+class RoutingCost:
+    """What a routing saves and costs a row of a table: means of a sample of rows, measured when the table was planned."""
+
+    ranges: float  # of lists that have a list that it reads
+    scanned: float  # vectors in these lists
+    ranges_without: float  # the same where each row reads its nearest lists, as many as the same recall takes
+    scanned_without: float
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a row chooses few ranges of lists, see `ann/routing.py`."""
+
+    num_ranges: int  # of consecutive lists, each with equally many lists, or one more
+    gains: tuple[
+        tuple[int, int], ...
+    ]  # nearest lists first: how many, and the true neighbours in each, in billionths of all
+    mass: int  # sum of gains, in billionths, from which on a row takes no further range
+    cost: RoutingCost
+
+    @property
+    def num_lists(self) -> int:
+        """The number of its nearest lists that a row looks at."""
+        return sum(count for count, _ in self.gains)
+
+
+@dataclass(frozen=True)
 class TableEntry(Entry):
     """A neighbour table."""
 
@@ -135,13 +162,15 @@ class TableEntry(Entry):
     where: str | None
     sample: float
     seed: int
-    nprobe: int  # lists that each row was compared with; 0 for all vectors
+    nprobe: int  # lists that each row was compared with, with a routing at most; 0 for all vectors
     num_rows: int
     num_short: int  # rows with fewer than k neighbours
     recall_expected: float
     snapshot: int  # that it was computed or last repaired on
     recall_reached: float | None = None
     lost_chunks: int = 0  # that compaction took out of it since
+    route_ranges: int = 0  # of lists that rows are routed to; 0: no routing
+    routing: Routing | None = None  # None: each row was compared with its nearest lists
 
     def is_of_same_origin(self, other: TableEntry) -> bool:
         """Whether both were computed from the same things; what was measured, and when, is not compared."""
@@ -154,7 +183,16 @@ class TableEntry(Entry):
         return NeighboursParams(**{field.name: getattr(self, field.name) for field in fields(NeighboursParams)})
 
 
-_MEASURED = ("nprobe", "num_rows", "num_short", "recall_expected", "recall_reached", "snapshot", "lost_chunks")
+_MEASURED = (
+    "nprobe",
+    "num_rows",
+    "num_short",
+    "recall_expected",
+    "recall_reached",
+    "snapshot",
+    "lost_chunks",
+    "routing",
+)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from retrodb.ann.recall_curve import recall_curve
+from retrodb.ann.route_learning import learned_routing
+from retrodb.ann.routing import Probes
 from retrodb.format.arrays import Int32Array, Int64Array
-from retrodb.format.entries import IndexEntry, StoredPoint
+from retrodb.format.entries import IndexEntry, Routing, StoredPoint
 from retrodb.format.part_files import LISTS_FILE
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
@@ -33,6 +35,12 @@ class OperatingPoint:
 
     nprobe: int  # 0: compare with every vector
     recall: float  # fraction of the true k neighbours of the sample that lie in these lists
+    routing: Routing | None = None  # None: the nearest lists of each row
+
+    @property
+    def probes(self) -> Probes:
+        """The lists that rows read."""
+        return Probes(self.nprobe, self.routing)
 
 
 EXACT = OperatingPoint(0, 1.0)
@@ -139,6 +147,25 @@ def point_reaching(lists_QA: Int32Array, true_lists_QK: Int64Array, num_lists: i
     curve = recall_curve(lists_QA, true_lists_QK.astype(np.int32), np.zeros(num_lists, dtype=np.int64))
     point = next((point for point in curve if point.recall.mean >= target), curve[-1])
     return OperatingPoint(point.nprobe, round(point.recall.mean, 4))
+
+
+def routed_point(
+    lists_QA: Int32Array, true_lists_QK: Int64Array, sizes_L: Int64Array, num_ranges: int, target: float
+) -> OperatingPoint:
+    """The routing that reaches a recall on a sample of queries with the fewest ranges of lists, as `point_reaching` does without.
+
+    Without any true neighbour there is nothing to learn, and the point has no routing.
+
+    Args:
+        sizes_L: vectors in each list.
+        num_ranges: ranges that the lists are cut into.
+    """
+    point = point_reaching(lists_QA, true_lists_QK, len(sizes_L), target)
+    if not (true_lists_QK >= 0).any():
+        return point
+    reachable = min(target, point.recall - 1e-4)  # which was rounded
+    learned = learned_routing(lists_QA, true_lists_QK, sizes_L, num_ranges, point.nprobe, reachable)
+    return OperatingPoint(learned.nprobe, round(learned.recall, 4), learned.routing)
 
 
 def home_lists(view: View, space: str, ids: Int64Array) -> Int64Array:
