@@ -125,6 +125,15 @@ def command() -> None:
 @click.option(
     "--seed", type=int, default=NeighboursParams.seed, show_default=True, metavar="N", help="Random seed of --sample."
 )
+@click.option(
+    "--route-ranges",
+    type=click.IntRange(min=0),
+    default=NeighboursParams.route_ranges,
+    show_default=True,
+    metavar="N",
+    help="Cut the inverted lists into N ranges and let each row read few of them, chosen by expected gain. A join that is split "
+    "then exchanges less, for more comparisons. 0 switches it off: each row reads its nearest lists.",
+)
 @device_option
 @click.option(
     "--list-ranges",

@@ -149,6 +149,7 @@ class NeighboursParams:
     where: str | None = None  # SQL condition for documents that may be neighbours
     sample: float = 1.0  # fraction of these documents, chosen by a hash of the document key
     seed: int = 0  # random seed of that choice
+    route_ranges: int = 0  # ranges of lists of which each row reads few, chosen by expected gain; 0: its nearest lists
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ class NeighboursOptions(TypedDict, total=False):
     where: str | None
     sample: float
     seed: int
+    route_ranges: int
 
 
 class ValidateOptions(TypedDict, total=False):

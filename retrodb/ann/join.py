@@ -97,6 +97,7 @@ def nearest_by_codes(
     """The candidates of each query, (Q, k + margin) ids by the distances of codes; rows short of k probe further lists.
 
     Args:
+        lists_QA: -1 where a row reads fewer lists. Rows short of k probe their nearest lists.
         database: all lists.
     """
     width, nprobe = k + rerank_margin, lists_QA.shape[1]
@@ -104,8 +105,11 @@ def nearest_by_codes(
         queries, lists_QA, database, exclusion, empty_topk(len(queries), width), threads, device
     )
     wanted = min(k, database.num_allowed)
-    while nprobe < codebook.num_lists:
-        starved = np.flatnonzero((candidates_QW[0] != NO_NEIGHBOUR).sum(axis=1) < wanted)
+    is_partial_Q = (lists_QA >= 0).sum(
+        axis=1
+    ) < codebook.num_lists  # a routed row may read fewer lists than it has columns
+    while True:
+        starved = np.flatnonzero(is_partial_Q & ((candidates_QW[0] != NO_NEIGHBOUR).sum(axis=1) < wanted))
         if not len(starved):
             break
         nprobe = more_probes(nprobe, codebook.num_lists)
@@ -113,6 +117,7 @@ def nearest_by_codes(
         best = empty_topk(len(starved), width)
         found = scan_lists_of(queries[starved], lists, database, exclusion.rows(starved), best, threads, device)
         candidates_QW[0][starved] = found[0]
+        is_partial_Q[starved] = nprobe < codebook.num_lists
     return candidates_QW[0]
 
 

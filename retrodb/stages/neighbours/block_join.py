@@ -19,6 +19,7 @@ from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import RERANK_MARGIN, join_block
 from retrodb.ann.list_rows import ListRows
 from retrodb.ann.rerank import LivePart
+from retrodb.ann.routing import Probes
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
@@ -64,7 +65,7 @@ def join_rows(
     rows: Int64Array,
     parts: Sequence[LivePart] | Sequence[ListRows],
     codebook: Codebook,
-    nprobe: int,
+    probes: Probes,
     exclusion: Exclusion,
     width: int,
     hardware: JoinHardware,
@@ -72,15 +73,15 @@ def join_rows(
     """The `width` nearest chunks of rows of a query set: ids (Q, width) int64 and distances (Q, width) float32.
 
     Args:
-        nprobe: lists to read for each row; 0 compares with every vector, for which parts are live parts.
+        probes: which lists each row reads; to compare with every vector, parts are live parts.
         exclusion: what each row must not have as a neighbour.
     """
     ids, distances = empty_topk(len(rows), width)
-    lists = lists_of_rows(view, space, queries, rows, codebook, nprobe, hardware.threads)
+    lists = lists_of_rows(view, space, queries, rows, codebook, probes, hardware.threads)
     block_rows = _size(rows, lists, parts, codebook, width, hardware).block_rows(hardware.memory_bytes)
     for block in _blocks(lists, codebook, block_rows):
         vectors, excluded = view.vectors(space, rows[block], queries), exclusion.rows(block)
-        if nprobe == 0:
+        if probes.nprobe == 0:
             live = [part for part in parts if isinstance(part, LivePart)]
             nearest = exact_neighbours(vectors, live, codebook.metric, excluded, width, hardware.threads)
         else:
@@ -90,7 +91,7 @@ def join_rows(
                 parts,
                 codebook,
                 width,
-                nprobe,
+                probes.nprobe,
                 excluded,
                 RERANK_MARGIN,
                 hardware.threads,
@@ -109,17 +110,17 @@ def exact_neighbours(
 
 
 def lists_of_rows(
-    view: View, space: str, queries: str, rows: Int64Array, codebook: Codebook, nprobe: int, threads: int
+    view: View, space: str, queries: str, rows: Int64Array, codebook: Codebook, probes: Probes, threads: int
 ) -> Int32Array:
-    """(Q, nprobe) the nearest lists of each row. The list of an indexed row is stored, and read if it is the only one."""
-    lists = np.full((len(rows), min(nprobe, codebook.num_lists)), -1, dtype=np.int32)
-    if queries == SELF and lists.shape[1] == 1:
+    """(Q, A) the lists that each row reads, nearest first. Only the nearest list of an indexed row is stored, and then read."""
+    lists = np.full((len(rows), min(probes.nprobe, codebook.num_lists)), -1, dtype=np.int32)
+    if queries == SELF and probes == Probes(1):
         for hit in stored_lists(view, space).lookup(rows):
             lists[hit.where, 0] = view.chunks.map(hit.record)[hit.positions]
-    missing = np.flatnonzero(lists[:, 0] < 0) if nprobe else rows[:0]
+    missing = np.flatnonzero(lists[:, 0] < 0) if probes.nprobe else rows[:0]
     for start in range(0, len(missing), _ASSIGNED_ROWS):
         block = missing[start : start + _ASSIGNED_ROWS]
-        lists[block] = codebook.nearest_lists(view.vectors(space, rows[block], queries), lists.shape[1], threads)
+        lists[block] = probes.lists(codebook, view.vectors(space, rows[block], queries), threads)
     return lists
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+from retrodb.ann.routing import probes_of
 from retrodb.config import NeighboursParams
 from retrodb.engine.run import add_counts
 from retrodb.engine.task import NoResult, TaskRecord
 from retrodb.errors import UsageError
-from retrodb.format.entries import IndexEntry, TableEntry
+from retrodb.format.entries import IndexEntry, RoutingCost, TableEntry
 from retrodb.format.kinds import TABLE_KINDS
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
@@ -46,7 +47,7 @@ class NeighboursResult:
     k: int
     spare_neighbours: int
     num_short: int  # rows with fewer than k neighbours: the database has no more for them
-    nprobe: int  # lists that each row was compared with; 0 for all vectors
+    nprobe: int  # lists that each row was compared with, with a routing at most; 0 for all vectors
     recall_expected: float  # recall@k that these lists were chosen for
     recall_reached: float | None  # recall@k of a sample of rows of the table; None in a dry run
     dry_run: bool = False
@@ -54,6 +55,10 @@ class NeighboursResult:
     ranges_per_row: float = 1.0  # ranges of lists that each row was compared with
     exchanged_bytes: int = 0  # of the files that tasks of several ranges left for each other
     assignment_recall: float | None = None  # of the neighbours that an exact assignment finds; None: it is exact
+    route_ranges: int = 0  # ranges of lists that rows are routed to; 0: no routing
+    routing: RoutingCost | None = (
+        None  # what it saves and costs a row; None: each row was compared with its nearest lists
+    )
     num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
 
@@ -130,6 +135,7 @@ def plan_neighbours(
     _check(params, table)
     view.query_set(queries)  # raises when there is none
     open_codebook(view, name)  # raises where the index is not of this space
+    _check_routing(view, name, params)
     Restriction.of(view, params.where, params.sample, params.seed)  # raises for an invalid condition
     refuse_missing(view, queries, name)
     spans = spans_of(view, queries)
@@ -146,7 +152,7 @@ def plan_neighbours(
     point = _choose_point(context, view, inputs, unchanged)
     size = size.with_nprobe(point.nprobe)
     size.check(hardware.memory_bytes, hardware.list_ranges)
-    entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall)
+    entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall, routing=point.routing)
     index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(
         snapshot=view.snapshot.number,
@@ -163,14 +169,18 @@ def plan_neighbours(
         dry_run=True,
         codes_recall=index.codes_recall if index else None,
         assignment_recall=index.assignment_recall if index else None,
+        route_ranges=params.route_ranges,
+        routing=point.routing.cost if point.routing else None,
     )
     is_whole = len({len(view.manifest.files(kind, table)) for kind in ("neighbours", "naming")}) == 1
-    is_current = unchanged is not None and unchanged.nprobe == point.nprobe and is_whole
+    is_current = unchanged is not None and probes_of(unchanged) == point.probes and is_whole
     return NeighboursPlan(view, table, params, entry, previous, is_current, spans, size, inputs, hardware, result)
 
 
 def _choose_point(context: Context, view: View, inputs: TableInputs, unchanged: TableEntry | None) -> OperatingPoint:
-    """How many lists each row of the table reads: the stored point of the whole space, else what a sample needs.
+    """Which lists each row of the table reads: the stored point of the whole space, else what a sample needs.
+
+    A routing is learned on the sample, so a table with one takes no stored point.
 
     Args:
         unchanged: the table's entry if it was computed from the same inputs: its measured point is used again.
@@ -178,11 +188,11 @@ def _choose_point(context: Context, view: View, inputs: TableInputs, unchanged: 
     params = inputs.params
     if params.exact or view.snapshot.existing(IndexEntry, inputs.space).lists == 1:
         return EXACT
-    is_whole = params.where is None and params.sample >= 1
+    is_whole = params.where is None and params.sample >= 1 and params.route_ranges == 0
     if is_whole and (stored := stored_point(view, inputs.space, params.recall)):
         return stored
     if unchanged:
-        return OperatingPoint(unchanged.nprobe, unchanged.recall_expected)
+        return OperatingPoint(unchanged.nprobe, unchanged.recall_expected, unchanged.routing)
     return measured_point(context, view, inputs)
 
 
@@ -204,7 +214,7 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
         joined = RangeJoinResult(_join_in_one_range(transaction, plan), 1.0, 0)
     else:
         joined = join_by_ranges(
-            transaction, plan.inputs, plan.spans, entry.nprobe, num_ranges, plan.size, plan.hardware
+            transaction, plan.inputs, plan.spans, probes_of(entry), num_ranges, plan.size, plan.hardware
         )
     records = joined.records
     transaction.add_files(records)
@@ -226,7 +236,7 @@ def _join_in_one_range(transaction: Transaction, plan: NeighboursPlan) -> list[T
     tasks = [
         KIND.task(
             NeighboursPayload(
-                snapshot, plan.table, inputs.queries, inputs.space, num_lists, plan.entry.nprobe, plan.params,
+                snapshot, plan.table, inputs.queries, inputs.space, num_lists, probes_of(plan.entry), plan.params,
                 tuple(plan.spans[number] for number in group),
             ),
             weight=sum(plan.spans[number].num_chunks for number in group),
@@ -270,3 +280,18 @@ def _check(params: NeighboursParams, table: str) -> None:
         raise UsageError(f"unknown exclusion '{min(unknown)}'", remedy=f"Known are: {', '.join(EXCLUSIONS)}.")
     if not table or "/" in table or table.startswith("."):
         raise UsageError(f"'{table}' is not a valid name of a table", remedy="Give a short --table without '/'.")
+
+
+def _check_routing(view: View, space: str, params: NeighboursParams) -> None:
+    num_ranges, num_lists = params.route_ranges, view.snapshot.existing(IndexEntry, space).lists
+    if num_ranges == 0:
+        return
+    wrong = f"--route-ranges {num_ranges}"
+    if num_ranges < 2:
+        raise UsageError(wrong, remedy="Give at least 2 ranges of lists, or 0 for no routing.")
+    if params.exact:
+        raise UsageError(f"{wrong} with --exact, which reads all lists", remedy="Remove one of the two.")
+    if num_lists < num_ranges:
+        held = "1 list, which cannot be split" if num_lists == 1 else f"only {num_lists:,} lists"
+        remedy = "Leave it out." if num_lists == 1 else f"Give at most {num_lists}."
+        raise UsageError(f"{wrong}, but the index of space '{space}' has {held}", remedy=remedy)

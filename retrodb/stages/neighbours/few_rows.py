@@ -17,6 +17,7 @@ from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import RERANK_MARGIN, ScannedDatabase, more_probes, scan_lists_of
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
 from retrodb.ann.rerank import rerank_by_id
+from retrodb.ann.routing import Probes
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
 from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
@@ -32,14 +33,14 @@ def join_few_rows(
     inputs: TableInputs,
     rows: Int64Array,
     codebook: Codebook,
-    nprobe: int,
+    probes: Probes,
     num_ranges: int,
     hardware: JoinHardware,
 ) -> TopK:
     """The nearest chunks of rows of a query set, ids and distances (Q, k + spare_neighbours) each, as `nearest_chunks`.
 
     Args:
-        nprobe: lists that each row probes, at least 1.
+        probes: lists that each row reads, at least 1.
         num_ranges: that the lists are cut in.
     """
     width = inputs.params.k + inputs.params.spare_neighbours
@@ -49,7 +50,7 @@ def join_few_rows(
         block = slice(start, start + EXCHANGED_ROWS)
         queries = check_vectors(view.vectors(inputs.space, rows[block], inputs.queries), codebook.dim, where="queries")
         exclusion = exclusion_of(view, inputs.queries, inputs.params, rows[block])
-        probed = lists_of_rows(view, inputs.space, inputs.queries, rows[block], codebook, nprobe, hardware.threads)
+        probed = lists_of_rows(view, inputs.space, inputs.queries, rows[block], codebook, probes, hardware.threads)
         candidates = _candidates(view, inputs, queries, probed, exclusion, codebook, ranges, width, hardware)
         fetch = partial(view.vectors, inputs.space)
         nearest = rerank_by_id(queries, candidates, fetch, width, codebook.metric, hardware.threads)
@@ -71,6 +72,9 @@ def _candidates(
     """(Q, W) the nearest chunks of each row by codes; rows that find fewer than `width` probe further lists."""
     found = np.full((len(queries), width + RERANK_MARGIN), NO_NEIGHBOUR, dtype=np.int64)
     asked, nprobe = np.arange(len(queries)), lists_QA.shape[1]
+    is_partial = (lists_QA >= 0).sum(
+        axis=1
+    ) < codebook.num_lists  # a routed row may read fewer lists than it has columns
     while len(asked):
         best = empty_topk(len(asked), width + RERANK_MARGIN)
         for lists in ranges:
@@ -91,11 +95,10 @@ def _candidates(
                 )
                 best[0][where], best[1][where] = of_range
         found[asked] = best[0]
-        is_starved = (best[0] != NO_NEIGHBOUR).sum(axis=1) < width
-        if nprobe >= codebook.num_lists:
-            break
+        is_starved = is_partial & ((best[0] != NO_NEIGHBOUR).sum(axis=1) < width)
         asked, nprobe = asked[is_starved], more_probes(nprobe, codebook.num_lists)
         lists_QA = codebook.nearest_lists(queries[asked], nprobe, hardware.threads)
+        is_partial = np.full(len(asked), nprobe < codebook.num_lists)
     return found
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from retrodb.ann.exact import BLOCK_ROWS
 from retrodb.ann.join import RERANK_MARGIN
 from retrodb.ann.rerank import PAIRS
+from retrodb.ann.routing import ROUTED_BYTES
 from retrodb.config import NeighboursParams
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.records import ChunkRange
@@ -46,6 +47,7 @@ class JoinSize:
     task_rows: int  # query rows of the largest task
     threads: int
     on_cpu: bool = True
+    routed_bytes: int = 0  # that the choice of the lists of routed rows takes
     keeps_vectors: bool = True  # else a process has the position of each row among the codes, int64
 
     @staticmethod
@@ -71,6 +73,7 @@ class JoinSize:
             task_rows=max((span.num_chunks for span in spans), default=0),
             threads=threads,
             on_cpu=device in ("cpu", "auto"),
+            routed_bytes=ROUTED_BYTES if params.route_ranges else 0,
             keeps_vectors=view.keeps_vectors(space),
         )
 
@@ -100,7 +103,7 @@ class JoinSize:
         positions = 0 if self.keeps_vectors else 8 * (self.database_rows - rows)
         written = 3 * min(self.task_rows, SORTED_ROWS) * (8 + 12 * self.width)
         block = max(EXCHANGED_ROWS * self.query_bytes, written, 12 * self.width * self.task_rows)
-        return database + positions + 8 * self.largest_part + codebook + block
+        return database + positions + 8 * self.largest_part + codebook + block + self.routed_bytes
 
     @property
     def database_bytes(self) -> int:
@@ -128,7 +131,7 @@ class JoinSize:
         process = (_PROCESS_MIB + (0 if self.on_cpu else _GPU_MIB)) * MIB
         codebook = 3 * 4 * self.num_lists * self.dim  # as read, as centroids, and as the quantizer has them
         buffers = 4 * self.dim * (2 * BLOCK_ROWS + self.threads * PAIRS)  # float32
-        return process + codebook + buffers + self.database_bytes + self.task_bytes
+        return process + codebook + buffers + self.database_bytes + self.task_bytes + self.routed_bytes
 
     @property
     def query_bytes(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from retrodb.ann.list_rows import ListRows
 from retrodb.ann.rerank import LivePart
+from retrodb.ann.routing import Probes
 from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
@@ -32,7 +33,7 @@ class NeighboursPayload:
     queries: str
     space: str
     num_lists: int  # of the codebook
-    nprobe: int  # lists to read for each row; 0 compares with every vector
+    probes: Probes  # lists that each row reads
     params: NeighboursParams
     spans: tuple[ChunkRange, ...]
 
@@ -48,14 +49,14 @@ def run_neighbours_task(
     payload, params = task.payload, task.payload.params
     view = planned_view(storage, payload.snapshot)
     parts: Sequence[LivePart] | Sequence[ListRows]
-    if payload.nprobe == 0:
+    if payload.probes.nprobe == 0:
         parts = database_side(view, payload.space, params)
     else:
         lists = ListRange(0, payload.num_lists)
         parts = planned_rows_in_lists(storage, payload.snapshot, payload.space, params, lists)
 
     def joined(rows: Int64Array) -> TopK:
-        return nearest_chunks(view, payload.queries, payload.space, payload.nprobe, params, parts, rows, hardware)
+        return nearest_chunks(view, payload.queries, payload.space, payload.probes, params, parts, rows, hardware)
 
     files, counts = list[FileRecord](), {"rows": 0, "short": 0}
     for number, span in enumerate(payload.spans):

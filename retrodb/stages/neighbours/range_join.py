@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
 from retrodb.ann.join import more_probes
+from retrodb.ann.routing import Probes, route_bounds
 from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Engine, add_counts
 from retrodb.engine.task import NoResult, P, Task, TaskFunction, TaskRecord
@@ -58,7 +60,7 @@ def join_by_ranges(
     transaction: Transaction,
     inputs: TableInputs,
     spans: Sequence[ChunkRange],
-    nprobe: int,
+    probes: Probes,
     num_ranges: int,
     size: JoinSize,
     hardware: JoinHardware,
@@ -66,18 +68,19 @@ def join_by_ranges(
     """Join the rows of all spans.
 
     Args:
-        nprobe: lists that each row probes.
+        probes: lists that each row reads.
         num_ranges: of lists, if there are as many lists that are not empty.
         size: of the join with one range of lists.
     """
     view, run = transaction.view, transaction.run
     sizes_L = sizes_of_lists(transaction.context, run, parts_of(view, inputs.space), size.num_lists)
-    join = RangeJoin(run.id, inputs, range_bounds(sizes_L, num_ranges))
+    route_ranges = probes.routing.num_ranges if probes.routing else 0
+    join = RangeJoin(run.id, inputs, range_bounds(sizes_L, num_ranges, route_ranges))
     with transaction.context.engine.sharing_processes() as engine:
         engine = engine.with_processes(1) if hardware.device != "cpu" else engine
         phases = _Phases(transaction, engine, join, size, hardware)
         for group in span_groups(spans, join.num_ranges):
-            phases.join_group(group, nprobe)
+            phases.join_group(group, probes)
         extra_bytes = size.range_bytes(join.num_ranges)
         records = phases.run([ROWS.task(payload) for payload in phases.rows], run_rows_task, extra_bytes)
     counts = phases.counts
@@ -92,8 +95,28 @@ def forget_exchange(transaction: Transaction) -> None:
     storage.remove_empty_folders("runs")
 
 
-def range_bounds(sizes_L: Int64Array, num_ranges: int) -> tuple[int, ...]:
-    """Bounds of ranges of lists with about as many rows each; every range has a list."""
+def range_bounds(sizes_L: Int64Array, num_ranges: int, num_routed: int = 0) -> tuple[int, ...]:
+    """Bounds of ranges of lists with about as many rows each; every range has a list.
+
+    Args:
+        num_routed: ranges that rows are routed to, if any. The bounds are bounds of these, too, so that a row that reads few of
+            them is sent to few ranges; only a range that would have more than twice the average of rows is cut inside them.
+    """
+    if num_routed == 0:
+        return _equal_bounds(sizes_L, num_ranges)
+    starts, routed = np.concatenate([[0], np.cumsum(sizes_L)]), route_bounds(len(sizes_L), num_routed)
+    targets = starts[-1] * np.arange(1, num_ranges) // num_ranges
+    nearest = np.abs(starts[routed][None, :] - targets[:, None]).argmin(axis=1)
+    bounds = np.unique(np.concatenate([[0], routed[nearest], [len(sizes_L)]])).tolist()
+    most, cut = 2 * int(starts[-1]) // num_ranges, [0]
+    for first, end in pairwise(bounds):
+        rows = int(starts[end] - starts[first])
+        count = -(-rows // most) if most else 1
+        cut += [first + bound for bound in _equal_bounds(sizes_L[first:end], count)[1:]]
+    return tuple(cut)
+
+
+def _equal_bounds(sizes_L: Int64Array, num_ranges: int) -> tuple[int, ...]:
     ends = np.cumsum(sizes_L)
     targets = ends[-1] * np.arange(1, num_ranges) // num_ranges if len(ends) else np.empty(0, np.int64)
     inner = np.unique(np.clip(np.searchsorted(ends, targets) + 1, 1, max(1, len(sizes_L) - 1)))
@@ -120,24 +143,24 @@ class _Phases:
         self.counts = {"rows": 0, "sent": 0}
         self.exchanged_bytes = 0
 
-    def join_group(self, spans: range, nprobe: int) -> None:
+    def join_group(self, spans: range, probes: Probes) -> None:
         """Find the neighbours of the rows of a group of spans, with more lists for those that find too few."""
         join, results, round_ = self._join, list[FileRecord](), 0
-        routes = [RoutePayload(join, nprobe, span, None) for span in spans]
+        routes = [RoutePayload(join, probes, span, None) for span in spans]
         while routes:
             name = f"{spans[0]}-{round_}"
-            collected = self._join_rows(name, routes, nprobe)
+            collected = self._join_rows(name, routes, probes)
             results += [record.files[0] for record in collected]
             starved = [record.files[1] for record in collected if record.counts["starved"]]
-            nprobe, round_ = more_probes(nprobe, self._size.num_lists), round_ + 1
-            routes = [RoutePayload(join, nprobe, -1, self._list(f"starved-{name}", starved))] if starved else []
+            probes, round_ = Probes(more_probes(probes.nprobe, self._size.num_lists)), round_ + 1
+            routes = [RoutePayload(join, probes, -1, self._list(f"starved-{name}", starved))] if starved else []
         listed = self._list(f"results-{spans[0]}", results)
         self.rows += [TableRowsPayload(join, span, listed) for span in spans]
 
-    def _join_rows(self, name: str, routes: Sequence[RoutePayload], nprobe: int) -> list[TaskRecord[NoResult]]:
+    def _join_rows(self, name: str, routes: Sequence[RoutePayload], probes: Probes) -> list[TaskRecord[NoResult]]:
         """Join some rows with all ranges."""
         join, numbers = self._join, range(self._join.num_ranges)
-        extra_bytes = self._size.with_nprobe(nprobe).range_bytes(join.num_ranges)
+        extra_bytes = self._size.with_nprobe(probes.nprobe).range_bytes(join.num_ranges)
         routed = self.run([ROUTE.task(route) for route in routes], run_route_task, extra_bytes)
         files = self._list(f"routed-{name}", [record.files[0] for record in routed])
         tasks = [HOME.task(HomePayload(join, number, files)) for number in numbers]
@@ -156,7 +179,7 @@ class _Phases:
         found = self._list(f"found-{name}", [record.files[0] for record in remotes])
         wanted = min(join.width, counts["allowed"])
         collects = [
-            COLLECT.task(CollectPayload(join, number, nprobe, wanted, files, home.files[0], found))
+            COLLECT.task(CollectPayload(join, number, probes, wanted, files, home.files[0], found))
             for number, home in enumerate(homes)
         ]
         return self.run(collects, partial(run_collect_task, threads=hardware.threads), extra_bytes)

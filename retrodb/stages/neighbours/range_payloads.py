@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrodb.ann.codebook import Codebook
+from retrodb.ann.routing import Probes
 from retrodb.engine.task import NoResult, TaskKind
 from retrodb.format.arrays import Int32Array, Int64Array
 from retrodb.format.records import FileRecord
@@ -74,7 +75,7 @@ class RoutePayload:
     """Route the rows of a span, or those that found too few neighbours."""
 
     join: RangeJoin
-    nprobe: int  # lists that each row probes
+    probes: Probes  # lists that each row reads
     span: int  # its number; -1 for the rows in the files
     starved: FileRecord | None  # list of the files with rows that found too few neighbours
 
@@ -103,7 +104,7 @@ class CollectPayload:
 
     join: RangeJoin
     number: int  # of the range
-    nprobe: int  # lists that each row probed
+    probes: Probes  # lists that each row read
     wanted: int  # neighbours that a row has to find, or probe more lists
     routed: FileRecord  # list of the files of the group's spans
     nearest: FileRecord  # what the home range found

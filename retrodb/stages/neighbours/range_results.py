@@ -69,7 +69,7 @@ def run_collect_task(
                     _insert(piece, first, (ids, distances))
             first += len(rows)
             is_starved = (ids != NO_NEIGHBOUR).sum(axis=1) < payload.wanted
-            is_starved &= payload.nprobe < codebook.num_lists
+            is_starved &= payload.probes.are_partial(rows.lists_QA, codebook.num_lists)
             starved.add(0, pa.table({"row": rows.numbers_Q[is_starved]}))
             counts["starved"] += int(is_starved.sum())
             _add_results(

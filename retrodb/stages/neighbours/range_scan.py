@@ -61,7 +61,7 @@ def run_route_task(
     def produce(writers: list[ExchangeWriter]) -> None:
         nonlocal num_rows
         for ids in _rows_to_route(storage, view, payload):
-            lists = lists_of_rows(view, inputs.space, inputs.queries, ids, codebook, payload.nprobe, threads)
+            lists = lists_of_rows(view, inputs.space, inputs.queries, ids, codebook, payload.probes, threads)
             vectors = view.vectors(inputs.space, ids, inputs.queries)
             rows = QueryRows(ids, vectors, lists, exclusion_of(view, inputs.queries, inputs.params, ids))
             order = np.argsort(lists[:, 0], kind="stable")

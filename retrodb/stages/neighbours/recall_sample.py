@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from retrodb.ann.recall_curve import recall_at_k
+from retrodb.ann.routing import ROUTED_BYTES
 from retrodb.engine.run import Run, passing_run, run_exists, shared_run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
@@ -19,8 +20,9 @@ from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import open_codebook
-from retrodb.stages.index.operating_point import MAX_LISTS, SAMPLE_ROWS, OperatingPoint, point_reaching
+from retrodb.stages.index.drift_task import sizes_of_lists
+from retrodb.stages.index.live_parts import open_codebook, parts_of
+from retrodb.stages.index.operating_point import MAX_LISTS, SAMPLE_ROWS, OperatingPoint, point_reaching, routed_point
 from retrodb.stages.neighbours.compared_tasks import TableInputs
 from retrodb.stages.neighbours.table_inputs import exclusion_of
 from retrodb.stages.neighbours.table_rows import query_rows, spans_of
@@ -75,6 +77,7 @@ class PointPayload:
 
     inputs: TableInputs
     truth: SampleTruth
+    list_sizes: FileRecord | None  # (L,) int64: vectors in each list, for a table that routes its rows
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class MeasuredRecall:
 
 
 SAMPLE = TaskKind[SamplePlace, RecallSampleFiles]("neighbours-sample", 1, RecallSampleFiles)
-POINT = TaskKind[PointPayload, OperatingPoint]("neighbours-point", 2, OperatingPoint)
+POINT = TaskKind[PointPayload, OperatingPoint]("neighbours-point", 3, OperatingPoint)
 RECALL = TaskKind[RecallPayload, MeasuredRecall]("neighbours-recall", 2, MeasuredRecall)
 
 
@@ -105,8 +108,9 @@ def measured_point(context: Context, view: View, inputs: TableInputs) -> Operati
     where no table is made, `forget_truth`.
     """
     with shared_run(context.storage, _RUN, inputs, context.clock) as run:
-        task = POINT.task(PointPayload(inputs, _truth(context, run, view, inputs)))
-        held = _ranking_bytes(view, inputs.space)
+        sizes = _list_sizes(context, run, view, inputs.space) if inputs.params.route_ranges else None
+        task = POINT.task(PointPayload(inputs, _truth(context, run, view, inputs), sizes))
+        held = _ranking_bytes(view, inputs.space, is_routed=sizes is not None)
         [record] = context.engine.run(run, [task], run_point_task, context.progress, extra_bytes=held, unit="samples")
     return record.result
 
@@ -145,10 +149,21 @@ def _truth(context: Context, run: Run, view: View, inputs: TableInputs) -> Sampl
     return SampleTruth(sample, find_truth(context, run, view, side, sample.queries, params.k))
 
 
-def _ranking_bytes(view: View, space: str) -> int:
-    """What the task that ranks lists holds: the codebook three times (as read, as centroids, and as the quantizer has them)."""
+def _list_sizes(context: Context, run: Run, view: View, space: str) -> FileRecord:
+    """A file of a run with the number of vectors in each list, (L,) int64."""
+    num_lists = view.snapshot.existing(IndexEntry, space).lists
+    sizes_L = sizes_of_lists(context, run, parts_of(view, space), num_lists)
+    return publish_run_array(context.storage, run.id, "list-sizes", sizes_L)
+
+
+def _ranking_bytes(view: View, space: str, *, is_routed: bool) -> int:
+    """What the task that ranks lists holds: the codebook three times (as read, as centroids, and as the quantizer has them).
+
+    To learn a routing takes the size of each list (int64), and what a block of routed rows takes.
+    """
     lists = view.snapshot.existing(IndexEntry, space).lists
-    return 3 * 4 * lists * view.snapshot.existing(SpaceEntry, space).dimension
+    ranked = 3 * 4 * lists * view.snapshot.existing(SpaceEntry, space).dimension
+    return ranked + (8 * lists + ROUTED_BYTES if is_routed else 0)
 
 
 def sampled_spans(num_spans: int) -> list[int]:
@@ -194,8 +209,11 @@ def run_point_task(
     codebook = open_codebook(planned_view(storage, inputs.snapshot), inputs.space)
     vectors = files.array(truth.sample.queries.vectors).whole()
     lists = codebook.nearest_lists(vectors, min(codebook.num_lists, MAX_LISTS))
-    scanned = stored_truth(files, truth.neighbours)
-    return TaskRecord(task.id, result=point_reaching(lists, scanned.lists_QK, codebook.num_lists, inputs.params.recall))
+    true_lists, params = stored_truth(files, truth.neighbours).lists_QK, inputs.params
+    if task.payload.list_sizes is None:
+        return TaskRecord(task.id, result=point_reaching(lists, true_lists, codebook.num_lists, params.recall))
+    sizes_L = files.array(task.payload.list_sizes).whole()
+    return TaskRecord(task.id, result=routed_point(lists, true_lists, sizes_L, params.route_ranges, params.recall))
 
 
 def run_recall_task(

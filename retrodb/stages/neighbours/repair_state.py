@@ -19,6 +19,7 @@ from retrodb.ann.list_rows import ListRows
 from retrodb.ann.near_rows import near_rows
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import NewRows
+from retrodb.ann.routing import Probes
 from retrodb.config import NeighboursParams
 from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
 from retrodb.format.entries import SpaceEntry
@@ -130,10 +131,13 @@ class RepairState:
         if self.table.entry.nprobe == 0:
             lists = np.arange(self.codebook.num_lists, dtype=np.int32)
             return self._new_in(np.tile(lists, (len(self.new_ids), 1)))
-        return self._new_in(self._nearest_lists(_NEAR_LISTS * self.table.entry.nprobe))
+        routing = self.table.entry.routing
+        looked_at = routing.num_lists if routing else 0
+        return self._new_in(self._nearest_lists(max(_NEAR_LISTS * self.table.entry.nprobe, looked_at)))
 
     def _nearest_lists(self, num_lists: int) -> Int32Array:
-        return lists_of_rows(self.view, self.table.entry.space, SELF, self.new_ids, self.codebook, num_lists, 1)
+        nearest = Probes(num_lists)
+        return lists_of_rows(self.view, self.table.entry.space, SELF, self.new_ids, self.codebook, nearest, 1)
 
     def _new_in(self, lists: Int32Array) -> NewRows:
         return NewRows.of(self.new_chunks, lists, self.codebook.num_lists)

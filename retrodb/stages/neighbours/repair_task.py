@@ -15,6 +15,7 @@ import numpy as np
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.reverse_join import BLOCK_QUERIES, NewRows, reverse_join
+from retrodb.ann.routing import probes_of
 from retrodb.ann.topk import TopK
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
@@ -129,9 +130,9 @@ def _recompute(state: RepairState, rows: Int64Array, hardware: JoinHardware) -> 
     if entry.nprobe:
         size = JoinSize.of(state.view, entry.space, state.params, (), entry.nprobe, hardware.threads, hardware.device)
         if (num_ranges := size.num_ranges(hardware.memory_bytes)) > 1:
-            return join_few_rows(state.view, inputs, rows, state.codebook, entry.nprobe, num_ranges, hardware)
+            return join_few_rows(state.view, inputs, rows, state.codebook, probes_of(entry), num_ranges, hardware)
     return nearest_chunks(
-        state.view, entry.queries, entry.space, entry.nprobe, state.params, state.database, rows, hardware
+        state.view, entry.queries, entry.space, probes_of(entry), state.params, state.database, rows, hardware
     )
 
 
@@ -171,11 +172,12 @@ def _nearest_new_chunks(
     """The nearest new chunks of each row that are below its bound, (Q, w) each; -1 and infinity where there are fewer."""
     best = np.repeat(last[:, None], width, axis=1), np.repeat(bound[:, None], width, axis=1)
     view, queries, entry = state.view, state.table.query_set, state.table.entry
+    probes = probes_of(entry)
     for start in range(0, len(rows) if len(state.new_ids) else 0, BLOCK_QUERIES):
         block = slice(start, start + BLOCK_QUERIES)
         of_block = best[0][block], best[1][block]
         if entry.nprobe:
-            lists = lists_of_rows(view, entry.space, queries, rows[block], state.codebook, entry.nprobe, threads)
+            lists = lists_of_rows(view, entry.space, queries, rows[block], state.codebook, probes, threads)
             _join_new(state, rows[block], lists, state.new_by_home, of_block, threads)
         else:
             vectors = view.vectors(entry.space, rows[block], queries)

@@ -9,6 +9,7 @@ import numpy as np
 from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Intervals
 from retrodb.ann.list_rows import ListRows
 from retrodb.ann.rerank import LivePart
+from retrodb.ann.routing import Probes
 from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.errors import MissingStep
@@ -85,7 +86,7 @@ def nearest_chunks(
     view: View,
     queries: str,
     space: str,
-    nprobe: int,
+    probes: Probes,
     params: NeighboursParams,
     parts: Sequence[LivePart] | Sequence[ListRows],
     rows: Int64Array,
@@ -94,4 +95,4 @@ def nearest_chunks(
     """Neighbours and distances, (Q, k + spare_neighbours) each, of query rows among the rows of parts."""
     exclusion = exclusion_of(view, queries, params, rows)
     codebook, width = open_codebook(view, space), params.k + params.spare_neighbours
-    return join_rows(view, space, queries, rows, parts, codebook, nprobe, exclusion, width, hardware)
+    return join_rows(view, space, queries, rows, parts, codebook, probes, exclusion, width, hardware)

@@ -13,6 +13,7 @@ import pytest
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.part import build_part, open_part
 from retrodb.ann.rerank import LivePart
+from retrodb.ann.routing import Probes
 from retrodb.ann.training import train
 from retrodb.errors import NotEnoughMemory
 from retrodb.format.arrays import AnyArray, Int64Array
@@ -35,7 +36,9 @@ def peak_bytes(num_rows: int, parts: list[LivePart], codebook: Any, memory_bytes
     rows, exclusion = np.arange(num_rows), Exclusion.of(num_rows)
     tracemalloc.start()
     hardware = JoinHardware(memory_bytes=memory_bytes)
-    ids, _ = join_rows(cast(View, ManyRows()), "space", "mine", rows, parts, codebook, 2, exclusion, 10, hardware)
+    ids, _ = join_rows(
+        cast(View, ManyRows()), "space", "mine", rows, parts, codebook, Probes(2), exclusion, 10, hardware
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (ids[:, 0] == rows % len(VECTORS)).all()

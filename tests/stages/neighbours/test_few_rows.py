@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from made_documents import made_text, write_documents
 
+from retrodb.ann.routing import Probes
 from retrodb.config import NeighboursParams
 from retrodb.database import Database
 from retrodb.stages.neighbours import few_rows
@@ -52,8 +53,8 @@ def test_ranges_change_nothing(
     rows = np.flatnonzero(view.embeddable_mask(0, view.chunks.end))[::2]
     parts = list(rows_in_lists(view, "default", params, ListRange(0, codebook.num_lists)))
     for nprobe in (1, 3):
-        ids, distances = nearest_chunks(view, "self", "default", nprobe, params, parts, rows, JoinHardware())
-        by_ranges = join_few_rows(view, inputs, rows, codebook, nprobe, num_ranges, JoinHardware())
+        ids, distances = nearest_chunks(view, "self", "default", Probes(nprobe), params, parts, rows, JoinHardware())
+        by_ranges = join_few_rows(view, inputs, rows, codebook, Probes(nprobe), num_ranges, JoinHardware())
         np.testing.assert_array_equal(by_ranges[0], ids)
         np.testing.assert_array_equal(by_ranges[1], distances)
 
