@@ -8,8 +8,9 @@ What a row stores is complete up to a bound (see `repair_task`). So a repair doe
 - A row with fewer than k neighbours below a finite bound is recomputed. New rows are computed.
 - If the vectors, the query rows, the clusters or the inverted lists differ, the whole table is recomputed.
 
-With an exact index the first k neighbours equal those of a rebuild, ids and distances. With inverted lists a new chunk is
-compared with the rows of the lists that it probes, which finds as many neighbours as the probes of the rows would.
+With an exact index the first k neighbours equal those of a rebuild, ids and distances. With inverted lists a row is
+compared with the new chunks in the lists that it reads, chosen by the table's own routing if it has one. The rows to look at are
+those whose nearest list is near a new chunk.
 """
 
 from __future__ import annotations
