@@ -44,7 +44,7 @@ def live_state(view: View) -> str:
     """A digest of the live files that neighbours can depend on: equal digests give equal tables."""
     screening = ("reports/", "rejects/", "inputs/", "testsets/")
     other = (*(f"{kind}/" for kind in TABLE_KINDS), *screening, "bands/", "duplicates/")
-    other += ("rows/",)  # which rows a file has follows from its path
+    other += ("rows/", "blocks/")  # which rows a file has follows from its path, and so do digests of its blocks
     return identity(sorted(path for path in view.manifest.paths() if not path.startswith(other)))
 
 

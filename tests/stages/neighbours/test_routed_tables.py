@@ -239,7 +239,7 @@ def test_a_repair_looks_at_the_rows_that_find_a_new_chunk_in_their_routed_lists(
             num_found, num_seen = num_found + finds_new.sum(), num_seen + (finds_new & is_seen).sum()
             num_rows += len(rows)
     assert 0 < num_found < num_rows / 2
-    assert num_seen > 0.99 * num_found
+    assert num_seen > 0.97 * num_found, "the list of a row is hardly ever far from a chunk whose list it reads"
 
 
 def test_what_makes_no_sense_is_refused(copy: Callable[[str], Database], topical: Path, made_tokenizer: Path) -> None:
