@@ -105,9 +105,8 @@ def nearest_by_codes(
         queries, lists_QA, database, exclusion, empty_topk(len(queries), width), threads, device
     )
     wanted = min(k, database.num_allowed)
-    is_partial_Q = (lists_QA >= 0).sum(
-        axis=1
-    ) < codebook.num_lists  # a routed row may read fewer lists than it has columns
+    # A routed row may read fewer lists than it has columns.
+    is_partial_Q = (lists_QA >= 0).sum(axis=1) < codebook.num_lists
     while True:
         starved = np.flatnonzero(is_partial_Q & ((candidates_QW[0] != NO_NEIGHBOUR).sum(axis=1) < wanted))
         if not len(starved):

@@ -21,9 +21,8 @@ from retrodb.format.arrays import BoolArray, Float64Array, Int32Array, Int64Arra
 from retrodb.format.entries import Routing, TableEntry
 
 ROUTED_BYTES = 64 << 20  # what `Probes.lists` holds of a block of rows at most, next to its vectors and result
-_BLOCK_CELLS = (
-    1 << 20
-)  # of lists or ranges of a block of rows: about 50 bytes each, in arrays of float64, int64 and bool
+_BLOCK_CELLS = 1 << 20
+"""Of lists or ranges of a block of rows: about 50 bytes each, in arrays of float64, int64 and bool."""
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,8 @@ class Routing:
     """How a row chooses few ranges of lists, see `ann/routing.py`."""
 
     num_ranges: int  # of consecutive lists, each with equally many lists, or one more
-    gains: tuple[
-        tuple[int, int], ...
-    ]  # nearest lists first: how many, and the true neighbours in each, in billionths of all
+    # Nearest lists first: how many, and the true neighbours in each, in billionths of all.
+    gains: tuple[tuple[int, int], ...]
     mass: int  # sum of gains, in billionths, from which on a row takes no further range
     cost: RoutingCost
 

@@ -56,9 +56,7 @@ class NeighboursResult:
     exchanged_bytes: int = 0  # of the files that tasks of several ranges left for each other
     assignment_recall: float | None = None  # of the neighbours that an exact assignment finds; None: it is exact
     route_ranges: int = 0  # ranges of lists that rows are routed to; 0: no routing
-    routing: RoutingCost | None = (
-        None  # what it saves and costs a row; None: each row was compared with its nearest lists
-    )
+    routing: RoutingCost | None = None  # what it saves and costs a row; None: each row reads its nearest lists
     num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
 
