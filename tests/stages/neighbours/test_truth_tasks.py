@@ -18,7 +18,7 @@ from retrodb.engine.run import Run
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.stages.context import Context
-from retrodb.stages.index.live_parts import coverage_of, missing_rows, parts_of
+from retrodb.stages.index.live_parts import missing_rows, parts_of
 from retrodb.stages.neighbours import truth_tasks as scan
 from retrodb.stages.neighbours.table_inputs import each_part, exclusion_of
 from retrodb.stages.neighbours.table_rows import query_ids, spans_of
@@ -63,7 +63,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory, made_tokenizer: Path, reque
     assert len(parts) < len(spans) - 1, "some parts are merged"
     assert view.snapshot.existing(IndexEntry, "default").lists == 4
     assert not all(view.chunks.is_all_live(*span) for span in spans)
-    assert any(missing_rows(view, coverage_of(view, parts), "default")) == request.param
+    assert any(missing_rows(view, "default")) == request.param
     return view
 
 
