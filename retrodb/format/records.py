@@ -199,6 +199,15 @@ def file_records(table: pa.Table) -> list[FileRecord]:
     ]
 
 
+def covered_records(table: pa.Table) -> list[CoveredRecord]:
+    """The records of a manifest table's rows, all of which must be `CoveredRecord`s."""
+    kinds: list[str] = table.column("kind").to_pylist()
+    names: list[str] = table.column("name").to_pylist()
+    first_chunks: list[int] = table.column("first_chunk").to_pylist()
+    counts: list[int] = table.column("num_chunks").to_pylist()
+    return list(map(CoveredRecord, kinds, names, first_chunks, counts))
+
+
 def screening_key(name: str, digest: str) -> str:
     """How screening records name a test set: a changed test set has to be screened again."""
     return f"{name}@{digest[:16]}"

@@ -32,6 +32,7 @@ from retrodb.format.records import (
     FileRecord,
     Record,
     ShardRecord,
+    covered_records,
     file_records,
     records_to_table,
 )
@@ -204,28 +205,27 @@ class Manifest:
 
     def num_covered(self, kind: str, name: str) -> Int64Array:
         """(S,) int64: how many live chunks of each live shard the files of a kind and name hold, see `CoveredRecord`."""
-        table = self._covered.filter(
-            self._pc.and_(
-                self._pc.equal(self._covered.column("kind"), kind), self._pc.equal(self._covered.column("name"), name)
-            )
-        )
+        is_kind, is_name = (self._pc.equal(self._covered.column(n), v) for n, v in (("kind", kind), ("name", name)))
+        table = self._covered.filter(self._pc.and_(is_kind, is_name))
         covered = np.zeros(len(self.shards), dtype=np.int64)
         shard = np.searchsorted(self.shards.first_chunk, table.column("first_chunk").to_numpy())
         covered[shard] = table.column("num_chunks").to_numpy()
         return covered
 
     def covered_records(self, first_chunk: int) -> list[CoveredRecord]:
-        """What the manifest says of the live shard that begins at a chunk."""
-        table = self._covered
-        low, high = np.searchsorted(table.column("first_chunk").to_numpy(), [first_chunk, first_chunk + 1])
-        names = ("kind", "name", "num_chunks")
-        kinds, of, counts = (table.slice(low, high - low).column(name).to_pylist() for name in names)
-        return [CoveredRecord(kind, name, first_chunk, n) for kind, name, n in zip(kinds, of, counts, strict=True)]
+        """What the manifest says of the live shard that begins at a chunk: a record for each space and table."""
+        low, high = np.searchsorted(self._covered_first_chunk, [first_chunk, first_chunk + 1]).tolist()
+        return covered_records(self._covered.slice(low, high - low))
 
     @cached_property
     def _covered(self) -> pa.Table:
-        """The records that count, by first chunk."""
+        """The records that count, by first chunk: some for each shard."""
         return self._table.take(self._newest_of_shards(OP_COVERED)).combine_chunks()
+
+    @cached_property
+    def _covered_first_chunk(self) -> Int64Array:
+        first_chunk: Int64Array = self._covered.column("first_chunk").to_numpy()
+        return first_chunk
 
     def _newest_of_shards(self, op: str) -> Int64Array:
         """The newest row of an operation for each live shard, kind and name, by first chunk; none from before its shard."""
