@@ -124,9 +124,8 @@ def _names_deleted(table: NeighbourTable, span: ChunkRange) -> bool:
 
     for ids in table.named_chunks(*span, may_be_deleted):
         deleted = ids[~chunks.is_live(ids)]
-        if len(deleted) and len(
-            table.rows_that_name(deleted, *span)
-        ):  # and not only in a file that a later one replaces
+        # A row may name it only in a file that a later one replaces.
+        if len(deleted) and len(table.rows_that_name(deleted, *span)):
             return True
     return False
 
