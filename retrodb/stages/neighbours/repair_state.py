@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from pyroaring import BitMap
 
 _NEAR_LISTS = 2  # times the lists that a row probes: those near a new chunk have almost all rows that probe its list
-_MOST_LISTS = 1 << 24  # of all new chunks together: 64 MB, twice
+_MOST_NEW = 64  # chunks that are compared with the codes of all lists: a product of many with all vectors is faster
+_MOST_LISTS = 1 << 22  # of all new chunks together: 16 MB, twice
 
 
 @dataclass(frozen=True)
@@ -142,15 +143,15 @@ class RepairState:
     def _new_in(self, lists: Int32Array) -> NewRows:
         return NewRows.of(self.new_chunks, lists, self.codebook.num_lists)
 
-    @property
+    @cached_property
     def finds_rows_by_codes(self) -> bool:
-        """Whether `near` can say which rows may get a new neighbour: those of other query sets have no codes.
+        """Whether `near` is to say which rows may get a new neighbour: those of other query sets have no codes.
 
         An exact table compares each new chunk with all lists: many new chunks are joined without looking at codes first.
         """
-        entry = self.table.entry
-        num_lists = len(self.new_ids) * self.codebook.num_lists
-        return self.table.query_set == SELF and (entry.nprobe > 0 or num_lists <= _MOST_LISTS)
+        num_new = len(self.new_ids)
+        is_few = num_new <= _MOST_NEW and num_new * self.codebook.num_lists <= _MOST_LISTS
+        return self.table.query_set == SELF and (self.table.entry.nprobe > 0 or is_few)
 
     def near(self, known: Int64Array, span: ChunkRange) -> BoolArray:
         """(Q,) which of some of the database's own rows, ascending in a range, may get a new neighbour.

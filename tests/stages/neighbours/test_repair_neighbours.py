@@ -96,7 +96,7 @@ STEPS = st.one_of(
     k=st.integers(1, 3),
     spare_neighbours=st.sampled_from([0, 1, 4]),
     exclude=st.sampled_from([[], ["document"], ["document", "content"]]),
-    most_lists=st.sampled_from([0, 1 << 24]),
+    most_new=st.sampled_from([0, 1000]),
 )
 def test_after_any_history_the_first_k_neighbours_equal_a_rebuild(
     made_tokenizer: Path,
@@ -104,10 +104,10 @@ def test_after_any_history_the_first_k_neighbours_equal_a_rebuild(
     k: int,
     spare_neighbours: int,
     exclude: list[str],
-    most_lists: int,
+    most_new: int,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retrodb.stages.neighbours.repair_state._MOST_LISTS", most_lists)
+        patch.setattr("retrodb.stages.neighbours.repair_state._MOST_NEW", most_new)
         database = retrodb.create(Path(folder) / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
         options = {"k": k, "spare_neighbours": spare_neighbours, "exclude": exclude, "exact": True}
         texts = [made_text(seed % 6, 60) for seed in range(10)]  # some are equal: their distances tie
