@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,13 +106,14 @@ def test_tasks_that_fit_into_no_process_are_refused_before_one_starts(run: Run) 
 
 
 def test_shared_processes_start_again_where_later_tasks_need_more(run: Run) -> None:
-    ran = []
+    running = []  # whether or not a task came to each of them
     with LocalEngine(3, MAIN + 3 * HUNDRED).sharing_processes() as engine:
         for number, made in enumerate((tasks(9), tasks(9)[:1], tasks(9, 30 * MIB))):
             records = engine.run(open_run(run.storage, "heavy", {"n": number}), made, note_process, Progress())
-            ran.append({record.result.process for record in records})
-    first, again, larger = ran
-    assert again <= first
+            running.append({process.pid for process in multiprocessing.active_children()})
+            assert {record.result.process for record in records} <= running[-1]
+    first, again, larger = running
+    assert again == first
     assert not larger & first
     assert len(larger) <= 2
 
