@@ -95,7 +95,7 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "compared": TaskMemory(120, 25, SHARD), "compared-count": TaskMemory(120, 25, SHARD),
     "exposure-named": TaskMemory(160, 60, SHARD), "exposure-match": TaskMemory(170, 220, SHARD),
     "exposure-rows": TaskMemory(170, 220, SHARD),
-    "fold": TaskMemory(100, 300, SHARD), "fold-named": TaskMemory(100, 250, SHARD),
+    "fold": TaskMemory(100, 300, SHARD),
     "fold-lost": TaskMemory(250),  # 64 row groups of 16 bitmaps, each of at most 128 KiB
     "export-positions": TaskMemory(55, 110, SHARD),
     "export-facts": TaskMemory(75, 160, SHARD),

@@ -168,6 +168,7 @@ class TableEntry(Entry):
     snapshot: int  # that it was computed or last repaired on
     recall_reached: float | None = None
     lost_chunks: int = 0  # that compaction took out of it since
+    may_name_deleted: bool = False  # a repair left the rows of deleted chunks, or rows that name them, in its files
     route_ranges: int = 0  # of lists that rows are routed to; 0: no routing
     routing: Routing | None = None  # None: each row was compared with its nearest lists
 
@@ -190,6 +191,7 @@ _MEASURED = (
     "recall_reached",
     "snapshot",
     "lost_chunks",
+    "may_name_deleted",
     "routing",
 )
 

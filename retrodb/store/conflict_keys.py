@@ -72,17 +72,22 @@ def tag(attribute: str) -> ConflictKeys:
 
 def embed(space: str) -> ConflictKeys:
     """Adds coverage of a space; creating the space sets its entry."""
-    return _keys({f"space/{space}"})
+    return _keys({f"space/{space}"}, {f"content/{space}"})
 
 
 def index(space: str) -> ConflictKeys:
     """Adds parts under the codebook of a space, and sets the drift entry."""
-    return _keys({f"space/{space}", f"index/{space}"})
+    return _keys({f"space/{space}", f"index/{space}"}, {f"content/{space}"})
 
 
 def retrain(space: str) -> ConflictKeys:
     """Trains a codebook, which sets the index entry, and replaces all parts: none may be added or merged meanwhile."""
-    return ConflictKeys(index(space).reads | {f"drift/{space}", f"parts/{space}@0-{_END_OF_IDS}"}, frozenset())
+    keys = index(space)
+    return ConflictKeys(keys.reads | {f"drift/{space}", _all_parts(space)}, keys.writes)
+
+
+def _all_parts(space: str) -> str:
+    return f"parts/{space}@0-{_END_OF_IDS}"
 
 
 def merge(space: str, ranges: Iterable[ChunkRange]) -> ConflictKeys:
@@ -92,9 +97,9 @@ def merge(space: str, ranges: Iterable[ChunkRange]) -> ConflictKeys:
 
 
 def drop_space(space: str, tables: Sequence[str] = ()) -> ConflictKeys:
-    """Drops a space and the tables that use it."""
+    """Drops a space and the tables that use it: none may be added meanwhile, and no file of the space added or rewritten."""
     keys = {f"space/{space}", f"index/{space}", *(f"table/{table}" for table in tables)}
-    return _keys(keys | {"default/space"}, keys)
+    return _keys(keys | {"default/space", f"content/{space}", _all_parts(space), ROWS}, keys)
 
 
 def default_space(space: str) -> ConflictKeys:
@@ -110,7 +115,10 @@ def queries(name: str) -> ConflictKeys:
 def neighbours(table: str, space: str | None = None) -> ConflictKeys:
     """Writes one neighbour table over a space; which must not be dropped meanwhile."""
     keys = f"table/{table}"
-    return _keys({keys, RESTORE} | ({f"space/{space}"} if space else set()), {keys})
+    spaces = {space} if space else set[str]()
+    return _keys(
+        {keys, RESTORE} | {f"space/{name}" for name in spaces}, {keys} | {f"content/{name}" for name in spaces}
+    )
 
 
 def edit(table: str) -> ConflictKeys:

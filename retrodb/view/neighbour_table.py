@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +127,10 @@ class NeighbourTable:
     def _naming(self) -> dict[str, FileRecord]:
         """By path, the files that say which rows name a chunk."""
         return {record.path: record for record in self.view.manifest.files("naming", self.name)}
+
+    def files_of(self, first: int, count: int) -> Sequence[FileRecord]:
+        """The files with rows of one range of ids."""
+        return self._coverage.overlapping(first, count)
 
     def spans(self) -> list[ChunkRange]:
         """Ranges of at most `_SPAN_ROWS` ids that hold all rows of the table, ascending: they follow from the files' records."""

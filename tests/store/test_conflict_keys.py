@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from retrodb.format.records import ChunkRange
-from retrodb.store.conflict_keys import ConflictKeys, conflicts, merge, retrain
+from retrodb.store.conflict_keys import (
+    ConflictKeys,
+    compact,
+    conflicts,
+    drop_space,
+    embed,
+    index,
+    ingest,
+    merge,
+    neighbours,
+    retrain,
+)
 
 BASE = [ChunkRange(0, 100), ChunkRange(1 << 33, 50)]
 
@@ -45,3 +56,24 @@ def test_a_new_codebook_conflicts_with_new_parts_and_merges_of_its_space_only() 
     assert clash(retrain("default"), merge("default", BASE))
     assert not clash(retrain("second"), merge("default", BASE))
     assert not clash(retrain("default"), merge("default", []))
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        embed("second"),
+        index("second"),
+        retrain("second"),
+        merge("second", BASE),
+        neighbours("new", "second"),
+        compact(),
+    ],
+)
+def test_dropping_a_space_plans_again_after_a_commit_that_gave_it_files(earlier: ConflictKeys) -> None:
+    assert clash(drop_space("second"), earlier)
+    assert earlier == compact() or not clash(drop_space("third"), earlier)
+
+
+def test_dropping_a_space_goes_with_new_documents() -> None:
+    assert not clash(drop_space("second"), ingest("a"))
+    assert not clash(embed("second"), embed("second"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from retrodb.encode.encoder import Encoder, OutOfDeviceMemory
-from retrodb.engine.run import add_counts, run_exists
+from retrodb.engine.run import add_counts, forget_run, open_run, run_exists
 from retrodb.engine.task import NoResult, Task
 from retrodb.engine.task_memory import memory_of
 from retrodb.format.json_codec import to_plain_object
@@ -80,13 +80,20 @@ def execute_embed(context: Context, plan: EmbedPlan) -> EmbedResult:
         return result
     encoder = load_encoder(plan.params, plan.hardware)
     half = max(1, encoder.provenance.batch_tokens // 2)
-    if run_exists(context.storage, "embed", _run_plan(plan, encoder, half)):
+    halved = _run_plan(plan, encoder, half)
+    if run_exists(context.storage, "embed", halved):
         note = "an earlier attempt ran out of memory"
     else:
         try:
             return _embed(context, plan, result, encoder, plan.hardware)
         except OutOfDeviceMemory as error:
             note = error.what
+    open_run(
+        context.storage, "embed", halved, context.clock
+    )  # first, so that a command that is killed here continues it
+    whole = _run_plan(plan, encoder, encoder.provenance.batch_tokens)
+    if run_exists(context.storage, "embed", whole):
+        forget_run(open_run(context.storage, "embed", whole))
     load_encoder.cache_clear()  # else the weights of the first encoder stay in the memory that is short
     hardware = replace(plan.hardware, batch_tokens=half)
     encoder = load_encoder(plan.params, hardware)

@@ -33,6 +33,7 @@ from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedRange, ComparedSets, write_compared
 from retrodb.view.coverage import Coverage
+from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ class TableInputs:
     queries: str
     space: str
     params: NeighboursParams
+
+    @staticmethod
+    def of(table: NeighbourTable) -> TableInputs:
+        """Those of a table that was computed."""
+        entry = table.entry
+        return TableInputs(PlannedSnapshot.of(table.view), table.name, entry.queries, entry.space, entry.params)
 
     def states(self, view: View) -> ComparedStates:
         """The digests of what is compared in the snapshot, which a view shows."""

@@ -1,25 +1,25 @@
-"""What a neighbour table names and is deleted: records say it where nothing is deleted, otherwise planning tasks.
+"""What of a neighbour table is deleted: records say it where nothing is deleted, otherwise tasks.
 
-A task looks into one file of compared sets, or into the rows of one range. What is left of it is a few numbers.
+A planning task looks into one file of compared sets, and what is left of it is two numbers. The task that folds a range of rows
+looks into its files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
 
 from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.format.records import ChunkRange
 from retrodb.stages.context import Context
+from retrodb.stages.neighbours.compared_states import split_ranges
+from retrodb.stages.neighbours.compared_tasks import TableInputs
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.planning_tasks import run_planning_tasks
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedSets
 from retrodb.view.neighbour_table import NeighbourTable
-from retrodb.view.view import SELF, View
+from retrodb.view.view import SELF
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,8 @@ class LostIds:
     num_chunks: int
     num_rows: int
 
-    def __add__(self, other: LostIds) -> LostIds:
-        return LostIds(self.num_chunks + other.num_chunks, self.num_rows + other.num_rows)
-
-
-@dataclass(frozen=True)
-class NamedRowsPayload:
-    """A range of rows of a table."""
-
-    snapshot: PlannedSnapshot
-    table: str
-    span: ChunkRange
-
-
-@dataclass(frozen=True)
-class NamedIds:
-    """What the rows of a range name."""
-
-    is_deleted: bool  # a row of the range, or a neighbour of one
-
 
 LOST = TaskKind[LostPayload, LostIds]("fold-lost", 1, LostIds)
-NAMED = TaskKind[NamedRowsPayload, NamedIds]("fold-named", 2, NamedIds)
 
 
 def is_nothing_deleted(table: NeighbourTable) -> bool:
@@ -70,26 +50,20 @@ def is_nothing_deleted(table: NeighbourTable) -> bool:
     )
 
 
-def count_lost(context: Context, table: NeighbourTable) -> LostIds:
-    """Count what a table was compared with and is deleted, in a task for each file of compared sets."""
+def count_lost(context: Context, table: NeighbourTable) -> dict[str, LostIds]:
+    """By path, the files of compared sets that have deleted ids. A task looks into each file of which a range has changed."""
     view, snapshot = table.view, PlannedSnapshot.of(table.view)
-    paths = [record.path for record in view.manifest.files("joined", table.name)]
+    records = view.manifest.files("joined", table.name)
+    compared, states = ComparedSets.read(view, table.name), TableInputs.of(table).states(view)
+    changed = set[int]()
+    for side in (DATABASE, QUERIES):
+        unchanged = set(split_ranges(compared, states, side).unchanged)
+        changed |= {stored.file for stored in compared.stored(side) if stored not in unchanged}
+    paths = [records[number].path for number in sorted(changed)]
     tasks = [LOST.task(LostPayload(snapshot, table.name, path)) for path in paths]
     engine = context.engine_for_chunks(view.chunks.end)
     results = run_planning_tasks(context, "fold-lost", tasks, run_count_lost, unit="files", engine=engine)
-    return sum(results, LostIds(0, 0))
-
-
-def names_deleted(context: Context, table: NeighbourTable) -> bool:
-    """Whether an edit names a deleted chunk, or rows of the table are deleted or name one, found in a task for each range."""
-    edited = np.array([edit.chunk for edit in table.edits.all], dtype=np.int64)
-    if not table.view.chunks.is_live(edited).all():
-        return True
-    snapshot = PlannedSnapshot.of(table.view)
-    tasks = [NAMED.task(NamedRowsPayload(snapshot, table.name, span), weight=span.num_chunks) for span in table.spans()]
-    engine = context.engine_for_chunks(sum(task.weight for task in tasks))
-    results = run_planning_tasks(context, "fold-named", tasks, run_find_named, unit="chunks", engine=engine)
-    return any(named.is_deleted for named in results)
+    return {path: lost for path, lost in zip(paths, results, strict=True) if lost != LostIds(0, 0)}
 
 
 def run_count_lost(storage: Storage, task: Task[LostPayload, LostIds], clock: str) -> TaskRecord[LostIds]:
@@ -101,22 +75,15 @@ def run_count_lost(storage: Storage, task: Task[LostPayload, LostIds], clock: st
     compared = ComparedSets([view.files.open(record)])
     lost = {
         side: sum(len(compared.rows(side, *span) - chunks.live_rows(*span)) for span in compared.ranges(side))
-        for side, chunks in sides_of(_table(view, payload.table)).items()
+        for side, chunks in sides_of(NeighbourTable(view, payload.table)).items()
     }
     return TaskRecord(task.id, result=LostIds(lost[DATABASE], lost[QUERIES]))
 
 
-def run_find_named(storage: Storage, task: Task[NamedRowsPayload, NamedIds], clock: str) -> TaskRecord[NamedIds]:
-    """Find whether a row of one range is deleted, or names a deleted chunk."""
-    del clock
-    table = _table(planned_view(storage, task.payload.snapshot), task.payload.table)
-    rows = table.all_rows_in(*task.payload.span)
-    is_deleted = not sides_of(table)[QUERIES].is_live(rows).all()
-    return TaskRecord(task.id, result=NamedIds(bool(is_deleted or _names_deleted(table, task.payload.span))))
-
-
-def _names_deleted(table: NeighbourTable, span: ChunkRange) -> bool:
-    """Whether a row of a range names a deleted chunk: only ids of ranges where something is deleted are read."""
+def names_deleted(table: NeighbourTable, span: ChunkRange) -> bool:
+    """Whether a row of a range is deleted, or names a deleted chunk: only ids of ranges where something is deleted are read."""
+    if not sides_of(table)[QUERIES].is_live(table.all_rows_in(*span)).all():
+        return True
     chunks = table.view.chunks
 
     def may_be_deleted(first: int, last: int) -> bool:
@@ -128,12 +95,6 @@ def _names_deleted(table: NeighbourTable, span: ChunkRange) -> bool:
         if len(deleted) and len(table.rows_that_name(deleted, *span)):
             return True
     return False
-
-
-@lru_cache(maxsize=1)
-def _table(view: View, name: str) -> NeighbourTable:
-    """A table, opened once per process."""
-    return NeighbourTable(view, name)
 
 
 def sides_of(table: NeighbourTable) -> dict[str, ChunkSet]:

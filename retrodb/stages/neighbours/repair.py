@@ -65,6 +65,7 @@ class TableRepairPlan:
     hardware: JoinHardware  # its device is as asked for
     rebuild: NeighboursPlan | None  # of the whole table, where no row or too few can be kept
     is_current: bool  # there is nothing to repair
+    loses_ids: bool  # rows of the table, or chunks that they were compared with, are deleted or not chosen now
     result: TableRepairResult  # that a dry run prints
 
 
@@ -101,16 +102,15 @@ def plan_repair_neighbours(context: Context, view: View, table: str, hardware: J
     Where the table has to be recomputed, its operating point is chosen here, as in `plan_neighbours`.
     """
     _check_memory(view, table, hardware)
-    entry = NeighbourTable(view, table).entry
+    inputs, entry = TableInputs.of(of_table := NeighbourTable(view, table)), of_table.entry
     refuse_missing(view, entry.queries, entry.space)
-    inputs = TableInputs(PlannedSnapshot.of(view), table, entry.queries, entry.space, entry.params)
     dependencies = table_dependencies(view, entry.queries, entry.space, entry.params)
     chunks, rows = count_compared(context, view, inputs)
     is_reusable = entry.dependencies is not None and dependencies.is_reusable(entry.dependencies)
     num_known = rows.num_now - rows.num_new
     if not is_reusable or (entry.nprobe and num_known * _NEW_CHUNKS_PER_ROW < chunks.num_new):
         return _plan_rebuild(context, view, inputs, dependencies, hardware, num_chunks=chunks.num_now)
-    num_lost = chunks.num_lost + entry.lost_chunks
+    num_lost, loses_ids = chunks.num_lost + entry.lost_chunks, chunks.num_lost + rows.num_lost > 0
     result = TableRepairResult(
         snapshot=view.snapshot.number,
         table=table,
@@ -124,7 +124,7 @@ def plan_repair_neighbours(context: Context, view: View, table: str, hardware: J
         dry_run=True,
     )
     is_current = not (chunks.num_new or num_lost or rows.num_new or rows.num_lost)
-    return TableRepairPlan(view, inputs, entry, dependencies, hardware, None, is_current, result)
+    return TableRepairPlan(view, inputs, entry, dependencies, hardware, None, is_current, loses_ids, result)
 
 
 def _check_memory(view: View, table: str, hardware: JoinHardware) -> None:
@@ -164,7 +164,7 @@ def _plan_rebuild(
         dry_run=True,
     )
     entry = view.snapshot.existing(TableEntry, inputs.table)
-    return TableRepairPlan(view, inputs, entry, dependencies, hardware, rebuild, False, result)
+    return TableRepairPlan(view, inputs, entry, dependencies, hardware, rebuild, False, False, result)
 
 
 def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableRepairResult:
@@ -204,6 +204,7 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         state=state,
         snapshot=view.snapshot.number,
         lost_chunks=0,
+        may_name_deleted=entry.may_name_deleted or plan.loses_ids,
     )
     transaction.set_entry(table, repaired)
     return replace(

@@ -192,9 +192,8 @@ def planned_state(storage: Storage, snapshot: PlannedSnapshot, table: str) -> Re
     """The state of a table as of a planned snapshot, opened once per process. Raises MissingStep when there is no such table."""
     view = planned_view(storage, snapshot)
     of_table = NeighbourTable(view, table)
-    entry, params = of_table.entry, of_table.entry.params
-    inputs = TableInputs(snapshot, table, entry.queries, entry.space, params)
-    return RepairState(view, of_table, params, ComparedSets.read(view, table), compared_sides(storage, inputs))
+    now = compared_sides(storage, TableInputs.of(of_table))
+    return RepairState(view, of_table, of_table.entry.params, ComparedSets.read(view, table), now)
 
 
 def _of_positions(

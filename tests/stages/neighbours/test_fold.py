@@ -12,6 +12,8 @@ from made_documents import made_text, write_documents
 
 from retrodb.database import Database
 from retrodb.engine.local import LocalEngine
+from retrodb.format.parquet import read_table
+from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours import deleted_in_table
 from retrodb.stages.neighbours.deleted_in_table import sides_of
@@ -43,11 +45,17 @@ def lost_in_all(view: View) -> int | None:
         side: sum(len(compared.rows(side, *span) - chunks.live_rows(*span)) for span in compared.ranges(side))
         for side, chunks in sides_of(table).items()
     }
-    rows = np.concatenate([table.all_rows_in(*span) for span in table.spans()])
-    named = np.concatenate([rows, table.stored(rows)[0].ravel(), [edit.chunk for edit in table.edits.all]])
-    is_deleted = not view.chunks.is_live(np.unique(named[named >= 0]).astype(np.int64)).all()
+    edited = np.array([edit.chunk for edit in table.edits.all], dtype=np.int64)
+    is_left = table.entry.may_name_deleted or not view.chunks.is_live(edited).all()
     has_patches = len(table.files) > -(-view.chunks.end // 16)
-    return lost[DATABASE] if has_patches or any(lost.values()) or is_deleted else None
+    return lost[DATABASE] if has_patches or any(lost.values()) or is_left else None
+
+
+def names_deleted_in_all(view: View, record: FileRecord) -> bool:
+    """Whether a file of the table has a deleted row, or one that names a deleted chunk."""
+    content = read_table(view.files.open(record))
+    ids = np.concatenate([content["row"].to_numpy(), content["neighbours"].combine_chunks().flatten().to_numpy()])
+    return not view.chunks.is_live(np.unique(ids[ids >= 0])).all()
 
 
 def planned(database: Database) -> FoldPlan | None:
@@ -95,6 +103,20 @@ def test_a_named_chunk_that_is_deleted(database: Database) -> None:
     fold_plan = planned(database)
     assert fold_plan is not None
     assert fold_plan.entry.lost_chunks == 1
+
+
+def test_files_that_name_nothing_deleted_stay(database: Database) -> None:
+    rows = np.arange(database.view().chunks.end)
+    neighbours = database.neighbour_table().stored(rows)[0]
+    counts = np.bincount(neighbours[neighbours >= 0], minlength=len(rows))
+    rare = int(np.flatnonzero(counts == counts[counts > 0].min())[0])
+    mark(database, [rare])
+    before = database.neighbour_table().files
+    named = {record.path for record in before if names_deleted_in_all(database.view(), record)}
+    assert fold(database)
+    after = {record.path for record in database.neighbour_table().files}
+    assert {record.path for record in before} - after == named
+    assert len(named) < len(before)
 
 
 def test_a_deleted_chunk_that_was_not_compared(database: Database, tmp_path: Path) -> None:
