@@ -91,15 +91,22 @@ def execute_embed(context: Context, plan: EmbedPlan) -> EmbedResult:
     open_run(
         context.storage, "embed", halved, context.clock
     )  # first, so that a command that is killed here continues it
-    whole = _run_plan(plan, encoder, encoder.provenance.batch_tokens)
-    if run_exists(context.storage, "embed", whole):
-        forget_run(open_run(context.storage, "embed", whole))
+    _forget(context, _run_plan(plan, encoder, encoder.provenance.batch_tokens))
     load_encoder.cache_clear()  # else the weights of the first encoder stay in the memory that is short
     hardware = replace(plan.hardware, batch_tokens=half)
     encoder = load_encoder(plan.params, hardware)
     note += f": planned again with {half:,}"
     result = replace(result, batch_tokens=encoder.provenance.batch_tokens, note=note)
-    return _embed(context, plan, result, encoder, hardware)
+    try:
+        return _embed(context, plan, result, encoder, hardware)
+    except OutOfDeviceMemory:
+        _forget(context, halved)
+        raise
+
+
+def _forget(context: Context, run_plan: _RunPlan) -> None:
+    if run_exists(context.storage, "embed", run_plan):
+        forget_run(open_run(context.storage, "embed", run_plan))
 
 
 def _run_plan(plan: EmbedPlan, encoder: Encoder, batch_tokens: int) -> _RunPlan:

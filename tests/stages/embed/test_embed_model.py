@@ -59,6 +59,7 @@ def test_too_little_memory_halves_the_budget_of_the_whole_run_with_a_note(
     assert result.batch_tokens == 160
     assert "out of memory on cpu with 320 tokens a batch: planned again with 160" in result.note
     assert all_vectors(short, "s") == all_vectors(half, "s")
+    assert short.gc(dry_run=True).open_runs == ()
 
 
 def test_a_run_that_was_halved_stays_halved_when_it_is_continued(
@@ -88,6 +89,7 @@ def test_too_little_memory_for_half_a_batch_is_an_error_with_a_remedy(
     ):
         database.embed(space="s", encoder=str(model), batch_tokens=320)
     assert database.view().snapshot.names(SpaceEntry) == []
+    assert database.gc(dry_run=True).open_runs == ()
 
 
 def test_a_vector_with_nan_is_refused_with_its_chunk(make_database: Make, model: Path) -> None:
