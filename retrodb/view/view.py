@@ -11,7 +11,7 @@ import numpy as np
 from retrodb.errors import UsageError
 from retrodb.format.entries import QueriesEntry, SpaceEntry, TestsetEntry
 from retrodb.format.part_files import CODE_FILES, CODES_FILE
-from retrodb.format.records import FileRecord, Record, covered, screening_key
+from retrodb.format.records import ChunkRange, FileRecord, Record, covered, screening_key
 from retrodb.format.settings import Settings
 from retrodb.format.snapshot import Snapshot
 from retrodb.store.manifest import Manifest, ShardTable, load_manifest
@@ -92,6 +92,12 @@ class View:
     def tombstones(self, query_set: str = SELF) -> TombstoneSet:
         """The tombstones of a query set, or of the database's own chunks."""
         return TombstoneSet(self.files.open(record) for record in self.tombstone_files(query_set))
+
+    def deletions(self, query_set: str, span: ChunkRange) -> list[tuple[str, int]]:
+        """Where the tombstones of a range are: the SHA-256 of their file, and their row in it, in the order of their commits."""
+        files = self.tombstone_files(query_set)
+        locations = self.query_set(query_set).tombstones.locations(*span)
+        return [(files[number].digest.sha256.hex(), row) for number, row in locations]
 
     def tombstone_files(self, query_set: str) -> list[FileRecord]:
         """The files of a query set's tombstones."""

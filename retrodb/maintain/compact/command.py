@@ -27,7 +27,6 @@ from retrodb.maintain.compact.plan import (
 )
 from retrodb.maintain.compact.ranges import Rewrite, RowsToDrop, untouched_tombstones
 from retrodb.maintain.compact.rewrite import RewrittenRange, rewrite_task, run_rewrite
-from retrodb.maintain.compact.row_counts import live_row_set
 from retrodb.stages.context import Context
 from retrodb.stages.index.merge import files_of, merge_bytes, merge_task, run_merge_task, span_of
 from retrodb.stages.neighbours.fold import run_fold_task
@@ -176,7 +175,7 @@ def _rewrite_parts(context: Context, plan: CompactPlan, *, space: str) -> int:
     num_parts = sum(map(len, groups))
     if not groups:
         return 0
-    tasks = [merge_task(space, parts, live_row_set(view, parts)) for parts in groups]
+    tasks = [merge_task(space, parts, view) for parts in groups]
     keys = conflict_keys.merge(space, map(span_of, groups))
     keys = replace(keys, reads=keys.reads | {conflict_keys.REVIVALS})
     run_plan = _PartsRun(STAGE_VERSION, space, tuple(task.id for task in tasks))

@@ -87,10 +87,7 @@ def rewrite_task(view: View, rewrite: Rewrite) -> Task[RewritePayload, Rewritten
     """
     task = REWRITE.task(RewritePayload(PlannedSnapshot.of(view), rewrite.query_set, rewrite.span))
     files = [(record.path, record.digest.sha256.hex()) for record in rewrite.replaced]
-    tombstones, chunks = view.tombstone_files(rewrite.query_set), view.query_set(rewrite.query_set)
-    deletions = [
-        (tombstones[file].digest.sha256.hex(), row) for file, row in chunks.tombstones.locations(*rewrite.span)
-    ]
+    deletions = view.deletions(rewrite.query_set, rewrite.span)
     task_id = identity(REWRITE.stage, REWRITE.version, rewrite.query_set, *rewrite.span, files, deletions)
     return replace(task, id=task_id, weight=rewrite.num_rows)
 

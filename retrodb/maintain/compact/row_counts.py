@@ -5,17 +5,11 @@ One shard is looked at after another, and no file of a shard is opened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import MAX_ROWS, RowSet
-from retrodb.stages.index.live_parts import PartFiles
-from retrodb.stages.index.merge import span_of
+from retrodb.format.rows import RowSet
 from retrodb.view.chunk_set import ChunkSet
-from retrodb.view.view import View
 
 
 class HeldRows(NamedTuple):
@@ -38,12 +32,3 @@ def count_held_rows(chunks: ChunkSet, span: ChunkRange, rows: RowSet) -> HeldRow
         num_present += len(held_here & chunks.present_rows(*record.span))
         num_live += len(held_here & chunks.live_rows(*record.span))
     return HeldRows(num_present, num_live)
-
-
-def live_row_set(view: View, parts: Sequence[PartFiles]) -> RowSet:
-    """The live rows of the range of ids of parts; of a range of more than `MAX_ROWS`, only those that the parts hold."""
-    span = span_of(parts)
-    if span.num_chunks <= MAX_ROWS:
-        return RowSet.from_rows(view.chunks.live_rows(*span), span.num_chunks)
-    ids = np.unique(np.concatenate([part.span.first_chunk + part.row_set(view.files).present for part in parts]))
-    return RowSet.from_present(ids[view.chunks.is_live(ids)] - span.first_chunk, span.num_chunks)

@@ -5,7 +5,7 @@ them by a size-tiered policy: a row is rewritten at most once per tier, and part
 a shard costs the same on a large database as on a small one. Ids never change: a merged part covers the range from its
 first to its last row, with a bitmap of the rows that it has. Compaction uses the same task to drop deleted rows:
 
-    task = merge_task(space, parts, keep)  # keep: rows of `span_of(parts)`
+    task = merge_task(space, parts, view)  # without the rows that are not live in the view
     [record] = transaction.run_tasks([task], run_merge_task)  # its files are the new part's; none when no row is kept
 """
 
@@ -29,13 +29,16 @@ from retrodb.format.rows import RowSet, rows_in
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import PartFiles, open_files, parts_of
 from retrodb.stages.index.publish_part import publish_part_files
+from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
+from retrodb.store.digest import identity
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
-from retrodb.view.view import View
+from retrodb.view.chunk_set import ChunkSet
+from retrodb.view.view import SELF, View
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class MergePayload:
     space: str
     parts: tuple[PartFiles, ...]  # a row that several parts hold is taken from the first of them
     span: ChunkRange  # of all parts together
-    keep: RowSet | None  # rows of the span to keep; None keeps all
+    live_in: PlannedSnapshot | None  # only rows that are live in it are kept; None keeps all
 
 
 KIND = TaskKind[MergePayload, NoResult]("merge", STAGE_VERSION, NoResult)
@@ -127,20 +130,22 @@ def files_of(parts: Sequence[PartFiles]) -> list[FileRecord]:
     return [record for part in parts for record in part.records]
 
 
-def merge_task(space: str, parts: Sequence[PartFiles], keep: RowSet | None = None) -> Task[MergePayload, NoResult]:
+def merge_task(space: str, parts: Sequence[PartFiles], live_in: View | None = None) -> Task[MergePayload, NoResult]:
     """The task that merges parts of one codebook.
 
     Args:
         parts: a row that several parts hold is taken from the first of them.
-        keep: rows to keep of the range that `span_of` gives; None keeps all.
+        live_in: only rows that are live in it are kept; None keeps all. The task's id depends on what of the view says that,
+            and not on the snapshot's number.
     """
-    payload = MergePayload(
-        space=space,
-        parts=tuple(parts),
-        span=span_of(parts),
-        keep=keep,
-    )
-    return KIND.task(payload, (), sum(part.num_rows for part in parts))
+    span, num_rows = span_of(parts), sum(part.num_rows for part in parts)
+    payload = MergePayload(space, tuple(parts), span, live_in=None)
+    task = KIND.task(payload, (), num_rows)
+    if live_in is None:
+        return task
+    documents = [record.path for record in live_in.chunks.overlapping("documents", *span)]
+    task_id = identity(task.id, documents, live_in.deletions(SELF, span))
+    return replace(task, id=task_id, payload=replace(payload, live_in=PlannedSnapshot.of(live_in)))
 
 
 def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: str) -> TaskRecord[NoResult]:
@@ -151,32 +156,35 @@ def run_merge_task(storage: Storage, task: Task[MergePayload, NoResult], clock: 
     """
     del clock
     payload, verified = task.payload, VerifiedFiles(storage)
-    merged = merged_rows(payload, verified)
+    chunks = None if payload.live_in is None else planned_view(storage, payload.live_in).chunks
+    merged = merged_rows(payload, verified, chunks)
     if not len(merged):
         return TaskRecord(task.id, counts={"vectors": 0})
     parts = [open_files(verified, part) for part in payload.parts]
 
     def build(folder: Path) -> None:
-        merge_parts(parts, _stored_rows(payload, verified, folder), folder)
+        merge_parts(parts, _stored_rows(payload, verified, chunks, folder), folder)
 
     files = publish_part_files(storage, payload.space, task.id, build, payload.span.first_chunk, merged)
     return TaskRecord(task.id, files, counts={"vectors": len(merged)})
 
 
-def merged_rows(payload: MergePayload, files: VerifiedFiles) -> RowSet:
+def merged_rows(payload: MergePayload, files: VerifiedFiles, chunks: ChunkSet | None = None) -> RowSet:
     """The rows of the span that the merged part has."""
-    windows = (np.concatenate([kept for _, kept in window.rows]) for window in _windows(payload, files))
+    windows = (np.concatenate([kept for _, kept in window.rows]) for window in _windows(payload, files, chunks))
     return RowSet.from_ascending((np.sort(rows) for rows in windows), payload.span.num_chunks)
 
 
-def _stored_rows(payload: MergePayload, files: VerifiedFiles, folder: Path) -> list[Int64Array]:
+def _stored_rows(
+    payload: MergePayload, files: VerifiedFiles, chunks: ChunkSet | None, folder: Path
+) -> list[Int64Array]:
     """For each part the row of the merged part that each of its rows becomes, -1 for dropped rows: arrays that are mapped."""
     stored = [
         open_memmap(folder / f"merged_rows_{number}.npy", mode="w+", dtype=np.int64, shape=(part.num_rows,))
         for number, part in enumerate(payload.parts)
     ]
     written, num_merged = [0] * len(stored), 0
-    for window in _windows(payload, files):
+    for window in _windows(payload, files, chunks):
         merged = np.sort(np.concatenate([kept for _, kept in window.rows]))
         for number, (present, kept) in zip(window.parts, window.rows, strict=True):
             target = slice(written[number], written[number] + len(present))
@@ -197,7 +205,7 @@ class _Window:
     ]  # of each its rows there, as rows of the span, and those that are taken from it
 
 
-def _windows(payload: MergePayload, files: VerifiedFiles) -> Iterator[_Window]:
+def _windows(payload: MergePayload, files: VerifiedFiles, chunks: ChunkSet | None) -> Iterator[_Window]:
     """The rows of the parts, in ranges of the span that follow one another. Ranges without rows are left out."""
     row_sets = [part.row_set(files) for part in payload.parts]
     shifts = [part.span.first_chunk - payload.span.first_chunk for part in payload.parts]
@@ -212,11 +220,11 @@ def _windows(payload: MergePayload, files: VerifiedFiles) -> Iterator[_Window]:
             return
         start = min(first.values())
         numbers = [number for number, row in first.items() if row < start + _WINDOW]
-        keep = None if payload.keep is None else payload.keep.rows_in(-start, _WINDOW)
+        live = None if chunks is None else chunks.live_rows(payload.span.first_chunk + start, _WINDOW)
         taken, rows = BitMap(), []
         for number in numbers:
             present = row_sets[number].rows_in(shifts[number] - start, _WINDOW)
-            kept = present - taken if keep is None else (present - taken) & keep
+            kept = present - taken if live is None else (present - taken) & live
             taken |= kept
             rows.append((start + rows_in(present), start + rows_in(kept)))
         yield _Window(numbers, rows)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from faulty_storage import Crash, FaultyStorage
 from made_documents import made_text, write_documents
+from marked import mark
 
 import retrodb
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.config import IndexParams
 from retrodb.database import Database
 from retrodb.errors import ConflictError, RetroDBError
-from retrodb.format.rows import RowSet
 from retrodb.stages.context import Context
 from retrodb.stages.index.command import execute_index, plan_index
 from retrodb.stages.index.live_parts import coverage_of, live_parts, missing_in, missing_rows, parts_of
@@ -97,8 +97,9 @@ def test_a_merge_can_drop_rows_and_keeps_the_ids_of_the_others(grown: Database, 
     parts = parts_of(view, "default")
     span = span_of(parts)
     keep = np.random.default_rng(0).random(span.num_chunks) >= fraction
+    mark(grown, span.first_chunk + np.flatnonzero(~keep))
     storage = open_storage(grown.path)
-    record = run_merge_task(storage, merge_task("default", parts, RowSet.from_mask(keep)), "")
+    record = run_merge_task(storage, merge_task("default", parts, grown.view()), "")
     kept = parts[0].row_set(view.files).mask & keep
     if not kept.any():
         assert record.files == ()
@@ -115,8 +116,8 @@ def test_a_merge_that_looks_at_few_rows_at_a_time_writes_the_same_files(
     grown.index()
     storage, parts = open_storage(grown.path), parts_of(grown.view(), "default")
     assert len(parts) == SHARDS
-    keep = RowSet.from_mask(np.random.default_rng(0).random(span_of(parts).num_chunks) < 0.8)
-    task = merge_task("default", [*parts, parts[1]], keep)
+    mark(grown, np.flatnonzero(np.random.default_rng(0).random(span_of(parts).end) < 0.2))
+    task = merge_task("default", [*parts, parts[1]], grown.view())
     expected = run_merge_task(storage, task, "").files
     monkeypatch.setattr("retrodb.stages.index.merge._WINDOW", 11)
     monkeypatch.setattr("retrodb.ann.merge_parts.BLOCK_ROWS", 16)
@@ -167,9 +168,24 @@ def test_a_merged_part_may_span_more_ids_than_32_bits(grown: Database) -> None:
     assert np.array_equal(np.array(covered.covered_rows(part.span.first_chunk + far, part.span.num_chunks)), rows)
     [hit] = covered.lookup(part.span.first_chunk + np.array([rows[1], rows[0] + far, rows[0] + far - 1]))
     assert (hit.where.tolist(), hit.positions.tolist()) == ([0, 1], [1, len(rows)])
-    keep = RowSet.from_present(rows[::2] + far, file.num_chunks)
-    [file, *_] = run_merge_task(storage, merge_task("default", [part, moved], keep), "").files
-    assert np.array_equal(view.files.rows(file).present, rows[::2] + far)
+    mark(grown, part.span.first_chunk + rows[::2])
+    [file, *_] = run_merge_task(storage, merge_task("default", [part, moved], grown.view()), "").files
+    assert np.array_equal(view.files.rows(file).present, rows[1::2]), "the moved rows are of no document"
+
+
+def test_an_unrelated_commit_does_not_change_a_merge_that_drops_rows(grown: Database, tmp_path: Path) -> None:
+    grown.index()
+    parts = parts_of(grown.view(), "default")
+
+    def task_id() -> str:
+        return merge_task("default", parts, grown.view()).id
+
+    first = task_id()
+    grown.ingest([write_documents(tmp_path / "more.jsonl", {"new": made_text(99, 100)})], source="more")
+    grown.filter(doc_ids=["new"], reason="gone")
+    assert task_id() == first
+    mark(grown, [parts[0].span.first_chunk])
+    assert task_id() != first
 
 
 def test_missing_rows_are_those_that_no_part_has(grown: Database) -> None:

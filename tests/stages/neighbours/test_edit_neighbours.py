@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_documents import made_text, write_documents
+from marked import mark
 
 from retrodb.database import Database
 from retrodb.errors import UsageError
 
-from .test_repair_neighbours import mark, up_to_date
+from .test_repair_neighbours import up_to_date
 
 Make = Callable[..., Database]
 

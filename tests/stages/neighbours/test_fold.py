@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_documents import made_text, write_documents
+from marked import mark
 
 from retrodb.database import Database
 from retrodb.engine.local import LocalEngine
@@ -22,7 +23,7 @@ from retrodb.view.compared_sets import DATABASE, ComparedSets
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
-from .test_repair_neighbours import fold, mark, up_to_date
+from .test_repair_neighbours import fold, up_to_date
 
 Make = Callable[..., Database]
 

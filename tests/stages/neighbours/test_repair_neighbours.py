@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_documents import made_text, write_documents
+from made_up import CLOCK
+from marked import mark
 
 import retrodb
 from retrodb.database import Database
 from retrodb.errors import MissingStep
-from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import TableEntry
-from retrodb.format.kinds import path_of
 from retrodb.stages.neighbours.fold import plan_fold, run_fold_task
 from retrodb.stages.neighbours.repair_task import list_bounds
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
-from retrodb.store.digest import identity
-from retrodb.store.publish import publish
-from retrodb.store.snapshots import read_head
-from retrodb.view.tombstones import tombstone, write_tombstones
 
 Make = Callable[..., Database]
-CLOCK = "2026-01-01T00:00:00.000000+00:00"
-
-
-def mark(database: Database, ids: Sequence[int] | Int64Array, *, active: bool = True, reason: str = "gone") -> None:
-    """Delete chunks for a reason, or take the reason away."""
-    storage = database._context.storage
-    head = read_head(storage)
-    task = identity("test", head.number)
-    dead = [tombstone(0, head.next_chunk, reason, np.asarray(ids), active=active)]
-    file = publish(storage, "tombstones", path_of("tombstones", task=task), partial(write_tombstones, tombstones=dead))
-    commit(storage, head, Change(task, "filter", {}, CLOCK, conflict_keys.filtering(), files=[file]))
 
 
 def fold(database: Database, table: str = "self") -> bool:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_documents import made_text, write_documents
+from marked import mark
 
 import retrodb
 from retrodb.database import Database
@@ -25,7 +26,7 @@ from retrodb.view import naming
 from retrodb.view.naming import NamedPairs, named_chunks, naming_path, rows_that_name
 from retrodb.view.neighbour_table import NeighbourTable
 
-from .test_repair_neighbours import fold, mark, up_to_date
+from .test_repair_neighbours import fold, up_to_date
 
 Make = Callable[..., Database]
 TABLES = ("self", "exact", "mine")

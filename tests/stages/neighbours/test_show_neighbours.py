@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_documents import made_text, write_documents
+from marked import mark
 
 from retrodb.database import Database
 from retrodb.errors import UsageError
 from retrodb.stages.neighbours.show import MIN_RUN, shared_runs
 
-from .test_repair_neighbours import mark, up_to_date
+from .test_repair_neighbours import up_to_date
 
 Make = Callable[..., Database]
 TOKENS = st.lists(st.integers(0, 2), max_size=30)
