@@ -220,6 +220,7 @@ def _scanned(joined: JoinedPart, lists_QA: Int32Array, exclusion: Exclusion) -> 
         allowed_N=np.empty(0, dtype=np.bool_) if joined.allowed_N is None else joined.allowed_N,
         ids_N=joined.ids_N,
         keys=exclusion.columns(joined.keys, len(joined.ids_N), str(joined.part.folder)),
+        steps_N=np.empty(0, dtype=np.int32),
     )
 
 

@@ -16,6 +16,7 @@ exact_insertion  the exactly nearest columns inserted: of a block, or of each qu
 grouping         rows grouped and vectors added up by list
 six_bit_codes    vectors as codes of 6 bits
 code_product     distances from products of codes, by AVX2 where the processor has it
+equal_rows       rows of a list with equal codes, which are compared once
 list_scan        the scan of a part's lists for many queries
 llvm             numba's and LLVM's internals for the intrinsics
 lookup           positions of ids; numbers for distinct values

@@ -19,10 +19,22 @@ def is_excluded_portable(row: int, id_: int, column: int, keys: QueryKeys, colum
 @compiled
 def is_excluded(row: int, id_: int, column: int, keys: QueryKeys, column_keys_JC: Int64Array) -> bool:
     """Whether an id is in an interval of a query, or its column has a key of the query; inside kernels."""
-    offsets_JQ1, keys_M, bound_offsets_Q1, bounds_I2 = keys
-    for position in range(bound_offsets_Q1[row], bound_offsets_Q1[row + 1]):
-        if bounds_I2[position, 0] <= id_ and id_ < bounds_I2[position, 1]:
+    return is_in_interval(row, id_, keys) or has_excluded_key(row, column, keys, column_keys_JC)
+
+
+@compiled
+def is_in_interval(row: int, id_: int, keys: QueryKeys) -> bool:
+    """Whether an id is in an interval of a query."""
+    for position in range(keys.bound_offsets_Q1[row], keys.bound_offsets_Q1[row + 1]):
+        if keys.bounds_I2[position, 0] <= id_ and id_ < keys.bounds_I2[position, 1]:
             return True
+    return False
+
+
+@compiled
+def has_excluded_key(row: int, column: int, keys: QueryKeys, column_keys_JC: Int64Array) -> bool:
+    """Whether a column has a key of a query."""
+    offsets_JQ1, keys_M = keys.offsets_JQ1, keys.keys_M
     for kind in range(offsets_JQ1.shape[0]):
         key = column_keys_JC[kind, column]
         if key == NO_KEY:

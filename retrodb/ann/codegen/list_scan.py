@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from retrodb.ann.codegen.code_product import PANEL, ROWS, PanelColumns, multiply
 from retrodb.ann.codegen.compiled import compiled
 from retrodb.ann.codegen.dot import dot, dot_portable
-from retrodb.ann.codegen.excluded import is_excluded, is_excluded_portable
+from retrodb.ann.codegen.equal_rows import next_equal
+from retrodb.ann.codegen.excluded import has_excluded_key, is_excluded_portable, is_in_interval
 from retrodb.ann.codegen.grouping import ListGroups
 from retrodb.ann.codegen.insertion import insert, insert_candidates_portable
 from retrodb.ann.codegen.six_bit_codes import LEVELS, CodeSpace, QueryCodes, encode_vector, encode_vector_portable
@@ -48,13 +49,14 @@ class ScannedLists(NamedTuple):
     allowed_N: BoolArray  # by row; empty: all
     ids_N: Int64Array  # by row
     keys: tuple[Int64Array, ...]  # exclusion keys by row, one array a kind; one empty array where there are no kinds
+    steps_N: Int32Array  # to the next equal row of a list, by position, see `equal_rows`; empty: every row is compared
 
 
 class _Tile(NamedTuple):
     """Up to `TILE_PANELS * PANEL` columns of one list."""
 
     columns: PanelColumns
-    rows_C: Int64Array
+    positions_C: Int64Array  # of equal rows, that of the first which is allowed
     ids_C: Int64Array
     keys_JC: Int64Array
 
@@ -90,39 +92,55 @@ def scan_lists(queries: ScannedQueries, lists: ScannedLists, space: CodeSpace, b
     panel_columns = PanelColumns(
         np.zeros(num_columns * dims, dtype=np.int8), np.empty((3, num_columns), dtype=np.float32)
     )
-    rows_C = np.empty(num_columns, dtype=np.int64)
+    positions_C = np.empty(num_columns, dtype=np.int64)
     ids_C = np.empty(num_columns, dtype=np.int64)
     keys_JC = np.empty((queries.keys.offsets_JQ1.shape[0], num_columns), dtype=np.int64)
-    tile = _Tile(panel_columns, rows_C, ids_C, keys_JC)
+    tile = _Tile(panel_columns, positions_C, ids_C, keys_JC)
     for list_ in range(groups.offsets_L1.shape[0] - 1):
         query_rows = groups.rows_M[groups.offsets_L1[list_] : groups.offsets_L1[list_ + 1]]
         position, end = lists.offsets_L1[list_], lists.offsets_L1[list_ + 1]
         while query_rows.shape[0] > 0 and position < end:
             position, count = _pack_tile(position, end, lists, space, tile)
             for c in range(count):
-                ids_C[c] = lists.ids_N[rows_C[c]]
+                row = _row_at(positions_C[c], lists.order_N)
+                ids_C[c] = lists.ids_N[row]
                 for kind in range(keys_JC.shape[0]):
-                    keys_JC[kind, c] = lists.keys[kind][rows_C[c]]
+                    keys_JC[kind, c] = lists.keys[kind][row]
             for start in range(0, query_rows.shape[0], BLOCK_ROWS):
-                _merge_tile(query_rows[start : start + BLOCK_ROWS], queries.codes, queries.keys, count, tile, best)
+                block = query_rows[start : start + BLOCK_ROWS]
+                _merge_tile(block, queries.codes, queries.keys, count, tile, lists, best)
+
+
+@compiled
+def _row_at(position: int, order_N: Int64Array) -> int:
+    return order_N[position] if order_N.shape[0] > 0 else position
+
+
+@compiled
+def _first_allowed(position: int, lists: ScannedLists) -> int:
+    """The first of a row and the equal ones after it that is allowed; -1 if none is."""
+    while position >= 0 and lists.allowed_N.shape[0] > 0 and not lists.allowed_N[_row_at(position, lists.order_N)]:
+        position = next_equal(position, lists.steps_N)
+    return position
 
 
 @compiled
 def _pack_tile(position: int, end: int, lists: ScannedLists, space: CodeSpace, tile: _Tile) -> tuple[int, int]:
     """Encodes allowed vectors from a position on until the tile is full; gives the next position and their number."""
     panels, affine_3C = tile.columns
-    rows_C, centre_D, allowed_N = tile.rows_C, space.centre_D, lists.allowed_N
-    order_N, codes_ND, scales_N2 = lists.order_N, lists.codes_ND, lists.scales_N2
-    dims = panels.shape[0] // rows_C.shape[0]
+    positions_C, centre_D = tile.positions_C, space.centre_D
+    codes_ND, scales_N2, steps_N = lists.codes_ND, lists.scales_N2, lists.steps_N
+    dims = panels.shape[0] // positions_C.shape[0]
     quads = panels.view(np.int32)  # four dimensions of a column
     vector_D = np.empty(centre_D.shape[0], dtype=np.float32)
     signed_D = np.zeros(dims, dtype=np.int8)
     signed_quads = signed_D.view(np.int32)
     count = 0
-    while position < end and count < rows_C.shape[0]:
-        row = order_N[position] if order_N.shape[0] > 0 else position
-        if allowed_N.shape[0] == 0 or allowed_N[row]:
-            scale, codes_D = scales_N2[position, 0], codes_ND[position]
+    while position < end and count < positions_C.shape[0]:
+        is_first = steps_N.shape[0] == 0 or steps_N[position] >= 0
+        packed = _first_allowed(position, lists) if is_first else -1
+        if packed >= 0:
+            scale, codes_D = scales_N2[packed, 0], codes_ND[packed]
             for d in range(vector_D.shape[0]):
                 vector_D[d] = scale * np.float32(codes_D[d])
             affine_3C[1, count] = encode_vector(vector_D, signed_D)
@@ -134,7 +152,7 @@ def _pack_tile(position: int, end: int, lists: ScannedLists, space: CodeSpace, t
             first = count // PANEL * PANEL * (dims // 4) + count % PANEL
             for quad in range(dims // 4):
                 quads[first + quad * PANEL] = signed_quads[quad]
-            rows_C[count] = row
+            positions_C[count] = packed
             count += 1
         position += 1
     for c in range(count, -(-count // PANEL) * PANEL):  # columns without a vector: infinite distances, old codes
@@ -144,7 +162,13 @@ def _pack_tile(position: int, end: int, lists: ScannedLists, space: CodeSpace, t
 
 @compiled
 def _merge_tile(
-    query_rows: Int32Array, queries: QueryCodes, keys: QueryKeys, count: int, tile: _Tile, best: TopK
+    query_rows: Int32Array,
+    queries: QueryCodes,
+    keys: QueryKeys,
+    count: int,
+    tile: _Tile,
+    lists: ScannedLists,
+    best: TopK,
 ) -> None:
     """Multiplies a block of queries with the `count` columns of a tile, and inserts what is nearer than a query's W-th best.
 
@@ -169,8 +193,32 @@ def _merge_tile(
                 row = numbers[start + r]
                 for c in range(min(PANEL, count - panel * PANEL)):
                     column = panel * PANEL + c
-                    if distances[r, c] <= distances_QW[row, last] and not is_excluded(
-                        row, ids_C[column], column, keys, keys_JC
-                    ):
-                        insert(distances[r, c], ids_C[column], ids_QW[row], distances_QW[row])
+                    if distances[r, c] <= distances_QW[row, last] and not has_excluded_key(row, column, keys, keys_JC):
+                        if not is_in_interval(row, ids_C[column], keys):
+                            insert(distances[r, c], ids_C[column], ids_QW[row], distances_QW[row])
+                        equal = next_equal(tile.positions_C[column], lists.steps_N)
+                        if equal >= 0:
+                            _insert_equal(equal, distances[r, c], row, keys, lists, ids_QW[row], distances_QW[row])
                 limits[start + r] = distances_QW[row, last]
+
+
+@compiled
+def _insert_equal(
+    position: int,
+    distance: np.float32,
+    query: int,
+    keys: QueryKeys,
+    lists: ScannedLists,
+    ids_W: Int64Array,
+    distances_W: Float32Array,
+) -> None:
+    """Inserts a row and the equal ones after it, which have one distance and no excluded key, up to the last neighbour."""
+    last = ids_W.shape[0] - 1
+    position = _first_allowed(position, lists)
+    while position >= 0:
+        id_ = lists.ids_N[_row_at(position, lists.order_N)]
+        if distance > distances_W[last] or (distance == distances_W[last] and id_ > ids_W[last]):
+            return
+        if not is_in_interval(query, id_, keys):
+            insert(distance, id_, ids_W, distances_W)
+        position = _first_allowed(next_equal(position, lists.steps_N), lists)

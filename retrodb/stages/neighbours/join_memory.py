@@ -107,12 +107,12 @@ class JoinSize:
 
     @property
     def database_bytes(self) -> int:
-        """The database side: an id, a byte of the mask and an exclusion key of each kind (int64) for each of its rows.
+        """The database side: of each of its rows an id, a byte of the mask, the step to an equal row (int32), and exclusion keys.
 
         While a part is opened, about ten int64 arrays of its rows exist.
         """
         positions = 0 if self.keeps_vectors else 8 * self.database_rows
-        return self.database_rows * (8 + 1 + 8 * self.num_kinds) + 80 * self.largest_part + positions
+        return self.database_rows * (8 + 1 + 4 + 8 * self.num_kinds) + 80 * self.largest_part + positions
 
     @property
     def task_bytes(self) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrodb.ann.codegen.code_product import PANEL
+from retrodb.ann.codegen.equal_rows import ListedRows, link_equal_rows
 from retrodb.ann.codegen.grouping import group_by_list
 from retrodb.ann.codegen.list_scan import (
     TILE_PANELS,
@@ -53,12 +56,24 @@ def test_a_scan_equals_its_portable_definition(
     kinds = {"document": random.integers(0, 5, num_queries), "content": random.integers(-1, 9, num_queries)}
     exclusion = Exclusion.of(num_queries, **(kinds if has_keys else {}))
     column_keys = {kind: random.integers(-1, 9, num_vectors) for kind in kinds}
-    part = ScannedLists(offsets, order, codes, scales, allowed, ids, exclusion.columns(column_keys, num_vectors))
+    steps = np.empty(0, np.int32)
+    part = ScannedLists(offsets, order, codes, scales, allowed, ids, exclusion.columns(column_keys, num_vectors), steps)
     probes = np.argsort(random.random((num_queries, LISTS)), axis=1, kind="stable")[:, :3].astype(np.int32)
     groups = group_by_list(probes, 0, num_queries, LISTS)
     scanned = ScannedQueries(groups, encode_queries_portable(queries, space), exclusion.query_keys())
     by_kernel, by_definition = empty_topk(num_queries, width), empty_topk(num_queries, width)
     scan_lists(scanned, part, space, by_kernel)
     scan_lists_portable(scanned, part, space, by_definition)
-    assert by_kernel[0].tolist() == by_definition[0].tolist()
-    assert by_kernel[1].tobytes() == by_definition[1].tobytes()
+    linked = part._replace(steps_N=np.zeros(num_vectors, np.int32))
+    for start, end in pairwise(offsets.tolist()):
+        link_equal_rows(
+            start,
+            end,
+            ListedRows(codes, scales, tuple(kind[order] if len(kind) else kind for kind in part.keys)),
+            linked.steps_N,
+        )
+    with_links = empty_topk(num_queries, width)
+    scan_lists(scanned, linked, space, with_links)
+    for found in (by_kernel, with_links):
+        assert found[0].tolist() == by_definition[0].tolist()
+        assert found[1].tobytes() == by_definition[1].tobytes()

@@ -97,9 +97,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.usefixtures("small_blocks")
-def test_ranges_change_no_byte_of_a_table(large: Path, name: str) -> None:
+def test_ranges_and_links_of_equal_rows_change_no_byte_of_a_table(
+    large: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = copy(large, f"{name}-1")
     whole = expected.neighbours(list_ranges=1, **OPTIONS[name])
+    monkeypatch.setattr("retrodb.ann.list_rows.LEAST_LINKED", 1)
     for ranges in (2, 100) if name == "plain" else (6,):
         db = copy(large, f"{name}-{ranges}")
         result = db.neighbours(list_ranges=ranges, **OPTIONS[name])
