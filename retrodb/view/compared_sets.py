@@ -19,6 +19,7 @@ from retrodb.format.parquet import open_writer, read_table
 from retrodb.format.records import ChunkRange
 from retrodb.format.rows import rows_from, serialize_rows, unite
 from retrodb.view.bitmap_groups import BitmapGroups
+from retrodb.view.id_ranges import IdRanges
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ class ComparedSets:
             sizes: list[int] = table.column("num_rows").to_pylist()
             for row, (side, span, state, size) in enumerate(zip(sides, spans, states, sizes, strict=True)):
                 self._at[side].append(StoredRange(side, span, number, row, state, size))
-        self._bounds = {}
+        self._ranges = {}
         for side, ranges in self._at.items():
             ranges.sort()
             first_and_count = np.array([stored.span for stored in ranges], dtype=np.int64).reshape(-1, 2)
-            self._bounds[side] = first_and_count[:, 0], first_and_count.sum(axis=1)
+            self._ranges[side] = IdRanges(first_and_count[:, 0], first_and_count.sum(axis=1))
         self._bitmaps = BitmapGroups(self._files, GROUP_ROWS)
 
     @staticmethod
@@ -98,9 +99,10 @@ class ComparedSets:
 
     def rows(self, side: str, first: int, count: int) -> BitMap:
         """The ids of a side in a range of at most 2^32 ids, relative to `first`."""
-        starts, ends = self._bounds[side]
-        overlapping = np.flatnonzero((starts < first + count) & (ends > first)).tolist()
-        return unite(rows_from(self._rows(side, index), int(starts[index]) - first, count) for index in overlapping)
+        return unite(
+            rows_from(self._rows(side, index), self._at[side][index].span.first_chunk - first, count)
+            for index in self._ranges[side].overlapping(first, count)
+        )
 
     def _rows(self, side: str, index: int) -> BitMap:
         from pyroaring import BitMap

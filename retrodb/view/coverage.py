@@ -14,6 +14,7 @@ import numpy as np
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet, dense_rows, mask_of, unite
 from retrodb.store.bounded_cache import CachedReader
+from retrodb.view.id_ranges import IdRanges
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
@@ -46,6 +47,7 @@ class Coverage:
         self.records = list(reversed(records)) if newest_first else by_range  # in the order of lookup
         self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
         self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
+        self._ranges = IdRanges(self._starts, self._ends)
         self._row_set = CachedReader(lambda index: files.rows(self.records[index]), _row_set_bytes)
 
     def lookup(self, ids: Int64Array) -> Iterator[Hit]:
@@ -68,7 +70,7 @@ class Coverage:
 
     def overlapping(self, first: int, count: int) -> list[FileRecord]:
         """The files whose range overlaps `[first, first + count)`."""
-        return [self.records[i] for i in np.flatnonzero((self._starts < first + count) & (self._ends > first))]
+        return [self.records[index] for index in self._ranges.overlapping(first, count)]
 
     def covered_mask(self, first: int, count: int) -> BoolArray:
         """(count,) bool: which ids of the range some file holds."""
@@ -77,7 +79,7 @@ class Coverage:
     def covered_rows(self, first: int, count: int) -> BitMap:
         """The rows of a range of at most 2^32 ids that some file holds, relative to `first`."""
         parts = []
-        for index in np.flatnonzero((self._starts < first + count) & (self._ends > first)).tolist():
+        for index in self._ranges.overlapping(first, count):
             start, end = int(self._starts[index]) - first, int(self._ends[index]) - first
             if self.records[index].rows is None:  # an entry of the cache is for a file with a bitmap
                 parts.append(dense_rows(max(start, 0), min(end, count)))

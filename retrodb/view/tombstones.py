@@ -21,6 +21,7 @@ from retrodb.format.parquet import open_writer, read_table
 from retrodb.format.rows import bitmap_bytes, mask_of, rows_from, serialize_rows, unite
 from retrodb.store.bounded_cache import CachedReader
 from retrodb.view.bitmap_groups import BitmapGroups
+from retrodb.view.id_ranges import IdRanges
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,6 +102,7 @@ class TombstoneSet:
         none = np.empty(0, dtype=np.int64)
         self._starts = np.concatenate([none, *starts])
         self._ends = self._starts + np.concatenate([none, *counts])
+        self._ranges_of_all = IdRanges(self._starts, self._ends)
         self._bitmaps = BitmapGroups(self._files, GROUP_ROWS)
         self.deleted_rows = CachedReader(self._read_deleted_rows, bitmap_bytes)
 
@@ -173,7 +175,7 @@ class TombstoneSet:
         return unite(self.rows_by_reason(first, count).values())
 
     def _overlapping(self, first: int, count: int) -> list[int]:
-        return list(np.flatnonzero((self._starts < first + count) & (self._ends > first)).tolist())
+        return self._ranges_of_all.overlapping(first, count)
 
     def _rows(self, index: int) -> BitMap:
         from pyroaring import BitMap
