@@ -14,6 +14,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -188,15 +189,24 @@ class LocalStorage:
                         os.rmdir(folder)
 
     def _absolute(self, path: str) -> Path:
-        absolute = self.root / path
-        inside = os.path.join(os.path.realpath(self.root), "")
-        if ".." in path.split("/") or "\0" in path or not f"{os.path.realpath(absolute)}/".startswith(inside):
+        if not self._is_inside(path):
             raise DamagedFileError(
                 "the path leads outside of the database",
                 where=repr(path),
                 remedy="Use this database only if you know its origin; look for symbolic links in it.",
             )
-        return absolute
+        return self.root / path
+
+    def _is_inside(self, path: str) -> bool:
+        """Whether a path leads to a place inside of the directory. Symbolic links are followed only where there are some."""
+        names = path.split("/")
+        if ".." in names or "\0" in path:
+            return False
+        parts = accumulate(names, os.path.join, initial=str(self.root))
+        if not os.path.isabs(path) and not any(os.path.islink(part) for part in islice(parts, 1, None)):
+            return True
+        inside = os.path.join(os.path.realpath(self.root), "")
+        return f"{os.path.realpath(self.root / path)}/".startswith(inside)
 
     @contextmanager
     def _temporary(self, path: str) -> Iterator[Path]:
