@@ -116,7 +116,7 @@ def run_find_keys(storage: Storage, task: Task[FindKeysPayload, FoundKeys], cloc
     """Search some ids files, of which one at a time is mapped."""
     del clock
     payload, files = task.payload, VerifiedFiles(storage)
-    keys = files.array(payload.keys).whole()
+    keys = files.whole_array(payload.keys)
 
     def write(local: Path) -> None:
         with growing_array(local, FOUND_DTYPE) as append:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from retrodb.errors import DamagedFileError, MissingFileError
+from retrodb.format.arrays import AnyArray
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.store.block_files import read_blocks
@@ -72,6 +73,12 @@ class VerifiedFiles:
     def array(self, record: FileRecord) -> VerifiedArray:
         """A live `.npy` file, mapped, whose rows are verified when they are read. Raises as `open` for its size and header."""
         return VerifiedArray(self.bytes(record))
+
+    def whole_array(self, record: FileRecord) -> AnyArray:
+        """All rows of a live `.npy` file, mapped. They prove each other, so no block digest is read. Raises as `array`."""
+        file = self.bytes(record)
+        file.whole()
+        return VerifiedArray(file).whole()
 
     def _find(self, record: FileRecord) -> tuple[Path, VerifiedBlocks]:
         """The path, and what was verified already."""

@@ -17,7 +17,7 @@ KEY_DTYPE = np.dtype([("key_hi", "<u8"), ("key_lo", "<u8")])
 
 def purged_keys(view: View) -> IdArray:
     """(P,) KEY_DTYPE: the keys of all purged documents, sorted."""
-    parts = [view.files.array(record).whole() for record in view.manifest.files("purged")]
+    parts = [view.files.whole_array(record) for record in view.manifest.files("purged")]
     return np.unique(np.concatenate([np.empty(0, KEY_DTYPE), *parts]))
 
 

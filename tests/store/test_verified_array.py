@@ -292,3 +292,29 @@ def test_the_digests_of_many_open_files_stay_within_the_memory_limit(tmp_path: P
     finally:
         tracemalloc.stop()
         PROCESS_MEMORY.begin(limit)
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
+def test_a_whole_array_needs_no_block_digests(array: np.ndarray, tmp_path: Path) -> None:
+    storage, record = stored(tmp_path, array)
+    if record.blocks_path is not None:
+        storage.delete(record.blocks_path)
+    whole = VerifiedFiles(storage).whole_array(record)
+    assert (whole.dtype, whole.shape) == (array.dtype, array.shape)
+    assert (whole == array).all()
+
+
+def test_a_flipped_bit_is_found_in_a_whole_array(tmp_path: Path) -> None:
+    storage, record = stored(tmp_path, ARRAYS[0])
+    flip_bit(storage.local(record.path), 5_000)
+    with pytest.raises(DamagedFileError, match="checksum mismatch"):
+        VerifiedFiles(storage).whole_array(record)
+
+
+def test_a_header_in_another_form_is_read_as_numpy_reads_it(tmp_path: Path) -> None:
+    header = b"{'shape': (2,3), 'fortran_order':False, 'descr': '<i2'}\n"
+    values = np.arange(6, dtype=np.int16)
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + values.tobytes()
+    storage = LocalStorage(tmp_path)
+    record = publish(storage, "vectors", "vectors/s/a.npy", lambda local: local.write_bytes(content))
+    assert VerifiedFiles(storage).array(record)[:].tolist() == values.reshape(2, 3).tolist()

@@ -142,7 +142,7 @@ def run_distinct(storage: Storage, task: Task[DistinctPayload, NoResult], clock:
         record = of_shard.file
         if not payload.first_chunk <= record.first_chunk < end:
             continue
-        bands: SortedBands = verified.array(record).whole()
+        bands: SortedBands = verified.whole_array(record)
         low, high = np.searchsorted(repeated, [record.first_chunk, record.span.end])
         rows = repeated[low:high] - record.first_chunk
         if len(rows) and bands.size and (is_repeated := np.isin(bands["document"], rows)).any():

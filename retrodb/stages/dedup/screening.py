@@ -233,7 +233,7 @@ def _frequencies(
     path = path_of("testsets", name=testset.name, task=task, file="counts.npy")
     counts = publish(context.storage, "testsets", path, lambda local: save_array(local, new), name=testset.name)
     earlier = [] if testset.is_new else view.manifest.files("testsets", testset.name)
-    old = [view.files.array(record).whole() for record in earlier if record.path.endswith("/counts.npy")]
+    old = [view.files.whole_array(record) for record in earlier if record.path.endswith("/counts.npy")]
     total = np.sum([new, *old], axis=0)
     max_fraction = testset.entry.params.max_document_frequency
     assert max_fraction is not None

@@ -70,7 +70,7 @@ def drift_entry(
     counts += [part.num_rows for part in new_parts]
     recall = None
     if vectors_file is not None:
-        vectors = view.files.array(vectors_file).whole().astype(np.float32)
+        vectors = view.files.whole_array(vectors_file).astype(np.float32)
         has_vector: BoolArray = np.asarray(vectors.any(axis=1))  # compaction may have dropped some
         nprobe = _nprobe(view, space, codebook, is_new=is_new)
         if has_vector.any():

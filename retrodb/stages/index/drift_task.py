@@ -106,7 +106,7 @@ def run_list_sizes(storage: Storage, task: Task[ListSizesPayload, NoResult], clo
     files = VerifiedFiles(storage)
     sizes = np.zeros(task.payload.num_lists, dtype=np.int64)
     for filled, offsets in task.payload.parts:
-        sizes[files.array(filled).whole()] += np.diff(files.array(offsets).whole())
+        sizes[files.whole_array(filled)] += np.diff(files.whole_array(offsets))
     path = path_of("runs", run=task.payload.run, file=f"drift/{task.id}.npy")
     return TaskRecord(task.id, (publish(storage, "runs", path, partial(save_array, array=sizes)),))
 
@@ -122,7 +122,7 @@ def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clo
         part = open_files(files, part_files)
         residuals.append(residual(part, codebook))
         if payload.vectors is not None:
-            vectors = files.array(payload.vectors).whole().astype(np.float32)
+            vectors = files.whole_array(payload.vectors).astype(np.float32)
             ids = part_files.span.first_chunk + part_files.row_set(files).present
             truth = truth.merged(truth_in_part(vectors, canaries, part, ids))
     return TaskRecord(task.id, result=PartsDrift(tuple(residuals), dump_truth(truth)))

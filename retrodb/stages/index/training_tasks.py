@@ -171,7 +171,7 @@ def run_split_task(
     """Sort vectors of the sample by group. Their group is the nearest, or that of their nearest list where there are lists."""
     del clock
     payload, files = task.payload, VerifiedFiles(storage)
-    params, groups_GD = payload.params, files.array(payload.groups).whole()
+    params, groups_GD = payload.params, files.whole_array(payload.groups)
     vectors = files.array(payload.file)[payload.first_row : payload.stop_row]
     rotated = _rotated(_rotation(storage, payload.rotation), vectors, threads)
     lists_S: Int64Array | None = None
@@ -261,8 +261,8 @@ def _trained(storage: Storage, groups: FileRecord, listed: FileRecord) -> Groupe
     """The lists of all groups, read once per process."""
     files = VerifiedFiles(storage)
     lists = read_training_list(files, ListFiles, listed)
-    centroids_LD = np.concatenate([files.array(record).whole() for record in lists.centroids])
-    return GroupedCentroids(files.array(groups).whole(), np.array(lists.lists, dtype=np.int64), centroids_LD)
+    centroids_LD = np.concatenate([files.whole_array(record) for record in lists.centroids])
+    return GroupedCentroids(files.whole_array(groups), np.array(lists.lists, dtype=np.int64), centroids_LD)
 
 
 def _publish_codebook(

@@ -93,7 +93,7 @@ def run_look_up(storage: Storage, task: Task[LookUpPayload, LookedUp], clock: st
     del clock
     payload = task.payload
     view = planned_view(storage, payload.snapshot)
-    chunks, candidates = view.query_set(payload.query_set), view.files.array(payload.candidates).whole()
+    chunks, candidates = view.query_set(payload.query_set), view.files.whole_array(payload.candidates)
     outcomes, stale = [np.empty((0, 2), np.int64)], list[StaleDocuments]()
     for record in payload.files:
         comparison = compare(

@@ -207,12 +207,12 @@ def run_point_task(
     del clock
     inputs, truth, files = task.payload.inputs, task.payload.truth, VerifiedFiles(storage)
     codebook = open_codebook(planned_view(storage, inputs.snapshot), inputs.space)
-    vectors = files.array(truth.sample.queries.vectors).whole()
+    vectors = files.whole_array(truth.sample.queries.vectors)
     lists = codebook.nearest_lists(vectors, min(codebook.num_lists, MAX_LISTS))
     true_lists, params = stored_truth(files, truth.neighbours).lists_QK, inputs.params
     if task.payload.list_sizes is None:
         return TaskRecord(task.id, result=point_reaching(lists, true_lists, codebook.num_lists, params.recall))
-    sizes_L = files.array(task.payload.list_sizes).whole()
+    sizes_L = files.whole_array(task.payload.list_sizes)
     return TaskRecord(task.id, result=routed_point(lists, true_lists, sizes_L, params.route_ranges, params.recall))
 
 
@@ -222,7 +222,7 @@ def run_recall_task(
     """The recall@k that a new table has on the sample."""
     del clock
     payload, files = task.payload, VerifiedFiles(storage)
-    rows, truth = files.array(payload.truth.sample.rows).whole(), stored_truth(files, payload.truth.neighbours)
+    rows, truth = files.whole_array(payload.truth.sample.rows), stored_truth(files, payload.truth.neighbours)
     k = payload.inputs.params.k
     if not (truth.ids_QK >= 0).any():
         return TaskRecord(task.id, result=MeasuredRecall(1.0))

@@ -133,7 +133,7 @@ def find_truth(context: Context, run: Run, view: View, side: ScannedSide, querie
 
 def stored_truth(files: VerifiedFiles, record: FileRecord) -> Truth:
     """The result of a scan."""
-    return Truth.of_stored(files.array(record).whole())
+    return Truth.of_stored(files.whole_array(record))
 
 
 def _task_bytes(view: View, side: ScannedSide, queries: ScanQueries, k: int, ranges: Sequence[ChunkRange]) -> int:
@@ -159,9 +159,9 @@ def run_truth_scan(
     del clock
     payload, files = task.payload, VerifiedFiles(storage)
     view = planned_view(storage, payload.side.snapshot)
-    space, queries = payload.side.space, files.array(payload.queries.vectors).whole()
+    space, queries = payload.side.space, files.whole_array(payload.queries.vectors)
     exclusion = _read_exclusion(files, payload.queries, len(queries))
-    chunks = _ComparedChunks(view, payload.side, files.array(payload.queries.hidden).whole())
+    chunks = _ComparedChunks(view, payload.side, files.whole_array(payload.queries.hidden))
     blocks = (chunks.block(ids, exclusion.kinds) for ids in chunks.blocks_of_ids(payload.ranges))
     metric = view.snapshot.existing(SpaceEntry, space).metric
     ids, distances = exact_topk(queries, blocks, payload.k, metric, exclusion, threads)
@@ -178,7 +178,7 @@ def run_truth_merge(storage: Storage, task: Task[MergedTruths, NoResult], clock:
 
 
 def _read_exclusion(files: VerifiedFiles, queries: ScanQueries, num_queries: int) -> Exclusion:
-    stored = files.array(queries.exclusion).whole()
+    stored = files.whole_array(queries.exclusion)
     num_kinds = len(queries.kinds)
     offsets, stored = np.split(np.array(stored), [(num_kinds + 1) * (num_queries + 1)])
     offsets = offsets.reshape(num_kinds + 1, num_queries + 1)
