@@ -6,11 +6,9 @@ checks this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial, reduce
-from operator import and_
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -96,7 +94,7 @@ def num_rows_of(path: Path) -> int:
 def read_row_groups(path: Path, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
     """Read some row groups of a file, in the order given. Raises as `read_table`."""
     with open_parquet(path, partial(damaged, path)) as file:
-        return widened(file.read_row_groups(list(groups), columns=_existing(file, columns)))
+        return widened(file.read_row_groups(list(groups), columns=_existing(file, columns), use_threads=False))
 
 
 def widened(table: pa.Table) -> pa.Table:
@@ -145,56 +143,28 @@ def iterate_row_groups(path: Path, columns: Sequence[str] | None = None) -> Iter
             yield file.read_row_group(group, columns=_existing(file, columns), use_threads=False)
 
 
-@dataclass(frozen=True)
-class FileWithConstants:
-    """A file, and columns of one value each that are added to its rows."""
-
-    path: Path
-    num_rows: int
-    constants: Mapping[str, int]
-
-
-def open_dataset(files: Sequence[FileWithConstants], schema: pa.Schema) -> pa.dataset.Dataset:
-    """The rows of files as one lazy table: the constants as int64 columns, then those of the schema. Page checksums are verified.
-
-    A reader gets only the columns that it asks for. The pages are read when the table is, and no footer stays in memory.
+def read_checked_groups(
+    path: Path, schema: pa.Schema, num_rows: int, groups: Sequence[int], columns: Sequence[str]
+) -> pa.Table:
+    """Read some columns (none: no page) of row groups of a file, in this thread.
 
     Raises:
-        DamagedFileError: the structure of a file is not the expected one.
+        DamagedFileError: the file has another schema, number of rows or row groups than expected. And as `read_table`.
     """
-    import pyarrow.dataset as ds
-    import pyarrow.fs
-
-    class DatasetWithoutCache(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
-        """Forgets the metadata of each file that was scanned: those of a large file are about a megabyte."""
-
-        def scanner(self, **options: object) -> pa.dataset.Scanner:
-            return super().scanner(cache_metadata=False, **options)
-
-    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-    parquet = ds.ParquetFileFormat(default_fragment_scan_options=options)
-    local, fragments = pyarrow.fs.LocalFileSystem(), []
-    for file in files:
-        _check_structure(file, schema)
-        constants = [
-            ds.field(name) == ds.scalar(pa.scalar(value, pa.int64())) for name, value in file.constants.items()
-        ]
-        expression = reduce(and_, constants)
-        fragments.append(parquet.make_fragment(str(file.path), filesystem=local, partition_expression=expression))
-    names = dict.fromkeys(name for file in files for name in file.constants)
-    whole = pa.schema([*(pa.field(name, pa.int64()) for name in names), *schema])
-    return DatasetWithoutCache(fragments, whole, parquet, filesystem=local)
+    with open_parquet(path, partial(damaged, path)) as file:
+        _check_structure(path, file, schema, num_rows)
+        return file.read_row_groups(list(groups), columns=list(columns), use_threads=False)
 
 
-def _check_structure(file: FileWithConstants, schema: pa.Schema) -> None:
+def _check_structure(path: Path, file: ParquetFile, schema: pa.Schema, num_rows: int) -> None:
     """Raises DamagedFileError for a footer that does not fit, which no checksum protects: Arrow would read it as nulls."""
-    with open_parquet(file.path, partial(damaged, file.path)) as opened:
-        metadata = opened.metadata
-        num_rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        if metadata.num_rows != file.num_rows or sum(num_rows) != file.num_rows:
-            raise damaged(file.path, ValueError(f"{metadata.num_rows:,} rows instead of {file.num_rows:,}"))
-        if not opened.schema_arrow.equals(schema):
-            raise damaged(file.path, ValueError("its columns are not those of the format"))
+    metadata = file.metadata
+    rows_of_groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    expected = [min(ROW_GROUP_ROWS, num_rows - first) for first in range(0, num_rows, ROW_GROUP_ROWS)]
+    if metadata.num_rows != num_rows or rows_of_groups != expected:
+        raise damaged(path, ValueError(f"{metadata.num_rows:,} rows instead of {num_rows:,}, or in other row groups"))
+    if not file.schema_arrow.equals(schema):
+        raise damaged(path, ValueError("its columns are not those of the format"))
 
 
 def _existing(file: ParquetFile, columns: Sequence[str] | None) -> list[str] | None:

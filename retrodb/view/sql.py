@@ -1,8 +1,8 @@
 """SQL over one snapshot, by DuckDB: read-only, and confined to the files that the snapshot names.
 
-DuckDB reads the Parquet files through Arrow, which verifies the checksums of pages, and asks it for only the columns that a
-query uses. What the files do not hold is made here: where each file's range of ids begins, and which chunks are deleted.
-DuckDB asks for `live` some rows at a time, so that the bitmaps of few shards are in memory, and only where a query uses it.
+DuckDB asks for only the columns that a query uses, and gets them file by file, see `sql_rows.py`. What the files do not hold is
+made here: where each file's range of ids begins, and which chunks are deleted. So the bitmaps of few shards are in memory, and
+only where a query uses `live`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import numpy as np
 import pyarrow as pa
 
 from retrodb.errors import NotEnoughMemory, UsageError
-from retrodb.format.parquet import FileWithConstants, iterate_row_groups, open_dataset
-from retrodb.format.records import FileRecord
+from retrodb.format.records import ChunkRange
+from retrodb.format.rows import dense_rows, rows_in
 from retrodb.memory import MIB, PROCESS_MEMORY, size_text
 from retrodb.store.bounded_cache import CachedReader
+from retrodb.view.sql_rows import LiveColumn, StoredRows
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
     import duckdb
 
-    from retrodb.format.arrays import Int64Array
+    from retrodb.format.arrays import BoolArray, Int64Array
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ def run_sql(view: View, query: str) -> SqlResult:
     """
     import duckdb
 
-    records: list[FileRecord] = []
-    liveness = _Liveness(view)
+    attached: list[StoredRows] = []
     try:
         with (
             TemporaryDirectory(prefix="retrodb-sql-") as spilled,
@@ -58,10 +58,8 @@ def run_sql(view: View, query: str) -> SqlResult:
             connection.execute(f"SET memory_limit = '{_query_bytes() // MIB}MiB'")
             connection.execute(f"SET temp_directory = '{spilled}'")
             _refuse_all_but_one_select(query)
-            arguments = ["BIGINT", "BIGINT", "BIGINT"]
-            connection.create_function(_IS_LIVE, liveness.of_rows, arguments, "BOOLEAN", type="arrow")  # type: ignore[call-overload]
             named = [attach for name, attach in _TABLES.items() if re.search(rf"\b{name}\b", query, re.IGNORECASE)]
-            records = [record for attach in named for record in attach(connection, view)]
+            attached = [rows for attach in named for rows in attach(connection, view)]
             # What is attached stays readable; nothing else is, and no statement can change that.
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
@@ -75,12 +73,9 @@ def run_sql(view: View, query: str) -> SqlResult:
             remedy=f"Give --memory {size_text(2 * PROCESS_MEMORY.limit_bytes)}, or ask for fewer rows.",
         ) from error
     except duckdb.Error as error:
-        if liveness.error is not None:
-            raise liveness.error from error
-        is_of_query = isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException)
-        if not is_of_query and _READING.search(str(error)):
-            for record in records:
-                _read_whole(view, record)
+        for rows in attached:
+            if rows.error is not None:
+                raise rows.error from error
         what = " ".join(str(error).partition("\n\nLINE")[0].split()).rstrip(".!")
         raise UsageError(what, where="SQL", remedy=f"The tables are {', '.join(_TABLES)}.") from error
 
@@ -116,120 +111,88 @@ def unique_columns(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     return columns, tuple(renamed)
 
 
-_READING = re.compile(
-    r"checksum|CRC|parquet|page|column|OSError|IOError|Arrow|thrift|zstd|decompress|deserialize|reading the stream",
-    re.I,
-)
-"""Words of an error that may come from a damaged file, and not from the query."""
-
-
-def _read_whole(view: View, record: FileRecord) -> None:
-    """Raises DamagedFileError if a file cannot be read."""
-    for _ in iterate_row_groups(view.files.open(record)):
-        pass
-
-
 _COUNTS = ("num_chunks", "num_key_chunks", "num_tokens", "num_key_tokens", "num_chars")
 
 
-def _attach_documents(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
+def _attach_documents(connection: duckdb.DuckDBPyConnection, view: View) -> list[StoredRows]:
     """`documents`: the columns of the files, and `first_chunk`, `shard` and `live` (some chunk of it is)."""
     from retrodb.format import schemas
 
-    records = _attach_kind(connection, view, "documents", schemas.DOCUMENTS)
-    # No condition on these columns reaches Arrow, which would skip pages by statistics that no checksum protects.
+    deleted = _deleted_rows(view)
+
+    def are_live(span: ChunkRange, rows: pa.Table) -> BoolArray:
+        first, count = (rows.column(name).to_numpy().astype(np.int64) for name in ("first_row", "num_chunks"))
+        return _has_live(deleted(*span), first, count)
+
+    live = LiveColumn(("first_row", "num_chunks"), are_live)
+    stored = _attach_kind(connection, view, "documents", schemas.DOCUMENTS, live)
+    # Only a condition on `shard` may reach the table, see `StoredRows`: no checksum protects the statistics of pages.
     texts = [f"coalesce(f.{name}, '') AS {name}" for name in ("doc_id", "source", "metadata")]
     numbers = [f"coalesce(f.{field.name}, 0) AS {field.name}" for field in schemas.DOCUMENTS if field.name in _COUNTS]
     columns = ", ".join([*texts, *numbers])
     connection.execute(
         f"""CREATE VIEW documents AS
-        SELECT f.* EXCLUDE (base, first_row, shard)
+        SELECT f.* EXCLUDE (base, first_row, shard, live)
             REPLACE (lower(hex(f.content_hash)) AS content_hash, f.added_at AT TIME ZONE 'UTC' AS added_at,
             {columns}),
-            f.base + f.first_row AS first_chunk, f.shard, {_IS_LIVE}(f.base, f.first_row, f.num_chunks) AS live
+            f.base + f.first_row AS first_chunk, f.shard, coalesce(f.live, false) AS live
         FROM documents_files f"""
     )
-    return records
+    return [stored]
 
 
-def _attach_chunks(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
+def _attach_chunks(connection: duckdb.DuckDBPyConnection, view: View) -> list[StoredRows]:
     """`chunks`: `chunk_id`, `first_chunk` of its document, `position`, `role`, `num_tokens`, `text`, `live`."""
     from retrodb.format import schemas
 
-    records = _attach_kind(connection, view, "chunks", schemas.chunks_schema(view.settings.token_dtype))
+    deleted = _deleted_rows(view)
+
+    def are_live(span: ChunkRange, rows: pa.Table) -> BoolArray:
+        document, position = (rows.column(name).to_numpy().astype(np.int64) for name in ("document", "position"))
+        return _has_live(deleted(*span), document + position, 1)
+
+    live = LiveColumn(("document", "position"), are_live)
+    stored = _attach_kind(connection, view, "chunks", schemas.chunks_schema(view.settings.token_dtype), live)
     connection.execute(
         f"""CREATE VIEW chunks AS
         SELECT f.base + f.document + f.position AS chunk_id, f.base + f.document AS first_chunk,
             coalesce(f.position, 0) AS position,
             CASE f.role WHEN {schemas.ROLE_KEY} THEN 'key' WHEN {schemas.ROLE_VALUE} THEN 'value' ELSE 'text' END AS role,
-            len(f.tokens) AS num_tokens, coalesce(f.text, '') AS text,
-            {_IS_LIVE}(f.base, f.document + f.position, 1) AS live
+            len(f.tokens) AS num_tokens, coalesce(f.text, '') AS text, coalesce(f.live, false) AS live
         FROM chunks_files f"""
     )
-    return records
+    return [stored]
 
 
-def _attach_kind(connection: duckdb.DuckDBPyConnection, view: View, kind: str, schema: pa.Schema) -> list[FileRecord]:
-    """`<kind>_files`: all rows of the files of a kind, each with the `base` id of its file, and its `shard`.
-
-    Returns:
-        The records of the files.
-    """
+def _attach_kind(
+    connection: duckdb.DuckDBPyConnection, view: View, kind: str, schema: pa.Schema, live: LiveColumn
+) -> StoredRows:
+    """`<kind>_files`: all rows of the files of a kind, each with the `base` id of its file, its `shard`, and `live`."""
     records = view.coverage(kind).records
     shards, _ = view.shards.locate(np.array([record.first_chunk for record in records], dtype=np.int64))
     num_documents = view.shards.num_documents[shards].tolist()
     num_rows = num_documents if kind == "documents" else [record.num_rows for record in records]
-    files = [
-        FileWithConstants(view.files.open(record), count, {"base": record.first_chunk, "shard": shard})
-        for record, shard, count in zip(records, shards.tolist(), num_rows, strict=True)
-    ]
-    # To count rows DuckDB reads the first column, which must be one that no page has to be read for.
-    with_constants = [pa.field("base", pa.int64()), pa.field("shard", pa.int64()), *schema]
-    rows = open_dataset(files, schema) if files else pa.schema(with_constants).empty_table()
-    connection.register(f"{kind}_files", rows)
-    return records
+    rows = StoredRows(view.files, records, shards.tolist(), num_rows, schema, live)
+    connection.register(f"{kind}_files", rows.table)
+    return rows
 
 
-_IS_LIVE = "has_live_chunk"
-"""The function of queries that says what is live, see `_Liveness.of_rows`."""
+def _deleted_rows(view: View) -> CachedReader[[int, int], Int64Array]:
+    """Reads the rows of a shard that are deleted or dropped, (d,) int64 ascending: a few of its rows, unless it is compacted."""
+
+    def read(first_chunk: int, num_chunks: int) -> Int64Array:
+        return rows_in(dense_rows(0, num_chunks) - view.chunks.live_rows(first_chunk, num_chunks))
+
+    return CachedReader(read, lambda rows: rows.nbytes)
 
 
-class _Liveness:
-    """Tells DuckDB which documents and chunks are live."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self._live_before = CachedReader(self._count_live, lambda counts: counts.nbytes)
-        self.error: Exception | None = None  # that ended the query
-
-    def of_rows(self, base: pa.Array, first_row: pa.Array, num_rows: pa.Array) -> pa.Array:
-        """(Q,) bool: whether some chunk is live among rows `first_row .. first_row + num_rows` of a shard.
-
-        Args:
-            base: the first chunk of the shard; of none, nothing is live. Each argument (Q,) int64.
-        """
-        bases, first, count = (column.to_numpy() for column in (base, first_row, num_rows))
-        is_live = np.zeros(len(bases), dtype=bool)
-        try:
-            for shard in np.unique(bases).tolist():
-                where = np.flatnonzero(bases == shard)
-                live_before = self._live_before(shard)
-                begin, end = (np.clip(rows[where], 0, len(live_before) - 1) for rows in (first, first + count))
-                is_live[where] = live_before[end] > live_before[begin]
-        except Exception as error:
-            self.error = error  # DuckDB raises an error of its own instead
-            raise
-        return pa.array(is_live)
-
-    def _count_live(self, first_chunk: int) -> Int64Array:
-        """(rows + 1,) int64: the number of live chunks before each row of a shard, and the number of all."""
-        records = self._view.coverage("documents").overlapping(first_chunk, 1)
-        if not records or records[0].first_chunk != first_chunk:
-            return np.zeros(1, dtype=np.int64)
-        return np.concatenate(([0], np.cumsum(~self._view.chunks.deleted_mask(*records[0].span))))
+def _has_live(deleted: Int64Array, first_Q: Int64Array, count_Q: Int64Array | int) -> BoolArray:
+    """(Q,) bool: whether fewer rows are deleted than there are, of ranges of rows."""
+    num_deleted_Q = np.searchsorted(deleted, first_Q + count_Q) - np.searchsorted(deleted, first_Q)
+    return np.asarray(num_deleted_Q < count_Q)
 
 
-def _attach_shards(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
+def _attach_shards(connection: duckdb.DuckDBPyConnection, view: View) -> list[StoredRows]:
     """`shards`: `shard`, `source`, `first_chunk`, `num_chunks`, `num_documents`."""
     shards = view.shards
     columns = {name: getattr(shards, name) for name in ("source", "first_chunk", "num_chunks", "num_documents")}
@@ -237,7 +200,7 @@ def _attach_shards(connection: duckdb.DuckDBPyConnection, view: View) -> list[Fi
     return []
 
 
-def _attach_files(connection: duckdb.DuckDBPyConnection, view: View) -> list[FileRecord]:
+def _attach_files(connection: duckdb.DuckDBPyConnection, view: View) -> list[StoredRows]:
     """`files`: what the manifest says of every live file; digests in hexadecimal."""
     rows = [
         {
@@ -257,4 +220,4 @@ _TABLES = {
     "shards": _attach_shards,
     "files": _attach_files,
 }
-"""Attaches a table and returns the files that it reads; only tables whose name is a word of the query are attached."""
+"""Attaches a table, and returns its rows if they are read from files. Only tables that a query names are attached."""

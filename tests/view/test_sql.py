@@ -17,7 +17,7 @@ import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.database import Database
 from retrodb.errors import DamagedFileError, UsageError
-from retrodb.format.parquet import read_table, write_table
+from retrodb.format.parquet import read_checked_groups, read_table, write_table
 from retrodb.format.records import OP_DROP_FILE, DropRecord
 from retrodb.format.rows import RowSet
 from retrodb.store import conflict_keys
@@ -241,12 +241,41 @@ def test_a_file_that_live_needs_is_reported_as_itself(db: Database, tmp_path: Pa
         db.sql("select count(*) from documents where live")
 
 
-def test_the_function_behind_live_knows_no_other_shard(db: Database) -> None:
-    query = "select has_live_chunk(-1, 0, 1), has_live_chunk(0, -5, 99999999), has_live_chunk(0, 99999999, 1)"
-    assert rows(db, query) == [(False, True, False)]
+def test_a_condition_on_the_shard_reads_no_other_file(tmp_path: Path) -> None:
+    db = build(tmp_path / "shards")
+    of_shard = {shard: rows(db, f"select doc_id from documents where shard = {shard}") for shard in range(3)}
+    everything = rows(db, "select shard, doc_id from documents")
+    assert of_shard == {shard: [(doc,) for number, doc in everything if number == shard] for shard in range(3)}
+    for record in db.view().manifest.files("documents")[1:]:
+        (Path(db.path) / record.path).write_bytes(b"torn")
+    assert rows(db, "select doc_id from documents where shard < 1") == of_shard[0]
+    with pytest.raises(DamagedFileError, match=r"^documents/"):
+        db.sql("select doc_id from documents where shard in (0, 2)")
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_rows_are_the_same_with_any_number_of_threads(
+    num_threads: int, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyarrow.cpu_count", lambda: num_threads)
+    assert [chunk for (chunk,) in rows(db, "select chunk_id from chunks")] == list(range(db.view().chunks.end))
+    assert len(rows(db, "select text from chunks limit 1")) == 1
+    table = db.view().chunks
+    live = [bool(is_live) for (is_live,) in rows(db, "select live from chunks order by chunk_id")]
+    assert live == table.is_live(np.arange(table.end)).tolist()
+
+
+def test_row_groups_of_another_length_are_refused(tmp_path: Path) -> None:
+    db = build(tmp_path / "groups")
+    view = db.view()
+    path = view.files.open(view.manifest.files("documents")[0])
+    table = read_table(path)
+    write_table(path, table, row_group_rows=2)
+    with pytest.raises(DamagedFileError, match="row groups"):
+        read_checked_groups(path, table.schema, table.num_rows, [0], ["doc_id"])
 
 
 def test_a_wrong_name_of_a_column_reads_no_file(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrodb.view.sql._read_whole", lambda view, record: pytest.fail(f"read {record.path}"))
+    monkeypatch.setattr("retrodb.view.sql_rows.read_checked_groups", lambda path, *_: pytest.fail(f"read {path}"))
     with pytest.raises(UsageError, match="no_such_column"):
         db.sql("select no_such_column from chunks")
