@@ -3,8 +3,8 @@
 Equal texts have equal xxh3-128 hashes in the `hashes` files. All new rows of a run are joined at once with all rows that have
 a vector, in tasks that read runs of rows sorted by hash:
 
-    new rows ──NEW_RUN──> sorted runs ──FILTER──> a bit for each prefix that a new hash has
-    old rows ──OLD_RUN──> sorted runs of those rows whose bit is set
+    new rows ──NEW_RUN──> sorted runs ──FILTER──> two tables of bits of the new hashes
+    old rows ──OLD_RUN──> sorted runs of the rows that both tables have
     both runs ──JOIN, by ranges of hashes──> for new rows the place of an existing vector
 
 So one new document reads the hashes of the old rows once and writes next to nothing, and many new documents read everything
@@ -33,9 +33,9 @@ from retrodb.stages.embed.reuse_tasks import (
     ReusableVectors,
     ReuseJoinPayload,
     VectorFile,
+    run_filter_tables,
     run_new_run,
     run_old_run,
-    run_prefix_filter,
     run_reuse_join,
 )
 from retrodb.stages.file_list import publish_file_list
@@ -44,7 +44,7 @@ from retrodb.stages.transaction import Transaction
 
 _RUN_ROWS = 1 << 22  # rows of a task: 128 MiB of a sorted run
 _JOIN_BYTES = 130  # of a row of a range that is joined: its entry, and copies while runs are merged
-_FILTER_BYTES = 40  # of a new row: its prefix while a run is read, and its bits
+_FILTER_BYTES = 40  # of a new row: its cell while a run is read, and at most 16 cells in each of two tables
 _MIN_FILE_ROWS = 1 << 13  # what a file counts at least, so that a task reads at most 512 files
 _SMALL_ROWS = 1 << 25  # that one process filters before others have started
 
@@ -109,7 +109,7 @@ def _old_runs(
     run = transaction.run.id
     filters = transaction.run_tasks(
         [FILTER.task(FilterPayload(run, new_runs, num_new))],
-        run_prefix_filter,
+        run_filter_tables,
         extra_bytes=_FILTER_BYTES * min(num_new, _RUN_ROWS),
         unit="filters",
     )

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import AnyArray, Int64Array, UInt64Array, save_array
-from retrodb.format.document_keys import HASH_DTYPE, IdArray
+from retrodb.format.arrays import AnyArray, Int64Array, UInt32Array, save_array
+from retrodb.format.document_keys import IdArray
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.stages.embed.pending import PendingRows, rows_of
@@ -25,12 +25,13 @@ from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.coverage import Coverage
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 RUN_DTYPE = np.dtype([("hash", "S16"), ("file", "<i8"), ("row", "<i8")])
 """A row of a run: the hash of its text, the number of its part of the new rows or file of vectors, and its row there."""
 
 _FILTER_ROWS = 1 << 26  # more new rows would set most bits of a filter: then all old rows are joined
-_FILTER_BITS = range(16, 28)  # of a prefix: a filter has at most 128 MiB
+_FILTER_BITS = range(16, 27)  # of a table: the two of a filter have at most 128 MiB
+_FILTER_CELLS = 8  # of a table, for each new row: one of 64 other hashes passes both tables
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class NewRunPayload:
 
 @dataclass(frozen=True)
 class FilterPayload:
-    """Collect the prefixes of the hashes of the pending rows."""
+    """Collect bits of the hashes of the pending rows."""
 
     run: str
     new_runs: FileRecord  # list of files
@@ -76,7 +77,7 @@ class OldRunPayload:
     files: tuple[VectorFile, ...]
     first_file: int  # number of the first one
     hashes: tuple[FileRecord, ...]  # of the texts of all rows, by ascending first chunk
-    filter: FileRecord | None  # prefixes of hashes that matter; None: all
+    filter: FileRecord | None  # tables of the hashes that matter; None: all
 
 
 @dataclass(frozen=True)
@@ -114,40 +115,60 @@ def run_new_run(
     return _publish(storage, task.payload.run, task.id, _sorted(np.concatenate(blocks)))
 
 
-def run_prefix_filter(storage: Storage, task: Task[FilterPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """A byte for every prefix, 1 for those that a new hash has, (2^bits,) uint8. No file when nearly all would be 1."""
+def run_filter_tables(storage: Storage, task: Task[FilterPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
+    """Two tables, (2, 2^bits) uint8, of the first bits of a hash and of those from bit 32 on: 1 where a new hash has them.
+
+    No file when nearly all would be 1.
+    """
     del clock
     payload = task.payload
     if payload.num_rows > _FILTER_ROWS:
         return TaskRecord(task.id)
-    num_bits = min(max((payload.num_rows * 16).bit_length(), _FILTER_BITS.start), _FILTER_BITS.stop - 1)
-    is_wanted = np.zeros(1 << num_bits, dtype=np.uint8)
+    num_bits = max((payload.num_rows * _FILTER_CELLS).bit_length(), _FILTER_BITS.start)
+    is_wanted = np.zeros((2, 1 << min(num_bits, _FILTER_BITS.stop - 1)), dtype=np.uint8)
     for record in read_file_list(storage, payload.new_runs):
-        is_wanted[_prefixes(np.ascontiguousarray(_open(storage, record)["hash"]), num_bits)] = 1
+        hashes = np.ascontiguousarray(_open(storage, record)["hash"])
+        for word, table in enumerate(is_wanted):
+            table[_cells(hashes, word, table)] = 1
     return _publish(storage, payload.run, task.id, is_wanted)
 
 
-def _stored_ids(files: VerifiedFiles, vectors: FileRecord) -> Int64Array:
-    return vectors.first_chunk + files.rows(vectors).present
-
-
 def run_old_run(storage: Storage, task: Task[OldRunPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
-    """Sort those rows of some files of vectors that pass the filter; of equal texts the first row stays."""
+    """Sort those rows of some files of vectors that pass the filter; of equal texts the first row stays.
+
+    Few rows pass where little is new. Only of these the row is looked up in the files of vectors.
+    """
     del clock
     payload, verified = task.payload, VerifiedFiles(storage)
     is_wanted = None if payload.filter is None else _open(storage, payload.filter)
-    coverage, blocks = Coverage(payload.hashes, verified), [np.empty(0, RUN_DTYPE)]
-    arrays: dict[str, VerifiedArray] = {}
+    texts, blocks = Coverage(payload.hashes, verified), [np.empty(0, RUN_DTYPE)]
     for number, file in enumerate(payload.files, payload.first_file):
-        ids = _stored_ids(verified, file.vectors) if file.ids is None else _open(storage, file.ids)
-        for hit in coverage.lookup(ids):  # rows of which compaction dropped the text are in no hit
-            if hit.record.path not in arrays:
-                arrays[hit.record.path] = verified.array(hit.record)
-            hashes = _as_bytes(arrays[hit.record.path][hit.positions])
-            kept = slice(None) if is_wanted is None else is_wanted[_prefixes(hashes, _num_bits(is_wanted))] == 1
-            blocks.append(_run(hashes[kept], number, hit.where[kept]))
+        for record in payload.hashes if file.ids is not None else texts.overlapping(*file.vectors.span):
+            hashes = _as_bytes(_open(storage, record))
+            passing = np.arange(len(hashes)) if is_wanted is None else _passing(hashes, is_wanted)
+            if not len(passing):
+                continue
+            rows = _rows_of(verified, file, record.first_chunk + verified.rows(record).select(passing))
+            has_vector = rows >= 0
+            blocks.append(_run(hashes[passing[has_vector]], number, rows[has_vector]))
     run = _first_of_each_hash(_sorted(np.concatenate(blocks)))
     return _publish(storage, payload.run, task.id, run, {"rows": len(run)})
+
+
+def _passing(hashes: NDArray[np.bytes_], is_wanted: AnyArray) -> Int64Array:
+    """The positions of the hashes (n,) that pass both tables of a filter, ascending."""
+    first, second = is_wanted
+    passing = np.flatnonzero(first.take(_cells(hashes, 0, first)))
+    return passing[np.flatnonzero(second.take(_cells(hashes[passing], 1, second)))]
+
+
+def _rows_of(files: VerifiedFiles, file: VectorFile, ids: Int64Array) -> Int64Array:
+    """(n,) int64: the rows of a file of vectors that belong to some ascending chunks, counted among those it has; -1 for none."""
+    if file.ids is None:
+        return files.rows(file.vectors).rank(ids - file.vectors.first_chunk)
+    stored = files.whole_array(file.ids)
+    position = np.minimum(np.searchsorted(stored, ids), max(len(stored) - 1, 0))
+    return np.where(stored[position] == ids, position, -1) if len(stored) else np.full(len(ids), -1)
 
 
 def run_reuse_join(storage: Storage, task: Task[ReuseJoinPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
@@ -218,14 +239,10 @@ def _range_of(run: IdArray, payload: ReuseJoinPayload) -> IdArray:
     return run[low:high]
 
 
-def _prefixes(hashes: NDArray[np.bytes_], num_bits: int) -> UInt64Array:
-    """The first bits of each hash (n,) S16, contiguous."""
-    upper: UInt64Array = hashes.view(HASH_DTYPE)["hi"].astype(np.uint64)
-    return upper >> np.uint64(64 - num_bits)
-
-
-def _num_bits(is_wanted: AnyArray) -> int:
-    return len(is_wanted).bit_length() - 1
+def _cells(hashes: NDArray[np.bytes_], word: int, table: AnyArray) -> UInt32Array:
+    """The cell of each hash (n,) S16, contiguous, in a table (2^bits,): the first bits of one of its words of 32 bits."""
+    words: UInt32Array = hashes.view(">u4")[word::4].astype(np.uint32)
+    return words >> np.uint32(33 - len(table).bit_length())
 
 
 def _as_bytes(hashes: AnyArray) -> NDArray[np.bytes_]:
@@ -234,7 +251,7 @@ def _as_bytes(hashes: AnyArray) -> NDArray[np.bytes_]:
 
 
 def _open(storage: Storage, record: FileRecord) -> AnyArray:
-    return VerifiedFiles(storage).array(record).whole()
+    return VerifiedFiles(storage).whole_array(record)
 
 
 def _publish(
