@@ -2,8 +2,8 @@
 
 A chunk id never changes its meaning, so snapshots are compared by which ids are live in them. No text is read.
 
-Ranges whose files and deletions are the same in both snapshots are not looked at. Of a new shard without deleted rows, the
-numbers in the manifest suffice. The other ranges are read one after another; what is kept of them are counts, and the 128-bit
+Ranges whose files and deletions are the same in both snapshots are not looked at. Of a new shard, the counts in the manifest
+suffice. The other ranges are read one after another; what is kept of them are counts, and the 128-bit
 keys of documents with a new version.
 
 Legend: N rows of a range.
@@ -21,7 +21,7 @@ import numpy as np
 from retrodb.errors import UsageError
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.document_keys import IdArray
-from retrodb.format.records import ChunkRange, ShardRecord
+from retrodb.format.records import ChunkRange, CountsRecord
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import SUPERSEDED
 from retrodb.view.purged import KEY_DTYPE, is_among
@@ -83,9 +83,10 @@ def run_diff(context: Context, a: int, b: int, *, documents: bool = False) -> Di
     comparison = _Comparison(earlier, later, _Reasons(context, earlier, later))
     new_versions = comparison.keys_of_new_versions()
     for span in comparison.ranges:
-        shard = None if documents or len(new_versions) else comparison.new_shard(span)
-        if shard is not None:
-            totals.add_shard(shard, NEW if span.first_chunk >= earlier.snapshot.next_chunk else BACK)
+        source = None if documents or len(new_versions) else comparison.source_of_new(span)
+        if source is not None:
+            reason = NEW if span.first_chunk >= earlier.snapshot.next_chunk else BACK
+            totals.add_shard(source, reason, later.manifest.live_counts(span.first_chunk))
             continue
         for changed in comparison.changed_rows(span):
             totals.add(changed, new_versions)
@@ -101,10 +102,10 @@ class _Totals:
         self._num_documents: Counter[tuple[str, str, str]] = Counter()
         self._listed: list[DiffDocument] = []
 
-    def add_shard(self, shard: ShardRecord, reason: str) -> None:
-        """Add a whole shard of which every row is new."""
-        self._num_chunks[shard.source, ADDED, reason] += shard.num_chunks
-        self._num_documents[shard.source, ADDED, reason] += shard.num_documents
+    def add_shard(self, source: str, reason: str, live: CountsRecord) -> None:
+        """Add what is live of a shard of which the earlier snapshot has nothing."""
+        self._num_chunks[source, ADDED, reason] += live.num_chunks
+        self._num_documents[source, ADDED, reason] += live.num_documents
 
     def add(self, changed: _ChangedRows, new_versions: IdArray) -> None:
         """Add the changed rows of a range. A document with a new version counts once, as changed."""
@@ -212,7 +213,7 @@ class _ChangedRows:
         """(M,) KEY_DTYPE: the keys of documents."""
         keys = np.zeros(len(documents.rows), KEY_DTYPE)
         for record in self.view.chunks.overlapping("ids", *self.span):
-            entries = self.view.files.array(record).whole()
+            entries = self.view.files.whole_array(record)
             if not len(entries):
                 continue
             ids = entries["row"] + record.first_chunk
@@ -273,15 +274,14 @@ class _Comparison:
         )
         return was_deleted == is_deleted
 
-    def new_shard(self, span: ChunkRange) -> ShardRecord | None:
-        """The shard that a range is, when the earlier snapshot has nothing there and no row of the shard is deleted."""
+    def source_of_new(self, span: ChunkRange) -> str | None:
+        """The source of the shard that a range is, when the earlier snapshot has nothing there."""
         records = self._later.chunks.overlapping("documents", *span)
-        if self._earlier.chunks.overlapping("documents", *span) or len(records) != 1:
-            return None
-        if records[0].span != span or not self._later.chunks.is_all_live(*span):
+        if self._earlier.chunks.overlapping("documents", *span) or [record.span for record in records] != [span]:
             return None
         [shard] = self._later.shards.locate(np.array([span.first_chunk]))[0].tolist()
-        return self._later.shards.record(shard)
+        source: str = self._later.shards.source[shard]
+        return source
 
     def keys_of_new_versions(self) -> IdArray:
         """(V,) KEY_DTYPE, sorted: the documents of which a new version replaced a removed one."""

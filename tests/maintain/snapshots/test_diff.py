@@ -86,3 +86,14 @@ def test_shards_that_do_not_differ_are_not_opened(history: Database, monkeypatch
     shards = {path for path in opened if path.startswith("documents/")}
     assert shards & second
     assert len(shards) == 2, "of three shards"
+
+
+def test_a_new_shard_is_counted_without_opening_it(history: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = history.diff(1, 4, documents=True)
+    assert sum(document.change == "added" and document.source == "other" for document in counted.documents) == 3
+    local, opened = LocalStorage.local, set[str]()
+    monkeypatch.setattr(LocalStorage, "local", lambda self, path: opened.add(path) or local(self, path))
+    assert history.diff(0, 4).rows == history.diff(0, 4, documents=True).rows
+    opened.clear()
+    assert {(row.source, row.num_documents) for row in history.diff(0, 4).rows} >= {("other", 3)}
+    assert not {path for path in opened if path.startswith(("documents/", "ids/"))}
