@@ -284,11 +284,10 @@ class Manifest:
         rows, drops = self._rows_of[op], self._rows_of[drop]
         if not len(drops):
             return rows
-        last_drop = dict(zip(self._table.column(key).take(drops).to_pylist(), drops.tolist(), strict=True))
-        keys = self._table.column(key).take(rows).to_pylist()
-        alive: BoolArray = np.array(
-            [last_drop.get(k, -1) < row for k, row in zip(keys, rows.tolist(), strict=True)], bool
-        )
+        newest_first = drops[::-1]
+        keys, dropped = (self._table.column(key).take(of) for of in (rows, newest_first))
+        found = self._pc.fill_null(self._pc.index_in(keys, dropped), -1).to_numpy()
+        alive: BoolArray = (found < 0) | (newest_first[found] < rows)
         return rows[alive]
 
 
