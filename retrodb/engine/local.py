@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 from retrodb.engine.run import Engine, Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
@@ -14,6 +12,9 @@ from retrodb.engine.task_memory import MAIN_MIB, process_bytes
 from retrodb.errors import WorkerDied
 from retrodb.memory import MIB, PROCESS_MEMORY, anonymous_bytes
 from retrodb.store.open_storage import open_storage
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 
 class LocalEngine(Engine):
@@ -68,7 +69,16 @@ class LocalEngine(Engine):
             if self._shared is not None:
                 self._shared.close()  # what its processes hold counts too
             yield from super().execute(run, tasks, function)
-            return
+        else:
+            yield from self._execute_elsewhere(run, tasks, function, processes, needed)
+
+    def _execute_elsewhere(
+        self, run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], processes: int, needed: int
+    ) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
+        """Run the tasks in so many processes, which need so many bytes each."""
+        from concurrent.futures import FIRST_COMPLETED, wait
+        from concurrent.futures.process import BrokenProcessPool
+
         each_bytes = (self.memory_limit - _memory_of_this_process()) // processes
         with (
             _new_pool(processes, each_bytes)
@@ -126,6 +136,9 @@ def _memory_of_this_process() -> int:
 
 
 def _new_pool(processes: int, each_bytes: int) -> ProcessPoolExecutor:
+    import multiprocessing  # here, because most commands start no process
+    from concurrent.futures import ProcessPoolExecutor
+
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(processes, context, _begin_worker, (each_bytes,))
 

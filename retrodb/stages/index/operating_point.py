@@ -19,7 +19,6 @@ from retrodb.format.arrays import Int32Array, Int64Array
 from retrodb.format.entries import IndexEntry, Routing, StoredPoint
 from retrodb.format.part_files import LISTS_FILE
 from retrodb.stages.context import Context
-from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import View
@@ -97,6 +96,8 @@ def plan_store_point(view: View, space: str, point: StoredPoint) -> StorePointPl
 
 def execute_store_point(context: Context, plan: StorePointPlan) -> int:
     """Commit the point unless it is stored, and return the snapshot."""
+    from retrodb.stages.transaction import Transaction  # a search needs none
+
     number = plan.view.snapshot.number
     if plan.is_stored:
         return number
