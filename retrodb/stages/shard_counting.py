@@ -112,7 +112,7 @@ def chunks_of_shards(
 ) -> ChunkSet:
     """The chunks of the shards of a task: which there are, and which are live."""
     settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
-    return ChunkSet(files, settings, {"documents": documents}, _tombstone_set(storage, tombstones))
+    return ChunkSet(files, settings, {"documents": documents}.__getitem__, _tombstone_set(storage, tombstones))
 
 
 @lru_cache(maxsize=1)

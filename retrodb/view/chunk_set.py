@@ -7,7 +7,7 @@ Legend: Q ids of a batch, m tokens of a chunk, M documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, TypedDict
@@ -59,6 +59,17 @@ class ChunkTokens:
     lengths: Int64Array  # (Q,)
 
 
+class _CoverageByKind(dict[str, Coverage]):
+    """The files of each kind, whose records are made when they are first asked for: there may be thousands."""
+
+    def __init__(self, files: VerifiedFiles, records_of: Callable[[str], Sequence[FileRecord]]) -> None:
+        super().__init__()
+        self._files, self._records_of = files, records_of
+
+    def __missing__(self, kind: str) -> Coverage:
+        return self.setdefault(kind, Coverage(self._records_of(kind), self._files))
+
+
 class ChunkSet:
     """Chunks with ids, in files of three kinds (documents, chunks, tokens) that cover the same ranges."""
 
@@ -66,11 +77,15 @@ class ChunkSet:
         self,
         files: VerifiedFiles,
         settings: Settings,
-        records: Mapping[str, Sequence[FileRecord]],
+        records_of: Callable[[str], Sequence[FileRecord]],
         tombstones: TombstoneSet,
     ) -> None:
+        """
+        Args:
+            records_of: a kind of files -> their records; asked once for each kind that is needed.
+        """
         self.files, self.settings, self.tombstones = files, settings, tombstones
-        self._coverage = {kind: Coverage(of_kind, files) for kind, of_kind in records.items()}
+        self._coverage = _CoverageByKind(files, records_of)
         self.layout = CachedReader(self._read_layout, lambda layout: layout.nbytes)
         self.documents_table = CachedReader(self._read_documents, lambda table: table.get_total_buffer_size())
         self.deleted_mask = CachedReader(self._read_deleted_mask, lambda mask: mask.nbytes)

@@ -66,8 +66,7 @@ class View:
     @cached_property
     def chunks(self) -> ChunkSet:
         """The database's own chunks."""
-        records = {kind: self.manifest.files(kind) for kind in CHUNK_FILES}
-        return ChunkSet(self.files, self.settings, records, self.tombstones())
+        return ChunkSet(self.files, self.settings, self.manifest.files, self.tombstones())
 
     def query_set(self, name: str) -> ChunkSet:
         """The chunks of a query set; `self` is the database's own.
@@ -87,7 +86,7 @@ class View:
     def _read_query_set(self, name: str) -> ChunkSet:
         files = self.manifest.files("queries", name)
         records = {kind: [r for r in files if r.path.rpartition("/")[2].startswith(f"{kind}.")] for kind in CHUNK_FILES}
-        return ChunkSet(self.files, self.settings, records, self.tombstones(name))
+        return ChunkSet(self.files, self.settings, records.__getitem__, self.tombstones(name))
 
     def tombstones(self, query_set: str = SELF) -> TombstoneSet:
         """The tombstones of a query set, or of the database's own chunks."""

@@ -100,7 +100,9 @@ def make_chunk_set(
         own = np.array([i - first for i in deleted if first <= i < first + len(chunks)], dtype=np.int64)
         stones.append(tombstone(first, len(chunks), "removed", own))
     write_tombstones(folder / "tombstones.parquet", stones)
-    return ChunkSet(VerifiedFiles(storage), SETTINGS, records, TombstoneSet([folder / "tombstones.parquet"]))
+    return ChunkSet(
+        VerifiedFiles(storage), SETTINGS, records.__getitem__, TombstoneSet([folder / "tombstones.parquet"])
+    )
 
 
 def all_ids(shards: list[tuple[int, list[Doc]]]) -> Int64Array:
