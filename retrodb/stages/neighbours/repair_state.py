@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +72,10 @@ class RepairState:
         return with_gaps([record.span for record in self.view.chunks.ranges], self.before.ranges(DATABASE))
 
     @cached_property
+    def _range_starts(self) -> Int64Array:
+        return np.array([span.first_chunk for span in self._database_ranges], dtype=np.int64)
+
+    @cached_property
     def _changed_ranges(self) -> list[ChunkRange]:
         """Those of them that are not as they were: nothing of the others is new or lost."""
         return split_ranges(self.before, self.now.inputs.states(self.view), DATABASE).to_look_at
@@ -99,10 +104,14 @@ class RepairState:
     def _are_in(self, ids: Int64Array, rows_of: Callable[[ChunkRange], BitMap]) -> BoolArray:
         distinct, numbers = np.unique(ids, return_inverse=True)
         mask = np.zeros(len(distinct), dtype=np.bool_)
-        for span in self._database_ranges:
-            low, high = np.searchsorted(distinct, [span.first_chunk, span.end])
-            if low < high:
-                mask[low:high] = is_in(rows_of(span), distinct[low:high] - span.first_chunk, span.num_chunks)
+        of_each = np.searchsorted(self._range_starts, distinct, side="right") - 1
+        indices, starts = np.unique(of_each, return_index=True)
+        for index, (low, high) in zip(indices.tolist(), pairwise([*starts.tolist(), len(distinct)]), strict=True):
+            if index >= 0:
+                span = self._database_ranges[index]
+                rows = distinct[low:high] - span.first_chunk
+                rows = rows[rows < span.num_chunks]  # the others are between two ranges
+                mask[low : low + len(rows)] = is_in(rows_of(span), rows, span.num_chunks)
         return mask[numbers].reshape(ids.shape)
 
     @cached_property
