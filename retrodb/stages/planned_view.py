@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 from retrodb.format.settings import parse_settings
 from retrodb.store.snapshots import read_snapshot
@@ -20,12 +21,22 @@ class PlannedSnapshot:
 
     @staticmethod
     def of(view: View) -> PlannedSnapshot:
-        """The snapshot of a view."""
-        return PlannedSnapshot(view.snapshot.number, view.snapshot.transaction)
+        """The snapshot of a view, which tasks in this process use too."""
+        snapshot = PlannedSnapshot(view.snapshot.number, view.snapshot.transaction)
+        _OF_THIS_PROCESS[view.storage, snapshot] = view
+        return snapshot
+
+
+_OF_THIS_PROCESS: WeakValueDictionary[tuple[Storage, PlannedSnapshot], View] = WeakValueDictionary()
+
+
+def planned_view(storage: Storage, snapshot: PlannedSnapshot) -> View:
+    """The planned snapshot, opened once per process."""
+    view = _OF_THIS_PROCESS.get((storage, snapshot))
+    return _opened(storage, snapshot) if view is None else view
 
 
 @lru_cache(maxsize=1)
-def planned_view(storage: Storage, snapshot: PlannedSnapshot) -> View:
-    """The planned snapshot, opened once per process."""
+def _opened(storage: Storage, snapshot: PlannedSnapshot) -> View:
     settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
     return View(storage, settings, read_snapshot(storage, snapshot.number))

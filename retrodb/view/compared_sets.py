@@ -141,12 +141,12 @@ def with_gaps(now: Sequence[ChunkRange], before: Sequence[ChunkRange]) -> list[C
         start = span.first_chunk
         while number < len(ordered) and ordered[number].end <= start:
             number += 1
-        for inside in ordered[number:]:
-            if inside.first_chunk >= span.end:
-                break
-            if start < inside.first_chunk:
-                spans.append(ChunkRange(start, inside.first_chunk - start))
-            start = max(start, inside.end)
+        inside = number
+        while inside < len(ordered) and ordered[inside].first_chunk < span.end:
+            if start < ordered[inside].first_chunk:
+                spans.append(ChunkRange(start, ordered[inside].first_chunk - start))
+            start = max(start, ordered[inside].end)
+            inside += 1
         if start < span.end:
             spans.append(ChunkRange(start, span.end - start))
     return sorted(spans)

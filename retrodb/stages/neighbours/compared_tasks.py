@@ -102,7 +102,7 @@ def count_compared(context: Context, view: View, inputs: TableInputs) -> tuple[C
 
     Tasks look only at ranges that are not as they were.
     """
-    before, states = ComparedSets.read(view, inputs.table), inputs.states(view)
+    before, states = compared_before(view, inputs.table), inputs.states(view)
     counts = dict.fromkeys((DATABASE, QUERIES), ComparedCounts(0, 0, 0))
     payloads = list[ComparedPayload]()
     for side in counts:
@@ -126,7 +126,7 @@ def store_compared(transaction: Transaction, inputs: TableInputs) -> None:
 def replace_compared(transaction: Transaction, inputs: TableInputs) -> None:
     """The same for a table that has such files: those of which no range has changed stay, and the others are dropped."""
     view, sides = transaction.view, (DATABASE, QUERIES)
-    before, states = ComparedSets.read(view, inputs.table), inputs.states(view)
+    before, states = compared_before(view, inputs.table), inputs.states(view)
     files, stored = (
         view.manifest.files("joined", inputs.table),
         [each for side in sides for each in before.stored(side)],
@@ -180,7 +180,7 @@ def run_count_compared(
     del clock
     payload, counts = task.payload, ComparedCounts(0, 0, 0)
     side, inputs = compared_sides(storage, payload.inputs), payload.inputs
-    before = _compared_before(side.view, inputs.table)
+    before = compared_before(side.view, inputs.table)
     for span in payload.spans:
         now, known = side.rows(payload.side, span), before.rows(payload.side, *span)
         counts += ComparedCounts(len(now), len(now - known), len(known - now))
@@ -247,5 +247,6 @@ def compared_sides(storage: Storage, inputs: TableInputs) -> ComparedSides:
 
 
 @lru_cache(maxsize=1)
-def _compared_before(view: View, table: str) -> ComparedSets:
+def compared_before(view: View, table: str) -> ComparedSets:
+    """What the rows of a table were compared with, opened once per process."""
     return ComparedSets.read(view, table)

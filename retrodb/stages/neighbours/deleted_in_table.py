@@ -12,7 +12,7 @@ from retrodb.engine.task import Task, TaskKind, TaskRecord
 from retrodb.format.records import ChunkRange
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours.compared_states import split_ranges
-from retrodb.stages.neighbours.compared_tasks import TableInputs
+from retrodb.stages.neighbours.compared_tasks import TableInputs, compared_before
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.stages.planning_tasks import run_planning_tasks
 from retrodb.store.storage import Storage
@@ -54,7 +54,7 @@ def count_lost(context: Context, table: NeighbourTable) -> dict[str, LostIds]:
     """By path, the files of compared sets that have deleted ids. A task looks into each file of which a range has changed."""
     view, snapshot = table.view, PlannedSnapshot.of(table.view)
     records = view.manifest.files("joined", table.name)
-    compared, states = ComparedSets.read(view, table.name), TableInputs.of(table).states(view)
+    compared, states = compared_before(view, table.name), TableInputs.of(table).states(view)
     changed = set[int]()
     for side in (DATABASE, QUERIES):
         unchanged = set(split_ranges(compared, states, side).unchanged)

@@ -29,7 +29,7 @@ from retrodb.format.rows import is_in, mask_of
 from retrodb.stages.index.live_parts import PartFiles, database_keys, key_kinds, open_codebook, open_files, parts_of
 from retrodb.stages.neighbours.block_join import lists_of_rows
 from retrodb.stages.neighbours.compared_states import split_ranges
-from retrodb.stages.neighbours.compared_tasks import ComparedSides, TableInputs, compared_sides
+from retrodb.stages.neighbours.compared_tasks import ComparedSides, TableInputs, compared_before, compared_sides
 from retrodb.stages.neighbours.range_rows import ListRange, rows_in_lists
 from retrodb.stages.neighbours.table_inputs import database_side
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
@@ -202,7 +202,7 @@ def planned_state(storage: Storage, snapshot: PlannedSnapshot, table: str) -> Re
     view = planned_view(storage, snapshot)
     of_table = NeighbourTable(view, table)
     now = compared_sides(storage, TableInputs.of(of_table))
-    return RepairState(view, of_table, of_table.entry.params, ComparedSets.read(view, table), now)
+    return RepairState(view, of_table, of_table.entry.params, compared_before(view, table), now)
 
 
 def _of_positions(
