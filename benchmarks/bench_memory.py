@@ -2,6 +2,7 @@
 
     python benchmarks/bench_memory.py [--chunks 100000] [--memory 512] [--workers 1 2] [--only tag,index] [--folder DIR] [--write]
     python benchmarks/bench_memory.py --tasks [--chunks 100000] [--folder DIR]
+    python benchmarks/bench_memory.py --stages [--chunks 2000000] [--memory 512] [--workers 2] [--folder DIR] [--write]
 
 Each command runs on its own copy of a database of made-up documents with the encoder `hashing:64`, once for each number of
 workers, without a limit and with `--memory` (MiB). Memory is the largest sum of RssAnon of all processes, sampled every 10 ms.
@@ -9,6 +10,9 @@ workers, without a limit and with `--memory` (MiB). Memory is the largest sum of
 With `--tasks`, the database has a single shard and one worker, so that every task is one of a full shard. For each kind of tasks,
 the weight of the largest one and the peak of its process are shown. `retrodb/engine/task_memory.py` has a line through these
 numbers at two sizes (a base, and bytes per unit of weight), rounded up.
+
+With `--stages`, the commands of a life run one after the other on one database with `--memory`: training and index, the join, its
+repair after one document, search, exports and inspection. The database is replicated: half of its shards are linked copies.
 """
 
 from __future__ import annotations
@@ -30,11 +34,14 @@ sys.path.append(
 
 import process_cost
 from process_cost import run_measured
+from replicated import replicate
 from scale_commands import write_inputs
 from scale_databases import build, copy_by_links
 
 from retrodb.bench.machine import environment
 from retrodb.memory import MIB
+from retrodb.store.snapshots import read_head
+from retrodb.store.storage import LocalStorage
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RETRODB = str(Path(sys.executable).with_name("retrodb"))
@@ -56,6 +63,25 @@ COMMANDS = {
     "sql": ("{built}", "sql {db} select+text+from+chunks+order+by+text+limit+5"),
 }
 """By name: the state of the database before, and the command; `+` stands for a blank inside a word."""
+STAGES = (
+    "index {db}",
+    "neighbours {db}",
+    "ingest {db} {inputs}/one.jsonl --source made",
+    "embed {db}",
+    "index {db}",
+    "neighbours {db} --repair",
+    "search {db} kaban",
+    "export {db} {db}-arrays --to arrays",
+    "export {db} {db}-parquet --to parquet",
+    "export {db} {db}-megatron --to megatron --seq-length 2048",
+    "stats {db}",
+    "check {db}",
+    "check {db} --read-data",
+    "compact {db} --dry-run",
+)
+"""What `--stages` runs, in this order, on a database that is embedded and not indexed."""
+WITHOUT_WORKERS = ("filter", "search", "sql", "exposure", "stats")
+WITHOUT_LIMIT = ("stats",)
 SAMPLED = """
 import json, os, sys, threading, time
 import retrodb.engine.local as local, retrodb.engine.run as run, retrodb.stages.ingest.read_tasks as read_tasks
@@ -105,6 +131,10 @@ class Databases:
             tokenizer = str(self.documents.with_suffix(".tokenizer.json"))
             self.run(["init", str(folder), "--tokenizer", tokenizer, "--encoder", "hashing:64"])
             return folder
+        if name == "doubled":
+            copy_by_links(self.state("embedded"), folder)
+            replicate(LocalStorage(folder), 1)
+            return folder
         copy_by_links(self.state("table") if name == "exposed" else self.built, folder)
         made = {
             "ingested": ["restore", str(folder), "1"],
@@ -123,10 +153,29 @@ class Databases:
             copy_by_links(self.state(state.strip("{}")), copy)
             values = {"db": copy, "documents": self.documents, "inputs": self.inputs}
             words = [word.format(**values).replace("+", " ").replace("~", " like ") for word in command.split()]
-            takes_workers = name not in ("filter", "search", "sql", "exposure")
+            takes_workers = name not in WITHOUT_WORKERS
             given = [word for word in options if takes_workers or word not in ("--workers", *"123456789")]
             cost = run_measured([RETRODB, *words, *given], self.environment, 900)
             return cost.error or f"{cost.peak_bytes / MIB:.0f}"
+
+    def stages(self, workers: int, memory_mib: int) -> Iterator[str]:
+        """The peak, the processor time and the verdict of each stage, in Markdown. The stages change one copy of the database."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            copy = Path(scratch, "db")
+            copy_by_links(self.state("doubled"), copy)
+            num_chunks = read_head(LocalStorage(copy)).totals["chunks"]
+            yield f"{num_chunks:,} chunks, `--memory {memory_mib}MiB`, {workers} workers."
+            yield from ("", "| command | peak, MiB | CPU s | elapsed s | verdict |", "|---|---|---|---|---|")
+            for stage in STAGES:
+                name, *words = stage.format(db=copy, inputs=self.inputs).split()
+                given = [] if name in WITHOUT_WORKERS else ["--workers", str(workers)]
+                given += [] if name in WITHOUT_LIMIT else ["--memory", f"{memory_mib}MiB"]
+                cost = run_measured([RETRODB, name, *words, *given], self.environment, 3600)
+                verdict = cost.error or ("kept" if cost.peak_bytes <= memory_mib * MIB else "broken")
+                shown = " ".join(Path(word).name if "/" in word else word for word in words)
+                yield (
+                    f"| {name} {shown} | {cost.peak_bytes / MIB:.0f} | {cost.cpu_s:.1f} | {cost.elapsed_s:.1f} | {verdict} |"
+                )
 
     def largest_tasks(self) -> Iterator[str]:
         """Of each kind of tasks the largest weight and the peak of its process, on one shard."""
@@ -176,17 +225,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="", metavar="NAMES")
     parser.add_argument("--tasks", action="store_true")
+    parser.add_argument("--stages", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    process_cost.SAMPLE_S = 0.01
+    process_cost.SAMPLE_S = 0.05 if options.stages else 0.01  # more often where commands are short
     folder = options.folder or Path(tempfile.mkdtemp(prefix="retrodb-memory-"))
     try:
-        databases = Databases(folder, options.chunks)
+        databases = Databases(folder, options.chunks // 2 if options.stages else options.chunks)
         names = options.only.split(",") if options.only else list(COMMANDS)
-        rows = (
-            databases.largest_tasks() if options.tasks else table_of(databases, names, options.workers, options.memory)
-        )
+        if options.tasks:
+            rows = databases.largest_tasks()
+        elif options.stages:
+            rows = databases.stages(options.workers[-1], options.memory)
+        else:
+            rows = table_of(databases, names, options.workers, options.memory)
         lines = [
             f"# Memory of commands, {options.chunks:,} chunks",
             "",

@@ -6,7 +6,9 @@ thread.
 
     python benchmarks/bench_search.py [--rows 60000] [--factory IVF512,SQ8] [--recall 0.95] [--out FILE]
     python benchmarks/bench_search.py --rows 1000000 --factory IVF8192,RaBitQfs
+    python benchmarks/bench_search.py --shards 64 --rows 1000000 --dim 64 --factory IVF1024,SQ8 [--probes 32 128] [--folder DIR]
 
+With `--shards`, a database of made-up documents is searched next to one FAISS index of the same lists: `search_in_shards.py`.
 usearch and hnswlib are reported as skipped when they are not installed.
 """
 
@@ -24,6 +26,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 from bench_neighbours import mixture, set_threads
+from search_in_shards import report_shards
 
 from retrodb.ann.codebook import Codebook, choose_factory, load_codebook, sample_size
 from retrodb.ann.exact import exact_topk
@@ -192,6 +195,14 @@ def report(options: argparse.Namespace) -> Iterator[str]:
     yield f"- float32 product {gemm:.0f} GFLOP/s before, {gemm_gflops():.0f} after; peak memory {peak:.2f} GiB with all methods\n"
 
 
+def report_database(options: argparse.Namespace) -> Iterator[str]:
+    """The lines of the report on a database, one after each measurement."""
+    yield "## search in shards\n"
+    yield ", ".join(f"{name} {value}" for name, value in environment(1).items()) + "\n"
+    folder = options.folder or Path(tempfile.mkdtemp())
+    yield from report_shards(folder, options)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=60_000)
@@ -201,10 +212,17 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shards", type=int, help="measure a database of so many shards")
+    parser.add_argument(
+        "--probes", type=int, nargs="+", default=[32, 128], help="lists that a query reads, for --shards"
+    )
+    parser.add_argument("--folder", type=Path, help="folder of the database, kept for the next run, for --shards")
     parser.add_argument("--out", type=Path, help="file to append the report to, such as benchmarks/results/<date>.md")
     options = parser.parse_args()
     set_threads(1)
-    for line in report(options):
+    if options.shards and not options.factory:
+        parser.error("--shards needs --factory")
+    for line in report_database(options) if options.shards else report(options):
         print(line, flush=True)
         if options.out:
             with options.out.open("a") as file:

@@ -66,6 +66,27 @@ def build(folder: Path, documents: Path, num_chunks: int, run: Callable[[list[st
     return ScaleDatabase.at(folder, "real")
 
 
+def build_in_shards(folder: Path, num_chunks: int, num_shards: int, dim: int, factory: str) -> None:
+    """A database with so many shards of about equal size, indexed; its last commit merged the index parts of the shards.
+
+    One that is there already is kept.
+    """
+    if (folder / "built").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    documents, tokenizer = folder / "documents.jsonl", folder / "tokenizer.json"
+    train_byte_bpe([made_text(seed, 200) for seed in range(20)], 400).save(tokenizer)
+    database = retrodb.create(folder / "db", tokenizer=str(tokenizer), encoder=f"hashing:{dim}")
+    for shard in range(num_shards):
+        write_made_documents(documents, num_chunks // num_shards, shard)
+        database.ingest([str(documents)], source=f"made-{shard}")
+    database.embed()
+    database.index(factory=factory)
+    documents.unlink()
+    (folder / "built").touch()
+
+
 def grow(base: ScaleDatabase, folder: Path, num_chunks: int, run: Callable[[list[str]], None]) -> ScaleDatabase:
     """About so many chunks, by copies of the shards of a database. One that is there already is kept."""
     if not folder.exists():
@@ -89,9 +110,9 @@ def copy_by_links(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=os.link, ignore=shutil.ignore_patterns("runs", "locks", "tmp"))
 
 
-def write_made_documents(path: Path, num_chunks: int) -> None:
+def write_made_documents(path: Path, num_chunks: int, seed: int = 0) -> None:
     """Documents of random words, 1 to 31 chunks long, until there are about so many chunks."""
-    random, words = np.random.default_rng(0), np.array(WORDS)
+    random, words = np.random.default_rng(seed), np.array(WORDS)
     number = written = 0
     with path.open("wb") as file:
         while written < num_chunks:

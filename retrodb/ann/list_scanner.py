@@ -58,7 +58,9 @@ class ProbedLists:
         self._arrays = queries, lists_QA, distances_QA
         self._pointers = tuple(map(faiss_module().swig_ptr, self._arrays))
         self._unrestricted = _parameters(scanner.index, None, lists_QA.shape[1])
-        distinct: Int64Array = np.unique(lists_QA)
+        distinct: Int64Array = (
+            np.sort(lists_QA[0]) if len(queries) == 1 else np.unique(lists_QA)
+        )  # one query repeats none
         self.lists_P = distinct[int(np.searchsorted(distinct, 0)) :]  # all of them, ascending
 
     def scan(self, table_P3: Int64Array, width: int, selector: FaissObject) -> tuple[Int64Array, Float32Array]:

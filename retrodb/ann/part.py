@@ -193,6 +193,8 @@ class Part:
 
     def _numbers(self, lists_P: Int64Array) -> tuple[Int64Array, Int64Array]:
         """The number of each of some lists among those that are not empty, and its size; of an empty one any number, and 0."""
+        if len(self.filled_M) == self.meta.num_lists:
+            return lists_P, self._sizes_M[lists_P]
         if not len(self.filled_M):
             return np.zeros(len(lists_P), np.int64), np.zeros(len(lists_P), np.int64)
         numbers_P = self.filled_M.searchsorted(lists_P)

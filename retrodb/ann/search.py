@@ -17,13 +17,13 @@ import numpy as np
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.codegen.distances import fixed_distances
+from retrodb.ann.codegen.insertion import insert_candidates
 from retrodb.ann.exact import estimate_error
 from retrodb.ann.faiss_library import FaissObject, faiss_module
 from retrodb.ann.list_scanner import ProbedLists
-from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
 from retrodb.ann.part import Part
-from retrodb.ann.rerank import SearchPart, rerank
+from retrodb.ann.rerank import SearchPart, rerank, rerank_by_id
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import BoolArray, ByteArray, Float32Array, Int64Array, VectorArray
 
@@ -38,6 +38,7 @@ def search(
     nprobe: int,
     rerank_margin: int | None = None,
     threads: int = 1,
+    fetch: Callable[[Int64Array], VectorArray] | None = None,
 ) -> TopK:
     """The k nearest allowed rows of each query, (ids_QK, distances_QK); rows short of k probe on until all lists are read.
 
@@ -45,6 +46,7 @@ def search(
 
     Args:
         rerank_margin: candidates beyond k that get an exact distance; None takes the codebook's, which depends on its codes.
+        fetch: chunk ids (any order) -> their vectors (n, D), read once for all parts. None asks each part for its rows.
 
     Raises:
         MismatchError: queries of another dimension.
@@ -58,7 +60,11 @@ def search(
     rows = np.arange(len(queries) if wanted else 0)
     while len(rows):
         candidates_RW, is_cut_R = _candidates(queries[rows], parts, codebook, wanted, width, nprobe, threads)
-        ids_QK[rows], distances_QK[rows] = rerank(queries[rows], candidates_RW, parts, k, codebook.metric, threads)
+        if fetch is None:
+            nearest = rerank(queries[rows], candidates_RW, parts, k, codebook.metric, threads)
+        else:
+            nearest = rerank_by_id(queries[rows], candidates_RW, fetch, k, codebook.metric, threads)
+        ids_QK[rows], distances_QK[rows] = nearest
         is_short_R = is_cut_R | ((candidates_RW != NO_NEIGHBOUR).sum(axis=1) < wanted)
         if is_cut_R.any():
             width *= 4
@@ -82,14 +88,14 @@ def _candidates(
     """The `width` nearest by search codes, -1 where there are none; and the rows where too few of them are certain."""
     nprobe = min(nprobe, codebook.num_lists)
     rotated = codebook.transform(queries)
+    best = ids_QW, distances_QW = empty_topk(len(queries), width)
     if codebook.ivf is None:
-        partials = [_search_part(partial(_scan_vectors, rotated), part, width) for part in parts]
+        _search_parts(partial(_scan_vectors, rotated), parts, best)
     else:
         lists_QA = codebook.nearest_lists_of(rotated, nprobe, threads).astype(np.int64)
         distances_QA = _coarse_distances(rotated, lists_QA, codebook)
         with codebook.scanners.probing(rotated, lists_QA, distances_QA) as probed:
-            partials = [_search_part(partial(_scan_lists, probed), part, width) for part in parts]
-    ids_QW, distances_QW = merge_topk(partials, width)
+            _search_parts(partial(_scan_lists, probed), parts, best)
     is_full_Q = (ids_QW[:, -1] != NO_NEIGHBOUR) & (width < MAX_WIDTH)
     if codebook.ivf is None:
         lengths = [float(part.part.scales_N2.whole()[:, 1].max()) ** 0.5 for part in parts]
@@ -115,10 +121,17 @@ _Scan = Callable[[Part, int, FaissObject], TopK]
 """A part, a width, a row filter or None -> rows (Q, width), -1 where there are no more, and distances as FAISS has them."""
 
 
-def _search_part(scan: _Scan, live: SearchPart, width: int) -> TopK:
-    """The `width` nearest allowed rows of a part by search codes, (ids, distances)."""
+def _search_parts(scan: _Scan, parts: Sequence[SearchPart], best: TopK) -> None:
+    """Merges the nearest allowed rows of all parts by search codes into the best of each query, in place."""
+    for part in parts:
+        insert_candidates(_search_part(scan, part, best), best)
+
+
+def _search_part(scan: _Scan, live: SearchPart, best: TopK) -> TopK:
+    """The nearest allowed rows of a part by search codes that can be among the best, (ids, distances)."""
+    width, last_Q = best[0].shape[1], best[1][:, -1]
     if live.asks_candidates:
-        ids_QV, distances_QV = _scan(scan, live, width + width // 4 + 16, None)
+        ids_QV, distances_QV = _scan(scan, live, width + width // 4 + 16, last_Q, None)
         refused_QV = ~live.are_allowed(ids_QV)
         is_whole_Q = (ids_QV[:, -1] == NO_NEIGHBOUR) | ((~refused_QV).sum(axis=1) >= width)
         if is_whole_Q.all():
@@ -126,14 +139,18 @@ def _search_part(scan: _Scan, live: SearchPart, width: int) -> TopK:
             nearest_QW = np.argsort(refused_QV, axis=1, kind="stable")[:, :width]
             return np.take_along_axis(ids_QV, nearest_QW, 1), np.take_along_axis(distances_QV, nearest_QW, 1)
     allowed_N = live.allowed_N
-    return _scan(scan, live, width, None if allowed_N is None else np.packbits(allowed_N, bitorder="little"))
+    return _scan(scan, live, width, last_Q, None if allowed_N is None else np.packbits(allowed_N, bitorder="little"))
 
 
-def _scan(scan: _Scan, live: SearchPart, width: int, allowed_bits: ByteArray | None) -> TopK:
-    """The `width` nearest rows of a part by search codes, of those in the bitmap if one is given."""
+def _scan(scan: _Scan, live: SearchPart, width: int, last_Q: Float32Array, allowed_bits: ByteArray | None) -> TopK:
+    """The `width` nearest rows of a part by search codes, of those in the bitmap if one is given; -1 for those after the last."""
     rows_QW, distances_QW = scan(live.part, width, None if allowed_bits is None else _selector(allowed_bits))
-    ids_QW = np.where(rows_QW >= 0, live.ids_of(np.maximum(rows_QW, 0)), NO_NEIGHBOUR)
-    return ids_QW, -distances_QW if live.part.meta.metric == "inner_product" else distances_QW
+    if live.part.meta.metric == "inner_product":
+        np.negative(distances_QW, out=distances_QW)
+    is_near_QW = (rows_QW >= 0) & (distances_QW <= last_Q[:, None])
+    ids_QW = np.full(rows_QW.shape, NO_NEIGHBOUR)
+    ids_QW[is_near_QW] = live.ids_of(rows_QW[is_near_QW])
+    return ids_QW, distances_QW
 
 
 def _scan_lists(probed: ProbedLists, part: Part, width: int, selector: FaissObject) -> TopK:

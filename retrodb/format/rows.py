@@ -166,20 +166,26 @@ class RowSet:
     def rank(self, rows: Int64Array) -> Int64Array:
         """Position in the file of each row, (q,) int64; -1 where the row is not present."""
         rows = np.asarray(rows, dtype=np.int64)
+        if self.bitmap is not None and rows.size <= _FEW_ROWS:
+            positions = [self.position(row) for row in rows.ravel().tolist()]
+            return np.array(positions, dtype=np.int64).reshape(rows.shape)
         inside = (rows >= 0) & (rows < self.num_rows_total)
         if self.bitmap is None:
             return np.where(inside, rows, -1)
         if not len(self):
             return np.full(rows.shape, -1, dtype=np.int64)
-        if rows.size <= _FEW_ROWS:
-            bitmap, absent = self._rows, _NO_LONG_ROW if self._is_long else _NO_ROW
-            ranks = [
-                bitmap.rank(row) - 1 if row in bitmap else -1 for row in np.where(inside, rows, absent).ravel().tolist()
-            ]
-            return np.array(ranks, dtype=np.int64).reshape(rows.shape)
         position = np.searchsorted(self.present, rows)
         is_present = inside & (self.present[np.minimum(position, len(self.present) - 1)] == rows)
         return np.where(is_present, position, -1)
+
+    def position(self, row: int) -> int:
+        """Position in the file of one row; -1 where the row is not present."""
+        if not 0 <= row < self.num_rows_total:
+            return -1
+        if self.bitmap is None:
+            return row
+        rows = self._rows
+        return int(rows.rank(row)) - 1 if row in rows else -1
 
     def select(self, positions: Int64Array) -> Int64Array:
         """The row at each position of the file, (q,) int64: the inverse of `rank`."""
@@ -187,15 +193,12 @@ class RowSet:
         if self.bitmap is None:
             return positions
         if positions.size <= _FEW_ROWS:
-            return np.array([self._rows[at] for at in positions.ravel().tolist()], dtype=np.int64).reshape(
-                positions.shape
-            )
+            rows = self._rows
+            return np.array([rows[at] for at in positions.ravel().tolist()], dtype=np.int64).reshape(positions.shape)
         return self.present[positions]
 
 
 _FEW_ROWS = 2048  # up to here the bitmap is asked row by row, and no array of all its rows is made
-_NO_ROW = (1 << 32) - 1  # no bitmap of 32 bits has it
-_NO_LONG_ROW = (1 << 63) - 1  # no bitmap has it: it is no chunk id
 
 
 def serialize_rows(rows: Int64Array) -> bytes:

@@ -84,8 +84,9 @@ class VerifiedArray:
         Raises:
             DamagedFileError: names the file and the damaged block.
         """
-        size = self._row_bytes
-        self._file.declare(self._start + starts_R * size, self._start + ends_R * size)
+        if not self._file.is_whole:
+            size = self._row_bytes
+            self._file.declare(self._start + starts_R * size, self._start + ends_R * size)
         return self._array
 
     def row(self, number: int) -> VerifiedArray:
@@ -115,10 +116,14 @@ class VerifiedArray:
             return
         if rows_Q.dtype.kind not in "iu":
             raise TypeError(f"{rows!r} names no rows of a verified array")
+        if self._file.is_whole:
+            return  # and NumPy looks whether the array has the rows
         rows_Q = rows_Q.ravel().astype(np.int64)
-        rows_Q = np.where(rows_Q < 0, rows_Q + len(self), rows_Q)
-        if rows_Q.min() < 0 or rows_Q.max() >= len(self):
+        low, high = int(rows_Q.min()), int(rows_Q.max())
+        if low < -len(self) or high >= len(self):
             raise IndexError(f"a row outside of the {len(self)} rows of the array")
+        if low < 0:
+            rows_Q = np.where(rows_Q < 0, rows_Q + len(self), rows_Q)
         self.declared(rows_Q, rows_Q + 1)
 
 

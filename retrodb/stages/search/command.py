@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import orjson
@@ -135,7 +135,8 @@ class Searcher:
         ids = np.full((len(vectors), k), -1, dtype=np.int64)
         distances = np.full((len(vectors), k), np.inf, dtype=np.float32)
         if width:
-            nearest = search(vectors, self.parts, self.codebook, width, probes, threads=threads)
+            fetch = partial(self.view.vectors, self.space)
+            nearest = search(vectors, self.parts, self.codebook, width, probes, threads=threads, fetch=fetch)
             ids[:, :width], distances[:, :width] = nearest
         return ids, scores(distances, self.codebook.metric)
 
