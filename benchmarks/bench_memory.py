@@ -73,9 +73,7 @@ STAGES = (
     "search {db} kaban",
     "export {db} {db}-arrays --to arrays",
     "export {db} {db}-parquet --to parquet",
-    "export {db} {db}-megatron --to megatron --seq-length 2048",
     "stats {db}",
-    "check {db}",
     "check {db} --read-data",
     "compact {db} --dry-run",
 )

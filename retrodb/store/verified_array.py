@@ -66,7 +66,8 @@ class VerifiedArray:
         if isinstance(index, str):
             field: AnyArray = self.whole()[index]
             return field
-        self._declare_rows(index[0] if isinstance(index, tuple) and index else index)
+        if not (isinstance(index, np.ndarray) and self._file.is_whole):  # then NumPy looks whether it names rows
+            self._declare_rows(index[0] if isinstance(index, tuple) and index else index)
         values: AnyArray = self._array[index]
         return values
 
@@ -116,8 +117,6 @@ class VerifiedArray:
             return
         if rows_Q.dtype.kind not in "iu":
             raise TypeError(f"{rows!r} names no rows of a verified array")
-        if self._file.is_whole:
-            return  # and NumPy looks whether the array has the rows
         rows_Q = rows_Q.ravel().astype(np.int64)
         low, high = int(rows_Q.min()), int(rows_Q.max())
         if low < -len(self) or high >= len(self):

@@ -52,6 +52,8 @@ def test_search_is_near_the_truth_and_does_not_depend_on_the_split_into_parts(
     one, many = spread(VECTORS, codebook), spread(VECTORS, codebook, (500, 501, 7000))
     from_one = search(queries, one, codebook, 10, 16, rerank_margin=100)
     from_many = search(queries, many, codebook, 10, 16, rerank_margin=100, threads=2)
+    by_id = search(queries, many, codebook, 10, 16, rerank_margin=100, threads=2, fetch=VECTORS.__getitem__)
+    assert same(from_many, by_id)
     truth = exact_topk(queries, VECTORS, 10, codebook.metric)[0]
     # Four bits for four or eight dimensions are coarse; the other codes lose nothing.
     least = 0.4 if "PQ" in type(codebook.ivf).__name__ else 0.85

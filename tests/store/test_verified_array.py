@@ -145,8 +145,12 @@ def test_indexes_that_name_no_rows_are_refused(index: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("index", [300, -301, [0, 300], np.array([True])])
 def test_rows_outside_of_the_array_are_index_errors(index: Any, tmp_path: Path) -> None:
+    array = opened(*stored(tmp_path, ARRAYS[1]))
     with pytest.raises(IndexError):
-        opened(*stored(tmp_path, ARRAYS[1]))[index]
+        array[index]
+    array.whole()
+    with pytest.raises(IndexError):
+        array[index]
 
 
 def test_only_declared_ranges_are_verified_and_each_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,13 @@ def record(name: int, first: int, mask: list[bool]) -> FileRecord:
 
 
 @settings(max_examples=200, deadline=None)
-@given(FILES, st.lists(st.integers(-3, 60), max_size=40))
-def test_every_id_is_found_where_a_plain_loop_finds_it(files: list[tuple[int, list[bool]]], ids: list[int]) -> None:
+@given(FILES, st.booleans(), st.lists(st.integers(-3, 60), max_size=40), st.sampled_from([1, 20]))
+def test_every_id_is_found_where_a_plain_loop_finds_it(
+    files: list[tuple[int, list[bool]]], is_disjoint: bool, ids: list[int], times: int
+) -> None:
+    ids = times * ids  # few of them, or many
+    if is_disjoint:
+        files = [(20 * number, mask) for number, (_, mask) in enumerate(files)]
     records = [record(i, FAR + first, mask) for i, (first, mask) in enumerate(files)]
     order = sorted(range(len(records)), key=lambda i: (records[i].first_chunk, i))
     asked = np.array([FAR + i if i >= 0 else -1 for i in ids], dtype=np.int64)
