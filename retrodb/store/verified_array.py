@@ -79,6 +79,14 @@ class VerifiedArray:
         self._file.whole()
         return self._array
 
+    def piece(self, row: int) -> AnyArray:
+        """One row that the array has, as an array of one row (1, ...); what it reads is verified. Raises DamagedFileError."""
+        size = self._row_bytes
+        if size:
+            self._file.declare_one(self._start + row * size, self._start + (row + 1) * size)
+        piece: AnyArray = self._array[row : row + 1]
+        return piece
+
     def declared(self, starts_R: Int64Array, ends_R: Int64Array) -> AnyArray:
         """The whole array, mapped, for a kernel that reads the rows `starts_R[i] .. ends_R[i]` and no others.
 

@@ -1,13 +1,11 @@
 """From chunk ids to the files that hold them.
 
-Ids are cut into the ranges of files by binary searches, never by a loop over ids, unless there are few.
+Ids are cut into the ranges of files by binary searches. Only a few ids are found one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
 
     from retrodb.format.arrays import BoolArray, Int64Array
     from retrodb.store.verify import VerifiedFiles
-
-_FEW_IDS = 256
 
 
 class Hit(NamedTuple):
@@ -50,16 +46,13 @@ class Coverage:
         self._starts = np.array([r.first_chunk for r in self.records], dtype=np.int64)
         self._ends = self._starts + np.array([r.num_chunks for r in self.records], dtype=np.int64)
         self._ranges = IdRanges(self._starts, self._ends)
-        self._is_disjoint = bool((self._starts[1:] >= self._ends[:-1]).all())  # and then ascending
+        self.is_disjoint = bool((self._starts[1:] >= self._ends[:-1]).all())  # and then ascending
         self._row_set = CachedReader(lambda index: files.rows(self.records[index]), _row_set_bytes)
 
     def lookup(self, ids: Int64Array) -> Iterator[Hit]:
         """The files that hold the ids; ids that none holds, and -1, are in no hit."""
         order = np.argsort(ids, kind="stable")
         ascending = ids[order]
-        if self._is_disjoint and len(ids) <= _FEW_IDS:
-            yield from self._look_up_few(order, ascending)
-            return
         is_found = np.zeros(len(ids), dtype=bool)
         low = np.searchsorted(ascending, self._starts)
         high = np.searchsorted(ascending, self._ends)
@@ -74,18 +67,24 @@ class Coverage:
                 is_found[where[is_held]] = True
                 yield Hit(record, where[is_held], rows[is_held], positions[is_held])
 
-    def _look_up_few(self, order: Int64Array, ascending: Int64Array) -> Iterator[Hit]:
-        """`lookup` of a few ids in files with disjoint ranges, number by number: most files hold one or two of them."""
-        index_Q = np.searchsorted(self._starts, ascending, side="right") - 1
-        by_file = groupby(zip(index_Q.tolist(), order.tolist(), ascending.tolist(), strict=True), itemgetter(0))
-        for index, of_file in by_file:
-            if index < 0:
-                continue
-            record, row_set = self.records[index], self._row_set(index)
-            rows = [(where, id_ - record.first_chunk) for _, where, id_ in of_file]
-            held = [(where, row, at) for where, row in rows if (at := row_set.position(row)) >= 0]
-            if held:
-                yield Hit(record, *np.array(held, dtype=np.int64).T)
+    def find_each(self, ids: Int64Array) -> list[tuple[int, FileRecord, int]]:
+        """Each id that a file holds: its index in the batch, the file, and the position there. For few ids, of many files.
+
+        `lookup` takes longer for a file than this for an id.
+
+        Raises:
+            ValueError: ranges of files overlap, see `is_disjoint`.
+        """
+        if not self.is_disjoint:
+            raise ValueError("ids are looked up one by one only where the ranges of files are disjoint")
+        found = []
+        indices = (np.searchsorted(self._starts, ids, side="right") - 1).tolist()
+        for where, (id_, index) in enumerate(zip(ids.tolist(), indices, strict=True)):
+            if index >= 0:
+                record = self.records[index]
+                if (position := self._row_set(index).position(id_ - record.first_chunk)) >= 0:
+                    found.append((where, record, position))
+        return found
 
     def overlapping(self, first: int, count: int) -> list[FileRecord]:
         """The files whose range overlaps `[first, first + count)`."""

@@ -25,6 +25,8 @@ from retrodb.view.tombstones import TombstoneSet
 if TYPE_CHECKING:
     from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 
+_FEW_IDS = 256  # candidates of a query
+
 SELF = "self"
 """The query set of the database's own chunks: always there."""
 
@@ -161,7 +163,14 @@ class View:
     def vectors(self, space: str, ids: Int64Array, query_set: str = SELF) -> AnyArray:
         """Vectors (Q, D) float16 of rows of a query set in a space; zeros for rows without one."""
         vectors = np.zeros((len(ids), self.snapshot.existing(SpaceEntry, space).dimension), dtype=np.float16)
-        for hit in self.query_vectors(query_set, space).lookup(ids):
+        coverage = self.query_vectors(query_set, space)
+        if len(ids) <= _FEW_IDS and self.keeps_vectors(space) and coverage.is_disjoint:
+            found = coverage.find_each(ids)
+            if found:
+                pieces = [self.chunks.map(record).piece(position) for _, record, position in found]
+                vectors[[where for where, _, _ in found]] = np.concatenate(pieces)
+            return vectors
+        for hit in coverage.lookup(ids):
             if hit.record.kind == "parts":
                 vectors[hit.where] = self._part_codes(hit.record).vectors(hit.positions)
             else:

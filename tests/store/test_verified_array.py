@@ -122,9 +122,21 @@ def test_whole_arrays_fields_and_declared_ranges_are_those_of_numpy(array: np.nd
     plain = opened_array.declared(np.array([0]), np.array([len(array)]))
     assert equal(plain, array)
     assert not plain.flags.writeable
+    for row in range(len(array))[-3:]:
+        assert equal(opened(*stored(tmp_path, array)).piece(row), array[row : row + 1])
     if len(array) and array.ndim > 1:
         assert equal(opened_array.row(-1).whole(), array[-1])
         assert equal(opened_array.row(0)[1:], array[0][1:])
+
+
+def test_a_piece_verifies_no_more_than_its_row(tmp_path: Path) -> None:
+    array = ARRAYS[1]
+    storage, record = stored(tmp_path, array)
+    flip_bit(storage.local(record.path), record.digest.size_bytes - 1)
+    rows = opened(storage, record)
+    assert equal(rows.piece(0), array[:1])
+    with pytest.raises(DamagedFileError, match="checksum mismatch in bytes"):
+        rows.piece(len(array) - 1)
 
 
 def test_a_row_of_a_row_verifies_no_more_than_it_reads(tmp_path: Path) -> None:
