@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -21,9 +20,9 @@ from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
 
-# Rows of one product. The estimates take 16,384 * 1,024 * 4 bytes (float32) = 64 MiB.
+# Rows of one product. The estimates of all threads together take 16,384 * 1,024 * 4 bytes (float32) = 64 MiB.
 BLOCK_ROWS = 16_384  # of the database
-BLOCK_QUERIES = 1_024
+BLOCK_QUERIES = 1_024  # divided by the threads
 
 
 @dataclass(frozen=True)
@@ -120,22 +119,17 @@ def _merge_block(
     threads: int,
 ) -> None:
     """Merges a block of columns, whose vectors have these lengths, into the best of all queries."""
-    is_l2 = metric == "squared_l2"
-    for start in range(0, len(queries_QD), BLOCK_QUERIES):
-        rows = slice(start, start + BLOCK_QUERIES)
-        queries, best_of_rows = queries_QD[rows], (best[0][rows], best[1][rows])
-        keys = exclusion.query_keys(start, start + len(queries))
-        estimates = _estimate(queries, columns.vectors_CD, lengths_C, is_l2)
-        insert = partial(
-            insert_exact,
-            queries_QD=queries,
-            estimates=estimates,
-            columns=columns,
-            keys=keys,
-            is_l2=is_l2,
-            best=best_of_rows,
-        )
-        run_rows(insert, len(queries), threads)
+    is_l2, most_rows = metric == "squared_l2", -(-BLOCK_QUERIES // threads)
+
+    def merge_rows(first: int, stop: int) -> None:
+        for start in range(first, stop, most_rows):
+            rows = slice(start, min(start + most_rows, stop))
+            queries, best_of_rows = queries_QD[rows], (best[0][rows], best[1][rows])
+            keys = exclusion.query_keys(rows.start, rows.stop)
+            estimates = _estimate(queries, columns.vectors_CD, lengths_C, is_l2)
+            insert_exact(0, len(queries), queries, estimates, columns, keys, is_l2, best_of_rows)
+
+    run_rows(merge_rows, len(queries_QD), threads)
 
 
 def _estimate(queries: Float32Array, vectors: Float32Array, lengths_C: Float32Array, is_l2: bool) -> EstimatedDistances:
@@ -144,11 +138,11 @@ def _estimate(queries: Float32Array, vectors: Float32Array, lengths_C: Float32Ar
     errors_Q = estimate_error(queries, float(lengths_C.max()), is_l2)
     if not is_l2:
         np.negative(distances_QC, out=distances_QC)
-        return EstimatedDistances(distances_QC, errors_Q)
+        return EstimatedDistances.of(distances_QC, errors_Q)
     distances_QC *= -2
     distances_QC += (np.linalg.norm(queries, axis=1) ** 2)[:, None]
     distances_QC += (lengths_C**2)[None, :]
-    return EstimatedDistances(distances_QC, errors_Q)
+    return EstimatedDistances.of(distances_QC, errors_Q)
 
 
 def estimate_error(queries: Float32Array, longest: float, is_l2: bool) -> Float32Array:

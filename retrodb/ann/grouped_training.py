@@ -117,18 +117,21 @@ def refine_lists(
     return centroids_of(sums_LD, sizes_L, metric)
 
 
+def finish_group(lists_LD: Float32Array, metric: Metric) -> tuple[Float32Array, Float32Array]:
+    """The lists of a group in leaf order, and (1, D) the group where its lists are after the refinement."""
+    runs = [lists_LD[first : first + MAX_POINTS] for first in range(0, len(lists_LD), MAX_POINTS)]
+    sums_1D = lists_LD.astype(np.float64).sum(axis=0, keepdims=True)
+    group_1D = centroids_of(sums_1D, np.array([len(lists_LD)]), metric)
+    return np.concatenate([run_LD[leaf_order(run_LD)] for run_LD in runs]), group_1D
+
+
 def finish_groups(trained: GroupedCentroids, metric: Metric) -> GroupedCentroids:
-    """The lists of each group in leaf order, and the groups where their lists are after the refinement."""
+    """The lists of each group in leaf order, and the groups where their lists are; a group without lists stays where it is."""
     groups_GD, centroids_LD = trained.groups_GD.copy(), trained.centroids_LD.copy()
     bounds = np.concatenate([[0], np.cumsum(trained.lists_G)]).tolist()
     for group, (start, stop) in enumerate(pairwise(bounds)):
         if stop > start:
-            lists_LD = trained.centroids_LD[start:stop]
-            for first in range(start, stop, MAX_POINTS):
-                run_LD = trained.centroids_LD[first : min(first + MAX_POINTS, stop)]
-                centroids_LD[first : first + len(run_LD)] = run_LD[leaf_order(run_LD)]
-            sums_1D = lists_LD.astype(np.float64).sum(axis=0, keepdims=True)
-            groups_GD[group] = centroids_of(sums_1D, np.array([stop - start]), metric)[0]
+            centroids_LD[start:stop], groups_GD[group : group + 1] = finish_group(centroids_LD[start:stop], metric)
     return GroupedCentroids(groups_GD, trained.lists_G, centroids_LD)
 
 

@@ -1,7 +1,7 @@
 """k-means whose bits depend on the sample and the seed only, on a CPU. On a GPU they also depend on the kind of GPU.
 
 FAISS' own is not used: its assignment is a BLAS product, whose bits change with the number of threads, and one changed
-bit makes another codebook digest. Assignment here is `exact_topk`, or a GPU's; sums run in row order in float64.
+bit makes another codebook digest. Assignment here is `FixedRows`, or a GPU's; sums run in row order in float64.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from retrodb.ann.codegen.grouping import sum_by_list
-from retrodb.ann.exact import exact_topk
+from retrodb.ann.exact import FixedRows
+from retrodb.encode.gpu_devices import may_have_gpu
 from retrodb.format.arrays import Float32Array, Float64Array, Int64Array
 from retrodb.format.entries import Metric
 
@@ -49,6 +50,8 @@ def centroids_of(sums_LD: Float64Array, sizes_L: Int64Array, metric: Metric) -> 
 
 def nearest_centroid(vectors_ND: Float32Array, centroids_LD: Float32Array, metric: Metric, threads: int) -> Int64Array:
     """(N,) nearest centroid of each vector: by faiss-gpu where it is installed, by torch on a GPU, else exactly."""
+    if not may_have_gpu():
+        return _exactly_nearest(vectors_ND, centroids_LD, metric, threads)
     import faiss
     import torch
 
@@ -58,7 +61,12 @@ def nearest_centroid(vectors_ND: Float32Array, centroids_LD: Float32Array, metri
         return np.asarray(faiss.knn_gpu(resources, vectors_ND, centroids_LD, 1, metric=kind)[1][:, 0], dtype=np.int64)
     if torch.cuda.is_available():
         return nearest_by_torch(vectors_ND, centroids_LD, metric, "cuda")
-    return exact_topk(vectors_ND, centroids_LD, 1, metric, threads=threads)[0][:, 0]
+    return _exactly_nearest(vectors_ND, centroids_LD, metric, threads)
+
+
+def _exactly_nearest(vectors_ND: Float32Array, centroids_LD: Float32Array, metric: Metric, threads: int) -> Int64Array:
+    nearest_N: Int64Array = FixedRows.of(centroids_LD).nearest(vectors_ND, 1, metric, threads)[:, 0]
+    return nearest_N
 
 
 def nearest_by_torch(vectors_ND: Float32Array, centroids_LD: Float32Array, metric: Metric, device: str) -> Int64Array:

@@ -120,7 +120,12 @@ def finish_codebook(codebook: Codebook, trained: GroupedCentroids, rotated_SD: F
         else:
             quantizer.train(trained.centroids_LD)
             quantizer.add(trained.centroids_LD)
-        codebook.ivf.train(rotated_SD)
+        learns_nothing = isinstance(
+            codebook.ivf, faiss.IndexIVFFlat | faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan
+        )
+        codebook.ivf.train(
+            rotated_SD[:1] if learns_nothing else rotated_SD
+        )  # which finds the lists of all of them first
     codebook.index.is_trained = True
     return Codebook(codebook.index)
 

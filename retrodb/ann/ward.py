@@ -21,6 +21,7 @@ def leaf_order(points_ND: Float32Array) -> Int64Array:
     assert len(points_ND) <= MAX_POINTS
     distances_NN = _squared_distances(points_ND)
     leaves = {number: [number] for number in range(len(points_ND))}  # of each cluster, which its smallest point names
+    size_N = np.ones(len(points_ND))
     chain: list[int] = []
     while len(leaves) > 1:
         if not chain:
@@ -30,7 +31,7 @@ def leaf_order(points_ND: Float32Array) -> Int64Array:
             chain.append(nearest)
             continue
         first, second = sorted((chain.pop(), chain.pop()))
-        _merge(distances_NN, first, second, {number: len(of_cluster) for number, of_cluster in leaves.items()})
+        _merge(distances_NN, first, second, size_N)
         leaves[first] += leaves.pop(second)
     return np.array([number for order in leaves.values() for number in order], dtype=np.int64)
 
@@ -52,12 +53,14 @@ def _nearest(distances_NN: Float64Array, chain: list[int]) -> int:
     return chain[-2] if len(chain) > 1 and row_N[chain[-2]] <= row_N[nearest] else nearest
 
 
-def _merge(distances_NN: Float64Array, first: int, second: int, sizes: dict[int, int]) -> None:
-    """The distances of a union, under the number of the first cluster (Lance and Williams 1967); the second one is gone."""
-    others = np.array([number for number in sizes if number not in (first, second)], dtype=np.int64)
-    size_N = np.array([sizes[number] for number in others.tolist()], dtype=np.float64)
-    to_first_N, to_second_N = distances_NN[first, others], distances_NN[second, others]
-    first_N, second_N = size_N + sizes[first], size_N + sizes[second]
-    union_N = first_N * to_first_N + second_N * to_second_N - size_N * distances_NN[first, second]
-    distances_NN[first, others] = distances_NN[others, first] = union_N / (first_N + sizes[second])
+def _merge(distances_NN: Float64Array, first: int, second: int, size_N: Float64Array) -> None:
+    """The distances of a union, under the number of the first cluster (Lance and Williams 1967); the second one is gone.
+
+    Those of the union from itself and from clusters that are gone stay infinite.
+    """
+    first_N, second_N = size_N + size_N[first], size_N + size_N[second]
+    union_N = first_N * distances_NN[first] + second_N * distances_NN[second] - size_N * distances_NN[first, second]
+    union_N /= first_N + size_N[second]
+    size_N[first] += size_N[second]
+    distances_NN[first] = distances_NN[:, first] = union_N
     distances_NN[second] = distances_NN[:, second] = np.inf

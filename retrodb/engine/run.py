@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from retrodb.engine.blas_threads import one_blas_thread
 from retrodb.engine.progress import Bar, Progress
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord, dump_record, parse_record
 from retrodb.engine.task_memory import MAIN_MIB, process_bytes
@@ -220,7 +221,8 @@ def run_task(run: Run, task: Task[P, R], function: TaskFunction[P, R]) -> TaskRe
     """Run one task and store its completion record, unless it ended earlier and its outputs are whole."""
     if (earlier := finished(run, task)) is not None:
         return earlier
-    record = function(run.storage, task, run.clock)
+    with one_blas_thread():
+        record = function(run.storage, task, run.clock)
     run.storage.write(_record_path(run, task), dump_record(record))
     return record
 

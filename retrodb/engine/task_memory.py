@@ -85,7 +85,7 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "index-train": TaskMemory(190), "index-groups": TaskMemory(190), "index-split": TaskMemory(190),
     "index-cluster": TaskMemory(190), "index-codebook": TaskMemory(190),  # stages/index/train_codebook.py has the rest
     "index-lists": TaskMemory(230),  # 64 MB of offsets, and their differences
-    "index-drift": TaskMemory(280),
+    "index-drift": TaskMemory(280), "index-canaries": TaskMemory(110),
     "merge": TaskMemory(105, 60, SHARD),  # rows are looked at in windows of as many ids
     "neighbours-route": TaskMemory(270), "neighbours-home": TaskMemory(270), "neighbours-remote": TaskMemory(270),
     "neighbours-collect": TaskMemory(270), "neighbours-rows": TaskMemory(270),

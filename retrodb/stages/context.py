@@ -38,9 +38,13 @@ class Context:
         """Cores that this machine's part of the work may keep busy."""
         return self.engine.workers if isinstance(self.engine, LocalEngine) else available_cpus()
 
-    def threads_for(self, tasks: Sequence[Task[P, R]], extra_bytes: int = 0) -> int:
-        """Threads of a process that runs some of the tasks, next to as many as the memory is for: no core idle, none shared."""
-        processes = self.engine.num_processes(tasks, process_bytes(tasks, extra_bytes))
+    def threads_for(self, tasks: Sequence[Task[P, R]], extra_bytes: int = 0, engine: Engine | None = None) -> int:
+        """Threads of a process that runs some of the tasks, next to as many as the memory is for: no core idle, none shared.
+
+        Args:
+            engine: that runs the tasks, if it is not that of this context.
+        """
+        processes = (engine or self.engine).num_processes(tasks, process_bytes(tasks, extra_bytes))
         return max(1, self.num_workers // max(1, processes))
 
     def engine_for_chunks(self, num_chunks: int) -> Engine:

@@ -29,6 +29,16 @@ class EstimatedDistances(NamedTuple):
 
     distances_QC: Float32Array
     errors_Q: Float32Array
+    smallest_QP: Float32Array  # of each piece of `PIECE` columns
+
+    @staticmethod
+    def of(distances_QC: Float32Array, errors_Q: Float32Array) -> EstimatedDistances:
+        """Estimates with the smallest of each piece."""
+        starts_P = np.arange(0, distances_QC.shape[1], PIECE)
+        return EstimatedDistances(distances_QC, errors_Q, np.minimum.reduceat(distances_QC, starts_P, axis=1))
+
+
+PIECE = 256  # columns, of which numpy finds the smallest estimate faster than a kernel compares all with a bound
 
 
 def insert_exact_portable(queries_QD: Float32Array, columns: Columns, keys: QueryKeys, is_l2: bool, best: TopK) -> None:
@@ -86,10 +96,11 @@ def insert_exact(
     """Merges a block of columns into the best K of queries first..stop.
 
     The K-th smallest estimate bounds the K-th distance, and the distance is computed of all columns that the estimates cannot
-    rule out. Both look only at columns below a bound, which is guessed from the query before: neighbouring queries are alike,
-    and a wrong guess only costs time. The result is exact, and the same for all estimates within the error.
+    rule out. Both look only at columns below a bound: the K-th of the smallest estimates of the pieces. Where there are fewer
+    pieces it is guessed from the query before, because neighbouring queries are alike. A wrong guess only costs time. The result
+    is exact, and the same for all estimates within the error.
     """
-    estimates_QC, errors_Q = estimates
+    estimates_QC, errors_Q, smallest_QP = estimates
     vectors_CD, ids_C, _ = columns
     ids_QK, distances_QK = best
     K = ids_QK.shape[1]
@@ -101,11 +112,15 @@ def insert_exact(
     for row in range(first, stop):
         error = errors_Q[row]
         most = distances_QK[row, K - 1] + error  # what is farther is farther than the K-th already
-        bound = min(guess, most)
-        count = _choose_below(row, bound, estimates_QC, columns, keys, chosen_C)
+        nearest[:] = np.inf
+        for smallest in smallest_QP[row]:
+            if smallest < nearest[0]:
+                _replace_greatest(nearest, smallest)
+        bound = min(guess if nearest[0] == np.inf else nearest[0] + 2 * error, most)
+        count = _choose_below(row, bound, estimates, columns, keys, chosen_C)
         if count < K and bound < most:
             bound = most
-            count = _choose_below(row, bound, estimates_QC, columns, keys, chosen_C)
+            count = _choose_below(row, bound, estimates, columns, keys, chosen_C)
         if count == 0:
             continue
         nearest[:] = np.inf
@@ -114,11 +129,11 @@ def insert_exact(
                 _replace_greatest(nearest, estimates_QC[row, chosen_C[position]])
         limit = min(nearest[0] + error, distances_QK[row, K - 1]) + error
         if limit > bound:
-            count = _choose_below(row, limit, estimates_QC, columns, keys, chosen_C)
-        kept, smallest = 0, np.float32(np.inf)
+            count = _choose_below(row, limit, estimates, columns, keys, chosen_C)
+        kept, least = 0, np.float32(np.inf)
         for position in range(count):
             c = chosen_C[position]
-            smallest = min(smallest, estimates_QC[row, c])
+            least = min(least, estimates_QC[row, c])
             if estimates_QC[row, c] <= limit:
                 chosen_C[kept], kept_estimates[kept] = c, estimates_QC[row, c]
                 kept += 1
@@ -129,7 +144,7 @@ def insert_exact(
             c = chosen_C[position]
             exact = distance(queries_QD[row], vectors_CD[c], difference_D, is_l2)
             insert(exact, ids_C[c], ids_QK[row], distances_QK[row])
-        guess = nearest[0] + np.float32(0.1) * (nearest[0] - smallest) + 2 * error
+        guess = nearest[0] + np.float32(0.1) * (nearest[0] - least) + 2 * error
 
 
 _FEW = 16  # insertion into so few neighbours takes less time than sorting the candidates
@@ -137,13 +152,17 @@ _FEW = 16  # insertion into so few neighbours takes less time than sorting the c
 
 @compiled
 def _choose_below(
-    row: int, bound: float, estimates_QC: Float32Array, columns: Columns, keys: QueryKeys, chosen_C: Int64Array
+    row: int, bound: float, estimates: EstimatedDistances, columns: Columns, keys: QueryKeys, chosen_C: Int64Array
 ) -> int:
     """Writes the columns whose estimates are at most the bound and that the query does not exclude, and gives their number."""
+    estimates_QC, _, smallest_QP = estimates
     count = 0
-    for c in range(estimates_QC.shape[1]):  # without a branch: which columns are chosen cannot be predicted
-        chosen_C[count] = c
-        count += 1 if estimates_QC[row, c] <= bound else 0
+    for piece, smallest in enumerate(smallest_QP[row]):
+        if smallest > bound:
+            continue
+        for c in range(piece * PIECE, min((piece + 1) * PIECE, estimates_QC.shape[1])):
+            chosen_C[count] = c  # without a branch: which columns are chosen cannot be predicted
+            count += 1 if estimates_QC[row, c] <= bound else 0
     if keys.offsets_JQ1.shape[0] == 0 and keys.bound_offsets_Q1[row] == keys.bound_offsets_Q1[row + 1]:
         return count
     kept = 0

@@ -27,8 +27,8 @@ from retrodb.stages.embed.embed_plan import EmbedPlan
 from retrodb.stages.embed.pending import PendingRows, own_parts
 from retrodb.stages.embed.reuse_tasks import VectorFile
 from retrodb.stages.embed.text_sample import draw_texts, forget_texts
-from retrodb.stages.index.codebook_file import index_entry
-from retrodb.stages.index.train_codebook import TrainingSize, train_codebook
+from retrodb.stages.index.codebook_file import stored_codebook
+from retrodb.stages.index.train_codebook import ROWS_OF_ONE_PROCESS, TrainingSize, train_codebook
 from retrodb.stages.index.training_files import SampleFiles
 from retrodb.stages.index.training_tasks import TrainingParams
 from retrodb.stages.transaction import Transaction
@@ -77,11 +77,15 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
     drawn = _sample_vectors(transaction, space, parts, size, settings.seed, encoder)
     sample = map_array(view.files.open(drawn.vectors))
     params = TrainingParams(transaction.run.id, space, factory, entry.metric, settings.seed)
-    trained = train_codebook(transaction, params, SampleFiles((drawn.vectors,), (len(sample),)), entry.dimension)
-    recall = round(codes_recall(sample, trained.codebook), 4)
-    in_use = index_entry(trained.codebook, settings, factory)
-    transaction.set_entry(space, replace(in_use, codes_recall=recall, assignment_recall=trained.assignment_recall))
-    path = path_of("codebooks", name=space, digest=trained.codebook.digest)
+    files = SampleFiles((drawn.vectors,), (len(sample),))
+    engine = transaction.context.engine
+    if len(sample) <= ROWS_OF_ONE_PROCESS:
+        engine = engine.with_processes(1)
+    with engine.sharing_processes() as engine:
+        trained = train_codebook(transaction, engine, params, files, entry.dimension)
+    path = path_of("codebooks", name=space, digest=trained.digest)
+    recall = round(codes_recall(sample, stored_codebook(transaction.run.storage, path)), 4)
+    transaction.set_entry(space, replace(trained.entry(settings, factory), codes_recall=recall))
     return PreparedCodes(path, recall, (drawn,))
 
 

@@ -1,18 +1,17 @@
-"""The file of a codebook, and the entry that describes it."""
+"""The file of a codebook."""
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
-from retrodb.ann.codebook import Codebook, load_codebook, num_lists_of
-from retrodb.config import IndexParams
+from retrodb.ann.codebook import Codebook, load_codebook
 from retrodb.errors import DamagedFileError
-from retrodb.format.entries import IndexEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.stages.transaction import Transaction
 from retrodb.store.digest import digest_bytes
+from retrodb.store.open_storage import open_storage
 from retrodb.store.storage import Storage
 
 
@@ -41,11 +40,12 @@ def _write(local: Path, data: bytes) -> None:
     local.write_bytes(data)
 
 
-def index_entry(codebook: Codebook, params: IndexParams, factory: str) -> IndexEntry:
-    """The entry `index/<space>` of a codebook.
+@lru_cache(maxsize=1)
+def codebook_of_tasks(url: str, path: str) -> Codebook:
+    """A codebook of the storage at a URL, read once by a process that runs tasks. Raises as `stored_codebook`."""
+    return stored_codebook(open_storage(url), path)
 
-    Args:
-        factory: the factory string that was asked for. The codebook is Flat where its sample was too small for it.
-    """
-    used = "Flat" if codebook.num_lists == 1 and num_lists_of(factory) > 1 else factory
-    return IndexEntry(codebook.digest, used, codebook.num_lists, codebook.note, params)
+
+def codebook_bytes(num_lists: int, dim: int) -> int:
+    """What a process holds of a codebook: its bytes, the index, its centroids, and these checked for products."""
+    return 4 * 4 * num_lists * dim

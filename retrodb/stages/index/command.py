@@ -11,17 +11,17 @@ from functools import partial
 
 from retrodb.ann.codebook import choose_factory, least_sample, sample_size
 from retrodb.config import IndexParams
+from retrodb.engine.run import Engine
 from retrodb.errors import ConfigError, MissingStep, UsageError
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.json_codec import to_plain_object
 from retrodb.stages.context import Context
-from retrodb.stages.index.codebook_file import index_entry
 from retrodb.stages.index.drift import choose_canaries, drift_entry, reasons_to_retrain
-from retrodb.stages.index.live_parts import MissingRows, open_codebook, parts_of
+from retrodb.stages.index.live_parts import MissingRows, codebook_record, parts_of
 from retrodb.stages.index.merge import plan_merge, run_merge
 from retrodb.stages.index.missing_task import find_missing_rows
 from retrodb.stages.index.part_task import STAGE_VERSION, index_task, part_bytes, run_index_task
-from retrodb.stages.index.train_codebook import TrainingResult, TrainingSize, train_codebook
+from retrodb.stages.index.train_codebook import ROWS_OF_ONE_PROCESS, TrainingResult, TrainingSize, train_codebook
 from retrodb.stages.index.training_files import delete_training_files
 from retrodb.stages.index.training_tasks import TrainingParams
 from retrodb.stages.index.vector_sample import training_sample
@@ -149,8 +149,15 @@ def _check(view: View, space: str, params: IndexParams, entry: IndexEntry | None
 
 def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     """Train if there is no codebook, build the parts, and commit both with the drift that they show."""
+    is_small = result.num_vectors <= ROWS_OF_ONE_PROCESS
+    with (context.engine.with_processes(1) if is_small else context.engine).sharing_processes() as engine:
+        return _add_by(context, engine, plan, result)
+
+
+def _add_by(context: Context, engine: Engine, plan: IndexPlan, result: IndexResult) -> IndexResult:
     view, name, entry = plan.view, result.space, plan.entry
-    fingerprint = view.snapshot.existing(SpaceEntry, name).fingerprint
+    stored = view.snapshot.existing(SpaceEntry, name)
+    fingerprint, dimension = stored.fingerprint, stored.dimension
     in_use = None if entry is None or result.is_trained else entry
     run_plan = _RunPlan(
         space=fingerprint,
@@ -166,25 +173,19 @@ def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     transaction = Transaction.open(context, view, "index", keys, plan=run_plan, arguments=arguments)
     canaries = None
     if in_use is None:
-        trained = _trained(transaction, name, plan)
-        codebook = trained.codebook
-        has_lists = codebook.num_lists > 1
-        canaries = choose_canaries(view, name, plan.missing if has_lists else (), plan.params.seed)
+        trained = _trained(transaction, engine, name, plan)
+        canaries = choose_canaries(view, name, plan.missing if trained.num_lists > 1 else (), plan.params.seed)
         transaction.drop_files([*view.manifest.files("parts", name), *view.manifest.files("codebooks", name)])
-        in_use = replace(
-            index_entry(codebook, plan.params, result.factory),
-            fingerprint=fingerprint,
-            assignment_recall=trained.assignment_recall,
-        )
+        in_use = replace(trained.entry(plan.params, result.factory), fingerprint=fingerprint)
         transaction.set_entry(name, in_use)
     else:
-        codebook = open_codebook(view, name)
-    tasks = [index_task(name, codebook.digest, part, is_new=result.is_trained) for part in plan.missing]
-    extra_bytes, snapshot = part_bytes(codebook.dim), PlannedSnapshot.of(view)
-    function = partial(run_index_task, snapshot=snapshot, threads=context.threads_for(tasks, extra_bytes))
-    records = transaction.run_tasks(tasks, function, extra_bytes=extra_bytes)
+        codebook_record(view, name)  # raises where the index is not of this space
+    tasks = [index_task(name, in_use.codebook, part, is_new=result.is_trained) for part in plan.missing]
+    extra_bytes, snapshot = part_bytes(dimension, in_use.lists), PlannedSnapshot.of(view)
+    function = partial(run_index_task, snapshot=snapshot, threads=context.threads_for(tasks, extra_bytes, engine))
+    records = transaction.run_tasks(tasks, function, engine=engine, extra_bytes=extra_bytes)
     transaction.add_files(records)
-    transaction.set_entry(name, drift_entry(transaction, name, codebook, records, canaries))
+    transaction.set_entry(name, drift_entry(transaction, engine, name, in_use, records, canaries))
     transaction.counts = {"vectors": result.num_vectors}
     number = transaction.commit().number
     delete_training_files(transaction.run)
@@ -216,7 +217,7 @@ def _check_training(plan: IndexPlan, factory: str, memory_bytes: int) -> None:
     TrainingSize(factory, size, dimension).check(memory_bytes)
 
 
-def _trained(transaction: Transaction, space: str, plan: IndexPlan) -> TrainingResult:
+def _trained(transaction: Transaction, engine: Engine, space: str, plan: IndexPlan) -> TrainingResult:
     """A codebook trained on a seeded random sample of the vectors of all shards."""
     view, params, num_rows = plan.view, plan.params, plan.result.num_vectors
     if not num_rows:
@@ -232,6 +233,6 @@ def _trained(transaction: Transaction, space: str, plan: IndexPlan) -> TrainingR
         )
     size = max(1, params.train_sample or sample_size(factory))
     stored = view.snapshot.existing(SpaceEntry, space)
-    sample = training_sample(transaction, space, plan.missing, size, params.seed)
+    sample = training_sample(transaction, engine, space, plan.missing, size, params.seed)
     training = TrainingParams(transaction.run.id, space, factory, stored.metric, params.seed)
-    return train_codebook(transaction, training, sample, stored.dimension)
+    return train_codebook(transaction, engine, training, sample, stored.dimension)

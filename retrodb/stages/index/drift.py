@@ -10,15 +10,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retrodb.ann.codebook import Codebook, choose_factory, num_lists_of
+from retrodb.ann.codebook import choose_factory, num_lists_of
 from retrodb.ann.drift import Drift, imbalance
 from retrodb.ann.truth import Truth
+from retrodb.engine.run import Engine
 from retrodb.engine.task import NoResult, TaskRecord
-from retrodb.format.arrays import BoolArray, Int64Array
+from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import Canaries, DriftEntry, DriftFigures, IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
-from retrodb.stages.index.drift_task import dump_truth, measure_parts, read_truth, sizes_of_lists
+from retrodb.stages.index.codebook_file import codebook_bytes
+from retrodb.stages.index.drift_task import (
+    CANARIES,
+    CanariesPayload,
+    dump_truth,
+    measure_parts,
+    read_truth,
+    run_canaries,
+    sizes_of_lists,
+)
 from retrodb.stages.index.live_parts import MissingRows, PartFiles, parts_of
 from retrodb.stages.index.operating_point import default_nprobe, stored_point
 from retrodb.stages.index.vector_sample import VECTORS, VectorsPayload, drawn_rows, run_vectors_task
@@ -42,14 +52,17 @@ def choose_canaries(view: View, space: str, missing: Sequence[MissingRows], seed
 
 def drift_entry(
     transaction: Transaction,
+    engine: Engine,
     space: str,
-    codebook: Codebook,
+    index: IndexEntry,
     records: Sequence[TaskRecord[NoResult]],
     canaries: Int64Array | None,
 ) -> DriftEntry:
     """The entry after new parts were added to those of the transaction's view. Tasks look at the parts.
 
     Args:
+        engine: that runs the tasks.
+        index: the entry of the codebook.
         records: records of the tasks that built the new parts.
         canaries: chunk ids for a codebook that was just trained; None keeps the canaries of the codebook in use.
     """
@@ -57,42 +70,44 @@ def drift_entry(
     old = None if is_new else view.snapshot.entry(DriftEntry, space)
     if canaries is None:
         canaries = np.array(old.canaries.ids if old else (), dtype=np.int64)
-    vectors_file = _vectors_of(transaction, space, canaries) if len(canaries) else None
+    vectors_file = _vectors_of(transaction, engine, space, canaries) if len(canaries) else None
     truth = _without_deleted(view, read_truth(old.canaries.nearest if old else (), len(canaries)))
     new_parts = [PartFiles(_folder(record.files[0]), record.files) for record in records]
     parts = [*([] if is_new else parts_of(view, space)), *new_parts]
-    sizes = sizes_of_lists(transaction.context, transaction.run, parts, codebook.num_lists)
+    sizes = sizes_of_lists(transaction.context, transaction.run, parts, index.lists, engine)
     residuals, counts = [old.residual if old else 0.0], [old.added if old else 0]
-    path = path_of("codebooks", name=space, digest=codebook.digest)
-    for measured in measure_parts(transaction, path, new_parts, canaries, vectors_file):
+    path = path_of("codebooks", name=space, digest=index.codebook)
+    extra_bytes = codebook_bytes(index.lists, view.snapshot.existing(SpaceEntry, space).dimension)
+    measured_parts = measure_parts(
+        transaction, engine, path, index.lists, extra_bytes, new_parts, canaries, vectors_file
+    )
+    for measured in measured_parts:
         residuals += measured.residuals
         truth = truth.merged(read_truth(measured.nearest, len(canaries)))
     counts += [part.num_rows for part in new_parts]
-    recall = None
+    recall, nprobe = None, _nprobe(view, space, index.lists, is_new=is_new)
     if vectors_file is not None:
-        vectors = view.files.whole_array(vectors_file).astype(np.float32)
-        has_vector: BoolArray = np.asarray(vectors.any(axis=1))  # compaction may have dropped some
-        nprobe = _nprobe(view, space, codebook, is_new=is_new)
-        if has_vector.any():
-            recall = _only(truth, has_vector).recall(vectors[has_vector], codebook, nprobe)
+        task = CANARIES.task(CanariesPayload(path, vectors_file, dump_truth(truth), nprobe))
+        [record] = transaction.run_tasks([task], run_canaries, engine=engine, extra_bytes=extra_bytes, unit="files")
+        recall = record.result.recall
     mean = float(np.average(residuals, weights=counts)) if sum(counts) else residuals[0]
     figures = Drift(round(mean, 6), round(imbalance(sizes), 4), None if recall is None else round(recall, 4))
     num_vectors = int(sizes.sum())
     return DriftEntry(
         **vars(figures),
-        nprobe=_nprobe(view, space, codebook, is_new=is_new),
+        nprobe=nprobe,
         vectors=num_vectors,
         added=0 if is_new else sum(counts),
-        codebook=codebook.digest,
+        codebook=index.codebook,
         training=old.training if old else DriftFigures(**vars(figures), vectors=num_vectors),
         canaries=Canaries(tuple(canaries.tolist()), dump_truth(truth)),
     )
 
 
-def _vectors_of(transaction: Transaction, space: str, ids: Int64Array) -> FileRecord:
+def _vectors_of(transaction: Transaction, engine: Engine, space: str, ids: Int64Array) -> FileRecord:
     """A file of the run with the vectors of some chunks."""
     payload = VectorsPayload(transaction.run.id, PlannedSnapshot.of(transaction.view), space, tuple(ids.tolist()))
-    [record] = transaction.run_tasks([VECTORS.task(payload)], run_vectors_task, unit="files")
+    [record] = transaction.run_tasks([VECTORS.task(payload)], run_vectors_task, engine=engine, unit="files")
     return record.files[0]
 
 
@@ -123,16 +138,12 @@ def _figures(entry: DriftEntry | DriftFigures) -> Drift:
     return Drift(entry.residual, entry.imbalance, entry.canary_recall)
 
 
-def _nprobe(view: View, space: str, codebook: Codebook, *, is_new: bool) -> int:
+def _nprobe(view: View, space: str, num_lists: int, *, is_new: bool) -> int:
     # The point of an older codebook does not apply to a new one.
     point = None if is_new else stored_point(view, space, None)
-    return min(point.nprobe if point and point.nprobe else default_nprobe(codebook.num_lists), codebook.num_lists)
+    return min(point.nprobe if point and point.nprobe else default_nprobe(num_lists), num_lists)
 
 
 def _without_deleted(view: View, truth: Truth) -> Truth:
     live = view.chunks.is_live(truth.ids_QK.ravel()).reshape(truth.ids_QK.shape)
     return truth.without(~live)
-
-
-def _only(truth: Truth, canaries: BoolArray) -> Truth:
-    return Truth(truth.ids_QK[canaries], truth.distances_QK[canaries], truth.lists_QK[canaries])

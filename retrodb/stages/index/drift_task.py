@@ -11,14 +11,14 @@ import numpy as np
 from retrodb.ann.drift import CANARY_K, residual, truth_in_part
 from retrodb.ann.truth import Truth
 from retrodb.engine.groups import groups_of
-from retrodb.engine.run import Run
+from retrodb.engine.run import Engine, Run
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import Int64Array, map_array, save_array
+from retrodb.format.arrays import BoolArray, Int64Array, map_array, save_array
 from retrodb.format.kinds import path_of
 from retrodb.format.part_files import FILLED_FILE, OFFSETS_FILE
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
-from retrodb.stages.index.codebook_file import stored_codebook
+from retrodb.stages.index.codebook_file import codebook_of_tasks
 from retrodb.stages.index.live_parts import PartFiles, open_files
 from retrodb.stages.transaction import Transaction
 from retrodb.store.publish import publish
@@ -27,7 +27,7 @@ from retrodb.store.verify import VerifiedFiles
 
 _SIZES_BYTES = 64 << 20  # of the offsets that a task adds up
 _MIN_FILE_BYTES = 128 << 10  # what a file counts at least, so that a task reads at most 512 files
-_MEASURED_ROWS = 1 << 22  # whose codes a task reads: 4,194,304 * 384 dimensions * 1 byte = 1.6 GB, mapped
+_MEASURED_ROWS = 1 << 17  # whose codes a task reads, or more where the process reads a codebook of more lists first
 _MIN_PART_ROWS = 1 << 13
 
 StoredTruth = tuple[tuple[tuple[int, int, float], ...], ...]
@@ -62,17 +62,41 @@ class PartsDrift:
     nearest: StoredTruth  # of the canaries in these parts
 
 
+@dataclass(frozen=True)
+class CanariesPayload:
+    """Measure the recall of the canaries."""
+
+    codebook: str  # path
+    vectors: FileRecord  # of the canaries, (C, D) float16
+    nearest: StoredTruth  # of the canaries in all parts
+    nprobe: int  # lists that a search reads
+
+
+@dataclass(frozen=True)
+class CanaryRecall:
+    """The fraction of the canaries' neighbours in the lists that a search reads."""
+
+    recall: float | None  # None: no canary has a neighbour
+
+
 LIST_SIZES = TaskKind[ListSizesPayload, NoResult]("index-lists", 2, NoResult)
 NEW_PARTS = TaskKind[NewPartsPayload, PartsDrift]("index-drift", 2, PartsDrift)
+CANARIES = TaskKind[CanariesPayload, CanaryRecall]("index-canaries", 1, CanaryRecall)
 
 
-def sizes_of_lists(context: Context, run: Run, parts: Sequence[PartFiles], num_lists: int) -> Int64Array:
-    """(L,) int64: vectors in each list of the codebook, over all parts."""
+def sizes_of_lists(
+    context: Context, run: Run, parts: Sequence[PartFiles], num_lists: int, engine: Engine | None = None
+) -> Int64Array:
+    """(L,) int64: vectors in each list of the codebook, over all parts.
+
+    Args:
+        engine: another one than the context's.
+    """
     files = [(_file_of(part, FILLED_FILE), _file_of(part, OFFSETS_FILE)) for part in parts]
     groups = groups_of(files, lambda pair: max(pair[1].digest.size_bytes, _MIN_FILE_BYTES), _SIZES_BYTES)
     tasks = [LIST_SIZES.task(ListSizesPayload(run.id, num_lists, group), weight=len(group)) for group in groups]
     sizes = np.zeros(num_lists, dtype=np.int64)
-    for record in context.engine.run(run, tasks, run_list_sizes, context.progress, unit="parts"):
+    for record in (engine or context.engine).run(run, tasks, run_list_sizes, context.progress, unit="parts"):
         sizes += map_array(run.storage.local(record.files[0].path))
     return sizes
 
@@ -84,20 +108,30 @@ def _file_of(part: PartFiles, name: str) -> FileRecord:
 
 def measure_parts(
     transaction: Transaction,
+    engine: Engine,
     codebook: str,
+    num_lists: int,
+    extra_bytes: int,
     parts: Sequence[PartFiles],
     canaries: Int64Array,
     vectors: FileRecord | None,
 ) -> list[PartsDrift]:
-    """Measure new parts. Arguments are those of the payload."""
+    """Measure new parts. Arguments are those of the payload.
+
+    Args:
+        num_lists: of the codebook, which each process reads.
+        extra_bytes: what a process holds of the codebook.
+    """
+    most = max(_MEASURED_ROWS, num_lists)
     tasks = [
         NEW_PARTS.task(
             NewPartsPayload(transaction.run.id, codebook, group, tuple(canaries.tolist()), vectors),
             weight=sum(part.num_rows for part in group),
         )
-        for group in groups_of(parts, lambda part: max(part.num_rows, _MIN_PART_ROWS), _MEASURED_ROWS)
+        for group in groups_of(parts, lambda part: max(part.num_rows, _MIN_PART_ROWS), most)
     ]
-    return [record.result for record in transaction.run_tasks(tasks, run_new_parts, unit="vectors")]
+    records = transaction.run_tasks(tasks, run_new_parts, engine=engine, extra_bytes=extra_bytes, unit="vectors")
+    return [record.result for record in records]
 
 
 def run_list_sizes(storage: Storage, task: Task[ListSizesPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
@@ -115,7 +149,7 @@ def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clo
     """Measure some parts: the residual of each, and the nearest neighbours of the canaries in all of them."""
     del clock
     payload, files = task.payload, VerifiedFiles(storage)
-    codebook = stored_codebook(storage, payload.codebook)
+    codebook = codebook_of_tasks(storage.url, payload.codebook)
     canaries = np.array(payload.canaries, dtype=np.int64)
     truth, residuals = Truth.empty(len(canaries), CANARY_K), []
     for part_files in payload.parts:
@@ -126,6 +160,20 @@ def run_new_parts(storage: Storage, task: Task[NewPartsPayload, PartsDrift], clo
             ids = part_files.span.first_chunk + part_files.row_set(files).present
             truth = truth.merged(truth_in_part(vectors, canaries, part, ids))
     return TaskRecord(task.id, result=PartsDrift(tuple(residuals), dump_truth(truth)))
+
+
+def run_canaries(storage: Storage, task: Task[CanariesPayload, CanaryRecall], clock: str) -> TaskRecord[CanaryRecall]:
+    """Measure the recall of the canaries that have a vector: compaction may have dropped some."""
+    del clock
+    payload = task.payload
+    vectors = VerifiedFiles(storage).whole_array(payload.vectors).astype(np.float32)
+    has_vector: BoolArray = np.asarray(vectors.any(axis=1))
+    if not has_vector.any():
+        return TaskRecord(task.id, result=CanaryRecall(None))
+    truth = read_truth(payload.nearest, len(vectors))
+    of_these = Truth(truth.ids_QK[has_vector], truth.distances_QK[has_vector], truth.lists_QK[has_vector])
+    codebook = codebook_of_tasks(storage.url, payload.codebook)
+    return TaskRecord(task.id, result=CanaryRecall(of_these.recall(vectors[has_vector], codebook, payload.nprobe)))
 
 
 def read_truth(stored: StoredTruth, num_canaries: int) -> Truth:

@@ -62,7 +62,12 @@ def parts_of(view: View, space: str) -> list[PartFiles]:
 
 
 def open_codebook(view: View, space: str) -> Codebook:
-    """The codebook of a space, opened after its digest was compared.
+    """The codebook of a space, opened after its digest was compared. Raises as `codebook_record`."""
+    return load_codebook(view.files.open(codebook_record(view, space)).read_bytes())
+
+
+def codebook_record(view: View, space: str) -> FileRecord:
+    """The file of the codebook of a space.
 
     Raises:
         MissingStep: when the space has no index, or is not embedded.
@@ -81,7 +86,7 @@ def open_codebook(view: View, space: str) -> Codebook:
         )
     path = path_of("codebooks", name=space, digest=entry.codebook)
     [record] = [record for record in view.manifest.files("codebooks", space) if record.path == path]
-    return load_codebook(view.files.open(record).read_bytes())
+    return record
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from retrodb.ann.codebook import Codebook
 from retrodb.ann.part import BLOCK_ROWS
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import AnyArray, Int64Array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
-from retrodb.stages.index.codebook_file import stored_codebook
+from retrodb.stages.index.codebook_file import codebook_bytes, codebook_of_tasks
 from retrodb.stages.index.live_parts import MissingRows, coverage_of, parts_of, rows_to_index
 from retrodb.stages.index.publish_part import publish_part
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
-from retrodb.store.open_storage import open_storage
 from retrodb.store.row_files import rows_digest
 from retrodb.store.storage import Storage
 from retrodb.store.verified_array import VerifiedArray
@@ -46,9 +44,9 @@ def index_task(space: str, codebook: str, missing: MissingRows, *, is_new: bool)
     return KIND.task(IndexPayload(space, codebook, missing.vectors, missing.rows, is_new), (), missing.num_rows)
 
 
-def part_bytes(dim: int) -> int:
-    """What a task holds that depends on the dimension: four blocks of float32."""
-    return dim * 4 * 4 * BLOCK_ROWS
+def part_bytes(dim: int, num_lists: int) -> int:
+    """What a task holds that depends on the dimension: four blocks of float32, and the codebook."""
+    return dim * 4 * 4 * BLOCK_ROWS + codebook_bytes(num_lists, dim)
 
 
 def run_index_task(
@@ -65,7 +63,7 @@ def run_index_task(
     """
     del clock
     payload, record, files = task.payload, task.payload.vectors, VerifiedFiles(storage)
-    codebook = _load_codebook(storage.url, path_of("codebooks", name=payload.space, digest=payload.codebook))
+    codebook = codebook_of_tasks(storage.url, path_of("codebooks", name=payload.space, digest=payload.codebook))
     rows = planned_rows(storage, files, snapshot, payload.space, record, payload.rows, is_new=payload.is_new)
     vectors, stored = files.array(record), files.rows(record)
     selected = vectors if rows == stored else _SelectedRows(vectors, stored.rank(rows.present))
@@ -109,8 +107,3 @@ class _SelectedRows:
 
     def __getitem__(self, rows: slice[int, int, None] | Int64Array) -> AnyArray:
         return self._array[self._positions[rows]]
-
-
-@lru_cache(maxsize=2)
-def _load_codebook(url: str, path: str) -> Codebook:
-    return stored_codebook(open_storage(url), path)

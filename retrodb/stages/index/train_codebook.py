@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from retrodb.ann.codebook import FLAT, Codebook, num_lists_of
+from retrodb.ann.codebook import FLAT, num_lists_of
 from retrodb.ann.grouped_training import (
     MAX_GROUP,
     MAX_POINTS_PER_LIST,
@@ -18,14 +18,16 @@ from retrodb.ann.grouped_training import (
     divide_lists,
 )
 from retrodb.ann.training import CODE_SAMPLE, groups_to_train, new_codebook, note_of_small_sample
+from retrodb.config import IndexParams
 from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Engine
 from retrodb.engine.task import NoResult, P, R, Task, TaskRecord
 from retrodb.engine.task_memory import memory_of
 from retrodb.format.arrays import Int64Array
+from retrodb.format.entries import IndexEntry
 from retrodb.format.records import FileRecord
 from retrodb.memory import require_memory
-from retrodb.stages.index.codebook_file import publish_codebook, stored_codebook
+from retrodb.stages.index.codebook_file import publish_codebook
 from retrodb.stages.index.training_files import ListFiles, SampleFiles, SplitFiles, publish_training_list
 from retrodb.stages.index.training_tasks import (
     CLUSTER,
@@ -50,9 +52,10 @@ from retrodb.stages.transaction import Transaction
 from retrodb.store.storage import Storage
 
 PIECE_ROWS = 1 << 17  # that a split task sorts: 131,072 * 384 dimensions * 4 bytes (float32) = 200 MB
-_CLUSTER_ROWS = 1 << 17  # of the groups that a task trains, unless that would be more than so many tasks
-_MOST_CLUSTER_TASKS = 512
-_ROWS_OF_ONE_PROCESS = 1 << 18  # with fewer vectors, to start processes takes longer than the training
+ROWS_OF_ONE_PROCESS = 1 << 18  # with fewer vectors, processes take longer to start than they save next to threads
+_LEAST_ROWS = 1 << 15  # of a task
+_TASKS = 64  # so many, if the rows suffice, have about equal work for each of several processes
+_MOST_TASKS = 512  # that train groups
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,32 @@ class TrainingSize:
 class TrainingResult:
     """A trained codebook, which the transaction adds, and what its entry says of it."""
 
-    codebook: Codebook
+    digest: str
+    num_lists: int
+    note: str  # how it deviates from the factory
     assignment_recall: float | None
+
+    def entry(self, params: IndexParams, factory: str) -> IndexEntry:
+        """The entry `index/<space>` of the codebook.
+
+        Args:
+            factory: that was asked for. The codebook is Flat where its sample was too small for it.
+        """
+        used = FLAT if self.num_lists == 1 and num_lists_of(factory) > 1 else factory
+        return IndexEntry(
+            self.digest, used, self.num_lists, self.note, params, assignment_recall=self.assignment_recall
+        )
 
 
 def train_codebook(
-    transaction: Transaction, params: TrainingParams, sample: SampleFiles, dimension: int
+    transaction: Transaction, engine: Engine, params: TrainingParams, sample: SampleFiles, dimension: int
 ) -> TrainingResult:
     """Train a codebook on a sample in files, and add its file to the change.
 
-    A sample too small for the factory gives `Flat`, and says so in the codebook's `note`.
+    A sample too small for the factory gives `Flat`, and says so in the result's `note`.
+
+    Args:
+        engine: that runs the steps one after the other, and best shares its processes between them.
 
     Raises:
         ConfigError: FAISS does not know the factory.
@@ -114,18 +133,12 @@ def train_codebook(
     codebook = replace(new_codebook(FLAT if note else params.factory, dimension, params.metric), note=note)
     if codebook.ivf is None:
         publish_codebook(transaction, params.space, codebook)
-        return TrainingResult(codebook, None)
+        return TrainingResult(codebook.digest, codebook.num_lists, note, None)
     del codebook
-    size = TrainingSize(params.factory, num_rows, dimension)
-    engine = transaction.context.engine
-    if num_rows <= _ROWS_OF_ONE_PROCESS:
-        engine = engine.with_processes(1)
-    with engine.sharing_processes() as shared:
-        training = _Training(transaction, shared, params, sample, size)
-        record = training.of_many_lists() if groups_to_train(params.factory) else training.of_few_lists()
+    training = _Training(transaction, engine, params, sample, TrainingSize(params.factory, num_rows, dimension))
+    record = training.of_many_lists() if groups_to_train(params.factory) else training.of_few_lists()
     transaction.add_files([record])
-    codebook = stored_codebook(transaction.run.storage, record.files[0].path)
-    return TrainingResult(codebook, record.result.assignment_recall)
+    return TrainingResult(record.result.digest, record.result.num_lists, "", record.result.assignment_recall)
 
 
 class _Step(Protocol[P, R]):
@@ -164,10 +177,8 @@ class _Training:
                 divided = divide_lists(sizes_G, num_lists_of(self.params.factory))
                 lists, points_G = tuple(divided.lists_G.tolist()), divided.points_G
             split = self._listed(f"split-{number}", _split_files(splits))
-            tasks = list(self._cluster_tasks(rotation, split, lists, points_G, is_first=number == 0))
-            clustered = self._run(tasks, run_cluster_task)
-            files = ListFiles(lists, tuple(record.files[0] for record in clustered))
-            listed = self._listed(f"lists-{number}", files)
+            tasks = list(self._cluster_tasks(rotation, split, lists, points_G, number))
+            listed = self._listed(f"lists-{number}", _list_files(lists, self._run(tasks, run_cluster_task)))
         assert listed is not None
         last = CODEBOOK.task(CodebookPayload(self.params, sample, rotation, groups, listed), weight=self.size.rows)
         return self._run([last], run_codebook_task)[0]
@@ -176,22 +187,21 @@ class _Training:
         self, rotation: FileRecord, groups: FileRecord, lists: FileRecord | None
     ) -> Iterator[Task[SplitPayload, SizesOfGroups]]:
         for file, rows in zip(self.sample.files, self.sample.rows, strict=True):
-            for start in range(0, rows, PIECE_ROWS):
-                stop = min(start + PIECE_ROWS, rows)
+            piece = min(PIECE_ROWS, _rows_of_task(self.size.rows))
+            for start in range(0, rows, piece):
+                stop = min(start + piece, rows)
                 payload = SplitPayload(self.params, file, start, stop, rotation, groups, lists)
                 yield SPLIT.task(payload, weight=stop - start)
 
     def _cluster_tasks(
-        self, rotation: FileRecord, split: FileRecord, lists: tuple[int, ...], points_G: Int64Array, *, is_first: bool
+        self, rotation: FileRecord, split: FileRecord, lists: tuple[int, ...], points_G: Int64Array, number: int
     ) -> Iterator[Task[ClusterPayload, NoResult]]:
         points, first_list = points_G.tolist(), 0
-        most = max(_CLUSTER_ROWS, sum(points) // _MOST_CLUSTER_TASKS)
-        for group in groups_of(range(len(lists)), points.__getitem__, most):
+        for group in groups_of(range(len(lists)), points.__getitem__, _rows_of_task(sum(points))):
             of_lists = lists[group[0] : group[-1] + 1]
             of_points = tuple(points[group[0] : group[-1] + 1])
-            payload = ClusterPayload(
-                self.params, rotation, split, group[0], first_list, of_lists, of_points if is_first else ()
-            )
+            trained_on, is_last = of_points if number == 0 else (), number == REFINEMENTS
+            payload = ClusterPayload(self.params, rotation, split, group[0], first_list, of_lists, trained_on, is_last)
             yield CLUSTER.task(payload, weight=sum(of_points))
             first_list += sum(of_lists)
 
@@ -199,13 +209,21 @@ class _Training:
         return publish_training_list(self.transaction.run.storage, self.params.run, name, files)
 
     def _run(self, tasks: Sequence[Task[P, R]], function: _Step[P, R]) -> list[TaskRecord[R]]:
-        context, extra_bytes = self.transaction.context, self.size.step_bytes
-        threads = (
-            context.num_workers if self.size.rows <= _ROWS_OF_ONE_PROCESS else context.threads_for(tasks, extra_bytes)
-        )
+        extra_bytes = self.size.step_bytes
+        threads = self.transaction.context.threads_for(tasks, extra_bytes, self.engine)
         return self.transaction.run_tasks(
             tasks, partial(function, threads=threads), engine=self.engine, extra_bytes=extra_bytes, unit="vectors"
         )
+
+
+def _rows_of_task(rows: int) -> int:
+    """Vectors of a task, of so many of a step: neither so many that processes wait for the last task, nor so many tasks."""
+    return max(_LEAST_ROWS, min(PIECE_ROWS, rows // _TASKS), rows // _MOST_TASKS)
+
+
+def _list_files(lists: tuple[int, ...], records: Sequence[TaskRecord[NoResult]]) -> ListFiles:
+    centroids, *groups = zip(*(record.files for record in records), strict=True)
+    return ListFiles(lists, centroids, groups[0] if groups else ())
 
 
 def _split_files(records: Sequence[TaskRecord[SizesOfGroups]]) -> SplitFiles:

@@ -55,6 +55,7 @@ class ListFiles:
 
     lists: tuple[int, ...]  # of each group
     centroids: tuple[FileRecord, ...]  # (n, D) float32 of the lists of some groups, one file after another
+    groups: tuple[FileRecord, ...] = ()  # (n, D) float32 of the groups that have lists, after the last refinement
 
 
 def training_path(run: str, name: str) -> str:

@@ -6,7 +6,7 @@ task           gives
 index-train    a whole codebook, of few lists
 index-groups   the rotation, and groups from a small sample
 index-split    the vectors of a piece of the sample, sorted by group
-index-cluster  the lists of some groups: trained on their vectors, or refined
+index-cluster  the lists of some groups: trained on their vectors, or refined; the last time in leaf order
 index-codebook the codebook, from the lists of all groups
 =============  ====================================================================================================
 """
@@ -25,7 +25,7 @@ from retrodb.ann.grouped_training import (
     POINTS_PER_GROUP,
     GroupedCentroids,
     evenly_spread,
-    finish_groups,
+    finish_group,
     refine_lists,
     refining_lists,
     train_groups,
@@ -104,6 +104,7 @@ class ClusterPayload:
     first_list: int
     lists: tuple[int, ...]  # of each group
     points: tuple[int, ...]  # of each group's vectors that its lists are trained on; empty: the lists are refined
+    is_last: bool  # the lists are put into leaf order, and the groups where their lists are
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,15 @@ class TrainedCodebook:
     """The codebook in the file of a task."""
 
     digest: str
+    num_lists: int
     assignment_recall: float | None  # None: the assignment is exact
 
 
-TRAIN = TaskKind[TrainPayload, TrainedCodebook]("index-train", 1, TrainedCodebook)
+TRAIN = TaskKind[TrainPayload, TrainedCodebook]("index-train", 2, TrainedCodebook)
 GROUPS = TaskKind[TrainPayload, NoResult]("index-groups", 1, NoResult)
 SPLIT = TaskKind[SplitPayload, SizesOfGroups]("index-split", 1, SizesOfGroups)
-CLUSTER = TaskKind[ClusterPayload, NoResult]("index-cluster", 1, NoResult)
-CODEBOOK = TaskKind[CodebookPayload, TrainedCodebook]("index-codebook", 1, TrainedCodebook)
+CLUSTER = TaskKind[ClusterPayload, NoResult]("index-cluster", 2, NoResult)
+CODEBOOK = TaskKind[CodebookPayload, TrainedCodebook]("index-codebook", 2, TrainedCodebook)
 
 
 def run_train_task(
@@ -194,7 +196,10 @@ def run_split_task(
 def run_cluster_task(
     storage: Storage, task: Task[ClusterPayload, NoResult], clock: str, *, threads: int = 1
 ) -> TaskRecord[NoResult]:
-    """Train or refine the lists of some groups; its file is (l, D) float32, group by group."""
+    """Train or refine the lists of some groups; its file is (l, D) float32, group by group. The last time it has a second one.
+
+    That is (g, D) float32, of the groups that have lists.
+    """
     del clock
     payload, files = task.payload, VerifiedFiles(storage)
     params, codebook = payload.params, _rotation(storage, payload.rotation)
@@ -204,7 +209,8 @@ def run_cluster_task(
         payload.first_group,
         payload.first_group + len(payload.lists),
     )
-    centroids, first_list = [np.empty((0, codebook.rotated_dim), np.float32)], payload.first_list
+    none, first_list = np.empty((0, codebook.rotated_dim), np.float32), payload.first_list
+    centroids, groups = [none], [none]
     for number, num_lists in enumerate(payload.lists):
         group = payload.first_group + number
         if num_lists and payload.points:
@@ -217,19 +223,28 @@ def run_cluster_task(
                 for vectors, lists in split.blocks(group)
             )
             centroids.append(refine_lists(blocks, num_lists, codebook.rotated_dim, params.metric))
+        if num_lists and payload.is_last:
+            centroids[-1], group_1D = finish_group(centroids[-1], params.metric)
+            groups.append(group_1D)
         first_list += num_lists
-    file = publish_training_array(storage, params.run, task.id, np.concatenate(centroids))
-    return TaskRecord(task.id, (file,))
+    arrays = {"lists": centroids, **({"groups": groups} if payload.is_last else {})}
+    return TaskRecord(
+        task.id,
+        tuple(
+            publish_training_array(storage, params.run, f"{task.id}-{name}", np.concatenate(array))
+            for name, array in arrays.items()
+        ),
+    )
 
 
 def run_codebook_task(
     storage: Storage, task: Task[CodebookPayload, TrainedCodebook], clock: str, *, threads: int = 1
 ) -> TaskRecord[TrainedCodebook]:
-    """Number the lists in leaf order, train the codes' quantizer, and publish the codebook."""
+    """Train the codes' quantizer around the lists, and publish the codebook."""
     del clock
     payload, sample = task.payload, _sample(storage, task.payload.sample)
     params = payload.params
-    trained = finish_groups(_trained(storage, payload.groups, payload.lists), params.metric)
+    trained = _trained(storage, payload.groups, payload.lists)
     codebook = _open_rotation(storage, payload.rotation)
     rotated = _rotated(codebook, sample[evenly_spread(CODE_SAMPLE, len(sample))], threads)
     codebook = finish_codebook(codebook, trained, rotated)
@@ -262,7 +277,10 @@ def _trained(storage: Storage, groups: FileRecord, listed: FileRecord) -> Groupe
     files = VerifiedFiles(storage)
     lists = read_training_list(files, ListFiles, listed)
     centroids_LD = np.concatenate([files.whole_array(record) for record in lists.centroids])
-    return GroupedCentroids(files.whole_array(groups), np.array(lists.lists, dtype=np.int64), centroids_LD)
+    groups_GD, lists_G = files.whole_array(groups).copy(), np.array(lists.lists, dtype=np.int64)
+    if lists.groups:
+        groups_GD[lists_G > 0] = np.concatenate([files.whole_array(record) for record in lists.groups])
+    return GroupedCentroids(groups_GD, lists_G, centroids_LD)
 
 
 def _publish_codebook(
@@ -276,7 +294,7 @@ def _publish_codebook(
     codebook, recall = with_enough_groups(codebook, sample, threads)
     data, path = codebook.serialize(), path_of("codebooks", name=params.space, digest=codebook.digest)
     file = publish(storage, "codebooks", path, lambda local: _write(local, data), name=params.space)
-    return TaskRecord(task.id, (file,), TrainedCodebook(codebook.digest, recall))
+    return TaskRecord(task.id, (file,), TrainedCodebook(codebook.digest, codebook.num_lists, recall))
 
 
 def _write(local: Path, data: bytes) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from retrodb.engine.run import Engine
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array, save_array
 from retrodb.format.entries import SpaceEntry
@@ -41,15 +42,19 @@ VECTORS = TaskKind[VectorsPayload, NoResult]("index-vectors", 1, NoResult)
 
 
 def training_sample(
-    transaction: Transaction, space: str, missing: Sequence[MissingRows], size: int, seed: int
+    transaction: Transaction, engine: Engine, space: str, missing: Sequence[MissingRows], size: int, seed: int
 ) -> SampleFiles:
-    """Files (n, D) float16: a seeded sample of the vectors of missing rows of a new index, by file and row."""
+    """Files (n, D) float16: a seeded sample of the vectors of missing rows of a new index, by file and row.
+
+    Args:
+        engine: that runs the tasks.
+    """
     run = transaction.run
     tasks = sample_tasks(SAMPLE, run.id, space, missing, size, seed)
     function = partial(run_sample_task, snapshot=PlannedSnapshot.of(transaction.view))
     dimension = transaction.view.snapshot.existing(SpaceEntry, space).dimension
     sample_bytes = 2 * 2 * dimension * max(task.weight for task in tasks)  # float16, by file and as one array
-    records = transaction.run_tasks(tasks, function, extra_bytes=sample_bytes, unit="vectors")
+    records = transaction.run_tasks(tasks, function, engine=engine, extra_bytes=sample_bytes, unit="vectors")
     files = tuple(file for record in records for file in record.files)
     return SampleFiles(files, tuple(task.weight for task in tasks))
 

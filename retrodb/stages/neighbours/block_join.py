@@ -5,8 +5,6 @@ The neighbours of a row do not depend on its block, so memory limit, threads and
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +19,7 @@ from retrodb.ann.list_rows import ListRows
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.routing import Probes
 from retrodb.ann.topk import TopK, empty_topk
+from retrodb.encode.gpu_devices import may_have_gpu
 from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
 from retrodb.format.part_files import LISTS_FILE
@@ -29,7 +28,6 @@ from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.view.coverage import Coverage
 from retrodb.view.view import SELF, View
 
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of either under WSL, of AMD
 _ASSIGNED_ROWS = 16_384  # whose nearest lists are computed at once: 25 MB of float32 at 384 dimensions
 _SUPERCLUSTERS = 64  # groups of lists: rows of one group probe mostly lists of this group, 1/64 of all
 
@@ -50,8 +48,8 @@ def chosen_device(device: str) -> str:
     Raises:
         UsageError: when the device does not exist or is unknown.
     """
-    if device == "cpu" or (device == "auto" and not any(map(os.path.exists, _GPU_DEVICES)) and sys.platform == "linux"):
-        return "cpu"  # PyTorch, which takes a second to load, would say the same
+    if device == "cpu" or (device == "auto" and not may_have_gpu()):
+        return "cpu"  # PyTorch would say the same
     from retrodb.encode.device import choose_compute
 
     chosen = choose_compute(device).device

@@ -42,8 +42,8 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many pieces of the sample, and a task for each group, in several processes where there are workers."""
     monkeypatch.setattr("retrodb.stages.seeded_sample._TASK_ROWS", 300)
     monkeypatch.setattr("retrodb.stages.index.train_codebook.PIECE_ROWS", 170)
-    monkeypatch.setattr("retrodb.stages.index.train_codebook._CLUSTER_ROWS", 1)
-    monkeypatch.setattr("retrodb.stages.index.train_codebook._ROWS_OF_ONE_PROCESS", 0)
+    monkeypatch.setattr("retrodb.stages.index.train_codebook._LEAST_ROWS", 1)
+    monkeypatch.setattr("retrodb.stages.index.command.ROWS_OF_ONE_PROCESS", 0)
 
 
 def codebook_of(database: Database) -> Codebook:
@@ -72,7 +72,7 @@ def test_the_codebook_does_not_depend_on_tasks_or_processes(
 ) -> None:
     embedded.index(factory=FACTORY)
     first = codebook_of(embedded).digest
-    monkeypatch.setattr("retrodb.stages.index.train_codebook.PIECE_ROWS", 90)
+    monkeypatch.setattr("retrodb.stages.index.train_codebook._TASKS", 5)
     retrodb.open(embedded.path, workers=2).index(factory=FACTORY, retrain=True)
     assert codebook_of(embedded).digest == first
     monkeypatch.undo()

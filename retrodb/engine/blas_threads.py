@@ -1,0 +1,28 @@
+"""Products of numpy in tasks. A task divides its work between its own threads, so each product takes one.
+
+By itself a BLAS library starts a thread for each core in every process: with two processes on two cores, `index` took three times
+the processor time, most of it waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Makes products with one thread each, then with as many as before."""
+    with _loaded_libraries().limit(limits=1, user_api="blas"):
+        yield
+
+
+@lru_cache(maxsize=1)
+def _loaded_libraries() -> ThreadpoolController:
+    """The libraries that are loaded, found once per process; that of numpy is one of them."""
+    np.empty(0)
+    return ThreadpoolController()
