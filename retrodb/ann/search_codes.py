@@ -155,9 +155,8 @@ def store_search_codes(path: Path, form: CodeForm, offsets_M1: Int64Array, codes
         return
     for first, last in _runs(offsets_M1):
         codes = codes_NB[int(offsets_M1[first]) : int(offsets_M1[last])]
-        for list_ in range(first, last):
-            start, stop = (offsets_M1[list_ : list_ + 2] - offsets_M1[first]).tolist()
-            stored[blocks_M1[list_] : blocks_M1[list_ + 1]] = packed_codes(codes[start:stop], form)
+        sizes = np.diff(offsets_M1[first : last + 1])
+        stored[blocks_M1[first] : blocks_M1[last]] = packed_codes(codes, form, sizes)
 
 
 def _runs(offsets_M1: Int64Array) -> Iterator[tuple[int, int]]:
@@ -230,14 +229,21 @@ def _packer(form: CodeForm) -> FaissObject:
     return packer
 
 
-def packed_codes(codes_NB: ByteArray, form: CodeForm) -> AnyArray:
-    """Blocks of the codes of one list."""
-    packer, pointer, rows = _packer(form), faiss_module().swig_ptr, form.block_rows
-    blocks = -(-len(codes_NB) // rows)
-    filled = codes_NB[np.minimum(np.arange(blocks * rows), len(codes_NB) - 1)]
-    packed: AnyArray = np.zeros(blocks, dtype=form.dtype)
-    for block, target in enumerate(packed.view(np.uint8).reshape(blocks, -1)):
-        packer.pack_all(pointer(filled[block * rows :]), pointer(target))
+def packed_codes(codes_NB: AnyArray, form: CodeForm, sizes: Int64Array | None = None) -> AnyArray:
+    """Blocks of the codes of lists that follow each other.
+
+    Args:
+        sizes: of the lists, none of which is empty; None: one list.
+    """
+    sizes = np.array([len(codes_NB)]) if sizes is None else sizes
+    slots = form.num_blocks(sizes) * form.block_rows
+    rank = np.arange(slots.sum()) - np.repeat(np.cumsum(slots) - slots, slots)
+    filled = codes_NB[np.repeat(np.cumsum(sizes) - sizes, slots) + np.minimum(rank, np.repeat(sizes - 1, slots))]
+    packed: AnyArray = np.zeros(len(filled) // form.block_rows, dtype=form.dtype)
+    packer, pointer = _packer(form), faiss_module().swig_ptr
+    sources, targets = (array.view(np.uint8).reshape(len(packed), -1) for array in (filled, packed))
+    for source, target in zip(sources, targets, strict=True):
+        packer.pack_all(pointer(source), pointer(target))
     return packed
 
 

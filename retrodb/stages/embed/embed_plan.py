@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from retrodb.ann.supported_factory import check_factory
 from retrodb.config import EmbedParams, from_mapping, to_mapping
 from retrodb.encode.encoder import Encoder
 from retrodb.errors import UsageError
-from retrodb.format.entries import SpaceEntry
+from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.stages.context import Context
 from retrodb.stages.embed.pending import PendingRows, find_pending_rows
 from retrodb.stages.embed.rate import Rates
@@ -64,6 +65,7 @@ def plan_embed(
     Raises:
         MismatchError: when the encoder is not that of the space; the message shows the difference.
         UsageError: for a new space without an encoder.
+        ConfigError: for a factory that cannot be indexed by.
     """
     view = context.view()
     name = space or view.snapshot.default_space
@@ -74,6 +76,8 @@ def plan_embed(
     if stored is not None:
         check_identity(name, stored, encoder.identity)
     entry = stored or _entry(params, encoder)
+    if params.factory is not None and view.snapshot.entry(IndexEntry, name) is None:
+        check_factory(params.factory, entry.dimension, entry.metric)
     pending = find_pending_rows(context, view, name)
     result = EmbedResult(
         snapshot=view.snapshot.number,

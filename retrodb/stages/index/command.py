@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from retrodb.ann.codebook import choose_factory, least_sample, sample_size
+from retrodb.ann.supported_factory import check_factory
 from retrodb.config import IndexParams
 from retrodb.engine.run import Engine
 from retrodb.errors import ConfigError, MissingStep, UsageError
@@ -81,7 +82,7 @@ def run_index(
 
     Raises:
         MissingStep: when the space has no vectors.
-        ConfigError: for a factory that FAISS does not know, or a sample too small for it.
+        ConfigError: for a factory that FAISS does not know or that is not supported, or a sample too small for it.
         UsageError: for options that need another codebook than the space has.
         ConflictError: when the index or the vectors of the space changed since the plan.
     """
@@ -96,6 +97,9 @@ def plan_index(context: Context, params: IndexParams, *, space: str | None = Non
     entry = view.snapshot.entry(IndexEntry, name)
     is_new = retrain or entry is None
     _check(view, name, params, entry, is_new)
+    if is_new and params.factory != "auto":
+        space_entry = view.snapshot.existing(SpaceEntry, name)
+        check_factory(params.factory, space_entry.dimension, space_entry.metric)
     old_parts = [] if is_new else parts_of(view, name)
     missing = find_missing_rows(context, view, name, is_new=is_new)
     merge = plan_merge(view, name).result  # of the parts that are there before the run
