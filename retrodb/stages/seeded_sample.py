@@ -13,7 +13,7 @@ from retrodb.engine.groups import groups_of
 from retrodb.engine.task import NoResult, Task, TaskKind
 from retrodb.format.arrays import Int64Array
 
-_TASK_ROWS = 1 << 17  # drawn by one task: 131,072 * 384 dimensions * 2 bytes (float16) = 100 MB, or 40 MB of text
+TASK_ROWS = 1 << 17  # drawn by one task: 131,072 * 384 dimensions * 2 bytes (float16) = 100 MB, or 40 MB of text
 _MIN_FILE_ROWS = 1 << 8  # what a file counts at least, so that a task reads at most 512 files
 
 
@@ -55,7 +55,7 @@ def sample_tasks(
     kind: TaskKind[SamplePayload[F], NoResult], run: str, space: str, parts: Sequence[F], size: int, seed: int
 ) -> list[Task[SamplePayload[F], NoResult]]:
     """The tasks that copy a sample, in the order of the files. Arguments are those of the payload and of `draw_from`."""
-    groups = groups_of(draw_from(parts, size, seed), lambda file: max(file.size, _MIN_FILE_ROWS), _TASK_ROWS)
+    groups = groups_of(draw_from(parts, size, seed), lambda file: max(file.size, _MIN_FILE_ROWS), TASK_ROWS)
     return [
         kind.task(SamplePayload(run, space, group, seed), weight=sum(file.size for file in group)) for group in groups
     ]

@@ -6,11 +6,13 @@ it, and every task then turns its vectors into an index part at once. The vector
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from retrodb.ann.codebook import Codebook, choose_factory, sample_size
 from retrodb.ann.exact import Block, exact_topk
@@ -19,7 +21,7 @@ from retrodb.ann.part import decode, quantize
 from retrodb.config import IndexParams
 from retrodb.encode.encoder import Encoder
 from retrodb.errors import MissingStep
-from retrodb.format.arrays import Float16Array, map_array, save_array
+from retrodb.format.arrays import AnyArray, Float16Array, map_array
 from retrodb.format.entries import IndexEntry
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
@@ -31,6 +33,7 @@ from retrodb.stages.index.codebook_file import stored_codebook
 from retrodb.stages.index.train_codebook import ROWS_OF_ONE_PROCESS, TrainingSize, train_codebook
 from retrodb.stages.index.training_files import SampleFiles
 from retrodb.stages.index.training_tasks import TrainingParams
+from retrodb.stages.seeded_sample import TASK_ROWS
 from retrodb.stages.transaction import Transaction
 from retrodb.store.digest import digest_file
 from retrodb.store.publish import publish
@@ -71,7 +74,7 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
         num_rows, entry.dimension, settings.search_memory_bytes, None, entry.metric
     )
     size = max(sample_size(factory), min(_MIN_SAMPLE, num_rows // 10 + 1))
-    texts_bytes = _TEXT_BYTES * min(size, num_rows)
+    texts_bytes = _TEXT_BYTES * min(size, num_rows, TASK_ROWS + _SAMPLE_WINDOW)
     training_size = TrainingSize(factory, min(size, num_rows), entry.dimension)
     training_size.check(transaction.context.memory_limit, texts_bytes)
     drawn = _sample_vectors(transaction, space, parts, size, settings.seed, encoder)
@@ -116,10 +119,21 @@ def _sample_vectors(
     path, ids_path = (path_of("runs", run=run, file=name) for name in ("sample.npy", "reuse/sample-ids.npy"))
     if not (storage.exists(path) and storage.exists(ids_path)):
         texts = draw_texts(transaction, space, parts, size, seed)
-        publish(storage, "runs", ids_path, partial(save_array, array=texts.ids))
-        batches = encoder.encode_windows(texts.windows(_SAMPLE_WINDOW))
-        vectors = np.concatenate([batch.vectors_ND for batch in batches])
-        publish(storage, "runs", path, partial(save_array, array=vectors))
+        batches = (batch.vectors_ND for batch in encoder.encode_windows(texts.windows(_SAMPLE_WINDOW)))
+        shape = texts.num_rows, encoder.identity.dimension
+        publish(storage, "runs", ids_path, partial(_write_blocks, blocks=texts.ids(), dtype=np.int64, shape=shape[:1]))
+        publish(storage, "runs", path, partial(_write_blocks, blocks=batches, dtype=np.float16, shape=shape))
     forget_texts(transaction.run)
     files = [FileRecord("runs", "", name, digest_file(storage.local(name))) for name in (path, ids_path)]
     return VectorFile(replace(files[0], num_rows=len(map_array(storage.local(ids_path)))), files[1])
+
+
+def _write_blocks(
+    local: Path, blocks: Iterable[AnyArray], dtype: type[np.float16 | np.int64], shape: tuple[int, ...]
+) -> None:
+    """Write an array block by block."""
+    array, start = open_memmap(local, mode="w+", dtype=dtype, shape=shape), 0
+    for block in blocks:
+        array[start : start + len(block)] = block
+        start += len(block)
+    assert start == len(array), "every drawn chunk has a vector"

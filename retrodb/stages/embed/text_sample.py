@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -33,20 +34,26 @@ TEXTS = TaskKind[SamplePayload[PendingRows], NoResult]("embed-sample", 2, NoResu
 
 @dataclass(frozen=True)
 class TextSample:
-    """The drawn chunks, in files of the run."""
+    """The drawn chunks, in files of the run that are read one after the other."""
 
-    tables: tuple[pa.Table, ...]  # columns "id" and "text", by ascending id
+    files: tuple[Path, ...]  # columns "id" and "text", by ascending id
+    num_rows: int
 
-    @property
-    def ids(self) -> Int64Array:
-        """(S,) int64, ascending."""
-        return np.concatenate([table.column("id").to_numpy() for table in self.tables])
+    def ids(self) -> Iterator[Int64Array]:
+        """The chunks of each file, ascending."""
+        for file in self.files:
+            yield read_table(file).column("id").to_numpy()
 
     def windows(self, num_rows: int) -> Iterator[pa.Array]:
-        """The texts in their order, so many at a time."""
-        texts = pa.chunked_array([chunk for table in self.tables for chunk in table.column("text").chunks])
-        for start in range(0, len(texts), num_rows):
-            yield texts.slice(start, num_rows).combine_chunks()
+        """The texts in their order, so many at a time, whatever file they are in."""
+        texts = pa.chunked_array([], pa.large_string())
+        for file in self.files:
+            texts = pa.chunked_array([*texts.chunks, *read_table(file).column("text").chunks], pa.large_string())
+            while len(texts) >= num_rows:
+                yield texts.slice(0, num_rows).combine_chunks()
+                texts = texts.slice(num_rows)
+        if len(texts):
+            yield texts.combine_chunks()
 
 
 def draw_texts(
@@ -57,7 +64,8 @@ def draw_texts(
     tasks = sample_tasks(TEXTS, run.id, space, pending, size, seed)
     function = partial(run_text_sample, snapshot=PlannedSnapshot.of(transaction.view))
     records = transaction.run_tasks(tasks, function, unit="chunks")
-    return TextSample(tuple(read_table(run.storage.local(file.path)) for record in records for file in record.files))
+    files = tuple(run.storage.local(file.path) for record in records for file in record.files)
+    return TextSample(files, sum(task.weight for task in tasks))
 
 
 def run_text_sample(

@@ -140,7 +140,7 @@ def test_a_space_does_not_depend_on_workers_or_on_the_size_of_tasks(
     files = []
     for number, workers in enumerate((1, 3, 1)):
         if number == 2:
-            monkeypatch.setattr(seeded_sample, "_TASK_ROWS", 1)
+            monkeypatch.setattr(seeded_sample, "TASK_ROWS", 1)
             monkeypatch.setattr(pending, "_GROUP_CHUNKS", 1)
         copy = tmp_path / str(number)
         shutil.copytree(database.path, copy)

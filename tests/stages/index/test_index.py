@@ -159,7 +159,7 @@ def test_the_sample_of_a_run_is_the_same_in_tasks_of_one_file(
     database.embed()
     database.index(factory="IVF4,SQ8", train_sample=160)
     codebook = database.view().snapshot.existing(IndexEntry, "default").codebook
-    for name in ("seeded_sample._TASK_ROWS", "index.drift_task._MEASURED_ROWS", "index.drift_task._SIZES_BYTES"):
+    for name in ("seeded_sample.TASK_ROWS", "index.drift_task._MEASURED_ROWS", "index.drift_task._SIZES_BYTES"):
         monkeypatch.setattr(f"retrodb.stages.{name}", 1)
     drift = database.view().snapshot.existing(DriftEntry, "default")
     database.index(retrain=True, factory="IVF4,SQ8", train_sample=160)

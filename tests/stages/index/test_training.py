@@ -40,7 +40,7 @@ def embedded(make_database: Make, tmp_path: Path) -> Database:
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many pieces of the sample, and a task for each group, in several processes where there are workers."""
-    monkeypatch.setattr("retrodb.stages.seeded_sample._TASK_ROWS", 300)
+    monkeypatch.setattr("retrodb.stages.seeded_sample.TASK_ROWS", 300)
     monkeypatch.setattr("retrodb.stages.index.train_codebook.PIECE_ROWS", 170)
     monkeypatch.setattr("retrodb.stages.index.train_codebook._LEAST_ROWS", 1)
     monkeypatch.setattr("retrodb.stages.index.command.ROWS_OF_ONE_PROCESS", 0)
