@@ -16,13 +16,13 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Makes products with one thread each, then with as many as before."""
+    """Makes products of numpy with one thread each, then with as many as before."""
     with _loaded_libraries().limit(limits=1, user_api="blas"):
         yield
 
 
 @lru_cache(maxsize=1)
 def _loaded_libraries() -> ThreadpoolController:
-    """The libraries that are loaded, found once per process; that of numpy is one of them."""
+    """The libraries that are loaded, found once per process: that of numpy, and any others; FAISS is told its threads itself."""
     np.empty(0)
     return ThreadpoolController()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -182,6 +184,15 @@ def test_blocks_of_codes_that_faiss_cannot_unpack_are_refused(tmp_path: Path) ->
     codebook = train(mixture(10_000, 32, 1), "IVF8,PQ4x4fs_64", 5, "squared_l2")
     with pytest.raises(ConfigError, match="64"):
         build_part(VECTORS, codebook, tmp_path)
+
+
+def test_training_without_a_gpu_does_not_load_pytorch() -> None:
+    program = (
+        "import sys, numpy as np, retrodb.encode.gpu_devices as devices; devices._DEVICES = (); "
+        "from retrodb.ann.kmeans import kmeans; kmeans(np.eye(9, dtype=np.float32), 2, 0, 'squared_l2'); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_bad_vectors_are_refused_by_row(codebook: Codebook, tmp_path: Path) -> None:

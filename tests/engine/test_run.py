@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from flipped import forget_verified
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import LineProgress, Progress, make_progress
@@ -45,6 +46,15 @@ def square(storage: Storage, task: Task[Number, Number], clock: str) -> TaskReco
     storage.write(f"runs/traces/{number}-{len(storage.list('runs/traces'))}", b"")
     record = publish(storage, "rejects", f"rejects/{task.id}", lambda local: _write(local, f"{number**2} {clock}"))
     return TaskRecord(task.id, (record,), Number(number**2), {"done": 1})
+
+
+def threads_of_products(storage: Storage, task: Task[Number, Number], clock: str) -> TaskRecord[Number]:
+    return TaskRecord(task.id, result=Number(_threads_of_blas()))
+
+
+def _threads_of_blas() -> int:
+    """Of the library of numpy. Others, such as that of FAISS, may be loaded."""
+    return min(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
 
 
 def fail_at_three(storage: Storage, task: Task[Number, Number], clock: str) -> TaskRecord[Number]:
@@ -274,3 +284,10 @@ def test_a_run_that_is_forgotten_leaves_nothing_even_if_that_was_interrupted(
     forget_run(run)
     assert storage.list("runs") == [f"runs/{other.id}/plan.json"]
     assert [path.name for path in (storage.root / "runs").iterdir()] == [other.id]
+
+
+def test_a_product_takes_one_thread_in_a_task_and_as_many_as_before_after_it(storage: LocalStorage) -> None:
+    task = SQUARE.task(Number(1))
+    with threadpool_limits(2, user_api="blas"):
+        record = run_task(open_run(storage, "products", 1), task, threads_of_products)
+        assert (record.result.number, _threads_of_blas()) == (1, 2)

@@ -16,7 +16,7 @@ from retrodb.database import Database
 from retrodb.errors import NotEnoughMemory
 from retrodb.facade.command_memory import LEAST_MIB
 from retrodb.format.arrays import VectorArray
-from retrodb.format.entries import IndexEntry
+from retrodb.format.entries import DriftEntry, IndexEntry
 from retrodb.memory import MIB, with_caches
 from retrodb.stages.index import train_codebook, training_tasks
 from retrodb.stages.index.live_parts import open_codebook
@@ -136,6 +136,26 @@ def test_the_cost_of_the_assignment_is_stored_and_shown(embedded: Database, monk
     assert embedded.view().snapshot.existing(IndexEntry, "default").assignment_recall == result.assignment_recall
     assert embedded.index().assignment_recall == result.assignment_recall
     assert embedded.neighbours(k=2, dry_run=True).assignment_recall == result.assignment_recall
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_the_process_of_the_command_opens_no_codebook(
+    embedded: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(data: bytes) -> None:
+        raise AssertionError("a codebook was opened by the process that plans")
+
+    for module in ("codebook_file", "live_parts", "training_tasks"):
+        monkeypatch.setattr(f"retrodb.stages.index.{module}.load_codebook", refuse)
+    database = retrodb.open(embedded.path, workers=2)
+    assert database.index(factory=FACTORY).num_lists == 24
+    for name in ("d", "e"):
+        database.ingest([write_documents(tmp_path / f"{name}.jsonl", {name: made_text(name, 400)})], source=name)
+    database.embed()
+    assert database.index().num_vectors > 0
+    entry = database.view().snapshot.existing(DriftEntry, "default")
+    assert entry.added > 0
+    assert entry.canary_recall is not None
 
 
 def test_the_memory_of_a_training_is_checked_before_it_begins(embedded: Database) -> None:
