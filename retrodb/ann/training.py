@@ -58,7 +58,7 @@ def train(sample: TrainingRows, factory: str, seed: int, metric: Metric, threads
         trained = train_grouped(rotated, num_lists, num_groups, seed, metric, threads)
     else:
         trained = _train_at_once(rotated, num_lists, seed, metric, threads)
-    codebook = finish_codebook(codebook, trained, codebook.transform(for_codes, threads))
+    codebook = finish_codebook(codebook, trained, codebook.transform(for_codes, threads), threads)
     return with_enough_groups(codebook, sample, threads)[0]
 
 
@@ -110,7 +110,9 @@ def _train_at_once(
     return GroupedCentroids(centroids_LD[:0], np.array([num_lists]), centroids_LD[leaf_order(centroids_LD)])
 
 
-def finish_codebook(codebook: Codebook, trained: GroupedCentroids, rotated_SD: Float32Array) -> Codebook:
+def finish_codebook(
+    codebook: Codebook, trained: GroupedCentroids, rotated_SD: Float32Array, threads: int = 1
+) -> Codebook:
     """The codebook with these lists, and the codes' quantizer trained around them on some rotated vectors."""
     faiss = faiss_module()
     with one_faiss_thread():
@@ -120,14 +122,24 @@ def finish_codebook(codebook: Codebook, trained: GroupedCentroids, rotated_SD: F
         else:
             quantizer.train(trained.centroids_LD)
             quantizer.add(trained.centroids_LD)
-        learns_nothing = isinstance(
-            codebook.ivf, faiss.IndexIVFFlat | faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan
-        )
-        codebook.ivf.train(
-            rotated_SD[:1] if learns_nothing else rotated_SD
-        )  # which finds the lists of all of them first
+        _train_codes(codebook, rotated_SD, threads)
     codebook.index.is_trained = True
     return Codebook(codebook.index)
+
+
+def _train_codes(codebook: Codebook, rotated_SD: Float32Array, threads: int) -> None:
+    """Train the codes' quantizer on vectors relative to their lists. FAISS finds these with one thread."""
+    faiss, ivf = faiss_module(), codebook.ivf
+    if isinstance(ivf, faiss.IndexIVFFlat | faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan):
+        ivf.train(rotated_SD[:1])  # nothing is learned
+    elif isinstance(ivf, faiss.IndexIVFScalarQuantizer) and ivf.by_residual:
+        with_lists = Codebook(codebook.index)
+        list_S = with_lists.nearest_lists_of(rotated_SD, 1, threads)[:, 0].astype(np.int64)
+        relative_SD = rotated_SD - with_lists.centroids_LD[list_S]
+        ivf.train_encoder(len(list_S), *map(faiss.swig_ptr, (relative_SD, list_S)))
+        ivf.is_trained = True
+    else:
+        ivf.train(rotated_SD)
 
 
 def _fill_groups(quantizer: FaissIndex, trained: GroupedCentroids) -> None:

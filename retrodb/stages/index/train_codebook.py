@@ -130,11 +130,10 @@ def train_codebook(
     """
     num_rows = sum(sample.rows)
     note = note_of_small_sample(num_rows, params.factory)
-    codebook = replace(new_codebook(FLAT if note else params.factory, dimension, params.metric), note=note)
-    if codebook.ivf is None:
+    if note or params.factory == FLAT:
+        codebook = replace(new_codebook(FLAT, dimension, params.metric), note=note)
         publish_codebook(transaction, params.space, codebook)
         return TrainingResult(codebook.digest, codebook.num_lists, note, None)
-    del codebook
     training = _Training(transaction, engine, params, sample, TrainingSize(params.factory, num_rows, dimension))
     record = training.of_many_lists() if groups_to_train(params.factory) else training.of_few_lists()
     transaction.add_files([record])

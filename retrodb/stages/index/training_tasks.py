@@ -247,7 +247,7 @@ def run_codebook_task(
     trained = _trained(storage, payload.groups, payload.lists)
     codebook = _open_rotation(storage, payload.rotation)
     rotated = _rotated(codebook, sample[evenly_spread(CODE_SAMPLE, len(sample))], threads)
-    codebook = finish_codebook(codebook, trained, rotated)
+    codebook = finish_codebook(codebook, trained, rotated, threads)
     return _publish_codebook(storage, task, params, codebook, sample, threads)
 
 
