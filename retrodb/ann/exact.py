@@ -126,23 +126,25 @@ def _merge_block(
             rows = slice(start, min(start + most_rows, stop))
             queries, best_of_rows = queries_QD[rows], (best[0][rows], best[1][rows])
             keys = exclusion.query_keys(rows.start, rows.stop)
-            estimates = _estimate(queries, columns.vectors_CD, lengths_C, is_l2)
+            estimates = _estimate(queries, columns.vectors_CD, lengths_C, best[0].shape[1], is_l2)
             insert_exact(0, len(queries), queries, estimates, columns, keys, is_l2, best_of_rows)
 
     run_rows(merge_rows, len(queries_QD), threads)
 
 
-def _estimate(queries: Float32Array, vectors: Float32Array, lengths_C: Float32Array, is_l2: bool) -> EstimatedDistances:
-    """Distances by a BLAS product, and how far each query's may be from those of the distance kernel."""
+def _estimate(
+    queries: Float32Array, vectors: Float32Array, lengths_C: Float32Array, k: int, is_l2: bool
+) -> EstimatedDistances:
+    """Distances by a BLAS product, for the best k, and how far each query's may be from those of the distance kernel."""
     distances_QC: Float32Array = queries @ vectors.T
     errors_Q = estimate_error(queries, float(lengths_C.max()), is_l2)
     if not is_l2:
         np.negative(distances_QC, out=distances_QC)
-        return EstimatedDistances.of(distances_QC, errors_Q)
+        return EstimatedDistances.of(distances_QC, errors_Q, k)
     distances_QC *= -2
     distances_QC += (np.linalg.norm(queries, axis=1) ** 2)[:, None]
     distances_QC += (lengths_C**2)[None, :]
-    return EstimatedDistances.of(distances_QC, errors_Q)
+    return EstimatedDistances.of(distances_QC, errors_Q, k)
 
 
 def estimate_error(queries: Float32Array, longest: float, is_l2: bool) -> Float32Array:

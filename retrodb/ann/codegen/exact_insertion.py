@@ -29,16 +29,26 @@ class EstimatedDistances(NamedTuple):
 
     distances_QC: Float32Array
     errors_Q: Float32Array
-    smallest_QP: Float32Array  # of each piece of `PIECE` columns
+    smallest_QP: Float32Array  # of each piece of `PIECE` columns, or less than that
 
     @staticmethod
-    def of(distances_QC: Float32Array, errors_Q: Float32Array) -> EstimatedDistances:
-        """Estimates with the smallest of each piece."""
+    def of(distances_QC: Float32Array, errors_Q: Float32Array, k: int) -> EstimatedDistances:
+        """Estimates to insert into the best k, with the smallest of each piece where these save more time than they take."""
         starts_P = np.arange(0, distances_QC.shape[1], PIECE)
-        return EstimatedDistances(distances_QC, errors_Q, np.minimum.reduceat(distances_QC, starts_P, axis=1))
+        if has_bound(k, len(starts_P)):
+            smallest_QP = np.minimum.reduceat(distances_QC, starts_P, axis=1)
+        else:
+            smallest_QP = np.full((len(distances_QC), len(starts_P)), -np.inf, dtype=np.float32)
+        return EstimatedDistances(distances_QC, errors_Q, smallest_QP)
 
 
 PIECE = 256  # columns, of which numpy finds the smallest estimate faster than a kernel compares all with a bound
+
+
+@compiled
+def has_bound(k: int, num_pieces: int) -> bool:
+    """Whether the k-th of the smallest estimates of the pieces is a good bound of the k-th estimate."""
+    return k == 1 or 4 * k <= num_pieces
 
 
 def insert_exact_portable(queries_QD: Float32Array, columns: Columns, keys: QueryKeys, is_l2: bool, best: TopK) -> None:
@@ -96,7 +106,7 @@ def insert_exact(
     """Merges a block of columns into the best K of queries first..stop.
 
     The K-th smallest estimate bounds the K-th distance, and the distance is computed of all columns that the estimates cannot
-    rule out. Both look only at columns below a bound: the K-th of the smallest estimates of the pieces. Where there are fewer
+    rule out. Both look only at columns below a bound: the K-th of the smallest estimates of the pieces. Where there are few
     pieces it is guessed from the query before, because neighbouring queries are alike. A wrong guess only costs time. The result
     is exact, and the same for all estimates within the error.
     """
@@ -112,11 +122,13 @@ def insert_exact(
     for row in range(first, stop):
         error = errors_Q[row]
         most = distances_QK[row, K - 1] + error  # what is farther is farther than the K-th already
-        nearest[:] = np.inf
-        for smallest in smallest_QP[row]:
-            if smallest < nearest[0]:
-                _replace_greatest(nearest, smallest)
-        bound = min(guess if nearest[0] == np.inf else nearest[0] + 2 * error, most)
+        if has_bound(K, smallest_QP.shape[1]):
+            nearest[:] = np.inf
+            for smallest in smallest_QP[row]:
+                if smallest < nearest[0]:
+                    _replace_greatest(nearest, smallest)
+            guess = nearest[0] + 2 * error
+        bound = min(guess, most)
         count = _choose_below(row, bound, estimates, columns, keys, chosen_C)
         if count < K and bound < most:
             bound = most
