@@ -154,7 +154,9 @@ def _mapped(file: MappedBytes) -> tuple[int, AnyArray]:
         version = npy.read_magic(io.BytesIO(head))
         begin = 10 if version == (1, 0) else 12
         start = begin + int.from_bytes(head[8:begin], "little")
-        shape, is_fortran, dtype = _parse(bytes(file.between(0, min(len(file.data), start))[begin:]))
+        if len(file.data) < start:
+            raise ValueError("the header is cut off")
+        shape, is_fortran, dtype = _parse(bytes(file.between(0, start)[begin:]))
         if version > (2, 0) or is_fortran or dtype.hasobject:
             raise ValueError(f"version {version}, Fortran order or objects")
         count = math.prod(shape)
