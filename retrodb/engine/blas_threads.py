@@ -17,12 +17,12 @@ from threadpoolctl import ThreadpoolController
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Makes products of numpy with one thread each, then with as many as before."""
-    with _loaded_libraries().limit(limits=1, user_api="blas"):
+    with _library_of_numpy().limit(limits=1):
         yield
 
 
 @lru_cache(maxsize=1)
-def _loaded_libraries() -> ThreadpoolController:
-    """The libraries that are loaded, found once per process: that of numpy, and any others; FAISS is told its threads itself."""
-    np.empty(0)
-    return ThreadpoolController()
+def _library_of_numpy() -> ThreadpoolController:
+    """The library in the packages of numpy. One that PyTorch or FAISS may use is left alone: they are told their threads."""
+    np.empty(0)  # which loads it
+    return ThreadpoolController().select(prefix="libscipy_openblas")

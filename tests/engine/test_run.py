@@ -54,7 +54,9 @@ def threads_of_products(storage: Storage, task: Task[Number, Number], clock: str
 
 def _threads_of_blas() -> int:
     """Of the library of numpy. Others, such as that of FAISS, may be loaded."""
-    return min(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+    return max(
+        (library["num_threads"] for library in threadpool_info() if "numpy.libs" in library["filepath"]), default=0
+    )
 
 
 def fail_at_three(storage: Storage, task: Task[Number, Number], clock: str) -> TaskRecord[Number]:
@@ -286,6 +288,7 @@ def test_a_run_that_is_forgotten_leaves_nothing_even_if_that_was_interrupted(
     assert [path.name for path in (storage.root / "runs").iterdir()] == [other.id]
 
 
+@pytest.mark.skipif(_threads_of_blas() == 0, reason="numpy has no BLAS library of its own here")
 def test_a_product_takes_one_thread_in_a_task_and_as_many_as_before_after_it(storage: LocalStorage) -> None:
     task = SQUARE.task(Number(1))
     with threadpool_limits(2, user_api="blas"):
