@@ -12,6 +12,7 @@ from retrodb.engine.run import Engine
 from retrodb.engine.task import P, R, Task
 from retrodb.engine.task_memory import process_bytes
 from retrodb.format.settings import Settings, parse_settings
+from retrodb.stages.planned_view import share_view
 from retrodb.store.snapshots import read_as_of
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
@@ -58,4 +59,4 @@ class Context:
     def view(self, as_of: int | None = None) -> View:
         """The newest snapshot, or an older one."""
         snapshot = read_as_of(self.storage, as_of)
-        return View(self.storage, self.settings(), snapshot)
+        return share_view(View(self.storage, self.settings(), snapshot))

@@ -21,22 +21,27 @@ class PlannedSnapshot:
 
     @staticmethod
     def of(view: View) -> PlannedSnapshot:
-        """The snapshot of a view, which tasks in this process use too."""
-        snapshot = PlannedSnapshot(view.snapshot.number, view.snapshot.transaction)
-        _OF_THIS_PROCESS[view.storage, snapshot] = view
-        return snapshot
+        """The snapshot of a view."""
+        return PlannedSnapshot(view.snapshot.number, view.snapshot.transaction)
 
 
 _OF_THIS_PROCESS: WeakValueDictionary[tuple[Storage, PlannedSnapshot], View] = WeakValueDictionary()
 
 
+def share_view(view: View) -> View:
+    """Let the tasks that this process runs use a view of a stored snapshot, as long as somebody else does."""
+    _OF_THIS_PROCESS[view.storage, PlannedSnapshot.of(view)] = view
+    return view
+
+
 def planned_view(storage: Storage, snapshot: PlannedSnapshot) -> View:
-    """The planned snapshot, opened once per process."""
+    """The planned snapshot: the view of this process's command, or one that is opened once per process."""
     view = _OF_THIS_PROCESS.get((storage, snapshot))
-    return _opened(storage, snapshot) if view is None else view
+    return open_planned(storage, snapshot) if view is None else view
 
 
 @lru_cache(maxsize=1)
-def _opened(storage: Storage, snapshot: PlannedSnapshot) -> View:
+def open_planned(storage: Storage, snapshot: PlannedSnapshot) -> View:
+    """The planned snapshot, opened for tasks alone."""
     settings = parse_settings(storage.read("retrodb.toml").decode(), where="retrodb.toml")
     return View(storage, settings, read_snapshot(storage, snapshot.number))

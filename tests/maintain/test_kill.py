@@ -181,7 +181,9 @@ def look_and_run_again(ground: Ground, path: Path, command: str, before: Path, u
 
 def run_command(path: Path, recipe: Path, command: str, workers: int) -> None:
     """The work of the process that is killed. An update reports a dead worker in its result."""
-    result = COMMANDS[command].run(open_at(path, workers), recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrodb.stages.index.command.ROWS_OF_ONE_PROCESS", 0)  # small work uses workers, too
+        result = COMMANDS[command].run(open_at(path, workers), recipe)
     raise SystemExit(getattr(result, "exit_code", 0))
 
 

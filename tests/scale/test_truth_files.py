@@ -12,7 +12,7 @@ import retrodb
 from retrodb.database import Database
 from retrodb.format.records import ChunkRange
 from retrodb.stages.neighbours import truth_tasks
-from retrodb.stages.planned_view import planned_view
+from retrodb.stages.planned_view import open_planned
 
 from .watched import WatchedStorage, watch_tasks
 
@@ -47,7 +47,7 @@ def test_a_task_of_an_exact_scan_reads_the_files_of_its_ranges(
         return run(place, task, clock, **options)
 
     monkeypatch.setattr(truth_tasks, "run_truth_scan", watched)
-    monkeypatch.setattr(truth_tasks, "planned_view", planned_view.__wrapped__)  # every task opens its files itself
+    monkeypatch.setattr(truth_tasks, "planned_view", open_planned.__wrapped__)  # every task opens its files itself
     database = Database(storage)
     assert database.neighbours(k=2, exclude=exclude).recall_reached is not None
     view = retrodb.open(storage.root).view()
