@@ -26,7 +26,7 @@ LAYERS = (
 # Inside these two, a package or module may import those before it.
 ROOMS = {
     "stages": (
-        *("context", "planned_view", "planning_tasks", "document_lookup", "shard_counting"),
+        *("planned_view", "context", "planning_tasks", "document_lookup", "shard_counting"),
         *("covered_counting", "transaction", "seeded_sample", "file_list", "init", "tokenizer"),
         *("ingest", "deletion", "dedup", "index", "embed", "queries", "neighbours", "search"),
     ),
