@@ -18,6 +18,7 @@ from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block
 from retrodb.ann.list_rows import ListRows
 from retrodb.ann.near_rows import near_rows
+from retrodb.ann.part import Part
 from retrodb.ann.rerank import LivePart
 from retrodb.ann.reverse_join import NewRows
 from retrodb.ann.routing import Probes
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _NEAR_LISTS = 2  # times the lists that a row probes: those near a new chunk have almost all rows that probe its list
 _MOST_NEW = 64  # chunks that are compared with the codes of all lists: a product of many with all vectors is faster
+_OPEN_PARTS = 16
 _MOST_LISTS = 1 << 22  # of all new chunks together: 16 MB, twice
 
 
@@ -172,13 +174,13 @@ class RepairState:
         bounds = np.full(span.num_chunks, -np.inf, dtype=np.float32)  # no chunk is near a row that is not asked for
         bounds[known - span.first_chunk] = self.table.bounds(known)
         is_near = np.zeros(span.num_chunks, dtype=np.bool_)
-        for files in self._parts:
+        for number, files in enumerate(self._parts):
             offset, row_set = files.span.first_chunk - span.first_chunk, files.row_set(view.files)
             first, end = row_set.position_from(-offset), row_set.position_from(span.num_chunks - offset)
             if first < end:
                 rows = np.frombuffer(row_set.rows_in(offset, span.num_chunks).to_array(), dtype=np.uint32)
                 bounds_of = partial(_of_positions, bounds, rows, first)
-                part = open_files(view.files, files)
+                part = self._opened_part(number)
                 is_near[rows[near_rows(part, self._new_by_list, metric, bounds_of, range(first, end)) - first]] = True
         is_near |= ~mask_of(self.now.parts.covered_rows(*span), span.num_chunks)
         return is_near[known - span.first_chunk]
@@ -186,6 +188,11 @@ class RepairState:
     @cached_property
     def _parts(self) -> list[PartFiles]:
         return parts_of(self.view, self.table.entry.space)
+
+    @cached_property
+    def _opened_part(self) -> Callable[[int], Part]:
+        """Opens a part by its number; ranges that follow one another have rows of the same parts."""
+        return lru_cache(maxsize=_OPEN_PARTS)(lambda number: open_files(self.view.files, self._parts[number]))
 
     @cached_property
     def database(self) -> Sequence[LivePart] | Sequence[ListRows]:

@@ -76,9 +76,9 @@ def run_repair_task(
     rows = np.union1d(known, _ids(rows_now - known_before, span))
     is_known = np.isin(rows, known)
     ids, distances = state.table.stored(rows)
-    was_short = _num_short(state, ids[is_known]) + _num_short(
-        state, state.table.stored(_ids(known_before - rows_now, span))[0]
-    )
+    was_short = _num_short(state, ids[is_known])
+    if gone := known_before - rows_now:
+        was_short += _num_short(state, state.table.stored(_ids(gone, span))[0])
     is_changed, is_improved = np.zeros((2, len(rows)), dtype=bool)
     if len(known):
         patch = _patch(state, known, ids[is_known], distances[is_known], hardware.threads)
