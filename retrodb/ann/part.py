@@ -163,7 +163,8 @@ class Part:
 
     def lists(self, lists: Int32Array | Int64Array) -> ListArrays:
         """Plain arrays for a kernel that reads these lists (any shape, -1: none) and no others: they are verified."""
-        rows = self.positions_of_lists(np.unique(lists))
+        distinct: Int64Array = np.unique(lists).astype(np.int64)
+        rows = self.positions_of_lists(distinct[np.searchsorted(distinct, 0) :])
         return ListArrays(self.order_N.declared(*rows), self.codes_ND.declared(*rows), self.scales_N2.declared(*rows))
 
     def lists_in_memory(self, lists_P: Int64Array) -> Int64Array:
@@ -192,7 +193,10 @@ class Part:
         return rows, codes
 
     def _numbers(self, lists_P: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """The number of each of some lists among those that are not empty, and its size; of an empty one any number, and 0."""
+        """The number of each of some lists, none of them negative, among those that are not empty, and its size.
+
+        An empty list has any number, and size 0.
+        """
         if len(self.filled_M) == self.meta.num_lists:
             return lists_P, self._sizes_M[lists_P]
         if not len(self.filled_M):

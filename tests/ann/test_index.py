@@ -19,6 +19,7 @@ from retrodb.ann.rerank import LivePart
 from retrodb.ann.training import train
 from retrodb.errors import ConfigError, DamagedFileError, InputError, MismatchError, MissingFileError
 from retrodb.format.part_files import META_FILE, PART_FILES
+from retrodb.store.verified_array import VerifiedArray
 
 from .conftest import Spread, mixture
 
@@ -169,6 +170,21 @@ def test_lists_without_rows_take_no_space(codebook: Codebook, spread: Spread) ->
     own = part.lists_N.whole()
     assert (np.diff(part.offsets_L1) == np.bincount(own, minlength=codebook.num_lists)).all()
     assert (part.list_of(np.arange(2)) == np.sort(own)).all()
+
+
+def test_no_list_is_no_rows(codebook: Codebook, spread: Spread, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = spread(VECTORS, codebook)[0].part
+    assert len(part.filled_M) == part.meta.num_lists, "no list is empty"
+    starts, ends = part.positions_of_lists(np.array([0, 2]))
+    declared, declare = list[list[list[int]]](), VerifiedArray.declared
+
+    def noted(array: VerifiedArray, starts_R: np.ndarray, ends_R: np.ndarray) -> np.ndarray:
+        declared.append([starts_R.tolist(), ends_R.tolist()])
+        return declare(array, starts_R, ends_R)
+
+    monkeypatch.setattr(VerifiedArray, "declared", noted)
+    part.lists(np.array([[-1, 0], [2, -1]], dtype=np.int32))
+    assert declared == [[starts.tolist(), ends.tolist()]] * 3
 
 
 def test_a_part_has_no_copy_of_the_codebook(spread: Spread) -> None:

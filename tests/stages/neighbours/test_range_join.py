@@ -37,8 +37,11 @@ FACTORY = "IVF16,SQ8"
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory, made_tokenizer: Path) -> Path:
+    return make_large(tmp_path_factory.mktemp("large"), made_tokenizer)
+
+
+def make_large(folder: Path, made_tokenizer: Path) -> Path:
     """Several shards and parts, equal texts, one document with many chunks, deleted documents."""
-    folder = tmp_path_factory.mktemp("large")
     db = retrodb.create(folder / "db", tokenizer=str(made_tokenizer), encoder="hashing:32")
     with pytest.MonkeyPatch.context() as patch:
         for module in ("shard", "tokenize"):
@@ -115,6 +118,17 @@ def test_ranges_and_links_of_equal_rows_change_no_byte_of_a_table(
         )
         assert (1 if result.nprobe == 1 else 1.01) <= result.ranges_per_row <= min(ranges, 16)
         assert not list((large / f"{name}-{ranges}" / "runs").rglob("join/*"))
+
+
+def test_ranges_declare_what_they_read(tmp_path: Path, made_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrodb.format.blocks.BLOCK_BYTES", 512)  # most arrays have several blocks
+    folder = make_large(tmp_path, made_tokenizer)
+    tables = []
+    for ranges in (1, 6):
+        db = copy(folder, str(ranges))  # of whose files nothing is verified
+        db.neighbours(list_ranges=ranges)
+        tables.append(contents(db))
+    assert tables[0] == tables[1]
 
 
 def test_a_query_set_is_joined_by_ranges_too(large: Path) -> None:
