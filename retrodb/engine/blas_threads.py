@@ -7,8 +7,9 @@ the processor time, most of it waiting.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -16,9 +17,34 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Makes products of numpy with one thread each, then with as many as before."""
-    with _library_of_numpy().limit(limits=1):
+    """Makes products of numpy with one thread each, and with as many as before when the last of several blocks ends."""
+    _LIMIT.enter()
+    try:
         yield
+    finally:
+        _LIMIT.leave()
+
+
+class _Limit:
+    """The limit is the process's: tasks of several threads share it."""
+
+    def __init__(self) -> None:
+        self._lock, self._count, self._limited = Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._count == 0:
+                self._limited.enter_context(_library_of_numpy().limit(limits=1))
+            self._count += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                self._limited.close()
+
+
+_LIMIT = _Limit()
 
 
 @lru_cache(maxsize=1)

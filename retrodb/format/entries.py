@@ -168,7 +168,9 @@ class TableEntry(Entry):
     snapshot: int  # that it was computed or last repaired on
     recall_reached: float | None = None
     lost_chunks: int = 0  # that compaction took out of it since
-    may_name_deleted: bool = False  # a repair left the rows of deleted chunks, or rows that name them, in its files
+    may_name_deleted: bool = (
+        True  # a repair may have left the rows of deleted chunks, or rows that name them, in its files
+    )
     route_ranges: int = 0  # of lists that rows are routed to; 0: no routing
     routing: Routing | None = None  # None: each row was compared with its nearest lists
 

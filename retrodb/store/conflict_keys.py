@@ -98,7 +98,8 @@ def merge(space: str, ranges: Iterable[ChunkRange]) -> ConflictKeys:
 
 def drop_space(space: str, tables: Sequence[str] = ()) -> ConflictKeys:
     """Drops a space and the tables that use it: none may be added meanwhile, and no file of the space added or rewritten."""
-    keys = {f"space/{space}", f"index/{space}", *(f"table/{table}" for table in tables)}
+    keys = {f"space/{space}", f"index/{space}"}
+    keys |= {f"{kind}/{table}" for kind in ("table", "edits") for table in tables}
     return _keys(keys | {"default/space", f"content/{space}", _all_parts(space), ROWS}, keys)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 J = TypeVar("J")
 R = TypeVar("R")
 
+_MOST_THREADS = 4  # that read ahead, each as much
 _GROUPS_AT_ONCE = 4  # row groups that a thread reads at once: the texts of 16,384 chunks are 5 MB
 
 
@@ -87,7 +88,7 @@ class StoredRows:
         stored = [name for name in self._stored.names if name in wanted]
         try:
             read = partial(self._read, columns=stored)
-            for part, rows in _in_order(read, self._parts(condition), pa.cpu_count()):
+            for part, rows in _in_order(read, self._parts(condition), min(pa.cpu_count(), _MOST_THREADS)):
                 columns = [self._column(name, part.file, rows) for name in schema.names]
                 yield from pa.table(columns, schema).to_batches()
         except Exception as error:

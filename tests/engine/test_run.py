@@ -10,6 +10,7 @@ import pytest
 from flipped import forget_verified
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from retrodb.engine.blas_threads import one_blas_thread
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import LineProgress, Progress, make_progress
 from retrodb.engine.run import Engine, Run, add_counts, finished, forget_run, open_run, run_task
@@ -294,3 +295,15 @@ def test_a_product_takes_one_thread_in_a_task_and_as_many_as_before_after_it(sto
     with threadpool_limits(2, user_api="blas"):
         record = run_task(open_run(storage, "products", 1), task, threads_of_products)
         assert (record.result.number, _threads_of_blas()) == (1, 2)
+
+
+@pytest.mark.skipif(_threads_of_blas() == 0, reason="numpy has no BLAS library of its own here")
+def test_tasks_of_several_threads_share_the_limit() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert _threads_of_blas() == 1, "the second still runs"
+        second.__exit__(None, None, None)
+        assert _threads_of_blas() == 2

@@ -10,6 +10,7 @@ from retrodb.store.conflict_keys import (
     compact,
     conflicts,
     drop_space,
+    edit,
     embed,
     index,
     ingest,
@@ -72,6 +73,12 @@ def test_a_new_codebook_conflicts_with_new_parts_and_merges_of_its_space_only() 
 def test_dropping_a_space_plans_again_after_a_commit_that_gave_it_files(earlier: ConflictKeys) -> None:
     assert clash(drop_space("second"), earlier)
     assert earlier == compact() or not clash(drop_space("third"), earlier)
+
+
+def test_dropping_a_table_and_editing_it_plan_again_after_each_other() -> None:
+    assert clash(drop_space("second", ["t"]), edit("t"))
+    assert clash(edit("t"), drop_space("second", ["t"]))
+    assert not clash(edit("other"), drop_space("second", ["t"]))
 
 
 def test_dropping_a_space_goes_with_new_documents() -> None:

@@ -136,39 +136,38 @@ def run_filter_tables(storage: Storage, task: Task[FilterPayload, NoResult], clo
 def run_old_run(storage: Storage, task: Task[OldRunPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
     """Sort those rows of some files of vectors that pass the filter; of equal texts the first row stays.
 
-    Few rows pass where little is new. Only of these the row is looked up in the files of vectors.
+    Few rows pass where little is new. Only of these the row is looked up in the files of vectors; of a sample, whose rows are
+    few among many texts, the texts are looked up.
     """
     del clock
     payload, verified = task.payload, VerifiedFiles(storage)
     is_wanted = None if payload.filter is None else _open(storage, payload.filter)
     texts, blocks = Coverage(payload.hashes, verified), [np.empty(0, RUN_DTYPE)]
     for number, file in enumerate(payload.files, payload.first_file):
-        for record in payload.hashes if file.ids is not None else texts.overlapping(*file.vectors.span):
+        if file.ids is not None:
+            for hit in texts.lookup(_open(storage, file.ids)):
+                hashes = _as_bytes(verified.array(hit.record)[hit.positions])
+                passing = _passing(hashes, is_wanted)
+                blocks.append(_run(hashes[passing], number, hit.where[passing]))
+            continue
+        for record in texts.overlapping(*file.vectors.span):
             hashes = _as_bytes(_open(storage, record))
-            passing = np.arange(len(hashes)) if is_wanted is None else _passing(hashes, is_wanted)
-            if not len(passing):
-                continue
-            rows = _rows_of(verified, file, record.first_chunk + verified.rows(record).select(passing))
-            has_vector = rows >= 0
-            blocks.append(_run(hashes[passing[has_vector]], number, rows[has_vector]))
+            if len(passing := _passing(hashes, is_wanted)):
+                ids = record.first_chunk + verified.rows(record).select(passing)
+                rows = verified.rows(file.vectors).rank(ids - file.vectors.first_chunk)
+                has_vector = rows >= 0
+                blocks.append(_run(hashes[passing[has_vector]], number, rows[has_vector]))
     run = _first_of_each_hash(_sorted(np.concatenate(blocks)))
     return _publish(storage, payload.run, task.id, run, {"rows": len(run)})
 
 
-def _passing(hashes: NDArray[np.bytes_], is_wanted: AnyArray) -> Int64Array:
-    """The positions of the hashes (n,) that pass both tables of a filter, ascending."""
+def _passing(hashes: NDArray[np.bytes_], is_wanted: AnyArray | None) -> Int64Array:
+    """The positions of the hashes (n,) that pass both tables of a filter, ascending; without a filter all."""
+    if is_wanted is None:
+        return np.arange(len(hashes))
     first, second = is_wanted
     passing = np.flatnonzero(first.take(_cells(hashes, 0, first)))
     return passing[np.flatnonzero(second.take(_cells(hashes[passing], 1, second)))]
-
-
-def _rows_of(files: VerifiedFiles, file: VectorFile, ids: Int64Array) -> Int64Array:
-    """(n,) int64: the rows of a file of vectors that belong to some ascending chunks, counted among those it has; -1 for none."""
-    if file.ids is None:
-        return files.rows(file.vectors).rank(ids - file.vectors.first_chunk)
-    stored = files.whole_array(file.ids)
-    position = np.minimum(np.searchsorted(stored, ids), max(len(stored) - 1, 0))
-    return np.where(stored[position] == ids, position, -1) if len(stored) else np.full(len(ids), -1)
 
 
 def run_reuse_join(storage: Storage, task: Task[ReuseJoinPayload, NoResult], clock: str) -> TaskRecord[NoResult]:

@@ -42,7 +42,7 @@ class TextSample:
     def ids(self) -> Iterator[Int64Array]:
         """The chunks of each file, ascending."""
         for file in self.files:
-            yield read_table(file).column("id").to_numpy()
+            yield read_table(file, ["id"]).column("id").to_numpy()
 
     def windows(self, num_rows: int) -> Iterator[pa.Array]:
         """The texts in their order, so many at a time, whatever file they are in."""

@@ -144,6 +144,7 @@ def plan_neighbours(
     entry = TableEntry(
         queries=queries, space=name, state=live_state(view), dependencies=table_dependencies(view, queries, name, params),
         **vars(params), nprobe=0, num_rows=0, num_short=0, recall_expected=params.recall, snapshot=view.snapshot.number,
+        may_name_deleted=False,
     )  # fmt: skip
     unchanged = previous if previous is not None and previous.is_of_same_origin(entry) else None
     inputs = TableInputs(PlannedSnapshot.of(view), table, queries, name, params)
