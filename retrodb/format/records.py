@@ -200,7 +200,7 @@ def file_records(table: pa.Table) -> list[FileRecord]:
 
 
 def covered_records(table: pa.Table) -> list[CoveredRecord]:
-    """The records of a manifest table's rows, all of which must be `CoveredRecord`s."""
+    """The records of a manifest table's rows, which must be `CoveredRecord`s of one shard: one for each space and table."""
     kinds: list[str] = table.column("kind").to_pylist()
     names: list[str] = table.column("name").to_pylist()
     first_chunks: list[int] = table.column("first_chunk").to_pylist()

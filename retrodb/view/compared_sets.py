@@ -69,13 +69,15 @@ class ComparedSets:
         self._files = list(files)
         self._at: dict[str, list[StoredRange]] = {DATABASE: [], QUERIES: []}
         for number, path in enumerate(self._files):
-            # One row for each shard and side: 30,000 in all files of a table of 1e10 chunks.
+            # A row for each shard and side: at most 512 in a file, and 30,000 in all files of a table of 1e10 chunks.
             table = read_table(path, ("side", "first_chunk", "num_chunks", "state", "num_rows"))
             sides: list[str] = table.column("side").to_pylist()
-            spans = map(ChunkRange, *(table.column(name).to_pylist() for name in ("first_chunk", "num_chunks")))
+            first_chunks: list[int] = table.column("first_chunk").to_pylist()
+            counts: list[int] = table.column("num_chunks").to_pylist()
             states: list[str] = table.column("state").to_pylist()
             sizes: list[int] = table.column("num_rows").to_pylist()
-            for row, (side, span, state, size) in enumerate(zip(sides, spans, states, sizes, strict=True)):
+            columns = zip(sides, map(ChunkRange, first_chunks, counts), states, sizes, strict=True)
+            for row, (side, span, state, size) in enumerate(columns):
                 self._at[side].append(StoredRange(side, span, number, row, state, size))
         self._ranges = {}
         for side, ranges in self._at.items():

@@ -98,7 +98,8 @@ class StoredRows:
     def _parts(self, condition: pc.Expression | None) -> Iterator[_RowGroups]:
         files = self._constants.append_column("file", pa.array(range(len(self._records)), pa.int64()))
         chosen = files if condition is None else files.filter(condition)
-        for file in chosen.column("file").to_pylist():
+        numbers: list[int] = chosen.column("file").to_pylist()  # one for each shard at most
+        for file in numbers:
             num_groups = -(-self._num_rows[file] // ROW_GROUP_ROWS)
             for first in range(0, num_groups, _GROUPS_AT_ONCE):
                 yield _RowGroups(file, range(first, min(first + _GROUPS_AT_ONCE, num_groups)))
