@@ -15,7 +15,7 @@ from retrodb.config import NeighboursParams
 from retrodb.database import Database
 from retrodb.errors import NotEnoughMemory, UsageError
 from retrodb.format.entries import IndexEntry
-from retrodb.format.records import ChunkRange
+from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.memory import CACHE_FRACTION
 from retrodb.stages import seeded_sample
 from retrodb.stages.embed import pending
@@ -24,6 +24,7 @@ from retrodb.stages.index.live_parts import parts_of
 from retrodb.stages.index.search_parts import search_bytes
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.store.collection import is_ours
+from retrodb.store.verify import VerifiedFiles
 
 Make = Callable[..., Database]
 
@@ -47,6 +48,23 @@ def test_only_codes_are_stored_and_they_are_near_the_vectors(database: Database)
     exact, rounded = view.vectors("default", ids), view.vectors("codes", ids)
     np.testing.assert_allclose(rounded.astype(float), exact.astype(float), atol=0.01)
     assert 0.5 < view.snapshot.existing(IndexEntry, "codes").codes_recall <= 1
+
+
+def test_of_the_texts_of_the_database_only_those_of_the_sample_are_looked_up(
+    make_database: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrodb.stages.embed.codes_only._MIN_SAMPLE", 8)
+    whole, read_whole = list[str](), VerifiedFiles.whole_array
+
+    def noted(files: VerifiedFiles, record: FileRecord) -> np.ndarray:
+        whole.append(record.kind)
+        return read_whole(files, record)
+
+    monkeypatch.setattr(VerifiedFiles, "whole_array", noted)
+    database = make_database({str(i): made_text(i, 300) for i in range(12)})
+    database.embed(space="codes", encoder="hashing:32", keep_vectors=False)
+    assert whole, "the sample is read whole"
+    assert "hashes" not in whole
 
 
 def test_search_tables_and_listings_work_from_codes(database: Database) -> None:
