@@ -9,16 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_documents import made_text, write_documents
+from made_up import CLOCK
 from marked import mark
 
 from retrodb.database import Database
 from retrodb.engine.local import LocalEngine
+from retrodb.format.entries import TableEntry
+from retrodb.format.json_codec import from_plain, to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours import deleted_in_table
 from retrodb.stages.neighbours.deleted_in_table import sides_of
 from retrodb.stages.neighbours.fold import FoldPlan, plan_fold
+from retrodb.store import conflict_keys
+from retrodb.store.commit import Change, commit
 from retrodb.view.compared_sets import DATABASE, ComparedSets
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
@@ -137,6 +142,20 @@ def test_a_deleted_neighbour_that_a_repair_left_in_a_row(database: Database) -> 
     fold_plan = planned(database)
     assert fold_plan is not None
     assert fold_plan.entry.lost_chunks == 0
+    assert fold(database)
+    assert planned(database) is None
+
+
+def test_a_table_that_does_not_say_whether_it_names_something_deleted_may(database: Database) -> None:
+    mark(database, [int(database.neighbour_table().stored(np.array([0]))[0][0, 0])])
+    database.repair_neighbours()
+    view = database.view()
+    plain = to_plain_object(view.snapshot.existing(TableEntry, "self"))
+    assert plain.pop("may_name_deleted", True)
+    entry = from_plain(TableEntry, plain, where="an entry")
+    keys, entries = conflict_keys.neighbours("self"), {"table/self": entry}
+    commit(view.storage, view.snapshot, Change("silent", "neighbours", {}, CLOCK, keys, entries=entries))
+    assert planned(database) is not None
     assert fold(database)
     assert planned(database) is None
 
