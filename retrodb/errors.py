@@ -20,8 +20,8 @@ Exit codes are a public interface of the command line. They are defined only her
     └── ConflictError          11   another command changed the data that this one read
         └── LockedError        11   another command is working on the same data
 
-Two other outcomes are not errors and have their own exit codes: 3 for success with rejected records, and 130 for an
-interrupted command.
+Three other outcomes are not errors and have their own exit codes: 3 for success with rejected records, 75 for a worker that was
+told to stop and should be started again, and 130 for an interrupted command.
 
 A message says what is wrong, where, and what to do.
 """
@@ -36,6 +36,7 @@ EXIT_NO_SPACE = 4
 EXIT_DAMAGE = 5
 EXIT_NO_DATABASE = 10
 EXIT_CONFLICT = 11
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: schedulers queue the job again
 EXIT_INTERRUPTED = 130
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from retrodb.engine.progress import Bar
 from retrodb.engine.run import Engine, Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.engine.task_memory import MAIN_MIB, process_bytes
@@ -35,6 +36,10 @@ class LocalEngine(Engine):
         """An engine with `count` processes; with one, tasks run one after another in this process."""
         return LocalEngine(count, self.memory_bytes)
 
+    def here(self) -> Engine:
+        """This process runs the tasks, one after another."""
+        return self.with_processes(1)
+
     @contextmanager
     def sharing_processes(self) -> Iterator[Engine]:
         """An engine whose processes start when they are first needed, and stay until the block ends.
@@ -57,6 +62,7 @@ class LocalEngine(Engine):
         run: Run,
         tasks: Sequence[Task[P, R]],
         function: TaskFunction[P, R],
+        bar: Bar,
         *,
         isolated: bool = False,
         extra_bytes: int = 0,
@@ -68,7 +74,7 @@ class LocalEngine(Engine):
         if processes == 0 or (processes == 1 and not isolated and not is_running):
             if self._shared is not None:
                 self._shared.close()  # what its processes hold counts too
-            yield from super().execute(run, tasks, function)
+            yield from super().execute(run, tasks, function, bar)
         else:
             yield from self._execute_elsewhere(run, tasks, function, processes, needed)
 

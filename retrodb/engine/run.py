@@ -77,6 +77,11 @@ def run_exists(storage: Storage, command: str, plan: object) -> bool:
     return storage.exists(path_of("runs", run=identity(command, to_plain(plan)), file="plan.json"))
 
 
+def run_is_open(storage: Storage, run_id: str) -> bool:
+    """Whether the folder of a run is there: it is not once the run was forgotten, or collected."""
+    return storage.exists(path_of("runs", run=run_id, file="plan.json"))
+
+
 def forget_run(run: Run) -> None:
     """Delete the folder of a run that ends without a commit: otherwise it would count as interrupted for ever.
 
@@ -141,6 +146,10 @@ class Engine:
         del count
         return self
 
+    def here(self) -> Engine:
+        """An engine for tasks that are so small that starting a process takes longer; this one, unless a subclass differs."""
+        return self
+
     @contextmanager
     def sharing_processes(self) -> Iterator[Engine]:
         """An engine that starts its processes once for all its runs in the block; this one, unless a subclass differs."""
@@ -173,20 +182,20 @@ class Engine:
             NotEnoughMemory: one process alone needs more than the memory limit. No task was started.
             WorkerDied: a process ended without an error; finished tasks are kept.
         """
-        recorded = {task.id: record for task in tasks if (record := _recorded(run, task)) is not None}
+        earlier = {task.id: record for task in tasks if (record := recorded(run, task)) is not None}
         done = dict[str, TaskRecord[R]]()
-        if sum(map(_output_bytes, recorded.values())) <= _VERIFIED_HERE_BYTES:  # else the processes verify them
-            done = {id_: record for id_, record in recorded.items() if _is_whole(run, record)}
-            recorded = done
+        if sum(map(_output_bytes, earlier.values())) <= _VERIFIED_HERE_BYTES:  # else the processes verify them
+            done = {id_: record for id_, record in earlier.items() if _is_whole(run, record)}
+            earlier = done
         total = sum(task.weight for task in tasks)
         with progress.stage(run.command, total, unit) as bar:
-            if recorded:
+            if earlier:
                 verified = "verified" if done else "are verified first"
-                bar.note(f"{len(recorded)} of {len(tasks)} tasks were finished earlier and {verified}")
+                bar.note(f"{len(earlier)} of {len(tasks)} tasks were finished earlier and {verified}")
             bar.advance(sum(task.weight for task in tasks if task.id in done))
             pending = [task for task in tasks if task.id not in done]
             self._check_memory(pending, extra_bytes, bar, isolated=isolated)
-            for task, record in self.execute(run, pending, function, isolated=isolated, extra_bytes=extra_bytes):
+            for task, record in self.execute(run, pending, function, bar, isolated=isolated, extra_bytes=extra_bytes):
                 done[task.id] = record
                 bar.count(rate_of, record.counts.get(rate_of, 0))
                 bar.advance(task.weight)
@@ -207,12 +216,13 @@ class Engine:
         run: Run,
         tasks: Sequence[Task[P, R]],
         function: TaskFunction[P, R],
+        bar: Bar,
         *,
         isolated: bool = False,
         extra_bytes: int = 0,
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
         """Run tasks and yield them as they end; engines differ only here. This one uses no other process."""
-        del isolated, extra_bytes
+        del bar, isolated, extra_bytes
         for task in tasks:
             yield task, run_task(run, task, function)
 
@@ -223,22 +233,35 @@ def run_task(run: Run, task: Task[P, R], function: TaskFunction[P, R]) -> TaskRe
         return earlier
     with one_blas_thread():
         record = function(run.storage, task, run.clock)
-    run.storage.write(_record_path(run, task), dump_record(record))
+    run.storage.write(record_path(run.id, task.id), dump_record(record))
     return record
 
 
 def finished(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
     """The record of a task that ended earlier, if all its outputs exist and are verified; None when it must run."""
-    record = _recorded(run, task)
+    record = recorded(run, task)
     return record if record is not None and _is_whole(run, record) else None
 
 
 _VERIFIED_HERE_BYTES = 256 << 20  # outputs of finished tasks that the process of the command reads: a tenth of a second
 
 
-def _recorded(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
+def recorded(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
     """The record of a task that ended earlier; None where there is none, or a crash tore it."""
-    path = _record_path(run, task)
+    return _record_at(run, task, record_path(run.id, task.id))
+
+
+def record_again(run: Run, task: Task[P, R]) -> bool:
+    """Whether a record that was set back is whole, so that the task has ended (`earlier_path`)."""
+    path = earlier_path(run.id, task.id)
+    record = _record_at(run, task, path)
+    if record is None or not _is_whole(run, record):
+        return False
+    run.storage.put_if_absent(record_path(run.id, task.id), dump_record(record))
+    return True
+
+
+def _record_at(run: Run, task: Task[P, R], path: str) -> TaskRecord[R] | None:
     if not run.storage.exists(path):
         return None
     try:
@@ -263,8 +286,14 @@ def _is_whole(run: Run, record: TaskRecord[R]) -> bool:
     return True
 
 
-def _record_path(run: Run, task: Task[P, R]) -> str:
-    return path_of("runs", run=run.id, file=f"tasks/{task.id}.json")
+def record_path(run_id: str, task_id: str) -> str:
+    """Where the completion record of a task of a run is."""
+    return path_of("runs", run=run_id, file=f"tasks/{task_id}.json")
+
+
+def earlier_path(run_id: str, task_id: str) -> str:
+    """Where a completion record is that does not count before the process that takes the task has verified its outputs."""
+    return path_of("runs", run=run_id, file=f"earlier/{task_id}.json")
 
 
 def add_counts(records: Iterable[TaskRecord[R]]) -> dict[str, int]:

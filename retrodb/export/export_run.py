@@ -205,13 +205,13 @@ class ExportRun:
             by_task[tasks[-1].id] = piece
         total = sum(task.weight for task in tasks)
         with self._context.progress.stage("export", total, "B") as bar:
-            for task, record in self._engine(total).execute(self._run, tasks, run_piece):
+            for task, record in self._engine(total).execute(self._run, tasks, run_piece, bar):
                 bar.advance(task.weight)
                 yield by_task[task.id], record.result
 
     def _engine(self, size: int) -> Engine:
         """The engine for work of so many bytes or chunks."""
-        return self._context.engine.with_processes(1) if size <= _ONE_PROCESS_BYTES else self._context.engine
+        return self._context.engine.here() if size <= _ONE_PROCESS_BYTES else self._context.engine
 
 
 def delete_other_plan(plan: ExportPlan) -> None:

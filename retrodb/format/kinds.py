@@ -52,6 +52,7 @@ _KINDS = (
     FileKind("reports", "reports/{task}.parquet", "-", "-"),
     FileKind("rejects", "rejects/{task}.parquet", "-", "-"),
     FileKind("runs", "runs/{run}/{file}", "-", "-"),
+    FileKind("queue", "queue/{run}/{task}.json", "-", "-"),
     FileKind("heads", "heads/{number}.json", "-", "-"),
     FileKind("collection", "collection.json", "-", "-"),
     FileKind("checked", "check.json", "-", "-"),
@@ -87,7 +88,8 @@ _FILES = {
     "queries": r"(?:documents|chunks)\.parquet|(?:tokens|hashes|ids|vectors\.[^/]+)\.npy",
     "runs": r"plan\.json|(?:keys|sample|outcomes)\.npy"
     r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order|sample|sample-texts|drift|exposure|lists|truth|join|training)/.+"
-    r"|(?:excluded|found)/.+",
+    r"|(?:excluded|found)/.+"
+    r"|cancelled\.json|command\.json|(?:attempts|signs|logs|retries|earlier)/.+",
 }
 
 

@@ -50,7 +50,7 @@ class Context:
 
     def engine_for_chunks(self, num_chunks: int) -> Engine:
         """The engine, with one process for so few chunks that to start more, about a second, would take longer."""
-        return self.engine.with_processes(1) if num_chunks <= _CHUNKS_OF_ONE_PROCESS else self.engine
+        return self.engine.here() if num_chunks <= _CHUNKS_OF_ONE_PROCESS else self.engine
 
     def settings(self) -> Settings:
         """The database's settings. Raises MissingFileError, FormatVersionError, DamagedFileError."""

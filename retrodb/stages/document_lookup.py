@@ -100,7 +100,7 @@ def find_keys_in(context: Context, files: Sequence[IdsFile], keys: IdArray) -> I
             for group in groups
         ]
         is_small = sum(task.weight for task in tasks) <= _BYTES_OF_ONE_PROCESS
-        engine = context.engine.with_processes(1) if is_small else context.engine
+        engine = context.engine.here() if is_small else context.engine
         records = engine.run(run, tasks, run_find_keys, context.progress, unit="B")
         for task, record in zip(tasks, records, strict=True):
             found = np.array(map_array(context.storage.local(record.result.found.path)))

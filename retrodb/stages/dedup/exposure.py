@@ -131,7 +131,7 @@ def _exposed(
 ) -> list[ExposedRow]:
     """The exposed rows, ascending."""
     is_small = sum(group.num_rows for group in groups) <= _SMALL_ROWS
-    engine = context.engine.with_processes(1) if is_small else context.engine
+    engine = context.engine.here() if is_small else context.engine
     matches = _find_matches(context, engine, run, view, compared, groups)
     tasks = [
         ROWS.task(RowsPayload(compared, matches, group.spans, group.first_sample, consumed_samples), (), group.num_rows)

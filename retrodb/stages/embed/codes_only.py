@@ -83,7 +83,7 @@ def prepare_codes(transaction: Transaction, plan: EmbedPlan, encoder: Encoder) -
     files = SampleFiles((drawn.vectors,), (len(sample),))
     engine = transaction.context.engine
     if len(sample) <= ROWS_OF_ONE_PROCESS:
-        engine = engine.with_processes(1)
+        engine = engine.here()
     with engine.sharing_processes() as engine:
         trained = train_codebook(transaction, engine, params, files, entry.dimension)
     path = path_of("codebooks", name=space, digest=trained.digest)

@@ -121,7 +121,7 @@ def _old_runs(
         payload = OldRunPayload(run, group, first_file, _hashes_of(plan, group), filter_file)
         tasks.append(OLD_RUN.task(payload, weight=sum(file.vectors.num_rows for file in group)))
     is_small = sum(file.vectors.num_rows for file in files) < _SMALL_ROWS
-    engine = transaction.context.engine.with_processes(1) if is_small else None
+    engine = transaction.context.engine.here() if is_small else None
     records = transaction.run_tasks(tasks, run_old_run, engine=engine, unit="chunks")
     return _file_list(transaction, "old", _files_of(records)), add_counts(records).get("rows", 0)
 

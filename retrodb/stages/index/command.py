@@ -154,7 +154,7 @@ def _check(view: View, space: str, params: IndexParams, entry: IndexEntry | None
 def _add(context: Context, plan: IndexPlan, result: IndexResult) -> IndexResult:
     """Train if there is no codebook, build the parts, and commit both with the drift that they show."""
     is_small = result.num_vectors <= ROWS_OF_ONE_PROCESS
-    with (context.engine.with_processes(1) if is_small else context.engine).sharing_processes() as engine:
+    with (context.engine.here() if is_small else context.engine).sharing_processes() as engine:
         return _add_by(context, engine, plan, result)
 
 

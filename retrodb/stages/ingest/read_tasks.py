@@ -116,7 +116,7 @@ def engine_for(context: Context, tasks: Sequence[Task[P, R]]) -> Engine:
     """The context's engine, or one with one process where starting these takes longer than the work."""
     small_bytes = max((_SMALL_BYTES.get(task.kind.stage, 0) for task in tasks), default=0)
     is_small = sum(task.weight for task in tasks) < small_bytes
-    return context.engine.with_processes(1) if is_small else context.engine
+    return context.engine.here() if is_small else context.engine
 
 
 def fields_of(params: IngestParams) -> Fields:

@@ -1,0 +1,165 @@
+"""Tasks as a file that workers on other machines read: the function's name, and payloads and arguments in their JSON form.
+
+A worker runs functions of this library only. What it needs to know of a function is in its signature:
+`(storage, task: Task[Payload, Result], clock, *, arguments)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache, partial
+from importlib import import_module
+from typing import get_args, get_type_hints
+
+from retrodb.engine.run import Run
+from retrodb.engine.task import P, R, Task, TaskFunction, TaskKind
+from retrodb.errors import RetroDBError
+from retrodb.format.json_codec import JsonObject, JsonValue, from_json, from_plain, to_json, to_plain, to_plain_object
+from retrodb.format.kinds import path_of
+from retrodb.store.digest import identity
+from retrodb.store.storage import Storage
+
+_LIBRARY = "retrodb."
+
+
+@dataclass(frozen=True)
+class PostedTask:
+    """One task."""
+
+    id: str
+    payload: JsonValue
+    weight: int
+
+
+@dataclass(frozen=True)
+class PostedTasks:
+    """Tasks of one run and one kind, in `queue/{run}/{batch}.json`."""
+
+    run: str
+    command: str
+    clock: str  # of the run
+    stage: str
+    version: int  # of the kind of tasks
+    function: str  # module:name
+    arguments: JsonObject  # keyword arguments of the function
+    extra_bytes: int  # see `Engine.run`
+    lease_s: float  # an attempt whose owner shows no sign of life for so long is lost
+    tasks: tuple[PostedTask, ...]
+
+    @property
+    def batch(self) -> str:
+        """A name for the tasks: the same tasks posted again have the same."""
+        return identity(self.function, [task.id for task in self.tasks])
+
+    @property
+    def path(self) -> str:
+        """Where they are stored."""
+        return path_of("queue", run=self.run, task=self.batch)
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """The types of a function of tasks."""
+
+    payload: type[object]
+    result: type[object]
+    arguments: Mapping[str, type[object]]
+
+
+def posted_tasks(
+    run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, extra_bytes: int, lease_s: float
+) -> PostedTasks:
+    """Tasks of one kind, as they are posted."""
+    arguments = function.keywords if isinstance(function, partial) else {}
+    plain = function.func if isinstance(function, partial) else function
+    name = f"{plain.__module__}:{plain.__qualname__}"
+    kind = tasks[0].kind
+    return PostedTasks(
+        run=run.id,
+        command=run.command,
+        clock=run.clock,
+        stage=kind.stage,
+        version=kind.version,
+        function=name,
+        arguments=to_plain_object(arguments),
+        extra_bytes=extra_bytes,
+        lease_s=lease_s,
+        tasks=tuple(PostedTask(task.id, to_plain(task.payload), task.weight) for task in tasks),
+    )
+
+
+def read_posted(storage: Storage, path: str) -> PostedTasks:
+    """Posted tasks. Raises MissingFileError, DamagedFileError."""
+    return from_json(PostedTasks, storage.read(path), where=path)
+
+
+def write_posted(storage: Storage, posted: PostedTasks) -> None:
+    """Post tasks."""
+    storage.write(posted.path, to_json(posted))
+
+
+def task_of(posted: PostedTasks, number: int) -> Task[object, object]:
+    """One of the tasks.
+
+    Raises:
+        DamagedFileError: its payload is not one of this version of the library.
+    """
+    signature, task = _signature(posted.function), posted.tasks[number]
+    kind = TaskKind[object, object](posted.stage, posted.version, signature.result)
+    return Task(task.id, kind, from_plain(signature.payload, task.payload, where=posted.path), task.weight)
+
+
+def function_of(posted: PostedTasks, own: Mapping[str, object]) -> TaskFunction[object, object]:
+    """The function of the tasks with its arguments.
+
+    Args:
+        own: what this worker decides itself, such as threads: arguments, or fields of them, of these names.
+
+    Raises:
+        DamagedFileError: an argument is not one of this version of the library.
+    """
+    signature = _signature(posted.function)
+    arguments = {
+        name: from_plain(kind, posted.arguments[name], where=posted.path)
+        for name, kind in signature.arguments.items()
+        if name in posted.arguments
+    }
+    arguments = {name: _with_fields(value, own) for name, value in arguments.items()}
+    arguments |= {name: value for name, value in own.items() if name in signature.arguments}
+    return partial(_function(posted.function), **arguments)
+
+
+def _with_fields(value: object, own: Mapping[str, object]) -> object:
+    """A dataclass with other values of the fields that it has; any other value as it is."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    names = {field.name for field in fields(value)}
+    return replace(value, **{name: new for name, new in own.items() if name in names})
+
+
+@cache
+def _signature(name: str) -> _Signature:
+    hints = get_type_hints(_function(name))
+    payload, result = get_args(hints["task"])
+    others = {key: hint for key, hint in hints.items() if key not in ("storage", "task", "clock", "return")}
+    return _Signature(payload, result, others)
+
+
+def _function(name: str) -> TaskFunction[object, object]:
+    """The function of this library that has a name.
+
+    Raises:
+        RetroDBError: there is none: another version of the library posted the tasks.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        if not module.startswith(_LIBRARY):
+            raise ImportError(module)
+        function: TaskFunction[object, object] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RetroDBError(
+            f"this version of retrodb has no tasks '{name}'",
+            remedy="Install the version of the command that posted them on the workers, too.",
+        ) from error
+    return function

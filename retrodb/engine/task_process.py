@@ -1,0 +1,189 @@
+"""The process in which a worker runs its tasks: native code that crashes, or takes too much memory, ends this process alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+from retrodb.engine.attempts import Attempt, StoredError
+from retrodb.engine.blas_threads import one_blas_thread
+from retrodb.engine.posted import PostedTasks, function_of, read_posted, task_of
+from retrodb.engine.run import Run, record_again, record_path, recorded
+from retrodb.engine.task import dump_record
+from retrodb.errors import RetroDBError
+from retrodb.memory import PROCESS_MEMORY
+from retrodb.store.open_storage import open_storage
+from retrodb.store.storage import Storage
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+    from typing import TypeAlias
+
+    _Pipe: TypeAlias = "Connection[object, object]"
+
+_LOG_BYTES = 1 << 16  # of what a task printed that are kept: its end
+
+
+@dataclass(frozen=True)
+class ClaimedTask:
+    """A task that a worker has claimed."""
+
+    posted: str  # path of the tasks
+    number: int  # among them
+    attempt: Attempt
+    output: str  # id that names its outputs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended."""
+
+    state: Literal["finished", "failed", "died"]
+    error: StoredError | None = None
+    log: str = ""  # what the task printed
+
+
+class TaskProcess:
+    """A process that runs one task after another; started when it is first needed, and again after it died."""
+
+    def __init__(self, url: str, memory_bytes: int, threads: int) -> None:
+        self._start = url, memory_bytes, threads
+        self._folder = TemporaryDirectory(prefix="retrodb-work-")
+        self._log = Path(self._folder.name) / "log"
+        self._process: SpawnProcess | None = None
+        self._connection: _Pipe | None = None
+
+    @property
+    def connection(self) -> _Pipe:
+        """Is ready when a task has ended, or the process."""
+        assert self._connection is not None, "a task was started"
+        return self._connection
+
+    def begin(self, task: ClaimedTask) -> None:
+        """Begin a task."""
+        if self._process is None or not self._process.is_alive():
+            self.kill()
+            context = get_context("spawn")  # a FAISS search in a forked process hangs
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs, *self._start, str(self._log)), daemon=True)
+            self._process.start()
+            theirs.close()
+        self._log.write_bytes(b"")
+        with suppress(OSError):  # it died this moment, which `outcome` says
+            self.connection.send(task)
+
+    def outcome(self) -> Outcome | None:
+        """How the task ended; None while it runs."""
+        try:
+            if not self.connection.poll():
+                return None
+            outcome = self.connection.recv()
+        except (EOFError, OSError):
+            return Outcome("died", log=self._printed())
+        assert isinstance(outcome, Outcome), "the process sends nothing else"
+        return replace(outcome, log=self._printed())
+
+    def kill(self) -> str:
+        """End the process at once, with its task. Gives what the task printed."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self.connection.close()
+        self._process = None
+        return self._printed()
+
+    def close(self) -> None:
+        """End the process, and forget what it printed."""
+        self.kill()
+        self._folder.cleanup()
+
+    def _printed(self) -> str:
+        try:
+            return self._log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+def _serve(connection: _Pipe, url: str, memory_bytes: int, threads: int, log: str) -> None:
+    """Run the tasks that come through a connection, until it is closed."""
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal's whole group; the worker decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _print_to(log)
+    PROCESS_MEMORY.begin(memory_bytes)
+    storage = open_storage(url)
+    own = {"threads": threads, "memory_bytes": memory_bytes}
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        assert isinstance(task, ClaimedTask), "the worker sends nothing else"
+        connection.send(_run(storage, task, own))
+
+
+def _run(storage: Storage, claimed: ClaimedTask, own: Mapping[str, object]) -> Outcome:
+    started = time.monotonic()
+    try:
+        _run_attempt(storage, _posted(storage, claimed.posted), claimed, own)
+    except RetroDBError as error:
+        traceback.print_exc()
+        return Outcome("failed", StoredError.of(error))
+    except MemoryError as error:
+        traceback.print_exc()
+        remedy = "Start workers with more --memory, or with fewer --workers."
+        return Outcome("failed", StoredError.of(RetroDBError(f"out of memory ({error})", remedy=remedy)))
+    except Exception as error:  # noqa: BLE001 - a defect of ours: the command that waits says it
+        traceback.print_exc()
+        what, remedy = f"internal error: {type(error).__name__}: {error}", "Its log has the place."
+        return Outcome("failed", StoredError.of(RetroDBError(what, where=claimed.attempt.log_path, remedy=remedy)))
+    finally:
+        print(f"{time.monotonic() - started:.3f} s", flush=True)
+    return Outcome("finished")
+
+
+def _run_attempt(storage: Storage, posted: PostedTasks, claimed: ClaimedTask, own: Mapping[str, object]) -> None:
+    """Run a task, and store its completion record unless another attempt was first."""
+    task = task_of(posted, claimed.number)
+    run = Run(storage, posted.run, posted.command, posted.clock)
+    if recorded(run, task) is not None or record_again(run, task):
+        return
+    with one_blas_thread():
+        record = function_of(posted, own)(storage, replace(task, id=claimed.output), run.clock)
+    storage.put_if_absent(record_path(run.id, task.id), dump_record(replace(record, task=task.id)))
+
+
+@lru_cache(maxsize=2)
+def _posted(storage: Storage, path: str) -> PostedTasks:
+    return read_posted(storage, path)
+
+
+def _print_to(log: str) -> None:
+    """Send all that this process and its libraries print to a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process when its parent ends in any way, where it can (Linux)."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -1,0 +1,187 @@
+"""The engine of commands whose tasks are run by workers on other machines: it posts tasks, waits, and reads their records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic
+
+from retrodb.engine.attempts import (
+    Attempt,
+    History,
+    Watch,
+    allow_retries,
+    attempts_of,
+    cancelled_path,
+    finished_tasks,
+    is_cancelled,
+    num_retries,
+    read_claim,
+    read_sign,
+    sign,
+)
+from retrodb.engine.local import LocalEngine
+from retrodb.engine.posted import posted_tasks, write_posted
+from retrodb.engine.progress import Bar
+from retrodb.engine.run import Engine, Run, earlier_path, record_path, recorded
+from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
+from retrodb.errors import ConflictError, DamagedFileError, MissingFileError, RetroDBError, WorkerDied
+
+DEFAULT_LEASE_S = 30.0
+_POLL_S, _MOST_POLL_S = 0.05, 1.0
+_LOOK_EVERY_S = 2.0  # at the attempts, whose number is that of the tasks
+
+
+class WorkerEngine(Engine):
+    """Posts tasks for the workers of a database (`retrodb work`), on this machine and on others, and waits for them."""
+
+    def __init__(self, memory_bytes: int | None = None, lease_s: float = DEFAULT_LEASE_S) -> None:
+        """
+        Args:
+            memory_bytes: limit of this process; workers have their own.
+            lease_s: a worker that shows no sign of life for so long has lost its tasks.
+        """
+        self.memory_bytes, self.lease_s = memory_bytes, lease_s
+
+    def here(self) -> Engine:
+        """This process: to post small tasks would take longer."""
+        return LocalEngine(1, self.memory_bytes)
+
+    def _check_memory(self, tasks: Sequence[Task[P, R]], extra_bytes: int, bar: Bar, *, isolated: bool) -> None:
+        del tasks, extra_bytes, bar, isolated  # each worker takes the tasks that it has memory for
+
+    def execute(
+        self,
+        run: Run,
+        tasks: Sequence[Task[P, R]],
+        function: TaskFunction[P, R],
+        bar: Bar,
+        *,
+        isolated: bool = False,
+        extra_bytes: int = 0,
+    ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
+        """Post the tasks and yield them as workers finish them.
+
+        Raises:
+            ConflictError: somebody cancelled the run.
+            WorkerDied: a task lost too many workers.
+            RetroDBError: a task failed too often; the error is the last one's.
+        """
+        del isolated  # a worker runs every task in another process
+        if tasks:
+            yield from _Posted(run, tasks, self.lease_s, bar).finish(function, extra_bytes)
+
+
+class _Posted(Generic[P, R]):
+    """Tasks that this process posted, and waits for."""
+
+    def __init__(self, run: Run, tasks: Sequence[Task[P, R]], lease_s: float, bar: Bar) -> None:
+        self._run, self._storage, self._bar = run, run.storage, bar
+        self._tasks = {task.id: task for task in tasks}
+        self._lease_s, self._watch = lease_s, Watch(run.storage, lease_s)
+        self._workers: dict[Attempt, str] = {}
+        self._looked_s = -float("inf")
+
+    def finish(self, function: TaskFunction[P, R], extra_bytes: int) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
+        """Post the tasks, and yield each with its record."""
+        storage, run = self._storage, self._run
+        storage.delete(cancelled_path(run.id))  # to run the same command again means to go on
+        _let_verify(run, list(self._tasks))
+        self._allow_retries()
+        posted = posted_tasks(run, list(self._tasks.values()), function, extra_bytes=extra_bytes, lease_s=self._lease_s)
+        write_posted(storage, posted)
+        self._bar.note(
+            f"run {run.id[:12]}: {len(posted.tasks)} tasks of '{posted.stage}' wait for workers (retrodb work)"
+        )
+        try:
+            yield from self._records()
+        except RetroDBError:
+            storage.delete(posted.path)
+            raise
+        storage.delete(posted.path)
+
+    def _records(self) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
+        """The tasks with their records, as they come."""
+        storage, run = self._storage, self._run
+        pending, wait_s = dict(self._tasks), _POLL_S
+        while pending:
+            done = sorted(finished_tasks(storage, run.id) & pending.keys())
+            for task_id in done:
+                task = pending.pop(task_id)
+                record = recorded(run, task)
+                if record is None:
+                    raise _unreadable_record(run, task_id)
+                yield task, record
+            if not done:
+                self._look(sorted(pending))
+                time.sleep(wait_s)
+            wait_s = _POLL_S if done else min(2 * wait_s, _MOST_POLL_S)
+
+    def _allow_retries(self) -> None:
+        """Let tasks that an earlier command gave up be tried again."""
+        retries = num_retries(self._storage, self._run.id)
+        attempts = attempts_of(self._storage, self._run.id)
+        histories = [History.of(self._watch, task, attempts[task]) for task in self._tasks if task in attempts]
+        if any(history.is_exhausted(retries) for history in histories):
+            allow_retries(self._storage, self._run.id)
+
+    def _look(self, pending: Sequence[str]) -> None:
+        """Look at the attempts, now and then: who is at work, and which tasks nobody will finish."""
+        if time.monotonic() - self._looked_s < _LOOK_EVERY_S:
+            return
+        self._looked_s = time.monotonic()
+        run = self._run.id
+        if is_cancelled(self._storage, run):
+            raise ConflictError(
+                "the run was cancelled", where=f"run {run}", remedy="Run the command again to continue it."
+            )
+        attempts, retries = attempts_of(self._storage, run), num_retries(self._storage, run)
+        histories = [History.of(self._watch, task, attempts[task]) for task in pending if task in attempts]
+        for history in histories:
+            if history.is_set_aside(retries):
+                raise _error_of(self._run, history)
+        running = [history.attempts[-1] for history in histories if history.is_running]
+        names = {self._worker_of(attempt) for attempt in running}
+        self._bar.show(f"{len(names)} workers, {len(running)} tasks running")
+
+    def _worker_of(self, attempt: Attempt) -> str:
+        if attempt not in self._workers:
+            try:
+                self._workers[attempt] = read_claim(self._storage, attempt).worker
+            except (MissingFileError, DamagedFileError):  # torn by a crash of its machine
+                return ""
+        return self._workers[attempt]
+
+
+def _let_verify(run: Run, tasks: Sequence[str]) -> None:
+    """Let workers verify the outputs of tasks that ended earlier, before these count as finished.
+
+    What an earlier command left unfinished is given back: whoever ran it has ended, or writes the same bytes.
+    """
+    storage, finished = run.storage, finished_tasks(run.storage, run.id)
+    for task in tasks:
+        if task in finished:
+            storage.write(earlier_path(run.id, task), storage.read(record_path(run.id, task)))
+            storage.delete(record_path(run.id, task))
+    for task, attempts in attempts_of(storage, run.id).items():
+        if task in finished:
+            sign(storage, attempts[-1], read_sign(storage, attempts[-1]).count + 1, "returned")
+
+
+def _error_of(run: Run, history: History) -> RetroDBError:
+    """Why nobody tries a task again."""
+    last = history.attempts[-1]
+    failed = [read_sign(run.storage, attempt).error for attempt in history.attempts]
+    errors = [error for error in failed if error is not None]
+    if history.num_failed > history.num_lost and errors:
+        return errors[-1].error()
+    return WorkerDied(
+        f"task {history.task} lost its worker {history.num_lost} times",
+        where=f"run {run.id}, {last.log_path}",
+        remedy=f"Look at its log, then run 'retrodb runs retry {run.id[:12]}', or start workers with more memory.",
+    )
+
+
+def _unreadable_record(run: Run, task: str) -> DamagedFileError:
+    remedy = "Delete this file, then run the same command again."
+    return DamagedFileError("damaged completion record", where=record_path(run.id, task), remedy=remedy)
