@@ -65,6 +65,10 @@ SECTIONS = {
         "pin": "Protect a snapshot from expiring.",
         "restore": "Return to the state of an older snapshot.",
     },
+    "Cluster": {
+        "work": "Run tasks of commands that were started with --engine workers.",
+        "runs": "List, inspect, retry, cancel or commit runs.",
+    },
 }
 COMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
@@ -120,7 +124,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. A command returns None for success, or an exit code."""
     args = list(sys.argv[1:] if args is None else args)
     # Errors in options before --json must be JSON too, so it is looked up before the options are parsed.
-    session = Session(JsonOutput() if "--json" in args else ConsoleOutput())
+    session = Session(JsonOutput() if "--json" in args else ConsoleOutput(), arguments=tuple(args))
     try:
         _refuse_undecodable(args)
         code = cli.main(args, prog_name="retrodb", standalone_mode=False, obj=session)

@@ -33,6 +33,7 @@ EXIT_MEANINGS = {
     errors.EXIT_DAMAGE: "a file is damaged or missing",
     errors.EXIT_NO_DATABASE: "no database at this path, or its format is too new or too old",
     errors.EXIT_CONFLICT: "another command is changing the database; run the command again",
+    errors.EXIT_REQUEUE: "told to stop; start the worker again",
     errors.EXIT_INTERRUPTED: "interrupted; run the same command again to continue",
 }
 DATABASE_VARIABLE = "RETRODB_DB"
@@ -52,6 +53,9 @@ class Session:
     output: Output = field(default_factory=ConsoleOutput)
     progress: bool | None = None  # None: show progress if stderr is a terminal and the output is not JSON
     memory_bytes: int | None = None  # memory limit of the command; None: half of the machine's memory
+    engine: str = "local"  # what runs its tasks
+    lease_s: float | None = None  # of the engine; None: its default
+    arguments: tuple[str, ...] = ()  # after `retrodb`
 
     @property
     def shows_progress(self) -> bool:
@@ -158,6 +162,15 @@ def _use_memory(ctx: click.Context, _param: click.Parameter, memory_bytes: int |
     ctx.ensure_object(Session).memory_bytes = memory_bytes
 
 
+def _use_engine(ctx: click.Context, _param: click.Parameter, engine: str) -> None:
+    ctx.ensure_object(Session).engine = engine
+
+
+def _use_lease(ctx: click.Context, _param: click.Parameter, lease: timedelta | None) -> None:
+    if lease is not None:
+        ctx.ensure_object(Session).lease_s = lease.total_seconds()
+
+
 def _use_progress(ctx: click.Context, _param: click.Parameter, progress: bool | None) -> None:
     ctx.ensure_object(Session).progress = progress
 
@@ -183,6 +196,40 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Show what the com
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Number of worker processes.  [default: one per core]"
 )
+
+
+def combine(*decorators: Decorator) -> Decorator:
+    """One decorator for several. The first one is the outermost, as if they were written above a function in this order."""
+
+    def decorate(command: Callback) -> Callback:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+engine_options = combine(
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "workers"]),
+        default="local",
+        show_default=True,
+        expose_value=False,
+        callback=_use_engine,
+        help="What runs the tasks: processes of this machine, or 'retrodb work' processes on any machine.",
+    ),
+    click.option(
+        "--lease",
+        type=duration,
+        expose_value=False,
+        callback=_use_lease,
+        metavar="TIME",
+        help="With --engine workers: give the tasks of a worker that shows no sign of life for this time to another one.  "
+        "[default: 30s]",
+    ),
+)
+"""What runs the tasks of a command. `open_database` passes it on."""
 device_option = click.option(
     "--device",
     default="auto",
@@ -217,17 +264,6 @@ space_option = click.option("--space", metavar="NAME", help="Name of the vector 
 as_of_option = click.option(
     "--as-of", type=click.IntRange(min=0), metavar="N", help="Read snapshot N.  [default: the newest snapshot]"
 )
-
-
-def combine(*decorators: Decorator) -> Decorator:
-    """One decorator for several. The first one is the outermost, as if they were written above a function in this order."""
-
-    def decorate(command: Callback) -> Callback:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
 
 
 text_field_options = combine(
@@ -269,7 +305,9 @@ reject_rate_option = click.option(
     metavar="FRACTION",
     help="Commit nothing if more than this fraction of records is rejected.",
 )
-task_options = combine(workers_option, memory_option, dry_run_option, progress_option, json_option, pass_session)
+task_options = combine(
+    workers_option, engine_options, memory_option, dry_run_option, progress_option, json_option, pass_session
+)
 """The last options of a command that changes the database with worker processes."""
 commit_options = combine(dry_run_option, json_option, pass_session)
 """The last options of a command that changes the database without worker processes."""
@@ -359,4 +397,20 @@ def open_database(session: Session, path: str, workers: int | None = None) -> Da
     """Open the database that a command works on."""
     from retrodb.database import Database
 
-    return Database(path, workers=workers, memory_bytes=session.memory_bytes, progress=session.shows_progress)
+    if session.engine == "local":
+        if session.lease_s is not None:
+            raise click.UsageError("--lease needs --engine workers.")
+        return Database(path, workers=workers, memory_bytes=session.memory_bytes, progress=session.shows_progress)
+    if workers is not None:
+        raise click.UsageError(
+            "--workers is the number of processes of this machine. Start 'retrodb work' processes instead."
+        )
+    database = Database(
+        path,
+        memory_bytes=session.memory_bytes,
+        progress=session.progress is not False,  # it says who is waited for
+        engine=session.engine,
+        lease_s=session.lease_s,
+    )
+    database.keep_command_line(session.arguments)
+    return database

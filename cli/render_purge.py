@@ -46,6 +46,9 @@ def _summary(result: PurgeResult, *, is_plan: bool = False) -> str:
         )
     if result.broken_pins:
         lines.append(f"{'would remove' if is_plan else 'removed'} pins: {', '.join(result.broken_pins)}")
+    if result.cancelled_runs:
+        runs = ", ".join(run[:12] for run in result.cancelled_runs)
+        lines.append(f"{'would cancel' if is_plan else 'cancelled'} runs that have not committed: {runs}")
     for export in result.stale_exports:
         lines.append(
             f"{export.path}: the export of snapshot {export.snapshot} contains the documents. Run '{export.remedy}'"

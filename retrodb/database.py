@@ -25,6 +25,7 @@ from retrodb.facade.evaluation_commands import retro_eval as retro_eval
 from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
 from retrodb.facade.guard import guarded
+from retrodb.facade.run_commands import RunCommands
 from retrodb.facade.update_commands import UpdateCommands
 from retrodb.memory import PROCESS_MEMORY
 from retrodb.stages.context import Context
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from retrodb.stages.tokenizer import TokenizerResult
 
 
-class Database(UpdateCommands, EvaluationCommands):
+class Database(UpdateCommands, EvaluationCommands, RunCommands):
     """A retrieval database. Every command of the command line is a method with a typed result.
 
     Methods take the options of a stage by name (`retrodb.options`). `retrodb.config` explains each of them.
@@ -80,9 +81,19 @@ def open(
     memory_bytes: int | None = None,
     progress: bool = False,
     clock: str | None = None,
+    engine: str = "local",
+    lease_s: float | None = None,
 ) -> Database:
     """Open a database. Arguments are those of `Database`."""
-    return Database(path, workers=workers, memory_bytes=memory_bytes, progress=progress, clock=clock)
+    return Database(
+        path,
+        workers=workers,
+        memory_bytes=memory_bytes,
+        progress=progress,
+        clock=clock,
+        engine=engine,
+        lease_s=lease_s,
+    )
 
 
 @guarded

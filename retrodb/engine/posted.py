@@ -53,9 +53,27 @@ class PostedTasks:
         return identity(self.function, [task.id for task in self.tasks])
 
     @property
+    def device(self) -> str:
+        """What they compute on: "cpu", "cuda", or "auto" for both; the device in the arguments of their function."""
+        values = [
+            self.arguments.get("device"),
+            *(v.get("device") for v in self.arguments.values() if isinstance(v, Mapping)),
+        ]
+        device = next((value for value in values if isinstance(value, str)), "cpu")
+        return device.partition(":")[0]
+
+    @property
     def path(self) -> str:
         """Where they are stored."""
         return path_of("queue", run=self.run, task=self.batch)
+
+
+@dataclass(frozen=True)
+class StoredCommand:
+    """The command line that planned a run: the same one again waits for it, and commits."""
+
+    arguments: tuple[str, ...]  # after `retrodb`
+    folder: str  # that relative paths start from
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,17 @@ def read_posted(storage: Storage, path: str) -> PostedTasks:
 def write_posted(storage: Storage, posted: PostedTasks) -> None:
     """Post tasks."""
     storage.write(posted.path, to_json(posted))
+
+
+def write_command(storage: Storage, run: str, command: StoredCommand) -> None:
+    """Keep the command line of a run."""
+    storage.write(path_of("runs", run=run, file="command.json"), to_json(command))
+
+
+def read_command(storage: Storage, run: str) -> StoredCommand | None:
+    """The command line of a run; None if it was planned by other means. Raises DamagedFileError."""
+    path = path_of("runs", run=run, file="command.json")
+    return from_json(StoredCommand, storage.read(path), where=path) if storage.exists(path) else None
 
 
 def task_of(posted: PostedTasks, number: int) -> Task[object, object]:

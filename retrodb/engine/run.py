@@ -11,17 +11,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from retrodb.engine.attempts import cancelled_path, is_cancelled
 from retrodb.engine.blas_threads import one_blas_thread
 from retrodb.engine.progress import Bar, Progress
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord, dump_record, parse_record
 from retrodb.engine.task_memory import MAIN_MIB, process_bytes
-from retrodb.errors import ConflictError, DamagedFileError, MissingFileError, RetroDBError
+from retrodb.errors import ConflictError, DamagedFileError, MissingFileError, NotADatabaseError, RetroDBError
 from retrodb.format.json_codec import JsonValue, from_json, to_json, to_plain
 from retrodb.format.kinds import path_of
 from retrodb.memory import MIB, PROCESS_MEMORY, require_memory, size_text
 from retrodb.store.digest import identity
+from retrodb.store.snapshots import head_number
 from retrodb.store.storage import Storage
 from retrodb.store.verify import VerifiedFiles
+
+DEFAULT_LEASE_S = 30.0
+"""Tasks of a worker that shows no sign of life for so long are given to others."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class StoredPlan:
     clock: str
     command: str
     plan: JsonValue
+    snapshot: int | None = (
+        None  # that was the newest when the run was planned: collection keeps it as long as the run is open
+    )
 
 
 def open_run(storage: Storage, command: str, plan: object, clock: str | None = None) -> Run:
@@ -56,11 +64,20 @@ def open_run(storage: Storage, command: str, plan: object, clock: str | None = N
     run_id = identity(command, to_plain(plan))
     path = path_of("runs", run=run_id, file="plan.json")
     now = clock or datetime.now(UTC).isoformat(timespec="microseconds")
-    if not storage.exists(path):
-        storage.put_if_absent(path, to_json(StoredPlan(now, command, to_plain(plan))))
+    if storage.exists(path):
+        storage.delete(cancelled_path(run_id))  # to give the same command again means to go on
+    else:
+        storage.put_if_absent(path, to_json(StoredPlan(now, command, to_plain(plan), _newest_snapshot(storage))))
     remedy = "Delete this folder and run the command again."
     kept = from_json(StoredPlan, storage.read(path), where=path, remedy=remedy).clock
     return Run(storage, run_id, command, kept)
+
+
+def _newest_snapshot(storage: Storage) -> int | None:
+    try:
+        return head_number(storage)
+    except NotADatabaseError:  # it is being created
+        return None
 
 
 def read_plan(storage: Storage, run_id: str) -> StoredPlan | None:
@@ -181,6 +198,7 @@ class Engine:
         Raises:
             NotEnoughMemory: one process alone needs more than the memory limit. No task was started.
             WorkerDied: a process ended without an error; finished tasks are kept.
+            ConflictError: somebody cancelled the run.
         """
         earlier = {task.id: record for task in tasks if (record := recorded(run, task)) is not None}
         done = dict[str, TaskRecord[R]]()
@@ -199,6 +217,7 @@ class Engine:
                 done[task.id] = record
                 bar.count(rate_of, record.counts.get(rate_of, 0))
                 bar.advance(task.weight)
+                refuse_cancelled(run)
         return [done[task.id] for task in tasks]
 
     def _check_memory(self, tasks: Sequence[Task[P, R]], extra_bytes: int, bar: Bar, *, isolated: bool) -> None:
@@ -225,6 +244,13 @@ class Engine:
         del bar, isolated, extra_bytes
         for task in tasks:
             yield task, run_task(run, task, function)
+
+
+def refuse_cancelled(run: Run) -> None:
+    """Raises ConflictError when somebody cancelled a run."""
+    if is_cancelled(run.storage, run.id):
+        what, remedy = f"this '{run.command}' was cancelled", "Run the same command again to continue it."
+        raise ConflictError(what, where=f"run {run.id}", remedy=remedy)
 
 
 def run_task(run: Run, task: Task[P, R], function: TaskFunction[P, R]) -> TaskRecord[R]:

@@ -42,6 +42,7 @@ class TaskQueue:
         *,
         run: str | None = None,
         stages: frozenset[str] = frozenset(),
+        has_gpu: bool = False,
         note: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,10 +52,12 @@ class TaskQueue:
             memory_bytes: that a task may take.
             run: takes tasks of this run only, by the beginning of its id.
             stages: takes tasks of these commands only; empty is all.
+            has_gpu: takes only tasks that can use a GPU; without one, none that need one.
             note: is told once why tasks cannot be taken.
         """
         self._storage, self._worker, self._memory_bytes = storage, worker, memory_bytes
-        self._run, self._stages, self._note, self._clock = run, stages, note, clock
+        self._run, self._stages, self._has_gpu = run, stages, has_gpu
+        self._note, self._clock = note, clock
         self._batches: dict[str, _Batch] = {}
         self._listed_s, self._wait_s = -float("inf"), 0.0
 
@@ -90,6 +93,8 @@ class TaskQueue:
         except (MissingFileError, DamagedFileError):  # unposted this moment, or written by another version
             return None
         if self._stages and posted.command not in self._stages:
+            return None
+        if posted.device not in (("cuda", "auto") if self._has_gpu else ("cpu", "auto")):
             return None
         return _Batch(self._storage, posted, self._worker, self._memory_bytes, self._note, self._clock)
 
@@ -128,7 +133,9 @@ class _Batch:
         self._fresh = [task for task in unfinished if task not in attempts]
         if (claimed := self._next_fresh()) is not None:
             return claimed
-        return self._next_again([History.of(self._watch, task, attempts[task]) for task in unfinished if task in attempts])
+        return self._next_again(
+            [History.of(self._watch, task, attempts[task]) for task in unfinished if task in attempts]
+        )
 
     def _next_fresh(self) -> ClaimedTask | None:
         while self._fresh:

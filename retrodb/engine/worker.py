@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +41,7 @@ class WorkerOptions:
     memory_bytes: int = field(default_factory=default_memory)  # limit of all its processes together
     run: str | None = None  # the beginning of the id of the only run to work on; None is all
     stages: frozenset[str] = frozenset()  # commands whose tasks it takes; empty is all
+    gpu: bool = False  # takes only tasks that can use a GPU; others take none that need one
     idle_exit_s: float | None = None  # ends after so long without a task; None stays
     grace_s: float = 0.0  # to finish tasks after it was told to stop; then they are given back
 
@@ -62,6 +65,17 @@ class _Slot:
     job: _Job | None = None
 
 
+@dataclass(frozen=True)
+class WorkerResult:
+    """What a worker did."""
+
+    worker: str
+    num_finished: int  # tasks
+    num_returned: int  # that it gave back
+    num_failed: int
+    exit_code: int  # 0; 75 (start it again) after SIGTERM; 130 after SIGINT
+
+
 class Worker:
     """A worker of a database."""
 
@@ -76,12 +90,24 @@ class Worker:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         each_bytes = (options.memory_bytes - anonymous_bytes()) // options.processes
         self._slots = [_Slot(TaskProcess(storage.url, each_bytes, options.threads)) for _ in range(options.processes)]
-        self._queue = TaskQueue(storage, self.name, each_bytes, run=options.run, stages=options.stages, note=note)
+        self._queue = TaskQueue(
+            storage, self.name, each_bytes, run=options.run, stages=options.stages, has_gpu=options.gpu, note=note
+        )
         self._stop: tuple[signal.Signals, float] | None = None  # what told it to stop, and when
-        self.num_finished = 0
+        self._ended: Counter[str] = Counter()  # attempts, by how they ended
 
-    def run(self) -> int:
-        """Work until a signal, or until there was nothing to do for long enough; gives the exit code."""
+    def run(self) -> WorkerResult:
+        """Work until a signal, or until there was nothing to do for long enough."""
+        code = self._work()
+        return WorkerResult(
+            self.name,
+            self._ended["finished"],
+            self._ended["returned"],
+            self._ended["failed"] + self._ended["died"],
+            code,
+        )
+
+    def _work(self) -> int:
         worked_s = time.monotonic()
         with self._signals():
             try:
@@ -139,8 +165,8 @@ class Worker:
 
     def _end(self, slot: _Slot, job: _Job, outcome: Outcome) -> None:
         job.log.append(outcome.log)
+        self._ended[outcome.state] += 1
         if outcome.state == "finished":
-            self.num_finished += 1
             self._close(slot, job, "finished", None)
         else:
             what = "its process died" if outcome.error is None else outcome.error.what
@@ -149,6 +175,7 @@ class Worker:
 
     def _give_back(self, slot: _Slot, job: _Job, why: str) -> None:
         """Stop a task. Another worker begins it at once."""
+        self._ended["returned"] += 1
         job.log.append(slot.process.kill())
         self._note(f"task {job.claimed.attempt.task} is given back: {why}")
         self._close(slot, job, f"given back: {why}", "returned")
@@ -181,6 +208,9 @@ class Worker:
             since = time.monotonic() if self._stop is None else -float("inf")
             self._stop = signal.Signals(number), since
 
+        if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+            yield
+            return
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield

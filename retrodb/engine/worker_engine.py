@@ -12,36 +12,41 @@ from retrodb.engine.attempts import (
     Watch,
     allow_retries,
     attempts_of,
-    cancelled_path,
     finished_tasks,
-    is_cancelled,
     num_retries,
     read_claim,
     read_sign,
     sign,
 )
 from retrodb.engine.local import LocalEngine
-from retrodb.engine.posted import posted_tasks, write_posted
+from retrodb.engine.posted import PostedTasks, StoredCommand, posted_tasks, write_command, write_posted
 from retrodb.engine.progress import Bar
-from retrodb.engine.run import Engine, Run, earlier_path, record_path, recorded
+from retrodb.engine.run import DEFAULT_LEASE_S, Engine, Run, earlier_path, record_path, recorded, refuse_cancelled
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
-from retrodb.errors import ConflictError, DamagedFileError, MissingFileError, RetroDBError, WorkerDied
+from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError, WorkerDied
+from retrodb.store.storage import Storage
 
-DEFAULT_LEASE_S = 30.0
 _POLL_S, _MOST_POLL_S = 0.05, 1.0
+_NOTE_EVERY_S = 30.0  # that there is no worker
 _LOOK_EVERY_S = 2.0  # at the attempts, whose number is that of the tasks
 
 
 class WorkerEngine(Engine):
     """Posts tasks for the workers of a database (`retrodb work`), on this machine and on others, and waits for them."""
 
-    def __init__(self, memory_bytes: int | None = None, lease_s: float = DEFAULT_LEASE_S) -> None:
+    def __init__(
+        self,
+        memory_bytes: int | None = None,
+        lease_s: float = DEFAULT_LEASE_S,
+        command: StoredCommand | None = None,
+    ) -> None:
         """
         Args:
             memory_bytes: limit of this process; workers have their own.
             lease_s: a worker that shows no sign of life for so long has lost its tasks.
+            command: the command line of this process, kept with its runs.
         """
-        self.memory_bytes, self.lease_s = memory_bytes, lease_s
+        self.memory_bytes, self.lease_s, self.command = memory_bytes, lease_s, command
 
     def here(self) -> Engine:
         """This process: to post small tasks would take longer."""
@@ -68,6 +73,8 @@ class WorkerEngine(Engine):
             RetroDBError: a task failed too often; the error is the last one's.
         """
         del isolated  # a worker runs every task in another process
+        if self.command is not None:
+            write_command(run.storage, run.id, self.command)
         if tasks:
             yield from _Posted(run, tasks, self.lease_s, bar).finish(function, extra_bytes)
 
@@ -80,12 +87,11 @@ class _Posted(Generic[P, R]):
         self._tasks = {task.id: task for task in tasks}
         self._lease_s, self._watch = lease_s, Watch(run.storage, lease_s)
         self._workers: dict[Attempt, str] = {}
-        self._looked_s = -float("inf")
+        self._looked_s, self._waits_since_s = -float("inf"), time.monotonic()
 
     def finish(self, function: TaskFunction[P, R], extra_bytes: int) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
         """Post the tasks, and yield each with its record."""
         storage, run = self._storage, self._run
-        storage.delete(cancelled_path(run.id))  # to run the same command again means to go on
         _let_verify(run, list(self._tasks))
         self._allow_retries()
         posted = posted_tasks(run, list(self._tasks.values()), function, extra_bytes=extra_bytes, lease_s=self._lease_s)
@@ -96,9 +102,9 @@ class _Posted(Generic[P, R]):
         try:
             yield from self._records()
         except RetroDBError:
-            storage.delete(posted.path)
+            _unpost(storage, posted)
             raise
-        storage.delete(posted.path)
+        _unpost(storage, posted)
 
     def _records(self) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
         """The tasks with their records, as they come."""
@@ -130,11 +136,8 @@ class _Posted(Generic[P, R]):
         if time.monotonic() - self._looked_s < _LOOK_EVERY_S:
             return
         self._looked_s = time.monotonic()
+        refuse_cancelled(self._run)
         run = self._run.id
-        if is_cancelled(self._storage, run):
-            raise ConflictError(
-                "the run was cancelled", where=f"run {run}", remedy="Run the command again to continue it."
-            )
         attempts, retries = attempts_of(self._storage, run), num_retries(self._storage, run)
         histories = [History.of(self._watch, task, attempts[task]) for task in pending if task in attempts]
         for history in histories:
@@ -143,6 +146,11 @@ class _Posted(Generic[P, R]):
         running = [history.attempts[-1] for history in histories if history.is_running]
         names = {self._worker_of(attempt) for attempt in running}
         self._bar.show(f"{len(names)} workers, {len(running)} tasks running")
+        if running:
+            self._waits_since_s = time.monotonic()
+        elif time.monotonic() - self._waits_since_s > _NOTE_EVERY_S:
+            self._waits_since_s = time.monotonic()
+            self._bar.note(f"no worker has a task of run {run[:12]}: start some with 'retrodb work DB'")
 
     def _worker_of(self, attempt: Attempt) -> str:
         if attempt not in self._workers:
@@ -151,6 +159,11 @@ class _Posted(Generic[P, R]):
             except (MissingFileError, DamagedFileError):  # torn by a crash of its machine
                 return ""
         return self._workers[attempt]
+
+
+def _unpost(storage: Storage, posted: PostedTasks) -> None:
+    storage.delete(posted.path)
+    storage.remove_empty_folders("queue")
 
 
 def _let_verify(run: Run, tasks: Sequence[str]) -> None:

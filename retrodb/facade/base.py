@@ -16,7 +16,7 @@ from retrodb.config import from_mapping
 from retrodb.encode.threads import available_cpus, thread_environment
 from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import make_progress
-from retrodb.engine.run import Engine
+from retrodb.engine.run import DEFAULT_LEASE_S, Engine
 from retrodb.errors import NotADatabaseError, UsageError
 from retrodb.facade.command_memory import limited
 from retrodb.facade.guard import guarded
@@ -58,6 +58,8 @@ class DatabaseBase:
         memory_bytes: int | None = None,
         progress: bool = False,
         clock: str | None = None,
+        engine: str = "local",
+        lease_s: float | None = None,
     ) -> None:
         """Open a database. `retrodb.open` does the same.
 
@@ -68,14 +70,25 @@ class DatabaseBase:
                 the machine's memory. The result does not depend on it.
             progress: show progress on stderr.
             clock: the time that new runs record, in ISO 8601. None reads the system clock.
+            engine: "local" runs tasks in processes of this machine. "workers" posts them for `retrodb work` processes, on this
+                machine or on others, and waits. The result does not depend on it.
+            lease_s: tasks of a worker that shows no sign of life for so many seconds are given to others. None is 30.
 
         Raises:
-            UsageError: the memory limit is not positive.
+            UsageError: the memory limit is not positive, or there is no such engine.
             NotADatabaseError: there is no database at this path.
             FormatVersionError: a newer retrodb wrote it.
             DamagedFileError: its settings are damaged.
         """
-        self._context = make_context(path, workers=workers, memory_bytes=memory_bytes, progress=progress, clock=clock)
+        self._context = make_context(
+            path,
+            workers=workers,
+            memory_bytes=memory_bytes,
+            progress=progress,
+            clock=clock,
+            engine=engine,
+            lease_s=lease_s,
+        )
         head_number(self._context.storage)  # does not read the snapshot: with a damaged head, older ones still open
         self._context.settings()
 
@@ -122,6 +135,8 @@ def make_context(
     memory_bytes: int | None = None,
     progress: bool = False,
     clock: str | None = None,
+    engine: str = "local",
+    lease_s: float | None = None,
 ) -> Context:
     """The context of a path, with or without a database. Arguments are those of `DatabaseBase`."""
     if memory_bytes is not None and memory_bytes <= 0:
@@ -130,8 +145,27 @@ def make_context(
         os.environ.setdefault(name, value)
     raise_limit_of_open_files()
     storage = storage_at(path)
-    engine = LocalEngine(workers or available_cpus(), memory_bytes or default_memory())
-    return Context(storage, engine, make_progress(progress), clock)
+    limit_bytes = memory_bytes or default_memory()
+    return Context(
+        storage,
+        _engine_of(engine, workers, limit_bytes, DEFAULT_LEASE_S if lease_s is None else lease_s),
+        make_progress(progress),
+        clock,
+    )
+
+
+def _engine_of(name: str, workers: int | None, memory_bytes: int, lease_s: float) -> Engine:
+    if name == "local":
+        return LocalEngine(workers or available_cpus(), memory_bytes)
+    if name != "workers":
+        raise UsageError(f"there is no engine '{name}'", remedy="Use 'local' or 'workers'.")
+    if not 0 < lease_s < float("inf"):
+        raise UsageError(
+            f"a lease of {lease_s} s", remedy="Give the seconds after which a silent worker counts as lost."
+        )
+    from retrodb.engine.worker_engine import WorkerEngine
+
+    return WorkerEngine(memory_bytes, lease_s)
 
 
 def storage_at(path: str | Path | Storage) -> Storage:

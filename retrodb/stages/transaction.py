@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
-from retrodb.engine.run import Engine, Run, open_run
+from retrodb.engine.run import Engine, Run, open_run, refuse_cancelled
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.format.entries import Entry, entry_key
 from retrodb.format.json_codec import JsonValue, to_plain_object
@@ -211,8 +211,9 @@ class Transaction:
                 this head and the change.
 
         Raises:
-            ConflictError: when another commit changed what the plan had read.
+            ConflictError: when another commit changed what the plan had read, or somebody cancelled the run.
         """
+        refuse_cancelled(self.run)
 
         def completed(head: Snapshot, change: Change) -> Change:
             copy = self._of_change(change, self._staged(head, change))

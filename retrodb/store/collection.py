@@ -73,8 +73,8 @@ def plan_collection(
     now = now.replace(microsecond=0)  # as marks have it: a file is never older than its mark says
     head = read_head(storage)
     snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
-    kept = _kept(head, snapshots, keep_snapshots)
     runs = _open_runs(storage, {snapshot.transaction for snapshot in snapshots} | abandoned)
+    kept = _kept(head, snapshots, keep_snapshots, {_planned_on(storage, run) for run in runs})
     needed = {path for snapshot in kept for path in named_by(storage, snapshot)}
     needed.update(*runs.values())
     marks, time = _read_marks(storage), now.isoformat(timespec="seconds")
@@ -111,9 +111,9 @@ def execute_collection(storage: Storage, plan: CollectionPlan) -> None:
     storage.write(path_of("collection"), orjson.dumps(dict(again.marked), option=orjson.OPT_SORT_KEYS))
 
 
-def _kept(head: Snapshot, snapshots: list[Snapshot], keep: int) -> list[Snapshot]:
-    """The newest snapshots, and those that the head has pinned."""
-    pinned = {head.existing(PinEntry, name).snapshot for name in head.names(PinEntry)}
+def _kept(head: Snapshot, snapshots: list[Snapshot], keep: int, of_runs: set[int | None]) -> list[Snapshot]:
+    """The newest snapshots, those that the head has pinned, and those that open runs were planned on."""
+    pinned = {head.existing(PinEntry, name).snapshot for name in head.names(PinEntry)} | of_runs
     readable = [snapshot for snapshot in snapshots if snapshot.expired_at is None]
     return [s for index, s in enumerate(readable) if index >= len(readable) - keep or s.number in pinned]
 
@@ -167,20 +167,30 @@ def _describes_one_of(storage: Storage, blocks: str, others: Mapping[int, Sequen
     return False
 
 
-_COMPLETION = re.compile(r"runs/[^/]+/tasks/.+")
+_COMPLETION = re.compile(r"runs/[^/]+/(?:tasks|earlier)/.+")
 
 
 def _open_runs(storage: Storage, committed: set[str]) -> dict[str, set[str]]:
-    """For every run that no snapshot carries, its own files and those that its completion records name."""
+    """For every run that no snapshot carries and nobody cancelled, its own files and those that its completion records name."""
     runs: dict[str, set[str]] = defaultdict(set)
-    for path in filter(is_ours, storage.list("runs")):
-        run, _, file = path.removeprefix("runs/").partition("/")
-        if run in committed:
+    paths = [path for folder in ("runs", "queue") for path in storage.list(folder) if is_ours(path)]
+    closed = committed | {path.split("/")[1] for path in paths if path.endswith("/cancelled.json")}
+    for path in paths:
+        _, run, file = path.split("/", 2)
+        if run in closed:
             continue
         runs[run].add(path)
-        if file.startswith("tasks/"):
+        if file.startswith(("tasks/", "earlier/")):
             runs[run].update(_outputs(storage.read(path), path))
     return dict(runs)
+
+
+def _planned_on(storage: Storage, run: str) -> int | None:
+    """The snapshot that was the newest when a run was planned, which its tasks read; None if that is not known."""
+    with suppress(MissingFileError, ValueError, AttributeError):  # a crash tore the plan, so the run begins again
+        number = orjson.loads(storage.read(path_of("runs", run=run, file="plan.json"))).get("snapshot")
+        return number if isinstance(number, int) else None
+    return None
 
 
 def _outputs(record: bytes, where: str) -> list[str]:

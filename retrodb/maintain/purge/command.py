@@ -37,6 +37,7 @@ from retrodb.maintain.purge.proof import Proof, run_proof
 from retrodb.maintain.purge.records import remove_mentions, remove_quoting_items, testsets_to_search
 from retrodb.maintain.purge.targets import Targets
 from retrodb.maintain.purge.traces import Traces, store_traces, stored_traces, string_values, traces_of
+from retrodb.maintain.runs import cancel
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -98,6 +99,8 @@ def execute_purge(
     """Execute a plan; arguments and errors are those of `run_purge`."""
     view, targets, result = plan.view, plan.targets, plan.result
     _refuse_pins(plan, break_pins=break_pins)
+    for other in plan.open_runs:
+        cancel(context.storage, other)
     run = open_run(
         context.storage, "purge", _PurgeRun(STAGE_VERSION, identity(sorted(map(str, plan.names)))), context.clock
     )

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrodb.engine.run import read_plan
 from retrodb.errors import UsageError
 from retrodb.format.arrays import Int64Array
 from retrodb.format.entries import ExportEntry, PinEntry, QueriesEntry
 from retrodb.maintain.purge.proof import Proof
 from retrodb.maintain.purge.targets import Targets, find_targets, holding_snapshots, packed_sequences
+from retrodb.maintain.runs import open_runs
 from retrodb.stages.context import Context
 from retrodb.store.scratch import ScratchStorage
 from retrodb.store.snapshots import read_snapshot
@@ -43,6 +45,7 @@ class PurgeResult:
     deleted_bytes: int
     stale_exports: tuple[StaleExport, ...]
     proof: Proof | None  # None in a dry run
+    cancelled_runs: tuple[str, ...] = ()  # that had not committed and may have read the documents
     dry_run: bool = False
 
     @property
@@ -63,6 +66,7 @@ class PurgePlan:
     num_packed_sequences: int
     holding_snapshots: tuple[int, ...]  # that can be read and have one of the documents
     pins: tuple[str, ...]  # of these snapshots
+    open_runs: tuple[str, ...]  # of other commands, which may have read the documents
 
     @property
     def result(self) -> PurgeResult:
@@ -79,6 +83,7 @@ class PurgePlan:
             deleted_bytes=0,
             stale_exports=tuple(_stale_exports(self.view, self.targets)),
             proof=None,
+            cancelled_runs=self.open_runs,
             dry_run=True,
         )
 
@@ -112,7 +117,16 @@ def plan_purge(context: Context, names: Sequence[Name], *, ignore_unknown: bool 
         num_packed_sequences=sum(map(len, sequences.values())),
         holding_snapshots=tuple(holding),
         pins=tuple(pin for pin in newest.names(PinEntry) if newest.existing(PinEntry, pin).snapshot in holding),
+        open_runs=tuple(_runs_of_others(context)),
     )
+
+
+def _runs_of_others(context: Context) -> Iterator[str]:
+    """The runs that have not committed, without those of purges."""
+    for run in open_runs(context.storage):
+        plan = read_plan(context.storage, run)
+        if plan is not None and plan.command != "purge":
+            yield run
 
 
 def _chunk_ids(view: View, query_set: str, first_chunks: Int64Array) -> Int64Array:

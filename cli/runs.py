@@ -1,0 +1,96 @@
+"""`retrodb runs list | show | retry | cancel | commit`"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from retrodb import errors
+
+from .options import (
+    READING_EXITS,
+    WRITING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    json_option,
+    open_database,
+    pass_session,
+)
+
+_run_argument = click.argument("run", metavar="RUN")
+
+
+@click.group()
+def command() -> None:
+    """List, inspect, retry, cancel or commit runs. A run is a command that has not committed yet.
+
+    RUN is the id of a run, or its beginning.
+    """
+
+
+@command.command("list", cls=Command, example="retrodb runs list my.retrodb", exits=READING_EXITS)
+@database_argument
+@json_option
+@pass_session
+def list_command(session: Session, database: str) -> None:
+    """List the runs of DB that have not committed: tasks that are finished and running, and workers."""
+    session.output.rows(open_database(session, database).runs(), empty="All runs have committed.")
+
+
+@command.command("show", cls=Command, example="retrodb runs show my.retrodb 1a2b", exits=READING_EXITS)
+@database_argument
+@_run_argument
+@click.option("--log", "task", metavar="TASK", help="Print what the attempts at this task printed, instead.")
+@json_option
+@pass_session
+def show_command(session: Session, database: str, run: str, task: str | None) -> None:
+    """List the attempts at the tasks of RUN: who has them, how long they take, and why they failed."""
+    db = open_database(session, database)
+    if task is not None:
+        session.output.result(db.run_log(run, task), lambda log: log.text)
+    else:
+        session.output.rows(db.show_run(run), empty="No worker has had a task of this run.")
+
+
+@command.command("retry", cls=Command, example="retrodb runs retry my.retrodb 1a2b", exits=WRITING_EXITS)
+@database_argument
+@_run_argument
+@json_option
+@pass_session
+def retry_command(session: Session, database: str, run: str) -> None:
+    """Allow further attempts at tasks of RUN that failed too often, or lost too many workers."""
+    session.output.result(open_database(session, database).retry_run(run))
+
+
+@command.command("cancel", cls=Command, example="retrodb runs cancel my.retrodb 1a2b", exits=WRITING_EXITS)
+@database_argument
+@_run_argument
+@json_option
+@pass_session
+def cancel_command(session: Session, database: str, run: str) -> None:
+    """End RUN. Workers stop its tasks, and the command that waits for it ends. The same command again continues it."""
+    session.output.result(open_database(session, database).cancel_run(run))
+
+
+@command.command("commit", cls=Command, example="retrodb runs commit my.retrodb 1a2b", exits=WRITING_EXITS)
+@database_argument
+@_run_argument
+@pass_session
+def commit_command(session: Session, database: str, run: str) -> int:
+    """Run the command of RUN again, whose process has ended: it waits for the tasks that are left, and commits."""
+    from .main import main
+
+    arguments, folder = open_database(session, database).command_of_run(run)
+    if arguments[:1] == ("runs",):
+        raise errors.UsageError(
+            "the command of this run is 'runs'", where=f"run {run}", remedy="Run the command yourself."
+        )
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        what, remedy = f"no such folder ({error.strerror})", "Run the command yourself, with paths of this machine."
+        raise errors.UsageError(what, where=folder, remedy=remedy) from error
+    session.output.note(f"retrodb {' '.join(arguments)}")
+    return main(arguments)

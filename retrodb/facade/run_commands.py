@@ -1,0 +1,125 @@
+"""Commands for workers on several machines, and for the runs that they work on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from retrodb.encode.threads import available_cpus
+from retrodb.engine.posted import StoredCommand
+from retrodb.engine.worker_engine import WorkerEngine
+from retrodb.facade.base import DatabaseBase
+
+if TYPE_CHECKING:
+    from retrodb.engine.worker import WorkerResult
+    from retrodb.maintain.runs import AttemptDetails, RunChange, RunSummary, TaskLog
+
+
+class RunCommands(DatabaseBase):
+    """Commands for workers and runs."""
+
+    def work(
+        self,
+        *,
+        run: str | None = None,
+        stages: Sequence[str] = (),
+        gpu: bool = False,
+        workers: int | None = 1,
+        idle_exit_s: float | None = None,
+        grace_s: float = 0.0,
+    ) -> WorkerResult:
+        """Run tasks that commands with the engine "workers" have posted, until a signal, or until there are none for some time.
+
+        SIGTERM lets the tasks end within the grace period, and gives the others back.
+
+        Args:
+            run: the beginning of the id of the only run to work on. None is all.
+            stages: take tasks of these commands only, such as "embed". Empty is all.
+            gpu: take only tasks that can use a GPU.
+            workers: number of tasks side by side, in processes of their own. None is one per core.
+            idle_exit_s: end after so many seconds without a task. None stays.
+            grace_s: seconds to finish tasks after SIGTERM.
+        """
+        from retrodb.engine.worker import Worker, WorkerOptions
+
+        processes = workers or available_cpus()
+        options = WorkerOptions(
+            processes=processes,
+            threads=max(1, available_cpus() // processes),
+            memory_bytes=self._engine.memory_limit,
+            run=run,
+            stages=frozenset(stages),
+            gpu=gpu,
+            idle_exit_s=idle_exit_s,
+            grace_s=grace_s,
+        )
+        return Worker(self._context.storage, options, lambda text: print(text, file=sys.stderr, flush=True)).run()
+
+    def keep_command_line(self, arguments: Sequence[str]) -> None:
+        """Keep a command line with the runs that it posts for workers, so that `retrodb runs commit` can run it again.
+
+        Args:
+            arguments: of `retrodb`.
+        """
+        if isinstance(self._engine, WorkerEngine):
+            self._engine.command = StoredCommand(tuple(arguments), os.getcwd())
+
+    def runs(self) -> list[RunSummary]:
+        """The runs that have not committed, the oldest first."""
+        from retrodb.maintain.runs import list_runs
+
+        return list(list_runs(self._context))
+
+    def show_run(self, run: str) -> list[AttemptDetails]:
+        """The attempts at the tasks of a run.
+
+        Args:
+            run: the beginning of its id.
+        """
+        from retrodb.maintain.runs import show_run
+
+        return show_run(self._context, run)
+
+    def run_log(self, run: str, task: str) -> TaskLog:
+        """What the attempts at a task printed.
+
+        Args:
+            run: the beginning of the run's id.
+            task: the beginning of the task's id.
+        """
+        from retrodb.maintain.runs import read_log
+
+        return read_log(self._context, run, task)
+
+    def retry_run(self, run: str) -> RunChange:
+        """Allow further attempts at the tasks of a run that failed too often, or lost too many workers.
+
+        Args:
+            run: the beginning of its id.
+        """
+        from retrodb.maintain.runs import retry_run
+
+        return retry_run(self._context, run)
+
+    def cancel_run(self, run: str) -> RunChange:
+        """End a run. Workers stop its tasks, and a command that waits for it ends.
+
+        Args:
+            run: the beginning of its id.
+        """
+        from retrodb.maintain.runs import cancel_run
+
+        return cancel_run(self._context, run)
+
+    def command_of_run(self, run: str) -> tuple[tuple[str, ...], str]:
+        """The command line that planned a run, without `retrodb`, and the folder that it was given in.
+
+        Args:
+            run: the beginning of its id.
+        """
+        from retrodb.maintain.runs import command_of_run
+
+        command = command_of_run(self._context, run)
+        return command.arguments, command.folder
