@@ -14,6 +14,7 @@ from .options import (
     WRITING_EXITS,
     Command,
     Session,
+    check_engine,
     confirm,
     database_argument,
     fraction,
@@ -99,6 +100,7 @@ def command(
         )
     if not (yes or dry_run or sys.stdin.isatty()):
         raise errors.UsageError("cannot ask for confirmation without a terminal", remedy=_NO_TERMINAL)
+    check_engine(session, workers)
     plan = plan_build(
         database,
         inputs,
@@ -127,6 +129,8 @@ def command(
         memory_bytes=session.memory_bytes,
         device=device,
         progress=session.shows_progress,
+        engine=session.engine,
+        lease_s=session.lease_s,
         report=lambda step: session.output.result(step, update_step),
         **options,
     )

@@ -17,6 +17,7 @@ from .options import (
     device_option,
     dry_run_option,
     duration,
+    engine_options,
     fraction,
     is_given,
     json_option,
@@ -54,6 +55,7 @@ from .render_screen import database_repair_result
 )
 @click.option("--repair", is_flag=True, help="Read every file, and rebuild damaged files where possible.")
 @click.option("--accept-loss", is_flag=True, help="With --repair: delete the documents that cannot be recovered.")
+@engine_options
 @memory_option
 @device_option
 @as_of_option

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from .options import READING_EXITS, Command, Session, database_argument, memory_option, open_database, snapshot_options
+from .options import (
+    READING_EXITS,
+    Command,
+    Session,
+    database_argument,
+    engine_options,
+    memory_option,
+    open_database,
+    snapshot_options,
+)
 from .render import exposure_result
 
 
@@ -24,6 +33,7 @@ from .render import exposure_result
     metavar="N",
     help="Number of rows, from the first one, that the training run has already read.",
 )
+@engine_options
 @memory_option
 @snapshot_options
 def command(

@@ -14,6 +14,7 @@ from .options import (
     Session,
     commit_options,
     database_argument,
+    engine_options,
     memory_option,
     note_unknown,
     open_database,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Name of this deletion. 'retrodb undelete --reason NAME' reverses it.",
 )
+@engine_options
 @memory_option
 @commit_options
 def command(

@@ -59,7 +59,9 @@ class Session:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether to show progress on stderr."""
+        """Whether to show progress on stderr. Who waits for workers is told so."""
+        if self.progress is None and self.engine == "workers":
+            return True
         if self.progress is None:
             return sys.stderr.isatty() and isinstance(self.output, ConsoleOutput)
         return self.progress
@@ -393,22 +395,27 @@ def is_given(name: str) -> bool:
     return source is not click.core.ParameterSource.DEFAULT
 
 
+def check_engine(session: Session, workers: int | None) -> None:
+    """Raises UsageError for options that the engine does not have."""
+    if session.engine == "local" and session.lease_s is not None:
+        raise click.UsageError("--lease needs --engine workers.")
+    if session.engine != "local" and workers is not None:
+        raise click.UsageError(
+            "--workers is the number of processes of this machine. Start 'retrodb work' processes instead."
+        )
+
+
 def open_database(session: Session, path: str, workers: int | None = None) -> Database:
     """Open the database that a command works on."""
     from retrodb.database import Database
 
+    check_engine(session, workers)
     if session.engine == "local":
-        if session.lease_s is not None:
-            raise click.UsageError("--lease needs --engine workers.")
         return Database(path, workers=workers, memory_bytes=session.memory_bytes, progress=session.shows_progress)
-    if workers is not None:
-        raise click.UsageError(
-            "--workers is the number of processes of this machine. Start 'retrodb work' processes instead."
-        )
     database = Database(
         path,
         memory_bytes=session.memory_bytes,
-        progress=session.progress is not False,  # it says who is waited for
+        progress=session.shows_progress,
         engine=session.engine,
         lease_s=session.lease_s,
     )

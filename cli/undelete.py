@@ -14,6 +14,7 @@ from .options import (
     Session,
     commit_options,
     database_argument,
+    engine_options,
     memory_option,
     note_unknown,
     open_database,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @database_argument
 @click.option("--reason", required=True, metavar="NAME", help="Name of the deletion to revoke.")
 @selection_options
+@engine_options
 @memory_option
 @commit_options
 def command(

@@ -160,6 +160,8 @@ def build(
     device: str | None = None,
     progress: bool = False,
     clock: str | None = None,
+    engine: str = "local",
+    lease_s: float | None = None,
     report: Callable[[UpdateStep], None] | None = None,
     **options: Unpack[IngestOptions],
 ) -> BuildResult:
@@ -171,6 +173,7 @@ def build(
         against: files of test sets. Each file is one test set.
         memory_bytes: limit of the anonymous memory of all processes, as in `open`.
         device: device of encoders and neighbour joins.
+        engine: what runs the tasks, as in `open`.
         report: called with every step when it ends.
         options: how the input is read. Without `source`, the name of the first input is the name of the source.
 
@@ -184,7 +187,15 @@ def build(
     require_command("update", context.memory_limit)
     with made_directory(context.storage):
         prepare_build(context, recipe, InitParams(tokenizer, encoder=encoder))
-    database = Database(path, workers=workers, memory_bytes=memory_bytes, progress=progress, clock=clock)
+    database = Database(
+        path,
+        workers=workers,
+        memory_bytes=memory_bytes,
+        progress=progress,
+        clock=clock,
+        engine=engine,
+        lease_s=lease_s,
+    )
     result = database.update(device=device, report=report)
     return build_result(result, database.stats())
 

@@ -18,6 +18,7 @@ from retrodb.engine.attempts import (
     read_claim,
 )
 from retrodb.engine.posted import PostedTasks, read_posted
+from retrodb.engine.run import run_is_open
 from retrodb.engine.task_memory import memory_of
 from retrodb.engine.task_process import ClaimedTask
 from retrodb.errors import DamagedFileError, MissingFileError
@@ -127,7 +128,7 @@ class _Batch:
         run, started_s = self.posted.run, self._clock()
         finished, attempts = finished_tasks(self._storage, run), attempts_of(self._storage, run)
         self._list_again_s = self._clock() + max(_LIST_EVERY_S, _MOST_OF_THE_TIME * (self._clock() - started_s))
-        if is_cancelled(self._storage, run) or not self._storage.exists(self.posted.path):
+        if is_cancelled(self._storage, run) or not self._is_open():
             return None
         unfinished = [task for task in self._order if task not in finished]
         self._fresh = [task for task in unfinished if task not in attempts]
@@ -169,11 +170,15 @@ class _Batch:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         if not claim(self._storage, attempt, self._worker, output, now):
             return None
-        if not self._storage.exists(self.posted.path):  # its command has ended since the tasks were listed
+        if not self._is_open():  # its command has ended since the tasks were listed
             self._storage.delete(attempt.path)
             self._fresh = []
             return None
         return ClaimedTask(self.posted.path, self._numbers[attempt.task], attempt, output)
+
+    def _is_open(self) -> bool:
+        """Whether a command waits for the tasks, or will when it is run again."""
+        return self._storage.exists(self.posted.path) and run_is_open(self._storage, self.posted.run)
 
     def _tasks_in_order(self, memory_bytes: int, note: Callable[[str], None]) -> list[str]:
         """The tasks that fit into the memory of this worker; each worker begins at another place."""

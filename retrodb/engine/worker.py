@@ -169,7 +169,7 @@ class Worker:
         if outcome.state == "finished":
             self._close(slot, job, "finished", None)
         else:
-            what = "its process died" if outcome.error is None else outcome.error.what
+            what = "its process died" if outcome.error is None else str(outcome.error.error())
             self._note(f"task {job.claimed.attempt.task} {outcome.state}: {what}")
             self._close(slot, job, outcome.state, outcome.state, outcome.error)
 

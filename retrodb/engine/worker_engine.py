@@ -19,7 +19,7 @@ from retrodb.engine.attempts import (
     sign,
 )
 from retrodb.engine.local import LocalEngine
-from retrodb.engine.posted import PostedTasks, StoredCommand, posted_tasks, write_command, write_posted
+from retrodb.engine.posted import StoredCommand, posted_tasks, write_command, write_posted
 from retrodb.engine.progress import Bar
 from retrodb.engine.run import DEFAULT_LEASE_S, Engine, Run, earlier_path, record_path, recorded, refuse_cancelled
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
@@ -75,6 +75,7 @@ class WorkerEngine(Engine):
         del isolated  # a worker runs every task in another process
         if self.command is not None:
             write_command(run.storage, run.id, self.command)
+        _unpost(run.storage, run.id)  # what a command that was killed had posted
         if tasks:
             yield from _Posted(run, tasks, self.lease_s, bar).finish(function, extra_bytes)
 
@@ -102,9 +103,9 @@ class _Posted(Generic[P, R]):
         try:
             yield from self._records()
         except RetroDBError:
-            _unpost(storage, posted)
+            _unpost(storage, run.id)
             raise
-        _unpost(storage, posted)
+        _unpost(storage, run.id)
 
     def _records(self) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
         """The tasks with their records, as they come."""
@@ -161,8 +162,10 @@ class _Posted(Generic[P, R]):
         return self._workers[attempt]
 
 
-def _unpost(storage: Storage, posted: PostedTasks) -> None:
-    storage.delete(posted.path)
+def _unpost(storage: Storage, run: str) -> None:
+    """Workers take no further tasks of a run."""
+    for path in storage.list(f"queue/{run}"):
+        storage.delete(path)
     storage.remove_empty_folders("queue")
 
 
