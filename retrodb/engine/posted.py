@@ -20,7 +20,8 @@ from retrodb.format.kinds import path_of
 from retrodb.store.digest import identity
 from retrodb.store.storage import Storage
 
-_LIBRARY = "retrodb."
+LIBRARIES = ("retrodb",)
+"""The packages whose functions a worker runs: who can write to the storage can name no others."""
 
 
 @dataclass(frozen=True)
@@ -128,27 +129,31 @@ def read_command(storage: Storage, run: str) -> StoredCommand | None:
     return from_json(StoredCommand, storage.read(path), where=path) if storage.exists(path) else None
 
 
-def task_of(posted: PostedTasks, number: int) -> Task[object, object]:
+def task_of(posted: PostedTasks, number: int, libraries: Sequence[str] = LIBRARIES) -> Task[object, object]:
     """One of the tasks.
 
     Raises:
         DamagedFileError: its payload is not one of this version of the library.
     """
-    signature, task = _signature(posted.function), posted.tasks[number]
+    signature, task = _signature(_function(posted.function, libraries)), posted.tasks[number]
     kind = TaskKind[object, object](posted.stage, posted.version, signature.result)
     return Task(task.id, kind, from_plain(signature.payload, task.payload, where=posted.path), task.weight)
 
 
-def function_of(posted: PostedTasks, own: Mapping[str, object]) -> TaskFunction[object, object]:
+def function_of(
+    posted: PostedTasks, own: Mapping[str, object], libraries: Sequence[str] = LIBRARIES
+) -> TaskFunction[object, object]:
     """The function of the tasks with its arguments.
 
     Args:
         own: what this worker decides itself, such as threads: arguments, or fields of them, of these names.
+        libraries: whose functions may run.
 
     Raises:
         DamagedFileError: an argument is not one of this version of the library.
     """
-    signature = _signature(posted.function)
+    function = _function(posted.function, libraries)
+    signature = _signature(function)
     arguments = {
         name: from_plain(kind, posted.arguments[name], where=posted.path)
         for name, kind in signature.arguments.items()
@@ -156,7 +161,7 @@ def function_of(posted: PostedTasks, own: Mapping[str, object]) -> TaskFunction[
     }
     arguments = {name: _with_fields(value, own) for name, value in arguments.items()}
     arguments |= {name: value for name, value in own.items() if name in signature.arguments}
-    return partial(_function(posted.function), **arguments)
+    return partial(function, **arguments)
 
 
 def _with_fields(value: object, own: Mapping[str, object]) -> object:
@@ -168,22 +173,22 @@ def _with_fields(value: object, own: Mapping[str, object]) -> object:
 
 
 @cache
-def _signature(name: str) -> _Signature:
-    hints = get_type_hints(_function(name))
+def _signature(function: TaskFunction[object, object]) -> _Signature:
+    hints = get_type_hints(function)
     payload, result = get_args(hints["task"])
     others = {key: hint for key, hint in hints.items() if key not in ("storage", "task", "clock", "return")}
     return _Signature(payload, result, others)
 
 
-def _function(name: str) -> TaskFunction[object, object]:
-    """The function of this library that has a name.
+def _function(name: str, libraries: Sequence[str]) -> TaskFunction[object, object]:
+    """The function that has a name.
 
     Raises:
         RetroDBError: there is none: another version of the library posted the tasks.
     """
     module, _, attribute = name.partition(":")
     try:
-        if not module.startswith(_LIBRARY):
+        if module.partition(".")[0] not in libraries:
             raise ImportError(module)
         function: TaskFunction[object, object] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:

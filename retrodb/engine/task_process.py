@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 from retrodb.engine.attempts import Attempt, StoredError
 from retrodb.engine.blas_threads import one_blas_thread
-from retrodb.engine.posted import PostedTasks, function_of, read_posted, task_of
-from retrodb.engine.run import Run, record_again, record_path, recorded
+from retrodb.engine.posted import LIBRARIES, PostedTasks, function_of, read_posted, task_of
+from retrodb.engine.run import Run, record_again, record_path, recorded, run_is_open
 from retrodb.engine.task import dump_record
 from retrodb.errors import RetroDBError
 from retrodb.memory import PROCESS_MEMORY
@@ -55,11 +55,19 @@ class Outcome:
     log: str = ""  # what the task printed
 
 
+@dataclass(frozen=True)
+class _Functions:
+    """Which functions a process runs, and with which arguments of its own."""
+
+    libraries: Sequence[str]
+    own: Mapping[str, object]
+
+
 class TaskProcess:
     """A process that runs one task after another; started when it is first needed, and again after it died."""
 
-    def __init__(self, url: str, memory_bytes: int, threads: int) -> None:
-        self._start = url, memory_bytes, threads
+    def __init__(self, url: str, memory_bytes: int, threads: int, libraries: Sequence[str] = LIBRARIES) -> None:
+        self._start = url, memory_bytes, threads, tuple(libraries)
         self._folder = TemporaryDirectory(prefix="retrodb-work-")
         self._log = Path(self._folder.name) / "log"
         self._process: SpawnProcess | None = None
@@ -116,7 +124,7 @@ class TaskProcess:
             return ""
 
 
-def _serve(connection: _Pipe, url: str, memory_bytes: int, threads: int, log: str) -> None:
+def _serve(connection: _Pipe, url: str, memory_bytes: int, threads: int, libraries: Sequence[str], log: str) -> None:
     """Run the tasks that come through a connection, until it is closed."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal's whole group; the worker decides
@@ -124,20 +132,20 @@ def _serve(connection: _Pipe, url: str, memory_bytes: int, threads: int, log: st
     _print_to(log)
     PROCESS_MEMORY.begin(memory_bytes)
     storage = open_storage(url)
-    own = {"threads": threads, "memory_bytes": memory_bytes}
+    functions = _Functions(libraries, {"threads": threads, "memory_bytes": memory_bytes})
     while True:
         try:
             task = connection.recv()
         except EOFError:
             return
         assert isinstance(task, ClaimedTask), "the worker sends nothing else"
-        connection.send(_run(storage, task, own))
+        connection.send(_run(storage, task, functions))
 
 
-def _run(storage: Storage, claimed: ClaimedTask, own: Mapping[str, object]) -> Outcome:
+def _run(storage: Storage, claimed: ClaimedTask, functions: _Functions) -> Outcome:
     started = time.monotonic()
     try:
-        _run_attempt(storage, _posted(storage, claimed.posted), claimed, own)
+        _run_attempt(storage, _posted(storage, claimed.posted), claimed, functions)
     except RetroDBError as error:
         traceback.print_exc()
         return Outcome("failed", StoredError.of(error))
@@ -154,15 +162,17 @@ def _run(storage: Storage, claimed: ClaimedTask, own: Mapping[str, object]) -> O
     return Outcome("finished")
 
 
-def _run_attempt(storage: Storage, posted: PostedTasks, claimed: ClaimedTask, own: Mapping[str, object]) -> None:
+def _run_attempt(storage: Storage, posted: PostedTasks, claimed: ClaimedTask, functions: _Functions) -> None:
     """Run a task, and store its completion record unless another attempt was first."""
-    task = task_of(posted, claimed.number)
+    task = task_of(posted, claimed.number, functions.libraries)
     run = Run(storage, posted.run, posted.command, posted.clock)
     if recorded(run, task) is not None or record_again(run, task):
         return
+    function = function_of(posted, functions.own, functions.libraries)
     with one_blas_thread():
-        record = function_of(posted, own)(storage, replace(task, id=claimed.output), run.clock)
-    storage.put_if_absent(record_path(run.id, task.id), dump_record(replace(record, task=task.id)))
+        record = function(storage, replace(task, id=claimed.output), run.clock)
+    if run_is_open(storage, run.id):
+        storage.put_if_absent(record_path(run.id, task.id), dump_record(replace(record, task=task.id)))
 
 
 @lru_cache(maxsize=2)

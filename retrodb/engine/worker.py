@@ -20,7 +20,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 
 from retrodb.engine.attempts import State, StoredError, is_cancelled, sign
-from retrodb.engine.posted import PostedTasks
+from retrodb.engine.posted import LIBRARIES, PostedTasks
 from retrodb.engine.run import run_is_open
 from retrodb.engine.task_process import ClaimedTask, Outcome, TaskProcess
 from retrodb.engine.task_queue import TaskQueue
@@ -43,6 +43,7 @@ class WorkerOptions:
     stages: frozenset[str] = frozenset()  # commands whose tasks it takes; empty is all
     gpu: bool = False  # takes only tasks that can use a GPU; others take none that need one
     idle_exit_s: float | None = None  # ends after so long without a task; None stays
+    libraries: tuple[str, ...] = LIBRARIES  # packages whose functions it runs
     grace_s: float = 0.0  # to finish tasks after it was told to stop; then they are given back
 
 
@@ -89,7 +90,10 @@ class Worker:
         self._storage, self._options, self._note = storage, options, note
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         each_bytes = (options.memory_bytes - anonymous_bytes()) // options.processes
-        self._slots = [_Slot(TaskProcess(storage.url, each_bytes, options.threads)) for _ in range(options.processes)]
+        self._slots = [
+            _Slot(TaskProcess(storage.url, each_bytes, options.threads, options.libraries))
+            for _ in range(options.processes)
+        ]
         self._queue = TaskQueue(
             storage, self.name, each_bytes, run=options.run, stages=options.stages, has_gpu=options.gpu, note=note
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -89,6 +89,7 @@ class TagPlan:
     name: str
     params: TagParams
     tagger: Tagger
+    device: str  # where a classifier runs
     is_new: bool  # the attribute has no scores, or those of another tagger
     payloads: tuple[TagPayload, ...]  # one per shard
     num_unscored: tuple[int, ...]  # at most so many documents of each shard have no score; deleted ones count too
@@ -139,6 +140,7 @@ def plan_tag(view: View, name: str, params: TagParams, *, device: str = "auto", 
         name=name,
         params=params,
         tagger=tagger,
+        device=device,
         is_new=is_new,
         payloads=tuple(TagPayload(snapshot, shard.span, name, digest, is_new) for shard in shards),
         num_unscored=tuple(
@@ -180,7 +182,7 @@ def execute_tag(context: Context, plan: TagPlan) -> TagResult:
     )
     is_alone = device_is_shared(plan.tagger) or not any(plan.num_unscored)
     engine = context.engine.with_processes(1) if is_alone else context.engine
-    function = partial(run_tag_task, tagger=plan.tagger)
+    function = partial(run_tag_task, params=plan.params, device=plan.device)
     extra_bytes: int = getattr(plan.tagger, "memory_bytes", 0)  # of a classifier
     records = transaction.run_tasks(tasks, function, engine=engine, extra_bytes=extra_bytes, rate_of="documents")
     result = _with_scores(_result(plan, records), records)
@@ -242,16 +244,20 @@ def run_count_untagged(storage: Storage, task: Task[TagPayload, NoResult], clock
 
 
 def run_tag_task(
-    storage: Storage, task: Task[TagPayload, TagScores], clock: str, *, tagger: Tagger
+    storage: Storage, task: Task[TagPayload, TagScores], clock: str, *, params: TagParams, device: str
 ) -> TaskRecord[TagScores]:
-    """Score the documents of a shard that have no score yet."""
+    """Score the documents of a shard that have no score yet.
+
+    Raises:
+        MismatchError: the word list, function or model of this machine is not that of the command.
+    """
     del clock  # scores do not depend on the time
     payload = task.payload
     view = planned_view(storage, payload.snapshot)
     rows, num_tagged_before = _rows_to_score(view, payload)
     if not len(rows):
         return TaskRecord(task.id, (), TagScores(0.0, 0.0), {"documents": 0, "tagged_before": num_tagged_before})
-    values = _scores(view, payload.shard, rows, tagger)
+    values = _scores(view, payload.shard, rows, _tagger(params, device, payload.definition))
     mask = np.zeros(payload.shard.num_chunks, dtype=bool)
     mask[rows] = True
     file = publish(
@@ -275,6 +281,17 @@ def _rows_to_score(view: View, payload: TagPayload) -> tuple[Int64Array, int]:
         return live, 0
     is_scored = view.coverage("attributes", payload.name).covered_mask(*payload.shard)[live]
     return live[~is_scored], int(is_scored.sum())
+
+
+@lru_cache(maxsize=2)
+def _tagger(params: TagParams, device: str, definition: str) -> Tagger:
+    """The tagger of a command, loaded once per process."""
+    tagger = load_tagger(params, device=device)
+    if identity(tagger.definition().to_json()) != definition:
+        what = "the word list, function or model of this machine is not that of the command"
+        remedy = "Give all machines the same files, and the same versions."
+        raise MismatchError(what, where=_describe(tagger.definition().to_json()), remedy=remedy)
+    return tagger
 
 
 def _scores(view: View, shard: ChunkRange, rows: Int64Array, tagger: Tagger) -> Float64Array:

@@ -119,7 +119,7 @@ class PackedPlan:
 
     def source(self, order: str) -> SequenceSource:
         """Where the sequences are read from, with the order of Megatron's samples in a folder."""
-        return SequenceSource(self.packing, self.view.snapshot.number, order)
+        return SequenceSource.of(self.packing, self.view.snapshot.number, order)
 
     def result(self, num_sequences: int, *, dry_run: bool = False) -> QueriesResult:
         """The result if no sequence is short."""

@@ -43,11 +43,24 @@ AnyPacking: TypeAlias = MegatronPacking | OwnPacking | TokenPacking
 
 @dataclass(frozen=True)
 class SequenceSource:
-    """Where the sequences of a packing are read from."""
+    """Where the sequences of a packing are read from: one field for each kind of packing, of which one is set."""
 
-    packing: AnyPacking
     snapshot: int  # whose documents an OwnPacking packs
     order: str  # folder where megatron-core stores its order
+    tokens: TokenPacking | None = None
+    own: OwnPacking | None = None
+    megatron: MegatronPacking | None = None
+
+    @staticmethod
+    def of(packing: AnyPacking, snapshot: int, order: str) -> SequenceSource:
+        """The sequences of a packing."""
+        match packing:
+            case TokenPacking():
+                return SequenceSource(snapshot, order, tokens=packing)
+            case OwnPacking():
+                return SequenceSource(snapshot, order, own=packing)
+            case MegatronPacking():
+                return SequenceSource(snapshot, order, megatron=packing)
 
 
 @dataclass(frozen=True)
@@ -91,13 +104,12 @@ def run_packed_task(storage: Storage, task: Task[PackedPayload, NoResult], clock
 @lru_cache(maxsize=2)
 def open_sequences(url: str, source: SequenceSource) -> Sequences:
     """The sequences of a packing, opened once per process."""
-    match source.packing:
-        case TokenPacking() as packing:
-            return TokenRows(packing)
-        case OwnPacking() as packing:
-            return OwnSequences.open(url, source.snapshot, packing)
-        case MegatronPacking() as packing:
-            return MegatronSequences.open(packing, Path(source.order))
+    if source.tokens is not None:
+        return TokenRows(source.tokens)
+    if source.own is not None:
+        return OwnSequences.open(url, source.snapshot, source.own)
+    assert source.megatron is not None, "one kind of packing is set"
+    return MegatronSequences.open(source.megatron, Path(source.order))
 
 
 @lru_cache(maxsize=2)
