@@ -147,6 +147,9 @@ class Engine:
     """Base of the engines: skips finished tasks, runs the others, returns the records in the order of the tasks."""
 
     memory_bytes: int | None = None  # limit of all processes together; None is that of this process
+    is_remote = (
+        False  # whether other machines run the tasks, which reach the database and no folder of this machine alone
+    )
 
     @property
     def memory_limit(self) -> int:

@@ -24,6 +24,7 @@ from retrodb.engine.progress import Bar
 from retrodb.engine.run import DEFAULT_LEASE_S, Engine, Run, earlier_path, record_path, recorded, refuse_cancelled
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError, WorkerDied
+from retrodb.store.scratch import ScratchStorage
 from retrodb.store.storage import Storage
 
 _POLL_S, _MOST_POLL_S = 0.05, 1.0
@@ -33,6 +34,8 @@ _LOOK_EVERY_S = 2.0  # at the attempts, whose number is that of the tasks
 
 class WorkerEngine(Engine):
     """Posts tasks for the workers of a database (`retrodb work`), on this machine and on others, and waits for them."""
+
+    is_remote = True
 
     def __init__(
         self,
@@ -73,6 +76,9 @@ class WorkerEngine(Engine):
             RetroDBError: a task failed too often; the error is the last one's.
         """
         del isolated  # a worker runs every task in another process
+        if isinstance(run.storage, ScratchStorage):  # a dry run, and nobody may write to the database
+            yield from self.here().execute(run, tasks, function, bar, extra_bytes=extra_bytes)
+            return
         if self.command is not None:
             write_command(run.storage, run.id, self.command)
         _unpost(run.storage, run.id)  # what a command that was killed had posted

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrodb.engine.run import Engine, Run
+from retrodb.engine.run import Engine, Run, forget_run, open_run
 from retrodb.engine.task import Task
 from retrodb.errors import MismatchError, UsageError
 from retrodb.export.card import ExportCard, make_card, merged_licences
@@ -68,11 +68,21 @@ class ExportRun:
     def __init__(self, context: Context, plan: ExportPlan) -> None:
         self.plan, self._context = plan, context
         self.id = _run_id(plan)
-        scratch = Path(plan.scratch)
+        self._run = self._open_run()
+
+    def _open_run(self) -> Run:
+        """The run of the tasks. Its records are only as good as what is in the folder, and go together with it.
+
+        They are in the folder, because a database may be read-only. Workers on other machines find them in the database.
+        """
+        scratch, engine = Path(self.plan.scratch), self._context.engine
+        run = Run(open_storage(self.plan.scratch), self.id, "export", "")
         if not (scratch / "runs" / self.id).is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
+            if engine.is_remote:
+                forget_run(open_run(self._context.storage, "export", self.id))
             (scratch / "runs" / self.id).mkdir(parents=True)
-        self._run = Run(open_storage(plan.scratch), self.id, "export", "")
+        return open_run(self._context.storage, "export", self.id) if engine.is_remote else run
 
     def __enter__(self) -> ExportRun:
         return self
@@ -83,6 +93,8 @@ class ExportRun:
         snapshot_view.cache_clear()
         if kind is None or issubclass(kind, UsageError | MismatchError):
             shutil.rmtree(self.plan.scratch, ignore_errors=True)
+            if self._context.engine.is_remote:
+                forget_run(self._run)
 
     @property
     def view(self) -> View:

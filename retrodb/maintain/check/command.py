@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodb.engine.run import Run, add_counts
+from retrodb.engine.run import Run, add_counts, passing_run
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.errors import DamagedFileError, UsageError
 from retrodb.format.json_codec import from_json, to_json
@@ -273,6 +273,10 @@ def _executed(
     context: Context, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], unit: str = "B"
 ) -> list[tuple[Task[P, R], TaskRecord[R]]]:
     """Run tasks, by the engine where the storage is a folder; each with its record. A check leaves no record in the database."""
+    if context.engine.is_remote and tasks:
+        with passing_run(context.storage, "check", [task.id for task in tasks]) as run:
+            records = context.engine.run(run, tasks, function, context.progress, unit=unit)
+        return list(zip(tasks, records, strict=True))
     if not isinstance(context.storage, LocalStorage):
         return [(task, function(context.storage, task, "")) for task in tasks]
     with tempfile.TemporaryDirectory() as folder:
