@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .option_types import fraction
 from .options import (
     READING_EXITS,
     WRITING_EXITS,
@@ -11,7 +12,6 @@ from .options import (
     Session,
     database_argument,
     device_option,
-    fraction,
     json_option,
     measure_options,
     open_database,

@@ -10,6 +10,7 @@ import click
 from retrodb import errors
 from retrodb.config import InitParams
 
+from .option_types import fraction
 from .options import (
     WRITING_EXITS,
     Command,
@@ -17,7 +18,6 @@ from .options import (
     check_engine,
     confirm,
     database_argument,
-    fraction,
     recipe_device_option,
     record_options,
     reject_rate_option,

@@ -8,6 +8,7 @@ import click
 
 from retrodb import errors
 
+from .option_types import duration, fraction
 from .options import (
     WRITING_EXITS,
     Command,
@@ -16,9 +17,7 @@ from .options import (
     database_argument,
     device_option,
     dry_run_option,
-    duration,
     engine_options,
-    fraction,
     is_given,
     json_option,
     memory_option,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .options import WRITING_EXITS, Command, Session, database_argument, fraction, open_database, task_options
+from .option_types import fraction
+from .options import WRITING_EXITS, Command, Session, database_argument, open_database, task_options
 
 
 @click.command(cls=Command, example="retrodb compact my.retrodb --min-deleted 5%", exits=WRITING_EXITS)

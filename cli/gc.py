@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import click
 
-from .options import WRITING_EXITS, Command, Session, commit_options, database_argument, duration, open_database
+from .option_types import duration
+from .options import WRITING_EXITS, Command, Session, commit_options, database_argument, open_database
 
 
 @click.command(cls=Command, example="retrodb gc my.retrodb --keep-snapshots 20", exits=WRITING_EXITS)

@@ -8,6 +8,7 @@ import click
 
 from retrodb.config import IndexParams
 
+from .option_types import size
 from .options import (
     WRITING_EXITS,
     Command,
@@ -15,7 +16,6 @@ from .options import (
     database_argument,
     is_given,
     open_database,
-    size,
     space_option,
     task_options,
 )

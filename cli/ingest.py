@@ -10,12 +10,12 @@ from click.core import ParameterSource
 from retrodb import errors
 from retrodb.config import IngestParams
 
+from .option_types import fraction
 from .options import (
     WRITING_EXITS,
     Command,
     Session,
     database_argument,
-    fraction,
     open_database,
     record_options,
     reject_rate_option,

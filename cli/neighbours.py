@@ -8,6 +8,7 @@ import click
 
 from retrodb.config import NeighboursParams
 
+from .option_types import fraction
 from .options import (
     READING_EXITS,
     WRITING_EXITS,
@@ -16,7 +17,6 @@ from .options import (
     commit_options,
     database_argument,
     device_option,
-    fraction,
     is_given,
     open_database,
     snapshot_options,

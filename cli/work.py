@@ -8,12 +8,12 @@ import click
 
 from retrodb import errors
 
+from .option_types import duration
 from .options import (
     READING_EXITS,
     Command,
     Session,
     database_argument,
-    duration,
     json_option,
     memory_option,
     open_database,

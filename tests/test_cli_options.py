@@ -10,7 +10,7 @@ import pytest
 
 from retrodb.config import IndexParams
 from retrodb_cli.main import cli
-from retrodb_cli.options import duration, fraction, size
+from retrodb_cli.option_types import duration, fraction, size
 
 
 @pytest.mark.parametrize(

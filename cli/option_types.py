@@ -1,0 +1,38 @@
+"""The types of options: fractions, sizes and durations, as people write them."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import click
+
+
+def fraction(text: str) -> float:
+    """The type of options that are a fraction: 0.005 or 0.5%."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise click.BadParameter(f"'{text}' is not a fraction. Write 0.5% or 0.005.")
+    return value
+
+
+def size(text: str) -> int:
+    """The type of options that are a number of bytes: 8GiB, 500MiB or 4096. All units are powers of two."""
+    match = re.fullmatch(r"(\d+)\s*([KMGT]?)(?:I?B)?", text, re.IGNORECASE)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter(f"'{text}' is not a size. Write 8GiB, 500MiB or a number of bytes.")
+    return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+
+
+def duration(text: str) -> timedelta:
+    """The type of options that are a duration: 7d, 12h, 30m or 45s."""
+    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    if not text[:-1].isdecimal() or text[-1] not in units:
+        raise click.BadParameter(f"'{text}' is not a duration. Write 7d, 12h, 30m or 45s.")
+    try:
+        return timedelta(**{units[text[-1]]: int(text[:-1])})
+    except OverflowError:
+        raise click.BadParameter(f"'{text}' is too long.") from None
