@@ -237,9 +237,9 @@ def test_large_outputs_of_finished_tasks_are_verified_by_the_workers(
     executed: list[Task] = []
     real_execute = LocalEngine.execute
 
-    def execute(engine: LocalEngine, run: Run, tasks: list[Task], function: Callable, **options: object) -> object:
+    def execute(engine: LocalEngine, run: Run, tasks: list[Task], *arguments: object, **options: object) -> object:
         executed.extend(tasks)
-        return real_execute(engine, run, tasks, function, **options)  # type: ignore[arg-type]
+        return real_execute(engine, run, tasks, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LocalEngine, "execute", execute)
     records = LocalEngine().run(run, tasks(4), square, LineProgress())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from retrodb.engine.local import LocalEngine
+from retrodb.engine.progress import Bar
 from retrodb.engine.run import Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.store.scratch import ScratchStorage
@@ -109,6 +110,7 @@ def watch_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         run: Run,
         tasks: Sequence[Task[P, R]],
         function: TaskFunction[P, R],
+        bar: Bar,
         *,
         isolated: bool = False,
         extra_bytes: int = 0,

@@ -20,6 +20,7 @@ from one_process_search import expected_search
 from retrodb.config import NearDuplicatesParams
 from retrodb.database import Database
 from retrodb.engine.local import LocalEngine
+from retrodb.engine.progress import Bar
 from retrodb.engine.run import Engine, Run, run_task
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.format.kinds import kind_of
@@ -170,6 +171,7 @@ class WatchedEngine(Engine):
         run: Run,
         tasks: Sequence[Task[P, R]],
         function: TaskFunction[P, R],
+        bar: Bar,
         *,
         isolated: bool = False,
         extra_bytes: int = 0,

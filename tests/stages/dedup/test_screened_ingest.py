@@ -18,6 +18,7 @@ from made_up import CLOCK
 import retrodb
 from retrodb.config import IngestParams
 from retrodb.database import Database
+from retrodb.engine.progress import Bar
 from retrodb.engine.run import Engine, Run
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.errors import RetroDBError
@@ -210,11 +211,12 @@ class Counting(Engine):
         run: Run,
         tasks: Sequence[Task[P, R]],
         function: TaskFunction[P, R],
+        bar: Bar,
         *,
         isolated: bool = False,
         extra_bytes: int = 0,
     ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
-        for task, record in super().execute(run, tasks, function, isolated=isolated):
+        for task, record in super().execute(run, tasks, function, bar, isolated=isolated):
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1

@@ -17,6 +17,7 @@ import pytest
 
 from retrodb.config import IngestParams
 from retrodb.engine.local import LocalEngine
+from retrodb.engine.progress import Bar
 from retrodb.engine.run import Engine, Run
 from retrodb.engine.task import Task, TaskFunction, TaskRecord
 from retrodb.errors import InputError, UsageError
@@ -85,9 +86,16 @@ class Interrupted(Engine):
         self.left = after
 
     def execute(
-        self, run: Run, tasks: Sequence[Task], function: TaskFunction, *, isolated: bool = False, extra_bytes: int = 0
+        self,
+        run: Run,
+        tasks: Sequence[Task],
+        function: TaskFunction,
+        bar: Bar,
+        *,
+        isolated: bool = False,
+        extra_bytes: int = 0,
     ) -> Iterable[tuple[Task, TaskRecord]]:
-        for task, record in super().execute(run, tasks, function, isolated=isolated):
+        for task, record in super().execute(run, tasks, function, bar, isolated=isolated):
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1
