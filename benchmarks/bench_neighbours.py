@@ -44,7 +44,7 @@ from retrodb.bench.machine import gemm_gflops, timed
 
 Nearest = tuple[np.ndarray, np.ndarray]  # ids and distances (Q, k)
 METRIC = "inner_product"
-NEAREST_LISTS = 128  # that are known of each query
+NEAREST_LISTS = 128  # that are known of each query, by default
 
 
 def mixture(rows: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +131,8 @@ class Bench:
             part.order_N[:: max(1, len(ids) // count)][:count] if options.spread else part.order_N[:count]
         )
         self.queries = self.vectors[self.rows]
-        self.lists = self.codebook.nearest_lists(self.queries, min(NEAREST_LISTS, self.codebook.num_lists), max_threads)
+        known = min(options.nearest_lists, self.codebook.num_lists)
+        self.lists = self.codebook.nearest_lists(self.queries, known, max_threads)
         self.exclusion = Exclusion.of(len(self.rows), document=self.documents[self.rows])
         self.sample = np.sort(random.choice(len(self.rows), min(options.truth, len(self.rows)), replace=False))
         self.truth, self.exact_s = timed(lambda: self.exact(self.sample))
@@ -291,6 +292,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--lists", type=int, default=512)
     parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--nearest-lists", type=int, default=NEAREST_LISTS, help="largest number of probed lists")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
