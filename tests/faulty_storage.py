@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from retrodb.store.storage import TEMPORARY, Storage, temporary_name, translate_os_error
+from retrodb.store.storage import TEMPORARY, FileStat, Storage, temporary_name, translate_os_error
 
 READ_FAULTS = ("crash", "eio")
 WRITE_FAULTS = ("crash", "eio", "enospc", "short", "done")
@@ -50,7 +50,7 @@ class FaultyStorage:
         with self._operation("local", path):
             return self._inner.local(path)
 
-    def stat(self, path: str) -> os.stat_result:
+    def stat(self, path: str) -> FileStat:
         with self._operation("stat", path):
             return self._inner.stat(path)
 
@@ -77,6 +77,9 @@ class FaultyStorage:
     def remove_empty_folders(self, prefix: str) -> None:
         with self._operation("remove_empty_folders", prefix, b""):
             self._inner.remove_empty_folders(prefix)
+
+    def working_folder(self) -> AbstractContextManager[Path]:
+        return self._inner.working_folder()
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:

@@ -149,7 +149,7 @@ def unused_blocks(storage: Storage) -> list[str]:
     for path in _all_files(storage):
         if path not in named and not path.startswith("blocks/"):
             with suppress(MissingFileError):  # another command deleted it
-                others[num_blocks(storage.stat(path).st_size) * DIGEST_BYTES].append(path)
+                others[num_blocks(storage.stat(path).size_bytes) * DIGEST_BYTES].append(path)
     return [path for path in unnamed if not _describes_one_of(storage, path, others)]
 
 

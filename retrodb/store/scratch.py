@@ -6,7 +6,7 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from retrodb.store.storage import LocalStorage
+from retrodb.store.storage import FileStat, LocalStorage
 
 SCHEME = "scratch://"
 _BASE_FILE = ".database"  # in the temporary folder: the path of the database, for other processes
@@ -54,7 +54,7 @@ class ScratchStorage:
     def local(self, path: str) -> Path:
         return self._holder(path).local(path)
 
-    def stat(self, path: str) -> os.stat_result:
+    def stat(self, path: str) -> FileStat:
         return self._holder(path).stat(path)
 
     def write(self, path: str, data: bytes) -> None:
@@ -62,6 +62,9 @@ class ScratchStorage:
 
     def stage(self, path: str) -> AbstractContextManager[Path]:
         return self._written.stage(path)
+
+    def working_folder(self) -> AbstractContextManager[Path]:
+        return self._written.working_folder()
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         return not self._base.exists(path) and self._written.put_if_absent(path, data)

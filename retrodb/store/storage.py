@@ -14,8 +14,10 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol, TypeVar
 
 from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError
@@ -56,8 +58,23 @@ def _is_running(process: int) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class FileStat:
+    """What storage knows of a file without opening it."""
+
+    size_bytes: int
+    modified_ns: int  # since 1970, by the clock of the storage: when its bytes were last written, or a little later
+    changed_ns: int  # when anything of the file last changed; no program can set it
+    stamp: str  # changes whenever the file does
+
+    @property
+    def modified_s(self) -> float:
+        """Seconds since 1970."""
+        return self.modified_ns / 1e9
+
+
 class Storage(Protocol):
-    """The operations a database needs; a local directory now, an object store behind the same seam."""
+    """The operations a database needs: of a local directory, or of an object store."""
 
     def __hash__(self) -> int:
         """Equal storages are of the same place: what was read from one holds for the other."""
@@ -76,8 +93,8 @@ class Storage(Protocol):
         """A local copy to read or memory-map; the file itself where storage is local. Raises MissingFileError."""
         ...
 
-    def stat(self, path: str) -> os.stat_result:
-        """Size, times and identity of a file, which is not opened. Raises MissingFileError."""
+    def stat(self, path: str) -> FileStat:
+        """Size, time and stamp of a file, which is not opened. Raises MissingFileError."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
@@ -86,6 +103,10 @@ class Storage(Protocol):
 
     def stage(self, path: str) -> AbstractContextManager[Path]:
         """A local path to write to; published atomically as `path` when the block ends without an error."""
+        ...
+
+    def working_folder(self) -> AbstractContextManager[Path]:
+        """An empty local folder whose files can be moved to staged paths; it is removed when the block ends."""
         ...
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
@@ -132,15 +153,15 @@ class LocalStorage:
     def local(self, path: str) -> Path:
         absolute = self._absolute(path)
         if not absolute.is_file():
-            raise _missing(path)
+            raise missing_file(path)
         return absolute
 
-    def stat(self, path: str) -> os.stat_result:
+    def stat(self, path: str) -> FileStat:
         with self._errors(path), suppress(FileNotFoundError, NotADirectoryError):
             found = self._absolute(path).stat()
             if stat.S_ISREG(found.st_mode):
-                return found
-        raise _missing(path)
+                return FileStat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, _stamp(found))
+        raise missing_file(path)
 
     def write(self, path: str, data: bytes) -> None:
         with self.stage(path) as temporary, self._errors(path):
@@ -154,6 +175,13 @@ class LocalStorage:
             _sync_file(temporary)
             _move(os.replace, temporary, target)
             _sync_directory(target.parent)
+
+    @contextmanager
+    def working_folder(self) -> Iterator[Path]:
+        temporary = self.root / TEMPORARY
+        temporary.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=temporary, prefix=temporary_name("")) as folder:
+            yield Path(folder)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         with self._temporary(path) as temporary:
@@ -227,7 +255,7 @@ class LocalStorage:
         try:
             yield
         except FileNotFoundError as error:
-            raise _missing(path) from error
+            raise missing_file(path) from error
         except OSError as error:
             raise translate_os_error(error, str(self.root / path)) from error
         except RuntimeError as error:  # FAISS reports a failed write as one
@@ -254,12 +282,18 @@ def translate_os_error(error: OSError, where: str) -> RetroDBError:
     return RetroDBError(reason, where=where, remedy="Run the same command again: finished work is kept.")
 
 
-def _missing(path: str) -> MissingFileError:
+def missing_file(path: str) -> MissingFileError:
+    """The error for a file that is not there."""
     return MissingFileError(
         "file is missing",
         where=path,
         remedy="Run 'retrodb check' to see what else is missing, or restore it from a backup.",
     )
+
+
+def _stamp(found: os.stat_result) -> str:
+    """Device, inode, size, and the times of the last change of the bytes and of the inode."""
+    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
 
 
 def _move(move: Callable[[Path, Path], T], temporary: Path, target: Path) -> T:

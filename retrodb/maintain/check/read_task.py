@@ -152,7 +152,7 @@ def damage_of(path: str, read: Callable[[], object]) -> Damage | None:
 
 def compare_size(storage: Storage, record: FileRecord) -> None:
     """Raises DamagedFileError when the size of a file is not that of its record, MissingFileError when it is missing."""
-    size_bytes = storage.stat(record.path).st_size
+    size_bytes = storage.stat(record.path).size_bytes
     if size_bytes != record.digest.size_bytes:
         raise damage(record, f"{size_bytes} bytes instead of {record.digest.size_bytes}")
 

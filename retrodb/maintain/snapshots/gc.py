@@ -110,7 +110,7 @@ def execute_gc(context: Context, plan: GcPlan) -> GcResult:
 def _open_run(storage: Storage, run: str, now: datetime, abandon_runs: timedelta | None) -> OpenRun:
     paths = storage.list(f"runs/{run}")
     plan = read_plan(storage, run)
-    times = [storage.local(path).stat().st_mtime for path in paths]
+    times = [storage.stat(path).modified_s for path in paths]
     last_write = datetime.fromtimestamp(max(times, default=0.0), UTC)
     return OpenRun(
         run=run,
@@ -128,7 +128,7 @@ def _size_bytes(storage: Storage, paths: Iterable[str]) -> int:
     total = 0
     for path in paths:
         try:
-            total += storage.local(path).stat().st_size
-        except (MissingFileError, FileNotFoundError):
+            total += storage.stat(path).size_bytes
+        except MissingFileError:
             continue
     return total
