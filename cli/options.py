@@ -37,6 +37,8 @@ EXIT_MEANINGS = {
 }
 DATABASE_VARIABLE = "RETRODB_DB"
 """The environment variable with the database of commands that are given none."""
+STORE_URLS = ("s3://", "gs://", "az://")
+"""How the URL of a database in an object store begins."""
 # Exit codes of every command. A command lists only its additional ones.
 _COMMON_EXITS = (errors.EXIT_OK, errors.EXIT_ERROR, errors.EXIT_USAGE, errors.EXIT_INTERRUPTED)
 
@@ -104,6 +106,8 @@ class Command(click.Command):
     @staticmethod
     def _is_database(path: str, others: Sequence[click.Parameter]) -> bool:
         """Whether the first argument must be DB: it is one, or it is no input although inputs follow."""
+        if path.startswith(STORE_URLS):
+            return True
         if os.path.isfile(os.path.join(path, "retrodb.toml")):
             return True
         takes_inputs = any(param.name in ("inputs", "files", "more") for param in others)

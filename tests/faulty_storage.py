@@ -42,6 +42,9 @@ class FaultyStorage:
     def url(self) -> str:
         return self._inner.url
 
+    def probe(self) -> None:
+        self._inner.probe()
+
     def read(self, path: str) -> bytes:
         with self._operation("read", path):
             return self._inner.read(path)

@@ -1,4 +1,4 @@
-"""A storage for dry runs on a read-only file system: reads the database, and keeps what is written in a temporary folder."""
+"""A storage that reads a database and keeps what is written in a temporary folder: for checks, measurements, and dry runs."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from retrodb.store.storage import FileStat, LocalStorage
+from retrodb.store.storage import FileStat, LocalStorage, Storage
 
 SCHEME = "scratch://"
-_BASE_FILE = ".database"  # in the temporary folder: the path of the database, for other processes
+BASE_FILE = ".database"  # in the temporary folder: the URL of the database, for other processes
 
 
 class ScratchStorage:
     """Files of the temporary folder come before those of the database, where nothing is written or deleted."""
 
-    def __init__(self, folder: Path, base: LocalStorage) -> None:
+    def __init__(self, folder: Path, base: Storage) -> None:
         self._folder, self._written, self._base = folder, LocalStorage(folder), base
 
     @staticmethod
-    def create(folder: Path, base: LocalStorage) -> ScratchStorage:
+    def create(folder: Path, base: Storage) -> ScratchStorage:
         """The storage with a new temporary folder, which other processes can open by its URL."""
-        (folder / _BASE_FILE).write_text(str(base.root), encoding="utf-8")
+        (folder / BASE_FILE).write_text(base.url, encoding="utf-8")
         return ScratchStorage(folder, base)
-
-    @staticmethod
-    def open(url: str) -> ScratchStorage:
-        """The storage of a URL, in another process."""
-        folder = Path(url.removeprefix(SCHEME))
-        return ScratchStorage(folder, LocalStorage((folder / _BASE_FILE).read_text(encoding="utf-8")))
 
     def __hash__(self) -> int:
         return hash((self._folder, self._base))
@@ -45,7 +39,10 @@ class ScratchStorage:
         """The URL of the database that it reads."""
         return self._base.url
 
-    def _holder(self, path: str) -> LocalStorage:
+    def probe(self) -> None:
+        """Nothing is written to the database."""
+
+    def _holder(self, path: str) -> Storage:
         return self._written if self._written.exists(path) else self._base
 
     def read(self, path: str) -> bytes:
@@ -73,7 +70,7 @@ class ScratchStorage:
         return self._holder(path).exists(path)
 
     def list(self, prefix: str) -> list[str]:
-        written = (path for path in self._written.list(prefix) if path != _BASE_FILE)
+        written = (path for path in self._written.list(prefix) if path != BASE_FILE)
         return sorted({*self._base.list(prefix), *written})
 
     def delete(self, path: str) -> None:

@@ -85,6 +85,10 @@ class Storage(Protocol):
         """What `open_storage` opens again in another process."""
         ...
 
+    def probe(self) -> None:
+        """Try, for a new database, what only the store can promise. Raises RetroDBError where it does not keep it."""
+        ...
+
     def read(self, path: str) -> bytes:
         """A file's bytes. Raises MissingFileError."""
         ...
@@ -145,6 +149,9 @@ class LocalStorage:
     @property
     def url(self) -> str:
         return str(self.root)
+
+    def probe(self) -> None:
+        """The file system is asked by each `put_if_absent`."""
 
     def read(self, path: str) -> bytes:
         with self._errors(path):
@@ -218,11 +225,7 @@ class LocalStorage:
 
     def _absolute(self, path: str) -> Path:
         if not self._is_inside(path):
-            raise DamagedFileError(
-                "the path leads outside of the database",
-                where=repr(path),
-                remedy="Use this database only if you know its origin; look for symbolic links in it.",
-            )
+            raise outside_database(path)
         return self.root / path
 
     def _is_inside(self, path: str) -> bool:
@@ -249,19 +252,23 @@ class LocalStorage:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    @contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
-        """Operating system errors, and what libraries make of them, as errors that say what to do."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise missing_file(path) from error
-        except OSError as error:
-            raise translate_os_error(error, str(self.root / path)) from error
-        except RuntimeError as error:  # FAISS reports a failed write as one
-            if not is_disk_full(error):
-                raise
-            raise no_space(str(self.root / path)) from error
+    def _errors(self, path: str) -> AbstractContextManager[None]:
+        return translated_errors(path, str(self.root / path))
+
+
+@contextmanager
+def translated_errors(path: str, where: str) -> Iterator[None]:
+    """Operating system errors, and what libraries make of them, as errors that say what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise missing_file(path) from error
+    except OSError as error:
+        raise translate_os_error(error, where) from error
+    except RuntimeError as error:  # FAISS reports a failed write as one
+        if not is_disk_full(error):
+            raise
+        raise no_space(where) from error
 
 
 def translate_os_error(error: OSError, where: str) -> RetroDBError:
@@ -288,6 +295,15 @@ def missing_file(path: str) -> MissingFileError:
         "file is missing",
         where=path,
         remedy="Run 'retrodb check' to see what else is missing, or restore it from a backup.",
+    )
+
+
+def outside_database(path: str) -> DamagedFileError:
+    """The error for a path that leads out of the database."""
+    return DamagedFileError(
+        "the path leads outside of the database",
+        where=repr(path),
+        remedy="Use this database only if you know its origin; look for symbolic links in it.",
     )
 
 

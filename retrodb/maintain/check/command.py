@@ -53,7 +53,7 @@ from retrodb.store.manifest import load_manifest, load_segment
 from retrodb.store.row_files import digest_of, find_bitmap
 from retrodb.store.scratch import ScratchStorage
 from retrodb.store.snapshots import read_snapshot, recorded_head, snapshot_numbers
-from retrodb.store.storage import LocalStorage, Storage
+from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
 
@@ -272,9 +272,7 @@ def _in_tasks(
 def _executed(
     context: Context, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], unit: str = "B"
 ) -> list[tuple[Task[P, R], TaskRecord[R]]]:
-    """Run tasks, by the engine where the storage is a folder; each with its record. A check leaves no record in the database."""
-    if not isinstance(context.storage, LocalStorage):
-        return [(task, function(context.storage, task, "")) for task in tasks]
+    """Run tasks, each with its record. A check leaves no record in the database."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(ScratchStorage.create(Path(folder), context.storage), identity("check"), "check", "")
         records = context.engine.run(run, tasks, function, context.progress, unit=unit)
