@@ -57,6 +57,10 @@ class FaultyStorage:
         with self._operation("stat", path):
             return self._inner.stat(path)
 
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        with self._operation("stats", prefix):
+            return self._inner.stats(prefix)
+
     def exists(self, path: str) -> bool:
         with self._operation("exists", path):
             return self._inner.exists(path)

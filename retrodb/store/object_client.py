@@ -23,7 +23,7 @@ from retrodb.store.object_errors import ShortBodyError, is_missing_bucket, is_pa
 from retrodb.store.storage import missing_file
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult
+    from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class ObjectInfo:
     size_bytes: int
     modified_ns: int  # since 1970, by the clock of the store: the end of the second in which it was written
     etag: str  # changes whenever the object does
-    mark: str | None  # of the put that wrote it
+    mark: str | None  # of the put that wrote it; lists do not say it
 
 
 @dataclass(frozen=True)
@@ -148,18 +148,19 @@ class ObjectClient:
             time.sleep(pause)
         raise AssertionError("the last pause is None")
 
-    def list(self, prefix: str) -> list[str]:
-        """The paths of all objects below a folder, sorted."""
+    def infos(self, prefix: str) -> dict[str, ObjectInfo]:
+        """What a list says of all objects below a folder, sorted by path."""
         import obstore
 
-        def names() -> list[str]:
+        def listed() -> dict[str, ObjectInfo]:
             pages = obstore.list(self._store, prefix or None, chunk_size=1000)
-            return sorted(item["path"] for page in pages for item in page if item["path"])
+            found = {item["path"]: _info(item, None) for page in pages for item in page}
+            return {path: found[path] for path in sorted(found) if path}  # the place itself may be an object
 
         try:
-            return self._tried(prefix, names)
+            return self._tried(prefix, listed)
         except FileNotFoundError:
-            return []
+            return {}
 
     def delete(self, path: str) -> None:
         """Delete an object, if it is there."""
@@ -275,9 +276,12 @@ def _opened(url: str, environment: frozenset[tuple[str, str]]) -> ObjectStore:
 
 
 def _info_of(result: GetResult) -> ObjectInfo:
-    meta = result.meta
+    return _info(result.meta, result.attributes.get(_MARK))
+
+
+def _info(meta: ObjectMeta, mark: str | None) -> ObjectInfo:
     modified_ns = int(meta["last_modified"].timestamp() + 1) * 1_000_000_000
-    return ObjectInfo(meta["size"], modified_ns, meta["e_tag"] or "", result.attributes.get(_MARK))
+    return ObjectInfo(meta["size"], modified_ns, meta["e_tag"] or "", mark)
 
 
 def _fetched(result: GetResult, span: tuple[int, int] | None) -> Fetched:

@@ -65,7 +65,7 @@ def _compare(client: ObjectClient, path: str, winner: int) -> None:
 
 
 def _compare_list(client: ObjectClient, paths: set[str], *, are_there: bool) -> None:
-    if (paths & set(client.list(TEMPORARY))) != (paths if are_there else set()):
+    if (paths & set(client.infos(TEMPORARY))) != (paths if are_there else set()):
         what = "its lists do not show what was just " + ("written" if are_there else "deleted")
         raise RetroDBError(f"this object store cannot have a database: {what}", where=client.url, remedy=_REMEDY)
 

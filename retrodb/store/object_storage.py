@@ -14,7 +14,7 @@ from pathlib import Path
 
 from retrodb.errors import RetroDBError
 from retrodb.store.object_cache import object_cache
-from retrodb.store.object_client import CONCURRENT_PIECES, PIECE_BYTES, Fetched, ObjectClient
+from retrodb.store.object_client import CONCURRENT_PIECES, PIECE_BYTES, Fetched, ObjectClient, ObjectInfo
 from retrodb.store.object_probe import probe_store
 from retrodb.store.storage import FileStat, missing_file, outside_database, translated_errors
 
@@ -69,8 +69,10 @@ class ObjectStorage:
             raise missing_file(path)
         if self._copies.get(path, (info.etag,))[0] != info.etag:
             del self._copies[path]
-        stamp = f"{info.etag}:{info.size_bytes}:{info.modified_ns}"
-        return FileStat(info.size_bytes, info.modified_ns, info.modified_ns, stamp)
+        return _stat_of(info)
+
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        return {path: _stat_of(info) for path, info in self._client.infos(_checked(prefix)).items()}
 
     def write(self, path: str, data: bytes) -> None:
         self._copies.pop(_checked(path), None)
@@ -95,7 +97,7 @@ class ObjectStorage:
         return self._client.info(_checked(path)) is not None
 
     def list(self, prefix: str) -> list[str]:
-        return self._client.list(_checked(prefix))
+        return list(self._client.infos(_checked(prefix)))
 
     def delete(self, path: str) -> None:
         self._client.delete(_checked(path))
@@ -138,6 +140,11 @@ class ObjectStorage:
                 return True
             with ThreadPoolExecutor(min(CONCURRENT_PIECES, len(starts))) as pool:
                 return all(pool.map(transfer, starts))
+
+
+def _stat_of(info: ObjectInfo) -> FileStat:
+    """The etag says whether the bytes have changed. A list may round the time in another way than an answer about one object."""
+    return FileStat(info.size_bytes, info.modified_ns, info.modified_ns, f"{info.etag}:{info.size_bytes}")
 
 
 def _checked(path: str) -> str:

@@ -54,6 +54,10 @@ class ScratchStorage:
     def stat(self, path: str) -> FileStat:
         return self._holder(path).stat(path)
 
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        written = {path: stat for path, stat in self._written.stats(prefix).items() if path != BASE_FILE}
+        return dict(sorted({**self._base.stats(prefix), **written}.items()))
+
     def write(self, path: str, data: bytes) -> None:
         self._written.write(path, data)
 

@@ -101,6 +101,10 @@ class Storage(Protocol):
         """Size, time and stamp of a file, which is not opened. Raises MissingFileError."""
         ...
 
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        """What `stat` says of every file below a folder, sorted by path. Files that are deleted meanwhile may be missing."""
+        ...
+
     def write(self, path: str, data: bytes) -> None:
         """Publish bytes atomically: afterwards the file is whole and durable, or it was never there."""
         ...
@@ -169,6 +173,13 @@ class LocalStorage:
             if stat.S_ISREG(found.st_mode):
                 return FileStat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, _stamp(found))
         raise missing_file(path)
+
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        stats = {}
+        for path in self.list(prefix):
+            with suppress(MissingFileError):
+                stats[path] = self.stat(path)
+        return stats
 
     def write(self, path: str, data: bytes) -> None:
         with self.stage(path) as temporary, self._errors(path):

@@ -34,7 +34,7 @@ import numpy as np
 from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Run
 from retrodb.engine.task import Task, TaskRecord, parse_record
-from retrodb.errors import MissingFileError, RetroDBError
+from retrodb.errors import RetroDBError
 from retrodb.format.arrays import AnyArray, BoolArray, UInt64Array, map_array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
@@ -155,14 +155,8 @@ def _blocks_without_file(storage: Storage) -> Iterator[RemainingTrace]:
 
 def _stats(storage: Storage, skip: str) -> dict[str, FileStat]:
     """The files to search."""
-    stats = {}
-    for path in (path.removeprefix("./") for path in storage.list("")):
-        if not path.startswith((*_SKIPPED, skip)):
-            try:
-                stats[path] = storage.stat(path)
-            except MissingFileError:  # another command deleted it
-                continue
-    return stats
+    stats = {path.removeprefix("./"): stat for path, stat in storage.stats("").items()}
+    return {path: stat for path, stat in stats.items() if not path.startswith((*_SKIPPED, skip))}
 
 
 def _tasks(
