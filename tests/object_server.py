@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ACCESS_KEY, SECRET_KEY = "AKIAMADEUPKEY0000001", "made/up+secret+key/that+must+never+be+written"
@@ -41,12 +41,20 @@ class StoreRequest:
 
     method: str
     path: str  # with the bucket and the query
+    is_creation: bool  # a put on the condition that there is no such object
     fault: str = ""
 
     @property
     def is_object(self) -> bool:
         """Whether it is about one object, not about the list of a bucket."""
         return "/" in self.path.partition("?")[0].strip("/")
+
+
+def faults_of(request: StoreRequest) -> tuple[str, ...]:
+    """The faults that can happen to a request."""
+    if request.method in ("GET", "HEAD"):
+        return READ_FAULTS
+    return tuple(fault for fault in WRITE_FAULTS if request.is_creation or not fault.startswith("412"))
 
 
 Chooser = Callable[[StoreRequest], str]
@@ -75,7 +83,7 @@ class RandomFaults:
         with self._lock:
             if self.counts.total() >= self.most or self._random.random() >= self.rate:
                 return ""
-            fault = self._random.choice(WRITE_FAULTS if request.method in ("PUT", "POST", "DELETE") else READ_FAULTS)
+            fault = self._random.choice(faults_of(request))
             self.counts[fault] += 1
             return fault
 
@@ -139,8 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        request = StoreRequest(self.command, self.path)
-        request = StoreRequest(self.command, self.path, self.proxy.choose(request))
+        is_creation = self.command == "PUT" and "if-none-match" in self.headers
+        request = StoreRequest(self.command, self.path, is_creation)
+        request = replace(request, fault=self.proxy.choose(request))
         self.proxy.requests.append(request)
         try:
             self._answer(request, body)
@@ -158,23 +167,22 @@ class _Handler(BaseHTTPRequestHandler):
             case "reset":
                 self._reset()
             case "412 after success":
-                self._forward(body)
+                self._forward(request, body)
                 self._send_error(412, "PreconditionFailed")
             case "500 after success":
-                self._forward(body)
+                self._forward(request, body)
                 self._send_error(500, "InternalError")
             case "reset after success":
-                self._forward(body)
+                self._forward(request, body)
                 self._reset()
             case fault:
-                self._send(*self._forward(body), fault)
+                self._send(*self._forward(request, body), fault)
 
-    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _forward(self, request: StoreRequest, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-        is_creation = self.command == "PUT" and "if-none-match" in self.headers
-        if is_creation and self.proxy.ignores_conditions:
+        if self.proxy.ignores_conditions:
             headers = {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
-        with self.proxy.creating if is_creation and not self.proxy.ignores_conditions else nullcontext():
+        with self.proxy.creating if request.is_creation and not self.proxy.ignores_conditions else nullcontext():
             self._target.request(self.command, self.path, body, headers)
             answer = self._target.getresponse()
             data = answer.read()

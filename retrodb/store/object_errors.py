@@ -42,10 +42,10 @@ def is_passing(error: Exception) -> bool:
 
     if isinstance(error, ShortBodyError) or _code_of(error) in _PASSING_CODE:
         return True
-    if not isinstance(error, GenericError):
-        return False
     status = status_of(error)
-    return status is None or status >= 500 or status in _PASSING_STATUS
+    if status in _PASSING_STATUS:
+        return True
+    return isinstance(error, GenericError) and (status is None or status >= 500)
 
 
 def store_error(error: Exception, where: str) -> RetroDBError:
