@@ -42,6 +42,7 @@ class StoreRequest:
     method: str
     path: str  # with the bucket and the query
     is_creation: bool  # a put on the condition that there is no such object
+    signer: str  # the access key
     fault: str = ""
 
     @property
@@ -109,21 +110,31 @@ class ObjectServer:
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
-    def url(self) -> str:
-        """The endpoint."""
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+    def environment(self) -> dict[str, str]:
+        """What a client needs."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._http.server_address[1]}",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_SESSION_TOKEN": SESSION_TOKEN,
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
     def new_bucket(self) -> str:
-        """A bucket that is empty, with all settings as they were at first."""
-        self.choose, self.ignores_conditions, self.hides_in_lists = no_fault, False, None
+        """The name of a bucket that is empty."""
         self._buckets += 1
         name = f"bucket-{self._buckets}"
         connection = http.client.HTTPConnection(*self.target)
         connection.request("PUT", f"/{name}", headers={"Content-Length": "0"})
         connection.getresponse().read()
         connection.close()
-        self.requests.clear()
         return name
+
+    def begin(self) -> None:
+        """Set everything as it was at first."""
+        self.choose, self.ignores_conditions, self.hides_in_lists = no_fault, False, None
+        self.requests.clear()
 
     def close(self) -> None:
         """Stop answering."""
@@ -148,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         is_creation = self.command == "PUT" and "if-none-match" in self.headers
-        request = StoreRequest(self.command, self.path, is_creation)
+        authorization = self.headers.get("Authorization", "")
+        signer = authorization.partition("Credential=")[2].partition("/")[0]
+        request = StoreRequest(self.command, self.path, is_creation, signer)
         request = replace(request, fault=self.proxy.choose(request))
         self.proxy.requests.append(request)
         try:
@@ -162,6 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
         match request.fault:
             case "409":
                 self._send_error(409, "ConditionalRequestConflict")
+            case "403":  # real stores repeat what was signed
+                self._send_error(403, "SignatureDoesNotMatch", str(self.headers))
             case "503":
                 self._send_error(503, "SlowDown")
             case "reset":
@@ -215,8 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.command != "HEAD":
             self.wfile.write(data)
 
-    def _send_error(self, status: int, code: str) -> None:
-        data = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+    def _send_error(self, status: int, code: str, message: str = "injected") -> None:
+        data = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         self._send(status, [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else data)
 
     def _reset(self) -> None:

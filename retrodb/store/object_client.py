@@ -32,8 +32,14 @@ SCHEMES = ("s3", "gs", "az")
 PIECE_BYTES = 8 << 20  # of a large object, read or written by one request
 CONCURRENT_PIECES = 4  # so a transfer needs 32 MiB of memory
 _MAX_PARTS = 9_000  # S3 allows 10,000
-_PAUSES_S = (0.1, 0.5, 2.0, 8.0)  # before the same request is made again; obstore has pauses of its own below these
+PAUSES_S = (0.1, 0.5, 2.0, 8.0)  # before the same request is made again
+STORE_RETRIES = 6  # of obstore, in each of these attempts
 _MARK = "retrodbwriter"  # Azure allows letters, digits and underscores
+_VARIABLES = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
 _ENVIRONMENT = ("AWS_", "AZURE_", "GOOGLE_", "GCS_")
 
 
@@ -130,7 +136,7 @@ class ObjectClient:
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         mark = uuid.uuid4().hex
-        for pause in (*_PAUSES_S, None):
+        for pause in (*PAUSES_S, None):
             try:
                 return self._put(path, source, mark, create=create)
             except (BaseError, FileNotFoundError) as error:
@@ -184,7 +190,7 @@ class ObjectClient:
         """
         from obstore.exceptions import BaseError, NotModifiedError, PreconditionError
 
-        for pause in (*_PAUSES_S, None):
+        for pause in (*PAUSES_S, None):
             try:
                 return request()
             except (NotModifiedError, PreconditionError):
@@ -258,6 +264,7 @@ def check_url(url: str) -> None:
 def _opened(url: str, environment: frozenset[tuple[str, str]]) -> ObjectStore:
     """The store of a URL, with its connections, once per process and environment."""
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError as error:
         raise MissingDependency(
@@ -268,11 +275,15 @@ def _opened(url: str, environment: frozenset[tuple[str, str]]) -> ObjectStore:
     endpoint = variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or options.get("endpoint", "")
     client: ClientConfig = {"connect_timeout": "5s", "timeout": "120s", "allow_http": endpoint.startswith("http://")}
     retry: RetryConfig = {
-        "max_retries": 6,
+        "max_retries": STORE_RETRIES,
         "retry_timeout": timedelta(minutes=2),
         "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=8)},
     }
-    return from_url(url, client_options=client, retry_config=retry, **options)
+    try:
+        return from_url(url, client_options=client, retry_config=retry, **options)
+    except (BaseError, ValueError):
+        remedy = f"Set the variables of its account or region: {', '.join(_VARIABLES[url.partition('://')[0]])}."
+        raise UsageError("the environment does not describe this object store", where=url, remedy=remedy) from None
 
 
 def _info_of(result: GetResult) -> ObjectInfo:

@@ -16,6 +16,7 @@ _PASSING_STATUS = {408, 409, 425, 429}
 _PASSING_CODE = {"RequestTimeout", "SlowDown", "NoSuchUpload"}  # the last one also of an upload that has just ended
 _RETRY = "Check the network and the endpoint, then run the same command again: finished work is kept."
 _CREDENTIALS = "Check the credentials (environment, profile or instance) and the policy of the bucket."
+_CREDENTIAL_SERVICES = ("//169.254.", "//metadata.google.internal", "//metadata/computeMetadata")  # of instances
 _REMEDIES = {
     301: "Set AWS_REGION to the region of the bucket.",
     400: "Check the name of the bucket, its region (AWS_REGION) and the endpoint.",
@@ -45,19 +46,21 @@ def is_passing(error: Exception) -> bool:
     status = status_of(error)
     if status in _PASSING_STATUS:
         return True
+    if _is_of_credentials(error):
+        return False  # obstore has asked several times
     return isinstance(error, GenericError) and (status is None or status >= 500)
 
 
 def store_error(error: Exception, where: str) -> RetroDBError:
     """The error for a request that failed, and is not tried again."""
     status, code = status_of(error), _code_of(error)
+    if _is_of_credentials(error):
+        return RetroDBError("no credentials for the object store were found", where=where, remedy=_CREDENTIALS)
     if code == "NoSuchBucket":
         return RetroDBError("there is no such bucket", where=where, remedy=_REMEDIES[404])
     if status is not None:
         what = f"the object store answered {status}" + (f" ({code})" if code else "")
         return RetroDBError(what, where=where, remedy=_REMEDIES.get(status, _RETRY))
-    if _is_of_credentials(error):
-        return RetroDBError("no credentials for the object store were found", where=where, remedy=_CREDENTIALS)
     return RetroDBError(_reason(error), where=where, remedy=_RETRY)
 
 
@@ -66,25 +69,21 @@ def is_missing_bucket(error: Exception) -> bool:
     return _code_of(error) == "NoSuchBucket"
 
 
+def _is_of_credentials(error: Exception) -> bool:
+    return any(service in str(error) for service in _CREDENTIAL_SERVICES)
+
+
 def _code_of(error: Exception) -> str:
     match = _CODE.search(str(error))
     return match[1] if match else ""
 
 
-def _is_of_credentials(error: Exception) -> bool:
-    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
-
-    text = str(error)
-    is_metadata_service = "169.254.169.254" in text or "metadata.google.internal" in text
-    return is_metadata_service or isinstance(error, PermissionDeniedError | UnauthenticatedError)
-
-
 def _reason(error: Exception) -> str:
-    text = str(error).lower()
-    if "timed out" in text or "timeout" in text:
+    text = str(error).lower().partition("debug source")[0]
+    if "timed out" in text:
         return "the object store did not answer in time"
-    if isinstance(error, ShortBodyError) or "end of file" in text or "decoding response body" in text:
+    if isinstance(error, ShortBodyError) or "body error" in text:
         return "the object store sent too few bytes"
-    if "dns" in text or "connect" in text or "sending request" in text:
+    if "sending request" in text:
         return "no connection to the object store"
     return "the request to the object store failed"
