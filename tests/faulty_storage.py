@@ -88,6 +88,13 @@ class FaultyStorage:
     def working_folder(self) -> AbstractContextManager[Path]:
         return self._inner.working_folder()
 
+    @property
+    def keeps_versions(self) -> bool:
+        return self._inner.keeps_versions
+
+    def forget_copies(self) -> None:
+        self._inner.forget_copies()
+
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:
         with self._inner.stage(path) as local:

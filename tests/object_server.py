@@ -131,6 +131,14 @@ class ObjectServer:
         connection.close()
         return name
 
+    def keep_versions(self, bucket: str) -> None:
+        """Let a bucket keep old versions of its objects."""
+        body = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+        connection = http.client.HTTPConnection(*self.target)
+        connection.request("PUT", f"/{bucket}?versioning", body)
+        connection.getresponse().read()
+        connection.close()
+
     def begin(self) -> None:
         """Set everything as it was at first."""
         self.choose, self.ignores_conditions, self.hides_in_lists = no_fault, False, None

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +39,21 @@ class Copy:
 
 
 class ObjectCache:
-    """The copies of objects of all databases. Each is alone in a folder, under the name that the object has."""
+    """The copies of the objects of one database. Each is alone in a folder, under the name that the object has."""
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder, self._limit_bytes = folder, limit_bytes
+    def __init__(self, root: Path, limit_bytes: int, url: str) -> None:
+        """
+        Args:
+            root: the folder of the copies of all databases, which the limit is for.
+            url: of the database.
+        """
+        self._root, self._limit_bytes = root, limit_bytes
+        self._folder = root / hashlib.sha256(url.encode()).hexdigest()[:32]
         self._unseen_bytes: float = float("inf")  # added by this process since it last looked at all copies
 
-    def find(self, url: str) -> Copy | None:
+    def find(self, path: str) -> Copy | None:
         """The newest copy of an object."""
-        copies = [Copy(folder / _name_of(url), _etag_of(folder)) for folder in self._folders_of(url)]
+        copies = [Copy(folder / _name_of(path), _etag_of(folder)) for folder in self._folders_of(path)]
         for copy in sorted(copies, key=lambda copy: _used_s(copy.path), reverse=True):
             with suppress(FileNotFoundError):
                 _mark_used(copy.path)
@@ -55,13 +61,13 @@ class ObjectCache:
         return None
 
     @contextmanager
-    def temporary(self, url: str) -> Iterator[Path]:
+    def temporary(self, path: str) -> Iterator[Path]:
         """A path for a new file, which is removed when the block ends, unless `keep` has moved it."""
-        path = self._temporary_folder() / temporary_name(_name_of(url)[-100:])
+        temporary = self._temporary_folder() / temporary_name(_name_of(path)[-100:])
         try:
-            yield path
+            yield temporary
         finally:
-            path.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
@@ -69,36 +75,50 @@ class ObjectCache:
         with TemporaryDirectory(dir=self._temporary_folder(), prefix=temporary_name("")) as folder:
             yield Path(folder)
 
-    def keep(self, url: str, etag: str, file: Path) -> Path:
+    def keep(self, path: str, etag: str, file: Path) -> Path:
         """Make a file the copy of an object; older copies of it go."""
-        folder = self._place(url).with_suffix(f".{_text_of(etag)}")
+        folder = self._folder_of(path, etag)
         size_bytes = file.stat().st_size
         self._make_room(size_bytes)
         _mark_used(file)
         folder.mkdir(parents=True, exist_ok=True)
-        os.replace(file, folder / _name_of(url))
-        for other in self._folders_of(url):
+        os.replace(file, folder / _name_of(path))
+        for other in self._folders_of(path):
             if other != folder:
-                _remove(other / _name_of(url))
+                _remove(other / _name_of(path))
         self._unseen_bytes += size_bytes
-        return folder / _name_of(url)
+        return folder / _name_of(path)
 
-    def forget(self, url: str) -> None:
+    def forget(self, path: str) -> None:
         """Remove the copies of an object."""
-        for folder in self._folders_of(url):
-            _remove(folder / _name_of(url))
+        for folder in self._folders_of(path):
+            _remove(folder / _name_of(path))
 
-    def _place(self, url: str) -> Path:
+    def forget_others(self, etags: Mapping[str, str], listed_s: float) -> None:
+        """Remove every copy that is of none of these objects, which are given by path with their etags.
+
+        Args:
+            listed_s: when they were listed, in seconds since 1970. Later copies are of objects that the list may not have.
+        """
+        current = {self._folder_of(path, etag) for path, etag in etags.items()}
+        for copy in self._copies(self._folder):
+            if copy.parent not in current and _made_s(copy) < listed_s:
+                _remove(copy)
+
+    def _place(self, path: str) -> Path:
         """The folder of the copies of an object, without the end that names the etag."""
-        digest = hashlib.sha256(url.encode()).hexdigest()[:40]
+        digest = hashlib.sha256(path.encode()).hexdigest()[:40]
         return self._folder / digest[:2] / digest
 
-    def _folders_of(self, url: str) -> list[Path]:
-        place = self._place(url)
+    def _folder_of(self, path: str, etag: str) -> Path:
+        return self._place(path).with_suffix(f".{_text_of(etag)}")
+
+    def _folders_of(self, path: str) -> list[Path]:
+        place = self._place(path)
         return [folder for folder in _entries(place.parent) if folder.stem == place.name]
 
     def _temporary_folder(self) -> Path:
-        folder = self._folder / TEMPORARY
+        folder = self._root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -107,10 +127,12 @@ class ObjectCache:
         if self._unseen_bytes + size_bytes < self._limit_bytes / _LOOKS:
             return
         self._unseen_bytes = 0
-        for path in _entries(self._folder / TEMPORARY):
+        for path in _entries(self._root / TEMPORARY):
             if is_abandoned(f"{TEMPORARY}/{path.name}"):
                 _remove_any(path)
-        copies = sorted((_used_s(path), path, _size(path)) for path in self._copies())
+        folders = (folder for folder in _entries(self._root) if folder.name != TEMPORARY)
+        paths = (path for folder in folders for path in self._copies(folder))
+        copies = sorted((_used_s(path), path, _size(path)) for path in paths)
         excess = size_bytes + sum(size for _, _, size in copies) - self._limit_bytes * (_LOOKS - 1) // _LOOKS
         for used_s, path, size in copies:
             if excess <= 0 or time.time() - used_s < _IN_USE_S:
@@ -118,20 +140,21 @@ class ObjectCache:
             _remove(path)
             excess -= size
 
-    def _copies(self) -> Iterator[Path]:
-        for digits in _entries(self._folder):
-            if digits.name != TEMPORARY:
-                for folder in _entries(digits):
-                    yield from _entries(folder)
+    @staticmethod
+    def _copies(folder: Path) -> Iterator[Path]:
+        """All copies of one database."""
+        for digits in _entries(folder):
+            for version in _entries(digits):
+                yield from _entries(version)
 
 
-def object_cache() -> ObjectCache:
-    """The cache of this user. `RETRODB_CACHE_DIR` moves it, `RETRODB_CACHE_SIZE` limits it.
+def object_cache(url: str) -> ObjectCache:
+    """The copies of a database in the cache of this user. `RETRODB_CACHE_DIR` moves it, `RETRODB_CACHE_SIZE` limits it.
 
     Raises:
         UsageError: the limit is not a size.
     """
-    return ObjectCache(cache_folder() / "objects", cache_limit())
+    return ObjectCache(cache_folder() / "objects", cache_limit(), url)
 
 
 def cache_limit() -> int:
@@ -191,6 +214,13 @@ def _used_s(path: Path) -> float:
         return path.stat().st_atime
     except FileNotFoundError:
         return 0.0
+
+
+def _made_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _size(path: Path) -> int:

@@ -74,6 +74,7 @@ class ObjectClient:
         self.url = url = url.rstrip("/")
         environment = ((name, value) for name, value in os.environ.items() if name.startswith(_ENVIRONMENT))
         self._store = _opened(url, frozenset(environment))
+        self.keeps_versions = False  # as the last put said: old versions of objects stay in the bucket
 
     def info(self, path: str) -> ObjectInfo | None:
         """What the store says of an object; None where there is none."""
@@ -236,6 +237,7 @@ class ObjectClient:
             chunk_size=max(PIECE_BYTES, -(-size // _MAX_PARTS)),
             max_concurrency=CONCURRENT_PIECES,
         )
+        self.keeps_versions = result["version"] not in (None, "null")
         return result["e_tag"] or ""
 
     def _is_own(self, path: str, info: ObjectInfo, mark: str, source: bytes | Path) -> bool:

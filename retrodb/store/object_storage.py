@@ -7,6 +7,7 @@ Objects are written whole and are never changed in part. Reading to memory asks 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +30,8 @@ class ObjectStorage:
         Raises:
             UsageError, MissingDependency: as of `ObjectClient`.
         """
-        self._client, self._cache = ObjectClient(url), object_cache()
+        self._client = ObjectClient(url)
+        self._cache = object_cache(self.url)
         self._copies: dict[str, tuple[str, Path]] = {}  # etag and copy of the objects that this storage has asked for
 
     def __eq__(self, other: object) -> bool:
@@ -77,15 +79,15 @@ class ObjectStorage:
     def write(self, path: str, data: bytes) -> None:
         self._copies.pop(_checked(path), None)
         self._client.put(path, data)
+        self._cache.forget(path)
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:
-        url = self._url_of(_checked(path))
-        with translated_errors(path, url), self._cache.temporary(url) as temporary:
+        with translated_errors(_checked(path), self._url_of(path)), self._cache.temporary(path) as temporary:
             yield temporary
             etag = self._client.put(path, temporary)
             assert etag is not None
-            self._copies[path] = etag, self._cache.keep(url, etag, temporary)
+            self._copies[path] = etag, self._cache.keep(path, etag, temporary)
 
     def working_folder(self) -> AbstractContextManager[Path]:
         return self._cache.working_folder()
@@ -102,28 +104,36 @@ class ObjectStorage:
     def delete(self, path: str) -> None:
         self._client.delete(_checked(path))
         self._copies.pop(path, None)
-        self._cache.forget(self._url_of(path))
+        self._cache.forget(path)
 
     def remove_empty_folders(self, prefix: str) -> None:
         """An object store has no folders."""
+
+    @property
+    def keeps_versions(self) -> bool:
+        return self._client.keeps_versions
+
+    def forget_copies(self) -> None:
+        listed_s = time.time()
+        etags = {path: info.etag for path, info in self._client.infos("").items()}
+        self._cache.forget_others(etags, listed_s)
 
     def _url_of(self, path: str) -> str:
         return f"{self.url}/{path}"
 
     def _copy(self, path: str) -> Path | None:
         """The copy of an object, downloaded if it is not there; None when the object was replaced meanwhile."""
-        url = self._url_of(path)
-        copy = self._cache.find(url)
+        copy = self._cache.find(path)
         first = self._client.get(path, (0, PIECE_BYTES), unless=copy.etag if copy else None)
         if first is None:
             if copy is None or not copy.path.exists():  # it went for another copy
                 return None
             self._copies[path] = copy.etag, copy.path
             return copy.path
-        with self._cache.temporary(url) as temporary:
+        with self._cache.temporary(path) as temporary:
             if not self._download(path, first, temporary):
                 return None
-            self._copies[path] = first.info.etag, self._cache.keep(url, first.info.etag, temporary)
+            self._copies[path] = first.info.etag, self._cache.keep(path, first.info.etag, temporary)
         return self._copies[path][1]
 
     def _download(self, path: str, first: Fetched, file: Path) -> bool:

@@ -83,6 +83,13 @@ class ScratchStorage:
     def remove_empty_folders(self, prefix: str) -> None:
         self._written.remove_empty_folders(prefix)
 
+    @property
+    def keeps_versions(self) -> bool:
+        return False
+
+    def forget_copies(self) -> None:
+        """Those of the database stay."""
+
 
 def is_read_only(storage: LocalStorage) -> bool:
     """Whether nothing can be written where a database is."""

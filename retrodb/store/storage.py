@@ -137,6 +137,15 @@ class Storage(Protocol):
         """Remove the folders below a folder that contain no file, where storage has folders."""
         ...
 
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether deleted and replaced files stay where only the owner of the storage can delete them."""
+        ...
+
+    def forget_copies(self) -> None:
+        """Remove copies on this machine of files that are not there any more."""
+        ...
+
 
 class LocalStorage:
     """A directory. Publishing is: temporary file, fsync, rename or link, fsync of the directory."""
@@ -233,6 +242,13 @@ class LocalStorage:
                 if not names and Path(folder) != root:
                     with suppress(OSError):  # not empty, or another process removed it
                         os.rmdir(folder)
+
+    @property
+    def keeps_versions(self) -> bool:
+        return False
+
+    def forget_copies(self) -> None:
+        """There are no copies."""
 
     def _absolute(self, path: str) -> Path:
         if not self._is_inside(path):

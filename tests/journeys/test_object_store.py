@@ -152,6 +152,24 @@ def test_a_thousand_faults_lose_nothing_and_double_nothing_in_two_processes(
     record_property(SURVIVED, faults.counts.total())
 
 
+def test_purge_leaves_no_copy_on_this_machine_and_tells_of_old_versions(
+    inputs: Inputs, store_url: str, object_server: ObjectServer, tmp_path: Path
+) -> None:
+    bucket = store_url.split("/")[2]
+    object_server.keep_versions(bucket)
+    retrodb.create(store_url, tokenizer=str(inputs.tokenizer), encoder="hashing:32")
+    db = retrodb.open(store_url)
+    db.ingest([inputs.folder / "docs.jsonl"], source="made")
+    (tmp_path / "ids.txt").write_text("d7\n")
+    printed = User(tmp_path).types(f"retrodb purge {store_url} --doc-ids ids.txt --yes")
+    assert "0 traces left" in printed.out
+    assert "The bucket keeps old versions of objects" in printed.out
+    copies = [path for path in (tmp_path / "cache" / "objects").rglob("*") if path.is_file()]
+    assert copies
+    current = set(contents(store_url).values())
+    assert [path for path in copies if path.read_bytes() not in current] == []
+
+
 def test_no_credential_is_in_a_file_a_log_or_an_output(
     inputs: Inputs,
     store_url: str,

@@ -20,13 +20,13 @@ MIB = 1 << 20
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ObjectCache:
-    return ObjectCache(tmp_path / "objects", 10 * MIB)
+    return ObjectCache(tmp_path / "objects", 10 * MIB, "s3://b/db")
 
 
-def keep(cache: ObjectCache, url: str, etag: str, data: bytes) -> Path:
-    with cache.temporary(url) as file:
+def keep(cache: ObjectCache, path: str, etag: str, data: bytes) -> Path:
+    with cache.temporary(path) as file:
         file.write_bytes(data)
-        return cache.keep(url, etag, file)
+        return cache.keep(path, etag, file)
 
 
 def unused(path: Path, seconds: float) -> None:
@@ -39,60 +39,60 @@ def size_of(folder: Path) -> int:
 
 
 def test_copy_is_found_under_its_name_with_its_etag(cache: ObjectCache) -> None:
-    path = keep(cache, "s3://b/db/a/x.parquet", '"1-2/3"', b"one")
+    path = keep(cache, "a/x.parquet", '"1-2/3"', b"one")
     assert path.name == "x.parquet"
-    found = cache.find("s3://b/db/a/x.parquet")
+    found = cache.find("a/x.parquet")
     assert found is not None
     assert (found.path, found.etag) == (path, '"1-2/3"')
-    assert cache.find("s3://b/db/b/x.parquet") is None
+    assert cache.find("b/x.parquet") is None
 
 
 def test_newer_copy_takes_the_place_of_an_older_one(cache: ObjectCache) -> None:
-    old = keep(cache, "s3://b/a", "1", b"one")
-    new = keep(cache, "s3://b/a", "2", b"two")
+    old = keep(cache, "a", "1", b"one")
+    new = keep(cache, "a", "2", b"two")
     assert not old.parent.exists()
     assert new.read_bytes() == b"two"
 
 
 def test_least_recently_used_copies_go_first_and_the_limit_holds(cache: ObjectCache, tmp_path: Path) -> None:
-    copies = [keep(cache, f"s3://b/{number}", "1", bytes(MIB)) for number in range(9)]
+    copies = [keep(cache, f"{number}", "1", bytes(MIB)) for number in range(9)]
     for age, copy in enumerate(copies):
         unused(copy, 1000 + age)  # the last one is the oldest
-    keep(cache, "s3://b/new", "1", bytes(3 * MIB))
+    keep(cache, "new", "1", bytes(3 * MIB))
     assert [copy.exists() for copy in copies] == [True] * 6 + [False] * 3
     assert size_of(tmp_path) <= 10 * MIB
 
 
 def test_use_makes_a_copy_recent_and_leaves_its_time_of_change(cache: ObjectCache) -> None:
-    copy = keep(cache, "s3://b/a", "1", b"x")
+    copy = keep(cache, "a", "1", b"x")
     changed = copy.stat().st_mtime_ns
     unused(copy, 1000)
-    cache.find("s3://b/a")
+    cache.find("a")
     assert time.time() - copy.stat().st_atime < 100
     assert copy.stat().st_mtime_ns == changed
 
 
 def test_copy_that_was_just_used_stays(cache: ObjectCache) -> None:
-    copy = keep(cache, "s3://b/a", "1", bytes(9 * MIB))
-    keep(cache, "s3://b/b", "1", bytes(9 * MIB))
+    copy = keep(cache, "a", "1", bytes(9 * MIB))
+    keep(cache, "b", "1", bytes(9 * MIB))
     assert copy.exists()
 
 
 def test_mapped_copy_can_be_removed(cache: ObjectCache) -> None:
-    copy = keep(cache, "s3://b/a", "1", b"x" * MIB)
+    copy = keep(cache, "a", "1", b"x" * MIB)
     with copy.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        cache.forget("s3://b/a")
+        cache.forget("a")
         assert not copy.exists()
         assert mapped[-1:] == b"x"
 
 
 def test_files_of_killed_processes_go(cache: ObjectCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep(cache, "s3://b/a", "1", b"x")
+    keep(cache, "a", "1", b"x")
     left = tmp_path / "objects" / "tmp" / "left"
     left.write_bytes(b"half")
     (tmp_path / "objects" / "tmp" / "folder").mkdir()
     monkeypatch.setattr(object_cache, "is_abandoned", lambda path: path in ("tmp/left", "tmp/folder"))
-    keep(cache, "s3://b/b", "1", bytes(9 * MIB))
+    keep(cache, "b", "1", bytes(9 * MIB))
     assert list((tmp_path / "objects" / "tmp").iterdir()) == []
 
 
@@ -137,3 +137,14 @@ def test_copy_that_was_removed_is_made_again(s3_storage: ObjectStorage) -> None:
     s3_storage.write("a", b"x")
     s3_storage.local("a").unlink()
     assert s3_storage.local("a").read_bytes() == b"x"
+
+
+def test_copies_of_objects_that_are_gone_can_be_removed(s3_storage: ObjectStorage) -> None:
+    for path in ("a", "b", "c"):
+        s3_storage.write(path, b"old")
+    copies = [s3_storage.local(path) for path in ("a", "b", "c")]
+    s3_storage._client.delete("a")  # by another machine, which does not know of the copies here
+    s3_storage._client.put("b", b"new")
+    time.sleep(0.01)
+    ObjectStorage(s3_storage.url).forget_copies()
+    assert [copy.exists() for copy in copies] == [False, False, True]

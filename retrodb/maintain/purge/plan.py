@@ -43,6 +43,7 @@ class PurgeResult:
     deleted_bytes: int
     stale_exports: tuple[StaleExport, ...]
     proof: Proof | None  # None in a dry run
+    keeps_versions: bool = False  # the storage keeps old versions of files, which only its owner can delete
     dry_run: bool = False
 
     @property

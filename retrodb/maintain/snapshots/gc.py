@@ -105,6 +105,7 @@ def execute_gc(context: Context, plan: GcPlan) -> GcResult:
     """Expire and delete what was planned and is still unneeded, and remove the folders of runs that became empty."""
     execute_collection(context.storage, plan.collection)
     context.storage.remove_empty_folders("runs")
+    context.storage.forget_copies()
     return replace(plan.result, dry_run=False)
 
 
