@@ -53,6 +53,10 @@ class FaultyStorage:
         with self._operation("local", path):
             return self._inner.local(path)
 
+    def fetch(self, path: str) -> Path:
+        with self._operation("local", path):
+            return self._inner.fetch(path)
+
     def stat(self, path: str) -> FileStat:
         with self._operation("stat", path):
             return self._inner.stat(path)

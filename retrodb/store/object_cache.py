@@ -54,11 +54,8 @@ class ObjectCache:
     def find(self, path: str) -> Copy | None:
         """The newest copy of an object."""
         copies = [Copy(folder / _name_of(path), _etag_of(folder)) for folder in self._folders_of(path)]
-        for copy in sorted(copies, key=lambda copy: _used_s(copy.path), reverse=True):
-            with suppress(FileNotFoundError):
-                _mark_used(copy.path)
-                return copy
-        return None
+        newest_first = sorted(copies, key=lambda copy: _made_s(copy.path), reverse=True)
+        return next((copy for copy in newest_first if self.has(copy.path)), None)
 
     @contextmanager
     def temporary(self, path: str) -> Iterator[Path]:
@@ -88,6 +85,14 @@ class ObjectCache:
                 _remove(other / _name_of(path))
         self._unseen_bytes += size_bytes
         return folder / _name_of(path)
+
+    def has(self, copy: Path) -> bool:
+        """Whether a copy is still there. It counts as used."""
+        try:
+            _mark_used(copy)
+        except FileNotFoundError:
+            return False
+        return True
 
     def forget(self, path: str) -> None:
         """Remove the copies of an object."""

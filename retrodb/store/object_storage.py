@@ -54,7 +54,7 @@ class ObjectStorage:
 
     def local(self, path: str) -> Path:
         _, copy = self._copies.get(_checked(path), ("", None))
-        if copy is not None and copy.exists():
+        if copy is not None and self._cache.has(copy):
             return copy
         with translated_errors(path, self._url_of(path)):
             for _ in range(_DOWNLOADS):
@@ -64,6 +64,11 @@ class ObjectStorage:
         raise RetroDBError(
             "another writer replaces this object again and again", where=self._url_of(path), remedy=remedy
         )
+
+    def fetch(self, path: str) -> Path:
+        self._copies.pop(_checked(path), None)
+        self._cache.forget(path)
+        return self.local(path)
 
     def stat(self, path: str) -> FileStat:
         info = self._client.info(_checked(path))
@@ -126,7 +131,7 @@ class ObjectStorage:
         copy = self._cache.find(path)
         first = self._client.get(path, (0, PIECE_BYTES), unless=copy.etag if copy else None)
         if first is None:
-            if copy is None or not copy.path.exists():  # it went for another copy
+            if copy is None or not self._cache.has(copy.path):  # it went for another copy
                 return None
             self._copies[path] = copy.etag, copy.path
             return copy.path

@@ -51,6 +51,9 @@ class ScratchStorage:
     def local(self, path: str) -> Path:
         return self._holder(path).local(path)
 
+    def fetch(self, path: str) -> Path:
+        return self._holder(path).fetch(path)
+
     def stat(self, path: str) -> FileStat:
         return self._holder(path).stat(path)
 

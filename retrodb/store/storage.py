@@ -97,6 +97,10 @@ class Storage(Protocol):
         """A local copy to read or memory-map; the file itself where storage is local. Raises MissingFileError."""
         ...
 
+    def fetch(self, path: str) -> Path:
+        """As `local`, with bytes that come from the storage now and not from an earlier copy."""
+        ...
+
     def stat(self, path: str) -> FileStat:
         """Size, time and stamp of a file, which is not opened. Raises MissingFileError."""
         ...
@@ -175,6 +179,9 @@ class LocalStorage:
         if not absolute.is_file():
             raise missing_file(path)
         return absolute
+
+    def fetch(self, path: str) -> Path:
+        return self.local(path)
 
     def stat(self, path: str) -> FileStat:
         with self._errors(path), suppress(FileNotFoundError, NotADirectoryError):

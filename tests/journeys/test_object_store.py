@@ -16,6 +16,7 @@ from object_server import ACCESS_KEY, SECRET_KEY, SESSION_TOKEN, ObjectServer, R
 
 import retrodb
 from retrodb.database import Database
+from retrodb.store import object_cache
 from retrodb.store.open_storage import open_storage
 
 from .shell import User
@@ -120,13 +121,16 @@ def test_database_in_a_store_has_the_same_answers_and_bytes_as_one_in_a_director
     compare(str(tmp_path / "local"), store_url, inputs)
 
 
-def test_hundreds_of_faults_change_no_answer_and_no_byte(
+def test_hundreds_of_faults_and_a_tiny_cache_change_no_answer_and_no_byte(
     inputs: Inputs,
     store_url: str,
     object_server: ObjectServer,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     record_property: pytest.RecordProperty,
 ) -> None:
+    monkeypatch.setenv(object_cache.SIZE_VARIABLE, "200KiB")
+    monkeypatch.setattr(object_cache, "_IN_USE_S", 0.0)
     object_server.choose = faults = RandomFaults(0.1, seed=1)
     compare(str(tmp_path / "local"), store_url, inputs)
     assert faults.counts.total() >= 200

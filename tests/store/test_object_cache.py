@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from made_documents import made_text, write_documents
 from object_server import ObjectServer
 
+import retrodb
 from retrodb.errors import UsageError
 from retrodb.store import object_cache
 from retrodb.store.object_cache import DEFAULT_BYTES, SIZE_VARIABLE, ObjectCache, cache_limit
@@ -137,6 +139,22 @@ def test_copy_that_was_removed_is_made_again(s3_storage: ObjectStorage) -> None:
     s3_storage.write("a", b"x")
     s3_storage.local("a").unlink()
     assert s3_storage.local("a").read_bytes() == b"x"
+
+
+def test_check_reads_the_store_and_replaces_a_damaged_copy(
+    store_url: str, made_tokenizer: Path, tmp_path: Path
+) -> None:
+    retrodb.create(store_url, tokenizer=str(made_tokenizer), encoder="hashing:32")
+    database = retrodb.open(store_url)
+    database.ingest([write_documents(tmp_path / "one.jsonl", {"a": made_text("a", 100)})], source="made")
+    [record] = database.view().manifest.files("chunks")
+    copy = ObjectStorage(store_url).local(record.path)
+    copy.write_bytes(bytes(copy.stat().st_size))
+    assert retrodb.open(store_url).check(read_data=True).damaged == ()
+    assert ObjectStorage(store_url).local(record.path).read_bytes() != bytes(record.digest.size_bytes)
+    ObjectStorage(store_url).write(record.path, bytes(record.digest.size_bytes))
+    [damage] = retrodb.open(store_url).check(read_data=True).damaged
+    assert damage.path == record.path
 
 
 def test_copies_of_objects_that_are_gone_can_be_removed(s3_storage: ObjectStorage) -> None:

@@ -159,7 +159,7 @@ def compare_size(storage: Storage, record: FileRecord) -> None:
 
 def compare_bytes(storage: Storage, record: FileRecord) -> None:
     """Raises DamagedFileError when a file has other bytes than its record promises, or is Parquet that cannot be decoded."""
-    path = storage.local(record.path)
+    path = storage.fetch(record.path)
     expected, actual = record.digest.sha256.hex(), digest_file(path).sha256.hex()
     if actual != expected:
         raise damage(record, f"checksum mismatch (expected {expected[:12]}.., got {actual[:12]}..)")
