@@ -26,6 +26,7 @@ from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
 from retrodb.facade.guard import guarded
 from retrodb.facade.update_commands import UpdateCommands
+from retrodb.format.kinds import path_of
 from retrodb.memory import PROCESS_MEMORY
 from retrodb.stages.context import Context
 from retrodb.store.storage import Storage
@@ -62,6 +63,12 @@ def create(path: str | Path | Storage, *, clock: str | None = None, **options: U
     with made_directory(storage):
         run_init(Context(storage, clock=clock), params)
     return Database(storage, clock=clock)
+
+
+@guarded
+def has_database(path: str | Path | Storage) -> bool:
+    """Whether there is a database at a path or a URL. Raises RetroDBError when an object store cannot be read."""
+    return storage_at(path).exists(path_of("settings"))
 
 
 @guarded

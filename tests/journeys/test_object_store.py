@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from faulty_storage import SURVIVED
 from made_documents import made_text, write_documents
@@ -16,7 +20,9 @@ from object_server import ACCESS_KEY, SECRET_KEY, SESSION_TOKEN, ObjectServer, R
 
 import retrodb
 from retrodb.database import Database
+from retrodb.errors import InputError
 from retrodb.store import object_cache
+from retrodb.store.object_storage import ObjectStorage
 from retrodb.store.open_storage import open_storage
 
 from .shell import User
@@ -206,6 +212,53 @@ def test_every_command_takes_the_url_of_a_database(
     assert user.types("retrodb stats").out
     assert user.types("retrodb check --read-data").out.endswith("no damage found\n")
     assert "not a retrodb database" in user.types(f"retrodb stats {store_url}-none", code=10).err
+
+
+def test_inputs_in_a_store_make_the_same_database_as_local_ones(
+    inputs: Inputs, store_url: str, object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON Lines, plain and compressed, Parquet, text and a tar archive; an object, a folder, a pattern and a list."""
+    folder = tmp_path / "corpus"
+    write_inputs(folder, inputs)
+    bucket = store_url.rpartition("/")[0]
+    for path in folder.rglob("*"):
+        if path.is_file():
+            ObjectStorage(bucket).write(f"corpus/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    object_server.choose = RandomFaults(0.05, seed=6)
+    given = {"one": "a.jsonl", "all": "", "some": "**/*.jsonl*"}
+    rows = []
+    for root, at in ((str(folder), tmp_path / "of-local"), (f"{bucket}/corpus", tmp_path / "of-store")):
+        db = retrodb.create(at, tokenizer=str(inputs.tokenizer), encoder="hashing:32", clock=CLOCK)
+        results = [db.ingest([f"{root}/{name}".rstrip("/")], source=source) for source, name in given.items()]
+        db.ingest([], files_from=[_list(tmp_path, f"{root}/a.jsonl")], source="listed")
+        rows.append(([(result.num_read, result.num_added) for result in results], _documents(db)))
+    assert rows[0] == rows[1]
+    assert rows[0][0][0] == (len(DOCUMENTS), len(DOCUMENTS))
+    with pytest.raises(InputError, match="no such object, folder of objects or match"):
+        retrodb.open(tmp_path / "of-store").ingest([f"{bucket}/corpus/*.csv"], source="none")
+    monkeypatch.setenv("RETRODB_DB", str(tmp_path / "of-store"))
+    assert "nothing new" not in User(tmp_path).types(f"retrodb ingest {bucket}/corpus/a.jsonl --source again").out
+
+
+def write_inputs(folder: Path, inputs: Inputs) -> None:
+    """Files of several formats."""
+    (folder / "more").mkdir(parents=True)
+    shutil.copy(inputs.folder / "docs.jsonl", folder / "a.jsonl")
+    (folder / "more" / "b.jsonl.gz").write_bytes(gzip.compress((inputs.folder / "later.jsonl").read_bytes(), mtime=0))
+    texts = [made_text(f"row {number}", 50) for number in range(20)]
+    pq.write_table(pa.table({"id": [f"p{number}" for number in range(20)], "text": texts}), folder / "c.parquet")
+    (folder / "d.txt").write_text(made_text("page", 80))
+    with tarfile.open(folder / "e.tar", "w") as archive:
+        archive.add(folder / "d.txt", "inside.txt")
+
+
+def _list(folder: Path, path: str) -> Path:
+    (folder / "files.txt").write_text(f"{path}\n")
+    return folder / "files.txt"
+
+
+def _documents(db: Database) -> object:
+    return db.sql("select source, doc_id, num_chunks from documents where live order by all").rows
 
 
 def test_pin_restore_diff_and_recipe_work_in_a_store(inputs: Inputs, store_url: str, tmp_path: Path) -> None:
