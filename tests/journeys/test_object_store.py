@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from object_server import ACCESS_KEY, SECRET_KEY, SESSION_TOKEN, ObjectServer, R
 
 import retrodb
 from retrodb.database import Database
-from retrodb.errors import InputError
+from retrodb.errors import InputError, UsageError
 from retrodb.store import object_cache
 from retrodb.store.object_storage import ObjectStorage
 from retrodb.store.open_storage import open_storage
@@ -238,6 +238,22 @@ def test_inputs_in_a_store_make_the_same_database_as_local_ones(
         retrodb.open(tmp_path / "of-store").ingest([f"{bucket}/corpus/*.csv"], source="none")
     monkeypatch.setenv("RETRODB_DB", str(tmp_path / "of-store"))
     assert "nothing new" not in User(tmp_path).types(f"retrodb ingest {bucket}/corpus/a.jsonl --source again").out
+
+
+def test_test_sets_and_query_sets_can_be_objects_and_exports_cannot(
+    inputs: Inputs, store_url: str, tmp_path: Path, make_database: Callable[..., Database]
+) -> None:
+    db = make_database(DOCUMENTS)
+    ObjectStorage(store_url).write("items.jsonl", (inputs.folder / "items.jsonl").read_bytes())
+    [result] = db.dedup(against=[f"{store_url}/items.jsonl"])
+    assert (result.testset, result.num_removed_documents) == ("items", len(ITEMS))
+    assert db.add_queries("train", [f"{store_url}/items.jsonl"]).num_documents == len(ITEMS)
+    with pytest.raises(InputError, match="no such object"):
+        db.dedup(against=[f"{store_url}/none.jsonl"])
+    for write in (db.export, db.refresh_export, db.export_faiss):
+        with pytest.raises(UsageError, match="cannot be in an object store"):
+            write(f"{store_url}/out")
+    assert not (tmp_path / "s3:").exists()
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
