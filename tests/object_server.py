@@ -97,6 +97,7 @@ class ObjectServer:
         self.choose: Chooser = no_fault
         self.ignores_conditions = False  # accepts a second creation of an object, without a word
         self.hides_in_lists: str | None = None  # objects with this in their name are in no list
+        self.lists_plain_etags = False  # without quotes, as Azure does
         self.requests: list[StoreRequest] = []
         self.creating = threading.Lock()
         self._buckets = 0
@@ -141,7 +142,7 @@ class ObjectServer:
 
     def begin(self) -> None:
         """Set everything as it was at first."""
-        self.choose, self.ignores_conditions, self.hides_in_lists = no_fault, False, None
+        self.choose, self.ignores_conditions, self.hides_in_lists, self.lists_plain_etags = no_fault, False, None, False
         self.requests.clear()
 
     def close(self) -> None:
@@ -213,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
         if hidden and "list-type=2" in self.path:
             entries = data.decode().split("<Contents>")
             data = "<Contents>".join(entry for entry in entries if hidden not in entry).encode()
+        if self.proxy.lists_plain_etags and "list-type=2" in self.path:
+            data = data.replace(b"&quot;", b"").replace(b"&#34;", b"")
         return answer.status, answer.getheaders(), data
 
     def _send(self, status: int, headers: list[tuple[str, str]], data: bytes, fault: str = "") -> None:

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -161,7 +161,7 @@ class ObjectClient:
 
         def listed() -> dict[str, ObjectInfo]:
             pages = obstore.list(self._store, prefix or None, chunk_size=1000)
-            found = {item["path"]: _info(item, None) for page in pages for item in page}
+            found = {item["path"]: _listed_info(item) for page in pages for item in page}
             return {path: found[path] for path in sorted(found) if path}  # the place itself may be an object
 
         try:
@@ -295,6 +295,12 @@ def _info_of(result: GetResult) -> ObjectInfo:
 def _info(meta: ObjectMeta, mark: str | None) -> ObjectInfo:
     modified_ns = int(meta["last_modified"].timestamp() + 1) * 1_000_000_000
     return ObjectInfo(meta["size"], modified_ns, meta["e_tag"] or "", mark)
+
+
+def _listed_info(meta: ObjectMeta) -> ObjectInfo:
+    """Lists of Azure have etags without their quotes."""
+    info = _info(meta, None)
+    return info if info.etag.startswith('"') else replace(info, etag=f'"{info.etag}"')
 
 
 def _fetched(result: GetResult, span: tuple[int, int] | None) -> Fetched:

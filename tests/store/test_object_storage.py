@@ -172,7 +172,11 @@ def test_list_of_more_objects_than_a_page_has_is_complete(storage: ObjectStorage
     assert list(storage.stats("k")) == names
 
 
-def test_list_and_object_agree_about_a_file(storage: ObjectStorage) -> None:
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_list_and_object_agree_about_a_file(
+    storage: ObjectStorage, object_server: ObjectServer, is_plain: bool
+) -> None:
+    object_server.lists_plain_etags = is_plain
     storage.write("a/b", b"one")
     before = storage.stat("a/b")
     assert storage.stats("a") == {"a/b": before}
