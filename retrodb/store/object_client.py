@@ -257,7 +257,7 @@ def check_url(url: str) -> None:
         raise UsageError(
             "a URL of a database has no user, password or parameters", where=f"{scheme}://...", remedy=remedy
         )
-    if not bucket or ".." in prefix.split("/"):
+    if not bucket or (prefix.rstrip("/") and {"", ".", ".."} & set(prefix.rstrip("/").split("/"))):
         remedy = f"Write {scheme}://BUCKET/PREFIX, such as {scheme}://my-bucket/my.retrodb."
         raise UsageError("this URL does not name a place in a bucket", where=url, remedy=remedy)
 

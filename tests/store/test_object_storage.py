@@ -257,6 +257,7 @@ def test_missing_bucket_is_told(store_url: str) -> None:
         ("s3://bucket/db?X-Amz-Signature=secret", "no user, password or parameters"),
         ("s3://", "does not name a place"),
         ("gs://bucket/../other", "does not name a place"),
+        ("s3://bucket/a//b", "does not name a place"),
     ],
 )
 def test_url_that_names_no_place_or_has_a_secret_is_refused(url: str, what: str) -> None:
