@@ -29,7 +29,7 @@ from retrodb.corpus.streams import (
     record_start,
 )
 from retrodb.errors import InputError, UsageError
-from retrodb.store.object_file import bucket_and_key, is_object_url, object_size, objects_below
+from retrodb.store.object_urls import bucket_and_key, is_object_url
 
 STANDARD_INPUT = "-"
 # Files without records in the folder of a dataset that `datasets` saved.
@@ -223,6 +223,8 @@ def _in_folder(folder: str, names: Sequence[str]) -> Iterator[_Candidate]:
 
 def _objects(url: str) -> Iterator[_Candidate]:
     """The object of a URL, or all below it, or those that match its pattern."""
+    from retrodb.store.object_file import object_size, objects_below
+
     if object_size(url) is not None:
         yield _Candidate(url, url.rpartition("/")[2], is_named=True)
         return

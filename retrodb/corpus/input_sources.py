@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from retrodb.store.object_file import ObjectFile, is_object_url, object_size
+from retrodb.store.object_urls import is_object_url
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +22,8 @@ def open_source(path: str | Path, *, buffered: bool = True) -> IO[bytes]:
     """
     if not is_object_url(str(path)):
         return open(path, "rb", buffering=-1 if buffered else 0)
+    from retrodb.store.object_file import ObjectFile
+
     raw = ObjectFile(str(path))
     return io.BufferedReader(raw, 1 << 20) if buffered else raw  # type: ignore[return-value]
 
@@ -39,6 +41,8 @@ def source_size(path: str) -> int:
     """The size in stored bytes. Raises as `open_source`."""
     if not is_object_url(path):
         return os.path.getsize(path)
+    from retrodb.store.object_file import object_size
+
     size_bytes = object_size(path)
     if size_bytes is None:
         raise FileNotFoundError(path)

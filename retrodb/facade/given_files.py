@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retrodb.errors import InputError, MissingFileError, UsageError
-from retrodb.store.object_file import bucket_and_key, is_object_url
-from retrodb.store.object_storage import ObjectStorage
+from retrodb.store.object_urls import bucket_and_key, is_object_url
 
 
 def given_input(path: str | Path) -> Path:
@@ -17,6 +16,8 @@ def given_input(path: str | Path) -> Path:
     """
     if not is_object_url(str(path)):
         return Path(path)
+    from retrodb.store.object_storage import ObjectStorage
+
     bucket, key = bucket_and_key(str(path))
     try:
         return ObjectStorage(bucket).local(key)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from retrodb.errors import MissingDependency, RetroDBError, UsageError
 from retrodb.store.aws_profile import profile_options
 from retrodb.store.object_errors import ShortBodyError, is_missing_bucket, is_passing, status_of, store_error
+from retrodb.store.object_urls import check_url
 from retrodb.store.storage import missing_file
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMES = ("s3", "gs", "az")
 PIECE_BYTES = 8 << 20  # of a large object, read or written by one request
 CONCURRENT_PIECES = 4  # so a transfer needs 32 MiB of memory
 _MAX_PARTS = 9_000  # S3 allows 10,000
@@ -246,20 +246,6 @@ class ObjectClient:
             return info.mark == mark
         fetched = self.get(path)  # the store keeps no marks
         return fetched is not None and fetched.data == source
-
-
-def check_url(url: str) -> None:
-    """Raises UsageError unless a URL is of the form `s3://bucket/prefix`, without a user, a password or parameters."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")
-    if "@" in bucket or "?" in rest or "#" in rest:
-        remedy = "Put credentials into the environment or a profile, and write only the bucket and a prefix."
-        raise UsageError(
-            "a URL of a database has no user, password or parameters", where=f"{scheme}://...", remedy=remedy
-        )
-    if not bucket or (prefix.rstrip("/") and {"", ".", ".."} & set(prefix.rstrip("/").split("/"))):
-        remedy = f"Write {scheme}://BUCKET/PREFIX, such as {scheme}://my-bucket/my.retrodb."
-        raise UsageError("this URL does not name a place in a bucket", where=url, remedy=remedy)
 
 
 @lru_cache(maxsize=16)

@@ -7,23 +7,11 @@ import os
 from typing import TYPE_CHECKING
 
 from retrodb.errors import InputError, MissingFileError
-from retrodb.store.object_client import PIECE_BYTES, SCHEMES, ObjectClient
+from retrodb.store.object_client import PIECE_BYTES, ObjectClient
+from retrodb.store.object_urls import bucket_and_key
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
-
-def is_object_url(path: str) -> bool:
-    """Whether a path is the URL of an object, or of a folder of objects."""
-    scheme, separator, _ = path.partition("://")
-    return bool(separator) and scheme in SCHEMES
-
-
-def bucket_and_key(url: str) -> tuple[str, str]:
-    """The URL of the bucket, and the rest: `s3://bucket/a/b` is `s3://bucket` and `a/b`."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
-    return f"{scheme}://{bucket}", key
 
 
 def object_size(url: str) -> int | None:

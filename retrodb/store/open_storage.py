@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retrodb.errors import RetroDBError
-from retrodb.store.object_client import SCHEMES
-from retrodb.store.object_storage import ObjectStorage
+from retrodb.store.object_urls import SCHEMES, is_object_url
 from retrodb.store.scratch import BASE_FILE, SCHEME, ScratchStorage
 from retrodb.store.storage import LocalStorage, Storage
 
@@ -21,9 +20,11 @@ def open_storage(url: str) -> Storage:
     if url.startswith(SCHEME):
         folder = Path(url.removeprefix(SCHEME))
         return ScratchStorage(folder, open_storage((folder / BASE_FILE).read_text(encoding="utf-8")))
-    scheme, separator, _ = url.partition("://")
-    if separator and scheme in SCHEMES:
+    if is_object_url(url):
+        from retrodb.store.object_storage import ObjectStorage
+
         return ObjectStorage(url)
+    scheme, separator, _ = url.partition("://")
     if separator and scheme != "file":
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise RetroDBError(

@@ -10,8 +10,9 @@ from object_server import ObjectServer, RandomFaults
 
 from retrodb.errors import InputError
 from retrodb.store import object_file
-from retrodb.store.object_file import ObjectFile, bucket_and_key, is_object_url, object_size, objects_below
+from retrodb.store.object_file import ObjectFile, object_size, objects_below
 from retrodb.store.object_storage import ObjectStorage
+from retrodb.store.object_urls import bucket_and_key, is_object_url
 
 PIECE = 1000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -264,6 +265,13 @@ def test_url_that_names_no_place_or_has_a_secret_is_refused(url: str, what: str)
     with pytest.raises(UsageError, match=what) as raised:
         open_storage(url)
     assert "secret" not in str(raised.value)
+
+
+def test_directories_load_nothing_of_object_stores(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    code = "import sys, retrodb.database as d; d.has_database(sys.argv[1]); print([m for m in sys.modules if 'object_c' in m])"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_missing_extra_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
