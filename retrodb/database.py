@@ -24,6 +24,7 @@ from retrodb.facade.evaluation_commands import EvaluationCommands
 from retrodb.facade.evaluation_commands import retro_eval as retro_eval
 from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
+from retrodb.facade.given_files import given_output
 from retrodb.facade.guard import guarded
 from retrodb.facade.update_commands import UpdateCommands
 from retrodb.format.kinds import path_of
@@ -244,4 +245,4 @@ def demo(
         values = {name: estimate.value for name, estimate in report.bits_per_byte.items()}
         return {"bits_per_byte": values, "verdict": report.verdict}
 
-    return run_demo(context, Path(folder), encoder=encoder, limit=limit, validate=validate, report=report)
+    return run_demo(context, given_output(folder), encoder=encoder, limit=limit, validate=validate, report=report)

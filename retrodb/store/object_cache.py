@@ -47,7 +47,7 @@ class ObjectCache:
             root: the folder of the copies of all databases, which the limit is for.
             url: of the database.
         """
-        self._root, self._limit_bytes = root, limit_bytes
+        self.root, self._limit_bytes = root, limit_bytes
         self._folder = root / hashlib.sha256(url.encode()).hexdigest()[:32]
         self._unseen_bytes: float = float("inf")  # added by this process since it last looked at all copies
 
@@ -55,7 +55,7 @@ class ObjectCache:
         """The newest copy of an object."""
         copies = [Copy(folder / _name_of(path), _etag_of(folder)) for folder in self._folders_of(path)]
         newest_first = sorted(copies, key=lambda copy: _made_s(copy.path), reverse=True)
-        return next((copy for copy in newest_first if self.has(copy.path)), None)
+        return next((copy for copy in newest_first if self.has(copy.path) and _is_whole(copy.path)), None)
 
     @contextmanager
     def temporary(self, path: str) -> Iterator[Path]:
@@ -74,8 +74,8 @@ class ObjectCache:
 
     def keep(self, path: str, etag: str, file: Path) -> Path:
         """Make a file the copy of an object; older copies of it go."""
-        folder = self._folder_of(path, etag)
         size_bytes = file.stat().st_size
+        folder = self._folder_of(path, etag, size_bytes)
         self._make_room(size_bytes)
         _mark_used(file)
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,13 +99,13 @@ class ObjectCache:
         for folder in self._folders_of(path):
             _remove(folder / _name_of(path))
 
-    def forget_others(self, etags: Mapping[str, str], listed_s: float) -> None:
-        """Remove every copy that is of none of these objects, which are given by path with their etags.
+    def forget_others(self, objects: Mapping[str, tuple[str, int]], listed_s: float) -> None:
+        """Remove every copy that is of none of these objects, which are given by path with their etags and sizes.
 
         Args:
             listed_s: when they were listed, in seconds since 1970. Later copies are of objects that the list may not have.
         """
-        current = {self._folder_of(path, etag) for path, etag in etags.items()}
+        current = {self._folder_of(path, *version) for path, version in objects.items()}
         for copy in self._copies(self._folder):
             if copy.parent not in current and _made_s(copy) < listed_s:
                 _remove(copy)
@@ -115,15 +115,15 @@ class ObjectCache:
         digest = hashlib.sha256(path.encode()).hexdigest()[:40]
         return self._folder / digest[:2] / digest
 
-    def _folder_of(self, path: str, etag: str) -> Path:
-        return self._place(path).with_suffix(f".{_text_of(etag)}")
+    def _folder_of(self, path: str, etag: str, size_bytes: int) -> Path:
+        return self._place(path).with_suffix(f".{_text_of(etag)}-{size_bytes}")
 
     def _folders_of(self, path: str) -> list[Path]:
         place = self._place(path)
         return [folder for folder in _entries(place.parent) if folder.stem == place.name]
 
     def _temporary_folder(self) -> Path:
-        folder = self._root / TEMPORARY
+        folder = self.root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -132,10 +132,10 @@ class ObjectCache:
         if self._unseen_bytes + size_bytes < self._limit_bytes / _LOOKS:
             return
         self._unseen_bytes = 0
-        for path in _entries(self._root / TEMPORARY):
+        for path in _entries(self.root / TEMPORARY):
             if is_abandoned(f"{TEMPORARY}/{path.name}"):
                 _remove_any(path)
-        folders = (folder for folder in _entries(self._root) if folder.name != TEMPORARY)
+        folders = (folder for folder in _entries(self.root) if folder.name != TEMPORARY)
         paths = (path for folder in folders for path in self._copies(folder))
         copies = sorted((_used_s(path), path, _size(path)) for path in paths)
         excess = size_bytes + sum(size for _, _, size in copies) - self._limit_bytes * (_LOOKS - 1) // _LOOKS
@@ -184,7 +184,12 @@ def _text_of(etag: str) -> str:
 
 
 def _etag_of(folder: Path) -> str:
-    return base64.urlsafe_b64decode(folder.suffix[1:]).decode()
+    return base64.urlsafe_b64decode(folder.suffix[1:].rpartition("-")[0]).decode()
+
+
+def _is_whole(copy: Path) -> bool:
+    """Whether a copy has the size of its object: a machine that lost power can have lost bytes."""
+    return copy.parent.name.endswith(f"-{_size(copy)}")
 
 
 def _entries(folder: Path) -> list[Path]:

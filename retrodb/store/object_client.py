@@ -24,7 +24,7 @@ from retrodb.store.object_urls import check_url
 from retrodb.store.storage import missing_file
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult, ObjectMeta
+    from obstore import Bytes, GetOptions, GetResult, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class ObjectInfo:
 class Fetched:
     """Bytes of an object."""
 
-    data: bytes
+    data: Bytes  # a buffer of obstore, which is not copied
     info: ObjectInfo
 
 
@@ -291,7 +291,7 @@ def _listed_info(meta: ObjectMeta) -> ObjectInfo:
 
 def _fetched(result: GetResult, span: tuple[int, int] | None) -> Fetched:
     """The bytes of an answer. Raises ShortBodyError when there are too few."""
-    info, data = _info_of(result), result.bytes().to_bytes()
+    info, data = _info_of(result), result.bytes()
     start, end = span or (0, info.size_bytes)
     if len(data) != min(end, info.size_bytes) - start:
         raise ShortBodyError

@@ -44,7 +44,7 @@ class ObjectFile(io.RawIOBase):
         except MissingFileError:
             raise FileNotFoundError(url) from None
         assert first is not None
-        self._info, self._piece, self._start, self._position = first.info, first.data, 0, 0
+        self._info, self._piece, self._start, self._position = first.info, memoryview(first.data), 0, 0
 
     def readable(self) -> bool:
         return True
@@ -85,4 +85,4 @@ class ObjectFile(io.RawIOBase):
             raise InputError(
                 "another version took its place while it was read", where=self._url, remedy="Run it again."
             )
-        self._piece, self._start = piece.data, self._position
+        self._piece, self._start = memoryview(piece.data), self._position

@@ -50,13 +50,13 @@ class ObjectStorage:
     def read(self, path: str) -> bytes:
         fetched = self._client.get(_checked(path))
         assert fetched is not None
-        return fetched.data
+        return fetched.data.to_bytes()
 
     def local(self, path: str) -> Path:
         _, copy = self._copies.get(_checked(path), ("", None))
         if copy is not None and self._cache.has(copy):
             return copy
-        with translated_errors(path, self._url_of(path)):
+        with self._errors(path):
             for _ in range(_DOWNLOADS):
                 if (copy := self._copy(path)) is not None:
                     return copy
@@ -88,7 +88,7 @@ class ObjectStorage:
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:
-        with translated_errors(_checked(path), self._url_of(path)), self._cache.temporary(path) as temporary:
+        with self._errors(_checked(path)), self._cache.temporary(path) as temporary:
             yield temporary
             etag = self._client.put(path, temporary)
             assert etag is not None
@@ -120,8 +120,12 @@ class ObjectStorage:
 
     def forget_copies(self) -> None:
         listed_s = time.time()
-        etags = {path: info.etag for path, info in self._client.infos("").items()}
-        self._cache.forget_others(etags, listed_s)
+        objects = {path: (info.etag, info.size_bytes) for path, info in self._client.infos("").items()}
+        self._cache.forget_others(objects, listed_s)
+
+    def _errors(self, path: str) -> AbstractContextManager[None]:
+        """Errors of the local disk, with the folder that they are about."""
+        return translated_errors(path, f"{self._cache.root}, the copy of {self._url_of(path)}")
 
     def _url_of(self, path: str) -> str:
         return f"{self.url}/{path}"

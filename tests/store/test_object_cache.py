@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import time
@@ -12,7 +13,7 @@ from made_documents import made_text, write_documents
 from object_server import ObjectServer
 
 import retrodb
-from retrodb.errors import UsageError
+from retrodb.errors import RetroDBError, UsageError
 from retrodb.store import object_cache
 from retrodb.store.object_cache import DEFAULT_BYTES, SIZE_VARIABLE, ObjectCache, cache_limit
 from retrodb.store.object_storage import ObjectStorage
@@ -155,6 +156,22 @@ def test_check_reads_the_store_and_replaces_a_damaged_copy(
     ObjectStorage(store_url).write(record.path, bytes(record.digest.size_bytes))
     [damage] = retrodb.open(store_url).check(read_data=True).damaged
     assert damage.path == record.path
+
+
+def test_copy_that_lost_bytes_is_made_again(s3_storage: ObjectStorage) -> None:
+    s3_storage.write("a", b"whole")
+    s3_storage.local("a").write_bytes(b"")
+    assert ObjectStorage(s3_storage.url).local("a").read_bytes() == b"whole"
+
+
+def test_folder_that_cannot_be_written_is_named(s3_storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    s3_storage.write("a", b"x")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RetroDBError, match=r"cache/objects, the copy of s3://.*/db/a: no permission to write here"):
+        s3_storage.local("a")
 
 
 def test_copies_of_objects_that_are_gone_can_be_removed(s3_storage: ObjectStorage) -> None:

@@ -22,6 +22,7 @@ from object_server import (
 )
 
 import retrodb
+from retrodb.database import demo
 from retrodb.errors import ConflictError, MissingDependency, MissingFileError, RetroDBError, UsageError
 from retrodb.store import object_client, object_storage
 from retrodb.store.object_storage import ObjectStorage
@@ -265,6 +266,15 @@ def test_url_that_names_no_place_or_has_a_secret_is_refused(url: str, what: str)
     with pytest.raises(UsageError, match=what) as raised:
         open_storage(url)
     assert "secret" not in str(raised.value)
+
+
+def test_url_as_a_path_and_a_demo_in_a_store_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="Give the URL as a text"):
+        retrodb.create(Path("s3://bucket/db"), tokenizer="none")
+    with pytest.raises(UsageError, match="cannot be in an object store"):
+        demo("s3://bucket/demo")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_directories_load_nothing_of_object_stores(tmp_path: Path) -> None:
