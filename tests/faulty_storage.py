@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -84,6 +84,10 @@ class FaultyStorage:
     def delete(self, path: str) -> None:
         with self._operation("delete", path, b""):
             self._inner.delete(path)
+
+    def delete_all(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.delete(path)
 
     def remove_empty_folders(self, prefix: str) -> None:
         with self._operation("remove_empty_folders", prefix, b""):

@@ -186,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_error(409, "ConditionalRequestConflict")
             case "403":  # real stores repeat what was signed
                 self._send_error(403, "SignatureDoesNotMatch", str(self.headers))
+            case "404":
+                self._send_error(404, "NoSuchKey")
             case "503":
                 self._send_error(503, "SlowDown")
             case "reset":

@@ -106,8 +106,7 @@ def execute_collection(storage: Storage, plan: CollectionPlan) -> None:
         storage.write(snapshot_path(number), dump_snapshot(read_snapshot(storage, number).stub(plan.now)))
     now = datetime.fromisoformat(plan.now)
     again = plan_collection(storage, plan.keep_snapshots, now, plan.grace, abandoned=plan.abandoned)
-    for path in sorted(set(plan.delete) & set(again.delete)):
-        storage.delete(path)
+    storage.delete_all(sorted(set(plan.delete) & set(again.delete)))
     storage.write(path_of("collection"), orjson.dumps(dict(again.marked), option=orjson.OPT_SORT_KEYS))
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,6 +34,7 @@ CONCURRENT_PIECES = 4  # so a transfer needs 32 MiB of memory
 _MAX_PARTS = 9_000  # S3 allows 10,000
 PAUSES_S = (0.1, 0.5, 2.0, 8.0)  # before the same request is made again
 STORE_RETRIES = 6  # of obstore, in each of these attempts
+_DELETED_AT_ONCE = 1000
 _MARK = "retrodbwriter"  # Azure allows letters, digits and underscores
 _VARIABLES = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"),
@@ -169,14 +170,17 @@ class ObjectClient:
         except FileNotFoundError:
             return {}
 
-    def delete(self, path: str) -> None:
-        """Delete an object, if it is there."""
+    def delete(self, paths: Sequence[str]) -> None:
+        """Delete objects, if they are there: up to 1,000 in one request."""
         import obstore
 
-        try:
-            self._tried(path, lambda: obstore.delete(self._store, path))
-        except FileNotFoundError:
-            return
+        for start in range(0, len(paths), _DELETED_AT_ONCE):
+            group = list(paths[start : start + _DELETED_AT_ONCE])
+            try:
+                self._tried(group[0], partial(obstore.delete, self._store, group))
+            except FileNotFoundError:  # some stores end at an object that is not there
+                for path in group if len(group) > 1 else ():
+                    self.delete([path])
 
     def error_of(self, error: Exception, path: str) -> RetroDBError:
         """The error for a failed request."""

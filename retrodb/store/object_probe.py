@@ -38,8 +38,7 @@ def probe_store(client: ObjectClient) -> None:
             _compare(client, path, winners[0])
         _compare_list(client, set(paths), are_there=True)
     finally:
-        for path in paths:
-            client.delete(path)
+        client.delete(paths)
     _compare_list(client, set(paths), are_there=False)
 
 

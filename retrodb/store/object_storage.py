@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -107,9 +107,13 @@ class ObjectStorage:
         return list(self._client.infos(_checked(prefix)))
 
     def delete(self, path: str) -> None:
-        self._client.delete(_checked(path))
-        self._copies.pop(path, None)
-        self._cache.forget(path)
+        self.delete_all([path])
+
+    def delete_all(self, paths: Sequence[str]) -> None:
+        self._client.delete([_checked(path) for path in paths])
+        for path in paths:
+            self._copies.pop(path, None)
+            self._cache.forget(path)
 
     def remove_empty_folders(self, prefix: str) -> None:
         """An object store has no folders."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -82,6 +83,9 @@ class ScratchStorage:
 
     def delete(self, path: str) -> None:
         self._written.delete(path)
+
+    def delete_all(self, paths: Sequence[str]) -> None:
+        self._written.delete_all(paths)
 
     def remove_empty_folders(self, prefix: str) -> None:
         self._written.remove_empty_folders(prefix)

@@ -12,7 +12,7 @@ import re
 import socket
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -137,6 +137,10 @@ class Storage(Protocol):
         """Delete a file; a file that does not exist is no error."""
         ...
 
+    def delete_all(self, paths: Sequence[str]) -> None:
+        """Delete files, in their order or several at once. It may be interrupted anywhere."""
+        ...
+
     def remove_empty_folders(self, prefix: str) -> None:
         """Remove the folders below a folder that contain no file, where storage has folders."""
         ...
@@ -241,6 +245,10 @@ class LocalStorage:
     def delete(self, path: str) -> None:
         with self._errors(path):
             self._absolute(path).unlink(missing_ok=True)
+
+    def delete_all(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.delete(path)
 
     def remove_empty_folders(self, prefix: str) -> None:
         root = self._absolute(prefix)

@@ -178,7 +178,7 @@ def test_copies_of_objects_that_are_gone_can_be_removed(s3_storage: ObjectStorag
     for path in ("a", "b", "c"):
         s3_storage.write(path, b"old")
     copies = [s3_storage.local(path) for path in ("a", "b", "c")]
-    s3_storage._client.delete("a")  # by another machine, which does not know of the copies here
+    s3_storage._client.delete(["a"])  # by another machine, which does not know of the copies here
     s3_storage._client.put("b", b"new")
     time.sleep(0.01)
     ObjectStorage(s3_storage.url).forget_copies()

@@ -166,12 +166,29 @@ def test_names_with_other_characters_are_listed_as_they_were_written(storage: Ob
     assert [storage.read(path).decode() for path in storage.list("k")] == sorted(names)
 
 
-def test_list_of_more_objects_than_a_page_has_is_complete(storage: ObjectStorage) -> None:
+def test_list_of_more_objects_than_a_page_has_is_complete_and_they_are_deleted_together(
+    storage: ObjectStorage, object_server: ObjectServer
+) -> None:
     names = [f"k/{number:04}" for number in range(1005)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: storage.write(name, b""), names))
     assert storage.list("k") == names
     assert list(storage.stats("k")) == names
+    object_server.requests.clear()
+    object_server.choose = first("503", "POST")
+    storage.delete_all([*names, "k/none"])
+    assert storage.list("k") == []
+    assert [request.method for request in object_server.requests] == ["POST"] * 3 + ["GET"]
+
+
+def test_objects_are_deleted_where_a_store_ends_at_one_that_is_not_there(
+    storage: ObjectStorage, object_server: ObjectServer
+) -> None:
+    for path in ("a", "c"):
+        storage.write(path, b"")
+    object_server.choose = first("404", "POST")
+    storage.delete_all(["a", "b", "c"])
+    assert storage.list("") == []
 
 
 @pytest.mark.parametrize("is_plain", [False, True])

@@ -123,13 +123,8 @@ def _age_s(storage: Storage, path: str) -> float:
 
 
 def _delete(storage: Storage, paths: Iterable[str], expired_snapshots: tuple[int, ...]) -> Expunged:
-    num_files = size_bytes = 0
-    for path in paths:
-        try:
-            size_bytes += storage.stat(path).size_bytes
-        except MissingFileError:
-            continue
-        storage.delete(path)
-        num_files += 1
+    stats = storage.stats("")
+    present = [path for path in paths if path in stats]  # another command may have deleted some
+    storage.delete_all(present)
     storage.remove_empty_folders("runs")
-    return Expunged(expired_snapshots, num_files, size_bytes)
+    return Expunged(expired_snapshots, len(present), sum(stats[path].size_bytes for path in present))
