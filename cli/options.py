@@ -38,6 +38,8 @@ EXIT_MEANINGS = {
 }
 DATABASE_VARIABLE = "RETRODB_DB"
 """The environment variable with the database of commands that are given none."""
+STORE_URLS = ("s3://", "gs://", "az://")
+"""How the URL of a database or an input in an object store begins."""
 # Exit codes of every command. A command lists only its additional ones.
 _COMMON_EXITS = (errors.EXIT_OK, errors.EXIT_ERROR, errors.EXIT_USAGE, errors.EXIT_INTERRUPTED)
 
@@ -110,9 +112,11 @@ class Command(click.Command):
     @staticmethod
     def _is_database(path: str, others: Sequence[click.Parameter]) -> bool:
         """Whether the first argument must be DB: it is one, or it is no input although inputs follow."""
+        takes_inputs = any(param.name in ("inputs", "files", "more") for param in others)
+        if path.startswith(STORE_URLS):
+            return not takes_inputs or _has_database(path)
         if os.path.isfile(os.path.join(path, "retrodb.toml")):
             return True
-        takes_inputs = any(param.name in ("inputs", "files", "more") for param in others)
         return takes_inputs and path != "-" and not os.path.lexists(path) and not set(path) & set("*?[")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -123,6 +127,12 @@ class Command(click.Command):
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), EXIT_MEANINGS[code]) for code in sorted({*_COMMON_EXITS, *self.exits})])
         super().format_epilog(ctx, formatter)
+
+
+def _has_database(url: str) -> bool:
+    from retrodb.database import has_database
+
+    return has_database(url)
 
 
 def _use_json(ctx: click.Context, _param: click.Parameter, is_json: bool) -> None:
@@ -370,9 +380,7 @@ def check_engine(session: Session, workers: int | None) -> None:
     if session.engine == "local" and session.lease_s is not None:
         raise click.UsageError("--lease needs --engine workers.")
     if session.engine != "local" and workers is not None:
-        raise click.UsageError(
-            "--workers is the number of processes of this machine. Start 'retrodb work' processes instead."
-        )
+        raise click.UsageError("--workers counts processes of this machine. Start 'retrodb work' processes instead.")
 
 
 def open_database(session: Session, path: str, workers: int | None = None) -> Database:

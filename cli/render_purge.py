@@ -21,6 +21,11 @@ _REMEDIES = {
 }
 """What to do about remaining traces, by their folder."""
 
+_OLD_VERSIONS = (
+    "The bucket keeps old versions of objects, which may contain the documents. Only its owner can delete them, such as with a"
+    " lifecycle rule for noncurrent versions."
+)
+
 
 def purge_plan(result: PurgeResult) -> str:
     """What a purge would delete."""
@@ -33,7 +38,8 @@ def purge_result(result: PurgeResult) -> str:
         f"purged {_summary(result)}",
         f"deleted {_count(result.num_deleted_files, 'file')}, {format_size(result.deleted_bytes)}",
     ]
-    return "\n".join([*lines, *(_proof(result.proof) if result.proof is not None else ())])
+    lines += _proof(result.proof) if result.proof is not None else ()
+    return "\n".join([*lines, _OLD_VERSIONS] if result.keeps_versions else lines)
 
 
 def _summary(result: PurgeResult, *, is_plan: bool = False) -> str:

@@ -24,9 +24,11 @@ from retrodb.facade.evaluation_commands import EvaluationCommands
 from retrodb.facade.evaluation_commands import retro_eval as retro_eval
 from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
+from retrodb.facade.given_files import given_output
 from retrodb.facade.guard import guarded
 from retrodb.facade.run_commands import RunCommands
 from retrodb.facade.update_commands import UpdateCommands
+from retrodb.format.kinds import path_of
 from retrodb.memory import PROCESS_MEMORY
 from retrodb.stages.context import Context
 from retrodb.store.storage import Storage
@@ -63,6 +65,12 @@ def create(path: str | Path | Storage, *, clock: str | None = None, **options: U
     with made_directory(storage):
         run_init(Context(storage, clock=clock), params)
     return Database(storage, clock=clock)
+
+
+@guarded
+def has_database(path: str | Path | Storage) -> bool:
+    """Whether there is a database at a path or a URL. Raises RetroDBError when an object store cannot be read."""
+    return storage_at(path).exists(path_of("settings"))
 
 
 @guarded
@@ -259,4 +267,4 @@ def demo(
         values = {name: estimate.value for name, estimate in report.bits_per_byte.items()}
         return {"bits_per_byte": values, "verdict": report.verdict}
 
-    return run_demo(context, Path(folder), encoder=encoder, limit=limit, validate=validate, report=report)
+    return run_demo(context, given_output(folder), encoder=encoder, limit=limit, validate=validate, report=report)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
 import pytest
 from made_documents import made_text, write_documents
+from object_server import ObjectServer, moto_server
 
 import retrodb
 from retrodb.corpus.train_tokenizer import train_byte_bpe
@@ -37,6 +38,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test remembers anything for another one."""
     monkeypatch.setenv("RETRODB_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[ObjectServer]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture
+def object_server(_moto: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    """A store that speaks the protocol of S3; the environment has its address and made-up credentials."""
+    _moto.begin()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in _moto.environment.items():
+        monkeypatch.setenv(name, value)
+    yield _moto
+    _moto.begin()
+
+
+@pytest.fixture
+def store_url(object_server: ObjectServer) -> str:
+    """A place for a database in a new bucket."""
+    return f"s3://{object_server.new_bucket()}/db"
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from retrodb.store.storage import TEMPORARY, Storage, temporary_name, translate_os_error
+from retrodb.store.storage import TEMPORARY, FileStat, Storage, temporary_name, translate_os_error
 
 READ_FAULTS = ("crash", "eio")
 WRITE_FAULTS = ("crash", "eio", "enospc", "short", "done")
@@ -42,6 +42,9 @@ class FaultyStorage:
     def url(self) -> str:
         return self._inner.url
 
+    def probe(self) -> None:
+        self._inner.probe()
+
     def read(self, path: str) -> bytes:
         with self._operation("read", path):
             return self._inner.read(path)
@@ -50,9 +53,17 @@ class FaultyStorage:
         with self._operation("local", path):
             return self._inner.local(path)
 
-    def stat(self, path: str) -> os.stat_result:
+    def fetch(self, path: str) -> Path:
+        with self._operation("local", path):
+            return self._inner.fetch(path)
+
+    def stat(self, path: str) -> FileStat:
         with self._operation("stat", path):
             return self._inner.stat(path)
+
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        with self._operation("stats", prefix):
+            return self._inner.stats(prefix)
 
     def exists(self, path: str) -> bool:
         with self._operation("exists", path):
@@ -74,9 +85,23 @@ class FaultyStorage:
         with self._operation("delete", path, b""):
             self._inner.delete(path)
 
+    def delete_all(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.delete(path)
+
     def remove_empty_folders(self, prefix: str) -> None:
         with self._operation("remove_empty_folders", prefix, b""):
             self._inner.remove_empty_folders(prefix)
+
+    def working_folder(self) -> AbstractContextManager[Path]:
+        return self._inner.working_folder()
+
+    @property
+    def keeps_versions(self) -> bool:
+        return self._inner.keeps_versions
+
+    def forget_copies(self) -> None:
+        self._inner.forget_copies()
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:

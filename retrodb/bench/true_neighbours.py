@@ -18,7 +18,6 @@ from retrodb.stages.index.live_parts import parts_of
 from retrodb.stages.neighbours.truth_tasks import ScannedSide, find_truth, publish_queries, stored_truth
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.scratch import ScratchStorage
-from retrodb.store.storage import LocalStorage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
@@ -38,8 +37,7 @@ def true_neighbours(
 @contextmanager
 def _temporary_run(context: Context) -> Iterator[Run]:
     """A run in a temporary folder. So a database that cannot be written is measured too."""
-    base = context.storage
     with tempfile.TemporaryDirectory(prefix="retrodb-bench-") as folder:
-        storage = ScratchStorage.create(Path(folder), base) if isinstance(base, LocalStorage) else base
+        storage = ScratchStorage.create(Path(folder), context.storage)
         with passing_run(storage, "bench recall", {"folder": folder}, context.clock) as run:
             yield run

@@ -36,6 +36,11 @@ def matches_pattern(name: str, pattern: str) -> bool:
     return any(_match(names[:length], parts) for length in range(1, len(names) + 1))
 
 
+def matches_glob(name: str, pattern: str) -> bool:
+    """Whether a path matches a pattern as a whole: `*` and `?` do not match "/", `**` matches any folders."""
+    return _match(name.split("/"), pattern.split("/"))
+
+
 @lru_cache(maxsize=64)
 def _pattern_parts(pattern: str) -> tuple[str, ...]:
     stripped = pattern.removeprefix("./").strip("/")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from retrodb.corpus.file_names import escape_name, matches_pattern
+from retrodb.corpus.file_names import escape_name, matches_glob, matches_pattern
+from retrodb.corpus.input_sources import open_source, source_size
 from retrodb.corpus.readers import READERS, is_hidden
 from retrodb.corpus.readers.arrow import parquet_row_groups
 from retrodb.corpus.readers.formats import TEXT_FORMATS, detect_format, is_binary_content, is_tar
@@ -28,6 +29,7 @@ from retrodb.corpus.streams import (
     record_start,
 )
 from retrodb.errors import InputError, UsageError
+from retrodb.store.object_urls import bucket_and_key, is_object_url
 
 STANDARD_INPUT = "-"
 # Files without records in the folder of a dataset that `datasets` saved.
@@ -72,7 +74,8 @@ def find_files(
 ) -> FoundFiles:
     """The files of all inputs, without repetition: in the order of the inputs, and by name within one input.
 
-    An input is a file, a folder (with its subfolders, without hidden files), or a glob (`**` crosses folders). A list
+    An input is a file, a folder (with its subfolders, without hidden files), or a glob (`**` crosses folders), on this machine or
+    in an object store (`s3://bucket/folder/*.jsonl`). A list
     (`files_from`, plain or compressed) has one file per line; its paths are relative to the folder of the list. Binary files
     of an unknown format in folders and globs are skipped.
 
@@ -92,7 +95,7 @@ def find_files(
     files: dict[str, InputFile] = {}
     skipped: dict[str, str] = {}  # path by real path
     for candidate in candidates:
-        real_path = os.path.realpath(candidate.path)
+        real_path = candidate.path if is_object_url(candidate.path) else os.path.realpath(candidate.path)
         if real_path in files or real_path in skipped or not _is_chosen(candidate.name, include, exclude, matched):
             continue
         file, is_binary = _describe(candidate, format)
@@ -169,7 +172,9 @@ def _files_of_inputs(inputs: Sequence[str | Path]) -> Iterator[_Candidate]:
     for path in map(str, inputs):
         if path == STANDARD_INPUT:
             raise UsageError("standard input must be written to a file first", where="-")
-        if os.path.isdir(path):
+        if is_object_url(path):
+            yield from _objects(path)
+        elif os.path.isdir(path):
             yield from _walk(path)
         elif os.path.exists(path):
             yield _named_file(path)
@@ -204,11 +209,36 @@ def _named_file(path: str) -> _Candidate:
 
 
 def _walk(folder: str) -> Iterator[_Candidate]:
-    paths = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-    is_dataset = any(path.endswith(".arrow") for path in paths)
-    for name in paths:
+    names = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    yield from _in_folder(folder, names)
+
+
+def _in_folder(folder: str, names: Sequence[str]) -> Iterator[_Candidate]:
+    """The files of a folder that are not hidden."""
+    is_dataset = any(name.endswith(".arrow") for name in names)
+    for name in names:
         if not is_hidden(name) and not (is_dataset and name.rsplit("/", 1)[-1] in DATASET_FILES):
             yield _Candidate(os.path.join(folder, name), name, is_named=False)
+
+
+def _objects(url: str) -> Iterator[_Candidate]:
+    """The object of a URL, or all below it, or those that match its pattern."""
+    from retrodb.store.object_file import object_size, objects_below
+
+    if object_size(url) is not None:
+        yield _Candidate(url, url.rpartition("/")[2], is_named=True)
+        return
+    bucket, key = bucket_and_key(url)
+    parts = key.split("/")
+    num_fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    folder, pattern = "/".join([bucket, *parts[:num_fixed]]).rstrip("/"), "/".join(parts[num_fixed:])
+    names = objects_below(folder)
+    if pattern:
+        names = [name for name in names if matches_glob(name, pattern)]
+    if not names:
+        remedy = "Check the URL; quote a pattern in the shell."
+        raise InputError("no such object, folder of objects or match", where=escape_name(url), remedy=remedy)
+    yield from _in_folder(folder, names)
 
 
 def _glob_matches(pattern: str) -> Iterator[_Candidate]:
@@ -236,6 +266,8 @@ def _files_of_lists(lists: Sequence[str | Path]) -> Iterator[_Candidate]:
 
 def _listed_file(list_path: str, number: int, line: str) -> _Candidate:
     where = f"{escape_name(list_path)}, line {number}"
+    if is_object_url(line.strip()):
+        return _Candidate(line.strip(), bucket_and_key(line.strip())[1], is_named=True)
     if "://" in line:
         what = f"{escape_name(line.strip())} is not a local file"
         raise InputError(what, where=where, remedy="Download it, and list its path.")
@@ -268,7 +300,7 @@ def _describe(candidate: _Candidate, format: str) -> tuple[InputFile, bool]:
         is_binary = format in TEXT_FORMATS and is_binary_content(head)
     shown = escape_name(path)
     raw_path = None if shown == path else os.fsencode(path)
-    return InputFile(shown, name, format, os.path.getsize(path), compression, in_tar, raw_path), is_binary
+    return InputFile(shown, name, format, source_size(path), compression, in_tar, raw_path), is_binary
 
 
 def _head(path: str, compression: str) -> bytes:
@@ -306,7 +338,7 @@ def _tar_starts(path: str, target_bytes: int) -> list[int]:
     """Offsets of headers, about `target_bytes` apart, from 0; [] if the archive cannot be listed to its end."""
     starts = [0]
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_source(path) as source, tarfile.open(fileobj=source, mode="r:") as archive:
             for member in archive:
                 if member.offset - starts[-1] >= target_bytes:
                     starts.append(member.offset)

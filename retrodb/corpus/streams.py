@@ -6,6 +6,7 @@ bounded by one block, and for zstd also by the window of at most 128 MiB, whatev
 
 from __future__ import annotations
 
+import io
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import IO, Protocol
 
 from retrodb.corpus.file_names import escape_name
+from retrodb.corpus.input_sources import open_source
 from retrodb.corpus.member_stream import MEMBER_MAGIC, MemberStream
 from retrodb.errors import InputError
 
@@ -92,7 +94,7 @@ def open_input(path: str | Path, compression: str = "none", start: int = 0) -> I
         InputError: the file cannot be opened.
     """
     try:
-        source = open(path, "rb", buffering=0 if compression == "none" else -1)  # noqa: SIM115 - the stream closes it
+        source = open_source(path, buffered=compression != "none")
     except OSError as error:
         raise _cannot_open(path, error) from error
     if start:  # a pipe cannot seek
@@ -107,7 +109,8 @@ def open_decompressed(path: str | Path) -> InputStream:
         InputError: the file cannot be opened.
     """
     try:
-        source = open(path, "rb")  # noqa: SIM115 - the stream closes it
+        source = open_source(path)
+        assert isinstance(source, io.BufferedReader)
         head = source.peek(_MAGIC_BYTES)
     except OSError as error:
         raise _cannot_open(path, error) from error

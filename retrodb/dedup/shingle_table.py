@@ -6,7 +6,7 @@ it).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -103,16 +103,17 @@ def save_shingle_table(table: ShingleTable, folder: Path) -> None:
         np.save(folder / f"{field.name}.npy", getattr(table, field.name), allow_pickle=False)
 
 
-def load_shingle_table(folder: Path) -> ShingleTable:
-    """Memory-map a table that `save_shingle_table` wrote.
+def load_shingle_table(files: Iterable[Path]) -> ShingleTable:
+    """Memory-map the files that `save_shingle_table` wrote; each may lie in a folder of its own.
 
     Raises:
         MissingFileError: an array does not exist.
         DamagedFileError: an array is not readable, or has another length than the table needs.
         MismatchError: the table has another version of the shingle specification.
     """
-    arrays = {field.name: _map(folder / f"{field.name}.npy") for field in fields(ShingleTable)}
-    table = ShingleTable(**arrays)
+    paths = {path.stem: path for path in files}
+    table = ShingleTable(**{field.name: _map(paths, field.name) for field in fields(ShingleTable)})
+    folder = paths["header"].parent
     if table.header.shape != (2,) or len(table.posting_offsets) != len(table.keys) + 1:
         raise DamagedFileError("the arrays of the test set do not match", where=str(folder))
     if table.header[0] != SHINGLE_VERSION:
@@ -124,11 +125,11 @@ def load_shingle_table(folder: Path) -> ShingleTable:
     return table
 
 
-def _map(path: Path) -> AnyArray:
+def _map(paths: Mapping[str, Path], field: str) -> AnyArray:
     try:
-        return map_array(path)
-    except FileNotFoundError as error:
-        raise MissingFileError("a file of a registered test set is missing", where=str(path)) from error
+        return map_array(paths[field])
+    except (KeyError, FileNotFoundError) as error:
+        raise MissingFileError("a file of a registered test set is missing", where=f"{field}.npy") from error
 
 
 def _copy_buffers(texts: pa.Array) -> tuple[ByteArray, Int64Array]:

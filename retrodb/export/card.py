@@ -81,7 +81,7 @@ def make_card(source: ExportSource, to: str, out: Path, num_rows: int, licences:
         format=to,
         id=identity("export", path)[:16],
         path=path,
-        database=str(Path(view.storage.url).absolute()),
+        database=_full_path(view.storage.url),
         snapshot=view.snapshot.number,
         clock=view.snapshot.clock,
         rows=num_rows,
@@ -99,6 +99,11 @@ def make_card(source: ExportSource, to: str, out: Path, num_rows: int, licences:
         subsets={subset: _table_fields(of_subset) for subset, of_subset in source.subsets.items()},
         params=source.params,
     )
+
+
+def _full_path(database: str) -> str:
+    """The path of a database from the root, or its URL."""
+    return database if "://" in database else str(Path(database).absolute())
 
 
 def _table_fields(source: ExportSource) -> dict[str, JsonValue]:

@@ -25,6 +25,7 @@ from retrodb.memory import default_memory
 from retrodb.stages.context import Context
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.lock import advisory_lock
+from retrodb.store.object_urls import is_object_url
 from retrodb.store.open_files import raise_limit_of_open_files
 from retrodb.store.open_storage import open_storage
 from retrodb.store.scratch import ScratchStorage, is_read_only
@@ -179,6 +180,9 @@ def storage_at(path: str | Path | Storage) -> Storage:
         return path
     if not str(path).strip() or (isinstance(path, Path) and not path.parts):
         raise UsageError("the path of the database is empty", remedy="Write '.' for the current directory.")
+    if isinstance(path, Path) and is_object_url(str(path).replace(":/", "://", 1)):
+        remedy = "Give the URL as a text: a Path has only one '/' after the scheme."
+        raise UsageError("this is the URL of an object store as a Path", where=str(path), remedy=remedy)
     storage = open_storage(str(path))
     if isinstance(storage, LocalStorage):
         existing = next((place for place in (storage.root, *storage.root.parents) if os.path.lexists(place)), None)

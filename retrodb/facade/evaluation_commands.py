@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from retrodb.config import RetroTrainParams, ValidateParams
 from retrodb.engine.progress import make_progress
 from retrodb.facade.base import DatabaseBase, params_of
+from retrodb.facade.given_files import given_input
 from retrodb.facade.guard import guarded
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class EvaluationCommands(DatabaseBase):
 
         self._check_space(space, as_of)
         return run_eval_retrieval(
-            self.view(as_of), Path(queries), Path(qrels), k=k, space=space, nprobe=nprobe, device=device
+            self.view(as_of), given_input(queries), given_input(qrels), k=k, space=space, nprobe=nprobe, device=device
         )
 
     def bench_recall(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrodb.facade.base import DatabaseBase
+from retrodb.facade.given_files import given_output
 
 if TYPE_CHECKING:
     from retrodb.export.refresh import ExportInfo
@@ -111,7 +112,7 @@ class ReadCommands(DatabaseBase):
         """
         from retrodb.stages.index.export_faiss import run_export_faiss
 
-        return run_export_faiss(self.view(as_of), Path(out), space=space, dry_run=dry_run)
+        return run_export_faiss(self.view(as_of), given_output(out), space=space, dry_run=dry_run)
 
     def show_neighbours(self, row: int, *, table: str | None = None, as_of: int | None = None) -> ShownRow:
         """One row of a neighbour table: its chunk, its neighbours, their continuations, and the token runs they share."""

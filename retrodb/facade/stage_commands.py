@@ -16,6 +16,7 @@ from retrodb.config import (
     NeighboursParams,
 )
 from retrodb.facade.base import DatabaseBase, params_of
+from retrodb.facade.given_files import given_input, given_output
 from retrodb.store import conflict_keys
 from retrodb.view.view import SELF
 
@@ -120,7 +121,11 @@ class StageCommands(DatabaseBase):
 
         with self._lock(conflict_keys.dedup(name or "all"), "dedup"), self._planning(dry_run) as context:
             return run_dedup(
-                context, [Path(f) for f in against], params_of(DedupParams, options), name=name, dry_run=dry_run
+                context,
+                [given_input(file) for file in against],
+                params_of(DedupParams, options),
+                name=name,
+                dry_run=dry_run,
             )
 
     def near_duplicates(
@@ -199,7 +204,7 @@ class StageCommands(DatabaseBase):
 
         with self._lock(conflict_keys.queries(name), "queries"), self._planning(dry_run) as context:
             return run_add_queries(
-                context, name, [Path(f) for f in files], text_template=text_template, dry_run=dry_run
+                context, name, [given_input(file) for file in files], text_template=text_template, dry_run=dry_run
             )
 
     def add_packed_queries(
@@ -331,7 +336,7 @@ class StageCommands(DatabaseBase):
         with self._lock(conflict_keys.export(Path(out).name), "export"):
             return run_export(
                 self._context,
-                Path(out),
+                given_output(out),
                 to=to,
                 table=table,
                 params=params_of(ExportParams, options),
@@ -345,4 +350,4 @@ class StageCommands(DatabaseBase):
         from retrodb.export.refresh import run_refresh
 
         with self._lock(conflict_keys.export(Path(out).name), "export"):
-            return run_refresh(self._context, Path(out), dry_run=dry_run)
+            return run_refresh(self._context, given_output(out), dry_run=dry_run)

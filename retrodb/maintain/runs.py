@@ -267,7 +267,7 @@ def _elapsed_s(storage: Storage, attempt: Attempt, *, is_finished: bool) -> floa
         started = datetime.fromisoformat(read_claim(storage, attempt).started_at)
         now = datetime.now(UTC)
         if is_finished:
-            now = datetime.fromtimestamp(storage.stat(record_path(attempt.run, attempt.task)).st_mtime, UTC)
+            now = datetime.fromtimestamp(storage.stat(record_path(attempt.run, attempt.task)).modified_s, UTC)
     except (MissingFileError, DamagedFileError, ValueError):
         return None
     return round(max(0.0, (now - started).total_seconds()), 1)

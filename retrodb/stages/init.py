@@ -89,6 +89,7 @@ def execute_init(context: Context, plan: InitPlan, *, written: Sequence[str] = (
     contents = {"tokenizer": plan.tokenizer, "settings": dump_settings(plan.settings).encode()}
     own_files = {path_of(kind): content for kind, content in contents.items()}
     refuse_used_folder(storage, {**dict.fromkeys(written), **own_files})
+    storage.probe()
     run = open_run(storage, "init", values, context.clock)
     files = []
     for kind, content in contents.items():

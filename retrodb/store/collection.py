@@ -29,7 +29,7 @@ from retrodb.store.digest import digests_of_blocks
 from retrodb.store.manifest import load_manifest
 from retrodb.store.row_files import written_since
 from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
-from retrodb.store.storage import TEMPORARY, Storage, is_temporary
+from retrodb.store.storage import TEMPORARY, FileStat, Storage, is_temporary
 
 DEFAULT_GRACE = timedelta(days=7)
 """Longer than any command runs between writing a file and committing it, or than a reader stays on an expired snapshot."""
@@ -106,8 +106,7 @@ def execute_collection(storage: Storage, plan: CollectionPlan) -> None:
         storage.write(snapshot_path(number), dump_snapshot(read_snapshot(storage, number).stub(plan.now)))
     now = datetime.fromisoformat(plan.now)
     again = plan_collection(storage, plan.keep_snapshots, now, plan.grace, abandoned=plan.abandoned)
-    for path in sorted(set(plan.delete) & set(again.delete)):
-        storage.delete(path)
+    storage.delete_all(sorted(set(plan.delete) & set(again.delete)))
     storage.write(path_of("collection"), orjson.dumps(dict(again.marked), option=orjson.OPT_SORT_KEYS))
 
 
@@ -146,10 +145,9 @@ def unused_blocks(storage: Storage) -> list[str]:
     if not unnamed:
         return []
     others: dict[int, list[str]] = defaultdict(list)  # files that nothing names, by the size of their digests
-    for path in _all_files(storage):
+    for path, stat in collected_stats(storage).items():
         if path not in named and not path.startswith("blocks/"):
-            with suppress(MissingFileError):  # another command deleted it
-                others[num_blocks(storage.stat(path).st_size) * DIGEST_BYTES].append(path)
+            others[num_blocks(stat.size_bytes) * DIGEST_BYTES].append(path)
     return [path for path in unnamed if not _describes_one_of(storage, path, others)]
 
 
@@ -213,6 +211,12 @@ def _outputs(record: bytes, where: str) -> list[str]:
 def _all_files(storage: Storage) -> list[str]:
     """Every file that collection may delete: those that are named as retrodb names its files, never another one."""
     return [path for folder in sorted(COLLECTED | {TEMPORARY}) for path in storage.list(folder) if is_ours(path)]
+
+
+def collected_stats(storage: Storage) -> dict[str, FileStat]:
+    """What storage says of every file that collection may delete."""
+    folders = (storage.stats(folder) for folder in sorted(COLLECTED | {TEMPORARY}))
+    return {path: stat for stats in folders for path, stat in stats.items() if is_ours(path)}
 
 
 def is_ours(path: str) -> bool:

@@ -35,7 +35,10 @@ def rows_digest(rows: RowSet) -> str | None:
 
 def written_since(storage: Storage, path: str, seconds: float) -> bool:
     """Whether a bitmap is there and was written after a time in seconds since 1970."""
-    return storage.exists(path) and storage.local(path).stat().st_mtime > seconds
+    try:
+        return storage.stat(path).modified_s > seconds
+    except MissingFileError:
+        return False
 
 
 _NEW_S = 60.0
@@ -48,7 +51,7 @@ def digest_of(path: str) -> str:
 
 def find_bitmap(storage: Storage, digest: str) -> None:
     """Raises MissingFileError when a bitmap is not there."""
-    storage.local(path_of("rows", digest=digest))
+    storage.stat(path_of("rows", digest=digest))
 
 
 def read_bitmap(storage: Storage, digest: str) -> bytes:

@@ -1,34 +1,29 @@
-"""A storage for dry runs on a read-only file system: reads the database, and keeps what is written in a temporary folder."""
+"""A storage that reads a database and keeps what is written in a temporary folder: for checks, measurements, and dry runs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from retrodb.store.storage import LocalStorage
+from retrodb.store.storage import FileStat, LocalStorage, Storage
 
 SCHEME = "scratch://"
-_BASE_FILE = ".database"  # in the temporary folder: the path of the database, for other processes
+BASE_FILE = ".database"  # in the temporary folder: the URL of the database, for other processes
 
 
 class ScratchStorage:
     """Files of the temporary folder come before those of the database, where nothing is written or deleted."""
 
-    def __init__(self, folder: Path, base: LocalStorage) -> None:
+    def __init__(self, folder: Path, base: Storage) -> None:
         self._folder, self._written, self._base = folder, LocalStorage(folder), base
 
     @staticmethod
-    def create(folder: Path, base: LocalStorage) -> ScratchStorage:
+    def create(folder: Path, base: Storage) -> ScratchStorage:
         """The storage with a new temporary folder, which other processes can open by its URL."""
-        (folder / _BASE_FILE).write_text(str(base.root), encoding="utf-8")
+        (folder / BASE_FILE).write_text(base.url, encoding="utf-8")
         return ScratchStorage(folder, base)
-
-    @staticmethod
-    def open(url: str) -> ScratchStorage:
-        """The storage of a URL, in another process."""
-        folder = Path(url.removeprefix(SCHEME))
-        return ScratchStorage(folder, LocalStorage((folder / _BASE_FILE).read_text(encoding="utf-8")))
 
     def __hash__(self) -> int:
         return hash((self._folder, self._base))
@@ -45,7 +40,10 @@ class ScratchStorage:
         """The URL of the database that it reads."""
         return self._base.url
 
-    def _holder(self, path: str) -> LocalStorage:
+    def probe(self) -> None:
+        """Nothing is written to the database."""
+
+    def _holder(self, path: str) -> Storage:
         return self._written if self._written.exists(path) else self._base
 
     def read(self, path: str) -> bytes:
@@ -54,14 +52,24 @@ class ScratchStorage:
     def local(self, path: str) -> Path:
         return self._holder(path).local(path)
 
-    def stat(self, path: str) -> os.stat_result:
+    def fetch(self, path: str) -> Path:
+        return self._holder(path).fetch(path)
+
+    def stat(self, path: str) -> FileStat:
         return self._holder(path).stat(path)
+
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        written = {path: stat for path, stat in self._written.stats(prefix).items() if path != BASE_FILE}
+        return dict(sorted({**self._base.stats(prefix), **written}.items()))
 
     def write(self, path: str, data: bytes) -> None:
         self._written.write(path, data)
 
     def stage(self, path: str) -> AbstractContextManager[Path]:
         return self._written.stage(path)
+
+    def working_folder(self) -> AbstractContextManager[Path]:
+        return self._written.working_folder()
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         return not self._base.exists(path) and self._written.put_if_absent(path, data)
@@ -70,14 +78,24 @@ class ScratchStorage:
         return self._holder(path).exists(path)
 
     def list(self, prefix: str) -> list[str]:
-        written = (path for path in self._written.list(prefix) if path != _BASE_FILE)
+        written = (path for path in self._written.list(prefix) if path != BASE_FILE)
         return sorted({*self._base.list(prefix), *written})
 
     def delete(self, path: str) -> None:
         self._written.delete(path)
 
+    def delete_all(self, paths: Sequence[str]) -> None:
+        self._written.delete_all(paths)
+
     def remove_empty_folders(self, prefix: str) -> None:
         self._written.remove_empty_folders(prefix)
+
+    @property
+    def keeps_versions(self) -> bool:
+        return False
+
+    def forget_copies(self) -> None:
+        """Those of the database stay."""
 
 
 def is_read_only(storage: LocalStorage) -> bool:

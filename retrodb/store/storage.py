@@ -12,10 +12,12 @@ import re
 import socket
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol, TypeVar
 
 from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError
@@ -56,8 +58,23 @@ def _is_running(process: int) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class FileStat:
+    """What storage knows of a file without opening it."""
+
+    size_bytes: int
+    modified_ns: int  # since 1970, by the clock of the storage: when its bytes were last written, or a little later
+    changed_ns: int  # when anything of the file last changed; no program can set it
+    stamp: str  # changes whenever the file does
+
+    @property
+    def modified_s(self) -> float:
+        """Seconds since 1970."""
+        return self.modified_ns / 1e9
+
+
 class Storage(Protocol):
-    """The operations a database needs; a local directory now, an object store behind the same seam."""
+    """The operations a database needs: of a local directory, or of an object store."""
 
     def __hash__(self) -> int:
         """Equal storages are of the same place: what was read from one holds for the other."""
@@ -68,6 +85,10 @@ class Storage(Protocol):
         """What `open_storage` opens again in another process."""
         ...
 
+    def probe(self) -> None:
+        """Try, for a new database, what only the store can promise. Raises RetroDBError where it does not keep it."""
+        ...
+
     def read(self, path: str) -> bytes:
         """A file's bytes. Raises MissingFileError."""
         ...
@@ -76,8 +97,16 @@ class Storage(Protocol):
         """A local copy to read or memory-map; the file itself where storage is local. Raises MissingFileError."""
         ...
 
-    def stat(self, path: str) -> os.stat_result:
-        """Size, times and identity of a file, which is not opened. Raises MissingFileError."""
+    def fetch(self, path: str) -> Path:
+        """As `local`, with bytes that come from the storage now and not from an earlier copy."""
+        ...
+
+    def stat(self, path: str) -> FileStat:
+        """Size, time and stamp of a file, which is not opened. Raises MissingFileError."""
+        ...
+
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        """What `stat` says of every file below a folder, sorted by path. Files that are deleted meanwhile may be missing."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
@@ -86,6 +115,10 @@ class Storage(Protocol):
 
     def stage(self, path: str) -> AbstractContextManager[Path]:
         """A local path to write to; published atomically as `path` when the block ends without an error."""
+        ...
+
+    def working_folder(self) -> AbstractContextManager[Path]:
+        """An empty local folder whose files can be moved to staged paths; it is removed when the block ends."""
         ...
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
@@ -104,8 +137,21 @@ class Storage(Protocol):
         """Delete a file; a file that does not exist is no error."""
         ...
 
+    def delete_all(self, paths: Sequence[str]) -> None:
+        """Delete files, in their order or several at once. It may be interrupted anywhere."""
+        ...
+
     def remove_empty_folders(self, prefix: str) -> None:
         """Remove the folders below a folder that contain no file, where storage has folders."""
+        ...
+
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether deleted and replaced files stay where only the owner of the storage can delete them."""
+        ...
+
+    def forget_copies(self) -> None:
+        """Remove copies on this machine of files that are not there any more."""
         ...
 
 
@@ -125,6 +171,9 @@ class LocalStorage:
     def url(self) -> str:
         return str(self.root)
 
+    def probe(self) -> None:
+        """The file system is asked by each `put_if_absent`."""
+
     def read(self, path: str) -> bytes:
         with self._errors(path):
             return self._absolute(path).read_bytes()
@@ -132,15 +181,25 @@ class LocalStorage:
     def local(self, path: str) -> Path:
         absolute = self._absolute(path)
         if not absolute.is_file():
-            raise _missing(path)
+            raise missing_file(path)
         return absolute
 
-    def stat(self, path: str) -> os.stat_result:
+    def fetch(self, path: str) -> Path:
+        return self.local(path)
+
+    def stat(self, path: str) -> FileStat:
         with self._errors(path), suppress(FileNotFoundError, NotADirectoryError):
             found = self._absolute(path).stat()
             if stat.S_ISREG(found.st_mode):
-                return found
-        raise _missing(path)
+                return FileStat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, _stamp(found))
+        raise missing_file(path)
+
+    def stats(self, prefix: str) -> dict[str, FileStat]:
+        stats = {}
+        for path in self.list(prefix):
+            with suppress(MissingFileError):
+                stats[path] = self.stat(path)
+        return stats
 
     def write(self, path: str, data: bytes) -> None:
         with self.stage(path) as temporary, self._errors(path):
@@ -154,6 +213,13 @@ class LocalStorage:
             _sync_file(temporary)
             _move(os.replace, temporary, target)
             _sync_directory(target.parent)
+
+    @contextmanager
+    def working_folder(self) -> Iterator[Path]:
+        temporary = self.root / TEMPORARY
+        temporary.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=temporary, prefix=temporary_name("")) as folder:
+            yield Path(folder)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         with self._temporary(path) as temporary:
@@ -180,6 +246,10 @@ class LocalStorage:
         with self._errors(path):
             self._absolute(path).unlink(missing_ok=True)
 
+    def delete_all(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.delete(path)
+
     def remove_empty_folders(self, prefix: str) -> None:
         root = self._absolute(prefix)
         with self._errors(prefix):
@@ -188,13 +258,16 @@ class LocalStorage:
                     with suppress(OSError):  # not empty, or another process removed it
                         os.rmdir(folder)
 
+    @property
+    def keeps_versions(self) -> bool:
+        return False
+
+    def forget_copies(self) -> None:
+        """There are no copies."""
+
     def _absolute(self, path: str) -> Path:
         if not self._is_inside(path):
-            raise DamagedFileError(
-                "the path leads outside of the database",
-                where=repr(path),
-                remedy="Use this database only if you know its origin; look for symbolic links in it.",
-            )
+            raise outside_database(path)
         return self.root / path
 
     def _is_inside(self, path: str) -> bool:
@@ -221,19 +294,23 @@ class LocalStorage:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    @contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
-        """Operating system errors, and what libraries make of them, as errors that say what to do."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise _missing(path) from error
-        except OSError as error:
-            raise translate_os_error(error, str(self.root / path)) from error
-        except RuntimeError as error:  # FAISS reports a failed write as one
-            if not is_disk_full(error):
-                raise
-            raise no_space(str(self.root / path)) from error
+    def _errors(self, path: str) -> AbstractContextManager[None]:
+        return translated_errors(path, str(self.root / path))
+
+
+@contextmanager
+def translated_errors(path: str, where: str) -> Iterator[None]:
+    """Operating system errors, and what libraries make of them, as errors that say what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise missing_file(path) from error
+    except OSError as error:
+        raise translate_os_error(error, where) from error
+    except RuntimeError as error:  # FAISS reports a failed write as one
+        if not is_disk_full(error):
+            raise
+        raise no_space(where) from error
 
 
 def translate_os_error(error: OSError, where: str) -> RetroDBError:
@@ -254,12 +331,27 @@ def translate_os_error(error: OSError, where: str) -> RetroDBError:
     return RetroDBError(reason, where=where, remedy="Run the same command again: finished work is kept.")
 
 
-def _missing(path: str) -> MissingFileError:
+def missing_file(path: str) -> MissingFileError:
+    """The error for a file that is not there."""
     return MissingFileError(
         "file is missing",
         where=path,
         remedy="Run 'retrodb check' to see what else is missing, or restore it from a backup.",
     )
+
+
+def outside_database(path: str) -> DamagedFileError:
+    """The error for a path that leads out of the database."""
+    return DamagedFileError(
+        "the path leads outside of the database",
+        where=repr(path),
+        remedy="Use this database only if you know its origin; look for symbolic links in it.",
+    )
+
+
+def _stamp(found: os.stat_result) -> str:
+    """Device, inode, size, and the times of the last change of the bytes and of the inode."""
+    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
 
 
 def _move(move: Callable[[Path, Path], T], temporary: Path, target: Path) -> T:

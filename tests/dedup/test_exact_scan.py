@@ -182,7 +182,7 @@ def test_saved_table_is_mapped_and_scans_the_same(tmp_path: Path) -> None:
     for items in (["a b c d", "é", "b c d e"], ["too short"], []):
         table = table_of(items, 3)
         save_shingle_table(table, tmp_path)
-        loaded = load_shingle_table(tmp_path)
+        loaded = load_shingle_table(tmp_path.iterdir())
         documents = texts_array(["x a b c d e", "É", "too short"])
         assert as_tuples(scan_texts(documents, loaded).hits) == as_tuples(scan_texts(documents, table).hits)
         assert [loaded.text(i) for i in range(loaded.num_items)] == items
@@ -194,13 +194,13 @@ def test_missing_damaged_and_foreign_tables_are_refused(tmp_path: Path) -> None:
     save_shingle_table(table, tmp_path)
     np.save(tmp_path / "header.npy", np.array([99, 3]))
     with pytest.raises(MismatchError, match="version 99"):
-        load_shingle_table(tmp_path)
+        load_shingle_table(tmp_path.iterdir())
     (tmp_path / "header.npy").write_bytes(b"no array")
     with pytest.raises(DamagedFileError):
-        load_shingle_table(tmp_path)
+        load_shingle_table(tmp_path.iterdir())
     (tmp_path / "header.npy").unlink()
     with pytest.raises(MissingFileError):
-        load_shingle_table(tmp_path)
+        load_shingle_table(tmp_path.iterdir())
 
 
 def test_touched_chunks_are_all_that_a_range_overlaps() -> None:

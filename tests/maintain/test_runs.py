@@ -218,7 +218,7 @@ def test_a_purge_cancels_open_runs_and_says_so(make_database: Make) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--engine", "workers", "--workers", "2"], "--workers is the number of processes of this machine"),
+        (["--engine", "workers", "--workers", "2"], "--workers counts processes of this machine"),
         (["--lease", "5s"], "--lease needs --engine workers"),
         (["--engine", "workers", "--lease", "0s"], "a lease of 0.0 s"),
         (["--engine", "ray"], "Invalid value for '--engine'"),

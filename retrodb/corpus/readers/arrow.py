@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from retrodb.corpus.document import Document, Fields, Limits, Reject, UnreadableValue, documents_of
 from retrodb.corpus.file_names import escape_name
+from retrodb.corpus.input_sources import arrow_source
 from retrodb.corpus.readers.arrow_values import column_types, json_values, validate
 from retrodb.corpus.readers.field_names import check_columns, kept_columns
 from retrodb.corpus.readers.open_file import OpenFile, read_whole, unreadable_file
@@ -95,13 +95,12 @@ def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 @contextmanager
 def _open_path(path: str) -> Iterator[ParquetFile]:
-    import pyarrow as pa
 
     from retrodb.format.parquet import open_parquet
 
     error_of = partial(_unreadable_parquet, path)
     try:
-        source = pa.OSFile(os.fsencode(path))  # as bytes, since the name may not be UTF-8
+        source = arrow_source(path)
     except OSError as error:
         raise error_of(error) from error
     with source, open_parquet(source, error_of) as file:
@@ -118,7 +117,7 @@ def _random_access(source: OpenFile, limits: Limits) -> pa.NativeFile:
     import pyarrow as pa
 
     if source.disk_path is not None:
-        return pa.OSFile(os.fsencode(source.disk_path))  # as bytes, since the name may not be UTF-8
+        return arrow_source(source.disk_path)
     content = read_whole(source, limits)
     if isinstance(content, Reject):
         what = f"compressed or in an archive, and larger than {limits.max_record_bytes} bytes"

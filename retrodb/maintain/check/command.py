@@ -53,7 +53,7 @@ from retrodb.store.manifest import load_manifest, load_segment
 from retrodb.store.row_files import digest_of, find_bitmap
 from retrodb.store.scratch import ScratchStorage
 from retrodb.store.snapshots import read_snapshot, recorded_head, snapshot_numbers
-from retrodb.store.storage import LocalStorage, Storage
+from retrodb.store.storage import Storage
 from retrodb.view.view import View
 
 
@@ -272,13 +272,11 @@ def _in_tasks(
 def _executed(
     context: Context, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], unit: str = "B"
 ) -> list[tuple[Task[P, R], TaskRecord[R]]]:
-    """Run tasks, by the engine where the storage is a folder; each with its record. A check leaves no record in the database."""
+    """Run tasks, each with its record. A check leaves no record in the database."""
     if context.engine.is_remote and tasks:
         with passing_run(context.storage, "check", [task.id for task in tasks]) as run:
             records = context.engine.run(run, tasks, function, context.progress, unit=unit)
         return list(zip(tasks, records, strict=True))
-    if not isinstance(context.storage, LocalStorage):
-        return [(task, function(context.storage, task, "")) for task in tasks]
     with tempfile.TemporaryDirectory() as folder:
         run = Run(ScratchStorage.create(Path(folder), context.storage), identity("check"), "check", "")
         records = context.engine.run(run, tasks, function, context.progress, unit=unit)

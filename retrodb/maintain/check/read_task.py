@@ -152,14 +152,14 @@ def damage_of(path: str, read: Callable[[], object]) -> Damage | None:
 
 def compare_size(storage: Storage, record: FileRecord) -> None:
     """Raises DamagedFileError when the size of a file is not that of its record, MissingFileError when it is missing."""
-    size_bytes = storage.stat(record.path).st_size
+    size_bytes = storage.stat(record.path).size_bytes
     if size_bytes != record.digest.size_bytes:
         raise damage(record, f"{size_bytes} bytes instead of {record.digest.size_bytes}")
 
 
 def compare_bytes(storage: Storage, record: FileRecord) -> None:
     """Raises DamagedFileError when a file has other bytes than its record promises, or is Parquet that cannot be decoded."""
-    path = storage.local(record.path)
+    path = storage.fetch(record.path)
     expected, actual = record.digest.sha256.hex(), digest_file(path).sha256.hex()
     if actual != expected:
         raise damage(record, f"checksum mismatch (expected {expected[:12]}.., got {actual[:12]}..)")

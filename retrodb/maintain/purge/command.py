@@ -120,6 +120,7 @@ def execute_purge(
     proof = prove(view=context.view())
     if not proof.remaining:
         _close(context, run, proof)
+    context.storage.forget_copies()
     return replace(
         result,
         snapshot=head_number(context.storage),
@@ -127,6 +128,7 @@ def execute_purge(
         num_deleted_files=expunged.num_files,
         deleted_bytes=expunged.size_bytes,
         proof=proof,
+        keeps_versions=context.storage.keeps_versions,
         dry_run=False,
     )
 

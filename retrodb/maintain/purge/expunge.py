@@ -114,22 +114,17 @@ def _block_files(storage: Storage, paths: Iterable[str]) -> Iterator[str]:
     for path in paths:
         kind = kind_of(path)
         with suppress(MissingFileError):  # another command deleted it
-            if kind is not None and has_block_file(kind, storage.stat(path).st_size):
+            if kind is not None and has_block_file(kind, storage.stat(path).size_bytes):
                 yield path_of("blocks", digest=digest_file(storage.local(path)).sha256.hex())
 
 
 def _age_s(storage: Storage, path: str) -> float:
-    return time.time() - storage.local(path).stat().st_mtime
+    return time.time() - storage.stat(path).modified_s
 
 
 def _delete(storage: Storage, paths: Iterable[str], expired_snapshots: tuple[int, ...]) -> Expunged:
-    num_files = size_bytes = 0
-    for path in paths:
-        try:
-            size_bytes += storage.local(path).stat().st_size
-        except MissingFileError:
-            continue
-        storage.delete(path)
-        num_files += 1
+    stats = storage.stats("")
+    present = [path for path in paths if path in stats]  # another command may have deleted some
+    storage.delete_all(present)
     storage.remove_empty_folders("runs")
-    return Expunged(expired_snapshots, num_files, size_bytes)
+    return Expunged(expired_snapshots, len(present), sum(stats[path].size_bytes for path in present))

@@ -46,6 +46,7 @@ class PurgeResult:
     stale_exports: tuple[StaleExport, ...]
     proof: Proof | None  # None in a dry run
     cancelled_runs: tuple[str, ...] = ()  # that had not committed and may have read the documents
+    keeps_versions: bool = False  # the storage keeps old versions of files, which only its owner can delete
     dry_run: bool = False
 
     @property

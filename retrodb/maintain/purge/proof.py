@@ -34,7 +34,7 @@ import numpy as np
 from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Run
 from retrodb.engine.task import Task, TaskRecord, parse_record
-from retrodb.errors import MissingFileError, RetroDBError
+from retrodb.errors import RetroDBError
 from retrodb.format.arrays import AnyArray, BoolArray, UInt64Array, map_array
 from retrodb.format.kinds import path_of
 from retrodb.format.records import FileRecord
@@ -47,12 +47,11 @@ from retrodb.maintain.purge.search_task import (
     SearchPayload,
     SearchResult,
     run_search,
-    stamp_of,
 )
 from retrodb.maintain.purge.traces import KINDS, stored_traces
 from retrodb.stages.context import Context
 from retrodb.store.collection import unused_blocks
-from retrodb.store.storage import Storage
+from retrodb.store.storage import FileStat, Storage
 from retrodb.store.verify import VerifiedFiles
 from retrodb.view.view import View
 
@@ -117,10 +116,10 @@ def run_proof(context: Context, view: View, run: Run, *, read_all: bool = False)
         read_all: read every file, also those that have not changed since an earlier proof of the run searched them.
     """
     traces = stored_traces(context.storage, run.id)
-    stamps = _stamps(context.storage, skip=path_of("runs", run=run.id, file=""))
+    stats = _stats(context.storage, skip=path_of("runs", run=run.id, file=""))
     remembered, number = _remembered(context.storage, run, traces.id)
-    known = {} if read_all else {path: item for path, item in remembered.items() if item.file.stamp == stamps.get(path)}
-    tasks = _tasks(run, traces.id, {path: stamp for path, stamp in stamps.items() if path not in known}, number)
+    known = {} if read_all else _unchanged(remembered, stats)
+    tasks = _tasks(run, traces.id, {path: stat for path, stat in stats.items() if path not in known}, number)
     records = context.engine.run(run, tasks, run_search, context.progress, unit="B")
     searched = known | {item.file.path: item for record in records for item in _searched(record)}
     results = [searched[path] for path in sorted(searched)]
@@ -128,9 +127,9 @@ def run_proof(context: Context, view: View, run: Run, *, read_all: bool = False)
     live = _in_live_documents(view, results)
     documents = view.chunks.documents(np.array([first_chunk for first_chunk, _ in live.most_sharing], np.int64))
     return Proof(
-        num_files=len(stamps),
-        size_bytes=sum(map(_size_bytes, stamps.values())),
-        num_read_files=len(stamps) - len(known),
+        num_files=len(stats),
+        size_bytes=sum(stat.size_bytes for stat in stats.values()),
+        num_read_files=len(stats) - len(known),
         num_traces={kind: len(values) for kind, values in traces.values.items()},
         num_compared=dict(num_compared),
         remaining=(*_remaining(view, results, live.values), *_blocks_without_file(context.storage)),
@@ -143,42 +142,35 @@ def run_proof(context: Context, view: View, run: Run, *, read_all: bool = False)
     )
 
 
+def _unchanged(remembered: Mapping[str, _Searched], stats: Mapping[str, FileStat]) -> dict[str, _Searched]:
+    """What was searched in files that have not changed since."""
+    return {path: item for path, item in remembered.items() if path in stats and item.file.stamp == stats[path].stamp}
+
+
 def _blocks_without_file(storage: Storage) -> Iterator[RemainingTrace]:
     """Digests of blocks whose file is gone: the digests of live files say nothing that these files do not say."""
     for path in unused_blocks(storage):
         yield RemainingTrace(path, "-", "block digests of a file that is gone", 1)
 
 
-def _stamps(storage: Storage, skip: str) -> dict[str, str]:
-    """The files to search, each with its stamp."""
-    stamps = {}
-    for path in (path.removeprefix("./") for path in storage.list("")):
-        if not path.startswith((*_SKIPPED, skip)):
-            try:
-                stamps[path] = stamp_of(storage.stat(path))
-            except MissingFileError:  # another command deleted it
-                continue
-    return stamps
+def _stats(storage: Storage, skip: str) -> dict[str, FileStat]:
+    """The files to search."""
+    stats = {path.removeprefix("./"): stat for path, stat in storage.stats("").items()}
+    return {path: stat for path, stat in stats.items() if not path.startswith((*_SKIPPED, skip))}
 
 
-def _size_bytes(stamp: str) -> int:
-    return int(stamp.split(":")[2])
-
-
-def _changed_ns(stamp: str) -> int:
-    return int(stamp.split(":")[4])
-
-
-def _tasks(run: Run, traces: str, stamps: Mapping[str, str], number: int) -> list[Task[SearchPayload, SearchResult]]:
+def _tasks(
+    run: Run, traces: str, stats: Mapping[str, FileStat], number: int
+) -> list[Task[SearchPayload, SearchResult]]:
     """The tasks that search files: large files alone, small ones together.
 
     Files that changed last come last: until then they may have settled, so that the next proof need not read them again.
     """
-    by_change = sorted(stamps.items(), key=lambda item: _changed_ns(item[1]))
+    by_change = sorted(stats.items(), key=lambda item: item[1].changed_ns)
     tasks = []
-    for group in groups_of(by_change, lambda item: max(_size_bytes(item[1]), _MIN_FILE_BYTES), _TASK_BYTES):
+    for group in groups_of(by_change, lambda item: max(item[1].size_bytes, _MIN_FILE_BYTES), _TASK_BYTES):
         payload = SearchPayload(run.id, traces, tuple(path for path, _ in group), number)
-        tasks.append(KIND.task(payload, weight=sum(_size_bytes(stamp) for _, stamp in group)))
+        tasks.append(KIND.task(payload, weight=sum(stat.size_bytes for _, stat in group)))
     return tasks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from retrodb.maintain.purge.scanner import TraceScanner
 from retrodb.maintain.purge.traces import KINDS, Traces, stored_traces
 from retrodb.store.digest import root_of_file
 from retrodb.store.publish import publish
-from retrodb.store.storage import TEMPORARY, Storage
+from retrodb.store.storage import TEMPORARY, FileStat, Storage
 
 STAGE_VERSION = (
     3  # raised when the same bytes are searched in another way: then nothing that was searched before counts
@@ -46,7 +45,7 @@ class SearchedFile:
     """One file, and where its hits are among those of its task."""
 
     path: str
-    stamp: str  # of the file when it was read, see `stamp_of`
+    stamp: str  # of the file when it was read, see `FileStat.stamp`
     xxh3: str  # of the bytes that were searched, as the manifest has it, hexadecimal
     num_rows: int  # of a table or an array; of search codes, the slots of their blocks
     num_compared: dict[str, int]  # values of each kind that were compared with the traces
@@ -67,14 +66,6 @@ class SearchResult:
 
 
 KIND = TaskKind[SearchPayload, SearchResult]("purge-search", STAGE_VERSION, SearchResult)
-
-
-def stamp_of(stat: os.stat_result) -> str:
-    """What changes whenever a file does: device, inode, size, and the times of the last change of its bytes and of its inode.
-
-    A program can set the first of these times, but not the second.
-    """
-    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
 def run_search(storage: Storage, task: Task[SearchPayload, SearchResult], clock: str) -> TaskRecord[SearchResult]:
@@ -101,11 +92,11 @@ class _Search:
         with growing_array(out, HIT_DTYPE) as append:
             for path in paths:
                 try:
-                    self.files.append(self._search(path, self._storage.local(path), append))
+                    self.files.append(self._search(path, append))
                 except MissingFileError:  # another command deleted it
                     continue
 
-    def _search(self, path: str, local: Path, append: Callable[[AnyArray], None]) -> SearchedFile:
+    def _search(self, path: str, append: Callable[[AnyArray], None]) -> SearchedFile:
         def found(location: str, kind: str, values: UInt64Array, rows: Int64Array) -> None:
             hits = np.empty(len(values), HIT_DTYPE)
             hits["location"] = self.locations.setdefault(location, len(self.locations))
@@ -113,7 +104,8 @@ class _Search:
             append(hits)
             self._num_hits += len(hits)
 
-        first_hit, stamp, problem = self._num_hits, _settled_stamp(local), ""
+        stamp, local = _settled_stamp(self._storage.stat(path)), self._storage.local(path)
+        first_hit, problem = self._num_hits, ""
         scanner = TraceScanner(self._traces, found)
         if path.startswith(f"{TEMPORARY}/"):
             problem = "unfinished file"
@@ -123,14 +115,12 @@ class _Search:
             except DamagedFileError:
                 problem = "cannot be read"
         xxh3 = root_of_file(local).hex()
-        if stamp_of(local.stat()) != stamp:
+        if self._storage.stat(path).stamp != stamp:
             stamp = _CHANGING
         num_hits, num_compared = self._num_hits - first_hit, dict(scanner.num_compared)
         return SearchedFile(path, stamp, xxh3, scanner.num_rows, num_compared, first_hit, num_hits, problem)
 
 
-def _settled_stamp(local: Path) -> str:
+def _settled_stamp(stat: FileStat) -> str:
     """The stamp of a file; _CHANGING when it changed so recently that a further change might leave the same stamp."""
-    stat = local.stat()
-    is_settled = time.time_ns() - stat.st_ctime_ns > _SETTLED_NS
-    return stamp_of(stat) if is_settled else _CHANGING
+    return stat.stamp if time.time_ns() - stat.changed_ns > _SETTLED_NS else _CHANGING

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from retrodb.engine.run import read_plan
-from retrodb.errors import MissingFileError, UsageError
+from retrodb.errors import UsageError
 from retrodb.stages.context import Context
-from retrodb.store.collection import DEFAULT_GRACE, CollectionPlan, execute_collection, plan_collection
-from retrodb.store.storage import Storage
+from retrodb.store.collection import DEFAULT_GRACE, CollectionPlan, collected_stats, execute_collection, plan_collection
+from retrodb.store.storage import FileStat, Storage
 
 KEEP_SNAPSHOTS = 10
 
@@ -88,12 +88,13 @@ def plan_gc(
     runs = [_open_run(storage, run, now, abandon_runs) for run in collection.open_runs]
     if abandoned := frozenset(run.run for run in runs if run.is_abandoned):
         collection = plan_collection(storage, keep_snapshots, now, grace, abandoned=abandoned)
+    stats = collected_stats(storage)
     result = GcResult(
         expired_snapshots=collection.expire,
         num_deleted_files=len(collection.delete),
-        deleted_bytes=_size_bytes(storage, collection.delete),
+        deleted_bytes=_size_bytes(stats, collection.delete),
         num_marked_files=len(collection.marked),
-        marked_bytes=_size_bytes(storage, collection.marked),
+        marked_bytes=_size_bytes(stats, collection.marked),
         open_runs=tuple(runs),
         dry_run=True,
     )
@@ -104,31 +105,25 @@ def execute_gc(context: Context, plan: GcPlan) -> GcResult:
     """Expire and delete what was planned and is still unneeded, and remove the folders of runs that became empty."""
     execute_collection(context.storage, plan.collection)
     context.storage.remove_empty_folders("runs")
+    context.storage.forget_copies()
     return replace(plan.result, dry_run=False)
 
 
 def _open_run(storage: Storage, run: str, now: datetime, abandon_runs: timedelta | None) -> OpenRun:
-    paths = storage.list(f"runs/{run}")
+    stats = storage.stats(f"runs/{run}")
     plan = read_plan(storage, run)
-    times = [storage.local(path).stat().st_mtime for path in paths]
-    last_write = datetime.fromtimestamp(max(times, default=0.0), UTC)
+    last_write = datetime.fromtimestamp(max((stat.modified_s for stat in stats.values()), default=0.0), UTC)
     return OpenRun(
         run=run,
         command="" if plan is None else plan.command,
         clock="" if plan is None else plan.clock,
         last_write=last_write.isoformat(timespec="seconds"),
-        num_files=len(paths),
-        size_bytes=_size_bytes(storage, paths),
+        num_files=len(stats),
+        size_bytes=_size_bytes(stats, stats),
         is_abandoned=abandon_runs is not None and now - last_write > abandon_runs,
     )
 
 
-def _size_bytes(storage: Storage, paths: Iterable[str]) -> int:
+def _size_bytes(stats: Mapping[str, FileStat], paths: Iterable[str]) -> int:
     """The size of files; a file that another command deleted counts as empty."""
-    total = 0
-    for path in paths:
-        try:
-            total += storage.local(path).stat().st_size
-        except (MissingFileError, FileNotFoundError):
-            continue
-    return total
+    return sum(stats[path].size_bytes for path in paths if path in stats)

@@ -259,7 +259,7 @@ def resolved(recipe: Recipe, folder: str) -> Recipe:
     """The recipe with absolute paths. The name of a model is a path only if that folder exists."""
 
     def path(name: str, base: str = folder) -> str:
-        return os.path.normpath(os.path.join(base, name))
+        return name if "://" in name else os.path.normpath(os.path.join(base, name))
 
     def paths(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(path(name, glob.escape(folder) if glob.has_magic(name) else folder) for name in names)

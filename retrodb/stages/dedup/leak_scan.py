@@ -155,9 +155,7 @@ def _row_set(shard: ShardFiles, rows: Int64Array) -> RowSet:
 
 
 def _open_table(storage: Storage, files: Sequence[FileRecord]) -> ShingleTable:
-    verified = VerifiedFiles(storage)
-    paths = [verified.open(record) for record in files]
-    return load_shingle_table(paths[0].parent)
+    return load_shingle_table(map(VerifiedFiles(storage).open, files))
 
 
 def _blocks(storage: Storage, shard: ShardFiles) -> Iterator[DocumentBlock]:

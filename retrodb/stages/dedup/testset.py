@@ -120,8 +120,7 @@ def registered_testset(view: View, name: str) -> TestSet:
 
 def open_table(view: View, testset: TestSet) -> ShingleTable:
     """The table of a test set, verified and memory-mapped."""
-    paths = [view.files.open(record) for record in testset.files]
-    return load_shingle_table(paths[0].parent)
+    return load_shingle_table(map(view.files.open, testset.files))
 
 
 def _unique(ids: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.part import VectorRows, build_part
@@ -14,7 +13,7 @@ from retrodb.format.part_files import PART_FILES
 from retrodb.format.records import FileRecord
 from retrodb.format.rows import RowSet
 from retrodb.store.publish import publish
-from retrodb.store.storage import TEMPORARY, Storage, temporary_name
+from retrodb.store.storage import Storage
 
 
 def publish_part(
@@ -42,16 +41,14 @@ def publish_part_files(
     storage: Storage, space: str, task: str, build: Callable[[Path], object], first_chunk: int, rows: RowSet
 ) -> tuple[FileRecord, ...]:
     """Publish the files that `build` writes into an empty folder."""
-    temporary = storage.local("retrodb.toml").parent / TEMPORARY
-    temporary.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=temporary, prefix=temporary_name("")) as folder:
-        build(Path(folder))
+    with storage.working_folder() as folder:
+        build(folder)
         return tuple(
             publish(
                 storage,
                 "parts",
                 path_of("parts", name=space, task=task, file=file),
-                partial(_move, Path(folder) / file),
+                partial(_move, folder / file),
                 name=space,
                 first_chunk=first_chunk,
                 rows=rows,

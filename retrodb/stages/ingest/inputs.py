@@ -138,6 +138,7 @@ def keep_streams(storage: Storage, run: Run, inputs: Inputs) -> Inputs:
         if file.stream is not None:
             path = path_of("runs", run=run.id, file=f"spool/input-{index}")
             publish(storage, "runs", path, partial(os.replace, file.path))
+            storage.delete(f"{TEMPORARY}/{os.path.basename(file.path)}")  # where `file.path` was a copy of it
             files[index] = replace(file, path=str(storage.local(path)))
     return replace(inputs, files=tuple(files))
 

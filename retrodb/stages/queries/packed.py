@@ -7,12 +7,13 @@ documents. Their text is the text of their tokens, with a line break where a doc
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retrodb.engine.run import add_counts
+from retrodb.engine.run import Run, add_counts
 from retrodb.engine.task import NoResult, Task
 from retrodb.errors import UsageError
 from retrodb.format.entries import QueriesEntry
@@ -36,6 +37,7 @@ from retrodb.stages.queries.query_set import QueriesResult, check_name, commit_q
 from retrodb.stages.queries.tokens import TokenPacking
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
+from retrodb.store.cached_lines import cache_folder
 from retrodb.store.digest import identity
 from retrodb.view.view import View
 
@@ -177,8 +179,7 @@ def execute_add_packed(context: Context, plan: PackedPlan) -> QueriesResult:
     keys = conflict_keys.queries(plan.name)
     arguments = {"name": plan.name}
     transaction = Transaction.open(context, plan.view, "queries", keys, plan=plan.run_plan, arguments=arguments)
-    order = Path(context.storage.url) / path_of("runs", run=transaction.run.id, file="order")
-    source = plan.source(str(order))
+    source = plan.source(str(_order_folder(transaction.run)))
     num_sequences = len(open_sequences(context.storage.url, source))
     result = plan.result(num_sequences)
     if plan.view.snapshot.entry(QueriesEntry, plan.name) == plan.entry:
@@ -187,7 +188,17 @@ def execute_add_packed(context: Context, plan: PackedPlan) -> QueriesResult:
     files = [(file, record.counts["rows"]) for record in records for file in record.files]
     totals = add_counts(records)
     result = replace(result, num_rows=totals["rows"], num_tokens=totals["tokens"])
-    return commit_queries(transaction, plan.entry, result, files)
+    committed = commit_queries(transaction, plan.entry, result, files)
+    if "://" in context.storage.url:
+        shutil.rmtree(source.order, ignore_errors=True)
+    return committed
+
+
+def _order_folder(run: Run) -> Path:
+    """Where megatron-core keeps the order of its samples for all processes: with the run, or on this machine."""
+    if "://" in run.storage.url:
+        return cache_folder() / "orders" / run.id
+    return Path(run.storage.url) / path_of("runs", run=run.id, file="order")
 
 
 def _tasks(plan: PackedPlan, source: SequenceSource, num_sequences: int) -> list[Task[PackedPayload, NoResult]]:

@@ -26,7 +26,7 @@ from retrodb.maintain.purge.scanner import TraceScanner
 from retrodb.maintain.purge.targets import find_targets
 from retrodb.maintain.purge.traces import Traces, store_traces, traces_of
 from retrodb.stages.ingest.tokenize import load_tokenizer
-from retrodb.store.storage import LocalStorage
+from retrodb.store.storage import FileStat, LocalStorage
 from retrodb.view.view import SELF
 
 Make = Callable[..., Database]
@@ -269,8 +269,8 @@ def _tokens_of(database: Database, text: str) -> np.ndarray:
 
 def test_files_that_changed_last_are_searched_last() -> None:
     run = Run(LocalStorage("unused"), "run", "purge", "")
-    stamps = {path: f"1:{inode}:{size}:7:{changed_ns}" for path, inode, size, changed_ns in FILES}
-    tasks = proof._tasks(run, "traces", stamps, 0)
+    stats = {path: FileStat(size, 7, changed_ns, f"{inode}") for path, inode, size, changed_ns in FILES}
+    tasks = proof._tasks(run, "traces", stats, 0)
     assert [task.payload.paths for task in tasks] == [("old.npy",), ("large.npy",), ("new.npy", "newest.json")]
     assert [task.weight for task in tasks] == [10, 65 << 20, 30]
 
