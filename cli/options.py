@@ -114,7 +114,9 @@ class Command(click.Command):
         """Whether the first argument must be DB: it is one, or it is no input although inputs follow."""
         takes_inputs = any(param.name in ("inputs", "files", "more") for param in others)
         if path.startswith(STORE_URLS):
-            return not takes_inputs or _has_database(path)
+            from retrodb.database import has_database
+
+            return not takes_inputs or has_database(path)
         if os.path.isfile(os.path.join(path, "retrodb.toml")):
             return True
         return takes_inputs and path != "-" and not os.path.lexists(path) and not set(path) & set("*?[")
@@ -127,12 +129,6 @@ class Command(click.Command):
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), EXIT_MEANINGS[code]) for code in sorted({*_COMMON_EXITS, *self.exits})])
         super().format_epilog(ctx, formatter)
-
-
-def _has_database(url: str) -> bool:
-    from retrodb.database import has_database
-
-    return has_database(url)
 
 
 def _use_json(ctx: click.Context, _param: click.Parameter, is_json: bool) -> None:

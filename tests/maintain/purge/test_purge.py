@@ -21,7 +21,7 @@ from retrodb.database import Database, DocumentName
 from retrodb.dedup.shingles import shingle_sets
 from retrodb.dedup.union_find import CONTENT_DTYPE
 from retrodb.engine.run import open_run
-from retrodb.errors import UsageError
+from retrodb.errors import ConflictError, UsageError
 from retrodb.format import schemas
 from retrodb.format.arrays import AnyArray, save_array
 from retrodb.format.document_keys import content_hash
@@ -123,8 +123,11 @@ def test_a_task_that_runs_meanwhile_keeps_the_block_digests_of_its_files(
         is_clean.append(Database(database.path).purge(["gone"], ignore_unknown=True).is_clean)
         return shards
 
-    monkeypatch.setattr(tokenize, "write_shards", write_and_purge)
-    database.ingest([new], source="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize, "write_shards", write_and_purge)
+        with pytest.raises(ConflictError, match="this 'ingest' was cancelled"):
+            database.ingest([new], source="other")
+    database.ingest([new], source="other")  # continues with the files that are there
     assert is_clean == [True]
     assert any((Path(database.path) / "blocks").iterdir()), "some of its files have block digests"
     assert not database.check(read_data=True).damaged
