@@ -146,5 +146,5 @@ def answers(database: Path) -> dict[str, bytes]:
 
 def _retrodb(*arguments: str) -> bytes:
     done = subprocess.run([sys.executable, "-c", _COMMAND_LINE, *arguments], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
+    assert done.returncode == 0, (arguments, done.returncode, done.stderr.decode())
     return done.stdout
