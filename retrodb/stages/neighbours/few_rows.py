@@ -1,12 +1,12 @@
 """The join of few rows with a database of which no process holds all rows: one range of lists after another is in memory.
 
-A repair joins new rows, and those that lost too many neighbours, with all lists that they probe. Ranges without one of these
-lists are not read. The nearest by (code distance, id) of all ranges are those of all lists, so ranges change no byte.
+A repair joins new rows, and those that lost too many neighbours, with all lists that they probe. Lists that none of them
+probes are not read. The nearest by (code distance, id) of all ranges are those of all lists, so ranges change no byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 
@@ -15,11 +15,12 @@ import numpy as np
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.join import RERANK_MARGIN, ScannedDatabase, more_probes, scan_lists_of
+from retrodb.ann.list_rows import ListRows
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
 from retrodb.ann.rerank import rerank_by_id
 from retrodb.ann.routing import Probes
 from retrodb.ann.topk import TopK, empty_topk
-from retrodb.format.arrays import Float32Array, Int32Array, Int64Array
+from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
 from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
 from retrodb.stages.neighbours.compared_tasks import TableInputs
 from retrodb.stages.neighbours.join_memory import EXCHANGED_ROWS
@@ -36,12 +37,14 @@ def join_few_rows(
     probes: Probes,
     num_ranges: int,
     hardware: JoinHardware,
+    are_chosen: Callable[[Int64Array], BoolArray] | None = None,
 ) -> TopK:
     """The nearest chunks of rows of a query set, ids and distances (Q, k + spare_neighbours) each, as `nearest_chunks`.
 
     Args:
         probes: lists that each row reads, at least 1.
         num_ranges: that the lists are cut in.
+        are_chosen: as of `rows_in_lists`.
     """
     width = inputs.params.k + inputs.params.spare_neighbours
     ids, distances = empty_topk(len(rows), width)
@@ -51,7 +54,8 @@ def join_few_rows(
         queries = check_vectors(view.vectors(inputs.space, rows[block], inputs.queries), codebook.dim, where="queries")
         exclusion = exclusion_of(view, inputs.queries, inputs.params, rows[block])
         probed = lists_of_rows(view, inputs.space, inputs.queries, rows[block], codebook, probes, hardware.threads)
-        candidates = _candidates(view, inputs, queries, probed, exclusion, codebook, ranges, width, hardware)
+        rows_of = partial(rows_in_lists, view, inputs.space, inputs.params, are_chosen=are_chosen)
+        candidates = _candidates(rows_of, queries, probed, exclusion, codebook, ranges, width, hardware)
         fetch = partial(view.vectors, inputs.space)
         nearest = rerank_by_id(queries, candidates, fetch, width, codebook.metric, hardware.threads)
         ids[block], distances[block] = nearest
@@ -59,8 +63,7 @@ def join_few_rows(
 
 
 def _candidates(
-    view: View,
-    inputs: TableInputs,
+    rows_of: Callable[..., Iterator[ListRows]],
     queries: Float32Array,
     lists_QA: Int32Array,
     exclusion: Exclusion,
@@ -78,9 +81,11 @@ def _candidates(
     while len(asked):
         best = empty_topk(len(asked), width + RERANK_MARGIN)
         for lists in ranges:
-            where = np.flatnonzero(((lists_QA >= lists.first) & (lists_QA < lists.end)).any(axis=1))
+            is_inside = (lists_QA >= lists.first) & (lists_QA < lists.end)
+            where = np.flatnonzero(is_inside.any(axis=1))
             if len(where):
-                parts = list(rows_in_lists(view, inputs.space, inputs.params, lists))
+                read = np.unique(lists_QA[is_inside])
+                parts = list(rows_of(lists, read=read))
                 database = ScannedDatabase.of(parts, codebook, lists.count, lists.first)
                 of_rows = best[0][where], best[1][where]
                 excluded = exclusion.rows(asked[where])
