@@ -15,11 +15,13 @@ those whose nearest list is near a new chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from retrodb.engine.run import add_counts
 from retrodb.format.entries import IndexEntry, TableDependencies, TableEntry
+from retrodb.format.records import ChunkRange
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
@@ -35,6 +37,7 @@ from retrodb.store import conflict_keys
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
+_TASK_IDS = 1 << 20  # of query rows, as many as a shard has: what a task does once costs little for each small shard
 _NEW_CHUNKS_PER_ROW = 4  # whose lists are found in the time that computing a row takes; an exact search needs no lists
 
 
@@ -186,8 +189,10 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         plan={"version": STAGE_VERSION, "table": table, "previous": entry, "state": state},
         arguments={"table": table},
     )
-    payloads = [RepairPayload(PlannedSnapshot.of(view), table, span) for span in spans_of(view, entry.queries)]
-    tasks = [KIND.task(payload, weight=payload.span.num_chunks) for payload in payloads]
+    tasks = [
+        KIND.task(RepairPayload(PlannedSnapshot.of(view), table, group), weight=sum(span.num_chunks for span in group))
+        for group in _groups(spans_of(view, entry.queries))
+    ]
     function = partial(run_repair_task, hardware=hardware)
     # One process, as for a whole table: inputs that the tasks share are read once, and new chunks assigned to lists once.
     records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
@@ -216,6 +221,18 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         num_short=counts["short"],
         dry_run=False,
     )
+
+
+def _groups(spans: Sequence[ChunkRange]) -> Iterator[tuple[ChunkRange, ...]]:
+    """Ranges that one task looks at, ascending: few ids between the first and the last, so that arrays of all are small."""
+    group: list[ChunkRange] = []
+    for span in sorted(spans):
+        if group and span.end - group[0].first_chunk > _TASK_IDS:
+            yield tuple(group)
+            group = []
+        group.append(span)
+    if group:
+        yield tuple(group)
 
 
 def _recompute(context: Context, plan: TableRepairPlan, rebuild: NeighboursPlan) -> TableRepairResult:

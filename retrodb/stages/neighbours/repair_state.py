@@ -6,7 +6,7 @@ A repair asks for the rows that can change, and looks at no others: their lists 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from retrodb.ann.codebook import Codebook
-from retrodb.ann.exact import Block
+from retrodb.ann.exact import Block, FixedRows
 from retrodb.ann.list_rows import ListRows
+from retrodb.ann.metric import check_vectors
 from retrodb.ann.near_rows import near_rows
 from retrodb.ann.part import Part
 from retrodb.ann.rerank import LivePart
@@ -24,15 +25,22 @@ from retrodb.ann.reverse_join import NewRows
 from retrodb.ann.routing import Probes
 from retrodb.config import NeighboursParams
 from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
-from retrodb.format.entries import SpaceEntry
+from retrodb.format.entries import Metric, SpaceEntry
 from retrodb.format.records import ChunkRange
 from retrodb.format.rows import is_in, mask_of
-from retrodb.stages.index.live_parts import PartFiles, database_keys, key_kinds, open_codebook, open_files, parts_of
+from retrodb.stages.index.live_parts import (
+    LiveParts,
+    PartFiles,
+    database_keys,
+    key_kinds,
+    open_codebook,
+    open_files,
+    parts_of,
+)
 from retrodb.stages.neighbours.block_join import lists_of_rows
 from retrodb.stages.neighbours.compared_states import split_ranges
 from retrodb.stages.neighbours.compared_tasks import ComparedSides, TableInputs, compared_before, compared_sides
 from retrodb.stages.neighbours.range_rows import ListRange, rows_in_lists
-from retrodb.stages.neighbours.table_inputs import database_side
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 from retrodb.view.compared_sets import DATABASE, QUERIES, ComparedSets, with_gaps
@@ -83,6 +91,14 @@ class RepairState:
         return split_ranges(self.before, self.now.inputs.states(self.view), DATABASE).to_look_at
 
     @cached_property
+    def _are_changed(self) -> frozenset[ChunkRange]:
+        return frozenset(self._changed_ranges)
+
+    def _rows_now(self, span: ChunkRange) -> BitMap:
+        """The chunks of one of the ranges that can be neighbours now; of one that is as it was they are stored."""
+        return self.now.rows(DATABASE, span) if span in self._are_changed else self.before.rows(DATABASE, *span)
+
+    @cached_property
     def changed_ids(self) -> Int64Array:
         """The chunks that may be in the list of a row, and that are lost, or new again, ascending."""
         end = max((span.end for span in self.before.ranges(DATABASE)), default=0)  # later ids are in no list
@@ -97,7 +113,7 @@ class RepairState:
 
     def are_allowed(self, ids: Int64Array) -> BoolArray:
         """Which ids (any shape) can be neighbours now."""
-        return self._are_in(ids, lambda span: self.now.rows(DATABASE, span))
+        return self._are_in(ids, self._rows_now)
 
     def were_compared(self, ids: Int64Array) -> BoolArray:
         """Which ids (any shape) the rows were compared with."""
@@ -122,6 +138,17 @@ class RepairState:
         ids, space = self.new_ids, self.table.entry.space
         keys = {kind: database_keys(self.view, kind, ids) for kind in key_kinds(self.params.exclude)}
         return Block(ids, self.view.vectors(space, ids), None, keys)
+
+    @cached_property
+    def new_vectors(self) -> FixedRows:
+        """The vectors of the new chunks."""
+        vectors = self.new_chunks.vectors_ND
+        return FixedRows.of(check_vectors(vectors, vectors.shape[1], where="new vectors"))
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The metric of the table's space."""
+        return self.view.snapshot.existing(SpaceEntry, self.table.entry.space).metric
 
     def known_rows(self, span: ChunkRange) -> BitMap:
         """The rows of a range of the query set that the table has computed."""
@@ -170,9 +197,10 @@ class RepairState:
         Of the rows in the lists near a new chunk these are all that it is near enough to, and few others. A row that is in
         no part may always get one: its list is not known.
         """
-        view, metric = self.view, self.view.snapshot.existing(SpaceEntry, self.table.entry.space).metric
-        bounds = np.full(span.num_chunks, -np.inf, dtype=np.float32)  # no chunk is near a row that is not asked for
-        bounds[known - span.first_chunk] = self.table.bounds(known)
+        view = self.view
+        is_known = np.zeros(span.num_chunks, dtype=np.bool_)
+        is_known[known - span.first_chunk] = True
+        bounds = np.where(is_known, self.table.bounds_in(*span), np.float32(-np.inf))  # to others, nothing is near
         is_near = np.zeros(span.num_chunks, dtype=np.bool_)
         for number, files in enumerate(self._parts):
             offset, row_set = files.span.first_chunk - span.first_chunk, files.row_set(view.files)
@@ -181,7 +209,9 @@ class RepairState:
                 rows = np.frombuffer(row_set.rows_in(offset, span.num_chunks).to_array(), dtype=np.uint32)
                 bounds_of = partial(_of_positions, bounds, rows, first)
                 part = self._opened_part(number)
-                is_near[rows[near_rows(part, self._new_by_list, metric, bounds_of, range(first, end)) - first]] = True
+                is_near[rows[near_rows(part, self._new_by_list, self.metric, bounds_of, range(first, end)) - first]] = (
+                    True
+                )
         is_near |= ~mask_of(self.now.parts.covered_rows(*span), span.num_chunks)
         return is_near[known - span.first_chunk]
 
@@ -199,8 +229,15 @@ class RepairState:
         """The database side, for the rows that are computed again."""
         space = self.table.entry.space
         if self.table.entry.nprobe == 0:
-            return database_side(self.view, space, self.params)
-        return list(rows_in_lists(self.view, space, self.params, ListRange(0, self.codebook.num_lists)))
+            parts = LiveParts(self.view, space, key_kinds(self.params.exclude))
+            return list(parts) if self.now.restriction is None else [self._chosen(part) for part in parts]
+        lists = ListRange(0, self.codebook.num_lists)
+        return list(rows_in_lists(self.view, space, self.params, lists, are_chosen=self.are_allowed))
+
+    def _chosen(self, part: LivePart) -> LivePart:
+        """A part with the rows that a restriction chooses."""
+        chosen = self.are_allowed(part.ids_N)
+        return replace(part, allowed_N=chosen if part.allowed_N is None else chosen & part.allowed_N)
 
 
 @lru_cache(maxsize=1)
