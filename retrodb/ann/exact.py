@@ -84,7 +84,7 @@ class FixedRows:
     @property
     def dim(self) -> int:
         """The number of dimensions."""
-        return self.columns.vectors_CD.shape[1]
+        return int(self.columns.vectors_CD.shape[1])
 
     def nearest(self, queries: Float32Array, k: int, metric: Metric, threads: int = 1) -> Int64Array:
         """The ids that `exact_topk` gives."""

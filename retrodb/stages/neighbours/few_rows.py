@@ -46,6 +46,10 @@ def join_few_rows(
         num_ranges: that the lists are cut in.
         are_chosen: as of `rows_in_lists`.
     """
+
+    def rows_of(lists: ListRange, read: Int32Array) -> list[ListRows]:
+        return list(rows_in_lists(view, inputs.space, inputs.params, lists, read=read, are_chosen=are_chosen))
+
     width = inputs.params.k + inputs.params.spare_neighbours
     ids, distances = empty_topk(len(rows), width)
     ranges = list(_ranges(codebook.num_lists, num_ranges))
@@ -54,7 +58,6 @@ def join_few_rows(
         queries = check_vectors(view.vectors(inputs.space, rows[block], inputs.queries), codebook.dim, where="queries")
         exclusion = exclusion_of(view, inputs.queries, inputs.params, rows[block])
         probed = lists_of_rows(view, inputs.space, inputs.queries, rows[block], codebook, probes, hardware.threads)
-        rows_of = partial(rows_in_lists, view, inputs.space, inputs.params, are_chosen=are_chosen)
         candidates = _candidates(rows_of, queries, probed, exclusion, codebook, ranges, width, hardware)
         fetch = partial(view.vectors, inputs.space)
         nearest = rerank_by_id(queries, candidates, fetch, width, codebook.metric, hardware.threads)
@@ -63,7 +66,7 @@ def join_few_rows(
 
 
 def _candidates(
-    rows_of: Callable[..., Iterator[ListRows]],
+    rows_of: Callable[[ListRange, Int32Array], list[ListRows]],
     queries: Float32Array,
     lists_QA: Int32Array,
     exclusion: Exclusion,
@@ -85,7 +88,7 @@ def _candidates(
             where = np.flatnonzero(is_inside.any(axis=1))
             if len(where):
                 read = np.unique(lists_QA[is_inside])
-                parts = list(rows_of(lists, read=read))
+                parts = rows_of(lists, read)
                 database = ScannedDatabase.of(parts, codebook, lists.count, lists.first)
                 of_rows = best[0][where], best[1][where]
                 excluded = exclusion.rows(asked[where])

@@ -69,7 +69,9 @@ def rows_in_lists(
         start, end = part.span_of_lists(lists.first, lists.end)
         if start == end:
             continue
-        starts, ends = (np.array([at]) for at in (start, end)) if read is None else part.positions_of_lists(read)
+        starts, ends = (
+            (np.array([at]) for at in (start, end)) if read is None else part.positions_of_lists(read.astype(np.int64))
+        )
         order_N = part.order_N.declared(starts, ends)
         positions = np.concatenate([np.empty(0, np.int64), *map(np.arange, starts.tolist(), ends.tolist())])
         ids = files.span.first_chunk + files.row_set(view.files).select(order_N[positions])
