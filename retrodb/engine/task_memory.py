@@ -89,7 +89,7 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "merge": TaskMemory(105, 60, SHARD),  # rows are looked at in windows of as many ids
     "neighbours-route": TaskMemory(270), "neighbours-home": TaskMemory(270), "neighbours-remote": TaskMemory(270),
     "neighbours-collect": TaskMemory(270), "neighbours-rows": TaskMemory(270),
-    "neighbours": TaskMemory(270), "repair": TaskMemory(270),  # stages/neighbours/join_memory.py has the rest
+    "neighbours": TaskMemory(270), "repair": TaskMemory(270, 60, SHARD),  # stages/neighbours/join_memory.py has the rest
     "neighbours-sample": TaskMemory(125), "neighbours-point": TaskMemory(180), "neighbours-recall": TaskMemory(180),
     "exact-scan": TaskMemory(125, 80, SHARD), "exact-merge": TaskMemory(110),
     "compared": TaskMemory(120, 25, SHARD), "compared-count": TaskMemory(120, 25, SHARD),

@@ -121,7 +121,8 @@ def test_join_at_full_probe_with_rerank_of_everything_is_exact(
     parts = spread(vectors, codebook, (int(cut * num_vectors),), allowed, **keys)
     truth = exact_topk(queries, [Block(np.arange(num_vectors), vectors, allowed, keys)], k, metric, exclusion)
     assert same(truth, join_block(queries, None, parts, codebook, k, 16, exclusion, rerank_margin=num_vectors))
-    streamed = (block for part in parts for block in part.blocks())
+    streamed = [block for part in parts for block in part.blocks()]
+    assert sum(len(block.vectors_ND) for block in streamed) == allowed.sum(), "no vector is read of the others"
     assert same(truth, exact_topk(queries, streamed, k, metric, exclusion))
 
 

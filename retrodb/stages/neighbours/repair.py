@@ -10,7 +10,8 @@ What a row stores is complete up to a bound (see `repair_task`). So a repair doe
 
 With an exact index the first k neighbours equal those of a rebuild, ids and distances. With inverted lists a row is
 compared with the new chunks in the lists that it reads, chosen by the table's own routing if it has one. The rows to look at are
-those whose nearest list is near a new chunk.
+those whose nearest list is near a new chunk, found by their codes. Rows of another query set have no codes: their vectors are
+multiplied with those of the new chunks, so the cost is linear in the query set, and independent of the database.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from retrodb.engine.run import add_counts
+from retrodb.engine.task import NoResult, Task, TaskRecord
+from retrodb.engine.task_memory import MAIN_MIB, process_bytes
 from retrodb.format.entries import IndexEntry, TableDependencies, TableEntry
 from retrodb.format.records import ChunkRange
+from retrodb.memory import MIB
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
@@ -37,6 +41,8 @@ from retrodb.store import conflict_keys
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
+_SMALL_WORK, _LEAST_NEW = 1 << 32, 64
+"""Rows times new chunks, at least so many, that one process looks at before others have started: about ten seconds."""
 _TASK_IDS = 1 << 20  # of query rows, as many as a shard has: what a task does once costs little for each small shard
 _NEW_CHUNKS_PER_ROW = 4  # whose lists are found in the time that computing a row takes; an exact search needs no lists
 
@@ -193,9 +199,7 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         KIND.task(RepairPayload(PlannedSnapshot.of(view), table, group), weight=sum(span.num_chunks for span in group))
         for group in _groups(spans_of(view, entry.queries))
     ]
-    function = partial(run_repair_task, hardware=hardware)
-    # One process, as for a whole table: inputs that the tasks share are read once, and new chunks assigned to lists once.
-    records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
+    records = _run_tasks(transaction, plan, tasks, hardware)
     transaction.add_files(records)
     replace_compared(transaction, plan.inputs)
     counts = {"rows": 0, "computed": 0, "improved": 0, "short": 0, "was_short": 0} | add_counts(records)
@@ -220,6 +224,31 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         num_improved=counts["improved"],
         num_short=counts["short"],
         dry_run=False,
+    )
+
+
+def _run_tasks(
+    transaction: Transaction,
+    plan: TableRepairPlan,
+    tasks: Sequence[Task[RepairPayload, NoResult]],
+    hardware: JoinHardware,
+) -> list[TaskRecord[NoResult]]:
+    """Run the tasks in one process with threads, where inputs that they share are read once, or in several if that pays."""
+    view, entry, engine, processes, extra_bytes = plan.view, plan.entry, transaction.context.engine, 1, 0
+    work = sum(task.weight for task in tasks) * max(_LEAST_NEW, plan.result.num_new_chunks)
+    if work > _SMALL_WORK and chosen_device(hardware.device) == "cpu":
+        size = JoinSize.of(view, entry.space, entry.params, (), entry.nprobe, 1, "cpu")
+        num_ranges = size.num_ranges(hardware.memory_bytes)
+        extra_bytes = size.database_bytes if num_ranges == 1 else size.range_bytes(num_ranges)
+        processes = engine.num_processes(tasks, process_bytes(tasks, extra_bytes))
+    if processes > 1:
+        memory_bytes = (hardware.memory_bytes - MAIN_MIB * MIB) // processes
+        hardware = JoinHardware(transaction.context.threads_for(tasks, extra_bytes), memory_bytes)
+    return transaction.run_tasks(
+        tasks,
+        partial(run_repair_task, hardware=hardware),
+        engine=engine.with_processes(processes),
+        extra_bytes=extra_bytes if processes > 1 else 0,
     )
 
 

@@ -59,6 +59,25 @@ def test_ranges_change_nothing(
         np.testing.assert_array_equal(by_ranges[1], distances)
 
 
+@pytest.mark.parametrize("exclude", [("document",), ("document", "content")])
+def test_nothing_is_read_of_lists_that_no_row_probes(database: Database, exclude: tuple[str, ...]) -> None:
+    view, params = database.view(), NeighboursParams(exclude=exclude)
+    lists, read = ListRange(2, 7), np.array([3, 5], dtype=np.int32)
+    whole = rows_in_lists(view, "default", params, lists)
+    for all_rows, rows in zip(whole, rows_in_lists(view, "default", params, lists, read=read), strict=True):
+        is_read = np.repeat(np.isin(np.arange(2, 7), read), np.diff(all_rows.offsets_L1))
+        assert is_read.any()
+        assert not is_read.all()
+        assert rows.allowed_N is not None
+        every = np.ones(len(is_read), dtype=bool) if all_rows.allowed_N is None else all_rows.allowed_N
+        np.testing.assert_array_equal(rows.allowed_N, every & is_read)
+        np.testing.assert_array_equal(rows.ids_N, np.where(is_read, all_rows.ids_N, 0))
+        assert rows.keys.keys() == all_rows.keys.keys()
+        for kind, keys in rows.keys.items():
+            np.testing.assert_array_equal(keys, np.where(is_read, all_rows.keys[kind], 0))
+        np.testing.assert_array_equal(rows.offsets_L1, all_rows.offsets_L1)
+
+
 def test_a_repair_that_needs_ranges_writes_the_same_rows(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
