@@ -150,7 +150,7 @@ def _patch_block(state: RepairState, rows: Int64Array, new: NewNeighbours) -> _P
     new_ids, new_distances = new.below(rows, bound, last)
     is_listed = (new_ids[:, :, None] == kept[0][:, None, :]).any(axis=2)  # undeleted, and still in the list
     new_ids[is_listed] = -1
-    ids, distances = merge_topk([kept, (new_ids, new_distances)], state.table.width)
+    ids, distances = _merged(kept, (new_ids, new_distances))
     is_short = _num_neighbours(ids) < state.table.k
     is_starved, is_improved = is_short & np.isfinite(bound), np.any(new_ids >= 0, axis=1)
     to_write = is_starved | is_improved | is_lost.any(axis=1)
@@ -163,6 +163,14 @@ def _patch_block(state: RepairState, rows: Int64Array, new: NewNeighbours) -> _P
         num_short=int((is_short & ~is_starved).sum()),
         was_short=_num_short(state, stored_ids),
     )
+
+
+def _merged(kept: TopK, new: TopK) -> TopK:
+    """The nearest of both, (Q, w) each, as of `merge_topk`. Without new ones no compiled kernel has to be loaded for it."""
+    if (new[0] >= 0).any():
+        return merge_topk([kept, new], kept[0].shape[1])
+    order = np.argsort(kept[0] < 0, axis=1, kind="stable")
+    return np.take_along_axis(kept[0], order, axis=1), np.take_along_axis(kept[1], order, axis=1)
 
 
 def _num_short_before(state: RepairState, rows: Int64Array) -> int:

@@ -12,6 +12,8 @@ from made_documents import made_text, write_documents
 from marked import mark
 
 import retrodb
+from retrodb.ann.merge_topk import merge_topk
+from retrodb.ann.topk import empty_topk
 from retrodb.database import Database
 from retrodb.format.arrays import Int64Array
 from retrodb.stages.neighbours import few_rows, new_neighbours, repair, repair_state, repair_task
@@ -164,6 +166,22 @@ def test_new_chunks_are_below_the_bound_and_ties_are_decided_by_the_list() -> No
     below = new.below(np.array([3, 5, 9]), *list_bounds(ids, distances))
     assert below[0].tolist() == [[50, -1], [-1, -1], [50, -1]], "60 is as far as the last, 55; 50 comes before 70"
     assert np.isinf(below[1]).tolist() == [[False, True], [True, True], [False, True]]
+
+
+@pytest.mark.parametrize("has_new", [False, True])
+def test_lists_are_merged_alike_with_and_without_new_chunks(has_new: bool) -> None:
+    random = np.random.default_rng(0)
+    distances = np.sort(random.integers(0, 4, (200, 5)).astype(np.float32), axis=1)
+    ids = np.stack([random.permutation(5) for _ in distances])
+    ids = np.take_along_axis(ids, np.lexsort((ids, distances), axis=1), axis=1)
+    is_kept = random.random(ids.shape) < 0.6
+    kept = np.where(is_kept, ids, -1), np.where(is_kept, distances, np.float32(np.inf))
+    new = empty_topk(*ids.shape)
+    if has_new:
+        new[0][7, 0], new[1][7, 0] = 99, 1.5
+    expected = merge_topk([kept, new], 5)
+    for ours, merged in zip(repair_task._merged(kept, new), expected, strict=True):
+        np.testing.assert_array_equal(ours, merged)
 
 
 @pytest.mark.parametrize("table", TABLES)
