@@ -21,6 +21,7 @@ from retrodb.format.arrays import BoolArray, Float64Array, Int32Array, Int64Arra
 from retrodb.format.entries import Routing, TableEntry
 
 ROUTED_BYTES = 64 << 20  # what `Probes.lists` holds of a block of rows at most, next to its vectors and result
+PROBED_NEXT = 4  # times as many lists are probed by rows that found too few neighbours
 _BLOCK_CELLS = 1 << 20
 """Of lists or ranges of a block of rows: about 50 bytes each, in arrays of float64, int64 and bool."""
 
@@ -31,6 +32,7 @@ class Probes:
 
     nprobe: int  # lists that a row reads at most; 0 compares with every vector
     routing: Routing | None = None  # None: the nearest lists, wherever they are
+    most_lists: int = 0  # that a row reads when it finds too few neighbours; 0: all
 
     def lists(self, codebook: Codebook, vectors_QD: VectorArray, threads: int = 1) -> Int32Array:
         """(Q, A) int32: the lists that rows with these vectors read, nearest first, -1 where a row reads fewer."""
@@ -46,17 +48,27 @@ class Probes:
             lists_QA[start : start + num_rows] = routed_lists(nearest_QM, count, self.routing, codebook.num_lists)
         return lists_QA
 
-    def are_partial(self, lists_QA: Int32Array, num_lists: int) -> BoolArray:
-        """(Q,) whether rows that read these lists could read more: all lists are probed, or were taken."""
+    def are_partial(self, lists_QA: Int32Array, most: int) -> BoolArray:
+        """(Q,) whether rows that read these lists read more of them, up to `most`, when they find too few neighbours."""
         if self.routing is None:
-            return np.full(len(lists_QA), self.nprobe < num_lists)
-        is_partial: BoolArray = (lists_QA >= 0).sum(axis=1) < num_lists
+            return np.full(len(lists_QA), self.nprobe < most)
+        is_partial: BoolArray = (lists_QA >= 0).sum(axis=1) < most
         return is_partial
+
+
+def lists_at_most(most_lists: int, num_lists: int) -> int:
+    """How many of the lists rows probe that found fewer than k neighbours: at most `most_lists`, where this is not 0."""
+    return min(most_lists or num_lists, num_lists)
+
+
+def more_probes(nprobe: int, most: int) -> int:
+    """How many lists the rows probe next that found fewer than k neighbours."""
+    return min(PROBED_NEXT * nprobe, most)
 
 
 def probes_of(entry: TableEntry) -> Probes:
     """Which lists the rows of a table read."""
-    return Probes(entry.nprobe, entry.routing)
+    return Probes(entry.nprobe, entry.routing, entry.most_lists)
 
 
 def route_bounds(num_lists: int, num_ranges: int) -> Int64Array:

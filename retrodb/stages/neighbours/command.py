@@ -19,7 +19,7 @@ from retrodb.format.kinds import TABLE_KINDS
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
-from retrodb.stages.index.operating_point import EXACT, OperatingPoint, stored_point
+from retrodb.stages.index.operating_point import EXACT, OperatingPoint, candidate_cap, stored_point
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.compared_tasks import TableInputs, store_compared
 from retrodb.stages.neighbours.join_memory import JoinSize
@@ -46,7 +46,7 @@ class NeighboursResult:
     num_rows: int  # of the table
     k: int
     spare_neighbours: int
-    num_short: int  # rows with fewer than k neighbours: the database has no more for them
+    num_short: int  # rows with fewer than k neighbours
     nprobe: int  # lists that each row was compared with, with a routing at most; 0 for all vectors
     recall_expected: float  # recall@k that these lists were chosen for
     recall_reached: float | None  # recall@k of a sample of rows of the table; None in a dry run
@@ -57,6 +57,9 @@ class NeighboursResult:
     assignment_recall: float | None = None  # of the neighbours that an exact assignment finds; None: it is exact
     route_ranges: int = 0  # ranges of lists that rows are routed to; 0: no routing
     routing: RoutingCost | None = None  # what it saves and costs a row; None: each row reads its nearest lists
+    num_capped: int = (
+        0  # of the short rows, those that read as many lists as a row may; for the others the database has no more
+    )
     num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
 
@@ -151,7 +154,13 @@ def plan_neighbours(
     point = _choose_point(context, view, inputs, unchanged)
     size = size.with_nprobe(point.nprobe)
     size.check(hardware.memory_bytes, hardware.list_ranges)
-    entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall, routing=point.routing)
+    entry = replace(
+        entry,
+        nprobe=point.nprobe,
+        recall_expected=point.recall,
+        routing=point.routing,
+        most_lists=candidate_cap(size.num_lists, point.nprobe),
+    )
     index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(
         snapshot=view.snapshot.number,
@@ -172,7 +181,7 @@ def plan_neighbours(
         routing=point.routing.cost if point.routing else None,
     )
     is_whole = len({len(view.manifest.files(kind, table)) for kind in ("neighbours", "naming")}) == 1
-    is_current = unchanged is not None and probes_of(unchanged) == point.probes and is_whole
+    is_current = unchanged is not None and probes_of(unchanged) == probes_of(entry) and is_whole
     return NeighboursPlan(view, table, params, entry, previous, is_current, spans, size, inputs, hardware, result)
 
 
@@ -220,8 +229,14 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
     reached = 1.0 if entry.nprobe == 0 else measured_recall(transaction, plan.inputs, records)
     store_compared(transaction, plan.inputs)
     transaction.drop_files(_replaced_files(plan))
-    counts = transaction.counts = {"rows": 0, "short": 0, **add_counts(records)}
-    entry = replace(entry, num_rows=counts["rows"], num_short=counts["short"], recall_reached=reached)
+    counts = transaction.counts = {"rows": 0, "short": 0, "capped": 0, **add_counts(records)}
+    entry = replace(
+        entry,
+        num_rows=counts["rows"],
+        num_short=counts["short"],
+        num_capped=counts["capped"],
+        recall_reached=reached,
+    )
     transaction.set_entry(table, entry)
     number = transaction.commit().number
     forget_exchange(transaction)
@@ -255,6 +270,7 @@ def _result(plan: NeighboursPlan, entry: TableEntry, snapshot: int) -> Neighbour
         recall_reached=entry.recall_reached,
         num_rows=entry.num_rows,
         num_short=entry.num_short,
+        num_capped=entry.num_capped,
         dry_run=False,
     )
 

@@ -16,11 +16,11 @@ from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.neighbours.block_join import JoinHardware
 from retrodb.stages.neighbours.range_rows import ListRange, planned_rows_in_lists
 from retrodb.stages.neighbours.table_inputs import database_side, nearest_chunks
-from retrodb.stages.neighbours.table_rows import publish_rows, query_ids
+from retrodb.stages.neighbours.table_rows import num_short, publish_rows, query_ids
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _ONE_THREAD = JoinHardware()
 
 
@@ -58,12 +58,12 @@ def run_neighbours_task(
     def joined(rows: Int64Array) -> TopK:
         return nearest_chunks(view, payload.queries, payload.space, payload.probes, params, parts, rows, hardware)
 
-    files, counts = list[FileRecord](), {"rows": 0, "short": 0}
+    files, counts = list[FileRecord](), {"rows": 0, "short": 0, "capped": 0}
     for number, span in enumerate(payload.spans):
         rows = query_ids(view, payload.queries, payload.space, span)
         if len(rows):
             ids, distances = joined(rows)
             files += publish_rows(storage, payload.table, f"{task.id}-{number}", span, rows, ids, distances)
-            counts["rows"] += len(rows)
-            counts["short"] += int((ids[:, params.k - 1] < 0).sum())
+            of_span = {"rows": len(rows)} | num_short((ids, distances), params.k)
+            counts = {name: count + of_span[name] for name, count in counts.items()}
     return TaskRecord(task.id, tuple(files), counts=counts)

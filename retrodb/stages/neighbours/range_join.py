@@ -12,8 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from retrodb.ann.join import more_probes
-from retrodb.ann.routing import Probes, route_bounds
+from retrodb.ann.routing import Probes, lists_at_most, more_probes, route_bounds
 from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Engine, add_counts
 from retrodb.engine.task import NoResult, P, Task, TaskFunction, TaskRecord
@@ -152,7 +151,8 @@ class _Phases:
             collected = self._join_rows(name, routes, probes)
             results += [record.files[0] for record in collected]
             starved = [record.files[1] for record in collected if record.counts["starved"]]
-            probes, round_ = Probes(more_probes(probes.nprobe, self._size.num_lists)), round_ + 1
+            most = lists_at_most(probes.most_lists, self._size.num_lists)
+            probes, round_ = Probes(more_probes(probes.nprobe, most), None, probes.most_lists), round_ + 1
             routes = [RoutePayload(join, probes, -1, self._list(f"starved-{name}", starved))] if starved else []
         listed = self._list(f"results-{spans[0]}", results)
         self.rows += [TableRowsPayload(join, span, listed) for span in spans]

@@ -123,8 +123,8 @@ class TableRowsPayload:
 ROUTE = TaskKind[RoutePayload, NoResult]("neighbours-route", 1, NoResult)
 HOME = TaskKind[HomePayload, NoResult]("neighbours-home", 1, NoResult)
 REMOTE = TaskKind[RemotePayload, NoResult]("neighbours-remote", 1, NoResult)
-COLLECT = TaskKind[CollectPayload, NoResult]("neighbours-collect", 1, NoResult)
-ROWS = TaskKind[TableRowsPayload, NoResult]("neighbours-rows", 2, NoResult)
+COLLECT = TaskKind[CollectPayload, NoResult]("neighbours-collect", 2, NoResult)
+ROWS = TaskKind[TableRowsPayload, NoResult]("neighbours-rows", 3, NoResult)
 
 
 def nearest_schema(width: int) -> pa.Schema:

@@ -35,6 +35,7 @@ from retrodb.store import conflict_keys
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
+_COUNTS = ("rows", "computed", "improved", "short", "capped")
 _NEW_CHUNKS_PER_ROW = 4  # whose lists are found in the time that computing a row takes; an exact search needs no lists
 
 
@@ -50,8 +51,9 @@ class TableRepairResult:
     num_lost_chunks: int  # that its rows were compared with, and that are deleted now
     num_recomputed: int  # rows: new ones, and those that deletions left with fewer than k neighbours
     num_improved: int  # rows that new chunks entered
-    num_short: int  # rows with fewer than k neighbours: the database has no more for them
+    num_short: int  # rows with fewer than k neighbours
     dry_run: bool = False
+    num_capped: int = 0  # of these, rows that read as many lists as a row may; for the others the database has no more
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class TableRepairPlan:
     dependencies: TableDependencies  # of the table after the repair
     hardware: JoinHardware  # its device is as asked for
     rebuild: NeighboursPlan | None  # of the whole table, where no row or too few can be kept
+    num_chunks: int  # that its rows are compared with after the repair
     is_current: bool  # there is nothing to repair
     loses_ids: bool  # rows of the table, or chunks that they were compared with, are deleted or not chosen now
     result: TableRepairResult  # that a dry run prints
@@ -121,10 +124,12 @@ def plan_repair_neighbours(context: Context, view: View, table: str, hardware: J
         num_recomputed=0,
         num_improved=0,
         num_short=entry.num_short,
+        num_capped=entry.num_capped,
         dry_run=True,
     )
     is_current = not (chunks.num_new or num_lost or rows.num_new or rows.num_lost)
-    return TableRepairPlan(view, inputs, entry, dependencies, hardware, None, is_current, loses_ids, result)
+    num_chunks = chunks.num_now
+    return TableRepairPlan(view, inputs, entry, dependencies, hardware, None, num_chunks, is_current, loses_ids, result)
 
 
 def _check_memory(view: View, table: str, hardware: JoinHardware) -> None:
@@ -164,7 +169,7 @@ def _plan_rebuild(
         dry_run=True,
     )
     entry = view.snapshot.existing(TableEntry, inputs.table)
-    return TableRepairPlan(view, inputs, entry, dependencies, hardware, rebuild, False, False, result)
+    return TableRepairPlan(view, inputs, entry, dependencies, hardware, rebuild, num_chunks, False, False, result)
 
 
 def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableRepairResult:
@@ -186,20 +191,24 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         plan={"version": STAGE_VERSION, "table": table, "previous": entry, "state": state},
         arguments={"table": table},
     )
-    payloads = [RepairPayload(PlannedSnapshot.of(view), table, span) for span in spans_of(view, entry.queries)]
+    snapshot, spans = PlannedSnapshot.of(view), spans_of(view, entry.queries)
+    payloads = [RepairPayload(snapshot, table, span, plan.num_chunks) for span in spans]
     tasks = [KIND.task(payload, weight=payload.span.num_chunks) for payload in payloads]
     function = partial(run_repair_task, hardware=hardware)
     # One process, as for a whole table: inputs that the tasks share are read once, and new chunks assigned to lists once.
     records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
     transaction.add_files(records)
     replace_compared(transaction, plan.inputs)
-    counts = {"rows": 0, "computed": 0, "improved": 0, "short": 0, "was_short": 0} | add_counts(records)
-    counts["short"] += 0 if entry.lost_chunks else entry.num_short - counts["was_short"]
-    transaction.counts = {name: counts[name] for name in ("rows", "computed", "improved", "short")}
+    counts = dict.fromkeys((*_COUNTS, "was_short", "was_capped"), 0) | add_counts(records)
+    if not entry.lost_chunks:  # else all rows were looked at
+        counts["short"] += entry.num_short - counts["was_short"]
+        counts["capped"] += entry.num_capped - counts["was_capped"]
+    transaction.counts = {name: counts[name] for name in _COUNTS}
     repaired = replace(
         entry,
         num_rows=counts["rows"],
         num_short=counts["short"],
+        num_capped=counts["capped"],
         dependencies=plan.dependencies,
         state=state,
         snapshot=view.snapshot.number,
@@ -214,6 +223,7 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         num_recomputed=counts["computed"],
         num_improved=counts["improved"],
         num_short=counts["short"],
+        num_capped=counts["capped"],
         dry_run=False,
     )
 
@@ -227,5 +237,6 @@ def _recompute(context: Context, plan: TableRepairPlan, rebuild: NeighboursPlan)
         num_new_rows=computed.num_rows,
         num_recomputed=computed.num_rows,
         num_short=computed.num_short,
+        num_capped=computed.num_capped,
         dry_run=False,
     )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block
 from retrodb.ann.list_rows import ListRows
+from retrodb.ann.metric import CAPPED
 from retrodb.ann.near_rows import near_rows
 from retrodb.ann.part import Part
 from retrodb.ann.rerank import LivePart
@@ -168,7 +169,7 @@ class RepairState:
         """(Q,) which of some of the database's own rows, ascending in a range, may get a new neighbour.
 
         Of the rows in the lists near a new chunk these are all that it is near enough to, and few others. A row that is in
-        no part may always get one: its list is not known.
+        no part may always get one, because its list is not known, and so may a row that lacks neighbours.
         """
         view, metric = self.view, self.view.snapshot.existing(SpaceEntry, self.table.entry.space).metric
         bounds = np.full(span.num_chunks, -np.inf, dtype=np.float32)  # no chunk is near a row that is not asked for
@@ -182,7 +183,7 @@ class RepairState:
                 bounds_of = partial(_of_positions, bounds, rows, first)
                 part = self._opened_part(number)
                 is_near[rows[near_rows(part, self._new_by_list, metric, bounds_of, range(first, end)) - first]] = True
-        is_near |= ~mask_of(self.now.parts.covered_rows(*span), span.num_chunks)
+        is_near |= ~mask_of(self.now.parts.covered_rows(*span), span.num_chunks) | (bounds >= CAPPED)
         return is_near[known - span.first_chunk]
 
     @cached_property

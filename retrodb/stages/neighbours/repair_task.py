@@ -2,7 +2,8 @@
 
 What a row stores is complete up to its *bound* (D, I): the list has every chunk that the row was compared with, that is not
 excluded, and whose (distance, id) is not above the bound. D is the last distance of the list. I is the last id with that
-distance, -1 where there is none. A list that ends in infinity is complete.
+distance, -1 where there is none. A list that ends in infinity is complete. One that ends in `CAPPED` has every chunk of the lists
+that the row read, as many as a row may: to search again would find the same, so it is not starved.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.merge_topk import merge_topk
-from retrodb.ann.reverse_join import BLOCK_QUERIES, NewRows, reverse_join
+from retrodb.ann.metric import CAPPED
+from retrodb.ann.reverse_join import BLOCK_QUERIES, reverse_join
 from retrodb.ann.routing import probes_of
 from retrodb.ann.topk import TopK
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
-from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array
+from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
 from retrodb.format.entries import Metric, SpaceEntry
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device, lists_of_rows
@@ -26,14 +28,14 @@ from retrodb.stages.neighbours.few_rows import join_few_rows
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
 from retrodb.stages.neighbours.table_inputs import exclusion_of, nearest_chunks
-from retrodb.stages.neighbours.table_rows import publish_rows, query_rows
+from retrodb.stages.neighbours.table_rows import num_short, publish_rows, query_rows
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 _ONE_THREAD = JoinHardware()
 _MANY_ROWS = 1 << 14
 
@@ -45,6 +47,7 @@ class RepairPayload:
     snapshot: PlannedSnapshot
     table: str
     span: ChunkRange
+    num_chunks: int  # that rows are compared with after the repair
 
 
 KIND = TaskKind[RepairPayload, NoResult]("repair", STAGE_VERSION, NoResult)
@@ -65,7 +68,7 @@ def run_repair_task(
 ) -> TaskRecord[NoResult]:
     """Patch one range of query rows, of which only those are read that can change. Publishes no file when no row changes.
 
-    The counts `short` and `was_short` are of these rows: those with fewer than k neighbours after the repair, and before it.
+    The counts of short and capped rows are of these rows, after the repair and before it (`was_short`, `was_capped`).
     """
     del clock
     span = task.payload.span
@@ -76,18 +79,19 @@ def run_repair_task(
     rows = np.union1d(known, _ids(rows_now - known_before, span))
     is_known = np.isin(rows, known)
     ids, distances = state.table.stored(rows)
-    was_short = _num_short(state, ids[is_known])
-    if gone := known_before - rows_now:
-        was_short += _num_short(state, state.table.stored(_ids(gone, span))[0])
+    gone = state.table.stored(_ids(known_before - rows_now, span))
+    before = np.concatenate([gone[0], ids[is_known]]), np.concatenate([gone[1], distances[is_known]])
+    were_short = num_short((np.where(state.were_compared(before[0]), before[0], -1), before[1]), state.table.k)
     is_changed, is_improved = np.zeros((2, len(rows)), dtype=bool)
     if len(known):
         patch = _patch(state, known, ids[is_known], distances[is_known], hardware.threads)
         ids[is_known], distances[is_known] = patch.ids, patch.distances
         is_improved[is_known], is_changed[is_known] = patch.is_improved, patch.is_changed
-    is_starved = is_known & (_num_neighbours(ids) < state.table.k) & np.isfinite(distances[:, -1])
+    is_starved = is_known & (_num_neighbours(ids) < state.table.k) & (distances[:, -1] < CAPPED)
     to_recompute = ~is_known | is_starved
     if to_recompute.any():
-        ids[to_recompute], distances[to_recompute] = _recompute(state, rows[to_recompute], hardware)
+        computed = _recompute(state, rows[to_recompute], task.payload.num_chunks, hardware)
+        ids[to_recompute], distances[to_recompute] = computed
     to_write = to_recompute | is_improved | is_changed
     files: list[FileRecord] = []
     if to_write.any():
@@ -97,8 +101,8 @@ def run_repair_task(
         "rows": len(rows_now),
         "computed": int(to_recompute.sum()),
         "improved": int((is_improved & ~to_recompute).sum()),
-        "short": int((_num_neighbours(ids) < state.table.k).sum()),
-        "was_short": was_short,
+        **num_short((ids, distances), state.table.k),
+        **{f"was_{name}": count for name, count in were_short.items()},
     }
     return TaskRecord(task.id, tuple(files), counts=counts)
 
@@ -114,23 +118,19 @@ def rows_to_look_at(state: RepairState, known: Int64Array, span: ChunkRange) -> 
     return known[chosen]
 
 
-def _num_short(state: RepairState, ids: Int64Array) -> int:
-    """How many of the lists (Q, w) had fewer than k neighbours before the repair."""
-    return int((np.count_nonzero(state.were_compared(ids), axis=1) < state.table.k).sum())
-
-
 def _ids(rows: BitMap, span: ChunkRange) -> Int64Array:
     return span.first_chunk + np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64)
 
 
-def _recompute(state: RepairState, rows: Int64Array, hardware: JoinHardware) -> TopK:
+def _recompute(state: RepairState, rows: Int64Array, num_chunks: int, hardware: JoinHardware) -> TopK:
     if hardware.device == "auto":  # to ask for a GPU loads PyTorch, which takes longer than to join few rows
         hardware = replace(hardware, device=chosen_device("auto") if len(rows) >= _MANY_ROWS else "cpu")
     entry, inputs = state.table.entry, state.now.inputs
     if entry.nprobe:
         size = JoinSize.of(state.view, entry.space, state.params, (), entry.nprobe, hardware.threads, hardware.device)
         if (num_ranges := size.num_ranges(hardware.memory_bytes)) > 1:
-            return join_few_rows(state.view, inputs, rows, state.codebook, probes_of(entry), num_ranges, hardware)
+            probes, codebook = probes_of(entry), state.codebook
+            return join_few_rows(state.view, inputs, rows, codebook, probes, num_chunks, num_ranges, hardware)
     return nearest_chunks(
         state.view, entry.queries, entry.space, probes_of(entry), state.params, state.database, rows, hardware
     )
@@ -171,35 +171,38 @@ def _nearest_new_chunks(
 ) -> TopK:
     """The nearest new chunks of each row that are below its bound, (Q, w) each; -1 and infinity where there are fewer."""
     best = np.repeat(last[:, None], width, axis=1), np.repeat(bound[:, None], width, axis=1)
-    view, queries, entry = state.view, state.table.query_set, state.table.entry
-    probes = probes_of(entry)
-    for start in range(0, len(rows) if len(state.new_ids) else 0, BLOCK_QUERIES):
-        block = slice(start, start + BLOCK_QUERIES)
-        of_block = best[0][block], best[1][block]
-        if entry.nprobe:
-            lists = lists_of_rows(view, entry.space, queries, rows[block], state.codebook, probes, threads)
-            _join_new(state, rows[block], lists, state.new_by_home, of_block, threads)
-        else:
-            vectors = view.vectors(entry.space, rows[block], queries)
-            exclusion = exclusion_of(view, queries, state.params, rows[block])
-            exact_topk(vectors, [state.new_chunks], width, _metric(state), exclusion, threads, of_block)
+    takes_all = (bound >= CAPPED) | (state.table.entry.nprobe == 0)  # what a row lacks may be in any list
+    for join, chosen in ((_compare_new, takes_all), (_join_new, ~takes_all)):
+        positions = np.flatnonzero(chosen) if len(state.new_ids) else np.empty(0, dtype=np.int64)
+        for start in range(0, len(positions), BLOCK_QUERIES):
+            block = positions[start : start + BLOCK_QUERIES]
+            of_block = best[0][block], best[1][block]
+            join(state, rows[block], of_block, threads)
+            best[0][block], best[1][block] = of_block
     ids, distances = best
     is_bound = (ids == last[:, None]) & (distances == bound[:, None])
     ids[is_bound], distances[is_bound] = -1, np.inf
     return ids, distances
 
 
-def _join_new(state: RepairState, rows: Int64Array, lists: Int32Array, new: NewRows, best: TopK, threads: int) -> None:
-    """Merge into the best of rows the new chunks under their lists (Q, A), in blocks of rows with the same first list."""
+def _compare_new(state: RepairState, rows: Int64Array, best: TopK, threads: int) -> None:
+    """Merge into the best of rows all new chunks."""
+    view, queries, width = state.view, state.table.query_set, best[0].shape[1]
+    vectors = view.vectors(state.table.entry.space, rows, queries)
+    exclusion = exclusion_of(view, queries, state.params, rows)
+    exact_topk(vectors, [state.new_chunks], width, _metric(state), exclusion, threads, best)
+
+
+def _join_new(state: RepairState, rows: Int64Array, best: TopK, threads: int) -> None:
+    """Merge into the best of rows the new chunks in the lists that they read, rows with the same first list together."""
     view, queries, entry = state.view, state.table.query_set, state.table.entry
+    lists = lists_of_rows(view, entry.space, queries, rows, state.codebook, probes_of(entry), threads)
     exclusion = exclusion_of(view, queries, state.params, rows)
     order = np.argsort(lists[:, 0], kind="stable")
-    for start in range(0, len(rows), BLOCK_QUERIES):
-        block = order[start : start + BLOCK_QUERIES]
-        of_block = best[0][block], best[1][block]
-        vectors = view.vectors(entry.space, rows[block], queries)
-        reverse_join(vectors, lists[block], new, _metric(state), exclusion.rows(block), of_block, threads)
-        best[0][block], best[1][block] = of_block
+    of_rows = best[0][order], best[1][order]
+    vectors = view.vectors(entry.space, rows[order], queries)
+    reverse_join(vectors, lists[order], state.new_by_home, _metric(state), exclusion.rows(order), of_rows, threads)
+    best[0][order], best[1][order] = of_rows
 
 
 def _metric(state: RepairState) -> Metric:
