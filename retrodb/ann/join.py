@@ -68,7 +68,7 @@ def join_block(
         InputError: NaN or infinity; names the row.
     """
     exclusion = exclusion or Exclusion.of(len(queries_QD))
-    nprobe = min(nprobe, codebook.num_lists)
+    nprobe = min(nprobe, codebook.num_findable)
     if lists_QA is None or lists_QA.shape[1] < nprobe:
         lists_QA = codebook.nearest_lists(check_vectors(queries_QD, codebook.dim, where="queries"), nprobe, threads)
     by_home = np.argsort(lists_QA[:, 0], kind="stable")
@@ -115,14 +115,14 @@ def nearest_by_codes(
     candidates_QW = scan_lists_of(
         queries, lists_QA, database, exclusion, empty_topk(len(queries), width), threads, device
     )
-    wanted, most = min(k, database.num_allowed), lists_at_most(most_lists, codebook.num_lists)
+    wanted, most = min(k, database.num_allowed), lists_at_most(most_lists, codebook.num_findable)
     # A routed row may read fewer lists than it has columns.
     is_partial_Q = (lists_QA >= 0).sum(axis=1) < most
     while True:
         is_short_Q = (candidates_QW[0] != NO_NEIGHBOUR).sum(axis=1) < wanted
         starved = np.flatnonzero(is_partial_Q & is_short_Q)
         if not len(starved):
-            return candidates_QW[0], is_short_Q & (most < codebook.num_lists)
+            return candidates_QW[0], is_short_Q & (most < codebook.num_findable)
         nprobe = more_probes(nprobe, most)
         lists = codebook.nearest_lists(queries[starved], nprobe, threads)
         best = empty_topk(len(starved), width)

@@ -11,7 +11,7 @@ Legend: Q query rows, M of their nearest lists, A lists that a row reads, L list
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,17 +36,29 @@ class Probes:
 
     def lists(self, codebook: Codebook, vectors_QD: VectorArray, threads: int = 1) -> Int32Array:
         """(Q, A) int32: the lists that rows with these vectors read, nearest first, -1 where a row reads fewer."""
-        count = min(self.nprobe, codebook.num_lists)
+        count = min(self.nprobe, codebook.num_findable)
         if self.routing is None:
             return codebook.nearest_lists(vectors_QD, count, threads)
         vectors = check_vectors(vectors_QD, codebook.dim)
         lists_QA = np.empty((len(vectors), count), dtype=np.int32)
-        num_looked_at = min(self.routing.num_lists, codebook.num_lists)
+        num_looked_at = min(self.routing.num_lists, codebook.num_findable)
         num_rows = max(1, _BLOCK_CELLS // max(num_looked_at, self.routing.num_ranges))
         for start in range(0, len(vectors), num_rows):
             nearest_QM = codebook.nearest_lists(vectors[start : start + num_rows], num_looked_at, threads)
             lists_QA[start : start + num_rows] = routed_lists(nearest_QM, count, self.routing, codebook.num_lists)
         return lists_QA
+
+    def among(self, before: int, now: int) -> Probes:
+        """The lists of the same region of space, where `now` lists can be found in place of `before`."""
+        if now <= before:
+            return self
+        nprobe, routing = -(-self.nprobe * now // before), self.routing
+        if routing is not None:
+            counts, gains = np.array(routing.gains, dtype=np.int64).reshape(-1, 2).T
+            counts = np.diff(np.cumsum(counts) * now // before, prepend=0)
+            pairs = zip(counts.tolist(), (gains * before // now).tolist(), strict=True)
+            routing = replace(routing, gains=tuple(pairs))
+        return Probes(nprobe, routing, max(self.most_lists, nprobe) if self.most_lists else 0)
 
     def are_partial(self, lists_QA: Int32Array, most: int) -> BoolArray:
         """(Q,) whether rows that read these lists read more of them, up to `most`, when they find too few neighbours."""

@@ -193,3 +193,20 @@ def test_too_many_groups_are_refused() -> None:
     assert num_groups_in("OPQ8,IVF65536(IVF5000,Flat),SQ8") == 5000
     with pytest.raises(ConfigError, match="4096 groups"):
         train(np.empty((10_000_000, 8), np.float16), "IVF65536(IVF5000,Flat),SQ8", 0, "squared_l2")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_some_of_the_lists_are_found_as_if_there_were_no_others(
+    count: int, metric: Metric, trained: GroupedCentroids
+) -> None:
+    group_of = np.repeat(np.arange(len(trained.lists_G)), trained.lists_G)
+    lists = np.flatnonzero((np.arange(90) % 7 == 0) & (group_of != 2))
+    some = grouped(trained).within(lists)
+    filled, sizes = np.unique(group_of[lists], return_counts=True)
+    without = GroupedLists.of(trained.groups_GD[filled], trained.centroids_LD[lists], sizes)
+    assert len(some) == len(filled) < 9
+    for vectors in (VECTORS[:200], VECTORS[:3]):
+        expected = without.nearest_in(vectors, count, 3, metric)
+        found = some.nearest_in(vectors, count, 3, metric)
+        assert (found == np.where(expected >= 0, lists[expected], -1)).all()

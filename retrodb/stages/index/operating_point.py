@@ -37,6 +37,7 @@ class OperatingPoint:
     nprobe: int  # 0: compare with every vector
     recall: float  # fraction of the true k neighbours of the sample that lie in these lists
     routing: Routing | None = None  # None: the nearest lists of each row
+    filled_lists: int = 0  # that these are chosen among, of a restricted table; 0: all
 
     @property
     def probes(self) -> Probes:

@@ -22,10 +22,11 @@ from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
 from retrodb.stages.index.operating_point import EXACT, OperatingPoint, candidate_cap, stored_point
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.compared_tasks import TableInputs, store_compared
+from retrodb.stages.neighbours.filled_lists import store_filled_lists
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
 from retrodb.stages.neighbours.range_join import RangeJoinResult, forget_exchange, join_by_ranges, span_groups
-from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall
+from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall, restricted_list_sizes
 from retrodb.stages.neighbours.restriction import Restriction
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import num_query_rows, spans_of, table_dependencies
@@ -151,6 +152,9 @@ def plan_neighbours(
     )  # fmt: skip
     unchanged = previous if previous is not None and previous.is_of_same_origin(entry) else None
     inputs = TableInputs(PlannedSnapshot.of(view), table, queries, name, params)
+    is_whole = len({len(view.manifest.files(kind, table)) for kind in ("neighbours", "naming")}) == 1
+    if unchanged is not None and params.is_restricted and not is_whole:
+        unchanged = None  # repairs may have added lists since its point was chosen
     point = _choose_point(context, view, inputs, unchanged)
     size = size.with_nprobe(point.nprobe)
     size.check(hardware.memory_bytes, hardware.list_ranges)
@@ -160,6 +164,7 @@ def plan_neighbours(
         recall_expected=point.recall,
         routing=point.routing,
         most_lists=candidate_cap(size.num_lists, point.nprobe),
+        filled_lists=point.filled_lists,
     )
     index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(
@@ -180,7 +185,6 @@ def plan_neighbours(
         route_ranges=params.route_ranges,
         routing=point.routing.cost if point.routing else None,
     )
-    is_whole = len({len(view.manifest.files(kind, table)) for kind in ("neighbours", "naming")}) == 1
     is_current = unchanged is not None and probes_of(unchanged) == probes_of(entry) and is_whole
     return NeighboursPlan(view, table, params, entry, previous, is_current, spans, size, inputs, hardware, result)
 
@@ -196,11 +200,11 @@ def _choose_point(context: Context, view: View, inputs: TableInputs, unchanged: 
     params = inputs.params
     if params.exact or view.snapshot.existing(IndexEntry, inputs.space).lists == 1:
         return EXACT
-    is_whole = params.where is None and params.sample >= 1 and params.route_ranges == 0
-    if is_whole and (stored := stored_point(view, inputs.space, params.recall)):
+    is_plain = not params.is_restricted and params.route_ranges == 0
+    if is_plain and (stored := stored_point(view, inputs.space, params.recall)):
         return stored
     if unchanged:
-        return OperatingPoint(unchanged.nprobe, unchanged.recall_expected, unchanged.routing)
+        return OperatingPoint(unchanged.nprobe, unchanged.recall_expected, unchanged.routing, unchanged.filled_lists)
     return measured_point(context, view, inputs)
 
 
@@ -218,13 +222,17 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
         arguments=entry,
     )
     num_ranges = plan.hardware.list_ranges or plan.size.num_ranges(plan.hardware.memory_bytes)
+    list_sizes = restricted_list_sizes(context, view, plan.inputs) if entry.nprobe else None
     if num_ranges == 1 or entry.nprobe == 0:
-        joined = RangeJoinResult(_join_in_one_range(transaction, plan), 1.0, 0)
+        joined = RangeJoinResult(_join_in_one_range(transaction, plan, list_sizes), 1.0, 0)
     else:
+        probes = probes_of(entry)
         joined = join_by_ranges(
-            transaction, plan.inputs, plan.spans, probes_of(entry), num_ranges, plan.size, plan.hardware
+            transaction, plan.inputs, plan.spans, probes, list_sizes, num_ranges, plan.size, plan.hardware
         )
     records = joined.records
+    if entry.filled_lists:
+        store_filled_lists(transaction, plan.inputs, list_sizes)
     transaction.add_files(records)
     reached = 1.0 if entry.nprobe == 0 else measured_recall(transaction, plan.inputs, records)
     store_compared(transaction, plan.inputs)
@@ -244,13 +252,15 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
     return replace(result, ranges_per_row=round(joined.ranges_per_row, 2), exchanged_bytes=joined.exchanged_bytes)
 
 
-def _join_in_one_range(transaction: Transaction, plan: NeighboursPlan) -> list[TaskRecord[NoResult]]:
+def _join_in_one_range(
+    transaction: Transaction, plan: NeighboursPlan, list_sizes: FileRecord | None
+) -> list[TaskRecord[NoResult]]:
     """Join the rows of all spans in tasks that read all lists."""
     inputs, snapshot, num_lists = plan.inputs, PlannedSnapshot.of(plan.view), plan.size.num_lists
     tasks = [
         KIND.task(
             NeighboursPayload(
-                snapshot, plan.table, inputs.queries, inputs.space, num_lists, probes_of(plan.entry), plan.params,
+                snapshot, plan.table, inputs.queries, inputs.space, num_lists, probes_of(plan.entry), list_sizes, plan.params,
                 tuple(plan.spans[number] for number in group),
             ),
             weight=sum(plan.spans[number].num_chunks for number in group),

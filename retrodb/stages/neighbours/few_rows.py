@@ -46,7 +46,7 @@ def join_few_rows(
         num_ranges: that the lists are cut in.
     """
     width = inputs.params.k + inputs.params.spare_neighbours
-    wanted, most = min(width, num_chunks), lists_at_most(probes.most_lists, codebook.num_lists)
+    wanted, most = min(width, num_chunks), lists_at_most(probes.most_lists, codebook.num_findable)
     ids, distances = empty_topk(len(rows), width)
     ranges = list(_ranges(codebook.num_lists, num_ranges))
     for start in range(0, len(rows), EXCHANGED_ROWS):
@@ -59,7 +59,7 @@ def join_few_rows(
         )
         fetch = partial(view.vectors, inputs.space)
         nearest = rerank_by_id(queries, candidates, fetch, width, codebook.metric, hardware.threads)
-        if most < codebook.num_lists:
+        if most < codebook.num_findable:
             mark_capped(nearest, _num_found(candidates) < wanted)
         ids[block], distances[block] = nearest
     return ids, distances

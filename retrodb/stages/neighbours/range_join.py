@@ -60,6 +60,7 @@ def join_by_ranges(
     inputs: TableInputs,
     spans: Sequence[ChunkRange],
     probes: Probes,
+    list_sizes: FileRecord | None,
     num_ranges: int,
     size: JoinSize,
     hardware: JoinHardware,
@@ -68,13 +69,14 @@ def join_by_ranges(
 
     Args:
         probes: lists that each row reads.
+        list_sizes: of a restricted table, the chunks in each list.
         num_ranges: of lists, if there are as many lists that are not empty.
         size: of the join with one range of lists.
     """
     view, run = transaction.view, transaction.run
     sizes_L = sizes_of_lists(transaction.context, run, parts_of(view, inputs.space), size.num_lists)
     route_ranges = probes.routing.num_ranges if probes.routing else 0
-    join = RangeJoin(run.id, inputs, range_bounds(sizes_L, num_ranges, route_ranges))
+    join = RangeJoin(run.id, inputs, range_bounds(sizes_L, num_ranges, route_ranges), list_sizes)
     with transaction.context.engine.sharing_processes() as engine:
         engine = engine.with_processes(1) if hardware.device != "cpu" else engine
         phases = _Phases(transaction, engine, join, size, hardware)

@@ -51,10 +51,10 @@ def run_collect_task(
     """Leave the neighbours of the rows of a home range for their spans, and the rows that found too few of them."""
     del clock
     payload, join = task.payload, task.payload.join
-    inputs, codebook = join.inputs, joined_codebook(storage, join.inputs)
+    inputs, codebook = join.inputs, joined_codebook(storage, join)
     view = planned_view(storage, inputs.snapshot)
     starts = np.array([span.first_chunk for span in spans_of(view, inputs.queries)], dtype=np.int64)
-    width, most = join.width + RERANK_MARGIN, lists_at_most(payload.probes.most_lists, codebook.num_lists)
+    width, most = join.width + RERANK_MARGIN, lists_at_most(payload.probes.most_lists, codebook.num_findable)
     nearest = _Cursor(read_exchange(storage, payload.nearest, 0))
     found = [_Cursor(read_exchange(storage, file, payload.number)) for file in read_file_list(storage, payload.remote)]
     counts = {"starved": 0}
@@ -71,7 +71,7 @@ def run_collect_task(
             first += len(rows)
             is_short = (ids != NO_NEIGHBOUR).sum(axis=1) < payload.wanted
             is_starved = is_short & payload.probes.are_partial(rows.lists_QA, most)
-            is_capped = is_short & (most < codebook.num_lists)
+            is_capped = is_short & (most < codebook.num_findable)
             starved.add(0, pa.table({"row": rows.numbers_Q[is_starved]}))
             counts["starved"] += int(is_starved.sum())
             _add_results(

@@ -24,6 +24,7 @@ from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
 from retrodb.stages.neighbours.compared_tasks import TableInputs, count_compared, replace_compared
+from retrodb.stages.neighbours.filled_lists import store_filled_lists
 from retrodb.stages.neighbours.join_memory import LEAST_BLOCK_ROWS, JoinSize
 from retrodb.stages.neighbours.recall_sample import forget_truth
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
@@ -199,6 +200,8 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
     records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
     transaction.add_files(records)
     replace_compared(transaction, plan.inputs)
+    if entry.filled_lists:
+        store_filled_lists(transaction, plan.inputs)
     counts = dict.fromkeys((*_COUNTS, "was_short", "was_capped"), 0) | add_counts(records)
     if not entry.lost_chunks:  # else all rows were looked at
         counts["short"] += entry.num_short - counts["was_short"]

@@ -17,7 +17,6 @@ from retrodb.ann.exact import exact_topk
 from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.metric import CAPPED
 from retrodb.ann.reverse_join import BLOCK_QUERIES, reverse_join
-from retrodb.ann.routing import probes_of
 from retrodb.ann.topk import TopK
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
@@ -125,14 +124,13 @@ def _ids(rows: BitMap, span: ChunkRange) -> Int64Array:
 def _recompute(state: RepairState, rows: Int64Array, num_chunks: int, hardware: JoinHardware) -> TopK:
     if hardware.device == "auto":  # to ask for a GPU loads PyTorch, which takes longer than to join few rows
         hardware = replace(hardware, device=chosen_device("auto") if len(rows) >= _MANY_ROWS else "cpu")
-    entry, inputs = state.table.entry, state.now.inputs
+    entry, inputs, probes, codebook = state.table.entry, state.now.inputs, state.probes, state.codebook_of_rows
     if entry.nprobe:
-        size = JoinSize.of(state.view, entry.space, state.params, (), entry.nprobe, hardware.threads, hardware.device)
+        size = JoinSize.of(state.view, entry.space, state.params, (), probes.nprobe, hardware.threads, hardware.device)
         if (num_ranges := size.num_ranges(hardware.memory_bytes)) > 1:
-            probes, codebook = probes_of(entry), state.codebook
             return join_few_rows(state.view, inputs, rows, codebook, probes, num_chunks, num_ranges, hardware)
     return nearest_chunks(
-        state.view, entry.queries, entry.space, probes_of(entry), state.params, state.database, rows, hardware
+        state.view, entry.queries, entry.space, codebook, probes, state.params, state.database, rows, hardware
     )
 
 
@@ -196,7 +194,7 @@ def _compare_new(state: RepairState, rows: Int64Array, best: TopK, threads: int)
 def _join_new(state: RepairState, rows: Int64Array, best: TopK, threads: int) -> None:
     """Merge into the best of rows the new chunks in the lists that they read, rows with the same first list together."""
     view, queries, entry = state.view, state.table.query_set, state.table.entry
-    lists = lists_of_rows(view, entry.space, queries, rows, state.codebook, probes_of(entry), threads)
+    lists = lists_of_rows(view, entry.space, queries, rows, state.codebook_of_rows, state.probes, threads)
     exclusion = exclusion_of(view, queries, state.params, rows)
     order = np.argsort(lists[:, 0], kind="stable")
     of_rows = best[0][order], best[1][order]
