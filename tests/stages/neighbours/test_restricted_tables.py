@@ -159,7 +159,7 @@ def test_a_repair_reads_the_lists_of_new_chunks(copy: Callable[..., Database], t
     state = planned_state(db.view().storage, PlannedSnapshot.of(db.view()), "self")
     assert state.probes.nprobe == -(-before.nprobe * len(state.filled_lists) // before.filled_lists)
     [result] = db.repair_neighbours()
-    assert 0 < result.num_improved
+    assert result.num_improved > 0
     assert result.num_recomputed < result.num_rows / 2
     assert set(lists_before) < set(stored_lists(db)) == set(lists_with_chunks(db)) | set(lists_before)
     entry = entry_of(db)
