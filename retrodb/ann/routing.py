@@ -54,10 +54,9 @@ class Probes:
             return self
         nprobe, routing = -(-self.nprobe * now // before), self.routing
         if routing is not None:
-            counts, gains = np.array(routing.gains, dtype=np.int64).reshape(-1, 2).T
-            counts = np.diff(np.cumsum(counts) * now // before, prepend=0)
-            pairs = zip(counts.tolist(), (gains * before // now).tolist(), strict=True)
-            routing = replace(routing, gains=tuple(pairs))
+            routing = replace(
+                routing, gains=tuple((1, gain) for gain in _spread(gains_of(routing), before, now).tolist())
+            )
         return Probes(nprobe, routing, max(self.most_lists, nprobe) if self.most_lists else 0)
 
     def are_partial(self, lists_QA: Int32Array, most: int) -> BoolArray:
@@ -113,6 +112,14 @@ def gains_of(routing: Routing) -> Int64Array:
     """(M,) int64: the gain of the r-th nearest list of a row, in billionths."""
     counts, gains = np.array(routing.gains, dtype=np.int64).reshape(-1, 2).T
     return np.repeat(gains, counts)
+
+
+def _spread(gains_M: Int64Array, before: int, now: int) -> Int64Array:
+    """The gains of lists where `now` take the place of `before`; their sum is the same."""
+    whole, rest = np.divmod(before * np.arange(-(-len(gains_M) * now // before)), now)
+    before_M1 = np.concatenate([[0], np.cumsum(gains_M)])  # the gains of all lists before each
+    before_each = before_M1[whole] + gains_M[whole] * rest // now
+    return np.diff(before_each, append=before_M1[-1])
 
 
 def scores_of_ranges(ranges_QM: Int64Array, gains_M: Int64Array, num_ranges: int) -> Float64Array:

@@ -210,3 +210,21 @@ def test_some_of_the_lists_are_found_as_if_there_were_no_others(
         expected = without.nearest_in(vectors, count, 3, metric)
         found = some.nearest_in(vectors, count, 3, metric)
         assert (found == np.where(expected >= 0, lists[expected], -1)).all()
+
+
+@pytest.mark.parametrize("factory", ["IVF90,SQ8", "IVF90(IVF9,Flat),SQ8", "IVF90_HNSW8,SQ8"])
+@pytest.mark.usefixtures("few_exact_lists")
+def test_a_codebook_within_some_lists_finds_no_others(factory: str) -> None:
+    codebook = train(VECTORS, factory, 0, "squared_l2")
+    lists = np.arange(0, 90, 2)
+    narrowed = codebook.within(lists)
+    assert (narrowed.num_lists, narrowed.num_findable) == (90, 45)
+    exact = lists[exact_topk(VECTORS[:500], codebook.centroids_LD[lists], 5, "squared_l2")[0]]
+    found = narrowed.nearest_lists(VECTORS[:500], 5)
+    assert np.isin(found, lists).all()
+    assert (narrowed.exact_lists_of(VECTORS[:500], 5) == exact).all()
+    assert (found == exact).mean() > (0.5 if codebook.groups else 0.999)
+    assert (narrowed.nearest_lists(VECTORS[:9], 50)[:, 45:] == -1).all()
+    for all_of_them in (lists[:0], np.arange(90)):
+        assert codebook.within(all_of_them).findable is None
+    assert (codebook.within(lists[3:4]).nearest_lists(VECTORS[:9], 1) == 6).all()

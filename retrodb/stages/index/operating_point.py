@@ -14,7 +14,7 @@ import numpy as np
 
 from retrodb.ann.recall_curve import recall_curve
 from retrodb.ann.route_learning import learned_routing
-from retrodb.ann.routing import PROBED_NEXT, Probes
+from retrodb.ann.routing import PROBED_NEXT
 from retrodb.format.arrays import Int32Array, Int64Array
 from retrodb.format.entries import IndexEntry, Routing, StoredPoint
 from retrodb.format.part_files import LISTS_FILE
@@ -38,11 +38,6 @@ class OperatingPoint:
     recall: float  # fraction of the true k neighbours of the sample that lie in these lists
     routing: Routing | None = None  # None: the nearest lists of each row
     filled_lists: int = 0  # that these are chosen among, of a restricted table; 0: all
-
-    @property
-    def probes(self) -> Probes:
-        """The lists that rows read."""
-        return Probes(self.nprobe, self.routing)
 
 
 EXACT = OperatingPoint(0, 1.0)
