@@ -1,7 +1,8 @@
 """Stage neighbours: the nearest live chunks in a space of every row of a query set.
 
-Exclusions act inside the search, so a row has fewer than k neighbours only when the database has no more for it. Rows keep
-spare neighbours beyond k: after a deletion they take the free positions without a new search.
+Exclusions act inside the search, so a row has fewer than k neighbours only when the database has no more for it, or when the row
+has read as many lists as a row may. Rows keep spare neighbours beyond k: after a deletion they take the free positions without
+a new search.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from retrodb.stages.neighbours.filled_lists import store_filled_lists
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
 from retrodb.stages.neighbours.range_join import RangeJoinResult, forget_exchange, join_by_ranges, span_groups
-from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall, restricted_list_sizes
+from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall, sizes_of_filled_lists
 from retrodb.stages.neighbours.restriction import Restriction
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import num_query_rows, spans_of, table_dependencies
@@ -222,7 +223,7 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
         arguments=entry,
     )
     num_ranges = plan.hardware.list_ranges or plan.size.num_ranges(plan.hardware.memory_bytes)
-    list_sizes = restricted_list_sizes(context, view, plan.inputs) if entry.nprobe else None
+    list_sizes = sizes_of_filled_lists(context, view, plan.inputs) if entry.filled_lists else None
     if num_ranges == 1 or entry.nprobe == 0:
         joined = RangeJoinResult(_join_in_one_range(transaction, plan, list_sizes), 1.0, 0)
     else:
@@ -231,7 +232,7 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
             transaction, plan.inputs, plan.spans, probes, list_sizes, num_ranges, plan.size, plan.hardware
         )
     records = joined.records
-    if entry.filled_lists:
+    if list_sizes is not None:
         store_filled_lists(transaction, plan.inputs, list_sizes)
     transaction.add_files(records)
     reached = 1.0 if entry.nprobe == 0 else measured_recall(transaction, plan.inputs, records)

@@ -150,10 +150,8 @@ def _truth(context: Context, run: Run, view: View, inputs: TableInputs) -> Sampl
     return SampleTruth(sample, find_truth(context, run, view, side, sample.queries, params.k))
 
 
-def restricted_list_sizes(context: Context, view: View, inputs: TableInputs) -> FileRecord | None:
-    """The file of the sample's run with the chunks that a restricted table has in each list; None for another table."""
-    if not inputs.params.is_restricted:
-        return None
+def sizes_of_filled_lists(context: Context, view: View, inputs: TableInputs) -> FileRecord:
+    """The file of the sample's run with the chunks that a restricted table has in each list, (L,) int64."""
     with shared_run(context.storage, _RUN, inputs, context.clock) as run:
         return filled_list_sizes(context, run, view, inputs)
 

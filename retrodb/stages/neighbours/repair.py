@@ -5,12 +5,13 @@ What a row stores is complete up to a bound (see `repair_task`). So a repair doe
 - Deleted chunks leave the list, and the bound stays.
 - New chunks (added, undeleted, screened or indexed) enter the list where they are below the bound. Beyond the bound there
   can be old chunks that are nearer. So only new chunks are compared with old rows.
-- A row with fewer than k neighbours below a finite bound is recomputed. New rows are computed.
+- A row with fewer than k neighbours below a finite bound is recomputed, unless it read as many lists as a row may. New rows
+  are computed.
 - If the vectors, the query rows, the clusters or the inverted lists differ, the whole table is recomputed.
 
 With an exact index the first k neighbours equal those of a rebuild, ids and distances. With inverted lists a row is
-compared with the new chunks in the lists that it reads, chosen by the table's own routing if it has one. The rows to look at are
-those whose nearest list is near a new chunk.
+compared with the new chunks in the lists that it reads, chosen by the table's own routing if it has one, and a row that lacks
+neighbours with all new chunks. The rows to look at are these, and those whose nearest list is near a new chunk.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from made_documents import made_text, write_documents
 
 import retrodb
@@ -20,6 +21,7 @@ from retrodb.stages.index import operating_point
 from retrodb.stages.index.live_parts import open_codebook
 from retrodb.stages.index.operating_point import candidate_cap, home_lists
 from retrodb.stages.neighbours.join_memory import JoinSize
+from retrodb_cli.main import cli
 
 from .test_range_join import contents, make_large
 
@@ -180,6 +182,17 @@ def test_a_repair_that_needs_ranges_writes_the_same_capped_rows(
         tables.append(contents(db))
         db.restore(head)
     assert tables[0] == tables[1]
+
+
+def test_the_command_says_that_the_database_may_have_more(large: Path) -> None:
+    db = copy(large, "said")
+    asked = ["neighbours", str(db.path), "--k", str(K), "--recall", "0.1"]
+    printed = CliRunner().invoke(cli, asked)
+    assert "neighbours read as many lists as a row may" in printed.stderr, printed.output
+    line = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).stdout)
+    assert 0 < line["num_capped"] <= line["num_short"]
+    [line] = map(json.loads, CliRunner().invoke(cli, [*asked[:2], "--repair", "--json"]).stdout.splitlines())
+    assert line["num_capped"] > 0
 
 
 def test_the_cap_follows_from_the_lists_and_the_probes() -> None:
