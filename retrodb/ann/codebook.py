@@ -176,8 +176,10 @@ class Codebook:
         return centre_D
 
     def within(self, lists: Int64Array) -> Codebook:
-        """The same codebook, of which `nearest_lists` finds only some lists, ascending; all lists where these are none."""
-        narrowed = replace(self, findable=lists if 0 < len(lists) < self.num_lists else None)
+        """This codebook, of which `nearest_lists` finds only some lists, ascending; itself where these are none or all."""
+        if not 0 < len(lists) < self.num_lists:
+            return self
+        narrowed = replace(self, findable=lists)
         vars(narrowed)["centroids_LD"] = self.centroids_LD  # read once
         return narrowed
 

@@ -23,9 +23,8 @@ from retrodb.format.arrays import Float32Array, VectorArray
 from retrodb.format.entries import Metric
 
 NO_NEIGHBOUR = -1
-CAPPED = np.finfo(
-    np.float32
-).max  # beyond every distance of vectors, and finite: lists that were not read may have more
+CAPPED = np.finfo(np.float32).max
+"""In place of infinity where lists that were not read may have more: beyond every distance of vectors, and finite."""
 
 
 def check_metric(metric: str) -> None:

@@ -59,9 +59,7 @@ class NeighboursResult:
     assignment_recall: float | None = None  # of the neighbours that an exact assignment finds; None: it is exact
     route_ranges: int = 0  # ranges of lists that rows are routed to; 0: no routing
     routing: RoutingCost | None = None  # what it saves and costs a row; None: each row reads its nearest lists
-    num_capped: int = (
-        0  # of the short rows, those that read as many lists as a row may; for the others the database has no more
-    )
+    num_capped: int = 0  # of the short rows, those that read as many lists as a row may: there may be more
     num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
 

@@ -66,8 +66,11 @@ def filled_list_sizes(context: Context, run: Run, view: View, inputs: TableInput
         for group in groups
     ]
     sizes_L = np.zeros(view.snapshot.existing(IndexEntry, inputs.space).lists, dtype=np.int64)
-    engine = context.engine_for_chunks(view.chunks.end)
-    for record in engine.run(run, tasks, run_count_lists, context.progress, unit="chunks"):
+    engine, held = (
+        context.engine_for_chunks(view.chunks.end),
+        3 * sizes_L.nbytes,
+    )  # of all lists, and twice as numbers and counts
+    for record in engine.run(run, tasks, run_count_lists, context.progress, extra_bytes=held, unit="chunks"):
         lists, counts = map_array(run.storage.local(record.files[0].path))
         sizes_L[lists] += counts
     return publish_run_array(context.storage, run.id, "list-sizes", sizes_L)

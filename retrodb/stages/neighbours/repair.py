@@ -55,7 +55,7 @@ class TableRepairResult:
     num_improved: int  # rows that new chunks entered
     num_short: int  # rows with fewer than k neighbours
     dry_run: bool = False
-    num_capped: int = 0  # of these, rows that read as many lists as a row may; for the others the database has no more
+    num_capped: int = 0  # of these, rows that read as many lists as a row may: there may be more
 
 
 @dataclass(frozen=True)
