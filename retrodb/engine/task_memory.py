@@ -93,6 +93,7 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "neighbours-sample": TaskMemory(125), "neighbours-point": TaskMemory(180), "neighbours-recall": TaskMemory(180),
     "exact-scan": TaskMemory(125, 80, SHARD), "exact-merge": TaskMemory(110),
     "compared": TaskMemory(120, 25, SHARD), "compared-count": TaskMemory(120, 25, SHARD),
+    "table-lists": TaskMemory(200, 200, SHARD), "table-lists-store": TaskMemory(120),
     "exposure-named": TaskMemory(160, 60, SHARD), "exposure-match": TaskMemory(170, 220, SHARD),
     "exposure-rows": TaskMemory(170, 220, SHARD),
     "fold": TaskMemory(100, 300, SHARD),

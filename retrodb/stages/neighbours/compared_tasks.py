@@ -162,8 +162,7 @@ def _groups(spans: Sequence[ChunkRange]) -> Iterable[tuple[ChunkRange, ...]]:
 
 def _engine_for(context: Context, inputs: TableInputs, payloads: Sequence[ComparedPayload]) -> Engine:
     """The context's engine, or one process where starting more takes longer than the work."""
-    is_restricted = inputs.params.where is not None or inputs.params.sample < 1
-    most = _SMALL_READ_CHUNKS if is_restricted else _SMALL_CHUNKS
+    most = _SMALL_READ_CHUNKS if inputs.params.is_restricted else _SMALL_CHUNKS
     return context.engine.with_processes(1) if sum(map(_num_chunks, payloads)) <= most else context.engine
 
 

@@ -2,7 +2,8 @@
 
 A new chunk enters a list where it is below the bound (see `repair_task`). The bound's distance is a column of its own, of 4 bytes
 a row; its id is in the list and decides ties only. So what is found here may have chunks of which the list says that they
-do not enter, and `NewNeighbours.below` leaves them out.
+do not enter, and `NewNeighbours.below` leaves them out. A row whose bound is infinity or `CAPPED` lacks neighbours, which may be
+in any list: it is compared with all new chunks, as each row of an exact table is.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import numpy as np
 
 from retrodb.ann.exact import exact_topk
 from retrodb.ann.exclusion import Exclusion
-from retrodb.ann.metric import check_vectors
+from retrodb.ann.metric import CAPPED, check_vectors
 from retrodb.ann.reverse_join import BLOCK_QUERIES, reverse_join
-from retrodb.ann.routing import probes_of
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array, VectorArray
 from retrodb.format.records import ChunkRange
@@ -76,16 +76,15 @@ def _may_be_within(state: RepairState, rows: Int64Array, threads: int) -> BoolAr
 
 def _of_rows(state: RepairState, rows: Int64Array, threads: int) -> NewNeighbours:
     """Which of some rows new chunks enter, and which new chunks."""
-    width, entry = state.table.width, state.table.entry
-    bounds = np.repeat(state.table.bounds(rows)[:, None], width, axis=1)
-    best = np.full((len(rows), width), _NO_ID), bounds.copy()
-    if len(rows):
-        vectors = _vectors(state, rows)
-        exclusion = exclusion_of(state.view, state.table.query_set, state.params, rows)
-        if entry.nprobe:
-            _join_by_lists(state, rows, vectors, exclusion, best, threads)
-        else:
-            exact_topk(vectors, [state.new_chunks], width, state.metric, exclusion, threads, best)
+    width, bounds = state.table.width, state.table.bounds(rows)
+    best = np.full((len(rows), width), _NO_ID), np.repeat(bounds[:, None], width, axis=1)
+    takes_all = (bounds >= CAPPED) | (state.table.entry.nprobe == 0)  # what a row lacks may be in any list
+    for join, chosen in ((_compare_with_all, takes_all), (_join_by_lists, ~takes_all)):
+        positions = np.flatnonzero(chosen)
+        if len(positions):
+            of_chosen = best[0][positions], best[1][positions]
+            join(state, rows[positions], of_chosen, threads)
+            best[0][positions], best[1][positions] = of_chosen
     ids, distances = best
     is_none = ids == _NO_ID
     ids[is_none], distances[is_none] = -1, np.inf
@@ -93,17 +92,26 @@ def _of_rows(state: RepairState, rows: Int64Array, threads: int) -> NewNeighbour
     return NewNeighbours(rows[has_new], ids[has_new], distances[has_new])
 
 
-def _join_by_lists(
-    state: RepairState, rows: Int64Array, vectors: VectorArray, exclusion: Exclusion, best: TopK, threads: int
-) -> None:
-    """Merge into the best of rows the new chunks whose own list they probe. Rows with the same first list follow one another."""
-    entry, queries = state.table.entry, state.table.query_set
-    lists = lists_of_rows(state.view, entry.space, queries, rows, state.codebook, probes_of(entry), threads)
+def _compare_with_all(state: RepairState, rows: Int64Array, best: TopK, threads: int) -> None:
+    """Merge into the best of rows all new chunks."""
+    vectors, exclusion = _vectors(state, rows), _exclusion(state, rows)
+    exact_topk(vectors, [state.new_chunks], state.table.width, state.metric, exclusion, threads, best)
+
+
+def _join_by_lists(state: RepairState, rows: Int64Array, best: TopK, threads: int) -> None:
+    """Merge into the best of rows the new chunks whose own list they read. Rows with the same first list follow one another."""
+    space, queries = state.table.entry.space, state.table.query_set
+    lists = lists_of_rows(state.view, space, queries, rows, state.codebook_of_rows, state.probes, threads)
     order = np.argsort(lists[:, 0], kind="stable")
+    vectors, exclusion = _vectors(state, rows[order]), _exclusion(state, rows).rows(order)
     ordered = best[0][order], best[1][order]
-    reverse_join(vectors[order], lists[order], state.new_by_home, state.metric, exclusion.rows(order), ordered, threads)
+    reverse_join(vectors, lists[order], state.new_by_home, state.metric, exclusion, ordered, threads)
     best[0][order], best[1][order] = ordered
 
 
 def _vectors(state: RepairState, rows: Int64Array) -> VectorArray:
     return state.view.vectors(state.table.entry.space, rows, state.table.query_set)
+
+
+def _exclusion(state: RepairState, rows: Int64Array) -> Exclusion:
+    return exclusion_of(state.view, state.table.query_set, state.params, rows)

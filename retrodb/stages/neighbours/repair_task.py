@@ -2,18 +2,21 @@
 
 What a row stores is complete up to its *bound* (D, I): the list has every chunk that the row was compared with, that is not
 excluded, and whose (distance, id) is not above the bound. D is the last distance of the list. I is the last id with that
-distance, -1 where there is none. A list that ends in infinity is complete.
+distance, -1 where there is none. A list that ends in infinity is complete. One that ends in `CAPPED` has every chunk of the lists
+that the row read, as many as a row may: to search again would find the same, so it is not starved.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrodb.ann.merge_topk import merge_topk
-from retrodb.ann.routing import probes_of
+from retrodb.ann.metric import CAPPED
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import BoolArray, Float32Array, Int64Array
@@ -24,7 +27,7 @@ from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.new_neighbours import NewNeighbours, find_new_neighbours
 from retrodb.stages.neighbours.repair_state import RepairState, planned_state
 from retrodb.stages.neighbours.table_inputs import nearest_chunks
-from retrodb.stages.neighbours.table_rows import publish_rows, query_rows
+from retrodb.stages.neighbours.table_rows import num_short, publish_rows, query_rows
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb.store.storage import Storage
 
@@ -44,6 +47,7 @@ class RepairPayload:
     snapshot: PlannedSnapshot
     table: str
     spans: tuple[ChunkRange, ...]
+    num_chunks: int  # that rows are compared with after the repair
 
 
 KIND = TaskKind[RepairPayload, NoResult]("repair", STAGE_VERSION, NoResult)
@@ -56,10 +60,8 @@ class _Patch:
     rows_Q: Int64Array  # ascending
     ids_QW: Int64Array
     distances_QW: Float32Array
-    is_starved_Q: BoolArray  # fewer than k neighbours below a finite bound: the row is computed again
-    num_improved: int  # of the others, those that a new chunk entered
-    num_short: int  # of all rows that were looked at but the starved ones, those with fewer than k neighbours now
-    was_short: int  # of all rows that were looked at, those with fewer than k neighbours before
+    is_starved_Q: BoolArray  # fewer than k neighbours below a bound that is a distance: the row is computed again
+    counts: Counter[str]  # of all rows that were looked at; `improved`, `short` and `capped` leave out the starved ones
 
 
 def run_repair_task(
@@ -67,7 +69,7 @@ def run_repair_task(
 ) -> TaskRecord[NoResult]:
     """Patch some ranges of query rows, of which only those are read that can change. A range without one gets no file.
 
-    The counts `short` and `was_short` are of these rows: those with fewer than k neighbours after the repair, and before it.
+    The counts of short and capped rows are of these rows, after the repair and before it (`was_short`, `was_capped`).
     """
     del clock
     spans = task.payload.spans
@@ -77,21 +79,17 @@ def run_repair_task(
     known_before = state.known_rows(span)
     patch = _patch(state, _ids(rows_now & known_before, span), span, hardware.threads)
     to_compute = np.union1d(patch.rows_Q[patch.is_starved_Q], _ids(rows_now - known_before, span))
-    ids, distances = _recompute(state, to_compute, hardware)
+    ids, distances = _recompute(state, to_compute, task.payload.num_chunks, hardware)
     is_kept = ~patch.is_starved_Q
     written = (
         np.concatenate([patch.rows_Q[is_kept], to_compute]),
         np.concatenate([patch.ids_QW[is_kept], ids]),
         np.concatenate([patch.distances_QW[is_kept], distances]),
     )
-    counts = {
-        "rows": len(rows_now),
-        "computed": len(to_compute),
-        "improved": patch.num_improved,
-        "short": patch.num_short + int((_num_neighbours(ids) < state.table.k).sum()),
-        "was_short": patch.was_short + _num_short_before(state, _ids(known_before - rows_now, span)),
-    }
-    return TaskRecord(task.id, tuple(_publish(storage, task, *written)), counts=counts)
+    gone = _short_before(state, _ids(known_before - rows_now, span))
+    counts = _added([patch.counts, num_short((ids, distances), state.table.k), gone])
+    counts.update(rows=len(rows_now), computed=len(to_compute))
+    return TaskRecord(task.id, tuple(_publish(storage, task, *written)), counts=dict(counts))
 
 
 def _publish(
@@ -117,16 +115,13 @@ def _patch(state: RepairState, known: Int64Array, span: ChunkRange, threads: int
     named = _rows_that_lose(state, known, span)
     new = find_new_neighbours(state, known, named, span, threads)
     rows = np.union1d(named, new.rows_Q)
-    blocks = [_patch_block(state, rows[start : start + _BLOCK_ROWS], new) for start in range(0, len(rows), _BLOCK_ROWS)]
-    blocks = blocks or [_patch_block(state, rows, new)]
+    blocks = [_patch_block(state, block, new) for block in _blocks(rows)]
     return _Patch(
         rows_Q=np.concatenate([block.rows_Q for block in blocks]),
         ids_QW=np.concatenate([block.ids_QW for block in blocks]),
         distances_QW=np.concatenate([block.distances_QW for block in blocks]),
         is_starved_Q=np.concatenate([block.is_starved_Q for block in blocks]),
-        num_improved=sum(block.num_improved for block in blocks),
-        num_short=sum(block.num_short for block in blocks),
-        was_short=sum(block.was_short for block in blocks),
+        counts=_added(block.counts for block in blocks),
     )
 
 
@@ -151,17 +146,18 @@ def _patch_block(state: RepairState, rows: Int64Array, new: NewNeighbours) -> _P
     is_listed = (new_ids[:, :, None] == kept[0][:, None, :]).any(axis=2)  # undeleted, and still in the list
     new_ids[is_listed] = -1
     ids, distances = _merged(kept, (new_ids, new_distances))
-    is_short = _num_neighbours(ids) < state.table.k
-    is_starved, is_improved = is_short & np.isfinite(bound), np.any(new_ids >= 0, axis=1)
+    distances = np.where(ids >= 0, distances, bound[:, None])
+    is_starved = (np.count_nonzero(ids >= 0, axis=1) < state.table.k) & (bound < CAPPED)
+    is_improved = np.any(new_ids >= 0, axis=1)
     to_write = is_starved | is_improved | is_lost.any(axis=1)
+    short_now = num_short((ids[~is_starved], distances[~is_starved]), state.table.k)
+    short_before = _was_short(state, (stored_ids, stored_distances))
     return _Patch(
         rows_Q=rows[to_write],
         ids_QW=ids[to_write],
-        distances_QW=np.where(ids >= 0, distances, bound[:, None])[to_write],
+        distances_QW=distances[to_write],
         is_starved_Q=is_starved[to_write],
-        num_improved=int((is_improved & ~is_starved).sum()),
-        num_short=int((is_short & ~is_starved).sum()),
-        was_short=_num_short(state, stored_ids),
+        counts=_added([short_now, short_before, {"improved": int((is_improved & ~is_starved).sum())}]),
     )
 
 
@@ -173,44 +169,52 @@ def _merged(kept: TopK, new: TopK) -> TopK:
     return np.take_along_axis(kept[0], order, axis=1), np.take_along_axis(kept[1], order, axis=1)
 
 
-def _num_short_before(state: RepairState, rows: Int64Array) -> int:
-    """How many of some rows had fewer than k neighbours before the repair."""
-    starts = range(0, len(rows), _BLOCK_ROWS)
-    return sum(_num_short(state, state.table.stored(rows[start : start + _BLOCK_ROWS])[0]) for start in starts)
+def _short_before(state: RepairState, rows: Int64Array) -> Counter[str]:
+    """`_was_short` of known rows."""
+    return _added(_was_short(state, state.table.stored(block)) for block in _blocks(rows))
 
 
-def _num_short(state: RepairState, ids: Int64Array) -> int:
-    """How many of the lists (Q, w) had fewer than k neighbours before the repair."""
-    return int((np.count_nonzero(state.were_compared(ids), axis=1) < state.table.k).sum())
+def _was_short(state: RepairState, stored: TopK) -> dict[str, int]:
+    """How many of some stored lists (Q, w) were short before the repair, and capped, see `num_short`."""
+    ids, distances = stored
+    before = np.where(state.were_compared(ids), ids, -1), distances
+    return {f"was_{name}": count for name, count in num_short(before, state.table.k).items()}
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    """Counts by name, added up; those of zero are kept."""
+    total = Counter[str]()
+    for each in counts:
+        total.update(each)
+    return total
+
+
+def _blocks(rows: Int64Array) -> Iterator[Int64Array]:
+    """Blocks of rows, at least one."""
+    return (rows[start : start + _BLOCK_ROWS] for start in range(0, max(1, len(rows)), _BLOCK_ROWS))
 
 
 def _ids(rows: BitMap, span: ChunkRange) -> Int64Array:
     return span.first_chunk + np.frombuffer(rows.to_array(), dtype=np.uint32).astype(np.int64)
 
 
-def _recompute(state: RepairState, rows: Int64Array, hardware: JoinHardware) -> TopK:
+def _recompute(state: RepairState, rows: Int64Array, num_chunks: int, hardware: JoinHardware) -> TopK:
     """The neighbours of some rows, as a rebuild finds them."""
     if not len(rows):
         return empty_topk(0, state.table.width)
     if hardware.device == "auto":  # to ask for a GPU loads PyTorch, which takes longer than to join few rows
         hardware = replace(hardware, device=chosen_device("auto") if len(rows) >= _MANY_ROWS else "cpu")
-    entry, inputs = state.table.entry, state.now.inputs
+    entry, inputs, probes, codebook = state.table.entry, state.now.inputs, state.probes, state.codebook_of_rows
     if entry.nprobe:
-        size = JoinSize.of(state.view, entry.space, state.params, (), entry.nprobe, hardware.threads, hardware.device)
+        size = JoinSize.of(state.view, entry.space, state.params, (), probes.nprobe, hardware.threads, hardware.device)
         num_ranges = size.num_ranges(hardware.memory_bytes)
-        if num_ranges > 1 or len(rows) * entry.nprobe < size.num_lists:  # more rows probe all lists
+        if num_ranges > 1 or len(rows) * probes.nprobe < size.num_lists:  # more rows probe all lists
             return join_few_rows(
-                state.view, inputs, rows, state.codebook, probes_of(entry), num_ranges, hardware, state.are_allowed
+                state.view, inputs, rows, codebook, probes, num_chunks, num_ranges, hardware, state.are_allowed
             )
     return nearest_chunks(
-        state.view, entry.queries, entry.space, probes_of(entry), state.params, state.database, rows, hardware
+        state.view, entry.queries, entry.space, codebook, probes, state.params, state.database, rows, hardware
     )
-
-
-def _num_neighbours(ids: Int64Array) -> Int64Array:
-    """(Q,) how many neighbours each list (Q, w) has."""
-    counts: Int64Array = np.count_nonzero(ids >= 0, axis=1)
-    return counts
 
 
 def list_bounds(ids: Int64Array, distances: Float32Array) -> tuple[Float32Array, Int64Array]:

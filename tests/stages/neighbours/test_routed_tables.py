@@ -192,8 +192,8 @@ def test_a_repair_keeps_the_routing_and_the_recall(
 
     recompute = repair_task._recompute
 
-    def noted(state: Any, rows: Any, hardware: Any) -> Any:
-        nearest = recompute(state, rows, hardware)
+    def noted(state: Any, rows: Any, *rest: Any) -> Any:
+        nearest = recompute(state, rows, *rest)
         recomputed.append((rows, nearest[0].copy()))
         return nearest
 
