@@ -181,6 +181,11 @@ def compute(
             **options,
         )
         session.output.result(result)
+        if result.num_capped:
+            session.output.note(
+                f"{result.num_capped:,} of {result.num_short:,} rows with fewer than {result.k} neighbours read as many lists as "
+                "a row may. The database may have more for them, which --exact finds."
+            )
         if result.num_unnamed_rows:
             session.output.note(
                 f"{result.num_unnamed_rows:,} of {result.num_rows:,} rows name no document of the database, so that "

@@ -151,6 +151,11 @@ class NeighboursParams:
     seed: int = 0  # random seed of that choice
     route_ranges: int = 0  # ranges of lists of which each row reads few, chosen by expected gain; 0: its nearest lists
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether only some documents may be neighbours."""
+        return self.where is not None or self.sample < 1
+
 
 @dataclass(frozen=True)
 class ValidateParams:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +16,7 @@ from retrodb.ann.grouped_lists import GroupedLists
 from retrodb.ann.grouped_training import num_groups_of
 from retrodb.ann.list_scanner import ListScanners
 from retrodb.ann.metric import check_metric, check_vectors
-from retrodb.format.arrays import Float32Array, Int32Array, VectorArray
+from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
 from retrodb.format.entries import Metric
 
 FLAT = "Flat"
@@ -95,12 +95,13 @@ def least_sample(factory: str) -> int:
     return max(num_lists_of(factory) * MIN_POINTS_PER_LIST, MIN_POINTS_PER_CODE if "PQ" in factory else 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Codebook:
     """A trained, empty FAISS index, and the coarse assignment that all parts share."""
 
     index: FaissIndex  # clone it before adding
     note: str = ""  # how training deviated from the factory, for the user
+    findable: Int64Array | None = None  # the lists that `nearest_lists` finds, ascending; None: all
 
     def __post_init__(self) -> None:
         _ = self.quantizer  # known before a scanner is made, which exchanges it for a moment
@@ -174,13 +175,28 @@ class Codebook:
         centre_D: Float32Array = self.centroids_LD.mean(axis=0) if is_same_space else origin[0]
         return centre_D
 
+    def within(self, lists: Int64Array) -> Codebook:
+        """This codebook, of which `nearest_lists` finds only some lists, ascending; itself where these are none or all."""
+        if not 0 < len(lists) < self.num_lists:
+            return self
+        narrowed = replace(self, findable=lists)
+        vars(narrowed)["centroids_LD"] = self.centroids_LD  # read once
+        return narrowed
+
     @cached_property
     def _centroids(self) -> FixedRows:
-        return FixedRows.of(self.centroids_LD)
+        if self.findable is None:
+            return FixedRows.of(self.centroids_LD)
+        return FixedRows.of(self.centroids_LD[self.findable], self.findable)
 
     @property
     def num_lists(self) -> int:
         return len(self.centroids_LD)
+
+    @property
+    def num_findable(self) -> int:
+        """The number of lists that `nearest_lists` finds."""
+        return self.num_lists if self.findable is None else len(self.findable)
 
     def transform(self, vectors_ND: Float32Array, threads: int = 1) -> Float32Array:
         """Into the space of the coarse centroids (a rotation, or nothing), the same bits in any batch."""
@@ -202,15 +218,18 @@ class Codebook:
             return None
         sizes = [quantizer.invlists.list_size(group) for group in range(quantizer.nlist)]
         groups_GD = np.asarray(quantizer.quantizer.reconstruct_n(0, quantizer.nlist), dtype=np.float32)
-        return GroupedLists.of(groups_GD, self.centroids_LD, sizes, quantizer.nprobe)
+        groups = GroupedLists.of(groups_GD, self.centroids_LD, sizes, quantizer.nprobe)
+        return groups if self.findable is None else groups.within(self.findable)
 
     @cached_property
     def is_exact(self) -> bool:
         """Whether vectors go to their nearest lists exactly, and not through groups or a graph."""
-        return self.num_lists <= FLAT_LISTS or isinstance(self.quantizer, faiss_module().IndexFlat)
+        if self.num_findable <= FLAT_LISTS or isinstance(self.quantizer, faiss_module().IndexFlat):
+            return True
+        return self.findable is not None and self.groups is None  # a graph of all lists may reach few of these
 
     def nearest_lists(self, vectors_ND: VectorArray, count: int, threads: int = 1) -> Int32Array:
-        """Each vector's `count` nearest lists by closeness, (N, count) int32, -1 where there are no more.
+        """Each vector's `count` nearest lists of those to be found, by closeness, (N, count) int32, -1 where there are no more.
 
         Exact up to `FLAT_LISTS` lists. With more lists through groups of lists, or by a graph search over the centroids, as the
         factory says. The answer depends on the vector only.
@@ -229,7 +248,7 @@ class Codebook:
         return np.asarray(self.quantizer.search(vectors, count, params=parameters)[1], dtype=np.int32)
 
     def exact_lists_of(self, vectors: Float32Array, count: int, threads: int = 1) -> Int32Array:
-        """The exact `count` nearest lists of vectors that are transformed already, by closeness, (N, count) int32."""
+        """The exact `count` nearest lists of vectors that are transformed already, as of `nearest_lists`."""
         return self._centroids.nearest(vectors, count, self.metric, threads).astype(np.int32)
 
 

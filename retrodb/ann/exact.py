@@ -81,6 +81,11 @@ class FixedRows:
         columns = Columns(vectors_CD, ids, np.empty((0, num_rows), dtype=np.int64))
         return cls(columns, np.linalg.norm(vectors_CD, axis=1))
 
+    @property
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return int(self.columns.vectors_CD.shape[1])
+
     def nearest(self, queries: Float32Array, k: int, metric: Metric, threads: int = 1) -> Int64Array:
         """The ids that `exact_topk` gives."""
         best = empty_topk(len(queries), k)
@@ -90,6 +95,23 @@ class FixedRows:
     def merge_into(self, best: TopK, queries: Float32Array, metric: Metric, threads: int = 1) -> None:
         """Merges the rows into the best of some queries, in place."""
         _merge_block(queries, self.columns, self.lengths_C, Exclusion.of(len(queries)), metric, best, threads)
+
+    def may_be_within(
+        self, queries: Float32Array, bounds_Q: Float32Array, metric: Metric, threads: int = 1
+    ) -> BoolArray:
+        """(Q,) which queries may have a row at most as far as their bound: all that have, and few others."""
+        is_within, most_rows = np.zeros(len(queries), dtype=np.bool_), -(-BLOCK_QUERIES // threads)
+
+        def compare(first: int, stop: int) -> None:
+            for start in range(first, stop, most_rows):
+                rows = slice(start, min(start + most_rows, stop))
+                distances_QC, errors_Q = _products(
+                    queries[rows], self.columns.vectors_CD, self.lengths_C, metric == "squared_l2"
+                )
+                is_within[rows] = distances_QC.min(axis=1) - errors_Q <= bounds_Q[rows]
+
+        run_rows(compare, len(queries), threads)
+        return is_within
 
 
 def _pieces(blocks: VectorArray | Iterable[Block]) -> Iterator[Block]:
@@ -135,16 +157,22 @@ def _merge_block(
 def _estimate(
     queries: Float32Array, vectors: Float32Array, lengths_C: Float32Array, k: int, is_l2: bool
 ) -> EstimatedDistances:
-    """Distances by a BLAS product, for the best k, and how far each query's may be from those of the distance kernel."""
+    """`_products` for the best k."""
+    return EstimatedDistances.of(*_products(queries, vectors, lengths_C, is_l2), k)
+
+
+def _products(
+    queries: Float32Array, vectors: Float32Array, lengths_C: Float32Array, is_l2: bool
+) -> tuple[Float32Array, Float32Array]:
+    """Distances (Q, C) by a BLAS product, and how far each query's (Q,) may be from those of the distance kernel."""
     distances_QC: Float32Array = queries @ vectors.T
     errors_Q = estimate_error(queries, float(lengths_C.max()), is_l2)
     if not is_l2:
-        np.negative(distances_QC, out=distances_QC)
-        return EstimatedDistances.of(distances_QC, errors_Q, k)
+        return np.negative(distances_QC, out=distances_QC), errors_Q
     distances_QC *= -2
     distances_QC += (np.linalg.norm(queries, axis=1) ** 2)[:, None]
     distances_QC += (lengths_C**2)[None, :]
-    return EstimatedDistances.of(distances_QC, errors_Q, k)
+    return distances_QC, errors_Q
 
 
 def estimate_error(queries: Float32Array, longest: float, is_l2: bool) -> Float32Array:

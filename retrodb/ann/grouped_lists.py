@@ -32,12 +32,13 @@ FEW_ROWS = 8  # for so few vectors, the lists of all probed groups of one are on
 
 @dataclass(frozen=True)
 class GroupedLists:
-    """Lists in groups: those of group g are numbered `offsets_G1[g]` to `offsets_G1[g + 1]`."""
+    """Lists in groups: those of group g are at the positions `offsets_G1[g]` to `offsets_G1[g + 1]`."""
 
     groups: FixedRows  # centroids of the groups
     centroids_LD: Float32Array
     offsets_G1: Int64Array
     probed: int  # groups that are probed for the nearest list
+    numbers_L: Int64Array  # of the lists, ascending
 
     @classmethod
     def of(
@@ -49,7 +50,16 @@ class GroupedLists:
     ) -> GroupedLists:
         """Groups of so many lists each, which follow each other."""
         offsets_G1 = np.concatenate([[0], np.cumsum(sizes_G, dtype=np.int64)])
-        return cls(FixedRows.of(groups_GD), centroids_LD, offsets_G1, probed)
+        return cls(FixedRows.of(groups_GD), centroids_LD, offsets_G1, probed, np.arange(len(centroids_LD)))
+
+    def within(self, lists: Int64Array) -> GroupedLists:
+        """Some of the lists, ascending, in the groups that have one of them."""
+        positions = np.searchsorted(self.numbers_L, lists)
+        sizes_G = np.diff(np.searchsorted(positions, self.offsets_G1))
+        is_filled_G = sizes_G > 0
+        groups = FixedRows.of(self.groups.columns.vectors_CD[is_filled_G])
+        offsets = np.concatenate([[0], np.cumsum(sizes_G[is_filled_G])])
+        return GroupedLists(groups, self.centroids_LD[positions], offsets, self.probed, lists)
 
     def __len__(self) -> int:
         """The number of groups."""
@@ -89,7 +99,7 @@ class GroupedLists:
     @cached_property
     def _lists_of_group(self) -> list[FixedRows]:
         return [
-            FixedRows.of(self.centroids_LD[start:stop], np.arange(start, stop))
+            FixedRows.of(self.centroids_LD[start:stop], self.numbers_L[start:stop])
             for start, stop in pairwise(self.offsets_G1.tolist())
         ]
 
@@ -118,4 +128,4 @@ class GroupedLists:
     def _merge_lists_of(self, groups_P: Int64Array, vector: Float32Array, best: TopK, metric: Metric) -> None:
         """Merge the lists of some groups, in the order of their numbers, into the best of one vector."""
         lists = np.concatenate([np.arange(*self.offsets_G1[group : group + 2]) for group in groups_P.tolist()])
-        FixedRows.of(self.centroids_LD[lists], lists).merge_into(best, vector, metric)
+        FixedRows.of(self.centroids_LD[lists], self.numbers_L[lists]).merge_into(best, vector, metric)

@@ -25,10 +25,11 @@ from retrodb.ann.exclusion import Exclusion
 from retrodb.ann.gpu_scan import ListColumns, scan_on_device
 from retrodb.ann.list_rows import ListRows
 from retrodb.ann.merge_topk import merge_topk
-from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
+from retrodb.ann.metric import CAPPED, NO_NEIGHBOUR, check_vectors
 from retrodb.ann.rerank import LivePart, gather, rerank, rerank_by_id
+from retrodb.ann.routing import lists_at_most, more_probes
 from retrodb.ann.topk import TopK, empty_topk
-from retrodb.format.arrays import Float32Array, Int32Array, Int64Array, VectorArray
+from retrodb.format.arrays import BoolArray, Float32Array, Int32Array, Int64Array, VectorArray
 
 RERANK_MARGIN = 8  # 18 exact distances at k = 10: measured best between 16 and 20
 
@@ -47,38 +48,43 @@ def join_block(
     threads: int = 1,
     device: str = "cpu",
     fetch: Callable[[Int64Array], VectorArray] | None = None,
+    most_lists: int = 0,
 ) -> TopK:
     """The k nearest allowed rows of each query in its `nprobe` nearest lists, (ids_QK, distances_QK).
 
     A row's answer depends on that row and the database only, not on the block, its order, or the threads. Rows short of
-    k probe further lists until they have k or all lists are read. Blocks should be of queries near each other: then
-    they read few lists.
+    k probe further lists until they have k or all lists are read, or `most_lists` of them: then the distance of what they lack
+    is `CAPPED`. Blocks should be of queries near each other: then they read few lists.
 
     Args:
         lists_QA: each query's nearest lists as stored when it was added; computed here where missing or too few.
         rerank_margin: candidates beyond k that get an exact distance; the order by codes is wrong by a few positions.
         device: "cpu" for the compiled scan, or the PyTorch device that computes the products.
         fetch: chunk ids (any order) -> their vectors (n, D). None reads them by the rows of live parts.
+        most_lists: that a row reads when it is short of k; 0: all.
 
     Raises:
         MismatchError: another dimension, or exclusion keys that are missing.
         InputError: NaN or infinity; names the row.
     """
     exclusion = exclusion or Exclusion.of(len(queries_QD))
-    nprobe = min(nprobe, codebook.num_lists)
+    nprobe = min(nprobe, codebook.num_findable)
     if lists_QA is None or lists_QA.shape[1] < nprobe:
         lists_QA = codebook.nearest_lists(check_vectors(queries_QD, codebook.dim, where="queries"), nprobe, threads)
     by_home = np.argsort(lists_QA[:, 0], kind="stable")
     queries = gather(queries_QD, by_home, codebook.dim, "queries")
     lists, exclusion = lists_QA[by_home, :nprobe], exclusion.rows(by_home)
     database = ScannedDatabase.of(parts, codebook, codebook.num_lists)
-    candidates_QW = nearest_by_codes(queries, lists, database, codebook, k, exclusion, rerank_margin, threads, device)
+    candidates_QW, is_capped_Q = nearest_by_codes(
+        queries, lists, database, codebook, k, exclusion, rerank_margin, threads, device, most_lists
+    )
     if fetch is None:
         live = [part for part in parts if isinstance(part, LivePart)]
         nearest = rerank(queries, candidates_QW, live, k, codebook.metric, threads)
     else:
         nearest = rerank_by_id(queries, candidates_QW, fetch, k, codebook.metric, threads)
     ids_QK, distances_QK = empty_topk(len(queries), k)
+    mark_capped(nearest, is_capped_Q)
     ids_QK[by_home], distances_QK[by_home] = nearest
     return ids_QK, distances_QK
 
@@ -93,36 +99,42 @@ def nearest_by_codes(
     rerank_margin: int = RERANK_MARGIN,
     threads: int = 1,
     device: str = "cpu",
-) -> Int64Array:
+    most_lists: int = 0,
+) -> tuple[Int64Array, BoolArray]:
     """The candidates of each query, (Q, k + margin) ids by the distances of codes; rows short of k probe further lists.
 
     Args:
         lists_QA: -1 where a row reads fewer lists. Rows short of k probe their nearest lists.
         database: all lists.
+        most_lists: that a row reads; 0: all.
+
+    Returns:
+        Also (Q,) which rows are short of k and have not read all lists.
     """
     width, nprobe = k + rerank_margin, lists_QA.shape[1]
     candidates_QW = scan_lists_of(
         queries, lists_QA, database, exclusion, empty_topk(len(queries), width), threads, device
     )
-    wanted = min(k, database.num_allowed)
+    wanted, most = min(k, database.num_allowed), lists_at_most(most_lists, codebook.num_findable)
     # A routed row may read fewer lists than it has columns.
-    is_partial_Q = (lists_QA >= 0).sum(axis=1) < codebook.num_lists
+    is_partial_Q = (lists_QA >= 0).sum(axis=1) < most
     while True:
-        starved = np.flatnonzero(is_partial_Q & ((candidates_QW[0] != NO_NEIGHBOUR).sum(axis=1) < wanted))
+        is_short_Q = (candidates_QW[0] != NO_NEIGHBOUR).sum(axis=1) < wanted
+        starved = np.flatnonzero(is_partial_Q & is_short_Q)
         if not len(starved):
-            break
-        nprobe = more_probes(nprobe, codebook.num_lists)
+            return candidates_QW[0], is_short_Q & (most < codebook.num_findable)
+        nprobe = more_probes(nprobe, most)
         lists = codebook.nearest_lists(queries[starved], nprobe, threads)
         best = empty_topk(len(starved), width)
         found = scan_lists_of(queries[starved], lists, database, exclusion.rows(starved), best, threads, device)
         candidates_QW[0][starved] = found[0]
-        is_partial_Q[starved] = nprobe < codebook.num_lists
-    return candidates_QW[0]
+        is_partial_Q[starved] = nprobe < most
 
 
-def more_probes(nprobe: int, num_lists: int) -> int:
-    """How many lists the rows probe next that found fewer than k neighbours."""
-    return min(4 * nprobe, num_lists)
+def mark_capped(nearest: TopK, is_capped_Q: BoolArray) -> None:
+    """Write `CAPPED` as the distance of what some rows lack, in place of infinity."""
+    ids_QK, distances_QK = nearest
+    distances_QK[is_capped_Q[:, None] & (ids_QK == NO_NEIGHBOUR)] = CAPPED
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The two metrics, the one convention for distances, and the checks of every array of vectors.
 
 **Distance: smaller is nearer.** For ``squared_l2`` it is the squared Euclidean distance, for ``inner_product`` it is
-``-<q, v>``: a negation loses no bits, ``1 - <q, v>`` would. A missing neighbour has id -1 and distance +inf. Files and arrays of
-distances have this form.
+``-<q, v>``: a negation loses no bits, ``1 - <q, v>`` would. A missing neighbour has id -1 and distance +inf: there is no more.
+Where a join ended before it had read all lists, there may be more, and the distance is `CAPPED`. Files and arrays of distances
+have this form.
 
 **What users see** is `scores` of `format/scores.py`, under its name: the ``similarity`` <q, v> for ``inner_product`` (greater is
 nearer), and the ``squared_distance`` for ``squared_l2`` (smaller is nearer).
@@ -22,6 +23,8 @@ from retrodb.format.arrays import Float32Array, VectorArray
 from retrodb.format.entries import Metric
 
 NO_NEIGHBOUR = -1
+CAPPED = np.finfo(np.float32).max
+"""In place of infinity where lists that were not read may have more: beyond every distance of vectors, and finite."""
 
 
 def check_metric(metric: str) -> None:

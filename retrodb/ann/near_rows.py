@@ -33,11 +33,11 @@ def near_rows(
     if rows != range(part.meta.rows):
         narrow(spans, order_N, rows.start, rows.stop)
     columns = columns_of(new.vectors_ND, part.centre_D, metric == "squared_l2")
+    codes_ND, scales_N2 = (array.declared(spans.starts_P, spans.ends_P) for array in (part.codes_ND, part.scales_N2))
     found = [np.empty(0, np.int64)]
     for block in _blocks(spans):
-        positions = block.starts_P, block.ends_P
-        codes_ND, scales_N2 = (array.declared(*positions) for array in (part.codes_ND, part.scales_N2))
-        of_block = np.concatenate([order_N[start:end] for start, end in zip(*positions, strict=True)])
+        ranges = zip(block.starts_P.tolist(), block.ends_P.tolist(), strict=True)
+        of_block = np.concatenate([order_N[start:end] for start, end in ranges])
         is_near = np.zeros(len(of_block), dtype=np.bool_)
         bounds = bounds_of(of_block)
         mark_near(block, new.groups, columns, codes_ND, scales_N2, bounds, metric == "squared_l2", is_near)

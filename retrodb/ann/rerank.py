@@ -106,13 +106,14 @@ class LivePart:
         return (rows >= 0) if self.allowed_N is None else (rows >= 0) & self.allowed_N[rows]
 
     def blocks(self) -> Iterator[Block]:
-        """All rows, for `exact_topk`."""
+        """All rows that are allowed, for `exact_topk`. Vectors of others are not read."""
         for start in range(0, len(self.ids_N), BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            keys = {kind: array[rows] for kind, array in self.keys.items()}
-            allowed = None if self.allowed_N is None else self.allowed_N[rows]
-            ids = self.ids_N[rows]
-            yield Block(ids, self.fetch(np.arange(start, start + len(ids))), allowed, keys)
+            rows = np.arange(start, min(start + BLOCK_ROWS, len(self.ids_N)))
+            if self.allowed_N is not None:
+                rows = rows[self.allowed_N[rows]]
+            if len(rows):
+                keys = {kind: array[rows] for kind, array in self.keys.items()}
+                yield Block(self.ids_N[rows], self.fetch(rows), None, keys)
 
 
 def rerank(

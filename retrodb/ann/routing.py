@@ -11,7 +11,7 @@ Legend: Q query rows, M of their nearest lists, A lists that a row reads, L list
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from retrodb.format.arrays import BoolArray, Float64Array, Int32Array, Int64Arra
 from retrodb.format.entries import Routing, TableEntry
 
 ROUTED_BYTES = 64 << 20  # what `Probes.lists` holds of a block of rows at most, next to its vectors and result
+PROBED_NEXT = 4  # times as many lists are probed by rows that found too few neighbours
 _BLOCK_CELLS = 1 << 20
 """Of lists or ranges of a block of rows: about 50 bytes each, in arrays of float64, int64 and bool."""
 
@@ -31,32 +32,54 @@ class Probes:
 
     nprobe: int  # lists that a row reads at most; 0 compares with every vector
     routing: Routing | None = None  # None: the nearest lists, wherever they are
+    most_lists: int = 0  # that a row reads when it finds too few neighbours; 0: all
 
     def lists(self, codebook: Codebook, vectors_QD: VectorArray, threads: int = 1) -> Int32Array:
         """(Q, A) int32: the lists that rows with these vectors read, nearest first, -1 where a row reads fewer."""
-        count = min(self.nprobe, codebook.num_lists)
+        count = min(self.nprobe, codebook.num_findable)
         if self.routing is None:
             return codebook.nearest_lists(vectors_QD, count, threads)
         vectors = check_vectors(vectors_QD, codebook.dim)
         lists_QA = np.empty((len(vectors), count), dtype=np.int32)
-        num_looked_at = min(self.routing.num_lists, codebook.num_lists)
+        num_looked_at = min(self.routing.num_lists, codebook.num_findable)
         num_rows = max(1, _BLOCK_CELLS // max(num_looked_at, self.routing.num_ranges))
         for start in range(0, len(vectors), num_rows):
             nearest_QM = codebook.nearest_lists(vectors[start : start + num_rows], num_looked_at, threads)
             lists_QA[start : start + num_rows] = routed_lists(nearest_QM, count, self.routing, codebook.num_lists)
         return lists_QA
 
-    def are_partial(self, lists_QA: Int32Array, num_lists: int) -> BoolArray:
-        """(Q,) whether rows that read these lists could read more: all lists are probed, or were taken."""
+    def among(self, before: int, now: int) -> Probes:
+        """The lists of the same region of space, where `now` lists can be found in place of `before`."""
+        if now <= before:
+            return self
+        nprobe, routing = -(-self.nprobe * now // before), self.routing
+        if routing is not None:
+            routing = replace(
+                routing, gains=tuple((1, gain) for gain in _spread(gains_of(routing), before, now).tolist())
+            )
+        return Probes(nprobe, routing, max(self.most_lists, nprobe) if self.most_lists else 0)
+
+    def are_partial(self, lists_QA: Int32Array, most: int) -> BoolArray:
+        """(Q,) whether rows that read these lists read more of them, up to `most`, when they find too few neighbours."""
         if self.routing is None:
-            return np.full(len(lists_QA), self.nprobe < num_lists)
-        is_partial: BoolArray = (lists_QA >= 0).sum(axis=1) < num_lists
+            return np.full(len(lists_QA), self.nprobe < most)
+        is_partial: BoolArray = (lists_QA >= 0).sum(axis=1) < most
         return is_partial
+
+
+def lists_at_most(most_lists: int, num_lists: int) -> int:
+    """How many of the lists rows probe that found fewer than k neighbours: at most `most_lists`, where this is not 0."""
+    return min(most_lists or num_lists, num_lists)
+
+
+def more_probes(nprobe: int, most: int) -> int:
+    """How many lists the rows probe next that found fewer than k neighbours."""
+    return min(PROBED_NEXT * nprobe, most)
 
 
 def probes_of(entry: TableEntry) -> Probes:
     """Which lists the rows of a table read."""
-    return Probes(entry.nprobe, entry.routing)
+    return Probes(entry.nprobe, entry.routing, entry.most_lists)
 
 
 def route_bounds(num_lists: int, num_ranges: int) -> Int64Array:
@@ -89,6 +112,14 @@ def gains_of(routing: Routing) -> Int64Array:
     """(M,) int64: the gain of the r-th nearest list of a row, in billionths."""
     counts, gains = np.array(routing.gains, dtype=np.int64).reshape(-1, 2).T
     return np.repeat(gains, counts)
+
+
+def _spread(gains_M: Int64Array, before: int, now: int) -> Int64Array:
+    """The gains of lists where `now` take the place of `before`; their sum is the same."""
+    whole, rest = np.divmod(before * np.arange(-(-len(gains_M) * now // before)), now)
+    before_M1 = np.concatenate([[0], np.cumsum(gains_M)])  # the gains of all lists before each
+    before_each = before_M1[whole] + gains_M[whole] * rest // now
+    return np.diff(before_each, append=before_M1[-1])
 
 
 def scores_of_ranges(ranges_QM: Int64Array, gains_M: Int64Array, num_ranges: int) -> Float64Array:

@@ -24,6 +24,7 @@ from retrodb.ann.list_scanner import ProbedLists
 from retrodb.ann.metric import NO_NEIGHBOUR, check_vectors
 from retrodb.ann.part import Part
 from retrodb.ann.rerank import SearchPart, rerank, rerank_by_id
+from retrodb.ann.routing import lists_at_most, more_probes
 from retrodb.ann.topk import TopK, empty_topk
 from retrodb.format.arrays import BoolArray, ByteArray, Float32Array, Int64Array, VectorArray
 
@@ -39,6 +40,7 @@ def search(
     rerank_margin: int | None = None,
     threads: int = 1,
     fetch: Callable[[Int64Array], VectorArray] | None = None,
+    most_lists: int = 0,
 ) -> TopK:
     """The k nearest allowed rows of each query, (ids_QK, distances_QK); rows short of k probe on until all lists are read.
 
@@ -47,6 +49,7 @@ def search(
     Args:
         rerank_margin: candidates beyond k that get an exact distance; None takes the codebook's, which depends on its codes.
         fetch: chunk ids (any order) -> their vectors (n, D), read once for all parts. None asks each part for its rows.
+        most_lists: that a row short of k reads; 0: all.
 
     Raises:
         MismatchError: queries of another dimension.
@@ -57,7 +60,7 @@ def search(
     parts = [part for part in parts if part.max_allowed]
     wanted = min(k, sum(part.max_allowed for part in parts))  # rows that have fewer read all lists
     width = k + (codebook.rerank_margin if rerank_margin is None else rerank_margin)
-    rows = np.arange(len(queries) if wanted else 0)
+    rows, most = np.arange(len(queries) if wanted else 0), lists_at_most(most_lists, codebook.num_lists)
     while len(rows):
         candidates_RW, is_cut_R = _candidates(queries[rows], parts, codebook, wanted, width, nprobe, threads)
         if fetch is None:
@@ -68,8 +71,8 @@ def search(
         is_short_R = is_cut_R | ((candidates_RW != NO_NEIGHBOUR).sum(axis=1) < wanted)
         if is_cut_R.any():
             width *= 4
-        elif nprobe < codebook.num_lists:
-            nprobe = min(4 * nprobe, codebook.num_lists)
+        elif nprobe < most:
+            nprobe = more_probes(nprobe, most)
         else:
             break
         rows = rows[is_short_R]

@@ -136,7 +136,7 @@ def task_of(posted: PostedTasks, number: int, libraries: Sequence[str] = LIBRARI
         DamagedFileError: its payload is not one of this version of the library.
     """
     signature, task = _signature(_function(posted.function, libraries)), posted.tasks[number]
-    kind = TaskKind[object, object](posted.stage, posted.version, signature.result)
+    kind: TaskKind[object, object] = TaskKind(posted.stage, posted.version, signature.result)
     return Task(task.id, kind, from_plain(signature.payload, task.payload, where=posted.path), task.weight)
 
 

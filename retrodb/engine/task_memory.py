@@ -89,10 +89,11 @@ TASK_MEMORY: Mapping[str, TaskMemory] = {
     "merge": TaskMemory(105, 60, SHARD),  # rows are looked at in windows of as many ids
     "neighbours-route": TaskMemory(270), "neighbours-home": TaskMemory(270), "neighbours-remote": TaskMemory(270),
     "neighbours-collect": TaskMemory(270), "neighbours-rows": TaskMemory(270),
-    "neighbours": TaskMemory(270), "repair": TaskMemory(270),  # stages/neighbours/join_memory.py has the rest
+    "neighbours": TaskMemory(270), "repair": TaskMemory(270, 60, SHARD),  # stages/neighbours/join_memory.py has the rest
     "neighbours-sample": TaskMemory(125), "neighbours-point": TaskMemory(180), "neighbours-recall": TaskMemory(180),
     "exact-scan": TaskMemory(125, 80, SHARD), "exact-merge": TaskMemory(110),
     "compared": TaskMemory(120, 25, SHARD), "compared-count": TaskMemory(120, 25, SHARD),
+    "table-lists": TaskMemory(200, 200, SHARD), "table-lists-store": TaskMemory(120),
     "exposure-named": TaskMemory(160, 60, SHARD), "exposure-match": TaskMemory(170, 220, SHARD),
     "exposure-rows": TaskMemory(170, 220, SHARD),
     "fold": TaskMemory(100, 300, SHARD),

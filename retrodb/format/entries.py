@@ -173,6 +173,9 @@ class TableEntry(Entry):
     )
     route_ranges: int = 0  # of lists that rows are routed to; 0: no routing
     routing: Routing | None = None  # None: each row was compared with its nearest lists
+    most_lists: int = 0  # that a row was compared with to find enough neighbours; 0: as many as it took, or all
+    filled_lists: int = 0  # of a restricted table, that had chunks for it when its probes were chosen; 0: all are read
+    num_capped: int = 0  # of the rows with fewer than k neighbours, those that this ended
 
     def is_of_same_origin(self, other: TableEntry) -> bool:
         """Whether both were computed from the same things; what was measured, and when, is not compared."""
@@ -195,6 +198,9 @@ _MEASURED = (
     "lost_chunks",
     "may_name_deleted",
     "routing",
+    "most_lists",
+    "filled_lists",
+    "num_capped",
 )
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DATABASE, QUERIES = "database", "queries"
 """The two sides: chunks that can be neighbours, and rows of the query set."""
 
+LISTS = "lists"
+"""In place of a side: the inverted lists that have chunks for a restricted table, by their numbers."""
+
 GROUP_ROWS = 16
 """Ranges of a row group: the rows of one are read with those of its group, each at most 128 KiB for a shard."""
 
@@ -67,7 +70,7 @@ class ComparedSets:
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._files = list(files)
-        self._at: dict[str, list[StoredRange]] = {DATABASE: [], QUERIES: []}
+        self._at: dict[str, list[StoredRange]] = {DATABASE: [], QUERIES: [], LISTS: []}
         for number, path in enumerate(self._files):
             # A row for each shard and side: at most 512 in a file, and 30,000 in all files of a table of 1e10 chunks.
             table = read_table(path, ("side", "first_chunk", "num_chunks", "state", "num_rows"))

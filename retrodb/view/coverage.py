@@ -54,11 +54,13 @@ class Coverage:
         order = np.argsort(ids, kind="stable")
         ascending = ids[order]
         is_found = np.zeros(len(ids), dtype=bool)
-        low = np.searchsorted(ascending, self._starts)
-        high = np.searchsorted(ascending, self._ends)
-        for index in np.flatnonzero(high > low):
+        near = self._near(ascending)
+        bounds = np.searchsorted(ascending, self._starts[near]), np.searchsorted(ascending, self._ends[near])
+        for index, low, high in zip(near, *(bound.tolist() for bound in bounds), strict=True):
+            if low == high:
+                continue
             record = self.records[index]
-            where = order[low[index] : high[index]]
+            where = order[low:high]
             where = where[~is_found[where]]
             rows = ids[where] - record.first_chunk
             positions = self._row_set(index).rank(rows)
@@ -66,6 +68,13 @@ class Coverage:
             if is_held.any():
                 is_found[where[is_held]] = True
                 yield Hit(record, where[is_held], rows[is_held], positions[is_held])
+
+    def _near(self, ascending: Int64Array) -> list[int]:
+        """The numbers of the files from the least id to the greatest, in the order of lookup. Negative ids are in none."""
+        first = int(np.searchsorted(ascending, 0))
+        if first == len(ascending):
+            return []
+        return self._ranges.overlapping(int(ascending[first]), int(ascending[-1] - ascending[first]) + 1)
 
     def find_each(self, ids: Int64Array) -> list[tuple[int, FileRecord, int]]:
         """Each id that a file holds: its index in the batch, the file, and the position there. For few ids, of many files.

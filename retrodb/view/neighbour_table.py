@@ -92,6 +92,15 @@ class NeighbourTable:
             bounds[hit.where] = self._bounds(hit.record)[hit.positions]
         return bounds
 
+    def bounds_in(self, first: int, count: int) -> Float32Array:
+        """(count,) float32: the bounds of the rows of one range of ids; infinity where the table has no row."""
+        bounds = np.full(count, np.inf, dtype=np.float32)
+        for record in reversed(self._coverage.overlapping(first, count)):  # what a later file says counts
+            rows = record.first_chunk - first + self.view.files.rows(record).present
+            low, high = np.searchsorted(rows, [0, count])
+            bounds[rows[low:high]] = self._bounds(record)[low:high]
+        return bounds
+
     def rows_that_name(self, ids: Int64Array, first: int, count: int) -> Int64Array:
         """The rows of one range of ids, live or not, whose stored list has one of some chunks. Both are ascending.
 

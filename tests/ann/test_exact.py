@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrodb.ann.exact import Block, exact_topk
+from retrodb.ann.exact import Block, FixedRows, exact_topk
 from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
 from retrodb.ann.merge_topk import merge_topk
 from retrodb.ann.topk import empty_topk
@@ -131,3 +131,19 @@ def test_key_minus_one_excludes_nothing_and_rows_of_an_exclusion_keep_their_keys
 def test_scores_are_what_users_expect() -> None:
     assert scores(np.array([-0.5], np.float32), "inner_product")[0] == 0.5
     assert scores(np.array([0.5], np.float32), "squared_l2")[0] == 0.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), metric=st.sampled_from(["inner_product", "squared_l2"]), threads=st.sampled_from([1, 3]))
+def test_no_query_is_missed_that_has_a_row_within_its_bound(data: st.DataObject, metric: str, threads: int) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
+    num_queries, num_rows, dim = (data.draw(st.integers(1, 40)) for _ in range(3))
+    scale = data.draw(st.sampled_from([1e-3, 1.0, 300.0]))
+    queries, rows = (np.float32(scale) * rng.standard_normal((n, dim), np.float32) for n in (num_queries, num_rows))
+    nearest = exact_topk(queries, rows, 1, metric)[1][:, 0]
+    fixed = FixedRows.of(rows)
+    assert fixed.may_be_within(queries, nearest, metric, threads).all()
+    assert fixed.may_be_within(queries, np.full(num_queries, np.inf, np.float32), metric, threads).all()
+    assert not fixed.may_be_within(queries, np.full(num_queries, -np.inf, np.float32), metric, threads).any()
+    far = np.abs(nearest) + (np.linalg.norm(queries, axis=1) + np.linalg.norm(rows, axis=1).max()) ** 2
+    assert not fixed.may_be_within(queries, (nearest - 0.01 * far).astype(np.float32), metric, threads).any()

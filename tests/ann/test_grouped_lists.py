@@ -193,3 +193,38 @@ def test_too_many_groups_are_refused() -> None:
     assert num_groups_in("OPQ8,IVF65536(IVF5000,Flat),SQ8") == 5000
     with pytest.raises(ConfigError, match="4096 groups"):
         train(np.empty((10_000_000, 8), np.float16), "IVF65536(IVF5000,Flat),SQ8", 0, "squared_l2")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_some_of_the_lists_are_found_as_if_there_were_no_others(
+    count: int, metric: Metric, trained: GroupedCentroids
+) -> None:
+    group_of = np.repeat(np.arange(len(trained.lists_G)), trained.lists_G)
+    lists = np.flatnonzero((np.arange(90) % 7 == 0) & (group_of != 2))
+    some = grouped(trained).within(lists)
+    filled, sizes = np.unique(group_of[lists], return_counts=True)
+    without = GroupedLists.of(trained.groups_GD[filled], trained.centroids_LD[lists], sizes)
+    assert len(some) == len(filled) < 9
+    for vectors in (VECTORS[:200], VECTORS[:3]):
+        expected = without.nearest_in(vectors, count, 3, metric)
+        found = some.nearest_in(vectors, count, 3, metric)
+        assert (found == np.where(expected >= 0, lists[expected], -1)).all()
+
+
+@pytest.mark.parametrize("factory", ["IVF90,SQ8", "IVF90(IVF9,Flat),SQ8", "IVF90_HNSW8,SQ8"])
+@pytest.mark.usefixtures("few_exact_lists")
+def test_a_codebook_within_some_lists_finds_no_others(factory: str) -> None:
+    codebook = train(VECTORS, factory, 0, "squared_l2")
+    lists = np.arange(0, 90, 2)
+    narrowed = codebook.within(lists)
+    assert (narrowed.num_lists, narrowed.num_findable) == (90, 45)
+    exact = lists[exact_topk(VECTORS[:500], codebook.centroids_LD[lists], 5, "squared_l2")[0]]
+    found = narrowed.nearest_lists(VECTORS[:500], 5)
+    assert np.isin(found, lists).all()
+    assert (narrowed.exact_lists_of(VECTORS[:500], 5) == exact).all()
+    assert (found == exact).mean() > (0.5 if codebook.groups else 0.999)
+    assert (narrowed.nearest_lists(VECTORS[:9], 50)[:, 45:] == -1).all()
+    for all_of_them in (lists[:0], np.arange(90)):
+        assert codebook.within(all_of_them).findable is None
+    assert (codebook.within(lists[3:4]).nearest_lists(VECTORS[:9], 1) == 6).all()

@@ -131,12 +131,16 @@ def test_a_routing_reaches_the_recall_on_other_rows_with_fewer_ranges(
     assert point.routing is not None
     cost = point.routing.cost
     assert point.recall >= target - 1e-4
-    assert found(point.probes.lists(codebook, VECTORS[sample]), true_lists) == pytest.approx(point.recall, abs=1e-4)
+    assert found(Probes(point.nprobe, point.routing).lists(codebook, VECTORS[sample]), true_lists) == pytest.approx(
+        point.recall, abs=1e-4
+    )
     assert cost.scanned <= MOST_PRODUCTS * cost.scanned_without
     assert 1 <= cost.ranges <= cost.ranges_without <= num_ranges
     if num_ranges == 16:
         assert cost.ranges < 0.8 * cost.ranges_without
-    elsewhere = found(point.probes.lists(codebook, VECTORS[others]), homes[neighbours_of(others)])
+    elsewhere = found(
+        Probes(point.nprobe, point.routing).lists(codebook, VECTORS[others]), homes[neighbours_of(others)]
+    )
     assert (
         elsewhere
         > min(target, found(Probes(plain.nprobe).lists(codebook, VECTORS[others]), homes[neighbours_of(others)])) - 0.02
@@ -148,7 +152,8 @@ def test_blocks_and_threads_change_no_list(
 ) -> None:
     sample = np.arange(0, len(VECTORS), 20)
     nearest = codebook.nearest_lists(VECTORS[sample], 128)
-    probes = routed_point(nearest, homes[neighbours_of(sample)], np.bincount(homes, minlength=128), 16, 0.9).probes
+    point = routed_point(nearest, homes[neighbours_of(sample)], np.bincount(homes, minlength=128), 16, 0.9)
+    probes = Probes(point.nprobe, point.routing)
     expected = probes.lists(codebook, VECTORS)
     monkeypatch.setattr(routing_module, "_BLOCK_CELLS", 1000)
     np.testing.assert_array_equal(probes.lists(codebook, VECTORS, threads=2), expected)
@@ -191,3 +196,21 @@ def test_a_block_keeps_its_memory(width: int, num_ranges: int) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak + nearest.nbytes < routing_module.ROUTED_BYTES
+
+
+@pytest.mark.parametrize(("before", "now"), [(0, 0), (10, 10), (10, 13), (10, 25), (3, 128)])
+def test_the_same_region_has_as_many_more_lists_as_there_are(before: int, now: int) -> None:
+    routing = Routing(16, ((1, 500), (2, 100), (4, 7)), 700, NO_COST)
+    for original in (Probes(7), Probes(7, None, 30), Probes(7, routing)):
+        probes = original.among(before, now)
+        if now == before:
+            assert probes == original
+            continue
+        assert probes.nprobe == -(-7 * now // before)
+        assert probes.most_lists == (max(30, probes.nprobe) if original.most_lists else 0)
+        if probes.routing is not None:
+            gains = gains_of(probes.routing)
+            assert len(gains) == probes.nprobe
+            assert gains.sum() == 728
+            assert gains[: now // before].sum() == pytest.approx(500 * (now // before) * before / now, abs=1)
+            assert (np.diff(gains) <= 1).all(), "as falling as they were, up to rounding"

@@ -9,6 +9,7 @@ from retrodb.ann.codebook import Codebook
 from retrodb.ann.exact import Block, exact_topk
 from retrodb.ann.exclusion import Exclusion, Intervals, Ragged
 from retrodb.ann.join import join_block
+from retrodb.ann.metric import CAPPED
 from retrodb.ann.search import search
 from retrodb.ann.training import train
 from retrodb.errors import InputError, MismatchError
@@ -79,6 +80,21 @@ def test_deleted_rows_are_never_returned_and_short_rows_probe_all_lists(
         assert (np.isinf(distances) == (ids < 0)).all()
 
 
+@pytest.mark.parametrize("most", [1, 3, 9])
+def test_a_cap_ends_the_search_of_short_rows(most: int, small: Codebook, spread: Spread) -> None:
+    allowed = np.random.default_rng(1).random(2000) < 0.05
+    parts, queries = spread(VECTORS[:2000], small, (900,), allowed), VECTORS[:2000:50]
+    homes = small.nearest_lists(VECTORS[:2000], 1)[:, 0]
+    there = (small.nearest_lists(queries, most)[:, :, None] == homes[allowed]).any(axis=1)
+    ids, distances = join_block(queries, None, parts, small, 40, 1, most_lists=most)
+    for found, is_there in zip(ids, there, strict=True):
+        assert set(found[found >= 0].tolist()) == set(np.flatnonzero(allowed)[is_there].tolist())
+    assert (distances[ids < 0] == CAPPED).all()
+    assert same((ids,), (search(queries, parts, small, 40, 1, most_lists=most)[0],))
+    few = join_block(queries, None, parts, small, allowed.sum(), 1, most_lists=32)
+    assert (few[0] >= 0).all()
+
+
 def test_more_neighbours_than_live_rows_are_padded(small: Codebook, spread: Spread) -> None:
     parts = spread(VECTORS[:5], small)
     for ids, _ in (search(VECTORS[:3], parts, small, 9, 1), join_block(VECTORS[:3], None, parts, small, 9, 1)):
@@ -121,7 +137,8 @@ def test_join_at_full_probe_with_rerank_of_everything_is_exact(
     parts = spread(vectors, codebook, (int(cut * num_vectors),), allowed, **keys)
     truth = exact_topk(queries, [Block(np.arange(num_vectors), vectors, allowed, keys)], k, metric, exclusion)
     assert same(truth, join_block(queries, None, parts, codebook, k, 16, exclusion, rerank_margin=num_vectors))
-    streamed = (block for part in parts for block in part.blocks())
+    streamed = [block for part in parts for block in part.blocks()]
+    assert sum(len(block.vectors_ND) for block in streamed) == allowed.sum(), "no vector is read of the others"
     assert same(truth, exact_topk(queries, streamed, k, metric, exclusion))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrodb.errors import MismatchError
-from retrodb.format.rows import RowSet, deserialize_rows, serialize_rows
+from retrodb.format.rows import RowSet, bitmap_of, deserialize_rows, serialize_rows
 
 MASKS = st.lists(st.booleans(), max_size=300)
 
@@ -112,3 +112,10 @@ def test_many_rows_in_blocks_have_the_bytes_of_all_rows() -> None:
     rows = np.flatnonzero(np.random.default_rng(0).random(1 << 18) < np.repeat([0.01, 0.5, 1, 0.9], 1 << 16))
     assert RowSet.from_ascending(np.array_split(rows, 5), 1 << 18) == RowSet.from_present(rows, 1 << 18)
     assert RowSet.from_ascending([np.arange(9)], 9) == RowSet.all(9)
+
+
+@given(st.sets(st.integers(0, (1 << 32) - 1), max_size=50))
+def test_a_bitmap_has_the_rows_that_it_is_made_of(chosen: set[int]) -> None:
+    rows = np.array(sorted(chosen), dtype=np.int64)
+    assert list(bitmap_of(rows)) == rows.tolist()
+    assert bitmap_of(rows[::-1]) == bitmap_of(rows)

@@ -49,6 +49,20 @@ def test_spans_and_blocks_have_every_live_row_once(
     assert table.num_short() == int((table.read(live)[0][:, -1] < 0).sum())
 
 
+def test_bounds_of_a_range_are_the_last_distances_in_the_newest_file_of_each_row(database: Database) -> None:
+    table = database.neighbour_table()
+    end = table.view.chunks.end
+    assert len(table.files) > 2
+    last = table.stored(np.arange(end))[1][:, -1]
+    assert np.isfinite(last).any()
+    for first, count in ((0, end), (3, 1), (5, end - 9), (end - 2, 10), (end + 1, 4)):
+        expected = np.full(count, np.inf, np.float32)
+        expected[: max(0, end - first)] = last[first : first + count]
+        np.testing.assert_array_equal(table.bounds_in(first, count), expected)
+    rows = np.array([7, 0, end + 5, 3])
+    np.testing.assert_array_equal(table.bounds(rows), [last[7], last[0], np.inf, last[3]])
+
+
 def test_a_row_is_looked_up_in_the_files_that_cover_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     table = database.neighbour_table()
     covering = [file.path for file in table.files if 0 in range(file.first_chunk, file.span.end)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from retrodb.ann.recall_curve import recall_curve
 from retrodb.ann.route_learning import learned_routing
-from retrodb.ann.routing import Probes
+from retrodb.ann.routing import PROBED_NEXT
 from retrodb.format.arrays import Int32Array, Int64Array
 from retrodb.format.entries import IndexEntry, Routing, StoredPoint
 from retrodb.format.part_files import LISTS_FILE
@@ -25,6 +25,8 @@ from retrodb.view.view import View
 
 STAGE_VERSION = 1
 SAMPLE_ROWS = 256  # recall 0.95 at k = 2 is known within 2 * sqrt(0.95 * 0.05 / 512) = 0.02
+# Lists of an index that a row may read whole. Of 1e10 vectors in 4,194,304 lists, these hold 20 million.
+_LEAST_CAP = 8192
 MAX_LISTS = 2048  # lists that are ranked per sample row: 256 rows * 2,048 lists are 4 MB of distances
 
 
@@ -35,11 +37,7 @@ class OperatingPoint:
     nprobe: int  # 0: compare with every vector
     recall: float  # fraction of the true k neighbours of the sample that lie in these lists
     routing: Routing | None = None  # None: the nearest lists of each row
-
-    @property
-    def probes(self) -> Probes:
-        """The lists that rows read."""
-        return Probes(self.nprobe, self.routing)
+    filled_lists: int = 0  # that these are chosen among, of a restricted table; 0: all
 
 
 EXACT = OperatingPoint(0, 1.0)
@@ -133,6 +131,12 @@ def default_nprobe(num_lists: int) -> int:
     (low, low_probes), (high, high_probes) = table[after - 1], table[after]
     slope = (high_probes - low_probes) / (high - low)
     return min(num_lists, round(float(2 ** (low_probes + slope * (math.log2(num_lists) - low)))))
+
+
+def candidate_cap(num_lists: int, nprobe: int) -> int:
+    """Lists that a row reads at most when it finds too few neighbours; 0: all, in an index of few lists or an exact search."""
+    cap = max(_LEAST_CAP, PROBED_NEXT * nprobe)
+    return 0 if nprobe == 0 or num_lists <= cap else cap
 
 
 def point_reaching(lists_QA: Int32Array, true_lists_QK: Int64Array, num_lists: int, target: float) -> OperatingPoint:

@@ -95,6 +95,7 @@ def join_rows(
                 hardware.threads,
                 hardware.device,
                 partial(view.vectors, space),
+                probes.most_lists,
             )
         ids[block], distances[block] = nearest
     return ids, distances
@@ -111,8 +112,8 @@ def lists_of_rows(
     view: View, space: str, queries: str, rows: Int64Array, codebook: Codebook, probes: Probes, threads: int
 ) -> Int32Array:
     """(Q, A) the lists that each row reads, nearest first. Only the nearest list of an indexed row is stored, and then read."""
-    lists = np.full((len(rows), min(probes.nprobe, codebook.num_lists)), -1, dtype=np.int32)
-    if queries == SELF and probes == Probes(1):
+    lists = np.full((len(rows), min(probes.nprobe, codebook.num_findable)), -1, dtype=np.int32)
+    if queries == SELF and (probes.nprobe, probes.routing) == (1, None) and codebook.findable is None:
         for hit in stored_lists(view, space).lookup(rows):
             lists[hit.where, 0] = view.chunks.map(hit.record)[hit.positions]
     missing = np.flatnonzero(lists[:, 0] < 0) if probes.nprobe else rows[:0]

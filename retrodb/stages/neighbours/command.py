@@ -1,7 +1,8 @@
 """Stage neighbours: the nearest live chunks in a space of every row of a query set.
 
-Exclusions act inside the search, so a row has fewer than k neighbours only when the database has no more for it. Rows keep
-spare neighbours beyond k: after a deletion they take the free positions without a new search.
+Exclusions act inside the search, so a row has fewer than k neighbours only when the database has no more for it, or when the row
+has read as many lists as a row may. Rows keep spare neighbours beyond k: after a deletion they take the free positions without
+a new search.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from retrodb.format.kinds import TABLE_KINDS
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import EXCLUSIONS, open_codebook
-from retrodb.stages.index.operating_point import EXACT, OperatingPoint, stored_point
+from retrodb.stages.index.operating_point import EXACT, OperatingPoint, candidate_cap, stored_point
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.compared_tasks import TableInputs, store_compared
+from retrodb.stages.neighbours.filled_lists import store_filled_lists
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.join_task import KIND, STAGE_VERSION, NeighboursPayload, run_neighbours_task
 from retrodb.stages.neighbours.range_join import RangeJoinResult, forget_exchange, join_by_ranges, span_groups
-from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall
+from retrodb.stages.neighbours.recall_sample import forget_truth, measured_point, measured_recall, sizes_of_filled_lists
 from retrodb.stages.neighbours.restriction import Restriction
 from retrodb.stages.neighbours.table_inputs import live_state, refuse_missing
 from retrodb.stages.neighbours.table_rows import num_query_rows, spans_of, table_dependencies
@@ -46,7 +48,7 @@ class NeighboursResult:
     num_rows: int  # of the table
     k: int
     spare_neighbours: int
-    num_short: int  # rows with fewer than k neighbours: the database has no more for them
+    num_short: int  # rows with fewer than k neighbours
     nprobe: int  # lists that each row was compared with, with a routing at most; 0 for all vectors
     recall_expected: float  # recall@k that these lists were chosen for
     recall_reached: float | None  # recall@k of a sample of rows of the table; None in a dry run
@@ -57,6 +59,7 @@ class NeighboursResult:
     assignment_recall: float | None = None  # of the neighbours that an exact assignment finds; None: it is exact
     route_ranges: int = 0  # ranges of lists that rows are routed to; 0: no routing
     routing: RoutingCost | None = None  # what it saves and costs a row; None: each row reads its nearest lists
+    num_capped: int = 0  # of the short rows, those that read as many lists as a row may: there may be more
     num_unnamed_rows: int | None = None  # with the exclusion `sequence`: rows that name no document of the database
 
 
@@ -148,10 +151,20 @@ def plan_neighbours(
     )  # fmt: skip
     unchanged = previous if previous is not None and previous.is_of_same_origin(entry) else None
     inputs = TableInputs(PlannedSnapshot.of(view), table, queries, name, params)
+    is_whole = len({len(view.manifest.files(kind, table)) for kind in ("neighbours", "naming")}) == 1
+    if unchanged is not None and params.is_restricted and not is_whole:
+        unchanged = None  # repairs may have added lists since its point was chosen
     point = _choose_point(context, view, inputs, unchanged)
     size = size.with_nprobe(point.nprobe)
     size.check(hardware.memory_bytes, hardware.list_ranges)
-    entry = replace(entry, nprobe=point.nprobe, recall_expected=point.recall, routing=point.routing)
+    entry = replace(
+        entry,
+        nprobe=point.nprobe,
+        recall_expected=point.recall,
+        routing=point.routing,
+        most_lists=candidate_cap(size.num_lists, point.nprobe),
+        filled_lists=point.filled_lists,
+    )
     index = view.snapshot.entry(IndexEntry, name)
     result = NeighboursResult(
         snapshot=view.snapshot.number,
@@ -171,8 +184,7 @@ def plan_neighbours(
         route_ranges=params.route_ranges,
         routing=point.routing.cost if point.routing else None,
     )
-    is_whole = len({len(view.manifest.files(kind, table)) for kind in ("neighbours", "naming")}) == 1
-    is_current = unchanged is not None and probes_of(unchanged) == point.probes and is_whole
+    is_current = unchanged is not None and probes_of(unchanged) == probes_of(entry) and is_whole
     return NeighboursPlan(view, table, params, entry, previous, is_current, spans, size, inputs, hardware, result)
 
 
@@ -187,11 +199,11 @@ def _choose_point(context: Context, view: View, inputs: TableInputs, unchanged: 
     params = inputs.params
     if params.exact or view.snapshot.existing(IndexEntry, inputs.space).lists == 1:
         return EXACT
-    is_whole = params.where is None and params.sample >= 1 and params.route_ranges == 0
-    if is_whole and (stored := stored_point(view, inputs.space, params.recall)):
+    is_plain = not params.is_restricted and params.route_ranges == 0
+    if is_plain and (stored := stored_point(view, inputs.space, params.recall)):
         return stored
     if unchanged:
-        return OperatingPoint(unchanged.nprobe, unchanged.recall_expected, unchanged.routing)
+        return OperatingPoint(unchanged.nprobe, unchanged.recall_expected, unchanged.routing, unchanged.filled_lists)
     return measured_point(context, view, inputs)
 
 
@@ -209,19 +221,29 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
         arguments=entry,
     )
     num_ranges = plan.hardware.list_ranges or plan.size.num_ranges(plan.hardware.memory_bytes)
+    list_sizes = sizes_of_filled_lists(context, view, plan.inputs) if entry.filled_lists else None
     if num_ranges == 1 or entry.nprobe == 0:
-        joined = RangeJoinResult(_join_in_one_range(transaction, plan), 1.0, 0)
+        joined = RangeJoinResult(_join_in_one_range(transaction, plan, list_sizes), 1.0, 0)
     else:
+        probes = probes_of(entry)
         joined = join_by_ranges(
-            transaction, plan.inputs, plan.spans, probes_of(entry), num_ranges, plan.size, plan.hardware
+            transaction, plan.inputs, plan.spans, probes, list_sizes, num_ranges, plan.size, plan.hardware
         )
     records = joined.records
+    if list_sizes is not None:
+        store_filled_lists(transaction, plan.inputs, list_sizes)
     transaction.add_files(records)
     reached = 1.0 if entry.nprobe == 0 else measured_recall(transaction, plan.inputs, records)
     store_compared(transaction, plan.inputs)
     transaction.drop_files(_replaced_files(plan))
-    counts = transaction.counts = {"rows": 0, "short": 0, **add_counts(records)}
-    entry = replace(entry, num_rows=counts["rows"], num_short=counts["short"], recall_reached=reached)
+    counts = transaction.counts = {"rows": 0, "short": 0, "capped": 0, **add_counts(records)}
+    entry = replace(
+        entry,
+        num_rows=counts["rows"],
+        num_short=counts["short"],
+        num_capped=counts["capped"],
+        recall_reached=reached,
+    )
     transaction.set_entry(table, entry)
     number = transaction.commit().number
     forget_exchange(transaction)
@@ -229,13 +251,15 @@ def execute_neighbours(context: Context, plan: NeighboursPlan) -> NeighboursResu
     return replace(result, ranges_per_row=round(joined.ranges_per_row, 2), exchanged_bytes=joined.exchanged_bytes)
 
 
-def _join_in_one_range(transaction: Transaction, plan: NeighboursPlan) -> list[TaskRecord[NoResult]]:
+def _join_in_one_range(
+    transaction: Transaction, plan: NeighboursPlan, list_sizes: FileRecord | None
+) -> list[TaskRecord[NoResult]]:
     """Join the rows of all spans in tasks that read all lists."""
     inputs, snapshot, num_lists = plan.inputs, PlannedSnapshot.of(plan.view), plan.size.num_lists
     tasks = [
         KIND.task(
             NeighboursPayload(
-                snapshot, plan.table, inputs.queries, inputs.space, num_lists, probes_of(plan.entry), plan.params,
+                snapshot, plan.table, inputs.queries, inputs.space, num_lists, probes_of(plan.entry), list_sizes, plan.params,
                 tuple(plan.spans[number] for number in group),
             ),
             weight=sum(plan.spans[number].num_chunks for number in group),
@@ -255,6 +279,7 @@ def _result(plan: NeighboursPlan, entry: TableEntry, snapshot: int) -> Neighbour
         recall_reached=entry.recall_reached,
         num_rows=entry.num_rows,
         num_short=entry.num_short,
+        num_capped=entry.num_capped,
         dry_run=False,
     )
 

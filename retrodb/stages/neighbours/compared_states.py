@@ -53,7 +53,7 @@ class ComparedStates:
     def _restriction(self, documents: Sequence[FileRecord], span: ChunkRange) -> list[object]:
         """What chooses documents of a range."""
         params = self.params
-        if params.where is None and params.sample >= 1:
+        if not params.is_restricted:
             return []
         scores = self.view.coverage("attributes").overlapping(*span) if params.where is not None else []
         return [params.where, params.sample, params.seed, [record.path for record in (*documents, *scores)]]

@@ -20,7 +20,7 @@ from retrodb.engine.run import Engine
 from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.kinds import path_of
 from retrodb.format.records import ChunkRange, FileRecord
-from retrodb.format.rows import mask_of
+from retrodb.format.rows import bitmap_of
 from retrodb.stages.context import Context
 from retrodb.stages.index.live_parts import coverage_of, parts_of
 from retrodb.stages.neighbours.compared_states import ComparedStates, split_ranges
@@ -38,8 +38,6 @@ from retrodb.view.view import View
 
 if TYPE_CHECKING:
     from pyroaring import BitMap
-
-    from retrodb.format.arrays import BoolArray
 
 _TASK_CHUNKS = 1 << 24  # whose bitmaps a task reads: 2 MiB for each side
 _SMALL_CHUNKS, _SMALL_READ_CHUNKS = 1 << 26, 1 << 20
@@ -164,8 +162,7 @@ def _groups(spans: Sequence[ChunkRange]) -> Iterable[tuple[ChunkRange, ...]]:
 
 def _engine_for(context: Context, inputs: TableInputs, payloads: Sequence[ComparedPayload]) -> Engine:
     """The context's engine, or one process where starting more takes longer than the work."""
-    is_restricted = inputs.params.where is not None or inputs.params.sample < 1
-    most = _SMALL_READ_CHUNKS if is_restricted else _SMALL_CHUNKS
+    most = _SMALL_READ_CHUNKS if inputs.params.is_restricted else _SMALL_CHUNKS
     return context.engine.here() if sum(map(_num_chunks, payloads)) <= most else context.engine
 
 
@@ -220,17 +217,11 @@ class ComparedSides:
             return query_rows(view, inputs.queries, inputs.space, span)
         rows = self.parts.covered_rows(*span) & view.chunks.live_rows(*span)  # a part has keys only
         if rows and not view.is_all_screened(*span):
-            rows &= _bitmap(mask_of(rows, span.num_chunks) & view.screened_mask(*span))
+            rows &= bitmap_of(np.flatnonzero(view.screened_mask(*span)))
         if rows and self.restriction is not None:
             for record in view.chunks.overlapping("documents", *span):
                 rows &= self.restriction.rows_of(record)
         return rows
-
-
-def _bitmap(mask: BoolArray) -> BitMap:
-    from pyroaring import BitMap
-
-    return BitMap(np.flatnonzero(mask).astype(np.uint32))
 
 
 @lru_cache(maxsize=1)

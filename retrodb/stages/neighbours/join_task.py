@@ -14,13 +14,14 @@ from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.format.arrays import Int64Array
 from retrodb.format.records import ChunkRange, FileRecord
 from retrodb.stages.neighbours.block_join import JoinHardware
+from retrodb.stages.neighbours.filled_lists import codebook_of_rows
 from retrodb.stages.neighbours.range_rows import ListRange, planned_rows_in_lists
 from retrodb.stages.neighbours.table_inputs import database_side, nearest_chunks
-from retrodb.stages.neighbours.table_rows import publish_rows, query_ids
+from retrodb.stages.neighbours.table_rows import num_short, publish_rows, query_ids
 from retrodb.stages.planned_view import PlannedSnapshot, planned_view
 from retrodb.store.storage import Storage
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _ONE_THREAD = JoinHardware()
 
 
@@ -34,6 +35,7 @@ class NeighboursPayload:
     space: str
     num_lists: int  # of the codebook
     probes: Probes  # lists that each row reads
+    list_sizes: FileRecord | None  # of a restricted table, the chunks in each list
     params: NeighboursParams
     spans: tuple[ChunkRange, ...]
 
@@ -55,15 +57,18 @@ def run_neighbours_task(
         lists = ListRange(0, payload.num_lists)
         parts = planned_rows_in_lists(storage, payload.snapshot, payload.space, params, lists)
 
-    def joined(rows: Int64Array) -> TopK:
-        return nearest_chunks(view, payload.queries, payload.space, payload.probes, params, parts, rows, hardware)
+    codebook = codebook_of_rows(view, payload.space, payload.list_sizes)
 
-    files, counts = list[FileRecord](), {"rows": 0, "short": 0}
+    def joined(rows: Int64Array) -> TopK:
+        space, probes = payload.space, payload.probes
+        return nearest_chunks(view, payload.queries, space, codebook, probes, params, parts, rows, hardware)
+
+    files, counts = list[FileRecord](), {"rows": 0, "short": 0, "capped": 0}
     for number, span in enumerate(payload.spans):
         rows = query_ids(view, payload.queries, payload.space, span)
         if len(rows):
             ids, distances = joined(rows)
             files += publish_rows(storage, payload.table, f"{task.id}-{number}", span, rows, ids, distances)
-            counts["rows"] += len(rows)
-            counts["short"] += int((ids[:, params.k - 1] < 0).sum())
+            of_span = {"rows": len(rows)} | num_short((ids, distances), params.k)
+            counts = {name: count + of_span[name] for name, count in counts.items()}
     return TaskRecord(task.id, tuple(files), counts=counts)

@@ -12,8 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from retrodb.ann.join import more_probes
-from retrodb.ann.routing import Probes, route_bounds
+from retrodb.ann.routing import Probes, lists_at_most, more_probes, route_bounds
 from retrodb.engine.groups import groups_of
 from retrodb.engine.run import Engine, add_counts
 from retrodb.engine.task import NoResult, P, Task, TaskFunction, TaskRecord
@@ -61,6 +60,7 @@ def join_by_ranges(
     inputs: TableInputs,
     spans: Sequence[ChunkRange],
     probes: Probes,
+    list_sizes: FileRecord | None,
     num_ranges: int,
     size: JoinSize,
     hardware: JoinHardware,
@@ -69,13 +69,14 @@ def join_by_ranges(
 
     Args:
         probes: lists that each row reads.
+        list_sizes: of a restricted table, the chunks in each list.
         num_ranges: of lists, if there are as many lists that are not empty.
         size: of the join with one range of lists.
     """
     view, run = transaction.view, transaction.run
     sizes_L = sizes_of_lists(transaction.context, run, parts_of(view, inputs.space), size.num_lists)
     route_ranges = probes.routing.num_ranges if probes.routing else 0
-    join = RangeJoin(run.id, inputs, range_bounds(sizes_L, num_ranges, route_ranges))
+    join = RangeJoin(run.id, inputs, range_bounds(sizes_L, num_ranges, route_ranges), list_sizes)
     with transaction.context.engine.sharing_processes() as engine:
         engine = engine.with_processes(1) if hardware.device != "cpu" else engine
         phases = _Phases(transaction, engine, join, size, hardware)
@@ -152,7 +153,8 @@ class _Phases:
             collected = self._join_rows(name, routes, probes)
             results += [record.files[0] for record in collected]
             starved = [record.files[1] for record in collected if record.counts["starved"]]
-            probes, round_ = Probes(more_probes(probes.nprobe, self._size.num_lists)), round_ + 1
+            most = lists_at_most(probes.most_lists, self._size.num_lists)
+            probes, round_ = Probes(more_probes(probes.nprobe, most), None, probes.most_lists), round_ + 1
             routes = [RoutePayload(join, probes, -1, self._list(f"starved-{name}", starved))] if starved else []
         listed = self._list(f"results-{spans[0]}", results)
         self.rows += [TableRowsPayload(join, span, listed) for span in spans]

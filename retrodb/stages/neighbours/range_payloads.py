@@ -33,9 +33,9 @@ from retrodb.engine.task import NoResult, TaskKind
 from retrodb.format.arrays import Int32Array, Int64Array
 from retrodb.format.records import FileRecord
 from retrodb.stages.file_list import read_file_list
-from retrodb.stages.index.live_parts import open_codebook
 from retrodb.stages.neighbours.compared_tasks import TableInputs
 from retrodb.stages.neighbours.exchange import read_exchange
+from retrodb.stages.neighbours.filled_lists import codebook_of_rows
 from retrodb.stages.neighbours.join_memory import EXCHANGED_ROWS
 from retrodb.stages.neighbours.query_rows import QueryRows, joined_tables
 from retrodb.stages.neighbours.range_rows import ListRange
@@ -50,6 +50,7 @@ class RangeJoin:
     run: str
     inputs: TableInputs
     bounds: tuple[int, ...]  # R + 1 lists: range r has the lists from bounds[r] up to bounds[r + 1]
+    list_sizes: FileRecord | None  # of a restricted table, the chunks in each list
 
     def lists(self, number: int) -> ListRange:
         """The lists of a range."""
@@ -123,8 +124,8 @@ class TableRowsPayload:
 ROUTE = TaskKind[RoutePayload, NoResult]("neighbours-route", 1, NoResult)
 HOME = TaskKind[HomePayload, NoResult]("neighbours-home", 1, NoResult)
 REMOTE = TaskKind[RemotePayload, NoResult]("neighbours-remote", 1, NoResult)
-COLLECT = TaskKind[CollectPayload, NoResult]("neighbours-collect", 1, NoResult)
-ROWS = TaskKind[TableRowsPayload, NoResult]("neighbours-rows", 2, NoResult)
+COLLECT = TaskKind[CollectPayload, NoResult]("neighbours-collect", 2, NoResult)
+ROWS = TaskKind[TableRowsPayload, NoResult]("neighbours-rows", 3, NoResult)
 
 
 def nearest_schema(width: int) -> pa.Schema:
@@ -139,9 +140,9 @@ FOUND = pa.schema([
 
 
 @lru_cache(maxsize=1)
-def joined_codebook(storage: Storage, inputs: TableInputs) -> Codebook:
-    """The codebook of the space of a table, opened once per process."""
-    return open_codebook(planned_view(storage, inputs.snapshot), inputs.space)
+def joined_codebook(storage: Storage, join: RangeJoin) -> Codebook:
+    """The codebook of a join, which finds the lists that its rows may read, opened once per process."""
+    return codebook_of_rows(planned_view(storage, join.inputs.snapshot), join.inputs.space, join.list_sizes)
 
 
 def routed_rows(storage: Storage, routed: FileRecord, number: int, dim: int) -> Iterator[QueryRows]:

@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from retrodb.ann.codebook import Codebook
 from retrodb.ann.codegen.insertion import insert_candidates
-from retrodb.ann.join import RERANK_MARGIN
+from retrodb.ann.join import RERANK_MARGIN, mark_capped
 from retrodb.ann.metric import NO_NEIGHBOUR
 from retrodb.ann.rerank import gather, rerank_by_id
-from retrodb.ann.topk import TopK
+from retrodb.ann.routing import lists_at_most
+from retrodb.ann.topk import TopK, empty_topk
 from retrodb.engine.task import NoResult, Task, TaskRecord
 from retrodb.format.arrays import AnyArray, BoolArray, Int64Array
 from retrodb.format.rows import RowSet
@@ -36,7 +37,7 @@ from retrodb.stages.neighbours.range_payloads import (
     nearest_schema,
     routed_rows,
 )
-from retrodb.stages.neighbours.table_rows import TableRows, publish_row_blocks, query_rows, spans_of
+from retrodb.stages.neighbours.table_rows import TableRows, num_short, publish_row_blocks, query_rows, spans_of
 from retrodb.stages.planned_view import planned_view
 from retrodb.store.storage import Storage
 from retrodb.view.view import View
@@ -50,10 +51,10 @@ def run_collect_task(
     """Leave the neighbours of the rows of a home range for their spans, and the rows that found too few of them."""
     del clock
     payload, join = task.payload, task.payload.join
-    inputs, codebook = join.inputs, joined_codebook(storage, join.inputs)
+    inputs, codebook = join.inputs, joined_codebook(storage, join)
     view = planned_view(storage, inputs.snapshot)
     starts = np.array([span.first_chunk for span in spans_of(view, inputs.queries)], dtype=np.int64)
-    width = join.width + RERANK_MARGIN
+    width, most = join.width + RERANK_MARGIN, lists_at_most(payload.probes.most_lists, codebook.num_findable)
     nearest = _Cursor(read_exchange(storage, payload.nearest, 0))
     found = [_Cursor(read_exchange(storage, file, payload.number)) for file in read_file_list(storage, payload.remote)]
     counts = {"starved": 0}
@@ -68,8 +69,9 @@ def run_collect_task(
                 for piece in cursor.below(first + len(rows)):
                     _insert(piece, first, (ids, distances))
             first += len(rows)
-            is_starved = (ids != NO_NEIGHBOUR).sum(axis=1) < payload.wanted
-            is_starved &= payload.probes.are_partial(rows.lists_QA, codebook.num_lists)
+            is_short = (ids != NO_NEIGHBOUR).sum(axis=1) < payload.wanted
+            is_starved = is_short & payload.probes.are_partial(rows.lists_QA, most)
+            is_capped = is_short & (most < codebook.num_findable)
             starved.add(0, pa.table({"row": rows.numbers_Q[is_starved]}))
             counts["starved"] += int(is_starved.sum())
             _add_results(
@@ -79,6 +81,7 @@ def run_collect_task(
                 join,
                 rows.take(np.flatnonzero(~is_starved)),
                 ids[~is_starved],
+                is_capped[~is_starved],
                 starts,
                 threads,
             )
@@ -95,13 +98,19 @@ def _add_results(
     join: RangeJoin,
     rows: QueryRows,
     candidates: Int64Array,
+    is_capped: BoolArray,
     starts: Int64Array,
     threads: int,
 ) -> None:
-    """The neighbours of some rows among their candidates (Q, W) by exact distances, for the spans of the rows."""
+    """The neighbours of some rows among their candidates (Q, W) by exact distances, for the spans of the rows.
+
+    Args:
+        is_capped: (Q,) rows that found too few, and have not read all lists.
+    """
     queries = gather(rows.vectors_QD, np.arange(len(rows)), codebook.dim, "queries")
     fetch = partial(view.vectors, join.inputs.space)
     ids, distances = rerank_by_id(queries, candidates, fetch, join.width, codebook.metric, threads)
+    mark_capped((ids, distances), is_capped)
     spans = np.searchsorted(starts, rows.numbers_Q, side="right") - 1
     for span in np.unique(spans).tolist():
         of_span = spans == span
@@ -116,14 +125,15 @@ def run_rows_task(storage: Storage, task: Task[TableRowsPayload, NoResult], cloc
     inputs, view = join.inputs, planned_view(storage, join.inputs.snapshot)
     span = spans_of(view, inputs.queries)[payload.span]
     rows = RowSet.from_rows(query_rows(view, inputs.queries, inputs.space, span), span.num_chunks)
-    counts = {"rows": len(rows), "short": 0}
+    counts = {"rows": len(rows)} | num_short(empty_topk(0, join.width), inputs.params.k)
     if not len(rows):
         return TaskRecord(task.id, counts=counts)
 
     def blocks() -> Iterator[TableRows]:
         for first in range(span.first_chunk, span.end, SORTED_ROWS):
             block = _rows_between(storage, payload, first, first + SORTED_ROWS)
-            counts["short"] += int((block.ids_QW[:, inputs.params.k - 1] < 0).sum())
+            for name, count in num_short((block.ids_QW, block.distances_QW), inputs.params.k).items():
+                counts[name] += count
             yield block
 
     files = publish_row_blocks(storage, inputs.table, task.id, span, rows, join.width, blocks())

@@ -17,7 +17,6 @@ from retrodb.format.arrays import Int64Array
 from retrodb.stages.file_list import read_file_list
 from retrodb.stages.index.live_parts import key_kinds
 from retrodb.stages.neighbours.block_join import JoinHardware, lists_of_rows
-from retrodb.stages.neighbours.compared_tasks import TableInputs
 from retrodb.stages.neighbours.exchange import (
     ExchangeWriter,
     fixed_lists,
@@ -55,7 +54,7 @@ def run_route_task(
     del clock
     payload, join = task.payload, task.payload.join
     inputs = join.inputs
-    view, codebook = planned_view(storage, inputs.snapshot), joined_codebook(storage, inputs)
+    view, codebook = planned_view(storage, inputs.snapshot), joined_codebook(storage, join)
     num_rows = 0
 
     def produce(writers: list[ExchangeWriter]) -> None:
@@ -93,7 +92,7 @@ def run_home_task(
     """Leave the nearest rows of the home range, and the rows themselves for the other ranges that they probe."""
     del clock
     payload, join = task.payload, task.payload.join
-    width, dim = join.width + RERANK_MARGIN, joined_codebook(storage, join.inputs).dim
+    width, dim = join.width + RERANK_MARGIN, joined_codebook(storage, join).dim
     database = _database(storage, join, payload.number)
     counts = {"rows": 0, "sent": 0}
 
@@ -114,7 +113,7 @@ def run_home_task(
             counts["rows"] += len(rows)
         counts["sent"] = sent.num_rows
 
-    schemas = [nearest_schema(width), _sent_schema(_query_schema(storage, join.inputs))]
+    schemas = [nearest_schema(width), _sent_schema(_query_schema(storage, join))]
     names = [f"nearest/{task.id}", f"sent/{task.id}"]
     files = publish_exchange(storage, join.run, names, schemas, produce)
     counts["allowed"] = database.num_allowed
@@ -127,7 +126,7 @@ def run_remote_task(
     """Leave the rows of a range that are nearer than the limit of a query row, for its home range."""
     del clock
     payload, join = task.payload, task.payload.join
-    width, dim = join.width + RERANK_MARGIN, joined_codebook(storage, join.inputs).dim
+    width, dim = join.width + RERANK_MARGIN, joined_codebook(storage, join).dim
     database = _database(storage, join, payload.number)
 
     def produce(writers: list[ExchangeWriter]) -> None:
@@ -161,8 +160,8 @@ def _sent_schema(rows: pa.Schema) -> pa.Schema:
     return rows.append(pa.field(_LIMITS[0], pa.int64())).append(pa.field(_LIMITS[1], pa.float32()))
 
 
-def _query_schema(storage: Storage, inputs: TableInputs) -> pa.Schema:
-    return schema_of(joined_codebook(storage, inputs).dim, key_kinds(inputs.params.exclude))
+def _query_schema(storage: Storage, join: RangeJoin) -> pa.Schema:
+    return schema_of(joined_codebook(storage, join).dim, key_kinds(join.inputs.params.exclude))
 
 
 def _with_limits(table: pa.Table, limits: list[pa.Array]) -> pa.Table:
@@ -175,7 +174,7 @@ def _database(storage: Storage, join: RangeJoin, number: int) -> ScannedDatabase
     """The rows of a range."""
     inputs, lists = join.inputs, join.lists(number)
     parts = planned_rows_in_lists(storage, inputs.snapshot, inputs.space, inputs.params, lists)
-    return ScannedDatabase.of(parts, joined_codebook(storage, inputs), lists.count, lists.first)
+    return ScannedDatabase.of(parts, joined_codebook(storage, join), lists.count, lists.first)
 
 
 def _scan(rows: QueryRows, database: ScannedDatabase, best: TopK, hardware: JoinHardware) -> TopK:

@@ -6,7 +6,7 @@ The exact neighbours are found by an exact scan in a run of their own, which the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,9 +21,10 @@ from retrodb.format.parquet import read_table
 from retrodb.format.records import FileRecord
 from retrodb.stages.context import Context
 from retrodb.stages.index.drift_task import sizes_of_lists
-from retrodb.stages.index.live_parts import open_codebook, parts_of
+from retrodb.stages.index.live_parts import parts_of
 from retrodb.stages.index.operating_point import MAX_LISTS, SAMPLE_ROWS, OperatingPoint, point_reaching, routed_point
 from retrodb.stages.neighbours.compared_tasks import TableInputs
+from retrodb.stages.neighbours.filled_lists import codebook_of_rows, filled_list_sizes
 from retrodb.stages.neighbours.table_inputs import exclusion_of
 from retrodb.stages.neighbours.table_rows import query_rows, spans_of
 from retrodb.stages.neighbours.truth_tasks import (
@@ -77,7 +78,7 @@ class PointPayload:
 
     inputs: TableInputs
     truth: SampleTruth
-    list_sizes: FileRecord | None  # (L,) int64: vectors in each list, for a table that routes its rows
+    list_sizes: FileRecord | None  # (L,) int64: vectors in each list, for a table that is restricted or routes its rows
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class MeasuredRecall:
 
 
 SAMPLE = TaskKind[SamplePlace, RecallSampleFiles]("neighbours-sample", 1, RecallSampleFiles)
-POINT = TaskKind[PointPayload, OperatingPoint]("neighbours-point", 3, OperatingPoint)
+POINT = TaskKind[PointPayload, OperatingPoint]("neighbours-point", 4, OperatingPoint)
 RECALL = TaskKind[RecallPayload, MeasuredRecall]("neighbours-recall", 2, MeasuredRecall)
 
 
@@ -108,7 +109,7 @@ def measured_point(context: Context, view: View, inputs: TableInputs) -> Operati
     where no table is made, `forget_truth`.
     """
     with shared_run(context.storage, _RUN, inputs, context.clock) as run:
-        sizes = _list_sizes(context, run, view, inputs.space) if inputs.params.route_ranges else None
+        sizes = _list_sizes(context, run, view, inputs)
         task = POINT.task(PointPayload(inputs, _truth(context, run, view, inputs), sizes))
         held = _ranking_bytes(view, inputs.space, is_routed=sizes is not None)
         [record] = context.engine.run(run, [task], run_point_task, context.progress, extra_bytes=held, unit="samples")
@@ -149,10 +150,20 @@ def _truth(context: Context, run: Run, view: View, inputs: TableInputs) -> Sampl
     return SampleTruth(sample, find_truth(context, run, view, side, sample.queries, params.k))
 
 
-def _list_sizes(context: Context, run: Run, view: View, space: str) -> FileRecord:
-    """A file of a run with the number of vectors in each list, (L,) int64."""
-    num_lists = view.snapshot.existing(IndexEntry, space).lists
-    sizes_L = sizes_of_lists(context, run, parts_of(view, space), num_lists)
+def sizes_of_filled_lists(context: Context, view: View, inputs: TableInputs) -> FileRecord:
+    """The file of the sample's run with the chunks that a restricted table has in each list, (L,) int64."""
+    with shared_run(context.storage, _RUN, inputs, context.clock) as run:
+        return filled_list_sizes(context, run, view, inputs)
+
+
+def _list_sizes(context: Context, run: Run, view: View, inputs: TableInputs) -> FileRecord | None:
+    """A file of a run with the number of vectors in each list, (L,) int64; None where no choice depends on it."""
+    if inputs.params.is_restricted:
+        return filled_list_sizes(context, run, view, inputs)
+    if not inputs.params.route_ranges:
+        return None
+    num_lists = view.snapshot.existing(IndexEntry, inputs.space).lists
+    sizes_L = sizes_of_lists(context, run, parts_of(view, inputs.space), num_lists)
     return publish_run_array(context.storage, run.id, "list-sizes", sizes_L)
 
 
@@ -206,14 +217,18 @@ def run_point_task(
     """How many lists each row of a table has to read for the wanted recall, measured on the sample."""
     del clock
     inputs, truth, files = task.payload.inputs, task.payload.truth, VerifiedFiles(storage)
-    codebook = open_codebook(planned_view(storage, inputs.snapshot), inputs.space)
+    list_sizes, params, view = task.payload.list_sizes, inputs.params, planned_view(storage, inputs.snapshot)
+    codebook = codebook_of_rows(view, inputs.space, list_sizes if params.is_restricted else None)
     vectors = files.whole_array(truth.sample.queries.vectors)
-    lists = codebook.nearest_lists(vectors, min(codebook.num_lists, MAX_LISTS))
-    true_lists, params = stored_truth(files, truth.neighbours).lists_QK, inputs.params
-    if task.payload.list_sizes is None:
-        return TaskRecord(task.id, result=point_reaching(lists, true_lists, codebook.num_lists, params.recall))
-    sizes_L = files.whole_array(task.payload.list_sizes)
-    return TaskRecord(task.id, result=routed_point(lists, true_lists, sizes_L, params.route_ranges, params.recall))
+    lists = codebook.nearest_lists(vectors, min(codebook.num_findable, MAX_LISTS))
+    true_lists = stored_truth(files, truth.neighbours).lists_QK
+    if params.route_ranges and list_sizes is not None:
+        sizes_L = files.whole_array(list_sizes)
+        point = routed_point(lists, true_lists, sizes_L, params.route_ranges, params.recall)
+    else:
+        point = point_reaching(lists, true_lists, codebook.num_lists, params.recall)
+    filled = 0 if codebook.findable is None else codebook.num_findable
+    return TaskRecord(task.id, result=replace(point, filled_lists=filled))
 
 
 def run_recall_task(

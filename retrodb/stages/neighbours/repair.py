@@ -5,25 +5,34 @@ What a row stores is complete up to a bound (see `repair_task`). So a repair doe
 - Deleted chunks leave the list, and the bound stays.
 - New chunks (added, undeleted, screened or indexed) enter the list where they are below the bound. Beyond the bound there
   can be old chunks that are nearer. So only new chunks are compared with old rows.
-- A row with fewer than k neighbours below a finite bound is recomputed. New rows are computed.
+- A row with fewer than k neighbours below a finite bound is recomputed, unless it read as many lists as a row may. New rows
+  are computed.
 - If the vectors, the query rows, the clusters or the inverted lists differ, the whole table is recomputed.
 
 With an exact index the first k neighbours equal those of a rebuild, ids and distances. With inverted lists a row is
-compared with the new chunks in the lists that it reads, chosen by the table's own routing if it has one. The rows to look at are
-those whose nearest list is near a new chunk.
+compared with the new chunks in the lists that it reads, chosen by the table's own routing if it has one, and a row that lacks
+neighbours with all new chunks. The rows to look at are these, and those whose nearest list is near a new chunk, found by their
+codes. Rows of another query set have no codes: their vectors are multiplied with those of the new chunks, so the cost is linear
+in the query set, and independent of the database.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from retrodb.engine.run import add_counts
+from retrodb.engine.task import NoResult, Task, TaskRecord
+from retrodb.engine.task_memory import MAIN_MIB, process_bytes
 from retrodb.format.entries import IndexEntry, TableDependencies, TableEntry
+from retrodb.format.records import ChunkRange
+from retrodb.memory import MIB
 from retrodb.stages.context import Context
 from retrodb.stages.neighbours.block_join import JoinHardware, chosen_device
 from retrodb.stages.neighbours.command import NeighboursPlan, execute_neighbours, plan_neighbours
 from retrodb.stages.neighbours.compared_tasks import TableInputs, count_compared, replace_compared
+from retrodb.stages.neighbours.filled_lists import store_filled_lists
 from retrodb.stages.neighbours.join_memory import LEAST_BLOCK_ROWS, JoinSize
 from retrodb.stages.neighbours.recall_sample import forget_truth
 from retrodb.stages.neighbours.repair_task import KIND, STAGE_VERSION, RepairPayload, run_repair_task
@@ -35,6 +44,10 @@ from retrodb.store import conflict_keys
 from retrodb.view.neighbour_table import NeighbourTable
 from retrodb.view.view import View
 
+_COUNTS = ("rows", "computed", "improved", "short", "capped")
+_SMALL_WORK, _LEAST_NEW = 1 << 32, 64
+"""Rows times new chunks, at least so many, that one process looks at before others have started: about ten seconds."""
+_TASK_IDS = 1 << 20  # of query rows, as many as a shard has: what a task does once costs little for each small shard
 _NEW_CHUNKS_PER_ROW = 4  # whose lists are found in the time that computing a row takes; an exact search needs no lists
 
 
@@ -50,8 +63,9 @@ class TableRepairResult:
     num_lost_chunks: int  # that its rows were compared with, and that are deleted now
     num_recomputed: int  # rows: new ones, and those that deletions left with fewer than k neighbours
     num_improved: int  # rows that new chunks entered
-    num_short: int  # rows with fewer than k neighbours: the database has no more for them
+    num_short: int  # rows with fewer than k neighbours
     dry_run: bool = False
+    num_capped: int = 0  # of these, rows that read as many lists as a row may: there may be more
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class TableRepairPlan:
     dependencies: TableDependencies  # of the table after the repair
     hardware: JoinHardware  # its device is as asked for
     rebuild: NeighboursPlan | None  # of the whole table, where no row or too few can be kept
+    num_chunks: int  # that its rows are compared with after the repair
     is_current: bool  # there is nothing to repair
     loses_ids: bool  # rows of the table, or chunks that they were compared with, are deleted or not chosen now
     result: TableRepairResult  # that a dry run prints
@@ -121,10 +136,12 @@ def plan_repair_neighbours(context: Context, view: View, table: str, hardware: J
         num_recomputed=0,
         num_improved=0,
         num_short=entry.num_short,
+        num_capped=entry.num_capped,
         dry_run=True,
     )
     is_current = not (chunks.num_new or num_lost or rows.num_new or rows.num_lost)
-    return TableRepairPlan(view, inputs, entry, dependencies, hardware, None, is_current, loses_ids, result)
+    num_chunks = chunks.num_now
+    return TableRepairPlan(view, inputs, entry, dependencies, hardware, None, num_chunks, is_current, loses_ids, result)
 
 
 def _check_memory(view: View, table: str, hardware: JoinHardware) -> None:
@@ -164,7 +181,7 @@ def _plan_rebuild(
         dry_run=True,
     )
     entry = view.snapshot.existing(TableEntry, inputs.table)
-    return TableRepairPlan(view, inputs, entry, dependencies, hardware, rebuild, False, False, result)
+    return TableRepairPlan(view, inputs, entry, dependencies, hardware, rebuild, num_chunks, False, False, result)
 
 
 def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableRepairResult:
@@ -186,20 +203,24 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         plan={"version": STAGE_VERSION, "table": table, "previous": entry, "state": state},
         arguments={"table": table},
     )
-    payloads = [RepairPayload(PlannedSnapshot.of(view), table, span) for span in spans_of(view, entry.queries)]
-    tasks = [KIND.task(payload, weight=payload.span.num_chunks) for payload in payloads]
-    function = partial(run_repair_task, hardware=hardware)
-    # One process, as for a whole table: inputs that the tasks share are read once, and new chunks assigned to lists once.
-    records = transaction.run_tasks(tasks, function, engine=context.engine.with_processes(1))
+    snapshot, groups = PlannedSnapshot.of(view), _groups(spans_of(view, entry.queries))
+    payloads = [RepairPayload(snapshot, table, group, plan.num_chunks) for group in groups]
+    tasks = [KIND.task(payload, weight=sum(span.num_chunks for span in payload.spans)) for payload in payloads]
+    records = _run_tasks(transaction, plan, tasks, hardware)
     transaction.add_files(records)
     replace_compared(transaction, plan.inputs)
-    counts = {"rows": 0, "computed": 0, "improved": 0, "short": 0, "was_short": 0} | add_counts(records)
-    counts["short"] += 0 if entry.lost_chunks else entry.num_short - counts["was_short"]
-    transaction.counts = {name: counts[name] for name in ("rows", "computed", "improved", "short")}
+    if entry.filled_lists:
+        store_filled_lists(transaction, plan.inputs)
+    counts = dict.fromkeys((*_COUNTS, "was_short", "was_capped"), 0) | add_counts(records)
+    if not entry.lost_chunks:  # else all rows were looked at
+        counts["short"] += entry.num_short - counts["was_short"]
+        counts["capped"] += entry.num_capped - counts["was_capped"]
+    transaction.counts = {name: counts[name] for name in _COUNTS}
     repaired = replace(
         entry,
         num_rows=counts["rows"],
         num_short=counts["short"],
+        num_capped=counts["capped"],
         dependencies=plan.dependencies,
         state=state,
         snapshot=view.snapshot.number,
@@ -214,8 +235,46 @@ def execute_repair_neighbours(context: Context, plan: TableRepairPlan) -> TableR
         num_recomputed=counts["computed"],
         num_improved=counts["improved"],
         num_short=counts["short"],
+        num_capped=counts["capped"],
         dry_run=False,
     )
+
+
+def _run_tasks(
+    transaction: Transaction,
+    plan: TableRepairPlan,
+    tasks: Sequence[Task[RepairPayload, NoResult]],
+    hardware: JoinHardware,
+) -> list[TaskRecord[NoResult]]:
+    """Run the tasks in one process with threads, where inputs that they share are read once, or in several if that pays."""
+    view, entry, engine, processes, extra_bytes = plan.view, plan.entry, transaction.context.engine, 1, 0
+    work = sum(task.weight for task in tasks) * max(_LEAST_NEW, plan.result.num_new_chunks)
+    if work > _SMALL_WORK and chosen_device(hardware.device) == "cpu":
+        size = JoinSize.of(view, entry.space, entry.params, (), entry.nprobe, 1, "cpu")
+        num_ranges = size.num_ranges(hardware.memory_bytes)
+        extra_bytes = size.database_bytes if num_ranges == 1 else size.range_bytes(num_ranges)
+        processes = engine.num_processes(tasks, process_bytes(tasks, extra_bytes))
+    if processes > 1:
+        memory_bytes = (hardware.memory_bytes - MAIN_MIB * MIB) // processes
+        hardware = JoinHardware(transaction.context.threads_for(tasks, extra_bytes), memory_bytes)
+    return transaction.run_tasks(
+        tasks,
+        partial(run_repair_task, hardware=hardware),
+        engine=engine.with_processes(processes),
+        extra_bytes=extra_bytes if processes > 1 else 0,
+    )
+
+
+def _groups(spans: Sequence[ChunkRange]) -> Iterator[tuple[ChunkRange, ...]]:
+    """Ranges that one task looks at, ascending: few ids between the first and the last, so that arrays of all are small."""
+    group: list[ChunkRange] = []
+    for span in sorted(spans):
+        if group and span.end - group[0].first_chunk > _TASK_IDS:
+            yield tuple(group)
+            group = []
+        group.append(span)
+    if group:
+        yield tuple(group)
 
 
 def _recompute(context: Context, plan: TableRepairPlan, rebuild: NeighboursPlan) -> TableRepairResult:
@@ -227,5 +286,6 @@ def _recompute(context: Context, plan: TableRepairPlan, rebuild: NeighboursPlan)
         num_new_rows=computed.num_rows,
         num_recomputed=computed.num_rows,
         num_short=computed.num_short,
+        num_capped=computed.num_capped,
         dry_run=False,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrodb.format.records import FileRecord
+from retrodb.format.rows import bitmap_of
 from retrodb.view.view import View
 from retrodb.view.where import DocumentCondition
 
@@ -59,10 +60,8 @@ class Restriction:
 
     def rows_of(self, record: FileRecord) -> BitMap:
         """All rows of the chosen documents of one range, relative to its start."""
-        from pyroaring import BitMap
-
         first_rows = self.documents_of(record) - record.first_chunk
-        return BitMap(self.view.chunks.layout(record).rows_of(first_rows).astype(np.uint32))
+        return bitmap_of(self.view.chunks.layout(record).rows_of(first_rows))
 
 
 def chosen_documents(view: View, where: str | None, sample: float, seed: int) -> Int64Array | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from retrodb.ann.codebook import Codebook
 from retrodb.ann.exclusion import NO_KEY, Exclusion, ExclusionKeys, Intervals
 from retrodb.ann.list_rows import ListRows
 from retrodb.ann.rerank import LivePart
@@ -21,7 +22,6 @@ from retrodb.stages.index.live_parts import (
     database_keys,
     key_kinds,
     missing_rows,
-    open_codebook,
 )
 from retrodb.stages.neighbours.block_join import JoinHardware, join_rows
 from retrodb.stages.neighbours.restriction import chosen_documents
@@ -86,13 +86,17 @@ def nearest_chunks(
     view: View,
     queries: str,
     space: str,
+    codebook: Codebook,
     probes: Probes,
     params: NeighboursParams,
     parts: Sequence[LivePart] | Sequence[ListRows],
     rows: Int64Array,
     hardware: JoinHardware,
 ) -> TopK:
-    """Neighbours and distances, (Q, k + spare_neighbours) each, of query rows among the rows of parts."""
-    exclusion = exclusion_of(view, queries, params, rows)
-    codebook, width = open_codebook(view, space), params.k + params.spare_neighbours
+    """Neighbours and distances, (Q, k + spare_neighbours) each, of query rows among the rows of parts.
+
+    Args:
+        codebook: of the space, which finds the lists that rows may read.
+    """
+    exclusion, width = exclusion_of(view, queries, params, rows), params.k + params.spare_neighbours
     return join_rows(view, space, queries, rows, parts, codebook, probes, exclusion, width, hardware)

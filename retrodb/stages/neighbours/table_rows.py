@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retrodb.ann.metric import CAPPED
+from retrodb.ann.topk import TopK
 from retrodb.config import NeighboursParams
 from retrodb.format import ROW_GROUP_ROWS
 from retrodb.format.arrays import Float32Array, Int64Array
@@ -84,6 +86,13 @@ class TableRows:
 
     def __len__(self) -> int:
         return len(self.rows_Q)
+
+
+def num_short(rows: TopK, k: int) -> dict[str, int]:
+    """How many rows (Q, w) have fewer than k neighbours (`short`), and of these, have not read all lists (`capped`)."""
+    ids_QW, distances_QW = rows
+    is_short_Q = np.count_nonzero(ids_QW >= 0, axis=1) < k
+    return {"short": int(is_short_Q.sum()), "capped": int((is_short_Q & (distances_QW[:, -1] == CAPPED)).sum())}
 
 
 def publish_rows(

@@ -19,7 +19,7 @@ from retrodb.format.json_codec import JsonValue
 from retrodb.format.scores import Measure, measure_of, scores
 from retrodb.printable import escape
 from retrodb.stages.index.live_parts import missing_rows, open_codebook
-from retrodb.stages.index.operating_point import default_nprobe, stored_point
+from retrodb.stages.index.operating_point import candidate_cap, default_nprobe, stored_point
 from retrodb.stages.index.search_parts import num_findable, search_parts
 from retrodb.view.chunk_set import DocumentRow
 from retrodb.view.view import View
@@ -91,8 +91,14 @@ class Searcher:
     def notes(self, k: int, hits: Sequence[Sequence[SearchHit]]) -> list[str]:
         """Warnings for a user whose queries, with k hits asked for, gave these."""
         notes = []
-        if any(len(of_query) < k for of_query in hits) and self.num_chunks < k:
+        num_short = sum(len(of_query) < k for of_query in hits)
+        if num_short and self.num_chunks < k:
             notes.append(f"only {self.num_chunks:,} live chunks can be found, so there are fewer than {k:,} hits")
+        elif num_short:
+            notes.append(
+                f"{num_short:,} of {len(hits):,} queries have fewer than {k:,} hits in the lists that a query reads at most; "
+                "a larger --nprobe reads more"
+            )
         count = sum(part.num_rows for part in missing_rows(self.view, self.space))
         if count:
             notes.append(
@@ -112,7 +118,8 @@ class Searcher:
     ) -> tuple[Int64Array, Float32Array]:
         """Ids (Q, k) int64 and scores (Q, k) float32 of the nearest chunks, nearest first.
 
-        Where there are fewer than k, ids are -1 and scores infinite.
+        Where there are fewer than k in the lists that are read, ids are -1 and scores infinite. A query that finds fewer reads
+        more lists, up to the number of `candidate_cap`.
 
         Args:
             queries: texts, which the encoder of the space encodes, or vectors (Q, D).
@@ -136,8 +143,10 @@ class Searcher:
         distances = np.full((len(vectors), k), np.inf, dtype=np.float32)
         if width:
             fetch = partial(self.view.vectors, self.space)
-            nearest = search(vectors, self.parts, self.codebook, width, probes, threads=threads, fetch=fetch)
-            ids[:, :width], distances[:, :width] = nearest
+            most = candidate_cap(self.codebook.num_lists, probes)
+            ids[:, :width], distances[:, :width] = search(
+                vectors, self.parts, self.codebook, width, probes, threads=threads, fetch=fetch, most_lists=most
+            )
         return ids, scores(distances, self.codebook.metric)
 
     def hits(

@@ -12,13 +12,14 @@ from made_documents import made_text, write_documents
 from retrodb.ann.routing import Probes
 from retrodb.config import NeighboursParams
 from retrodb.database import Database
+from retrodb.stages.index.live_parts import open_codebook
 from retrodb.stages.neighbours import few_rows
 from retrodb.stages.neighbours.block_join import JoinHardware
 from retrodb.stages.neighbours.compared_tasks import TableInputs
 from retrodb.stages.neighbours.few_rows import join_few_rows
 from retrodb.stages.neighbours.join_memory import JoinSize
 from retrodb.stages.neighbours.range_rows import ListRange, rows_in_lists
-from retrodb.stages.neighbours.table_inputs import nearest_chunks, open_codebook
+from retrodb.stages.neighbours.table_inputs import nearest_chunks
 from retrodb.stages.planned_view import PlannedSnapshot
 
 Make = Callable[..., Database]
@@ -52,11 +53,31 @@ def test_ranges_change_nothing(
     )
     rows = np.flatnonzero(view.embeddable_mask(0, view.chunks.end))[::2]
     parts = list(rows_in_lists(view, "default", params, ListRange(0, codebook.num_lists)))
-    for nprobe in (1, 3):
-        ids, distances = nearest_chunks(view, "self", "default", Probes(nprobe), params, parts, rows, JoinHardware())
-        by_ranges = join_few_rows(view, inputs, rows, codebook, Probes(nprobe), num_ranges, JoinHardware())
+    num_chunks = sum(part.num_allowed for part in parts)
+    for probes in (Probes(1), Probes(3), Probes(1, most_lists=2), Probes(1, most_lists=5)):
+        ids, distances = nearest_chunks(view, "self", "default", codebook, probes, params, parts, rows, JoinHardware())
+        by_ranges = join_few_rows(view, inputs, rows, codebook, probes, num_chunks, num_ranges, JoinHardware())
         np.testing.assert_array_equal(by_ranges[0], ids)
         np.testing.assert_array_equal(by_ranges[1], distances)
+
+
+@pytest.mark.parametrize("exclude", [("document",), ("document", "content")])
+def test_nothing_is_read_of_lists_that_no_row_probes(database: Database, exclude: tuple[str, ...]) -> None:
+    view, params = database.view(), NeighboursParams(exclude=exclude)
+    lists, read = ListRange(2, 7), np.array([3, 5], dtype=np.int32)
+    whole = rows_in_lists(view, "default", params, lists)
+    for all_rows, rows in zip(whole, rows_in_lists(view, "default", params, lists, read=read), strict=True):
+        is_read = np.repeat(np.isin(np.arange(2, 7), read), np.diff(all_rows.offsets_L1))
+        assert is_read.any()
+        assert not is_read.all()
+        assert rows.allowed_N is not None
+        every = np.ones(len(is_read), dtype=bool) if all_rows.allowed_N is None else all_rows.allowed_N
+        np.testing.assert_array_equal(rows.allowed_N, every & is_read)
+        np.testing.assert_array_equal(rows.ids_N, np.where(is_read, all_rows.ids_N, 0))
+        assert rows.keys.keys() == all_rows.keys.keys()
+        for kind, keys in rows.keys.items():
+            np.testing.assert_array_equal(keys, np.where(is_read, all_rows.keys[kind], 0))
+        np.testing.assert_array_equal(rows.offsets_L1, all_rows.offsets_L1)
 
 
 def test_a_repair_that_needs_ranges_writes_the_same_rows(

@@ -21,14 +21,17 @@ NUM_UPDATES = [
 
 @pytest.fixture
 def update(make_database: Callable[..., Database], tmp_path: Path) -> Callable[[int, int], Database]:
-    """A database with an exact table and one of lists, and so many small updates of everything."""
+    """A database with exact tables and one of lists, and so many small updates of everything."""
 
     def make(num_updates: int, num_documents: int) -> Database:
         rng = np.random.default_rng(0)
         database = make_database({f"d{n}": made_text(n, 200) for n in range(num_documents)})
+        database.add_queries("mine", [write_documents(tmp_path / "mine.jsonl", {"q": made_text("q", 4000)})])
         database.embed()
         database.index(factory="IVF32,SQ8")
         database.neighbours(k=5, exact=True, table="exact")
+        database.neighbours(k=5, exact=True, table="exact mine", queries="mine")
+        database.neighbours(k=5, exact=True, table="exact sample", sample=0.5)
         database.neighbours(k=5, recall=0.9, table="lists")
         for number in range(num_updates):
             few = max(2, num_documents // 100)
@@ -53,16 +56,19 @@ def test_after_many_updates_an_exact_table_equals_a_rebuild_and_lists_lose_no_re
     update: Callable[[int, int], Database], num_updates: int, num_documents: int
 ) -> None:
     database = update(num_updates, num_documents)
-    database.neighbours(k=5, exact=True, table="exact rebuilt")
+    for table, options in {"exact": {}, "exact mine": {"queries": "mine"}, "exact sample": {"sample": 0.5}}.items():
+        database.neighbours(k=5, exact=True, table="exact rebuilt", **options)
+        ours, rebuilt = database.neighbour_table(table), database.neighbour_table("exact rebuilt")
+        np.testing.assert_array_equal(ours.rows(), rows := rebuilt.rows())
+        assert len(rows) > min(num_documents, 60)
+        for a, b in zip(ours.read(rows), rebuilt.read(rows), strict=True):
+            np.testing.assert_array_equal(a, b)
     database.neighbours(k=5, recall=0.9, table="lists rebuilt")
-    tables = {name: database.neighbour_table(name) for name in ("exact", "exact rebuilt", "lists", "lists rebuilt")}
-    rows = tables["exact rebuilt"].rows()
-    assert len(rows) > num_documents
+    tables = {name: database.neighbour_table(name) for name in ("lists", "lists rebuilt")}
+    rows = database.neighbour_table("exact").rows()
     assert all(np.array_equal(table.rows(), rows) for table in tables.values())
-    ours, rebuilt = tables["exact"].read(rows), tables["exact rebuilt"].read(rows)
-    np.testing.assert_array_equal(ours[0], rebuilt[0])
-    np.testing.assert_array_equal(ours[1], rebuilt[1])
-    recalls = [recall(tables[name].read(rows)[0], rebuilt[0]) for name in ("lists", "lists rebuilt")]
+    true = database.neighbour_table("exact").read(rows)[0]
+    recalls = [recall(table.read(rows)[0], true) for table in tables.values()]
     assert recalls[1] > 0.8
     assert abs(recalls[0] - recalls[1]) <= 0.005, (recalls, [tables[name].entry.nprobe for name in tables])
 

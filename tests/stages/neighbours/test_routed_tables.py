@@ -22,9 +22,10 @@ from retrodb.errors import UsageError
 from retrodb.format.entries import TableEntry
 from retrodb.format.json_codec import from_json, to_json
 from retrodb.stages.neighbours import command, range_join
+from retrodb.stages.neighbours.new_neighbours import find_new_neighbours
 from retrodb.stages.neighbours.range_join import range_bounds
 from retrodb.stages.neighbours.repair_state import planned_state
-from retrodb.stages.neighbours.repair_task import _nearest_new_chunks, list_bounds
+from retrodb.stages.neighbours.repair_task import list_bounds
 from retrodb.stages.planned_view import PlannedSnapshot
 from retrodb_cli.main import cli
 
@@ -191,8 +192,8 @@ def test_a_repair_keeps_the_routing_and_the_recall(
 
     recompute = repair_task._recompute
 
-    def noted(state: Any, rows: Any, hardware: Any) -> Any:
-        nearest = recompute(state, rows, hardware)
+    def noted(state: Any, rows: Any, *rest: Any) -> Any:
+        nearest = recompute(state, rows, *rest)
         recomputed.append((rows, nearest[0].copy()))
         return nearest
 
@@ -231,9 +232,9 @@ def test_a_repair_looks_at_the_rows_that_find_a_new_chunk_in_their_routed_lists(
         span = record.span
         rows = np.intersect1d(span.first_chunk + np.flatnonzero(view.embeddable_mask(*span)), state.table.rows())
         if len(rows):
-            ids, distances = state.table.stored(rows)
-            bound, last = list_bounds(ids, distances)
-            found = _nearest_new_chunks(state, rows, bound, last, state.table.width, 1)[0]
+            found, _ = find_new_neighbours(state, rows, rows, span, 1).below(
+                rows, *list_bounds(*state.table.stored(rows))
+            )
             assert np.isin(found[found >= 0], state.new_ids).all()
             finds_new, is_seen = (found >= 0).any(axis=1), state.near(rows, span)
             num_found, num_seen = num_found + finds_new.sum(), num_seen + (finds_new & is_seen).sum()

@@ -15,6 +15,7 @@ from made_documents import made_text, write_documents
 from retrodb.database import Database, read_queries
 from retrodb.errors import DamagedFileError, InputError, MismatchError, MissingStep, UsageError
 from retrodb.format.entries import IndexEntry
+from retrodb.stages.index import operating_point
 from retrodb.store import conflict_keys
 from retrodb.store.commit import Change, commit
 
@@ -130,6 +131,21 @@ def test_arrays_are_padded_after_the_last_chunk(database: Database) -> None:
     assert searcher.notes(count + 4, searcher.hits(["ka"], count + 4)) == [
         f"only {count:,} live chunks can be found, so there are fewer than {count + 4:,} hits"
     ]
+
+
+def test_a_query_that_may_read_no_more_lists_is_noted(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = make_database({str(number): made_text(number, 60) for number in range(200)})
+    database.embed()
+    database.index(factory="IVF4,SQ8")
+    searcher, few = database.searcher(), made_text(3, 60)
+    assert [len(hits) for hits in searcher.hits([few], 100, nprobe=1)] == [100]
+    monkeypatch.setattr(operating_point, "_LEAST_CAP", 1)
+    monkeypatch.setattr(operating_point, "PROBED_NEXT", 1)
+    hits = searcher.hits([few], 100, nprobe=1)
+    assert 0 < len(hits[0]) < 100
+    [note] = searcher.notes(100, hits)
+    assert note.startswith("1 of 1 queries have fewer than 100 hits")
+    assert searcher.notes(100, searcher.hits([few], 100, nprobe=4)) == []
 
 
 def test_invalid_queries_are_refused(database: Database) -> None:
