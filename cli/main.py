@@ -58,7 +58,7 @@ SECTIONS = {
     },
     "Maintain": {
         "update": "Run every stage over new and changed input, as the recipe says.",
-        "schedule": "Print files for systemd or cron that run updates regularly.",
+        "schedule": "Print files that run updates regularly: systemd, cron, Slurm, Kubernetes, Airflow.",
         "compact": "Remove deleted rows from files, and merge small files.",
         "gc": "Expire old snapshots, and delete files that are no longer needed.",
         "purge": "Delete documents permanently, and prove that no trace is left.",

@@ -84,13 +84,42 @@ class UpdateCommands(StageCommands, ReadCommands, MaintenanceCommands):
         recipe = self._recipe(config, sources, mirror, device)
         return plan_update(self.view(), recipe, self._context.num_workers, partial(self._ingest_source, dry_run=True))
 
-    def schedule(self, *, kind: str = "systemd", every: str = "1d", config: str | None = None) -> list[ScheduleFile]:
-        """The files for systemd, or the line for cron, that run `update` regularly. Nothing is installed."""
+    def schedule(
+        self,
+        *,
+        kind: str = "systemd",
+        every: str = "1d",
+        config: str | None = None,
+        cpu_workers: int = 4,
+        gpu_workers: int = 0,
+        partition: str | None = None,
+        gpu_partition: str | None = None,
+        image: str | None = None,
+        volume: str | None = None,
+        folder: str | Path | None = None,
+    ) -> list[ScheduleFile]:
+        """The files that run `update` regularly, on one machine or with workers on a cluster. Nothing is installed.
+
+        Args:
+            kind: "systemd" or "cron"; "slurm", "kubernetes" or "airflow" for a cluster.
+            every: time between two updates: 15m, 6h, 1d or 1w.
+            config: the recipe file. None is `recipe.toml` inside the database.
+            cpu_workers: workers of an update on a cluster.
+            gpu_workers: workers with one GPU each, which embed and join.
+            partition: of Slurm.
+            gpu_partition: of Slurm, for workers with a GPU.
+            image: of the pods of Kubernetes.
+            volume: claim of the volume that the pods of Kubernetes mount.
+            folder: that the files will be in. None is the current one.
+        """
+        from retrodb.maintain.update.cluster_schedule import ClusterOptions
         from retrodb.maintain.update.recipe import load_recipe
         from retrodb.maintain.update.schedule import plan_schedule
 
         load_recipe(self._context.storage, config)
-        return plan_schedule(self.path, kind=kind, every=every, config=config)
+        cluster = ClusterOptions(cpu_workers, gpu_workers, partition, gpu_partition, image, volume)
+        where = None if folder is None else Path(folder)
+        return plan_schedule(self.path, kind=kind, every=every, config=config, cluster=cluster, folder=where)
 
     def _recipe(self, config: str | Path | None, sources: Sequence[str], mirror: bool, device: str | None) -> Recipe:
         from retrodb.maintain.update.command import select_sources

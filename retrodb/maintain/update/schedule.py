@@ -1,4 +1,4 @@
-"""Files that run `retrodb update` regularly: units for systemd, or a line for cron."""
+"""Files that run `retrodb update` regularly: units for systemd, a line for cron, or jobs of a cluster (`cluster_schedule.py`)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,36 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
 
 from retrodb.errors import EXIT_REJECTS, UsageError
+from retrodb.maintain.update.cluster_schedule import (
+    ClusterOptions,
+    UpdateJob,
+    airflow_files,
+    kubernetes_files,
+    slurm_files,
+)
 
-KINDS = ("systemd", "cron")
+CLUSTERS = ("slurm", "kubernetes", "airflow")
+KINDS = ("systemd", "cron", *CLUSTERS)
+NO_CLUSTER = ClusterOptions()
+_SCHEDULERS_OF = {
+    "cpu_workers": CLUSTERS,
+    "gpu_workers": CLUSTERS,
+    "partition": ("slurm",),
+    "gpu_partition": ("slurm",),
+    "image": ("kubernetes",),
+    "volume": ("kubernetes",),
+}
 _HOUR = 3  # of daily and weekly updates, when few people work
 _MINUTES, _HOURS = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30), (1, 2, 3, 4, 6, 8, 12)
 
 
 @dataclass(frozen=True)
 class ScheduleFile:
-    """A file for systemd or cron."""
+    """A file for a scheduler."""
 
     name: str
     text: str
@@ -33,7 +50,13 @@ class _Calendar:
 
 
 def plan_schedule(
-    database: str, *, kind: str = "systemd", every: str = "1d", config: str | None = None
+    database: str,
+    *,
+    kind: str = "systemd",
+    every: str = "1d",
+    config: str | None = None,
+    cluster: ClusterOptions = NO_CLUSTER,
+    folder: Path | None = None,
 ) -> list[ScheduleFile]:
     """The files that run `retrodb update` regularly. Nothing is installed.
 
@@ -41,9 +64,12 @@ def plan_schedule(
         kind: one of `KINDS`.
         every: minutes that divide the hour (`15m`), hours that divide the day (`6h`), `1d` or `1w`.
         config: path of a recipe; None takes the one in the database.
+        cluster: what the jobs of a cluster ask for.
+        folder: that the files will be in; None is the current one.
 
     Raises:
-        UsageError: for an unknown scheduler, an interval that a calendar cannot express, or a path with a control character.
+        UsageError: for an unknown scheduler, an interval that a calendar cannot express, a path with a control character, or an
+            option that this scheduler does not have.
     """
     if kind not in KINDS:
         raise UsageError(f"unknown scheduler '{kind}'", remedy=f"Known are: {', '.join(KINDS)}.")
@@ -51,15 +77,39 @@ def plan_schedule(
     if re.search(r"[\x00-\x1f\x7f]", f"{database}{config}"):
         raise UsageError("the path has a control character", where=repr(database), remedy="Rename the folder or file.")
     path = database if "://" in database else str(Path(database).absolute())
+    _refuse_others(kind, cluster)
     words = [*_program(), "update", path, "--no-progress"]
     words += ["--config", str(Path(config).absolute())] if config else []
     name = "retrodb-" + re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).name.removesuffix(".retrodb")).strip("-")
+    if kind in CLUSTERS:
+        program = ["retrodb"] if kind == "kubernetes" else _program()
+        update = [*program, *words[len(_program()) :]]
+        job = UpdateJob(name, path, update, [*program, "work", path], calendar.cron)
+        files = {
+            "slurm": lambda: slurm_files(job, cluster, PurePosixPath((folder or Path.cwd()).absolute())),
+            "kubernetes": lambda: kubernetes_files(job, cluster),
+            "airflow": lambda: airflow_files(job, cluster),
+        }[kind]()
+        return [ScheduleFile(file, text) for file, text in files]
     if kind == "cron":
         return [ScheduleFile(f"{name}.cron", f"{calendar.cron} {_cron_command(words)}\n")]
     return [
         ScheduleFile(f"{name}.service", _service(path, words)),
         ScheduleFile(f"{name}.timer", _timer(path, calendar.systemd)),
     ]
+
+
+def _refuse_others(kind: str, cluster: ClusterOptions) -> None:
+    """Raises UsageError for an option of another scheduler."""
+    for field in fields(cluster):
+        if getattr(cluster, field.name) != field.default and kind not in _SCHEDULERS_OF[field.name]:
+            option, names = f"--{field.name.replace('_', '-')}", " and ".join(_SCHEDULERS_OF[field.name])
+            raise UsageError(f"{option} is an option for {names}, not for {kind}", remedy=f"Leave {option} out.")
+    for count in (cluster.cpu_workers, cluster.gpu_workers):
+        if count < 0:
+            raise UsageError(f"{count} workers", remedy="Give 0 or more.")
+    if cluster.cpu_workers == 0:
+        raise UsageError("no CPU workers: nobody would run the tasks that need no GPU", remedy="Give at least 1.")
 
 
 def _calendar(every: str) -> _Calendar:
