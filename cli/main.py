@@ -66,7 +66,7 @@ SECTIONS = {
         "restore": "Return to the state of an older snapshot.",
     },
     "Cluster": {
-        "work": "Run tasks of commands that were started with --engine workers.",
+        "work": "Run tasks that commands leave to workers.",
         "runs": "List, inspect, retry, cancel or commit runs.",
     },
 }

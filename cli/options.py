@@ -376,7 +376,9 @@ def check_engine(session: Session, workers: int | None) -> None:
     if session.engine == "local" and session.lease_s is not None:
         raise click.UsageError("--lease needs --engine workers.")
     if session.engine != "local" and workers is not None:
-        raise click.UsageError("--workers counts processes of this machine. Start 'retrodb work' processes instead.")
+        raise click.UsageError(
+            "An engine of workers has no number of processes. Start 'retrodb work' as often as you like."
+        )
 
 
 def open_database(session: Session, path: str, workers: int | None = None) -> Database:
@@ -393,5 +395,10 @@ def open_database(session: Session, path: str, workers: int | None = None) -> Da
         engine=session.engine,
         lease_s=session.lease_s,
     )
-    database.keep_command_line(session.arguments)
+    names = click.get_current_context().command_path.split()[1:]
+    others = list(session.arguments)
+    for word in (*names, path):  # DB may come from the environment
+        if word in others:
+            others.remove(word)
+    database.keep_command_line(names, others)
     return database

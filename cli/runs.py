@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import click
 
@@ -83,14 +84,10 @@ def commit_command(session: Session, database: str, run: str) -> int:
     from .main import main
 
     arguments, folder = open_database(session, database).command_of_run(run)
-    if arguments[:1] == ("runs",):
-        raise errors.UsageError(
-            "the command of this run is 'runs'", where=f"run {run}", remedy="Run the command yourself."
-        )
     try:
         os.chdir(folder)
     except OSError as error:
         what, remedy = f"no such folder ({error.strerror})", "Run the command yourself, with paths of this machine."
         raise errors.UsageError(what, where=folder, remedy=remedy) from error
-    session.output.note(f"retrodb {' '.join(arguments)}")
+    session.output.note(f"retrodb {shlex.join(arguments)}")
     return main(arguments)

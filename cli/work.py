@@ -39,6 +39,12 @@ from .options import (
 @click.option(
     "--gpu", is_flag=True, help="Take only tasks that can use a GPU. Workers without it take none that need one."
 )
+@click.option(
+    "--allow-python",
+    is_flag=True,
+    help="Take tasks with a Python function, such as those of 'tag --python'. Then everybody who can write to DB can run any "
+    "code here.",
+)
 @workers_option
 @memory_option
 @click.option(
@@ -60,6 +66,7 @@ def command(
     run: str | None,
     stages: str | None,
     gpu: bool,
+    allow_python: bool,
     workers: int | None,
     idle_exit: timedelta | None,
     grace: timedelta,
@@ -72,6 +79,7 @@ def command(
         run=run,
         stages=[name.strip() for name in stages.split(",")] if stages is not None else (),
         gpu=gpu,
+        allow_python=allow_python,
         workers=workers,
         idle_exit_s=None if idle_exit is None else idle_exit.total_seconds(),
         grace_s=grace.total_seconds(),

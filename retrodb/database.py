@@ -24,7 +24,6 @@ from retrodb.facade.evaluation_commands import EvaluationCommands
 from retrodb.facade.evaluation_commands import retro_eval as retro_eval
 from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
-from retrodb.facade.given_files import given_output
 from retrodb.facade.guard import guarded
 from retrodb.facade.run_commands import RunCommands
 from retrodb.facade.update_commands import UpdateCommands
@@ -254,6 +253,7 @@ def demo(
         memory_bytes: limit of the anonymous memory of all processes, as in `open`; the validation takes what its model needs.
         report: called with every stage when it ends.
     """
+    from retrodb.facade.given_files import given_output
     from retrodb.maintain.update.demo import run_demo
 
     context = make_context(folder, workers=workers, memory_bytes=memory_bytes, progress=progress)

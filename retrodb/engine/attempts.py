@@ -12,10 +12,11 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Literal
 
-from retrodb import errors
 from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError
 from retrodb.format.json_codec import from_json, to_json
 from retrodb.format.kinds import path_of
@@ -33,7 +34,7 @@ State = Literal["running", "returned", "failed", "died"]
 class StoredError:
     """An error of a task, as its worker stores it."""
 
-    kind: str  # class in `errors.py`
+    kind: str  # its class, as module:name
     what: str
     where: str | None
     remedy: str | None
@@ -41,13 +42,31 @@ class StoredError:
     @staticmethod
     def of(error: RetroDBError) -> StoredError:
         """An error."""
-        return StoredError(type(error).__name__, error.what, error.where, error.remedy)
+        kind = next(filter(_is_plain, type(error).__mro__))
+        return StoredError(f"{kind.__module__}:{kind.__name__}", error.what, error.where, error.remedy)
 
     def error(self) -> RetroDBError:
         """The error again; of a class that this version does not know, the base class."""
-        kind = getattr(errors, self.kind, RetroDBError)
-        known = isinstance(kind, type) and issubclass(kind, RetroDBError)
-        return (kind if known else RetroDBError)(self.what, where=self.where, remedy=self.remedy)
+        module, _, name = self.kind.partition(":")
+        found: object = None
+        if module.partition(".")[0] == "retrodb":
+            with suppress(ImportError):
+                found = getattr(import_module(module), name, None)
+        if isinstance(found, type) and issubclass(found, RetroDBError) and _is_plain(found):
+            return _made(found, self.what, self.where, self.remedy)
+        return RetroDBError(self.what, where=self.where, remedy=self.remedy)
+
+
+def _is_plain(kind: type[object]) -> bool:
+    """Whether an error of this class is made as a RetroDBError is."""
+    if not issubclass(kind, RetroDBError):
+        return False
+    own = kind.__mro__[: kind.__mro__.index(RetroDBError)]
+    return not any("__init__" in vars(base) for base in own)
+
+
+def _made(kind: type[RetroDBError], what: str, where: str | None, remedy: str | None) -> RetroDBError:
+    return kind(what, where=where, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -142,14 +161,15 @@ class Watch:
 
     def state(self, attempt: Attempt) -> State | Literal["lost"]:
         """What is known of an attempt; it is lost when it showed no sign of life for the lease, since this watch first saw it."""
-        sign, now = read_sign(self.storage, attempt), self.clock()
+        asked_s = self.clock()
+        sign = read_sign(self.storage, attempt)
         if sign.state != "running":
             return sign.state
-        known, since = self._seen.get(attempt, (None, now))
+        known, since = self._seen.get(attempt, (None, asked_s))
         if known != sign:
-            self._seen[attempt] = sign, now
+            self._seen[attempt] = sign, self.clock()
             return "running"
-        return "lost" if now - since > self.lease_s else "running"
+        return "lost" if asked_s - since > self.lease_s else "running"
 
 
 @dataclass(frozen=True)
@@ -191,9 +211,8 @@ class History:
 
     def is_exhausted(self, retries: int) -> bool:
         """Whether the task has had all attempts that it may have, although the last one may be running."""
-        return self.num_failed + self.num_lost + self.is_running > ATTEMPTS_OF_A_TASK * (
-            1 + retries
-        ) or self.is_set_aside(retries)
+        most = ATTEMPTS_OF_A_TASK * (1 + retries)
+        return self.is_set_aside(retries) or self.num_failed + self.num_lost + self.is_running > most
 
     def next_output(self, last: Claim | None) -> str:
         """The id that names the outputs of the next attempt, after a last one.

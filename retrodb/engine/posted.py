@@ -6,22 +6,25 @@ A worker runs functions of this library only. What it needs to know of a functio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from typing import get_args, get_type_hints
 
+from retrodb import __version__
+from retrodb.engine.attempts import finished_tasks
 from retrodb.engine.run import Run
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskKind
 from retrodb.errors import RetroDBError
 from retrodb.format.json_codec import JsonObject, JsonValue, from_json, from_plain, to_json, to_plain, to_plain_object
 from retrodb.format.kinds import path_of
-from retrodb.store.digest import identity
 from retrodb.store.storage import Storage
 
 LIBRARIES = ("retrodb",)
-"""The packages whose functions a worker runs: who can write to the storage can name no others."""
+"""The packages whose functions a worker runs. Tasks read and write the files that they name, with the rights of the worker: only
+those should be able to write to a database who may do that."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,13 @@ class PostedTask:
 
 @dataclass(frozen=True)
 class PostedTasks:
-    """Tasks of one run and one kind, in `queue/{run}/{batch}.json`."""
+    """Tasks of one run and one kind, in `queue/{run}/{id}.json`."""
 
+    id: str  # of this posting: the same tasks posted again have another one
+    library: str  # version of the library that posted them
+    asked_by: str  # command that the user gave, such as "embed"
     run: str
-    command: str
+    command: str  # name of the run
     clock: str  # of the run
     stage: str
     version: int  # of the kind of tasks
@@ -47,11 +53,12 @@ class PostedTasks:
     extra_bytes: int  # see `Engine.run`
     lease_s: float  # an attempt whose owner shows no sign of life for so long is lost
     tasks: tuple[PostedTask, ...]
+    verify: tuple[str, ...] = ()  # ids of tasks that ended earlier, and count once a worker has verified their outputs
 
     @property
-    def batch(self) -> str:
-        """A name for the tasks: the same tasks posted again have the same."""
-        return identity(self.function, [task.id for task in self.tasks])
+    def needs_python(self) -> bool:
+        """Whether they run a Python function that is not of this library, such as a tagger of the user's."""
+        return any(isinstance(value, Mapping) and value.get("python") is not None for value in self.arguments.values())
 
     @property
     def device(self) -> str:
@@ -60,20 +67,21 @@ class PostedTasks:
             self.arguments.get("device"),
             *(v.get("device") for v in self.arguments.values() if isinstance(v, Mapping)),
         ]
-        device = next((value for value in values if isinstance(value, str)), "cpu")
-        return device.partition(":")[0]
+        device = next((value for value in values if isinstance(value, str)), "cpu").partition(":")[0]
+        return "auto" if device == "mps" else device
 
     @property
     def path(self) -> str:
         """Where they are stored."""
-        return path_of("queue", run=self.run, task=self.batch)
+        return path_of("queue", run=self.run, task=self.id)
 
 
 @dataclass(frozen=True)
 class StoredCommand:
     """The command line that planned a run: the same one again waits for it, and commits."""
 
-    arguments: tuple[str, ...]  # after `retrodb`
+    names: tuple[str, ...]  # of the command, such as ("queries", "add")
+    arguments: tuple[str, ...]  # the others, without the database
     folder: str  # that relative paths start from
 
 
@@ -87,7 +95,14 @@ class _Signature:
 
 
 def posted_tasks(
-    run: Run, tasks: Sequence[Task[P, R]], function: TaskFunction[P, R], *, extra_bytes: int, lease_s: float
+    run: Run,
+    tasks: Sequence[Task[P, R]],
+    function: TaskFunction[P, R],
+    *,
+    extra_bytes: int,
+    lease_s: float,
+    asked_by: str = "",
+    verify: Collection[str] = (),
 ) -> PostedTasks:
     """Tasks of one kind, as they are posted."""
     arguments = function.keywords if isinstance(function, partial) else {}
@@ -95,6 +110,9 @@ def posted_tasks(
     name = f"{plain.__module__}:{plain.__qualname__}"
     kind = tasks[0].kind
     return PostedTasks(
+        id=uuid.uuid4().hex,
+        library=__version__,
+        asked_by=asked_by or run.command,
         run=run.id,
         command=run.command,
         clock=run.clock,
@@ -105,7 +123,24 @@ def posted_tasks(
         extra_bytes=extra_bytes,
         lease_s=lease_s,
         tasks=tuple(PostedTask(task.id, to_plain(task.payload), task.weight) for task in tasks),
+        verify=tuple(task.id for task in tasks if task.id in verify),
     )
+
+
+def ended_tasks(storage: Storage, posted: PostedTasks) -> set[str]:
+    """The ids of the tasks of a run that have ended: those that ended earlier only if they have been verified."""
+    finished = finished_tasks(storage, posted.run)
+    if not posted.verify:
+        return finished
+    prefix = f"{posted.id}-"
+    names = (path.rpartition("/")[2] for path in storage.list(path_of("runs", run=posted.run, file="verified")))
+    verified = {name.removeprefix(prefix).removesuffix(".json") for name in names if name.startswith(prefix)}
+    return finished - (set(posted.verify) - verified)
+
+
+def mark_verified(storage: Storage, posted: PostedTasks, task: str) -> None:
+    """Let a task that ended earlier count."""
+    storage.write(path_of("runs", run=posted.run, file=f"verified/{posted.id}-{task}.json"), b"{}")
 
 
 def read_posted(storage: Storage, path: str) -> PostedTasks:
@@ -194,6 +229,6 @@ def _function(name: str, libraries: Sequence[str]) -> TaskFunction[object, objec
     except (ImportError, AttributeError) as error:
         raise RetroDBError(
             f"this version of retrodb has no tasks '{name}'",
-            remedy="Install the version of the command that posted them on the workers, too.",
+            remedy="Install on the workers the version of the command that posted them.",
         ) from error
     return function

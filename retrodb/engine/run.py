@@ -105,6 +105,8 @@ def forget_run(run: Run) -> None:
     The plan is deleted last, so that a run that is interrupted here is found again by its command.
     """
     plan = path_of("runs", run=run.id, file="plan.json")
+    for path in run.storage.list(f"queue/{run.id}"):
+        run.storage.delete(path)
     for path in sorted(run.storage.list(plan.rpartition("/")[0]), key=plan.__eq__):
         run.storage.delete(path)
     run.storage.remove_empty_folders("runs")
@@ -147,8 +149,9 @@ class Engine:
     """Base of the engines: skips finished tasks, runs the others, returns the records in the order of the tasks."""
 
     memory_bytes: int | None = None  # limit of all processes together; None is that of this process
+    asked_by = ""  # the command that the user gave and that runs now, such as "embed"
     is_remote = (
-        False  # whether other machines run the tasks, which reach the database and no folder of this machine alone
+        False  # whether other machines run the tasks, which reach the database, and no folder of this machine alone
     )
 
     @property
@@ -277,20 +280,7 @@ _VERIFIED_HERE_BYTES = 256 << 20  # outputs of finished tasks that the process o
 
 def recorded(run: Run, task: Task[P, R]) -> TaskRecord[R] | None:
     """The record of a task that ended earlier; None where there is none, or a crash tore it."""
-    return _record_at(run, task, record_path(run.id, task.id))
-
-
-def record_again(run: Run, task: Task[P, R]) -> bool:
-    """Whether a record that was set back is whole, so that the task has ended (`earlier_path`)."""
-    path = earlier_path(run.id, task.id)
-    record = _record_at(run, task, path)
-    if record is None or not _is_whole(run, record):
-        return False
-    run.storage.put_if_absent(record_path(run.id, task.id), dump_record(record))
-    return True
-
-
-def _record_at(run: Run, task: Task[P, R], path: str) -> TaskRecord[R] | None:
+    path = record_path(run.id, task.id)
     if not run.storage.exists(path):
         return None
     try:
@@ -318,11 +308,6 @@ def _is_whole(run: Run, record: TaskRecord[R]) -> bool:
 def record_path(run_id: str, task_id: str) -> str:
     """Where the completion record of a task of a run is."""
     return path_of("runs", run=run_id, file=f"tasks/{task_id}.json")
-
-
-def earlier_path(run_id: str, task_id: str) -> str:
-    """Where a completion record is that does not count before the process that takes the task has verified its outputs."""
-    return path_of("runs", run=run_id, file=f"earlier/{task_id}.json")
 
 
 def add_counts(records: Iterable[TaskRecord[R]]) -> dict[str, int]:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Literal
 
 from retrodb.engine.attempts import Attempt, StoredError
 from retrodb.engine.blas_threads import one_blas_thread
-from retrodb.engine.posted import LIBRARIES, PostedTasks, function_of, read_posted, task_of
-from retrodb.engine.run import Run, record_again, record_path, recorded, run_is_open
+from retrodb.engine.posted import LIBRARIES, PostedTasks, function_of, mark_verified, read_posted, task_of
+from retrodb.engine.run import Run, finished, record_path, recorded, run_is_open
 from retrodb.engine.task import dump_record
-from retrodb.errors import RetroDBError
+from retrodb.errors import MissingFileError, RetroDBError
 from retrodb.memory import PROCESS_MEMORY
 from retrodb.store.open_storage import open_storage
-from retrodb.store.storage import Storage
+from retrodb.store.storage import Storage, translate_os_error
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -50,7 +50,7 @@ class ClaimedTask:
 class Outcome:
     """How an attempt ended."""
 
-    state: Literal["finished", "failed", "died"]
+    state: Literal["finished", "failed", "died", "returned"]
     error: StoredError | None = None
     log: str = ""  # what the task printed
 
@@ -85,7 +85,7 @@ class TaskProcess:
             self.kill()
             context = get_context("spawn")  # a FAISS search in a forked process hangs
             self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, *self._start, str(self._log)), daemon=True)
+            self._process = context.Process(target=_serve, args=(theirs, *self._start, str(self._log)))
             self._process.start()
             theirs.close()
         self._log.write_bytes(b"")
@@ -119,7 +119,9 @@ class TaskProcess:
 
     def _printed(self) -> str:
         try:
-            return self._log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
+            with self._log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+                return file.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
 
@@ -132,7 +134,7 @@ def _serve(connection: _Pipe, url: str, memory_bytes: int, threads: int, librari
     _print_to(log)
     PROCESS_MEMORY.begin(memory_bytes)
     storage = open_storage(url)
-    functions = _Functions(libraries, {"threads": threads, "memory_bytes": memory_bytes})
+    functions = _Functions(libraries, {"threads": threads, "memory_bytes": memory_bytes, "gpus": 1})
     while True:
         try:
             task = connection.recv()
@@ -145,10 +147,19 @@ def _serve(connection: _Pipe, url: str, memory_bytes: int, threads: int, librari
 def _run(storage: Storage, claimed: ClaimedTask, functions: _Functions) -> Outcome:
     started = time.monotonic()
     try:
-        _run_attempt(storage, _posted(storage, claimed.posted), claimed, functions)
+        posted = _posted(storage, claimed.posted)
+    except MissingFileError:  # its command has ended
+        return Outcome("returned")
+    try:
+        _run_attempt(storage, posted, claimed, functions)
     except RetroDBError as error:
         traceback.print_exc()
         return Outcome("failed", StoredError.of(error))
+    except OSError as error:
+        traceback.print_exc()
+        return Outcome(
+            "failed", StoredError.of(translate_os_error(error, str(error.filename or claimed.attempt.log_path)))
+        )
     except MemoryError as error:
         traceback.print_exc()
         remedy = "Start workers with more --memory, or with fewer --workers."
@@ -166,13 +177,18 @@ def _run_attempt(storage: Storage, posted: PostedTasks, claimed: ClaimedTask, fu
     """Run a task, and store its completion record unless another attempt was first."""
     task = task_of(posted, claimed.number, functions.libraries)
     run = Run(storage, posted.run, posted.command, posted.clock)
-    if recorded(run, task) is not None or record_again(run, task):
-        return
-    function = function_of(posted, functions.own, functions.libraries)
-    with one_blas_thread():
-        record = function(storage, replace(task, id=claimed.output), run.clock)
-    if run_is_open(storage, run.id):
+    is_to_verify = task.id in posted.verify
+    if is_to_verify and recorded(run, task) is not None and finished(run, task) is None:
+        storage.delete(record_path(run.id, task.id))  # its outputs are damaged, or were collected
+    if recorded(run, task) is None:
+        function = function_of(posted, functions.own, functions.libraries)
+        with one_blas_thread():
+            record = function(storage, replace(task, id=claimed.output), run.clock)
+        if not run_is_open(storage, run.id):
+            return
         storage.put_if_absent(record_path(run.id, task.id), dump_record(replace(record, task=task.id)))
+    if is_to_verify:
+        mark_verified(storage, posted, task.id)
 
 
 @lru_cache(maxsize=2)

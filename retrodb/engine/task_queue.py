@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+from retrodb import __version__
 from retrodb.engine.attempts import (
     Attempt,
     History,
     Watch,
     attempts_of,
     claim,
-    finished_tasks,
     is_cancelled,
     num_retries,
     read_claim,
 )
-from retrodb.engine.posted import PostedTasks, read_posted
+from retrodb.engine.posted import PostedTasks, ended_tasks, read_posted
 from retrodb.engine.run import run_is_open
 from retrodb.engine.task_memory import memory_of
 from retrodb.engine.task_process import ClaimedTask
@@ -29,6 +29,8 @@ from retrodb.store.storage import Storage
 _LIST_EVERY_S = 0.1  # at most so often a worker without work lists what there is; the longer it waits, the less often
 _LIST_LESS_OFTEN = 1.2
 _LIST_AT_LEAST_EVERY_S = 2.0
+_OTHERS_FIRST_S = 3.0  # a task that failed here may end elsewhere
+_CLAIMS_IN_VAIN = 8  # after which the list of free tasks is out of date
 _MOST_OF_THE_TIME = 10  # a worker waits so many times as long as listing the tasks of a large run took
 
 
@@ -44,6 +46,7 @@ class TaskQueue:
         run: str | None = None,
         stages: frozenset[str] = frozenset(),
         has_gpu: bool = False,
+        allows_python: bool = False,
         note: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -54,18 +57,19 @@ class TaskQueue:
             run: takes tasks of this run only, by the beginning of its id.
             stages: takes tasks of these commands only; empty is all.
             has_gpu: takes only tasks that can use a GPU; without one, none that need one.
+            allows_python: takes tasks with a Python function that is not of this library.
             note: is told once why tasks cannot be taken.
         """
         self._storage, self._worker, self._memory_bytes = storage, worker, memory_bytes
-        self._run, self._stages, self._has_gpu = run, stages, has_gpu
+        self._run, self._stages, self._has_gpu, self._allows_python = run, stages, has_gpu, allows_python
         self._note, self._clock = note, clock
-        self._batches: dict[str, _Batch] = {}
+        self._batches: dict[str, _Batch | None] = {}  # None: not for this worker
         self._listed_s, self._wait_s = -float("inf"), 0.0
 
     @property
     def is_open(self) -> bool:
-        """Whether there were posted tasks when they were last listed; others may have all of them."""
-        return bool(self._batches)
+        """Whether there were tasks for this worker when they were last listed; others may have all of them."""
+        return any(self._batches.values())
 
     def next(self) -> tuple[PostedTasks, ClaimedTask] | None:
         """The next task, which is this worker's from now on; None when there is nothing to do now."""
@@ -81,19 +85,36 @@ class TaskQueue:
             self._listed_s = now
             self._wait_s = min(max(_LIST_EVERY_S, _LIST_LESS_OFTEN * self._wait_s), _LIST_AT_LEAST_EVERY_S)
             paths = self._storage.list("queue")
-            self._batches = {path: batch for path in paths if (batch := self._batch(path)) is not None}
-        yield from self._batches.values()
+            self._batches = {
+                path: self._batches[path] if path in self._batches else self._batch(path) for path in paths
+            }
+        yield from filter(None, list(self._batches.values()))
+
+    def failed(self, claimed: ClaimedTask) -> None:
+        """Leave a task that failed here to other workers for some time."""
+        if (batch := self._batches.get(claimed.posted)) is not None:
+            batch.leave(claimed.attempt.task)
 
     def _batch(self, path: str) -> _Batch | None:
-        if path in self._batches:
-            return self._batches[path]
+        """The tasks at a path; None if they are not for this worker."""
         if self._run is not None and not path.startswith(f"queue/{self._run}"):
             return None
         try:
             posted = read_posted(self._storage, path)
-        except (MissingFileError, DamagedFileError):  # unposted this moment, or written by another version
+        except MissingFileError:  # its command ended this moment
             return None
-        if self._stages and posted.command not in self._stages:
+        except DamagedFileError as error:
+            self._note(str(error))
+            return None
+        if posted.library != __version__:
+            self._note(f"run {posted.run[:12]} is of retrodb {posted.library}, and this worker is {__version__}")
+            return None
+        if posted.needs_python and not self._allows_python:
+            self._note(
+                f"run {posted.run[:12]} has a Python function of the user: start workers with --allow-python for it"
+            )
+            return None
+        if self._stages and posted.asked_by not in self._stages:
             return None
         if posted.device not in (("cuda", "auto") if self._has_gpu else ("cpu", "auto")):
             return None
@@ -117,6 +138,7 @@ class _Batch:
         self._numbers = {task.id: number for number, task in enumerate(posted.tasks)}
         self._fresh: list[str] = []  # tasks that nobody had begun when they were listed; the last is next
         self._list_again_s = -float("inf")
+        self._left: dict[str, float] = {}  # tasks that failed here, and until when others have the first turn
         self._order = self._tasks_in_order(memory_bytes, note)
 
     def next(self) -> ClaimedTask | None:
@@ -126,11 +148,11 @@ class _Batch:
         if self._clock() < self._list_again_s:
             return None
         run, started_s = self.posted.run, self._clock()
-        finished, attempts = finished_tasks(self._storage, run), attempts_of(self._storage, run)
+        ended, attempts = ended_tasks(self._storage, self.posted), attempts_of(self._storage, run)
         self._list_again_s = self._clock() + max(_LIST_EVERY_S, _MOST_OF_THE_TIME * (self._clock() - started_s))
         if is_cancelled(self._storage, run) or not self._is_open():
             return None
-        unfinished = [task for task in self._order if task not in finished]
+        unfinished = [task for task in self._order if task not in ended]
         self._fresh = [task for task in unfinished if task not in attempts]
         if (claimed := self._next_fresh()) is not None:
             return claimed
@@ -138,11 +160,16 @@ class _Batch:
             [History.of(self._watch, task, attempts[task]) for task in unfinished if task in attempts]
         )
 
+    def leave(self, task: str) -> None:
+        """Leave a task to others for some time."""
+        self._left[task] = self._clock() + _OTHERS_FIRST_S
+
     def _next_fresh(self) -> ClaimedTask | None:
-        while self._fresh:
+        for _ in range(min(_CLAIMS_IN_VAIN, len(self._fresh))):
             task = self._fresh.pop()
             if (claimed := self._claim(Attempt(self.posted.run, task, 1), task)) is not None:
                 return claimed
+        self._fresh = []  # others have them
         return None
 
     def _next_again(self, histories: list[History]) -> ClaimedTask | None:
@@ -151,6 +178,8 @@ class _Batch:
         left = [history for history in histories if not history.is_set_aside(retries)]
         waiting = [history for history in left if not history.is_running]
         for history in waiting:
+            if self._left.get(history.task, 0.0) > self._clock():
+                continue
             if not history.is_suspect(retries) and (claimed := self._claim_again(history)) is not None:
                 return claimed
         if len(waiting) == len(left) and all(history.is_suspect(retries) for history in left):

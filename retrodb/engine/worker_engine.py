@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Generic
 
 from retrodb.engine.attempts import (
+    ATTEMPTS_OF_A_TASK,
     Attempt,
     History,
     Watch,
@@ -19,11 +20,11 @@ from retrodb.engine.attempts import (
     sign,
 )
 from retrodb.engine.local import LocalEngine
-from retrodb.engine.posted import StoredCommand, posted_tasks, write_command, write_posted
+from retrodb.engine.posted import PostedTasks, StoredCommand, ended_tasks, posted_tasks, write_command, write_posted
 from retrodb.engine.progress import Bar
-from retrodb.engine.run import DEFAULT_LEASE_S, Engine, Run, earlier_path, record_path, recorded, refuse_cancelled
+from retrodb.engine.run import DEFAULT_LEASE_S, Engine, Run, record_path, recorded, refuse_cancelled, run_is_open
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
-from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError, WorkerDied
+from retrodb.errors import ConflictError, DamagedFileError, MissingFileError, RetroDBError, WorkerDied
 from retrodb.store.scratch import ScratchStorage
 from retrodb.store.storage import Storage
 
@@ -81,9 +82,9 @@ class WorkerEngine(Engine):
             return
         if self.command is not None:
             write_command(run.storage, run.id, self.command)
-        _unpost(run.storage, run.id)  # what a command that was killed had posted
+        _unpost(run.storage, run.id)  # what a command that was killed had posted; one that waits posts its tasks again
         if tasks:
-            yield from _Posted(run, tasks, self.lease_s, bar).finish(function, extra_bytes)
+            yield from _Posted(run, tasks, self.lease_s, bar).finish(function, extra_bytes, self.asked_by)
 
 
 class _Posted(Generic[P, R]):
@@ -96,29 +97,38 @@ class _Posted(Generic[P, R]):
         self._workers: dict[Attempt, str] = {}
         self._looked_s, self._waits_since_s = -float("inf"), time.monotonic()
 
-    def finish(self, function: TaskFunction[P, R], extra_bytes: int) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
+    def finish(
+        self, function: TaskFunction[P, R], extra_bytes: int, asked_by: str
+    ) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
         """Post the tasks, and yield each with its record."""
         storage, run = self._storage, self._run
-        _let_verify(run, list(self._tasks))
         self._allow_retries()
-        posted = posted_tasks(run, list(self._tasks.values()), function, extra_bytes=extra_bytes, lease_s=self._lease_s)
-        write_posted(storage, posted)
-        self._bar.note(
-            f"run {run.id[:12]}: {len(posted.tasks)} tasks of '{posted.stage}' wait for workers (retrodb work)"
+        posted = posted_tasks(
+            run,
+            list(self._tasks.values()),
+            function,
+            extra_bytes=extra_bytes,
+            lease_s=self._lease_s,
+            asked_by=asked_by,
+            verify=_earlier(run, self._tasks),
         )
+        write_posted(storage, posted)
+        what = f"{len(posted.tasks)} tasks of '{posted.asked_by}' ({posted.stage})"
+        self._bar.note(f"run {run.id[:12]}: {what} wait for workers (retrodb work)")
         try:
-            yield from self._records()
-        except RetroDBError:
-            _unpost(storage, run.id)
+            yield from self._records(posted)
+        except (RetroDBError, GeneratorExit):
+            storage.delete(posted.path)
             raise
-        _unpost(storage, run.id)
+        storage.delete(posted.path)
+        storage.remove_empty_folders("queue")
 
-    def _records(self) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
+    def _records(self, posted: PostedTasks) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
         """The tasks with their records, as they come."""
         storage, run = self._storage, self._run
         pending, wait_s = dict(self._tasks), _POLL_S
         while pending:
-            done = sorted(finished_tasks(storage, run.id) & pending.keys())
+            done = sorted(ended_tasks(storage, posted) & pending.keys())
             for task_id in done:
                 task = pending.pop(task_id)
                 record = recorded(run, task)
@@ -126,7 +136,8 @@ class _Posted(Generic[P, R]):
                     raise _unreadable_record(run, task_id)
                 yield task, record
             if not done:
-                self._look(sorted(pending))
+                self._look(posted, sorted(pending))
+            if pending:
                 time.sleep(wait_s)
             wait_s = _POLL_S if done else min(2 * wait_s, _MOST_POLL_S)
 
@@ -138,13 +149,22 @@ class _Posted(Generic[P, R]):
         if any(history.is_exhausted(retries) for history in histories):
             allow_retries(self._storage, self._run.id)
 
-    def _look(self, pending: Sequence[str]) -> None:
+    def _look(self, posted: PostedTasks, pending: Sequence[str]) -> None:
         """Look at the attempts, now and then: who is at work, and which tasks nobody will finish."""
         if time.monotonic() - self._looked_s < _LOOK_EVERY_S:
             return
         self._looked_s = time.monotonic()
         refuse_cancelled(self._run)
         run = self._run.id
+        if not run_is_open(self._storage, run):
+            remedy = "Run the same command again."
+            raise ConflictError(
+                "another process ended this run and deleted its files", where=f"run {run}", remedy=remedy
+            )
+        if not self._storage.exists(
+            posted.path
+        ):  # another process gave the same command, and took it for what was left
+            write_posted(self._storage, posted)
         attempts, retries = attempts_of(self._storage, run), num_retries(self._storage, run)
         histories = [History.of(self._watch, task, attempts[task]) for task in pending if task in attempts]
         for history in histories:
@@ -175,33 +195,28 @@ def _unpost(storage: Storage, run: str) -> None:
     storage.remove_empty_folders("queue")
 
 
-def _let_verify(run: Run, tasks: Sequence[str]) -> None:
-    """Let workers verify the outputs of tasks that ended earlier, before these count as finished.
-
-    What an earlier command left unfinished is given back: whoever ran it has ended, or writes the same bytes.
-    """
-    storage, finished = run.storage, finished_tasks(run.storage, run.id)
-    for task in tasks:
-        if task in finished:
-            storage.write(earlier_path(run.id, task), storage.read(record_path(run.id, task)))
-            storage.delete(record_path(run.id, task))
-    for task, attempts in attempts_of(storage, run.id).items():
-        if task in finished:
-            sign(storage, attempts[-1], read_sign(storage, attempts[-1]).count + 1, "returned")
+def _earlier(run: Run, tasks: Collection[str]) -> set[str]:
+    """The tasks that ended earlier. Their last attempts are given back, so that a worker verifies the outputs at once."""
+    earlier = finished_tasks(run.storage, run.id).intersection(tasks)
+    for task, attempts in attempts_of(run.storage, run.id).items():
+        if task in earlier:
+            sign(run.storage, attempts[-1], read_sign(run.storage, attempts[-1]).count + 1, "returned")
+    return earlier
 
 
 def _error_of(run: Run, history: History) -> RetroDBError:
     """Why nobody tries a task again."""
-    last = history.attempts[-1]
     failed = [read_sign(run.storage, attempt).error for attempt in history.attempts]
     errors = [error for error in failed if error is not None]
-    if history.num_failed > history.num_lost and errors:
+    if errors and history.num_failed >= ATTEMPTS_OF_A_TASK:
         return errors[-1].error()
-    return WorkerDied(
-        f"task {history.task} lost its worker {history.num_lost} times",
-        where=f"run {run.id}, {last.log_path}",
-        remedy=f"Look at its log, then run 'retrodb runs retry {run.id[:12]}', or start workers with more memory.",
+    has_died = history.states.count("died") == history.num_lost
+    what = f"task {history.task} lost its {'process' if has_died else 'worker'} {history.num_lost} times"
+    where, remedy = (
+        f"run {run.id}, {history.attempts[-1].log_path}",
+        "Run the same command again; workers with more memory may help.",
     )
+    return (WorkerDied if has_died else RetroDBError)(what, where=where, remedy=remedy)
 
 
 def _unreadable_record(run: Run, task: str) -> DamagedFileError:

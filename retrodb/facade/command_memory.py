@@ -30,6 +30,27 @@ LEAST_MIB: Mapping[str, int] = {
 """By the name of the method of `Database`."""
 
 
+_OTHER_COMMANDS = {
+    "near_duplicates": "dedup",
+    "repair_neighbours": "neighbours",
+    "add_queries": "queries",
+    "add_packed_queries": "queries",
+    "refresh_export": "export",
+    "export_faiss": "index",
+    "repair": "check",
+}
+TASK_COMMANDS = (
+    *("ingest", "dedup", "tag", "filter", "undelete", "embed", "index", "queries", "neighbours", "export"),
+    *("exposure", "check", "compact", "purge", "space"),
+)
+"""The commands that have tasks for workers."""
+
+
+def command_of(method: str) -> str:
+    """The command of a method of `Database`."""
+    return _OTHER_COMMANDS.get(method, method.replace("_", "-"))
+
+
 class _HasEngine(Protocol):
     @property
     def _engine(self) -> Engine: ...
@@ -54,9 +75,13 @@ def limited(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
 
     @wraps(method)
     def begun(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        limit = self._engine.memory_limit
-        require_command(name, limit)
-        PROCESS_MEMORY.begin(limit)
-        return method(self, *args, **kwargs)
+        engine = self._engine
+        require_command(name, engine.memory_limit)
+        PROCESS_MEMORY.begin(engine.memory_limit)
+        before, engine.asked_by = engine.asked_by, command_of(name)  # an update calls other methods
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            engine.asked_by = before
 
     return begun

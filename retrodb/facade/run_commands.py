@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from retrodb.encode.threads import available_cpus
 from retrodb.engine.posted import StoredCommand
 from retrodb.engine.worker_engine import WorkerEngine
+from retrodb.errors import UsageError
 from retrodb.facade.base import DatabaseBase
+from retrodb.facade.command_memory import TASK_COMMANDS
 
 if TYPE_CHECKING:
     from retrodb.engine.worker import WorkerResult
@@ -26,6 +28,7 @@ class RunCommands(DatabaseBase):
         run: str | None = None,
         stages: Sequence[str] = (),
         gpu: bool = False,
+        allow_python: bool = False,
         workers: int | None = 1,
         idle_exit_s: float | None = None,
         grace_s: float = 0.0,
@@ -38,12 +41,20 @@ class RunCommands(DatabaseBase):
             run: the beginning of the id of the only run to work on. None is all.
             stages: take tasks of these commands only, such as "embed". Empty is all.
             gpu: take only tasks that can use a GPU.
+            allow_python: take tasks with a Python function of the user, such as a tagger. Then everybody who can write to the
+                database can run any code here.
             workers: number of tasks side by side, in processes of their own. None is one per core.
             idle_exit_s: end after so many seconds without a task. None stays.
             grace_s: seconds to finish tasks after SIGTERM.
+
+        Raises:
+            UsageError: a command that has no tasks.
         """
         from retrodb.engine.worker import Worker, WorkerOptions
 
+        for name in stages:
+            if name not in TASK_COMMANDS:
+                raise UsageError(f"'{name}' is no command with tasks", remedy=f"There are: {', '.join(TASK_COMMANDS)}.")
         processes = workers or available_cpus()
         options = WorkerOptions(
             processes=processes,
@@ -52,19 +63,21 @@ class RunCommands(DatabaseBase):
             run=run,
             stages=frozenset(stages),
             gpu=gpu,
+            allows_python=allow_python,
             idle_exit_s=idle_exit_s,
             grace_s=grace_s,
         )
         return Worker(self._context.storage, options, lambda text: print(text, file=sys.stderr, flush=True)).run()
 
-    def keep_command_line(self, arguments: Sequence[str]) -> None:
+    def keep_command_line(self, names: Sequence[str], arguments: Sequence[str]) -> None:
         """Keep a command line with the runs that it posts for workers, so that `retrodb runs commit` can run it again.
 
         Args:
-            arguments: of `retrodb`.
+            names: of the command.
+            arguments: the others, without the database.
         """
         if isinstance(self._engine, WorkerEngine):
-            self._engine.command = StoredCommand(tuple(arguments), os.getcwd())
+            self._engine.command = StoredCommand(tuple(names), tuple(arguments), os.getcwd())
 
     def runs(self) -> list[RunSummary]:
         """The runs that have not committed, the oldest first."""
@@ -114,12 +127,19 @@ class RunCommands(DatabaseBase):
         return cancel_run(self._context, run)
 
     def command_of_run(self, run: str) -> tuple[tuple[str, ...], str]:
-        """The command line that planned a run, without `retrodb`, and the folder that it was given in.
+        """The command line that planned a run, for this database and without `retrodb`, and the folder that it was given in.
 
         Args:
             run: the beginning of its id.
+
+        Raises:
+            UsageError: it is not known, or no command that has tasks.
         """
         from retrodb.maintain.runs import command_of_run
 
         command = command_of_run(self._context, run)
-        return command.arguments, command.folder
+        if not command.names or command.names[0] not in (*TASK_COMMANDS, "update"):
+            remedy = "Run the command yourself."
+            raise UsageError(f"'{' '.join(command.names)}' is no command with tasks", where=f"run {run}", remedy=remedy)
+        path = self.path if "://" in self.path else os.path.abspath(self.path)
+        return (*command.names, path, *command.arguments), command.folder

@@ -89,7 +89,7 @@ _FILES = {
     "runs": r"plan\.json|(?:keys|sample|outcomes)\.npy"
     r"|(?:tasks|reports|counts|near|reuse|windows|spool|traces|order|sample|sample-texts|drift|exposure|lists|truth|join|training)/.+"
     r"|(?:excluded|found)/.+"
-    r"|cancelled\.json|command\.json|(?:attempts|signs|logs|retries|earlier)/.+",
+    r"|cancelled\.json|command\.json|(?:attempts|signs|logs|retries|verified)/.+",
 }
 
 

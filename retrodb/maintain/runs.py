@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ from retrodb.engine.attempts import (
     read_sign,
 )
 from retrodb.engine.posted import PostedTasks, StoredCommand, read_command, read_posted
-from retrodb.engine.run import read_plan, record_path
+from retrodb.engine.run import DEFAULT_LEASE_S, read_plan, record_path
 from retrodb.errors import DamagedFileError, MissingFileError, UsageError
 from retrodb.stages.context import Context
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.storage import Storage
 
+_LOOK_EVERY_S = 0.5  # at workers that have to stop
 _STRAGGLER = 3  # a task that takes so many times as long as the median of the finished ones
 _LEAST_FINISHED = 3  # tasks that have to be finished before any is a straggler
 
@@ -131,7 +133,7 @@ def read_log(context: Context, run: str, task: str) -> TaskLog:
     """
     storage, run = context.storage, find_run(context.storage, run)
     attempts = attempts_of(storage, run)
-    found = _only([name for name in attempts if name.startswith(task)], f"a task '{task}' with attempts", "runs show")
+    found = _only([name for name in attempts if name.startswith(task)], "task", task, "retrodb runs show DB RUN")
     texts = []
     for attempt in attempts[found]:
         with suppress(MissingFileError):  # it is running, or its worker died
@@ -161,6 +163,17 @@ def cancel(storage: Storage, run: str) -> None:
     storage.remove_empty_folders("queue")
 
 
+def wait_for_attempts(storage: Storage, run: str) -> None:
+    """Wait until no worker is at work on a run that was cancelled: each has given its task back, or counts as lost."""
+    watch = Watch(storage, DEFAULT_LEASE_S)
+    while True:
+        finished, attempts = finished_tasks(storage, run), attempts_of(storage, run)
+        unfinished = [History.of(watch, task, of_task) for task, of_task in attempts.items() if task not in finished]
+        if not any(history.is_running for history in unfinished):
+            return
+        time.sleep(_LOOK_EVERY_S)
+
+
 def command_of_run(context: Context, run: str) -> StoredCommand:
     """The command line that planned a run.
 
@@ -181,19 +194,15 @@ def command_of_run(context: Context, run: str) -> StoredCommand:
 def find_run(storage: Storage, prefix: str) -> str:
     """The id of the open run that begins so. Raises UsageError: there is none, or there are several."""
     matching = [run for run in open_runs(storage) if run.startswith(prefix)]
-    return _only(matching, f"an open run '{prefix}'", "runs list")
+    return _only(matching, "open run", prefix, "retrodb runs list DB")
 
 
-def _only(found: list[str], what: str, command: str) -> str:
-    if len(found) == 1:
-        return found[0]
+def _only(found: list[str], noun: str, prefix: str, command: str) -> str:
     if not found:
-        raise UsageError(
-            f"there is no {what.removeprefix('an ').removeprefix('a ')}", remedy=f"See 'retrodb {command}'."
-        )
-    raise UsageError(
-        f"there is more than {what.replace('an ', 'one ', 1).replace('a ', 'one ', 1)}", remedy="Give more of its id."
-    )
+        raise UsageError(f"there is no {noun} '{prefix}'", remedy=f"'{command}' lists them.")
+    if len(found) > 1:
+        raise UsageError(f"there are {len(found)} of them: {noun} '{prefix}'", remedy="Give more of its id.")
+    return found[0]
 
 
 def _summary(storage: Storage, run: str) -> RunSummary:
@@ -268,7 +277,7 @@ def _elapsed_s(storage: Storage, attempt: Attempt, *, is_finished: bool) -> floa
         now = datetime.now(UTC)
         if is_finished:
             now = datetime.fromtimestamp(storage.stat(record_path(attempt.run, attempt.task)).modified_s, UTC)
-    except (MissingFileError, DamagedFileError, ValueError):
+    except (MissingFileError, DamagedFileError, ValueError, TypeError):  # a time without its zone
         return None
     return round(max(0.0, (now - started).total_seconds()), 1)
 

@@ -165,7 +165,7 @@ def _describes_one_of(storage: Storage, blocks: str, others: Mapping[int, Sequen
     return False
 
 
-_COMPLETION = re.compile(r"runs/[^/]+/(?:tasks|earlier)/.+")
+_COMPLETION = re.compile(r"runs/[^/]+/tasks/.+")
 
 
 def _open_runs(storage: Storage, committed: set[str]) -> dict[str, set[str]]:
@@ -178,7 +178,7 @@ def _open_runs(storage: Storage, committed: set[str]) -> dict[str, set[str]]:
         if run in closed:
             continue
         runs[run].add(path)
-        if file.startswith(("tasks/", "earlier/")):
+        if file.startswith("tasks/"):
             runs[run].update(_outputs(storage.read(path), path))
     return dict(runs)
 

@@ -61,6 +61,7 @@ def test_duplicate_field_is_found_in_any_json(value: object, space: str, ascii_o
         '{"text": "a", "text": "b"}',
         '{"text": "a", "m": [{"k": 1, "x": 0, "k": 2}]}',
         '{"te\\u0078t": "a", "text": "b"}',
+        '{"a": null, "a": "\\u0022", "text": "\\u0022"}',  # as many quotes as without the first field
     ],
 )
 def test_json_record_with_two_fields_of_one_name_is_refused(tmp_path: Path, line: str) -> None:

@@ -18,7 +18,14 @@ from retrodb.format.snapshot import snapshot_path
 
 from .asked import answers
 
-NEVER_NAMED = {"runs", "heads", "collection", "checked", "repairing"}  # no snapshot names them, and no reader asks them
+NEVER_NAMED = {
+    "runs",
+    "queue",
+    "heads",
+    "collection",
+    "checked",
+    "repairing",
+}  # no snapshot names them, and no reader asks them
 CASES_A_KIND = 204  # 34 of each harm
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from retrodb.encode.encoder import NotFiniteError, OutOfDeviceMemory
 from retrodb.engine.attempts import (
     ATTEMPTS_OF_A_TASK,
     Attempt,
@@ -97,8 +98,12 @@ def test_an_error_comes_back_as_it_was() -> None:
     error = InputError("not JSON", where="a.jsonl, line 3", remedy="Mend this line.")
     again = StoredError.of(error).error()
     assert (type(again), str(again)) == (InputError, str(error))
-    assert type(StoredError("EXIT_OK", "what", None, None).error()) is RetroDBError
-    assert type(StoredError("NewError", "what", None, None).error()) is RetroDBError
+    for unknown in ("retrodb.errors:EXIT_OK", "retrodb.errors:NewError", "os:system", "", "retrodb.none:X"):
+        assert type(StoredError(unknown, "what", None, None).error()) is RetroDBError
+    assert type(StoredError.of(OutOfDeviceMemory("full")).error()) is OutOfDeviceMemory
+    assert (
+        type(StoredError.of(NotFiniteError("NaN", 3, "Mend it.")).error()) is InputError
+    )  # its own constructor differs
 
 
 def test_a_task_that_was_given_back_often_is_no_suspect() -> None:

@@ -75,12 +75,13 @@ def test_payloads_results_and_arguments_of_every_task_have_a_json_form() -> None
 
 def test_posted_tasks_come_back_as_they_were(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    write_posted(storage, posted(storage))
-    read = read_posted(storage, posted(storage).path)
-    assert read == posted(storage)
-    tasks = [task_of(read, number, ["engine"]) for number in range(3)]
-    assert [task.payload for task in tasks] == [Work(1), Work(2), Work(3)]
-    assert [(task.id, task.weight, task.kind) for task in tasks] == [
+    tasks = posted(storage)
+    write_posted(storage, tasks)
+    read = read_posted(storage, tasks.path)
+    assert read == tasks
+    again = [task_of(read, number, ["engine"]) for number in range(3)]
+    assert [task.payload for task in again] == [Work(1), Work(2), Work(3)]
+    assert [(task.id, task.weight, task.kind) for task in again] == [
         (task.id, task.weight, WORK) for task in (WORK.task(Work(number), weight=number) for number in range(1, 4))
     ]
 
@@ -115,3 +116,15 @@ def test_a_payload_of_another_version_is_refused(tmp_path: Path) -> None:
     wrong = replace(tasks, tasks=(replace(tasks.tasks[0], payload={"number": "one"}),))
     with pytest.raises(DamagedFileError, match="queue/"):
         task_of(wrong, 0, ["engine"])
+
+
+def test_the_same_tasks_posted_again_are_other_ones_for_workers(tmp_path: Path) -> None:
+    """Their arguments may differ, and workers keep what they have read."""
+    assert posted(LocalStorage(tmp_path)).path != posted(LocalStorage(tmp_path)).path
+
+
+def test_a_tagger_of_the_user_is_known_as_python(tmp_path: Path) -> None:
+    tasks = posted(LocalStorage(tmp_path))
+    assert not tasks.needs_python
+    assert replace(tasks, arguments={"params": {"python": "subprocess:run"}}).needs_python
+    assert not replace(tasks, arguments={"params": {"python": None, "regex": "a"}}).needs_python

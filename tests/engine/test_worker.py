@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import retrodb
 from engine.made_tasks import WORK, Square, Work, run_work
 from retrodb.engine.attempts import Attempt, attempts_of, claim, finished_tasks, read_claim
 from retrodb.engine.posted import posted_tasks, write_posted
@@ -30,6 +31,11 @@ from retrodb.store.storage import LocalStorage
 
 OPTIONS = WorkerOptions(idle_exit_s=1.5, libraries=("engine",))
 LEASE_S = 1.0
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrodb.engine.task_queue._OTHERS_FIRST_S", 0.3)
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def test_a_task_whose_process_dies_is_begun_again_at_once(run: Run) -> None:
 def test_a_task_that_kills_every_process_is_named(run: Run) -> None:
     others = [Work(number) for number in range(4, 8)]
     [deadly, *rest] = tasks_of(Work(3, dies=100), *others)
-    with workers(run, 2), pytest.raises(WorkerDied, match=f"{deadly.id} lost its worker 4 times"):
+    with workers(run, 2), pytest.raises(WorkerDied, match=f"{deadly.id} lost its process 4 times"):
         wait_for(run, [deadly, *rest], lease_s=600)
     assert finished_tasks(run.storage, run.id) >= {task.id for task in rest}  # it ran alone, after all others
     assert traces(run, 3) == 4
@@ -261,3 +267,70 @@ def _until(condition) -> None:  # type: ignore[no-untyped-def]
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.02)
+
+
+def test_tasks_of_large_outputs_are_verified_by_workers_before_they_count(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = tasks_of(*map(Work, range(6)))
+    with workers(run, 1):
+        first = wait_for(run, tasks)
+    monkeypatch.setattr("retrodb.engine.run._VERIFIED_HERE_BYTES", -1)
+    run.storage.write(first[2].files[0].path, b"damaged")
+    with workers(run, 2):
+        again = wait_for(run, tasks)
+    assert [record.result for record in again] == [record.result for record in first]
+    assert [traces(run, number) for number in range(6)] == [1, 1, 2, 1, 1, 1]
+
+
+def test_two_processes_that_wait_for_the_same_tasks_both_get_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrodb.engine.worker_engine._LOOK_EVERY_S", 0.1)
+    tasks = tasks_of(*(Work(number, 0.2) for number in range(8)))
+    with ThreadPoolExecutor(2) as pool, workers(run, 2, replace(OPTIONS, idle_exit_s=5)):
+        both = [pool.submit(wait_for, run, tasks) for _ in range(2)]
+        assert both[0].result(60) == both[1].result(60)
+    assert run.storage.list("queue") == []
+
+
+def test_a_command_whose_run_was_deleted_does_not_wait_for_ever(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrodb.engine.worker_engine._LOOK_EVERY_S", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_for, run, tasks_of(Work(3)))
+        _until(lambda: run.storage.list("queue") != [])
+        forget_run(run)
+        with pytest.raises(ConflictError, match="ended this run"):
+            waiting.result(20)
+
+
+def test_a_task_that_fails_on_one_machine_is_left_to_others(run: Run) -> None:
+    """The first worker may run none of the functions."""
+    broken = replace(OPTIONS, libraries=(), idle_exit_s=8)
+    with workers(run, 1, broken), workers(run, 1, replace(OPTIONS, idle_exit_s=8)):
+        records = wait_for(run, tasks_of(*(Work(number, 0.05) for number in range(6))), lease_s=20)
+    assert len(records) == 6
+
+
+def test_a_worker_whose_tasks_all_fail_ends(run: Run) -> None:
+    broken = replace(OPTIONS, libraries=(), idle_exit_s=None)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_for, run, tasks_of(*map(Work, range(20))), 600.0)
+        result = work(run, broken)
+        assert (result.exit_code, result.num_failed) == (1, 10)
+        work(run, replace(OPTIONS, idle_exit_s=2))
+        assert len(waiting.result(30)) == 20
+
+
+def test_tasks_of_another_version_are_left(run: Run) -> None:
+    notes: list[str] = []
+    posted = posted_tasks(run, tasks_of(Work(3)), run_work, extra_bytes=0, lease_s=600)
+    write_posted(run.storage, replace(posted, library="0.0.1"))
+    Worker(LocalStorage(run.storage.url), replace(OPTIONS, idle_exit_s=0.5), notes.append).run()
+    assert notes == [f"run {run.id[:12]} is of retrodb 0.0.1, and this worker is {retrodb.__version__}"]
+
+
+def test_damaged_tasks_are_named(run: Run) -> None:
+    notes: list[str] = []
+    run.storage.write(f"queue/{run.id}/{'a' * 32}.json", b"{")
+    Worker(LocalStorage(run.storage.url), replace(OPTIONS, idle_exit_s=0.5), notes.append).run()
+    assert len(notes) == 1
+    assert "queue/" in notes[0]

@@ -58,7 +58,7 @@ def test_it_has_every_kind_of_file_and_is_small(golden: Path) -> None:
     files = [path for path in golden.rglob("*") if path.is_file()]
     names = [path.relative_to(golden).as_posix() for path in files]
     kinds = {name: kind_of(name) for name in names if name.partition("/")[0] not in NOT_OF_THE_FORMAT}
-    assert set(kinds.values()) == set(KINDS)
+    assert set(kinds.values()) == set(KINDS) - {"queue"}  # of a command that waits for workers
     assert sum(path.stat().st_size for path in files) < MAX_SIZE_BYTES
 
 

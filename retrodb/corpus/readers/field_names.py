@@ -45,13 +45,14 @@ def find_duplicate_field(content: bytes, value: object) -> DuplicateField | None
     """The first two fields of one name in an object of a JSON text.
 
     Nearly every text is decided by counting quotes: a parsed value without duplicates has two for each of its strings and
-    names, in addition to those within them. A text with other quotes is parsed again, slowly.
+    names, in addition to those within them. A text with other quotes, or with one that is written as a number, is parsed again,
+    slowly.
 
     Args:
         content: the JSON text, which is valid.
         value: what a parser made of it, where the last field of a name counts.
     """
-    if content.count(b'"') == _num_quotes(value):
+    if rb"\u0022" not in content and content.count(b'"') == _num_quotes(value):
         return None
     try:
         json.loads(content, object_pairs_hook=_unique_fields)

@@ -37,7 +37,7 @@ from retrodb.maintain.purge.proof import Proof, run_proof
 from retrodb.maintain.purge.records import remove_mentions, remove_quoting_items, testsets_to_search
 from retrodb.maintain.purge.targets import Targets
 from retrodb.maintain.purge.traces import Traces, store_traces, stored_traces, string_values, traces_of
-from retrodb.maintain.runs import cancel
+from retrodb.maintain.runs import cancel, wait_for_attempts
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
@@ -101,6 +101,8 @@ def execute_purge(
     _refuse_pins(plan, break_pins=break_pins)
     for other in plan.open_runs:
         cancel(context.storage, other)
+    for other in plan.open_runs:
+        wait_for_attempts(context.storage, other)
     run = open_run(
         context.storage, "purge", _PurgeRun(STAGE_VERSION, identity(sorted(map(str, plan.names)))), context.clock
     )

@@ -97,7 +97,7 @@ class Searcher:
         elif num_short:
             notes.append(
                 f"{num_short:,} of {len(hits):,} queries have fewer than {k:,} hits in the lists that a query reads at most; "
-                "a larger --nprobe reads more"
+                "more lists are read with a larger number of probes"
             )
         count = sum(part.num_rows for part in missing_rows(self.view, self.space))
         if count:
