@@ -66,6 +66,27 @@ def test_least_recently_used_copies_go_first_and_the_limit_holds(cache: ObjectCa
     assert size_of(tmp_path) <= 10 * MIB
 
 
+def test_copy_is_kept_although_another_process_removes_its_folder_while_it_is_empty(
+    cache: ObjectCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, removed = os.replace, []
+
+    def replace_after_removal(source: Path, target: Path) -> None:
+        if not removed:
+            removed.append(target.parent)
+            target.parent.rmdir()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_after_removal)
+    assert keep(cache, "a", "1", b"one").read_bytes() == b"one"
+    assert removed
+
+
+def test_only_the_user_can_look_into_the_cache(cache: ObjectCache) -> None:
+    keep(cache, "a", "1", b"one")
+    assert cache.root.stat().st_mode & 0o777 == 0o700
+
+
 def test_use_makes_a_copy_recent_and_leaves_its_time_of_change(cache: ObjectCache) -> None:
     copy = keep(cache, "a", "1", b"x")
     changed = copy.stat().st_mtime_ns
