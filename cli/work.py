@@ -42,8 +42,7 @@ from .options import (
 @click.option(
     "--allow-python",
     is_flag=True,
-    help="Take tasks with a Python function, such as those of 'tag --python'. Then everybody who can write to DB can run any "
-    "code here.",
+    help="Take tasks of taggers that are Python functions. Then everybody who can write to DB can run any code here.",
 )
 @workers_option
 @memory_option

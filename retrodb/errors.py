@@ -7,6 +7,7 @@ Exit codes are a public interface of the command line. They are defined only her
     │   ├── ConfigError         2   an unknown key or an invalid value in a TOML file or in parameters
     │   └── NotEnoughMemory     2   --memory is below the least that a command needs
     ├── InputError              1   a file of the user cannot be read in the expected format
+    │   ├── UnopenedInputError  1   a file of the user cannot be opened, such as on the machine of a worker
     │   └── TooManyRejects      1   more records were rejected than --max-reject-rate allows
     ├── MissingStep             1   another command must run first
     ├── MissingDependency       1   an optional package is not installed
@@ -84,6 +85,10 @@ class NotEnoughMemory(UsageError):
 
 class InputError(RetroDBError):
     """A file of the user cannot be read in the expected format."""
+
+
+class UnopenedInputError(InputError):
+    """A file of the user cannot be opened. It may be whole, and another machine may have it."""
 
 
 class TooManyRejects(InputError):

@@ -190,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_error(404, "NoSuchKey")
             case "503":
                 self._send_error(503, "SlowDown")
+            case "501":
+                self._send_error(501, "NotImplemented")
             case "reset":
                 self._reset()
             case "412 after success":

@@ -13,14 +13,14 @@ from retrodb.format.json_codec import JsonValue, from_plain, to_plain_object
 class InputFile:
     """One file to read, as `find_files` returns it."""
 
-    path: str  # for people and reports: bytes that are not UTF-8 are escaped
+    path: str  # for people and reports: bytes that are not UTF-8 are escaped; of a stream, that of its content in the storage
     name: str  # path below the folder or glob of the user, escaped; the id of a document that is a whole file
     format: str  # a name of `READERS`, or "unknown"; for tar archives that of all members, or "auto"
     size_bytes: int  # as stored
     compression: str  # "none", "gzip", "zstd", "bz2" or "xz"
     is_tar: bool = False  # a tar archive of files
-    raw_path: bytes | None = None  # the path in the file system, if it is not UTF-8
-    stream: str | None = None  # "-", or the path of the pipe whose content was written to this file
+    raw_path: bytes | None = None  # the path in the file system, if it is another one
+    stream: str | None = None  # "-", or the path of the pipe whose content was written to the storage
 
     @property
     def disk_path(self) -> str:

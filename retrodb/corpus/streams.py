@@ -16,7 +16,7 @@ from typing import IO, Protocol
 from retrodb.corpus.file_names import escape_name
 from retrodb.corpus.input_sources import open_source
 from retrodb.corpus.member_stream import MEMBER_MAGIC, MemberStream
-from retrodb.errors import InputError
+from retrodb.errors import InputError, UnopenedInputError
 
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 64 << 10  # of a file, from which its format is detected
@@ -91,7 +91,7 @@ def open_input(path: str | Path, compression: str = "none", start: int = 0) -> I
     """The bytes of a file from the stored byte `start`.
 
     Raises:
-        InputError: the file cannot be opened.
+        UnopenedInputError: the file cannot be opened.
     """
     try:
         source = open_source(path, buffered=compression != "none")
@@ -106,7 +106,7 @@ def open_decompressed(path: str | Path) -> InputStream:
     """The bytes of a file, with the compression that its first bytes show. The file may be a pipe.
 
     Raises:
-        InputError: the file cannot be opened.
+        UnopenedInputError: the file cannot be opened.
     """
     try:
         source = open_source(path)
@@ -125,9 +125,9 @@ def read_first_bytes(stream: ByteSource) -> bytes:
     return head
 
 
-def _cannot_open(path: str | Path, error: OSError) -> InputError:
+def _cannot_open(path: str | Path, error: OSError) -> UnopenedInputError:
     fault = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror or error})"
-    return InputError(fault, where=escape_name(str(path)), remedy="Check the path.")
+    return UnopenedInputError(fault, where=escape_name(str(path)), remedy="Check the path.")
 
 
 class _Decompressor(ByteSource, Protocol):

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import version
 from typing import get_args, get_type_hints
 
-from retrodb import __version__
 from retrodb.engine.attempts import finished_tasks
 from retrodb.engine.run import Run
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskKind
@@ -111,7 +111,7 @@ def posted_tasks(
     kind = tasks[0].kind
     return PostedTasks(
         id=uuid.uuid4().hex,
-        library=__version__,
+        library=library_version(),
         asked_by=asked_by or run.command,
         run=run.id,
         command=run.command,
@@ -141,6 +141,12 @@ def ended_tasks(storage: Storage, posted: PostedTasks) -> set[str]:
 def mark_verified(storage: Storage, posted: PostedTasks, task: str) -> None:
     """Let a task that ended earlier count."""
     storage.write(path_of("runs", run=posted.run, file=f"verified/{posted.id}-{task}.json"), b"{}")
+
+
+@cache
+def library_version() -> str:
+    """The version of this library, as it was installed."""
+    return version("retrodb")
 
 
 def read_posted(storage: Storage, path: str) -> PostedTasks:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from retrodb import __version__
 from retrodb.engine.attempts import (
     Attempt,
     History,
@@ -17,7 +16,7 @@ from retrodb.engine.attempts import (
     num_retries,
     read_claim,
 )
-from retrodb.engine.posted import PostedTasks, ended_tasks, read_posted
+from retrodb.engine.posted import PostedTasks, ended_tasks, library_version, read_posted
 from retrodb.engine.run import run_is_open
 from retrodb.engine.task_memory import memory_of
 from retrodb.engine.task_process import ClaimedTask
@@ -106,8 +105,8 @@ class TaskQueue:
         except DamagedFileError as error:
             self._note(str(error))
             return None
-        if posted.library != __version__:
-            self._note(f"run {posted.run[:12]} is of retrodb {posted.library}, and this worker is {__version__}")
+        if posted.library != library_version():
+            self._note(f"run {posted.run[:12]} is of retrodb {posted.library}, and this worker is {library_version()}")
             return None
         if posted.needs_python and not self._allows_python:
             self._note(

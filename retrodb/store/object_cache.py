@@ -78,8 +78,11 @@ class ObjectCache:
         folder = self._folder_of(path, etag, size_bytes)
         self._make_room(size_bytes)
         _mark_used(file)
-        folder.mkdir(parents=True, exist_ok=True)
-        os.replace(file, folder / _name_of(path))
+        self._make_root()
+        try:
+            _move_into(folder, file, _name_of(path))
+        except FileNotFoundError:  # another process has removed the folder while it was empty
+            _move_into(folder, file, _name_of(path))
         for other in self._folders_of(path):
             if other != folder:
                 _remove(other / _name_of(path))
@@ -123,9 +126,15 @@ class ObjectCache:
         return [folder for folder in _entries(place.parent) if folder.stem == place.name]
 
     def _temporary_folder(self) -> Path:
+        self._make_root()
         folder = self.root / TEMPORARY
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         return folder
+
+    def _make_root(self) -> None:
+        """Make the folder of all copies. Documents are in it, so only this user may look into it."""
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, exist_ok=True)
 
     def _make_room(self, size_bytes: int) -> None:
         """Remove what was not used for longest, until a new copy fits. Files of processes that were killed go too."""
@@ -197,6 +206,11 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _move_into(folder: Path, file: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    os.replace(file, folder / name)
 
 
 def _remove(copy: Path) -> None:

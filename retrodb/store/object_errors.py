@@ -16,6 +16,12 @@ _PASSING_STATUS = {408, 409, 425, 429}
 _PASSING_CODE = {"RequestTimeout", "SlowDown", "NoSuchUpload"}  # the last one also of an upload that has just ended
 _RETRY = "Check the network and the endpoint, then run the same command again: finished work is kept."
 _CREDENTIALS = "Check the credentials (environment, profile or instance) and the policy of the bucket."
+NEEDED_STORE = (
+    "Use a store with conditional writes (If-None-Match), such as Amazon S3, Google Cloud Storage, Azure or MinIO, "
+    "or a local directory."
+)
+"""The remedy where a store cannot have a database."""
+_NOT_IMPLEMENTED = 501
 _CREDENTIAL_SERVICES = ("//169.254.", "//metadata.google.internal", "//metadata/computeMetadata")  # of instances
 _REMEDIES = {
     301: "Set AWS_REGION to the region of the bucket.",
@@ -48,7 +54,7 @@ def is_passing(error: Exception) -> bool:
         return True
     if _is_of_credentials(error):
         return False  # obstore has asked several times
-    return isinstance(error, GenericError) and (status is None or status >= 500)
+    return isinstance(error, GenericError) and (status is None or (status >= 500 and status != _NOT_IMPLEMENTED))
 
 
 def store_error(error: Exception, where: str) -> RetroDBError:
@@ -58,6 +64,9 @@ def store_error(error: Exception, where: str) -> RetroDBError:
         return RetroDBError("no credentials for the object store were found", where=where, remedy=_CREDENTIALS)
     if code == "NoSuchBucket":
         return RetroDBError("there is no such bucket", where=where, remedy=_REMEDIES[404])
+    if status == _NOT_IMPLEMENTED:
+        what = "this object store cannot have a database: it answered 501 to a request that it does not know"
+        return RetroDBError(what, where=where, remedy=NEEDED_STORE)
     if status is not None:
         what = f"the object store answered {status}" + (f" ({code})" if code else "")
         return RetroDBError(what, where=where, remedy=_REMEDIES.get(status, _RETRY))

@@ -11,13 +11,10 @@ from threading import Barrier
 
 from retrodb.errors import RetroDBError
 from retrodb.store.object_client import ObjectClient
+from retrodb.store.object_errors import NEEDED_STORE
 from retrodb.store.storage import TEMPORARY, temporary_name
 
 WRITERS, RACES = 8, 16
-_REMEDY = (
-    "Use a store with conditional writes (If-None-Match), such as Amazon S3, Google Cloud Storage, Azure or MinIO, "
-    "or a local directory."
-)
 
 
 def probe_store(client: ObjectClient) -> None:
@@ -33,7 +30,7 @@ def probe_store(client: ObjectClient) -> None:
             if len(winners) != 1:
                 what = f"of {WRITERS} writers of the same new object {len(winners)} succeeded, and not one"
                 raise RetroDBError(
-                    f"this object store ignores conditions of writes: {what}", where=client.url, remedy=_REMEDY
+                    f"this object store ignores conditions of writes: {what}", where=client.url, remedy=NEEDED_STORE
                 )
             _compare(client, path, winners[0])
         _compare_list(client, set(paths), are_there=True)
@@ -60,13 +57,13 @@ def _compare(client: ObjectClient, path: str, winner: int) -> None:
     fetched = client.get(path)
     if fetched is None or fetched.data != _content(winner) or not fetched.info.etag:
         what = "an object is not what its writer was told, or has no etag"
-        raise RetroDBError(f"this object store cannot have a database: {what}", where=client.url, remedy=_REMEDY)
+        raise RetroDBError(f"this object store cannot have a database: {what}", where=client.url, remedy=NEEDED_STORE)
 
 
 def _compare_list(client: ObjectClient, paths: set[str], *, are_there: bool) -> None:
     if (paths & set(client.infos(TEMPORARY))) != (paths if are_there else set()):
         what = "its lists do not show what was just " + ("written" if are_there else "deleted")
-        raise RetroDBError(f"this object store cannot have a database: {what}", where=client.url, remedy=_REMEDY)
+        raise RetroDBError(f"this object store cannot have a database: {what}", where=client.url, remedy=NEEDED_STORE)
 
 
 def _content(writer: int) -> bytes:

@@ -3,12 +3,17 @@
 A file that is read whole is verified at its opening, a mapped file block by block when it is touched. Of a Parquet file
 the opening verifies the footer, and Arrow the pages, by their checksums. Without the file of a file's block digests its readers
 still work: they verify the whole file.
+
+A copy of an object can be damaged although the object is whole. Such a copy is replaced. What is read whole is then read from
+the new copy. A mapping has the old bytes, so its error asks for the same command again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from retrodb.errors import DamagedFileError, MissingFileError
 from retrodb.format.arrays import AnyArray
@@ -21,6 +26,8 @@ from retrodb.store.row_files import read_bitmap
 from retrodb.store.storage import Storage
 from retrodb.store.verified_array import VerifiedArray
 from retrodb.store.verified_bytes import VerifiedBlocks, VerifiedBytes, blocks_of
+
+T = TypeVar("T")
 
 _PARQUET_MAGIC, _PARQUET_TAIL = 4, 8  # bytes at the beginning; and at the end, with the length of the footer
 
@@ -48,12 +55,12 @@ class VerifiedFiles:
             DamagedFileError: when its size or digest is not that of the record.
         """
         path, blocks = self._find(record)
-        if record.path.endswith(".parquet") and record.blocks_path is not None:
-            if not (blocks.is_whole or blocks.has_footer):
-                _verify_footer(self._map(record, path, blocks))
-                blocks.has_footer = True
-        else:
-            self._verify_whole(record, path, blocks)
+        try:
+            self._verify_opened(record, path, blocks)
+        except DamagedFileError:
+            if not self._replaces_copy(record, blocks):
+                raise
+            return self._find(record)[0]
         return path
 
     def verify(self, record: FileRecord) -> None:
@@ -72,13 +79,17 @@ class VerifiedFiles:
 
     def array(self, record: FileRecord) -> VerifiedArray:
         """A live `.npy` file, mapped, whose rows are verified when they are read. Raises as `open` for its size and header."""
-        return VerifiedArray(self.bytes(record))
+        return _tried_twice(lambda: VerifiedArray(self.bytes(record)))
 
     def whole_array(self, record: FileRecord) -> AnyArray:
         """All rows of a live `.npy` file, mapped. They prove each other, so no block digest is read. Raises as `array`."""
-        file = self.bytes(record)
-        file.whole()
-        return VerifiedArray(file).whole()
+
+        def array() -> AnyArray:
+            file = self.bytes(record)
+            file.whole()
+            return VerifiedArray(file).whole()
+
+        return _tried_twice(array)
 
     def _find(self, record: FileRecord) -> tuple[Path, VerifiedBlocks]:
         """The path, and what was verified already."""
@@ -91,6 +102,14 @@ class VerifiedFiles:
             raise damage(record, f"{stat.st_size} bytes instead of {record.digest.size_bytes}")
         return path, blocks_of(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, record.digest.xxh3)
 
+    def _verify_opened(self, record: FileRecord, path: Path, blocks: VerifiedBlocks) -> None:
+        if not (record.path.endswith(".parquet") and record.blocks_path is not None):
+            self._verify_whole(record, path, blocks)
+        elif not (blocks.is_whole or blocks.has_footer):
+            read_digests = partial(_find_digests, self.storage, record)
+            _verify_footer(VerifiedBytes(path, blocks, record.digest.xxh3, read_digests, partial(damage, record)))
+            blocks.has_footer = True
+
     def _verify_whole(self, record: FileRecord, path: Path, blocks: VerifiedBlocks) -> None:
         if blocks.is_whole:
             return
@@ -99,7 +118,26 @@ class VerifiedFiles:
 
     def _map(self, record: FileRecord, path: Path, blocks: VerifiedBlocks) -> VerifiedBytes:
         read_digests = partial(_find_digests, self.storage, record)
-        return VerifiedBytes(path, blocks, record.digest.xxh3, read_digests, partial(damage, record))
+        error_of = partial(self._damage_of_mapping, record, blocks)
+        return VerifiedBytes(path, blocks, record.digest.xxh3, read_digests, error_of)
+
+    def _damage_of_mapping(self, record: FileRecord, damaged: VerifiedBlocks, what: str) -> DamagedFileError:
+        if not self._replaces_copy(record, damaged):
+            return damage(record, what)
+        what = f"the copy of this object on this machine was damaged, and is replaced ({what})"
+        return DamagedFileError(what, where=record.path, remedy="Run the same command again.")
+
+    def _replaces_copy(self, record: FileRecord, damaged: VerifiedBlocks) -> bool:
+        """Whether the damaged bytes are only those of a copy, and a whole one has taken its place."""
+        try:
+            self.storage.fetch(record.path)
+            path, blocks = self._find(record)
+            if blocks is damaged:  # the file itself
+                return False
+            self._verify_whole(record, path, blocks)
+        except DamagedFileError:
+            return False
+        return True
 
 
 _READ_BLOCKS = CachedReader(read_blocks, len)  # those of 15,000 files of 2 GB are 4 GB, so a process cannot keep all
@@ -113,6 +151,16 @@ def _find_digests(storage: Storage, record: FileRecord) -> bytes:
         return _READ_BLOCKS(storage, record)
     except DamagedFileError:  # a check reports it
         return b""
+
+
+def _tried_twice(read: Callable[[], T]) -> T:
+    """What is read; the second time, from the copy that has taken the place of a damaged one."""
+    try:
+        return read()
+    except MissingFileError:
+        raise
+    except DamagedFileError:
+        return read()
 
 
 def _verify_footer(file: VerifiedBytes) -> None:

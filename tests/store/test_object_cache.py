@@ -8,15 +8,23 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from flipped import flip_bit, forget_verified
 from made_documents import made_text, write_documents
 from object_server import ObjectServer
 
 import retrodb
-from retrodb.errors import RetroDBError, UsageError
+from retrodb.errors import DamagedFileError, RetroDBError, UsageError
+from retrodb.format.arrays import save_array
+from retrodb.format.parquet import read_table, write_table
+from retrodb.format.records import FileRecord
 from retrodb.store import object_cache
 from retrodb.store.object_cache import DEFAULT_BYTES, SIZE_VARIABLE, ObjectCache, cache_limit
 from retrodb.store.object_storage import ObjectStorage
+from retrodb.store.publish import publish
+from retrodb.store.verify import VerifiedFiles
 
 MIB = 1 << 20
 
@@ -64,6 +72,27 @@ def test_least_recently_used_copies_go_first_and_the_limit_holds(cache: ObjectCa
     keep(cache, "new", "1", bytes(3 * MIB))
     assert [copy.exists() for copy in copies] == [True] * 6 + [False] * 3
     assert size_of(tmp_path) <= 10 * MIB
+
+
+def test_copy_is_kept_although_another_process_removes_its_folder_while_it_is_empty(
+    cache: ObjectCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, removed = os.replace, []
+
+    def replace_after_removal(source: Path, target: Path) -> None:
+        if not removed:
+            removed.append(target.parent)
+            target.parent.rmdir()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_after_removal)
+    assert keep(cache, "a", "1", b"one").read_bytes() == b"one"
+    assert removed
+
+
+def test_only_the_user_can_look_into_the_cache(cache: ObjectCache) -> None:
+    keep(cache, "a", "1", b"one")
+    assert cache.root.stat().st_mode & 0o777 == 0o700
 
 
 def test_use_makes_a_copy_recent_and_leaves_its_time_of_change(cache: ObjectCache) -> None:
@@ -156,6 +185,55 @@ def test_check_reads_the_store_and_replaces_a_damaged_copy(
     ObjectStorage(store_url).write(record.path, bytes(record.digest.size_bytes))
     [damage] = retrodb.open(store_url).check(read_data=True).damaged
     assert damage.path == record.path
+
+
+def damaged_copy(storage: ObjectStorage, record: FileRecord, position: int) -> VerifiedFiles:
+    """The files as a new process sees them, after a bit of a copy has flipped."""
+    flip_bit(storage.local(record.path), position)
+    forget_verified()
+    return VerifiedFiles(ObjectStorage(storage.url))
+
+
+def test_damaged_copy_of_a_whole_object_is_replaced_where_a_file_is_read_whole(s3_storage: ObjectStorage) -> None:
+    array = np.arange(100_000, dtype=np.int64)
+    record = publish(s3_storage, "vectors", "vectors/s/a.npy", lambda local: save_array(local, array))
+    table = pa.table({"a": range(10)})
+    footer = publish(s3_storage, "documents", "documents/a.parquet", lambda local: write_table(local, table))
+    for position in (3, record.digest.size_bytes - 1):
+        path = damaged_copy(s3_storage, record, position).open(record)
+        assert np.array_equal(np.load(path), array)
+        assert np.array_equal(damaged_copy(s3_storage, record, position).whole_array(record), array)
+    assert read_table(damaged_copy(s3_storage, footer, 2).open(footer)) == table
+
+
+def test_damaged_copy_of_a_whole_object_is_replaced_where_its_rows_are_read(s3_storage: ObjectStorage) -> None:
+    array = np.arange(100_000, dtype=np.int64)
+    record = publish(s3_storage, "vectors", "vectors/s/a.npy", lambda local: save_array(local, array))
+    assert len(damaged_copy(s3_storage, record, 3).array(record)) == len(array)  # in its header
+    mapped = damaged_copy(s3_storage, record, record.digest.size_bytes - 1).array(record)
+    with pytest.raises(DamagedFileError, match=r"copy .* was damaged, and is replaced .*Run the same command again"):
+        mapped[-1]
+    forget_verified()
+    assert VerifiedFiles(ObjectStorage(s3_storage.url)).array(record)[-1] == array[-1]
+
+
+def test_damaged_object_is_damaged_and_a_whole_one_is_not_downloaded_again(
+    s3_storage: ObjectStorage, object_server: ObjectServer
+) -> None:
+    record = publish(s3_storage, "vectors", "vectors/s/a.npy", lambda local: save_array(local, np.arange(1000)))
+    forget_verified()
+    object_server.requests.clear()
+    VerifiedFiles(s3_storage).open(record)
+    assert VerifiedFiles(s3_storage).array(record)[5] == 5
+    assert not object_server.requests
+    content = bytearray(s3_storage.read(record.path))
+    content[-1] ^= 1
+    s3_storage.write(record.path, bytes(content))
+    forget_verified()
+    files = VerifiedFiles(ObjectStorage(s3_storage.url))
+    for act in (files.open, files.whole_array, lambda record: files.array(record)[-1]):
+        with pytest.raises(DamagedFileError, match=r"checksum mismatch .*check --repair"):
+            act(record)
 
 
 def test_copy_that_lost_bytes_is_made_again(s3_storage: ObjectStorage) -> None:

@@ -212,6 +212,17 @@ def test_store_that_ignores_conditions_is_refused_and_nothing_is_left(
     assert ObjectStorage(store_url).list("") == []
 
 
+def test_store_that_does_not_know_conditions_is_refused_at_once(
+    store_url: str, object_server: ObjectServer, made_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a store answers 501, which is no passing error."""
+    monkeypatch.setattr(object_client, "PAUSES_S", (60.0,))
+    object_server.choose = lambda request: "501" if request.is_creation else ""
+    with pytest.raises(RetroDBError, match=r"cannot have a database: it answered 501 .*If-None-Match"):
+        retrodb.create(store_url, tokenizer=str(made_tokenizer))
+    assert ObjectStorage(store_url).list("") == []
+
+
 def test_store_whose_lists_are_late_is_refused_and_nothing_is_left(
     store_url: str, object_server: ObjectServer, made_tokenizer: Path
 ) -> None:

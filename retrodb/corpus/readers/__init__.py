@@ -20,7 +20,7 @@ from retrodb.corpus.readers.text import read_text
 from retrodb.corpus.readers.warc import read_arc, read_warc
 from retrodb.corpus.split import InputFile, Split
 from retrodb.corpus.streams import HEAD_BYTES, ByteSource, InputStream, compression_of, open_input, read_first_bytes
-from retrodb.errors import InputError
+from retrodb.errors import InputError, UnopenedInputError
 
 READERS: dict[str, Reader] = {
     "jsonl": read_jsonl,
@@ -63,12 +63,21 @@ def read_split_leniently(
 
     Args:
         skipped: takes the paths of the binary files of an unknown format in archives.
+
+    Raises:
+        UnopenedInputError: a file that was there when the reading was planned cannot be opened here.
+        MissingDependency: as `read_split`.
     """
     for file in split.files:
         try:
             yield from _read_file(file, split, fields, limits, skipped)
+        except UnopenedInputError as error:
+            what = f"{error.what}, although it was read when the work was planned"
+            remedy = "Give all machines the same files, at the same paths, and run the same command again."
+            raise UnopenedInputError(what, where=error.where, remedy=remedy) from error
         except InputError as error:
-            message = error.what if error.where == file.path else f"{error.where}: {error.what}"
+            is_whole = error.where in (file.path, escape_name(file.disk_path))
+            message = error.what if is_whole else f"{error.where}: {error.what}"
             yield Reject(file.path, "file", UNREADABLE_FILE, excerpt_of(message))
 
 

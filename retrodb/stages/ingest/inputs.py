@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from retrodb.format.json_codec import to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
+from retrodb.store.object_urls import is_object_url
 from retrodb.store.publish import publish
 from retrodb.store.storage import TEMPORARY, Storage, temporary_name
 from retrodb.view.view import View
@@ -51,7 +52,7 @@ class IngestedFile:
 class Inputs:
     """The files of a run: those to read, and those that were ingested whole before."""
 
-    files: tuple[InputFile, ...]  # standard input is a file of the storage here, named "-"
+    files: tuple[InputFile, ...]  # of standard input and pipes, `path` is a path in the storage
     digests: tuple[str, ...]  # of each file: content, name and format
     mapping: str  # how records become documents: a file that is read with another mapping is another input
     skipped: tuple[IngestedFile, ...] = ()
@@ -100,7 +101,7 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
     files, notes = _expanded(view.storage, inputs, files_from, params)
     if not files:
         raise UsageError("no input files", remedy="Name files, folders or globs after the database.")
-    digests = [identity(file_digest(f.disk_path), f.name, f.format) for f in files]
+    digests = [identity(file_digest(on_disk(view.storage, f).disk_path), f.name, f.format) for f in files]
     mapping = identity({k: v for k, v in to_plain_object(params).items() if k not in _NOT_IN_MAPPING})
     all_inputs = Inputs(tuple(files), tuple(digests), mapping)
     known = _ingested_files(view, params.source)
@@ -113,7 +114,7 @@ def find_inputs(view: View, inputs: Sequence[str], files_from: Sequence[str], pa
     new = [i for i, digest in enumerate(digests) if digest not in ingested]
     for i, file in enumerate(files):
         if file.stream is not None and i not in new:
-            view.storage.delete(f"{TEMPORARY}/{os.path.basename(file.path)}")
+            view.storage.delete(file.path)
     skipped = tuple(ingested[digest] for digest in digests if digest in ingested)
     return Inputs(
         files=tuple(files[i] for i in new),
@@ -137,10 +138,24 @@ def keep_streams(storage: Storage, run: Run, inputs: Inputs) -> Inputs:
     for index, file in enumerate(files):
         if file.stream is not None:
             path = path_of("runs", run=run.id, file=f"spool/input-{index}")
-            publish(storage, "runs", path, partial(os.replace, file.path))
-            storage.delete(f"{TEMPORARY}/{os.path.basename(file.path)}")  # where `file.path` was a copy of it
-            files[index] = replace(file, path=str(storage.local(path)))
+            publish(storage, "runs", path, partial(os.replace, storage.local(file.path)))
+            storage.delete(file.path)  # where a copy of it was moved
+            files[index] = replace(file, path=path)
     return replace(inputs, files=tuple(files))
+
+
+def on_disk(storage: Storage, file: InputFile) -> InputFile:
+    """The file with a path that this machine can open: that of a copy, where the content is in the storage."""
+    return file if file.stream is None else replace(file, raw_path=os.fsencode(storage.local(file.path)))
+
+
+def on_any_machine(file: InputFile) -> InputFile:
+    """The file as a task carries it: with no path of a copy on this machine, and none relative to the current folder."""
+    if file.stream is not None:
+        return replace(file, raw_path=None)
+    if os.path.isabs(file.disk_path) or is_object_url(file.path):
+        return file
+    return replace(file, raw_path=os.fsencode(os.path.join(os.getcwd(), file.disk_path)))
 
 
 def _expanded(
@@ -148,14 +163,19 @@ def _expanded(
 ) -> tuple[list[InputFile], tuple[str, ...]]:
     """The files, and what the user should know of them. Standard input and pipes are written to files first."""
     streams = {_spooled(storage, name): name for name in dict.fromkeys(inputs) if is_stream(name)}
-    spooled = {name: path for path, name in streams.items()}
-    names = [spooled.get(name, name) for name in inputs]
+    local = {name: str(storage.local(path)) for path, name in streams.items()}
+    stored = {local[name]: path for path, name in streams.items()}
+    names = [local.get(name, name) for name in inputs]
     found = find_files(names, files_from, params.format, include=params.include, exclude=params.exclude)
-    return [_with_stream(file, streams.get(file.path)) for file in found.files], found.notes
+    files = [
+        _with_stream(file, stored[path], streams) if (path := file.disk_path) in stored else file
+        for file in found.files
+    ]
+    return files, found.notes
 
 
 def _spooled(storage: Storage, stream: str) -> str:
-    """The path of a file with the content of standard input or of a pipe, whose name has the same suffix."""
+    """The path in the storage of the content of standard input or of a pipe, whose name has the same suffix."""
     is_standard_input = stream == STANDARD_INPUT
     suffix = "" if is_standard_input else "".join(Path(escape_name(stream)).suffixes)
     path = f"{TEMPORARY}/{temporary_name(f'input{suffix}')}"
@@ -165,13 +185,13 @@ def _spooled(storage: Storage, stream: str) -> str:
         else:
             with open_input(stream) as source:
                 spool(source, local)
-    return str(storage.local(path))
+    return path
 
 
-def _with_stream(file: InputFile, stream: str | None) -> InputFile:
-    if stream is None:
-        return file
-    return replace(file, name=escape_name(os.path.basename(stream)), stream=escape_name(stream))
+def _with_stream(file: InputFile, path: str, streams: Mapping[str, str]) -> InputFile:
+    """The file with the content of a stream, as one of the storage."""
+    name = streams[path]
+    return replace(file, path=path, name=escape_name(os.path.basename(name)), raw_path=None, stream=escape_name(name))
 
 
 def _ingested_files(view: View, source: str) -> list[IngestedFile]:

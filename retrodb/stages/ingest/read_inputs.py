@@ -27,6 +27,7 @@ from retrodb.format.document_keys import IdArray, content_hash, id_entries, key_
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import write_table
 from retrodb.format.records import FileRecord
+from retrodb.stages.ingest.inputs import on_disk
 from retrodb.store.publish import publish
 from retrodb.store.storage import Storage
 
@@ -86,7 +87,7 @@ def run_read(storage: Storage, task: Task[ReadPayload, ReadResult], clock: str) 
     payload = task.payload
     rejects: list[Reject] = []
     skipped: list[str] = []
-    documents = _accepted(_read_records(payload, skipped), rejects)
+    documents = _accepted(_read_records(storage, payload, skipped), rejects)
     segments: list[Segment] = []
     following = next(documents, None)
     while following is not None:
@@ -108,17 +109,17 @@ def run_read(storage: Storage, task: Task[ReadPayload, ReadResult], clock: str) 
 
 def run_probe(storage: Storage, task: Task[ReadPayload, NoResult], clock: str) -> TaskRecord[NoResult]:
     """Read a split as `run_read` does and keep nothing, to see whether its reader crashes the process."""
-    del storage, clock
-    deque(_read_records(task.payload, []), maxlen=0)
+    del clock
+    deque(_read_records(storage, task.payload, []), maxlen=0)
     return TaskRecord(task.id)
 
 
-def _read_records(payload: ReadPayload, skipped: list[str]) -> Iterator[Document | Reject]:
+def _read_records(storage: Storage, payload: ReadPayload, skipped: list[str]) -> Iterator[Document | Reject]:
     split = payload.split
     refused = [Reject(path, "byte 0", CRASHED, "") for path in payload.crashed]
     refused += [Reject(path, "file", UNREADABLE_FILE, fault) for path, fault in payload.unreadable]
     unread = {reject.path for reject in refused}
-    readable = replace(split, files=tuple(file for file in split.files if file.path not in unread))
+    readable = replace(split, files=tuple(on_disk(storage, file) for file in split.files if file.path not in unread))
     records = read_split_leniently(readable, payload.fields, payload.limits, skipped) if readable.files else iter(())
     # Of a file that is cut into several splits, the first one has the reject.
     return islice(chain(refused if split.start == 0 else (), records), payload.limit)

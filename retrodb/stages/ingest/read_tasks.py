@@ -13,7 +13,7 @@ from retrodb.engine.run import Engine, Run
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
 from retrodb.errors import WorkerDied
 from retrodb.stages.context import Context
-from retrodb.stages.ingest.inputs import Inputs
+from retrodb.stages.ingest.inputs import Inputs, on_any_machine, on_disk
 from retrodb.stages.ingest.read_inputs import PROBE, READ, ReadPayload, ReadResult, run_probe, run_read
 
 NATIVE_FORMATS = ("parquet", "hf-arrow", "html", "warc", "arc")
@@ -33,9 +33,10 @@ def read_files(context: Context, run: Run, inputs: Inputs, params: IngestParams)
     segment = min(max(total // 8, _MIN_SEGMENT), _MAX_SEGMENT)
 
     def payload_of(split: Split, limit: int | None) -> ReadPayload:
+        split = replace(split, files=tuple(map(on_any_machine, split.files)))
         return ReadPayload(run.id, params.source, fields_of(params), limits_of(params), segment, split, limit)
 
-    splits = plan_splits(inputs.files, segment, params.marker)
+    splits = plan_splits([on_disk(context.storage, file) for file in inputs.files], segment, params.marker)
     if params.limit is None:
         return _read_complete_files(context, run, [payload_of(split, None) for split in splits], inputs.digests)
     records: list[ReadRecord] = []

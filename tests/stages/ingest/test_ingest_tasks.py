@@ -8,6 +8,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from retrodb.engine.local import LocalEngine
 from retrodb.engine.progress import Bar
 from retrodb.engine.run import Engine, Run
 from retrodb.engine.task import Task, TaskFunction, TaskRecord
+from retrodb.engine.worker import Worker, WorkerOptions
+from retrodb.engine.worker_engine import WorkerEngine
 from retrodb.errors import InputError, UsageError
 from retrodb.format.parquet import read_table
 from retrodb.stages.context import Context
@@ -159,18 +162,29 @@ readers.READERS["html"] = crash
 """
 
 
-def test_reader_that_crashes_costs_its_file_and_not_the_run(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    """Three pages, one of which crashes its reader where `crashes` says so."""
     pytest.importorskip("resiliparse")
-    pages, site = tmp_path / "pages", tmp_path / "site"
-    for folder in (pages, site):
-        folder.mkdir()
+    pages = tmp_path / "pages"
+    pages.mkdir()
     for name in ("a", "bad", "c"):
         (pages / f"{name}.html").write_text(f"<html><body><p>The page {name} has words.</p></body></html>")
-    (site / "sitecustomize.py").write_text(CRASH)  # so that it crashes in the processes of workers alone
+    return pages
+
+
+def crashes(patched: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let the processes that start from now on crash at a page, and not this one."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CRASH)
+    patched.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=":")
+
+
+def test_reader_that_crashes_costs_its_file_and_not_the_run(
+    context: Context, pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
-        patched.setenv("PYTHONPATH", str(site), prepend=":")
+        crashes(patched, tmp_path)
         result = ingest(context, pages, max_reject_rate=0.5)
         assert (result.num_read, result.num_added, result.num_rejects_by_reason) == (3, 2, {"reader-crashed": 1})
         assert result.rejects_path is not None
@@ -181,6 +195,20 @@ def test_reader_that_crashes_costs_its_file_and_not_the_run(
     corrected = ingest(context, pages)
     assert (corrected.num_skipped_inputs, corrected.num_added) == (2, 1)
     assert {key for _, key in documents(context)} == {"a.html", "bad.html", "c.html"}
+
+
+@pytest.mark.parametrize("names", [["bad"], ["a", "bad"]])
+def test_reader_that_crashes_costs_its_file_on_workers_too(
+    context: Context, pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    crashes(monkeypatch, tmp_path)
+    worker = Worker(context.storage, WorkerOptions(idle_exit_s=3))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(worker.run)
+        there = replace(context, engine=WorkerEngine(lease_s=1))
+        result = ingest(there, *(pages / f"{name}.html" for name in names), max_reject_rate=1.0)
+    assert result.num_rejects_by_reason == {"reader-crashed": 1}
+    assert {key for _, key in documents(context)} == {f"{name}.html" for name in names if name != "bad"}
 
 
 @pytest.mark.usefixtures("many_tasks")
