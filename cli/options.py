@@ -386,19 +386,13 @@ def open_database(session: Session, path: str, workers: int | None = None) -> Da
     from retrodb.database import Database
 
     check_engine(session, workers)
-    if session.engine == "local":
-        return Database(path, workers=workers, memory_bytes=session.memory_bytes, progress=session.shows_progress)
     database = Database(
         path,
+        workers=workers,
         memory_bytes=session.memory_bytes,
         progress=session.shows_progress,
         engine=session.engine,
         lease_s=session.lease_s,
     )
-    names = click.get_current_context().command_path.split()[1:]
-    others = list(session.arguments)
-    for word in (*names, path):  # DB may come from the environment
-        if word in others:
-            others.remove(word)
-    database.keep_command_line(names, others)
+    database.keep_command_line(click.get_current_context().command_path.split()[1:], session.arguments, path)
     return database

@@ -112,9 +112,12 @@ def messages(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, "".join(parts)
 
 
+OF_OTHER_PROGRAMS = ROOT / "retrodb/maintain/update/cluster_schedule.py"  # the options of schedulers
+
+
 def all_messages() -> Iterator[tuple[str, str, list[str]]]:
     """Place, text, and the commands that show it, of every text that names a command or an option."""
-    for path in sorted([*(ROOT / "retrodb").rglob("*.py"), *(ROOT / "cli").glob("*.py")]):
+    for path in sorted({*(ROOT / "retrodb").rglob("*.py"), *(ROOT / "cli").glob("*.py")} - {OF_OTHER_PROGRAMS}):
         relative = path.relative_to(ROOT)
         if relative.parts[0] == "cli":
             name = relative.stem.replace("_", "-")

@@ -109,9 +109,7 @@ class TaskQueue:
             self._note(f"run {posted.run[:12]} is of retrodb {posted.library}, and this worker is {library_version()}")
             return None
         if posted.needs_python and not self._allows_python:
-            self._note(
-                f"run {posted.run[:12]} has a Python function of the user: start workers with --allow-python for it"
-            )
+            self._note(f"run {posted.run[:12]} needs workers that may run Python functions of the user")
             return None
         if self._stages and posted.asked_by not in self._stages:
             return None

@@ -69,15 +69,20 @@ class RunCommands(DatabaseBase):
         )
         return Worker(self._context.storage, options, lambda text: print(text, file=sys.stderr, flush=True)).run()
 
-    def keep_command_line(self, names: Sequence[str], arguments: Sequence[str]) -> None:
+    def keep_command_line(self, names: Sequence[str], arguments: Sequence[str], path: str) -> None:
         """Keep a command line with the runs that it posts for workers, so that `retrodb runs commit` can run it again.
 
         Args:
             names: of the command.
-            arguments: the others, without the database.
+            arguments: all words after `retrodb`.
+            path: the database, which is one of them, or comes from the environment.
         """
+        others = list(arguments)
+        for word in (*names, path):
+            if word in others:
+                others.remove(word)
         if isinstance(self._engine, WorkerEngine):
-            self._engine.command = StoredCommand(tuple(names), tuple(arguments), os.getcwd())
+            self._engine.command = StoredCommand(tuple(names), tuple(others), os.getcwd())
 
     def runs(self) -> list[RunSummary]:
         """The runs that have not committed, the oldest first."""
