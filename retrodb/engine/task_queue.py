@@ -162,7 +162,9 @@ class _Batch:
         self._left[task] = self._clock() + _OTHERS_FIRST_S
 
     def _next_fresh(self) -> ClaimedTask | None:
-        for _ in range(min(_CLAIMS_IN_VAIN, len(self._fresh))):
+        for _ in range(_CLAIMS_IN_VAIN):
+            if not self._fresh:
+                return None
             task = self._fresh.pop()
             if (claimed := self._claim(Attempt(self.posted.run, task, 1), task)) is not None:
                 return claimed

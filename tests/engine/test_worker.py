@@ -23,6 +23,7 @@ from retrodb.engine.progress import Progress
 from retrodb.engine.run import Run, forget_run, open_run
 from retrodb.engine.task import Task, TaskRecord
 from retrodb.engine.task_process import ClaimedTask, TaskProcess
+from retrodb.engine.task_queue import TaskQueue
 from retrodb.engine.worker import Worker, WorkerOptions, WorkerResult
 from retrodb.engine.worker_engine import WorkerEngine
 from retrodb.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE, ConflictError, InputError, WorkerDied
@@ -334,3 +335,13 @@ def test_damaged_tasks_are_named(run: Run) -> None:
     Worker(LocalStorage(run.storage.url), replace(OPTIONS, idle_exit_s=0.5), notes.append).run()
     assert len(notes) == 1
     assert "queue/" in notes[0]
+
+
+def test_a_command_may_end_between_a_list_of_tasks_and_a_claim(run: Run) -> None:
+    posted = posted_tasks(run, tasks_of(*map(Work, range(20))), run_work, extra_bytes=0, lease_s=600)
+    write_posted(run.storage, posted)
+    queue = TaskQueue(run.storage, "worker", 1 << 40)
+    assert queue.next() is not None
+    run.storage.delete(posted.path)
+    assert queue.next() is None
+    assert len(run.storage.list(f"runs/{run.id}/attempts")) == 1
