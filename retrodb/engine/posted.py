@@ -6,6 +6,7 @@ A worker runs functions of this library only. What it needs to know of a functio
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -51,6 +52,7 @@ class PostedTasks:
     function: str  # module:name
     arguments: JsonObject  # keyword arguments of the function
     extra_bytes: int  # see `Engine.run`
+    folder: str  # current folder of the command, which relative paths start from
     lease_s: float  # an attempt whose owner shows no sign of life for so long is lost
     tasks: tuple[PostedTask, ...]
     verify: tuple[str, ...] = ()  # ids of tasks that ended earlier, and count once a worker has verified their outputs
@@ -121,6 +123,7 @@ def posted_tasks(
         function=name,
         arguments=to_plain_object(arguments),
         extra_bytes=extra_bytes,
+        folder=os.getcwd(),
         lease_s=lease_s,
         tasks=tuple(PostedTask(task.id, to_plain(task.payload), task.weight) for task in tasks),
         verify=tuple(task.id for task in tasks if task.id in verify),

@@ -175,6 +175,8 @@ def _run(storage: Storage, claimed: ClaimedTask, functions: _Functions) -> Outco
 
 def _run_attempt(storage: Storage, posted: PostedTasks, claimed: ClaimedTask, functions: _Functions) -> None:
     """Run a task, and store its completion record unless another attempt was first."""
+    with suppress(OSError):  # a machine without this folder finds no relative path, which the task says
+        os.chdir(posted.folder)
     task = task_of(posted, claimed.number, functions.libraries)
     run = Run(storage, posted.run, posted.command, posted.clock)
     is_to_verify = task.id in posted.verify

@@ -94,9 +94,9 @@ class Worker:
         self._storage, self._options, self._note = storage, options, note
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         each_bytes = (options.memory_bytes - anonymous_bytes()) // options.processes
+        url = storage.url if "://" in storage.url else os.path.abspath(storage.url)  # tasks change the current folder
         self._slots = [
-            _Slot(TaskProcess(storage.url, each_bytes, options.threads, options.libraries))
-            for _ in range(options.processes)
+            _Slot(TaskProcess(url, each_bytes, options.threads, options.libraries)) for _ in range(options.processes)
         ]
         self._queue = TaskQueue(
             storage,

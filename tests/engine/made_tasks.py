@@ -39,7 +39,7 @@ def run_work(storage: Storage, task: Task[Work, Square], clock: str, *, threads:
     work = task.payload
     attempt = len(storage.list(f"runs/traces/{work.number}"))
     storage.write(f"runs/traces/{work.number}/{attempt}-{os.getpid()}", b"")
-    print(f"attempt {attempt} at {work.number}")
+    print(f"attempt {attempt} at {work.number} in {os.getcwd()}")
     time.sleep(work.seconds)
     if attempt < work.dies:
         os.kill(os.getpid(), signal.SIGKILL)

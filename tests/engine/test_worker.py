@@ -348,3 +348,18 @@ def test_a_command_may_end_between_a_list_of_tasks_and_a_claim(run: Run, monkeyp
     monkeypatch.setattr("retrodb.engine.task_queue.claim", claim_too_late)
     assert TaskQueue(run.storage, "worker", 1 << 40).next() is None
     assert run.storage.list(f"runs/{run.id}/attempts") == []
+
+
+def test_a_task_runs_in_the_folder_of_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths of its payload start from there; that of the worker's database does not."""
+    folder = tmp_path / "of the command"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    run = open_run(LocalStorage("../db"), "made", {"plan": 1}, "2026-01-01")
+    [task] = tasks_of(Work(3))
+    posted = posted_tasks(run, [task], run_work, extra_bytes=0, lease_s=600)
+    write_posted(run.storage, posted)
+    monkeypatch.chdir(tmp_path)
+    assert Worker(LocalStorage("db"), replace(OPTIONS, idle_exit_s=1)).run().num_finished == 1
+    log = LocalStorage("db").read(Attempt(run.id, task.id, 1).log_path).decode()
+    assert f"attempt 0 at 3 in {folder}" in log

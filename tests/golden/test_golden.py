@@ -19,7 +19,7 @@ from retrodb.database import Database
 from retrodb.errors import FormatVersionError
 from retrodb.format.kinds import KINDS
 
-MAX_SIZE_BYTES = 800_000  # half of it for the one document whose tokens are longer than a block
+MAX_SIZE_BYTES = 900_000
 NOT_OF_THE_FORMAT = {"recipe.toml", "quarantine"}  # they may lie in a database's folder and are no part of it
 TO_PURGE = "letter-cooper"
 K = 2  # neighbours of a row

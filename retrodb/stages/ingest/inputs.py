@@ -26,7 +26,6 @@ from retrodb.format.json_codec import to_plain_object
 from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
-from retrodb.store.object_urls import is_object_url
 from retrodb.store.publish import publish
 from retrodb.store.storage import TEMPORARY, Storage, temporary_name
 from retrodb.view.view import View
@@ -150,12 +149,8 @@ def on_disk(storage: Storage, file: InputFile) -> InputFile:
 
 
 def on_any_machine(file: InputFile) -> InputFile:
-    """The file as a task carries it: with no path of a copy on this machine, and none relative to the current folder."""
-    if file.stream is not None:
-        return replace(file, raw_path=None)
-    if os.path.isabs(file.disk_path) or is_object_url(file.path):
-        return file
-    return replace(file, raw_path=os.fsencode(os.path.join(os.getcwd(), file.disk_path)))
+    """The file as a task carries it: with no path of a copy on this machine. Relative paths stay: equal work has equal names."""
+    return file if file.stream is None else replace(file, raw_path=None)
 
 
 def _expanded(
