@@ -72,7 +72,8 @@ class ComparedSets:
         self._files = list(files)
         self._at: dict[str, list[StoredRange]] = {DATABASE: [], QUERIES: [], LISTS: []}
         for number, path in enumerate(self._files):
-            # A row for each shard and side: at most 512 in a file, and 30,000 in all files of a table of 1e10 chunks.
+            # A row for each shard and side, and one for the lists of a restricted table: at most 512 in a file, and 30,001 in all
+            # files of a table of 1e10 chunks in 15,000 shards.
             table = read_table(path, ("side", "first_chunk", "num_chunks", "state", "num_rows"))
             sides: list[str] = table.column("side").to_pylist()
             first_chunks: list[int] = table.column("first_chunk").to_pylist()

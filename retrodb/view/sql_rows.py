@@ -98,7 +98,7 @@ class StoredRows:
     def _parts(self, condition: pc.Expression | None) -> Iterator[_RowGroups]:
         files = self._constants.append_column("file", pa.array(range(len(self._records)), pa.int64()))
         chosen = files if condition is None else files.filter(condition)
-        numbers: list[int] = chosen.column("file").to_pylist()  # one for each shard at most
+        numbers: list[int] = chosen.column("file").to_pylist()  # one for each shard: 15,000 at 1e10 chunks
         for file in numbers:
             num_groups = -(-self._num_rows[file] // ROW_GROUP_ROWS)
             for first in range(0, num_groups, _GROUPS_AT_ONCE):

@@ -80,7 +80,7 @@ def test_an_attempt_is_lost_when_it_shows_no_sign_of_life_for_the_lease(storage:
 @pytest.mark.parametrize("state", ["returned", "failed", "died"])
 def test_what_a_worker_says_about_an_attempt_is_known_at_once(storage: LocalStorage, state: State) -> None:
     attempt = Attempt(RUN, TASK, 1)
-    sign(storage, attempt, 1, state, StoredError.of(InputError("bad", where="here", remedy="Mend it.")))
+    sign(storage, attempt, 1, state, StoredError.of(InputError("bad", where="here", remedy="Fix it.")))
     assert Watch(storage, 10.0).state(attempt) == state
 
 
@@ -95,14 +95,14 @@ def test_a_torn_sign_of_life_is_none(storage: LocalStorage) -> None:
 
 
 def test_an_error_comes_back_as_it_was() -> None:
-    error = InputError("not JSON", where="a.jsonl, line 3", remedy="Mend this line.")
+    error = InputError("not JSON", where="a.jsonl, line 3", remedy="Fix this line.")
     again = StoredError.of(error).error()
     assert (type(again), str(again)) == (InputError, str(error))
     for unknown in ("retrodb.errors:EXIT_OK", "retrodb.errors:NewError", "os:system", "", "retrodb.none:X"):
         assert type(StoredError(unknown, "what", None, None).error()) is RetroDBError
     assert type(StoredError.of(OutOfDeviceMemory("full")).error()) is OutOfDeviceMemory
     assert (
-        type(StoredError.of(NotFiniteError("NaN", 3, "Mend it.")).error()) is InputError
+        type(StoredError.of(NotFiniteError("NaN", 3, "Fix it.")).error()) is InputError
     )  # its own constructor differs
 
 

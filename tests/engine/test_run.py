@@ -62,7 +62,7 @@ def _threads_of_blas() -> int:
 
 def fail_at_three(storage: Storage, task: Task[Number, Number], clock: str) -> TaskRecord[Number]:
     if task.payload.number == 3:
-        raise InputError("three", where="here", remedy="Mend it.")
+        raise InputError("three", where="here", remedy="Fix it.")
     return square(storage, task, clock)
 
 
@@ -208,7 +208,7 @@ def test_shared_processes_are_started_once_for_several_runs(storage: LocalStorag
 @pytest.mark.parametrize("workers", [1, 2])
 def test_error_of_a_task_comes_through_and_finished_work_is_kept(storage: LocalStorage, workers: int) -> None:
     run = open_run(storage, "squares", {})
-    with pytest.raises(InputError, match=r"here: three\. Mend it\."):
+    with pytest.raises(InputError, match=r"here: three\. Fix it\."):
         LocalEngine(workers).run(run, tasks(4), fail_at_three, Progress())
     assert finished(run, tasks(1)[0]) is not None
     assert len(LocalEngine().run(run, tasks(4), square, Progress())) == 4

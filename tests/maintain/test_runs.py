@@ -109,7 +109,7 @@ def test_attempts_are_shown_with_their_worker_and_error(make_database: Make) -> 
     run = interrupted(database)
     for number in (1, 2, 3):
         claim(run.storage, Attempt(run.id, TASK, number), f"worker-{number}", TASK, "2026-01-01T00:00:00+00:00")
-    error = StoredError.of(InputError("bad", where="here", remedy="Mend it."))
+    error = StoredError.of(InputError("bad", where="here", remedy="Fix it."))
     sign(run.storage, Attempt(run.id, TASK, 2), 1, "failed", error)
     run.storage.write(Attempt(run.id, TASK, 2).log_path, b"what happened\n")
     shown = database.show_run(run.id[:6])
@@ -118,7 +118,7 @@ def test_attempts_are_shown_with_their_worker_and_error(make_database: Make) -> 
         ("worker-2", "failed"),
         ("worker-3", "running"),
     ]
-    assert shown[1].error == "here: bad. Mend it."
+    assert shown[1].error == "here: bad. Fix it."
     assert not shown[2].is_straggler  # nothing has finished to compare it with
     assert database.run_log(run.id, TASK[:3]).text == "what happened\n"
     [summary] = database.runs()
