@@ -53,7 +53,8 @@ class StoredError:
             with suppress(ImportError):
                 found = getattr(import_module(module), name, None)
         if isinstance(found, type) and issubclass(found, RetroDBError) and _is_plain(found):
-            return _made(found, self.what, self.where, self.remedy)
+            kind: type[RetroDBError] = found
+            return kind(self.what, where=self.where, remedy=self.remedy)
         return RetroDBError(self.what, where=self.where, remedy=self.remedy)
 
 
@@ -63,10 +64,6 @@ def _is_plain(kind: type[object]) -> bool:
         return False
     own = kind.__mro__[: kind.__mro__.index(RetroDBError)]
     return not any("__init__" in vars(base) for base in own)
-
-
-def _made(kind: type[RetroDBError], what: str, where: str | None, remedy: str | None) -> RetroDBError:
-    return kind(what, where=where, remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,7 @@ class StoredPlan:
     clock: str
     command: str
     plan: JsonValue
-    snapshot: int | None = (
-        None  # that was the newest when the run was planned: collection keeps it as long as the run is open
-    )
+    snapshot: int | None = None  # the newest one when the run was planned; collection keeps it while the run is open
 
 
 def open_run(storage: Storage, command: str, plan: object, clock: str | None = None) -> Run:

@@ -67,10 +67,8 @@ def filled_list_sizes(context: Context, run: Run, view: View, inputs: TableInput
         for group in groups
     ]
     sizes_L = np.zeros(view.snapshot.existing(IndexEntry, inputs.space).lists, dtype=np.int64)
-    engine, held = (
-        context.engine_for_chunks(view.chunks.end),
-        3 * sizes_L.nbytes,
-    )  # of all lists, and twice as numbers and counts
+    engine = context.engine_for_chunks(view.chunks.end)
+    held = 3 * sizes_L.nbytes  # the counts of all lists, and numbers and counts of those that have chunks
     for record in engine.run(run, tasks, run_count_lists, context.progress, extra_bytes=held, unit="chunks"):
         lists, counts = map_array(run.storage.local(record.files[0].path))
         sizes_L[lists] += counts
