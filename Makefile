@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv peers demo test test-portable soak lint typecheck docs bench clean
+.PHONY: help venv peers stores demo test test-portable soak lint typecheck docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,13 @@ peers: $(INSTALLED) ## install the trainers' own readers, which tests compare th
 		&& $(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 		> $$($(RETRO)/bin/python -c 'import site; print(site.getsitepackages()[0])')/from-venv.pth
 	$(BIN)/python tests/export/peers.py
+
+# Object stores that others wrote, which run on this machine. Debian has Ceph and faketime, and installs them for root alone.
+STORES := .venv-stores
+stores: ## install object stores that tests try a database in, and a clock that tests change
+	-npm install --silent --no-audit --no-fund --prefix $(STORES) s3rver@3.7.1 azurite@3.37.0
+	-{ command -v radosgw && command -v faketime; } > /dev/null || { apt-get update --quiet=2 && \
+		apt-get install --quiet=2 --yes --no-install-recommends ceph-mon ceph-osd radosgw faketime; }
 
 demo: $(INSTALLED) ## build a database from the standard library's documentation
 	test ! -f demo.retrodb/retrodb.toml || rm -r demo.retrodb  # an earlier demo; nothing else is removed
@@ -71,5 +78,5 @@ bench: $(INSTALLED) ## run benchmarks/bench_$(BENCH).py (BENCH=stage)
 	$(BIN)/python benchmarks/bench_$(BENCH).py
 
 clean: ## remove .venv and what tools left; databases stay
-	rm -rf .venv $(RETRO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(RETRO) $(STORES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
