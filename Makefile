@@ -40,12 +40,12 @@ peers: $(INSTALLED) ## install the trainers' own readers, which tests compare th
 		> $$($(RETRO)/bin/python -c 'import site; print(site.getsitepackages()[0])')/from-venv.pth
 	$(BIN)/python tests/export/peers.py
 
-# Object stores that others wrote, which run on this machine. Debian has Ceph and faketime, and installs them for root alone.
+# Object stores that others wrote, which run on this machine. Debian has Ceph, and installs it for root alone.
 STORES := .venv-stores
-stores: ## install object stores that tests try a database in, and a clock that tests change
+stores: ## install object stores of others, in which tests try a database
 	-npm install --silent --no-audit --no-fund --prefix $(STORES) s3rver@3.7.1 azurite@3.37.0
-	-{ command -v radosgw && command -v faketime; } > /dev/null || { apt-get update --quiet=2 && \
-		apt-get install --quiet=2 --yes --no-install-recommends ceph-mon ceph-osd radosgw faketime; }
+	-command -v radosgw > /dev/null || { apt-get update --quiet=2 && \
+		apt-get install --quiet=2 --yes --no-install-recommends ceph-mon ceph-osd radosgw; }
 
 demo: $(INSTALLED) ## build a database from the standard library's documentation
 	test ! -f demo.retrodb/retrodb.toml || rm -r demo.retrodb  # an earlier demo; nothing else is removed

@@ -1,7 +1,11 @@
-"""Commands whose tasks are run by workers, which are killed at random, next to the same commands on one machine."""
+"""Commands whose tasks are run by workers, which are killed at random, next to the same commands on one machine.
+
+A database is named by its path or its URL, as on a command line.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -29,6 +33,7 @@ COMMANDS = [
     ["export", "DB", "OUT", "--to", "arrays"],
 ]
 _MOST_TRIES = 40
+_OTHER_CLOCK = Path(__file__).parents[1] / "other_clock"
 _COMMAND_LINE = "import sys; from retrodb_cli.main import main; sys.exit(main(sys.argv[1:]))"
 # Small tasks, which a command runs itself, are posted too.
 _EVERY_TASK_IS_POSTED = """
@@ -44,10 +49,18 @@ if __name__ == "__main__":
 class Cluster:
     """Workers of a database, and the commands that they work for."""
 
-    def __init__(self, database: Path, lease_s: float, seed: int = 0) -> None:
+    def __init__(
+        self, database: str, folder: Path, lease_s: float, seed: int = 0, clock_offsets_s: Sequence[int] = (0,)
+    ) -> None:
+        """
+        Args:
+            folder: of the log.
+            clock_offsets_s: the clock of each worker and command differs by one of them from the clock of this machine.
+        """
         self.database, self.random = database, random.Random(seed)
-        self._lease, self._log = f"{lease_s:.0f}s", database.parent / f"{database.name}-log"
+        self._lease, self._log = f"{lease_s:.0f}s", folder / "log"
         self._workers: list[subprocess.Popen[bytes]] = []
+        self._clock_offsets_s = clock_offsets_s
         self.num_kills = 0
 
     @contextmanager
@@ -87,13 +100,19 @@ class Cluster:
 
     def _begin(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         program = [sys.executable, "-c", _EVERY_TASK_IS_POSTED, *command, "--engine", "workers", "--lease", self._lease]
-        with self._log.open("ab") as log:
-            return subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=log)
+        return self._start(program)
 
     def _start_worker(self) -> None:
-        program = [sys.executable, "-c", _COMMAND_LINE, "work", str(self.database), "--workers", "1"]
+        program = [sys.executable, "-c", _COMMAND_LINE, "work", self.database, "--workers", "1"]
+        self._workers.append(self._start(program))
+
+    def _start(self, program: list[str]) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "CLOCK_OFFSET_S": str(self.random.choice(self._clock_offsets_s))}
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(_OTHER_CLOCK), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+        )
         with self._log.open("ab") as log:
-            self._workers.append(subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=log))
+            return subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=log)
 
     def _kill_a_worker(self) -> None:
         worker = self._workers.pop(self.random.randrange(len(self._workers)))
@@ -112,35 +131,50 @@ def write_inputs(folder: Path, num_documents: int) -> dict[str, str]:
     return {"DOCUMENTS": str(folder / "documents.jsonl"), "MORE": str(folder / "more.jsonl")}
 
 
-def create(database: Path, tokenizer: Path) -> None:
+def create(database: str, tokenizer: Path) -> None:
     """An empty database."""
-    _retrodb("init", str(database), "--tokenizer", str(tokenizer), "--encoder", "hashing:32")
+    _retrodb("init", database, "--tokenizer", str(tokenizer), "--encoder", "hashing:32")
 
 
-def commands_of(database: Path, inputs: dict[str, str]) -> Iterator[list[str]]:
-    """`COMMANDS` for a database."""
-    words = {**inputs, "DB": str(database), "OUT": str(out_of(database))}
+def commands_of(database: str, inputs: dict[str, str], out: Path) -> Iterator[list[str]]:
+    """`COMMANDS` for a database, and a folder for its export."""
+    words = {**inputs, "DB": database, "OUT": str(out)}
     for command in COMMANDS:
         yield [words.get(word, word) for word in command]
 
 
-def out_of(database: Path) -> Path:
-    """The folder of the export of a database."""
-    return database.parent / f"{database.name}-export"
-
-
-def build_here(database: Path, tokenizer: Path, inputs: dict[str, str]) -> None:
-    """The same database on one machine."""
+def build_here(folder: Path, tokenizer: Path, inputs: dict[str, str]) -> dict[str, bytes]:
+    """The answers of the same database when it is built on one machine."""
+    database, out = str(folder / "here"), folder / "here-export"
     create(database, tokenizer)
-    for command in commands_of(database, inputs):
+    for command in commands_of(database, inputs, out):
         _retrodb(*command)
+    return answers(database, out)
 
 
-def answers(database: Path) -> dict[str, bytes]:
-    """What a database says and exports, and that it is whole. Names of files may differ between databases."""
-    documents = _retrodb("sql", str(database), "select doc_id, num_chunks, live from documents order by all", "--json")
-    _retrodb("check", str(database), "--read-data")
-    exported = {path.name: path.read_bytes() for path in sorted(out_of(database).rglob("*.npy"))}
+def build_there(
+    cluster: Cluster,
+    tokenizer: Path,
+    inputs: dict[str, str],
+    out: Path,
+    *,
+    workers: int,
+    pause_s: float,
+    kills_command: bool,
+) -> dict[str, bytes]:
+    """The answers of the same database when workers of a cluster build it."""
+    create(cluster.database, tokenizer)
+    with cluster.workers(workers):
+        for command in commands_of(cluster.database, inputs, out):
+            cluster.run(command, pause_s=pause_s, kills_command=kills_command)
+    return answers(cluster.database, out)
+
+
+def answers(database: str, out: Path) -> dict[str, bytes]:
+    """What a database says and has exported, and that it is whole. Names of files may differ between databases."""
+    documents = _retrodb("sql", database, "select doc_id, num_chunks, live from documents order by all", "--json")
+    _retrodb("check", database, "--read-data")
+    exported = {path.name: path.read_bytes() for path in sorted(out.rglob("*.npy"))}
     return {"documents": documents, **exported}
 
 
