@@ -72,7 +72,7 @@ def command(
     dry_run: bool,
     workers: int | None,
 ) -> None:
-    """Write a neighbour table of DB and its chunks into the folder OUT.
+    """Write a neighbour table of DB and its chunks to OUT, a folder or the URL of a place in an object store.
 
     --refresh rewrites only the files that have changes, and lists the files that a running reader must open again. Positions
     never change: deleted chunks become padding.

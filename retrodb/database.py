@@ -110,9 +110,9 @@ def database_of_export(out: str | Path) -> str:
     Raises:
         UsageError: there is no export at this path.
     """
-    from retrodb.export.card import read_card
+    from retrodb.export.place import export_place, read_card
 
-    return read_card(Path(out)).database
+    return read_card(export_place(out)).database
 
 
 @guarded
@@ -128,10 +128,13 @@ def train_tokenizer(
 ) -> TokenizerResult:
     """Train a byte-level BPE tokenizer on the texts of files, and write it to a file for `create(tokenizer=...)`."""
     from retrodb.corpus.document import Fields
+    from retrodb.facade.given_files import given_output
     from retrodb.stages.tokenizer import run_train_tokenizer
 
     fields = Fields(text=text_field, key=key_field, value=value_field)
-    return run_train_tokenizer([str(i) for i in inputs], Path(out), fields, vocab_size=vocab_size, format=format)
+    return run_train_tokenizer(
+        [str(i) for i in inputs], given_output(out), fields, vocab_size=vocab_size, format=format
+    )
 
 
 @guarded

@@ -23,6 +23,7 @@ from retrodb.config import (
 from retrodb.corpus.stdlib_docs import stdlib_documents
 from retrodb.errors import MissingStep, UsageError
 from retrodb.export.export import run_export
+from retrodb.export.place import export_place
 from retrodb.format.entries import IndexEntry, SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.stages.context import Context
@@ -172,7 +173,7 @@ class _Pipeline:
         rate("index", indexed.num_vectors, elapsed_s)
         joined, elapsed_s = timed(lambda: run_neighbours(context, NeighboursParams(), table=name))
         rate("neighbours", joined.num_rows, elapsed_s)
-        exported, elapsed_s = timed(lambda: run_export(context, self._folder / f"{name}-out", table=name))
+        exported, elapsed_s = timed(lambda: run_export(context, export_place(self._folder / f"{name}-out"), table=name))
         rate("export", exported.num_rows, elapsed_s)
         return rates
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import orjson
 
 from retrodb.config import ExportParams
-from retrodb.errors import UsageError
 from retrodb.export.export_source import ExportSource
 from retrodb.format.entries import Entry, QueriesEntry, SpaceEntry, TestsetEntry, dump_entry
-from retrodb.format.json_codec import JsonObject, JsonValue, from_json, to_plain_object
+from retrodb.format.json_codec import JsonObject, JsonValue, to_plain_object
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
 from retrodb.store.whole_file import write_whole
@@ -38,8 +37,8 @@ class ExportCard:
 
     format: str
     id: str  # of the registration in the database
-    path: str  # of the export, absolute
-    database: str  # path of the database, absolute
+    path: str  # of the export, absolute, or its URL
+    database: str  # absolute path of the database, or its URL
     snapshot: int
     clock: str  # time of the snapshot
     rows: int  # live rows of the table, or of all tables
@@ -66,22 +65,22 @@ class ExportCard:
         return " ".join(f"{subset}={table['name']}" for subset, table in self.subsets.items())
 
 
-def make_card(source: ExportSource, to: str, out: Path, num_rows: int, licences: dict[str, list[str]]) -> ExportCard:
-    """The card of an export in the format `to` to the folder `out`.
+def make_card(source: ExportSource, to: str, path: str, num_rows: int, licences: dict[str, list[str]]) -> ExportCard:
+    """The card of an export in the format `to`.
 
     Args:
+        path: absolute, or a URL.
         num_rows: live rows of all tables.
         licences: by source.
     """
     table, view = source.table, source.view
     space = view.snapshot.existing(SpaceEntry, table.entry.space)
-    path = str(out.absolute())
     settings, queries = source.settings, view.snapshot.entry(QueriesEntry, table.query_set)
     return ExportCard(
         format=to,
         id=identity("export", path)[:16],
         path=path,
-        database=_full_path(view.storage.url),
+        database=full_path(view.storage.url),
         snapshot=view.snapshot.number,
         clock=view.snapshot.clock,
         rows=num_rows,
@@ -101,7 +100,7 @@ def make_card(source: ExportSource, to: str, out: Path, num_rows: int, licences:
     )
 
 
-def _full_path(database: str) -> str:
+def full_path(database: str) -> str:
     """The path of a database from the root, or its URL."""
     return database if "://" in database else str(Path(database).absolute())
 
@@ -119,18 +118,6 @@ def _entry_fields(entry: Entry) -> dict[str, JsonValue]:
 
 def _without_nulls(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def read_card(out: Path) -> ExportCard:
-    """The card of an export.
-
-    Raises:
-        UsageError: when the folder is no export.
-        DamagedFileError: when its card cannot be read.
-    """
-    if not (out / CARD).is_file():
-        raise UsageError("is no export of retrodb", where=str(out), remedy="Name the folder of an export.")
-    return from_json(ExportCard, (out / CARD).read_bytes(), where=str(out / CARD), remedy="Export again.")
 
 
 def write_card(folder: Path, card: ExportCard) -> None:

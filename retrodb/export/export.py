@@ -6,8 +6,6 @@ half of one. What an interrupted run has finished is kept: the same command cont
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +13,15 @@ from tempfile import TemporaryDirectory
 
 from retrodb.config import ExportParams
 from retrodb.errors import RetroDBError, UsageError
-from retrodb.export.card import CARD, ExportCard, write_card
+from retrodb.export.card import ExportCard, full_path, write_card
 from retrodb.export.export_file import ExportFile
 from retrodb.export.export_params import check_format_params
-from retrodb.export.export_run import SCRATCH, ExportFacts, ExportRun, delete_other_plan
+from retrodb.export.export_run import SCRATCH, ExportFacts, ExportRun, is_of_other_plan
 from retrodb.export.export_tasks import ExportPlan
 from retrodb.export.folder import ExportFolder
 from retrodb.export.formats import FORMATS
 from retrodb.export.megatron import megatron_counts
+from retrodb.export.place import ExportPlace
 from retrodb.format.entries import ExportEntry, entry_key
 from retrodb.stages.context import Context
 from retrodb.stages.queries.megatron import SUBSETS
@@ -65,7 +64,7 @@ class ExportResult:
 
 def run_export(
     context: Context,
-    out: Path,
+    place: ExportPlace,
     *,
     to: str = "parquet",
     table: str | Mapping[str, str] | None = None,
@@ -88,21 +87,22 @@ def run_export(
     params = params or ExportParams()
     check_format_params(params, to)
     names = _names_by_subset(table, to)
-    if out.exists() and not (out / CARD).is_file():
-        raise UsageError("exists and is no export of retrodb", where=str(out), remedy="Choose another folder.")
+    check_outside(context, place)
+    place.check_free()
     view = exported_view(context, as_of)
     tables = {subset: NeighbourTable(view, name).name for subset, name in names.items()}
-    partial = out.absolute().with_name(f".{out.name}.partial")
     if not dry_run:
-        plan = planned_export(view, tables, to, params, partial, partial / SCRATCH)
-        return _written_export(context, plan, out, is_registered=is_registered)
-    with TemporaryDirectory(prefix="retrodb-export-") as folder:
-        plan = planned_export(view, tables, to, params, Path(folder), Path(folder) / SCRATCH)
+        folder = place.new_folder()
+        plan = planned_export(view, tables, to, params, folder, folder / SCRATCH)
+        return _written_export(engine_that_reaches(context, place), plan, place, is_registered=is_registered)
+    with TemporaryDirectory(prefix="retrodb-export-") as temporary:
+        folder = Path(temporary)
+        plan = planned_export(view, tables, to, params, folder, folder / SCRATCH)
         with ExportRun(context, plan) as run:
             run.begin()
             files = [*run.files, *run.index({file.path: "planned" for file in run.files})]
-            card, facts = run.card(out)
-            result = _result(run, out, card, facts)
+            card, facts = run.card(place.name)
+            result = _result(run, card, facts)
     return replace(result, num_files=len(files), size_bytes=sum(file.size_bytes for file in files), dry_run=True)
 
 
@@ -128,45 +128,62 @@ def planned_export(
     )
 
 
-def _written_export(context: Context, plan: ExportPlan, out: Path, *, is_registered: bool) -> ExportResult:
-    """Write an export, or continue to write it, next to its target, and put it there."""
+def check_outside(context: Context, place: ExportPlace) -> None:
+    """Raises UsageError for a place in the database itself."""
+    database = full_path(context.storage.url)
+    if f"{place.name}/".startswith(f"{database.rstrip('/')}/"):
+        remedy = "Export to a place outside of it."
+        raise UsageError("this place is in the database", where=place.name, remedy=remedy)
+
+
+def engine_that_reaches(context: Context, place: ExportPlace) -> Context:
+    """The context with an engine whose tasks reach the folder in which the files are written."""
+    if place.destination is not None and context.engine.is_remote:
+        return replace(context, engine=context.engine.here())
+    return context
+
+
+def _written_export(context: Context, plan: ExportPlan, place: ExportPlace, *, is_registered: bool) -> ExportResult:
+    """Write an export, or continue to write it, and put it into its place."""
     folder = Path(plan.folder)
     try:
-        delete_other_plan(plan)
+        if is_of_other_plan(plan):
+            place.discard(folder)
         with ExportRun(context, plan) as run:
             run.begin()
-            files = _described_files(run)
-            card, facts = run.card(out)
+            files = _described_files(run, place)
+            card, facts = run.card(place.name)
             run.write_scratch()
-            export = ExportFolder(folder)
+            place.begin(folder)
+            export = ExportFolder(folder, place.destination)
             run.write(export, export.unwritten(files))
             states = {file.path: written.state for file in files if (written := export.record.files.get(file.path))}
             run.write(export, export.unwritten(run.index(states)))
-            result = _result(run, out, card, facts)
+            result = _result(run, card, facts)
         update = export.finish()
         write_card(folder, card)
-        _replace(folder, out)
+        place.publish(folder)
     except OSError as error:
-        raise translate_os_error(error, str(out)) from error
+        raise translate_os_error(error, place.name) from error
     if is_registered:
         register_export(context, card)
     return replace(result, num_files=update.num_files, size_bytes=update.size_bytes)
 
 
-def _described_files(run: ExportRun) -> list[ExportFile]:
+def _described_files(run: ExportRun, place: ExportPlace) -> list[ExportFile]:
     """The files of a new export. Nothing is left of one that its format refuses."""
     try:
         return run.files
     except RetroDBError:
-        shutil.rmtree(run.plan.folder, ignore_errors=True)
+        place.discard(Path(run.plan.folder))
         raise
 
 
-def _result(run: ExportRun, out: Path, card: ExportCard, facts: ExportFacts) -> ExportResult:
+def _result(run: ExportRun, card: ExportCard, facts: ExportFacts) -> ExportResult:
     """What is known before the files are written."""
     counts = megatron_counts(run.opened.source) if run.plan.format == "megatron" else None
     return ExportResult(
-        path=str(out),
+        path=card.path,
         format=card.format,
         table=card.table_name,
         snapshot=card.snapshot,
@@ -223,13 +240,3 @@ def _names_by_subset(table: str | Mapping[str, str] | None, to: str) -> dict[str
         if subset not in SUBSETS:
             raise UsageError(f"unknown subset '{subset}'", remedy=f"Known are: {', '.join(SUBSETS)}.")
     return {subset: table[subset] for subset in SUBSETS if subset in table}
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    """Put the new folder in the place of the old one."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(temporary, out)
-    shutil.rmtree(old, ignore_errors=True)

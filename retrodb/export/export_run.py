@@ -146,10 +146,10 @@ class ExportRun:
         results = engine.run(self._run, tasks, run_positions, self._context.progress, unit="chunks")
         return [record.result for record in results]
 
-    def card(self, out: Path) -> tuple[ExportCard, ExportFacts]:
-        """The card of the export in the folder `out`, and what was counted for it."""
+    def card(self, path: str) -> tuple[ExportCard, ExportFacts]:
+        """The card of the export at an absolute path or URL, and what was counted for it."""
         facts = self.facts()
-        return make_card(self.opened.source, self.plan.format, out, facts.num_rows, facts.licences), facts
+        return make_card(self.opened.source, self.plan.format, path, facts.num_rows, facts.licences), facts
 
     def facts(self) -> ExportFacts:
         """What the card and the result say of all rows and documents."""
@@ -226,11 +226,10 @@ class ExportRun:
         return self._context.engine.here() if size <= _ONE_PROCESS_BYTES else self._context.engine
 
 
-def delete_other_plan(plan: ExportPlan) -> None:
-    """Delete the folder of a plan, unless an attempt of the same plan began it."""
-    folder, run = Path(plan.folder), _run_id(plan)
-    if not (Path(plan.scratch) / "runs" / run).is_dir() and read_record(folder).plan != run:
-        shutil.rmtree(folder, ignore_errors=True)
+def is_of_other_plan(plan: ExportPlan) -> bool:
+    """Whether no attempt of the same plan began the folder of a plan."""
+    run = _run_id(plan)
+    return not (Path(plan.scratch) / "runs" / run).is_dir() and read_record(Path(plan.folder)).plan != run
 
 
 def _run_id(plan: ExportPlan) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from retrodb.export.export_file import ExportFile, state_of_pieces
 from retrodb.export.record import (
-    ExportRecord,
     LogLine,
     RecordLog,
     WrittenFile,
@@ -37,6 +37,22 @@ PieceWriter = Callable[[Sequence[PieceToWrite]], Iterable[tuple[PieceToWrite, Wr
 """Writes pieces in any order, and gives each as soon as it is written."""
 
 
+class Destination(Protocol):
+    """Where finished files go that do not stay in the folder in which they are written."""
+
+    def size_of(self, path: str) -> int | None:
+        """The size of a file in bytes; None where there is none."""
+        ...
+
+    def take(self, path: str, file: Path) -> None:
+        """Take a finished file away."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        ...
+
+
 @dataclass(frozen=True)
 class FolderUpdate:
     """What an update of a folder did."""
@@ -52,9 +68,13 @@ class ExportFolder:
         DamagedFileError: when the record or its log cannot be read.
     """
 
-    def __init__(self, path: Path, record: ExportRecord | None = None) -> None:
-        self.path = path
-        self.record = record or read_record(path)
+    def __init__(self, path: Path, destination: Destination | None = None) -> None:
+        """
+        Args:
+            destination: of finished files; None leaves them in the folder.
+        """
+        self.path, self._destination = path, destination
+        self.record = read_record(path)
         self._log = RecordLog(path)
         self._pieces: dict[str, dict[int, WrittenPiece]] = {}  # of files that are not finished
         self._runs: dict[str, str] = {}  # path -> the run that wrote these
@@ -91,7 +111,10 @@ class ExportFolder:
     def remove(self, paths: Sequence[str]) -> None:
         """Delete files."""
         for path in paths:
-            (self.path / path).unlink(missing_ok=True)
+            if self._destination is None:
+                (self.path / path).unlink(missing_ok=True)
+            else:
+                self._destination.delete(path)
             self._append(LogLine(path))
 
     def finish(self) -> FolderUpdate:
@@ -122,8 +145,15 @@ class ExportFolder:
         return self._is_whole(path) and self.record.files[path].state == state
 
     def _is_whole(self, path: str) -> bool:
-        written, file = self.record.files.get(path), self.path / path
-        return written is not None and file.is_file() and file.stat().st_size == written.size_bytes
+        written = self.record.files.get(path)
+        return written is not None and self._size_of(path) == written.size_bytes
+
+    def _size_of(self, path: str) -> int | None:
+        """The size of a finished file in bytes; None where there is none."""
+        if self._destination is not None:
+            return self._destination.size_of(path)
+        file = self.path / path
+        return file.stat().st_size if file.is_file() else None
 
     def _begin(self, run: str, file: ExportFile) -> list[PieceToWrite]:
         """The pieces of a file that are not written yet, and the file that they are written into."""
@@ -160,7 +190,10 @@ class ExportFolder:
             return
         if file.join is not None:
             file.join(target)
-        if target != path:
+        size_bytes = target.stat().st_size
+        if self._destination is not None:
+            self._destination.take(file.path, target)
+        elif target != path:
             publish_whole(target, path)
-        written = WrittenFile(path.stat().st_size, state, tuple(piece.xxh3 for piece in pieces))
+        written = WrittenFile(size_bytes, state, tuple(piece.xxh3 for piece in pieces))
         self._append(LogLine(file.path, file=written))

@@ -100,9 +100,12 @@ def read_record(folder: Path) -> ExportRecord:
         DamagedFileError: when it cannot be read.
     """
     path = folder / RECORD
-    if not path.is_file():
-        return ExportRecord()
-    return from_json(ExportRecord, path.read_bytes(), where=str(path), remedy="Export again.")
+    return parse_export_record(path.read_bytes(), str(path)) if path.is_file() else ExportRecord()
+
+
+def parse_export_record(data: bytes, where: str) -> ExportRecord:
+    """The record that some bytes are. Raises DamagedFileError."""
+    return from_json(ExportRecord, data, where=where, remedy="Export again.")
 
 
 def write_record(folder: Path, record: ExportRecord) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from retrodb.errors import MismatchError
-from retrodb.export.card import ExportCard, read_card, write_card
-from retrodb.export.export import exported_view, planned_export, register_export
+from retrodb.export.card import ExportCard, write_card
+from retrodb.export.export import engine_that_reaches, exported_view, planned_export, register_export
 from retrodb.export.export_run import SCRATCH, ExportRun
 from retrodb.export.folder import ExportFolder
 from retrodb.export.formats import FORMATS
+from retrodb.export.place import ExportPlace, read_card
 from retrodb.export.record import recorded_export
 from retrodb.format.entries import ExportEntry
 from retrodb.stages.context import Context
@@ -51,58 +52,65 @@ class ExportInfo:
     snapshot: int  # that it shows
 
 
-def run_refresh(context: Context, out: Path, *, dry_run: bool = False) -> RefreshResult:
+def run_refresh(context: Context, place: ExportPlace, *, dry_run: bool = False) -> RefreshResult:
     """Bring an export up to date with the newest snapshot.
 
     Raises:
-        UsageError: when the folder is no export.
+        UsageError: when there is no export.
         DamagedFileError: when its card or its record cannot be read.
         MismatchError: when its table or query set was rebuilt in another shape, or it is of another database.
     """
-    card = read_card(out)
+    card = read_card(place)
     view = exported_view(context)
     tables = {subset: NeighbourTable(view, str(table["name"])).name for subset, table in card.tables.items()}
-    recorded_export(out)
-    with TemporaryDirectory(prefix="retrodb-export-") as folder:
-        scratch = Path(folder) if dry_run else out / SCRATCH
-        plan = planned_export(view, tables, card.format, card.params, out, scratch)
+    folder = place.present_folder()
+    recorded_export(folder)
+    with TemporaryDirectory(prefix="retrodb-export-") as temporary:
+        scratch = Path(temporary) if dry_run else folder / SCRATCH
+        plan = planned_export(view, tables, card.format, card.params, folder, scratch)
         try:
-            with ExportRun(context, plan) as run:
-                result, new_card = _refresh(run, card, out, dry_run=dry_run)
+            with ExportRun(engine_that_reaches(context, place), plan) as run:
+                result, new_card = _refresh(run, card, place, dry_run=dry_run)
+            if not dry_run:
+                place.publish(folder)
         except OSError as error:
-            raise translate_os_error(error, str(out)) from error
+            raise translate_os_error(error, place.name) from error
     if not dry_run:
         register_export(context, new_card)
     return result
 
 
-def _refresh(run: ExportRun, card: ExportCard, out: Path, *, dry_run: bool) -> tuple[RefreshResult, ExportCard]:
-    new_card, facts = run.card(out)
-    _check_same_origin(card, new_card, out)
+def _refresh(
+    run: ExportRun, card: ExportCard, place: ExportPlace, *, dry_run: bool
+) -> tuple[RefreshResult, ExportCard]:
+    new_card, facts = run.card(place.name)
+    _check_same_origin(card, new_card, place.name)
     run.write_scratch()
-    folder, states = ExportFolder(out), run.states()
+    path, destination = Path(run.plan.folder), place.destination
+    folder, states = ExportFolder(path, destination), run.states()
     index = run.index(states)
     files = [*run.files, *index]
     states |= {file.path: file.pieces[0].inputs_digest() for file in index}
     changed, removed = folder.outdated(files, states), folder.abandoned(states)
     has_positions = FORMATS[card.format].has_positions
     result = RefreshResult(
-        path=str(out),
+        path=place.name,
         format=card.format,
         table=card.table_name,
         snapshot=run.view.snapshot.number,
         changed=tuple(file.path for file in changed),
         removed=tuple(removed),
         num_unchanged_files=sum(1 for state in states.values() if state) - len(changed),
-        must_reopen=(*(file.path for file in changed if file.must_reopen), *removed),
+        must_reopen=(*(file.path for file in changed if file.must_reopen or destination is not None), *removed),
         num_rows_without_position=facts.num_rows_without_position if has_positions else 0,
         dry_run=dry_run,
     )
     if not dry_run:
+        place.begin(path, [*result.changed, *removed])
         run.write(folder, changed)
         folder.remove(removed)
         folder.finish()
-        write_card(out, new_card)
+        write_card(path, new_card)
     return result, new_card
 
 
@@ -113,17 +121,17 @@ def list_exports(context: Context) -> list[ExportInfo]:
     return [ExportInfo(name, entry.path, entry.format, entry.table, entry.snapshot) for name, entry in entries.items()]
 
 
-def _check_same_origin(card: ExportCard, new_card: ExportCard, out: Path) -> None:
+def _check_same_origin(card: ExportCard, new_card: ExportCard, where: str) -> None:
     """Raises MismatchError when the export was made of another table than the one that has its name today."""
     for name in ("tokenizer", "space", "queries"):
         if getattr(card, name) != getattr(new_card, name):
             what = f"the {name} of the export and of the database differ"
-            raise MismatchError(what, where=str(out), remedy=_EXPORT_AGAIN)
+            raise MismatchError(what, where=where, remedy=_EXPORT_AGAIN)
     for subset, table in card.tables.items():
         for name in ("queries", "k"):
             if table[name] != new_card.tables[subset][name]:
                 what = f"its table '{table['name']}' has another '{name}' now"
-                raise MismatchError(what, where=str(out), remedy=_EXPORT_AGAIN)
+                raise MismatchError(what, where=where, remedy=_EXPORT_AGAIN)
 
 
 _EXPORT_AGAIN = "Export to a new folder. To stop updates from refreshing this one, delete it."

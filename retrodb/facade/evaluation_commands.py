@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from retrodb.config import RetroTrainParams, ValidateParams
 from retrodb.engine.progress import make_progress
 from retrodb.facade.base import DatabaseBase, params_of
-from retrodb.facade.given_files import given_input
+from retrodb.facade.given_files import given_input, given_output
 from retrodb.facade.guard import guarded
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class EvaluationCommands(DatabaseBase):
         from retrodb.bench.report import writer_of
 
         self._check_space(space)
-        write = writer_of(Path(report)) if report else None
+        write = writer_of(given_output(report)) if report else None
         result = run_bench_recall(
             self._context, space=space, queries=queries, k=k, target_recall=target_recall, seed=seed
         )
@@ -179,7 +179,7 @@ class EvaluationCommands(DatabaseBase):
             params_of(ValidateParams, options),
             table=table,
             heldout=heldout,
-            report=_path(report),
+            report=None if report is None else given_output(report),
             device=device,
         )
 
@@ -265,7 +265,7 @@ def retro_train(
     """
     from retrodb.retro.run_training import run_retro_train
 
-    return run_retro_train(Path(data), Path(out), params_of(RetroTrainParams, options), make_progress(progress))
+    return run_retro_train(Path(data), given_output(out), params_of(RetroTrainParams, options), make_progress(progress))
 
 
 @guarded
@@ -282,7 +282,7 @@ def retro_fit(
     from retrodb.retro.run_training import run_retro_fit
 
     params = params_of(RetroTrainParams, options)
-    return run_retro_fit(Path(base), Path(data), Path(out), params, make_progress(progress))
+    return run_retro_fit(Path(base), Path(data), given_output(out), params, make_progress(progress))
 
 
 @guarded

@@ -1,7 +1,9 @@
-"""The files that a caller gives: inputs, which may be objects in a store, and outputs, which may not."""
+"""The files that a caller gives: inputs and outputs, which may be objects in a store, and outputs which may not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from retrodb.errors import InputError, MissingFileError, UsageError
@@ -23,6 +25,29 @@ def given_input(path: str | Path) -> Path:
         return ObjectStorage(bucket).local(key)
     except MissingFileError:
         raise InputError("no such object", where=str(path), remedy="Check the URL.") from None
+
+
+@contextmanager
+def given_new_file(path: str | Path) -> Iterator[Path]:
+    """A file to write: that of an argument, or for the URL of an object a local one, which is uploaded when the block ends.
+
+    Raises:
+        UsageError: there is such an object.
+    """
+    if not is_object_url(str(path)):
+        yield Path(path)
+        return
+    from retrodb.store.object_storage import ObjectStorage
+
+    bucket, key = bucket_and_key(str(path))
+    storage = ObjectStorage(bucket)
+    if storage.exists(key):
+        raise UsageError("exists already", where=str(path), remedy="Choose another name, or delete the object.")
+    with storage.working_folder() as folder:
+        file = folder / Path(key).name
+        yield file
+        if file.exists():
+            storage.upload(key, file)
 
 
 def given_output(path: str | Path) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrodb.facade.base import DatabaseBase
-from retrodb.facade.given_files import given_output
+from retrodb.facade.given_files import given_new_file
 
 if TYPE_CHECKING:
     from retrodb.export.refresh import ExportInfo
@@ -108,11 +109,13 @@ class ReadCommands(DatabaseBase):
         """Write the index of a space as one file that `faiss.read_index` opens. Its ids are those of live chunks.
 
         Args:
-            out: a new file. Temporary files are written next to it.
+            out: path or URL of a new file. Temporary files are written next to it, or in the cache of this machine.
         """
         from retrodb.stages.index.export_faiss import run_export_faiss
 
-        return run_export_faiss(self.view(as_of), given_output(out), space=space, dry_run=dry_run)
+        with given_new_file(out) as file:
+            result = run_export_faiss(self.view(as_of), file, space=space, dry_run=dry_run)
+        return replace(result, out=str(out))
 
     def show_neighbours(self, row: int, *, table: str | None = None, as_of: int | None = None) -> ShownRow:
         """One row of a neighbour table: its chunk, its neighbours, their continuations, and the token runs they share."""

@@ -16,7 +16,7 @@ from retrodb.config import (
     NeighboursParams,
 )
 from retrodb.facade.base import DatabaseBase, params_of
-from retrodb.facade.given_files import given_input, given_output
+from retrodb.facade.given_files import given_input
 from retrodb.store import conflict_keys
 from retrodb.view.view import SELF
 
@@ -332,11 +332,12 @@ class StageCommands(DatabaseBase):
             is_registered: record the export in the database, so that `exports` lists it and `update` refreshes it.
         """
         from retrodb.export.export import run_export
+        from retrodb.export.place import export_place
 
         with self._lock(conflict_keys.export(Path(out).name), "export"):
             return run_export(
                 self._context,
-                given_output(out),
+                export_place(out),
                 to=to,
                 table=table,
                 params=params_of(ExportParams, options),
@@ -347,7 +348,8 @@ class StageCommands(DatabaseBase):
 
     def refresh_export(self, out: str | Path, *, dry_run: bool = False) -> RefreshResult:
         """Bring an export up to date: deleted chunks become padding, and repaired rows get their new neighbours."""
+        from retrodb.export.place import export_place
         from retrodb.export.refresh import run_refresh
 
         with self._lock(conflict_keys.export(Path(out).name), "export"):
-            return run_refresh(self._context, given_output(out), dry_run=dry_run)
+            return run_refresh(self._context, export_place(out), dry_run=dry_run)

@@ -230,10 +230,11 @@ class _UpdateSteps:
             )
 
     def export(self) -> Iterator[Step]:
+        from retrodb.export.place import is_there
         from retrodb.maintain.update.command import exports_to_refresh
 
         for export in self.recipe.exports:
-            if not Path(export.out).exists():
+            if not is_there(export.out):
                 options = options_of(ExportOptions, export)
                 yield export.out, partial(self.db.export, export.out, to=export.to, table=export.table, **options)
         for out in exports_to_refresh(self.db.view(), self.recipe, self.db.exports()):

@@ -94,6 +94,13 @@ class ObjectStorage:
             assert etag is not None
             self._copies[path] = etag, self._cache.keep(path, etag, temporary)
 
+    def upload(self, path: str, file: Path) -> None:
+        """Write an object from a local file, of which no copy is kept."""
+        self._copies.pop(_checked(path), None)
+        with self._errors(path):
+            self._client.put(path, file)
+        self._cache.forget(path)
+
     def working_folder(self) -> AbstractContextManager[Path]:
         return self._cache.working_folder()
 

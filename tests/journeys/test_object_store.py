@@ -240,9 +240,14 @@ def test_inputs_in_a_store_make_the_same_database_as_local_ones(
     assert "nothing new" not in User(tmp_path).types(f"retrodb ingest {bucket}/corpus/a.jsonl --source again").out
 
 
-def test_test_sets_and_query_sets_can_be_objects_and_exports_cannot(
-    inputs: Inputs, store_url: str, tmp_path: Path, make_database: Callable[..., Database]
+def test_test_sets_query_sets_and_exports_can_be_objects_and_reports_cannot(
+    inputs: Inputs,
+    store_url: str,
+    tmp_path: Path,
+    make_database: Callable[..., Database],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     db = make_database(DOCUMENTS)
     ObjectStorage(store_url).write("items.jsonl", (inputs.folder / "items.jsonl").read_bytes())
     [result] = db.dedup(against=[f"{store_url}/items.jsonl"])
@@ -250,9 +255,23 @@ def test_test_sets_and_query_sets_can_be_objects_and_exports_cannot(
     assert db.add_queries("train", [f"{store_url}/items.jsonl"]).num_documents == len(ITEMS)
     with pytest.raises(InputError, match="no such object"):
         db.dedup(against=[f"{store_url}/none.jsonl"])
-    for write in (db.export, db.refresh_export, db.export_faiss):
+    db.embed()
+    db.index()
+    assert db.export_faiss(f"{store_url}/in/a.faiss").out == f"{store_url}/in/a.faiss"
+    assert db.export_faiss(tmp_path / "a.faiss").size_bytes == ObjectStorage(store_url).stat("in/a.faiss").size_bytes
+    assert ObjectStorage(store_url).read("in/a.faiss") == (tmp_path / "a.faiss").read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        db.export_faiss(f"{store_url}/in/a.faiss")
+    assert db.export_faiss(f"{store_url}/in/b.faiss", dry_run=True).size_bytes is None
+    out = f"{store_url}/out.json"
+    for write in (
+        lambda: db.bench_recall(report=out),
+        lambda: db.validate(report=out),
+        lambda: retrodb.database.train_tokenizer([inputs.folder / "docs.jsonl"], out),
+    ):
         with pytest.raises(UsageError, match="cannot be in an object store"):
-            write(f"{store_url}/out")
+            write()
+    assert ObjectStorage(store_url).list("") == ["in/a.faiss", "items.jsonl"]
     assert not (tmp_path / "s3:").exists()
 
 

@@ -23,6 +23,7 @@ from typing import TypeAlias
 
 from retrodb.config import NeighboursParams
 from retrodb.errors import EXIT_OK, EXIT_REJECTS, RetroDBError, UsageError
+from retrodb.export.place import is_there
 from retrodb.export.refresh import ExportInfo, RefreshResult
 from retrodb.format.entries import IndexEntry, QueriesEntry, SpaceEntry, TableEntry
 from retrodb.maintain.compact.proposal import propose_compaction
@@ -189,9 +190,9 @@ def tables_to_compute(view: View, recipe: Recipe) -> Iterator[tuple[str, TableRe
 
 def exports_to_refresh(view: View, recipe: Recipe, exports: Sequence[ExportInfo]) -> Iterator[str]:
     """The exports, registered or in the recipe, that exist and are older than the last change of the database."""
-    known = {info.path: info.snapshot for info in exports if Path(info.path).exists()}
+    known = {info.path: info.snapshot for info in exports if is_there(info.path)}
     for export in recipe.exports:
-        if Path(export.out).exists():
+        if is_there(export.out):
             known.setdefault(export.out, -1)
     for out, shown in known.items():
         if shown < 0 or any(snapshot.command != "export" for snapshot in since(view.storage, shown, view.snapshot)):

@@ -24,6 +24,7 @@ from retrodb.corpus.streams import open_input
 from retrodb.corpus.train_tokenizer import train_byte_bpe
 from retrodb.errors import MismatchError
 from retrodb.export.export import run_export
+from retrodb.export.place import export_place
 from retrodb.format.json_codec import JsonObject
 from retrodb.format.scores import Measure
 from retrodb.stages.context import Context
@@ -219,7 +220,7 @@ def _neighbours(demo: _Demo) -> JsonObject:
 
 
 def _export(demo: _Demo) -> JsonObject:
-    result = run_export(demo.context, demo.folder / "export", to="parquet")
+    result = run_export(demo.context, export_place(demo.folder / "export"), to="parquet")
     return {"rows": result.num_rows, "size_bytes": result.size_bytes}
 
 
