@@ -30,6 +30,8 @@ COMMANDS = [
     ["neighbours", "DB", "--repair"],
     ["filter", "DB", "--where", "doc_id < 'd2'", "--reason", "some"],
     ["compact", "DB", "--min-deleted", "1%"],
+    ["purge", "DB", "--doc-ids", "IDS", "--yes"],
+    ["neighbours", "DB", "--repair"],
     ["export", "DB", "OUT", "--to", "arrays"],
 ]
 _MOST_TRIES = 40
@@ -123,12 +125,14 @@ class Cluster:
 
 
 def write_inputs(folder: Path, num_documents: int) -> dict[str, str]:
-    """Two files of documents, and the words of `COMMANDS` that stand for them."""
+    """Two files of documents, one of ids to purge, and the words of `COMMANDS` that stand for them."""
     for name, first in (("documents", 0), ("more", num_documents)):
         numbers = range(first, first + num_documents)
         lines = ({"id": f"d{n}", "text": made_text(n % (num_documents - 5), 60 + n % 90)} for n in numbers)
         (folder / f"{name}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)))
-    return {"DOCUMENTS": str(folder / "documents.jsonl"), "MORE": str(folder / "more.jsonl")}
+    ids = folder / "purged.txt"
+    ids.write_text("d3\nd30\n")
+    return {"DOCUMENTS": str(folder / "documents.jsonl"), "MORE": str(folder / "more.jsonl"), "IDS": str(ids)}
 
 
 def create(database: str, tokenizer: Path) -> None:
