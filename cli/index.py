@@ -76,7 +76,8 @@ _OF_INDEX = ("factory", "train_sample", "seed", "bytes_per_vector", "search_memo
     "--export-faiss",
     "out",
     metavar="OUT",
-    help="Write the index as one file OUT (path or URL) that faiss.read_index opens, with the ids of live chunks. Indexes nothing.",
+    help="Write the index as one file OUT, a path or URL, that faiss.read_index opens, with the ids of live chunks."
+    " Indexes nothing.",
 )
 @task_options
 def command(

@@ -177,7 +177,7 @@ def test_update_and_the_command_line_find_an_export_by_its_url(
     exportable: Database, store_url: str, tmp_path: Path
 ) -> None:
     exportable.export(store_url, to="arrays")
-    assert [info.path for info in exportable.exports()] == [store_url]
+    assert store_url in [info.path for info in exportable.exports()]
     assert retrodb.database.database_of_export(store_url) == str(Path(exportable.path).absolute())
     exportable.filter(doc_ids=[DELETED], reason="gone")
     before = objects(store_url)
