@@ -72,7 +72,7 @@ def command(
     repair: bool,
     accept_loss: bool,
     device: str,
-    as_of: int | None,
+    as_of: int | str | None,
     workers: int | None,
     dry_run: bool,
 ) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .option_types import snapshot_ref
 from .options import (
     READING_EXITS,
     Command,
@@ -18,14 +19,17 @@ from .options import (
 
 @click.command(cls=Command, example="retrodb diff my.retrodb 3 7 --documents", exits=READING_EXITS)
 @database_argument
-@click.argument("a", type=click.IntRange(min=0), metavar="A")
-@click.argument("b", type=click.IntRange(min=0), metavar="B")
+@click.argument("a", type=snapshot_ref, metavar="A")
+@click.argument("b", type=snapshot_ref, metavar="B")
 @click.option("--documents", is_flag=True, help="List every document that was added, removed or changed.")
 @memory_option
 @json_option
 @pass_session
-def command(session: Session, database: str, a: int, b: int, documents: bool) -> None:
-    """Show the documents that were added, removed and changed between snapshots A and B of DB, by source and reason."""
+def command(session: Session, database: str, a: int | str, b: int | str, documents: bool) -> None:
+    """Show the documents that were added, removed and changed between snapshots A and B of DB, by source and reason.
+
+    A and B are numbers, or names of pins.
+    """
     result = open_database(session, database).diff(a, b, documents=documents)
     if documents:
         session.output.rows(result.documents, empty="No document changed between these snapshots.")

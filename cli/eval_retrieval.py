@@ -50,7 +50,7 @@ def command(
     space: str | None,
     nprobe: int | None,
     device: str,
-    as_of: int | None,
+    as_of: int | str | None,
 ) -> None:
     """Compare the documents that DB finds with relevance judgements: nDCG@10, recall@k and MRR.
 

@@ -68,7 +68,7 @@ def command(
     contexts: str | None,
     refresh: str | None,
     is_list: bool,
-    as_of: int | None,
+    as_of: int | str | None,
     dry_run: bool,
     workers: int | None,
 ) -> None:

@@ -37,7 +37,7 @@ from .render import exposure_result
 @memory_option
 @snapshot_options
 def command(
-    session: Session, database: str, testset: str, table: str | None, consumed_samples: int, as_of: int | None
+    session: Session, database: str, testset: str, table: str | None, consumed_samples: int, as_of: int | str | None
 ) -> None:
     """Find the rows of a neighbour table that share text with a test set.
 

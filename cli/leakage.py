@@ -46,7 +46,7 @@ def command(
     k: int,
     space: str | None,
     device: str,
-    as_of: int | None,
+    as_of: int | str | None,
 ) -> None:
     """Measure how many tokens the chunks of a file share with their nearest neighbours in DB. No model is needed.
 

@@ -62,7 +62,7 @@ SECTIONS = {
         "compact": "Remove deleted rows from files, and merge small files.",
         "gc": "Expire old snapshots, and delete files that are no longer needed.",
         "purge": "Delete documents permanently, and prove that no trace is left.",
-        "pin": "Protect a snapshot from expiring.",
+        "pin": "Name a snapshot, and protect it from expiring.",
         "restore": "Return to the state of an older snapshot.",
     },
     "Cluster": {

@@ -207,7 +207,7 @@ command.default = compute
 @table_option
 @row_option
 @snapshot_options
-def show(session: Session, database: str, table: str | None, row: int, as_of: int | None) -> None:
+def show(session: Session, database: str, table: str | None, row: int, as_of: int | str | None) -> None:
     """Show a row of a table: its chunk, its neighbours, their continuations, and the runs of tokens that they share."""
     session.output.result(open_database(session, database).show_neighbours(row, table=table, as_of=as_of), shown_row)
 

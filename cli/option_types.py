@@ -1,4 +1,4 @@
-"""The types of options: fractions, sizes and durations, as people write them."""
+"""The types of options: fractions, sizes, durations and snapshots, as people write them."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def duration(text: str) -> timedelta:
         return timedelta(**{units[text[-1]]: int(text[:-1])})
     except OverflowError:
         raise click.BadParameter(f"'{text}' is too long.") from None
+
+
+def snapshot_ref(text: str) -> int | str:
+    """The type of options and arguments that are a snapshot: its number, or the name of a pin, which the library looks up."""
+    name = text.strip()
+    if name.isascii() and name.isdecimal():
+        return int(name)
+    if not name or name.startswith("-"):
+        raise click.BadParameter(f"'{text}' is not a snapshot. Write its number, or the name of a pin.")
+    return name

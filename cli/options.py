@@ -14,7 +14,7 @@ import click
 from retrodb import errors
 from retrodb.config import IngestParams
 
-from .option_types import duration, fraction, size
+from .option_types import duration, fraction, size, snapshot_ref
 from .output import ConsoleOutput, JsonOutput, Output, printable
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ format_option = click.option(
 )
 space_option = click.option("--space", metavar="NAME", help="Name of the vector space.  [default: DB's default space]")
 as_of_option = click.option(
-    "--as-of", type=click.IntRange(min=0), metavar="N", help="Read snapshot N.  [default: the newest snapshot]"
+    "--as-of", type=snapshot_ref, metavar="N", help="Read snapshot N, a number or a name.  [default: the newest]"
 )
 
 

@@ -70,7 +70,7 @@ def command(
     nprobe: int | None,
     recall: float | None,
     device: str,
-    as_of: int | None,
+    as_of: int | str | None,
 ) -> None:
     """Find the live chunks of DB nearest to each TEXT, and show the text that follows them."""
     if (bool(texts), file is not None, vector is not None).count(True) != 1:

@@ -24,7 +24,7 @@ def command() -> None:
 @command.command("list", cls=Command, example="retrodb space list my.retrodb", exits=READING_EXITS)
 @database_argument
 @snapshot_options
-def list_command(session: Session, database: str, as_of: int | None) -> None:
+def list_command(session: Session, database: str, as_of: int | str | None) -> None:
     """List the vector spaces of DB."""
     session.output.rows(
         open_database(session, database).spaces(as_of=as_of),

@@ -16,7 +16,7 @@ from .options import READING_EXITS, Command, Session, database_argument, memory_
 @click.argument("query", metavar="SELECT")
 @memory_option
 @snapshot_options
-def command(session: Session, database: str, query: str, as_of: int | None) -> None:
+def command(session: Session, database: str, query: str, as_of: int | str | None) -> None:
     """Run a SELECT query over the tables documents, chunks, shards and files of DB. It cannot change anything."""
     result = open_database(session, database).sql(query, as_of=as_of)
     if result.renamed:

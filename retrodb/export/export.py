@@ -69,7 +69,7 @@ def run_export(
     to: str = "parquet",
     table: str | Mapping[str, str] | None = None,
     params: ExportParams | None = None,
-    as_of: int | None = None,
+    as_of: int | str | None = None,
     is_registered: bool = True,
     dry_run: bool = False,
 ) -> ExportResult:
@@ -196,7 +196,7 @@ def _result(run: ExportRun, card: ExportCard, facts: ExportFacts) -> ExportResul
     )
 
 
-def exported_view(context: Context, as_of: int | None = None) -> View:
+def exported_view(context: Context, as_of: int | str | None = None) -> View:
     """The snapshot that an export shows: the last one before registrations, which change nothing that is exported."""
     view = context.view(as_of)
     while view.snapshot.command == "export":

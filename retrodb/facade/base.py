@@ -103,8 +103,12 @@ class DatabaseBase:
         """The path of the database."""
         return self._context.storage.url
 
-    def view(self, as_of: int | None = None) -> View:
-        """The newest snapshot, or an older one, to read from in Python."""
+    def view(self, as_of: int | str | None = None) -> View:
+        """The newest snapshot, or an older one, to read from in Python.
+
+        Args:
+            as_of: number of the snapshot, or the name of a pin. It means the same in every method.
+        """
         return self._context.view(as_of)
 
     @contextmanager
@@ -117,7 +121,7 @@ class DatabaseBase:
         with TemporaryDirectory(prefix="retrodb-dry-run-") as folder:
             yield replace(self._context, storage=ScratchStorage.create(Path(folder), storage))
 
-    def _check_space(self, space: str | None, as_of: int | None = None) -> None:
+    def _check_space(self, space: str | None, as_of: int | str | None = None) -> None:
         """Raises UsageError for a space that does not exist, with the names of those that do."""
         names = self.view(as_of).snapshot.names(SpaceEntry)
         if space is not None and names and space not in names:

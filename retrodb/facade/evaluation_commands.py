@@ -35,7 +35,7 @@ class EvaluationCommands(DatabaseBase):
         k: int = 10,
         text_template: str | None = None,
         device: str = "auto",
-        as_of: int | None = None,
+        as_of: int | str | None = None,
     ) -> LeakageResult:
         """Measure how many tokens the chunks of a file or query set share with their nearest neighbours.
 
@@ -65,7 +65,7 @@ class EvaluationCommands(DatabaseBase):
         space: str | None = None,
         nprobe: int | None = None,
         device: str = "auto",
-        as_of: int | None = None,
+        as_of: int | str | None = None,
     ) -> RetrievalResult:
         """Compute nDCG@10, recall@k and MRR of the documents that a space finds, from relevance judgements.
 

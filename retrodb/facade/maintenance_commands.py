@@ -153,18 +153,25 @@ class MaintenanceCommands(DatabaseBase):
                 self._context, grace=grace, keep_snapshots=keep_snapshots, abandon_runs=abandon_runs, dry_run=dry_run
             )
 
-    def restore(self, snapshot: int, *, dry_run: bool = False) -> RestoreResult:
+    def restore(self, snapshot: int | str, *, dry_run: bool = False) -> RestoreResult:
         """Return to the state of an older snapshot, in a new snapshot. Purged documents do not come back."""
         from retrodb.maintain.snapshots.restore import run_restore
 
         with self._lock(conflict_keys.restore(), "restore"), self._planning(dry_run) as context:
             return run_restore(context, snapshot, dry_run=dry_run)
 
-    def pin(self, snapshot: int | None = None, *, name: str, dry_run: bool = False) -> PinResult:
-        """Protect a snapshot from expiring. None is the newest snapshot."""
+    def pin(
+        self, snapshot: int | str | None = None, *, name: str, move: bool = False, dry_run: bool = False
+    ) -> PinResult:
+        """Give a snapshot a name, which stands wherever its number does, and protects it from expiring.
+
+        Args:
+            snapshot: None is the newest snapshot.
+            move: take the name from the snapshot that has it.
+        """
         from retrodb.maintain.snapshots.pins import run_pin
 
-        return run_pin(self._context, snapshot, name, dry_run=dry_run)
+        return run_pin(self._context, snapshot, name, move=move, dry_run=dry_run)
 
     def unpin(self, name: str, *, dry_run: bool = False) -> PinResult:
         """Remove a pin."""

@@ -38,7 +38,7 @@ class ReadCommands(DatabaseBase):
         space: str | None = None,
         source: str | None = None,
         where: str | None = None,
-        as_of: int | None = None,
+        as_of: int | str | None = None,
         nprobe: int | None = None,
         recall: float | None = None,
         device: str = "auto",
@@ -65,7 +65,7 @@ class ReadCommands(DatabaseBase):
         space: str | None = None,
         source: str | None = None,
         where: str | None = None,
-        as_of: int | None = None,
+        as_of: int | str | None = None,
         nprobe: int | None = None,
         recall: float | None = None,
         threads: int = 1,
@@ -83,7 +83,7 @@ class ReadCommands(DatabaseBase):
         space: str | None = None,
         source: str | None = None,
         where: str | None = None,
-        as_of: int | None = None,
+        as_of: int | str | None = None,
     ) -> Searcher:
         """Opens the index of a space for many searches. Later changes of the database are not visible in it."""
         from retrodb.stages.search.command import Searcher
@@ -91,7 +91,7 @@ class ReadCommands(DatabaseBase):
         self._check_space(space, as_of)
         return Searcher.open(self.view(as_of), space=space, source=source, where=where)
 
-    def neighbour_table(self, table: str | None = None, *, as_of: int | None = None) -> NeighbourTable:
+    def neighbour_table(self, table: str | None = None, *, as_of: int | str | None = None) -> NeighbourTable:
         """A neighbour table as arrays. Deleted neighbours are masked."""
         from retrodb.view.neighbour_table import NeighbourTable
 
@@ -104,7 +104,7 @@ class ReadCommands(DatabaseBase):
         return list_exports(self._context)
 
     def export_faiss(
-        self, out: str | Path, *, space: str | None = None, as_of: int | None = None, dry_run: bool = False
+        self, out: str | Path, *, space: str | None = None, as_of: int | str | None = None, dry_run: bool = False
     ) -> FaissExportResult:
         """Write the index of a space as one file that `faiss.read_index` opens. Its ids are those of live chunks.
 
@@ -117,26 +117,26 @@ class ReadCommands(DatabaseBase):
             result = run_export_faiss(self.view(as_of), file, space=space, dry_run=dry_run)
         return replace(result, out=str(out))
 
-    def show_neighbours(self, row: int, *, table: str | None = None, as_of: int | None = None) -> ShownRow:
+    def show_neighbours(self, row: int, *, table: str | None = None, as_of: int | str | None = None) -> ShownRow:
         """One row of a neighbour table: its chunk, its neighbours, their continuations, and the token runs they share."""
         from retrodb.stages.neighbours.show import show_row
 
         return show_row(self.view(as_of), row, table)
 
-    def duplicates(self, *, as_of: int | None = None) -> list[Duplicate]:
+    def duplicates(self, *, as_of: int | str | None = None) -> list[Duplicate]:
         """The documents that were deleted as near-duplicates, each with the document that was kept."""
         from retrodb.stages.dedup.clusters import read_duplicates
 
         return list(read_duplicates(self.view(as_of)))
 
-    def leaks(self, testset: str | None = None, *, as_of: int | None = None) -> list[LeakHit]:
+    def leaks(self, testset: str | None = None, *, as_of: int | str | None = None) -> list[LeakHit]:
         """The matches that dedup found between test items and documents."""
         from retrodb.stages.dedup.leak_report import read_leaks
 
         return read_leaks(self.view(as_of), testset)
 
     def exposure(
-        self, testset: str, *, table: str | None = None, consumed_samples: int = 0, as_of: int | None = None
+        self, testset: str, *, table: str | None = None, consumed_samples: int = 0, as_of: int | str | None = None
     ) -> ExposureResult:
         """The rows of a neighbour table that share text with a test set.
 
@@ -148,13 +148,13 @@ class ReadCommands(DatabaseBase):
         with self._planning(dry_run=True) as context:  # it leaves nothing in the database
             return run_exposure(context, testset, table=table, consumed_samples=consumed_samples, as_of=as_of)
 
-    def spaces(self, *, as_of: int | None = None) -> list[SpaceInfo]:
+    def spaces(self, *, as_of: int | str | None = None) -> list[SpaceInfo]:
         """The vector spaces, with the size of each."""
         from retrodb.stages.embed.spaces import list_spaces
 
         return list_spaces(self.view(as_of))
 
-    def stats(self, *, as_of: int | None = None) -> Stats:
+    def stats(self, *, as_of: int | str | None = None) -> Stats:
         """Counts and sizes of everything in the database."""
         from retrodb.maintain.stats import read_stats
 
@@ -166,13 +166,13 @@ class ReadCommands(DatabaseBase):
 
         return list_snapshots(self._context.storage)
 
-    def diff(self, a: int, b: int, *, documents: bool = False) -> DiffResult:
+    def diff(self, a: int | str, b: int | str, *, documents: bool = False) -> DiffResult:
         """The changes from snapshot `a` to snapshot `b`, by source and reason, and with `documents` by document."""
         from retrodb.maintain.snapshots.diff import run_diff
 
         return run_diff(self._context, a, b, documents=documents)
 
-    def testsets(self, *, as_of: int | None = None) -> list[TestSetInfo]:
+    def testsets(self, *, as_of: int | str | None = None) -> list[TestSetInfo]:
         """The registered test sets, with the number of matches of each."""
         from retrodb.maintain.stats import list_testsets
 
@@ -184,7 +184,7 @@ class ReadCommands(DatabaseBase):
         read_data: bool = False,
         subset: float | None = None,
         max_duration_s: float | None = None,
-        as_of: int | None = None,
+        as_of: int | str | None = None,
     ) -> CheckResult:
         """Find missing and damaged files.
 
@@ -203,7 +203,7 @@ class ReadCommands(DatabaseBase):
             max_duration_s=max_duration_s,
         )
 
-    def sql(self, query: str, *, as_of: int | None = None) -> SqlResult:
+    def sql(self, query: str, *, as_of: int | str | None = None) -> SqlResult:
         """Run a SELECT query over the tables `documents`, `chunks`, `shards` and `files`."""
         from retrodb.view.sql import run_sql
 

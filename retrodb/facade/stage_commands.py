@@ -319,7 +319,7 @@ class StageCommands(DatabaseBase):
         *,
         to: str = "parquet",
         table: str | Mapping[str, str] | None = None,
-        as_of: int | None = None,
+        as_of: int | str | None = None,
         is_registered: bool = True,
         dry_run: bool = False,
         **options: Unpack[ExportOptions],

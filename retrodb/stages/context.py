@@ -56,7 +56,7 @@ class Context:
         """The database's settings. Raises MissingFileError, FormatVersionError, DamagedFileError."""
         return parse_settings(self.storage.read("retrodb.toml").decode(errors="replace"), where="retrodb.toml")
 
-    def view(self, as_of: int | None = None) -> View:
-        """The newest snapshot, or an older one."""
+    def view(self, as_of: int | str | None = None) -> View:
+        """The newest snapshot, or an older one by its number or the name of a pin."""
         snapshot = read_as_of(self.storage, as_of)
         return share_view(View(self.storage, self.settings(), snapshot))

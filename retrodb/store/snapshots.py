@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from retrodb.errors import DamagedFileError, NotADatabaseError, UsageError
+from retrodb.format.entries import PinEntry
 from retrodb.format.json_codec import to_json
 from retrodb.format.kinds import kind_of, path_of
 from retrodb.format.snapshot import Snapshot, parse_snapshot, snapshot_number, snapshot_path
@@ -70,26 +73,58 @@ def _head_path(number: int) -> str:
     return path_of("heads", number=f"{number:020d}")
 
 
-def read_as_of(storage: Storage, number: int | None) -> Snapshot:
-    """The head, or an older snapshot by number.
+def read_as_of(storage: Storage, at: int | str | None) -> Snapshot:
+    """The newest snapshot, or an older one.
+
+    Args:
+        at: its number, or the name of a pin; None is the newest.
 
     Raises:
-        UsageError: when the snapshot does not exist or has expired.
+        UsageError: there is no such snapshot or pin, or the snapshot has expired.
     """
-    if number is None:
+    if at is None:
         return read_head(storage)
+    number = number_of(storage, at)
+    name = "" if number == at else f" (pin '{at}')"
     numbers = snapshot_numbers(storage)
     if number not in numbers:
         have = f"Snapshots {numbers[0]} to {numbers[-1]} exist." if numbers else "There are none."
-        raise UsageError(f"no snapshot {number}", where=storage.url, remedy=f"{have} 'retrodb snapshots' lists them.")
+        raise UsageError(
+            f"no snapshot {number}{name}", where=storage.url, remedy=f"{have} 'retrodb snapshots' lists them."
+        )
     snapshot = read_snapshot(storage, number)
     if snapshot.expired_at is not None:
         raise UsageError(
-            f"snapshot {number} expired on {snapshot.expired_at[:10]}",
+            f"snapshot {number}{name} expired on {snapshot.expired_at[:10]}",
             where=storage.url,
             remedy="'retrodb snapshots' lists those that can be read.",
         )
     return snapshot
+
+
+def number_of(storage: Storage, at: int | str) -> int:
+    """The number of a snapshot that is given by its number or by the name of a pin of the newest snapshot.
+
+    Raises:
+        UsageError: there is no such pin.
+    """
+    if isinstance(at, int):
+        return at
+    if at.isascii() and at.isdecimal():
+        return int(at)
+    head = read_head(storage)
+    pin = head.entry(PinEntry, at)
+    if pin is None:
+        raise unknown_pin(head, at)
+    return pin.snapshot
+
+
+def unknown_pin(head: Snapshot, name: str) -> UsageError:
+    """The error for a name that is no pin of the newest snapshot, with the names that are."""
+    names = head.names(PinEntry)
+    near = get_close_matches(name, names, n=1)
+    guess = f" Did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"no pin '{name}'", remedy=f"There are: {', '.join(names) or 'none'}.{guess}")
 
 
 def since(storage: Storage, base: int, head: Snapshot) -> list[Snapshot]:

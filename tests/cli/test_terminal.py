@@ -90,7 +90,7 @@ ARGUMENTS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("compact",): ("{db}", "--dry-run"),
     ("gc",): ("{db}", "--dry-run"),
     ("purge",): ("{db}", "--doc-ids", "{ids}", "--dry-run"),
-    ("pin",): ("{db}", "--name", "run ü", "--dry-run"),
+    ("pin",): ("{db}", "--name", "run-7", "--dry-run"),
     ("restore",): ("{db}", "1", "--dry-run"),
 }
 

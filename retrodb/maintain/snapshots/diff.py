@@ -67,18 +67,19 @@ class DiffResult:
     documents: tuple[DiffDocument, ...]  # by source and id; empty unless asked for
 
 
-def run_diff(context: Context, a: int, b: int, *, documents: bool = False) -> DiffResult:
+def run_diff(context: Context, a: int | str, b: int | str, *, documents: bool = False) -> DiffResult:
     """Compare snapshot `a` with the later snapshot `b`.
 
     Args:
+        a, b: their numbers, or names of pins.
         documents: list each document.
 
     Raises:
         UsageError: one of them does not exist or expired, or they are in the wrong order.
     """
-    if a > b:
-        raise UsageError(f"snapshot {a} is later than {b}", remedy=f"Give the earlier one first: 'diff DB {b} {a}'.")
     earlier, later = context.view(a), context.view(b)
+    if earlier.snapshot.number > later.snapshot.number:
+        raise UsageError(f"snapshot {a} is later than {b}", remedy=f"Give the earlier one first: 'diff DB {b} {a}'.")
     totals = _Totals(documents)
     comparison = _Comparison(earlier, later, _Reasons(context, earlier, later))
     new_versions = comparison.keys_of_new_versions()
@@ -90,7 +91,7 @@ def run_diff(context: Context, a: int, b: int, *, documents: bool = False) -> Di
             continue
         for changed in comparison.changed_rows(span):
             totals.add(changed, new_versions)
-    return totals.result(a, b)
+    return totals.result(earlier.snapshot.number, later.snapshot.number)
 
 
 class _Totals:

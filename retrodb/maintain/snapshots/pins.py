@@ -1,7 +1,12 @@
-"""Pins: names that keep a snapshot from expiring, such as the name of a training run that reads it."""
+"""Pins: names of snapshots, such as that of a release or of a training run. A snapshot with a name does not expire.
+
+A name stands wherever the number of a snapshot does, so it is no number itself, and means the same snapshot until somebody moves
+it on purpose.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from retrodb.errors import UsageError
@@ -9,10 +14,11 @@ from retrodb.format.entries import PinEntry
 from retrodb.stages.context import Context
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
-from retrodb.store.snapshots import read_as_of
+from retrodb.store.snapshots import read_as_of, unknown_pin
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,19 @@ class _PinRun:
     base: int  # the newest snapshot
 
 
-def run_pin(context: Context, number: int | None, name: str, *, dry_run: bool = False) -> PinResult:
-    """Keep a snapshot from expiring. A pin that keeps another snapshot is moved.
+def run_pin(
+    context: Context, at: int | str | None, name: str, *, move: bool = False, dry_run: bool = False
+) -> PinResult:
+    """Give a snapshot a name, which keeps it from expiring.
 
     Args:
-        number: of the snapshot; None is the newest.
+        at: number of the snapshot, or the name of another pin; None is the newest snapshot.
+        move: take the name from the snapshot that has it.
 
     Raises:
-        UsageError: the name is invalid, or the snapshot does not exist or expired.
+        UsageError: the name is invalid or another snapshot's, or the snapshot does not exist or expired.
     """
-    plan = plan_pin(context, number, name)
+    plan = plan_pin(context, at, name, move=move)
     return plan.result if dry_run else execute_pin(context, plan)
 
 
@@ -75,14 +84,21 @@ def run_unpin(context: Context, name: str, *, dry_run: bool = False) -> PinResul
     return plan.result if dry_run else execute_pin(context, plan)
 
 
-def plan_pin(context: Context, number: int | None, name: str) -> PinPlan:
+def plan_pin(context: Context, at: int | str | None, name: str, *, move: bool = False) -> PinPlan:
     """Plan to set or move a pin; arguments and errors are those of `run_pin`."""
-    if not name or "/" in name or name != name.strip():
+    if not _NAME.fullmatch(name) or name.isdecimal():
         raise UsageError(
-            f"invalid name of a pin: '{name}'", remedy="Give a short --name without '/', such as training-7."
+            f"invalid name of a pin: '{name}'",
+            remedy="Use up to 100 letters, digits, '.', '_' and '-', and not only digits, such as release-1.",
         )
     view = context.view()
-    snapshot = read_as_of(context.storage, view.snapshot.number if number is None else number)
+    snapshot = read_as_of(context.storage, view.snapshot.number if at is None else at)
+    entry = view.snapshot.entry(PinEntry, name)
+    if entry is not None and entry.snapshot != snapshot.number and not move:
+        raise UsageError(
+            f"'{name}' is the name of snapshot {entry.snapshot}",
+            remedy="Choose another name, or add '--move' to give it to another snapshot.",
+        )
     return PinPlan(view, name, snapshot.number)
 
 
@@ -94,8 +110,7 @@ def plan_unpin(context: Context, name: str) -> PinPlan:
     """
     view = context.view()
     if view.snapshot.entry(PinEntry, name) is None:
-        names = ", ".join(view.snapshot.names(PinEntry)) or "none"
-        raise UsageError(f"no pin '{name}'", remedy=f"There are: {names}.")
+        raise unknown_pin(view.snapshot, name)
     return PinPlan(view, name, None)
 
 

@@ -68,24 +68,27 @@ class _RestoreRun:
     base: int  # the newest snapshot
 
 
-def run_restore(context: Context, number: int, *, dry_run: bool = False) -> RestoreResult:
+def run_restore(context: Context, at: int | str, *, dry_run: bool = False) -> RestoreResult:
     """Make the state of an older snapshot the newest.
+
+    Args:
+        at: number of the snapshot, or the name of a pin.
 
     Raises:
         UsageError: the snapshot does not exist or expired, or it has a document that was purged later.
         MissingFileError: one of its files is missing.
     """
-    plan = plan_restore(context, number)
+    plan = plan_restore(context, at)
     return plan.result if dry_run else execute_restore(context, plan)
 
 
-def plan_restore(context: Context, number: int) -> RestorePlan:
-    """Plan a restore; errors are those of `run_restore`."""
-    newest, restored = context.view(), context.view(number)
+def plan_restore(context: Context, at: int | str) -> RestorePlan:
+    """Plan a restore; arguments and errors are those of `run_restore`."""
+    newest, restored = context.view(), context.view(at)
     for path in sorted(set(restored.manifest.paths()) - set(newest.manifest.paths())):
         if not context.storage.exists(path):
             raise MissingFileError(
-                f"snapshot {number} cannot be restored: one of its files is missing",
+                f"snapshot {restored.snapshot.number} cannot be restored: one of its files is missing",
                 where=path,
                 remedy="Restore another snapshot; 'retrodb snapshots' lists them.",
             )

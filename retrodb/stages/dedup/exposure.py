@@ -70,7 +70,7 @@ def run_exposure(
     *,
     table: str | None = None,
     consumed_samples: int = 0,
-    as_of: int | None = None,
+    as_of: int | str | None = None,
 ) -> ExposureResult:
     """Find the exposed rows of a neighbour table. Interrupted, the same command continues.
 

@@ -72,12 +72,15 @@ def test_pins_are_set_moved_and_removed(make_database: Make, tmp_path: Path) -> 
     database = grown(make_database, tmp_path)
     assert database.pin(1, name="run").snapshot == 5
     assert database.pin(1, name="run").snapshot == 5
-    assert (database.pin(2, name="run").previous_snapshot, database.pin(name="now").pinned_snapshot) == (1, 6)
+    with pytest.raises(UsageError, match="'run' is the name of snapshot 1"):
+        database.pin(2, name="run")
+    moved = database.pin(2, name="run", move=True)
+    assert (moved.previous_snapshot, database.pin(name="now").pinned_snapshot) == (1, 6)
     pins = {each.snapshot: each.pins for each in database.snapshots() if each.pins}
     assert pins == {2: ("run",), 6: ("now",)}
     assert database.gc(keep_snapshots=1).expired_snapshots == (0, 1, 3, 4, 5)
     assert database.unpin("run").previous_snapshot == 2
-    for name in ("", "a/b", " x"):
+    for name in ("", "a/b", " x", "12", "-x", "a b", "ü", "x" * 101):
         with pytest.raises(UsageError, match="invalid name of a pin"):
             database.pin(2, name=name)
     with pytest.raises(UsageError, match=r"no pin 'nobody'.*now"):
