@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from retrodb.store.storage import TEMPORARY, FileStat, Storage, temporary_name, translate_os_error
+from retrodb.store.storage import FileStat, Storage, translate_os_error
+from retrodb.store.temporary import TEMPORARY, temporary_name
 
 READ_FAULTS = ("crash", "eio")
 WRITE_FAULTS = ("crash", "eio", "enospc", "short", "done")
@@ -76,6 +77,14 @@ class FaultyStorage:
     def write(self, path: str, data: bytes) -> None:
         with self._operation("write", path, data):
             self._inner.write(path, data)
+
+    def read_pieces(self, path: str) -> Iterator[bytes]:
+        with self._operation("read_pieces", path):
+            yield from self._inner.read_pieces(path)
+
+    def write_pieces(self, path: str, pieces: Iterable[bytes]) -> None:
+        with self.stage(path) as temporary, temporary.open("wb") as file:
+            file.writelines(pieces)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         with self._operation("put_if_absent", path, data):

@@ -22,7 +22,8 @@ from retrodb.store.commit import Change, commit_first
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import digest_bytes, identity
 from retrodb.store.snapshots import read_head, snapshot_numbers
-from retrodb.store.storage import Storage, is_temporary
+from retrodb.store.storage import Storage
+from retrodb.store.temporary import is_temporary
 
 RETRO_ENCODER = EmbedParams("bert-base-uncased", pooling="mean", normalise=False, metric="squared_l2")
 """The encoder of the preset `retro`, as in the paper: mean over the tokens, no normalisation, squared L2."""

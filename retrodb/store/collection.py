@@ -29,7 +29,8 @@ from retrodb.store.digest import digests_of_blocks
 from retrodb.store.manifest import load_manifest
 from retrodb.store.row_files import written_since
 from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
-from retrodb.store.storage import TEMPORARY, FileStat, Storage, is_temporary
+from retrodb.store.storage import FileStat, Storage
+from retrodb.store.temporary import TEMPORARY, is_temporary
 
 DEFAULT_GRACE = timedelta(days=7)
 """Longer than any command runs between writing a file and committing it, or than a reader stays on an expired snapshot."""

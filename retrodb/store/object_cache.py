@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from retrodb.errors import UsageError
 from retrodb.store.cached_lines import cache_folder
-from retrodb.store.storage import TEMPORARY, is_abandoned, temporary_name
+from retrodb.store.temporary import TEMPORARY, is_abandoned, temporary_name
 
 SIZE_VARIABLE = "RETRODB_CACHE_SIZE"
 DEFAULT_BYTES = 32 << 30

@@ -12,7 +12,7 @@ from threading import Barrier
 from retrodb.errors import RetroDBError
 from retrodb.store.object_client import ObjectClient
 from retrodb.store.object_errors import NEEDED_STORE
-from retrodb.store.storage import TEMPORARY, temporary_name
+from retrodb.store.temporary import TEMPORARY, temporary_name
 
 WRITERS, RACES = 8, 16
 

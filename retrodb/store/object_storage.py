@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -60,10 +60,7 @@ class ObjectStorage:
             for _ in range(_DOWNLOADS):
                 if (copy := self._copy(path)) is not None:
                     return copy
-        remedy = "Run the same command again."
-        raise RetroDBError(
-            "another writer replaces this object again and again", where=self._url_of(path), remedy=remedy
-        )
+        raise self._replaced(path)
 
     def fetch(self, path: str) -> Path:
         self._copies.pop(_checked(path), None)
@@ -85,6 +82,22 @@ class ObjectStorage:
         self._copies.pop(_checked(path), None)
         self._client.put(path, data)
         self._cache.forget(path)
+
+    def read_pieces(self, path: str) -> Iterator[bytes]:
+        first = self._client.get(_checked(path), (0, PIECE_BYTES))
+        assert first is not None
+        yield first.data.to_bytes()
+        for start in range(PIECE_BYTES, first.info.size_bytes, PIECE_BYTES):
+            piece = self._client.get(path, (start, start + PIECE_BYTES), version=first.info.etag)
+            if piece is None:
+                raise self._replaced(path)
+            yield piece.data.to_bytes()
+
+    def write_pieces(self, path: str, pieces: Iterable[bytes]) -> None:
+        with self._errors(_checked(path)), self._cache.temporary(path) as temporary:
+            with temporary.open("wb") as file:
+                file.writelines(pieces)
+            self.upload(path, temporary)
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:
@@ -137,6 +150,10 @@ class ObjectStorage:
     def _errors(self, path: str) -> AbstractContextManager[None]:
         """Errors of the local disk, with the folder that they are about."""
         return translated_errors(path, f"{self._cache.root}, the copy of {self._url_of(path)}")
+
+    def _replaced(self, path: str) -> RetroDBError:
+        what = "another writer replaces this object while it is read"
+        return RetroDBError(what, where=self._url_of(path), remedy="Run the same command again.")
 
     def _url_of(self, path: str) -> str:
         return f"{self.url}/{path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -64,6 +64,12 @@ class ScratchStorage:
 
     def write(self, path: str, data: bytes) -> None:
         self._written.write(path, data)
+
+    def read_pieces(self, path: str) -> Iterator[bytes]:
+        return self._holder(path).read_pieces(path)
+
+    def write_pieces(self, path: str, pieces: Iterable[bytes]) -> None:
+        self._written.write_pieces(path, pieces)
 
     def stage(self, path: str) -> AbstractContextManager[Path]:
         return self._written.stage(path)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import socket
 import stat
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -23,39 +20,11 @@ from typing import Protocol, TypeVar
 from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError
 from retrodb.store.exclusive_rename import rename_if_absent
 from retrodb.store.full_disk import is_disk_full, no_space
+from retrodb.store.temporary import TEMPORARY, temporary_name
 
 T = TypeVar("T")
 
-TEMPORARY = "tmp"
-"""Folder of unfinished files; collection empties it."""
-_TEMPORARY_NAME = re.compile(rf"{TEMPORARY}/[0-9a-f]{{32}}-([A-Za-z0-9]*)\.(\d+)-.+")
-_HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
-
-
-def is_temporary(path: str) -> bool:
-    """Whether a path is that of an unfinished file, which names the process that writes it."""
-    return _TEMPORARY_NAME.fullmatch(path) is not None
-
-
-def is_abandoned(path: str) -> bool:
-    """Whether an unfinished file of this machine belongs to a process that has ended."""
-    match = _TEMPORARY_NAME.fullmatch(path)
-    return match is not None and match[1] == _HOST and not _is_running(int(match[2]))
-
-
-def temporary_name(name: str) -> str:
-    """A new name for an unfinished file, with the machine and the process that it belongs to."""
-    return f"{uuid.uuid4().hex}-{_HOST}.{os.getpid()}-{name}"
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+_PIECE = 4 << 20  # bytes that a stream reads at once
 
 
 @dataclass(frozen=True)
@@ -111,6 +80,14 @@ class Storage(Protocol):
 
     def write(self, path: str, data: bytes) -> None:
         """Publish bytes atomically: afterwards the file is whole and durable, or it was never there."""
+        ...
+
+    def read_pieces(self, path: str) -> Iterator[bytes]:
+        """A file's bytes, piece by piece. No copy stays on this machine. Raises MissingFileError."""
+        ...
+
+    def write_pieces(self, path: str, pieces: Iterable[bytes]) -> None:
+        """As `write`; when `pieces` raises an error, the file was never there. No copy stays on this machine."""
         ...
 
     def stage(self, path: str) -> AbstractContextManager[Path]:
@@ -204,6 +181,15 @@ class LocalStorage:
     def write(self, path: str, data: bytes) -> None:
         with self.stage(path) as temporary, self._errors(path):
             temporary.write_bytes(data)
+
+    def read_pieces(self, path: str) -> Iterator[bytes]:
+        with self._errors(path), self._absolute(path).open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+
+    def write_pieces(self, path: str, pieces: Iterable[bytes]) -> None:
+        with self.stage(path) as temporary, temporary.open("wb") as file:
+            file.writelines(pieces)
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:

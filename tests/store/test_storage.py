@@ -13,7 +13,8 @@ import pytest
 from retrodb.errors import DamagedFileError, MissingFileError, NoSpaceError, RetroDBError
 from retrodb.store.lock import advisory_lock
 from retrodb.store.open_storage import open_storage
-from retrodb.store.storage import TEMPORARY, LocalStorage, Storage, is_abandoned, is_temporary
+from retrodb.store.storage import LocalStorage, Storage
+from retrodb.store.temporary import TEMPORARY, is_abandoned, is_temporary
 
 WRITERS, ROUNDS = 8, 50
 

@@ -20,7 +20,8 @@ from retrodb.store.collection import COLLECTED, is_ours, named_by
 from retrodb.store.conflict_keys import ConflictKeys
 from retrodb.store.digest import digest_file
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
-from retrodb.store.storage import Storage, is_abandoned, is_temporary
+from retrodb.store.storage import Storage
+from retrodb.store.temporary import is_abandoned, is_temporary
 from retrodb.view.view import View
 
 _UNFINISHED_S = (

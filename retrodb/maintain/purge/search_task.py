@@ -18,7 +18,8 @@ from retrodb.maintain.purge.scanner import TraceScanner
 from retrodb.maintain.purge.traces import KINDS, Traces, stored_traces
 from retrodb.store.digest import root_of_file
 from retrodb.store.publish import publish
-from retrodb.store.storage import TEMPORARY, FileStat, Storage
+from retrodb.store.storage import FileStat, Storage
+from retrodb.store.temporary import TEMPORARY
 
 STAGE_VERSION = (
     3  # raised when the same bytes are searched in another way: then nothing that was searched before counts

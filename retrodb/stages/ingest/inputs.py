@@ -27,7 +27,8 @@ from retrodb.format.kinds import path_of
 from retrodb.format.parquet import read_table
 from retrodb.store.digest import identity
 from retrodb.store.publish import publish
-from retrodb.store.storage import TEMPORARY, Storage, temporary_name
+from retrodb.store.storage import Storage
+from retrodb.store.temporary import TEMPORARY, temporary_name
 from retrodb.view.view import View
 
 if TYPE_CHECKING:
