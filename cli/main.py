@@ -64,6 +64,7 @@ SECTIONS = {
         "purge": "Delete documents permanently, and prove that no trace is left.",
         "pin": "Name a snapshot, and protect it from expiring.",
         "restore": "Return to the state of an older snapshot.",
+        "copy": "Copy a snapshot to another place: a backup, a publication, a restore.",
     },
     "Cluster": {
         "work": "Run tasks that commands leave to workers.",

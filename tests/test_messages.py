@@ -37,6 +37,7 @@ SHOWN_BY = {
     ],
     "maintain/check": ["check"],
     "maintain/check/recompute.py": ["dedup"],  # the options of commands that it names
+    "maintain/copy": ["copy"],
     "maintain/purge": ["purge"],
     "maintain/snapshots/pins.py": ["pin"],
     "maintain/update/build.py": ["build"],
@@ -71,6 +72,7 @@ SHOWN_BY_CLI = {
     "main": ["stats", "ingest", "neighbours show"],  # the ends of all messages
     "options": ["filter", "undelete", "purge"],
     "render": ["dedup"],
+    "render_copy": ["copy"],
     "render_purge": ["purge"],
     "render_screen": ["check"],
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from retrodb.config import TagParams
-from retrodb.facade.base import DatabaseBase, params_of
+from retrodb.facade.base import DatabaseBase, params_of, storage_at
 from retrodb.store import conflict_keys
 from retrodb.store.lock import advisory_lock
 from retrodb.view.named import DocumentName, with_source
@@ -15,6 +16,7 @@ from retrodb.view.named import DocumentName, with_source
 if TYPE_CHECKING:
     from retrodb.maintain.check.repair import DatabaseRepairResult
     from retrodb.maintain.compact.plan import CompactResult
+    from retrodb.maintain.copy.command import CopyResult
     from retrodb.maintain.purge.plan import PurgeResult
     from retrodb.maintain.snapshots.gc import GcResult
     from retrodb.maintain.snapshots.pins import PinResult
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from retrodb.stages.deletion.filter import FilterResult
     from retrodb.stages.deletion.tag import TagResult
     from retrodb.stages.deletion.undelete import UndeleteResult
+    from retrodb.store.storage import Storage
 
 
 class MaintenanceCommands(DatabaseBase):
@@ -178,6 +181,37 @@ class MaintenanceCommands(DatabaseBase):
         from retrodb.maintain.snapshots.pins import run_unpin
 
         return run_unpin(self._context, name, dry_run=dry_run)
+
+    def copy_to(
+        self,
+        destination: str | Path | Storage,
+        *,
+        snapshot: int | str | None = None,
+        since: int | str | None = None,
+        verify: bool = False,
+        transfers: int = 4,
+        dry_run: bool = False,
+    ) -> CopyResult:
+        """Copy a snapshot to another place: a new one, or one with an earlier copy, which gets only the files that it lacks.
+
+        Args:
+            destination: a directory, or the URL of a place in an object store.
+            snapshot: None is the newest snapshot.
+            since: instead of one snapshot, copy all after this one, which the destination has.
+            verify: read the files that are in the destination, and copy those again that are damaged.
+            transfers: number of files that are copied at the same time.
+        """
+        from retrodb.maintain.copy.command import run_copy
+
+        return run_copy(
+            self._context,
+            storage_at(destination),
+            at=snapshot,
+            since=since,
+            verify=verify,
+            transfers=transfers,
+            dry_run=dry_run,
+        )
 
     def purge(
         self,

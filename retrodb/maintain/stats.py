@@ -10,7 +10,7 @@ import numpy as np
 
 from retrodb.format.entries import DriftEntry, IndexEntry, PinEntry, QueriesEntry, SpaceEntry, TableEntry, TestsetEntry
 from retrodb.format.parquet import num_rows_of
-from retrodb.store.snapshots import read_snapshot, snapshot_numbers
+from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
 from retrodb.store.storage import Storage
 from retrodb.view.chunk_set import ChunkSet
 from retrodb.view.neighbour_table import NeighbourTable
@@ -186,8 +186,9 @@ def list_testsets(view: View) -> list[TestSetInfo]:
 def list_snapshots(storage: Storage) -> list[SnapshotInfo]:
     """Every version of a database, oldest first."""
     snapshots = [read_snapshot(storage, number) for number in snapshot_numbers(storage)]
-    pins = snapshots[-1].names(PinEntry) if snapshots else []
-    pinned = {name: snapshots[-1].existing(PinEntry, name).snapshot for name in pins}
+    head = read_head(storage)
+    pins = head.names(PinEntry)
+    pinned = {name: head.existing(PinEntry, name).snapshot for name in pins}
     return [
         SnapshotInfo(
             snapshot=snapshot.number,

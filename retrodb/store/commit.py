@@ -38,7 +38,7 @@ from retrodb.format.snapshot import SegmentRef, Snapshot, dump_snapshot
 from retrodb.store.chunk_ids import NewShard, give_ids
 from retrodb.store.conflict_keys import ConflictKeys, conflicts
 from retrodb.store.manifest import ShardTable, load_manifest, load_segment, load_segments
-from retrodb.store.snapshots import read_head, record_head, since
+from retrodb.store.snapshots import head_and_last, read_head, record_head, since
 from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def commit_first(storage: Storage, change: Change) -> Snapshot:
         ConflictError: when another process created it first.
     """
     empty = Snapshot(-1, -1, "", "", {}, change.clock, 0, (), ())
-    first = _successor(storage, empty, change)
+    first = _successor(storage, empty, 0, change)
     if not _publish(storage, first):
         raise ConflictError(
             "a database exists here already",
@@ -105,14 +105,14 @@ def commit(storage: Storage, base: Snapshot, change: Change, complete: CompleteC
         ConflictError: when a commit since `base` wrote something that the change read.
     """
     while True:
-        head = read_head(storage)
+        head, last = head_and_last(storage)
         between = since(storage, base.number, head)
         for snapshot in between:
             if snapshot.transaction == change.transaction:
                 return snapshot
             _refuse_conflict(change, snapshot)
         attempt = _rebased(storage, head, change) if between else change
-        successor = _successor(storage, head, complete(head, attempt) if complete else attempt)
+        successor = _successor(storage, head, last + 1, complete(head, attempt) if complete else attempt)
         if _publish(storage, successor):
             return successor
 
@@ -185,13 +185,13 @@ def _put(storage: Storage, snapshot: Snapshot) -> bool:
         return any(s.transaction == snapshot.transaction for s in since(storage, snapshot.number - 1, head))
 
 
-def _successor(storage: Storage, head: Snapshot, change: Change) -> Snapshot:
-    """The snapshot that follows `head`, with its manifest segments already stored."""
+def _successor(storage: Storage, head: Snapshot, number: int, change: Change) -> Snapshot:
+    """The snapshot that follows `head` and has this number, with its manifest segments already stored."""
     records, next_chunk = _records(head.next_chunk, change)
     segments = _append(storage, (change.manifest_of or head).segments, records)
     segments, checkpoint = _checkpoint(storage, segments, head.totals.get("checkpoint", 0))
     return Snapshot(
-        number=head.number + 1,
+        number=number,
         parent=head.number,
         transaction=change.transaction,
         command=change.command,

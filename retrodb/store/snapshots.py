@@ -33,22 +33,50 @@ def read_snapshot(storage: Storage, number: int) -> Snapshot:
 
 def read_head(storage: Storage) -> Snapshot:
     """The newest snapshot. Raises NotADatabaseError when there is none."""
-    return read_snapshot(storage, head_number(storage))
+    return head_and_last(storage)[0]
+
+
+def head_and_last(storage: Storage) -> tuple[Snapshot, int]:
+    """The newest snapshot, and the largest number that is taken.
+
+    They differ while a copy to this place publishes its snapshot: it first takes the numbers before it with stubs. Where the
+    newest snapshot is lost, as the record of its number shows, the newest stub is given: a check says what is missing.
+
+    Raises:
+        NotADatabaseError: there is no snapshot, or only the stubs of a first copy.
+    """
+    numbers = snapshot_numbers(storage)
+    if not numbers:
+        raise _no_database(storage)
+    last = read_snapshot(storage, numbers[-1])
+    if last.expired_at is None:
+        return last, last.number
+    below = (read_snapshot(storage, number) for number in reversed(numbers[:-1]))
+    newest = next((snapshot for snapshot in below if snapshot.expired_at is None), None)
+    recorded = recorded_head(storage)
+    if recorded is not None and (newest is None or recorded > newest.number):
+        return last, last.number
+    if newest is None:
+        what, remedy = "a copy of a database to this place has not ended", "Run 'retrodb copy' again: it continues."
+        raise NotADatabaseError(what, where=storage.url, remedy=remedy)
+    return newest, last.number
 
 
 def head_number(storage: Storage) -> int:
-    """The number of the newest snapshot.
+    """The number of the newest snapshot, or of a stub that a copy has put above it; no snapshot is read.
 
     Raises:
         NotADatabaseError: when there is none.
     """
-    newest_first = (snapshot_number(path) for path in reversed(storage.list("snapshots")))
-    number = next((number for number in newest_first if number is not None), None)
-    if number is None:
-        raise NotADatabaseError(
-            "not a retrodb database", where=storage.url, remedy="Create one with 'retrodb init', or check the path."
-        )
-    return number
+    numbers = snapshot_numbers(storage)
+    if not numbers:
+        raise _no_database(storage)
+    return numbers[-1]
+
+
+def _no_database(storage: Storage) -> NotADatabaseError:
+    remedy = "Create one with 'retrodb init', or check the path."
+    return NotADatabaseError("not a retrodb database", where=storage.url, remedy=remedy)
 
 
 def record_head(storage: Storage, snapshot: Snapshot) -> None:

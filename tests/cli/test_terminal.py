@@ -92,6 +92,7 @@ ARGUMENTS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("purge",): ("{db}", "--doc-ids", "{ids}", "--dry-run"),
     ("pin",): ("{db}", "--name", "run-7", "--dry-run"),
     ("restore",): ("{db}", "1", "--dry-run"),
+    ("copy",): ("{db}", "{new}", "--dry-run"),
 }
 
 

@@ -86,6 +86,15 @@ def add_export(db: Database, inputs: Path) -> object:
     return db.export(inputs / "exported", to="arrays")
 
 
+def copy_all(db: Database, inputs: Path) -> object:
+    return db.copy_to(inputs / "copied")
+
+
+def copy_and_add_one(db: Database, inputs: Path) -> None:
+    copy_all(db, inputs)
+    ingest_one(db, inputs)
+
+
 def export_to(to: str) -> Planned:
     return Planned(lambda db, inputs: db.export(inputs / to, to=to), table=True)
 
@@ -167,6 +176,9 @@ COMMANDS: dict[str, Planned] = {
     "gc": Planned(lambda db, inputs: db.gc(), delete_one),
     "pin": Planned(lambda db, inputs: db.pin(name="kept")),
     "restore": Planned(lambda db, inputs: db.restore(head(db) - 1), delete_one),
+    "copy planned": Planned(lambda db, inputs: db.copy_to(inputs / "copied", dry_run=True)),
+    "copy nothing": Planned(copy_all, copy_all),
+    "copy what is new": Planned(copy_all, copy_and_add_one),
     "update nothing": Planned(lambda db, inputs: db.update(inputs / "recipe.toml")),
 }
 

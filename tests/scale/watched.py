@@ -87,6 +87,10 @@ class WatchedStorage(LocalStorage):
         self._note(path, found.stat().st_size)
         return found
 
+    def read_pieces(self, path: str) -> Iterator[bytes]:
+        self._note(path, self.stat(path).size_bytes)
+        yield from super().read_pieces(path)
+
     @contextmanager
     def task(self) -> Iterator[None]:
         """What is read now, a task reads."""

@@ -1,0 +1,1 @@
+"""Copy: one database in several places, such as a backup or a publication."""
