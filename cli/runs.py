@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,23 @@ from .options import (
     open_database,
     pass_session,
 )
+from .output import format_value
+
+if TYPE_CHECKING:
+    from retrodb.maintain.run_progress import RunProgress
+
+
+def progress_line(progress: RunProgress) -> str:
+    """How far a run is, in one line."""
+    if not progress.num_tasks:
+        return f"run {progress.run}: no tasks are posted"
+    rate = "" if progress.tasks_per_s is None else f", {format_value('tasks_per_s', progress.tasks_per_s)} a second"
+    left = "" if progress.left_s is None else f", {format_value('left_s', progress.left_s)} left"
+    return (
+        f"run {progress.run}, {', '.join(progress.stages)}: {format_value('num_finished', progress.num_finished)} of "
+        f"{format_value('num_tasks', progress.num_tasks)} tasks have ended ({progress.done_fraction:.0%} of the work){rate}{left}"
+    )
+
 
 _run_argument = click.argument("run", metavar="RUN")
 
@@ -47,12 +65,16 @@ def list_command(session: Session, database: str) -> None:
 @json_option
 @pass_session
 def show_command(session: Session, database: str, run: str, task: str | None) -> None:
-    """List the attempts at the tasks of RUN: who has them, how long they take, and why they failed."""
+    """List the attempts at the tasks of RUN: who has them, how long they take, and why they failed.
+
+    A note says how many of the tasks that are posted now have ended, their rate, and the time that is left at this rate.
+    """
     db = open_database(session, database)
     if task is not None:
         session.output.result(db.run_log(run, task), lambda log: log.text)
     else:
         session.output.rows(db.show_run(run), empty="No worker has had a task of this run.")
+        session.output.note(progress_line(db.run_progress(run)))
 
 
 @command.command("retry", cls=Command, example="retrodb runs retry my.retrodb 1a2b", exits=WRITING_EXITS)

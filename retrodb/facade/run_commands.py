@@ -16,6 +16,7 @@ from retrodb.facade.command_memory import TASK_COMMANDS
 
 if TYPE_CHECKING:
     from retrodb.engine.worker import WorkerResult
+    from retrodb.maintain.run_progress import RunProgress
     from retrodb.maintain.runs import AttemptDetails, RunChange, RunSummary, TaskLog
 
 
@@ -89,6 +90,19 @@ class RunCommands(DatabaseBase):
         from retrodb.maintain.runs import list_runs
 
         return list(list_runs(self._context))
+
+    def run_progress(self, run: str) -> RunProgress:
+        """How many of the tasks of a run that are posted now have ended, their rate, and the time that is left.
+
+        Args:
+            run: the beginning of its id.
+
+        Raises:
+            UsageError: there is no such run, or there are several.
+        """
+        from retrodb.maintain.run_progress import run_progress
+
+        return run_progress(self._context, run)
 
     def show_run(self, run: str) -> list[AttemptDetails]:
         """The attempts at the tasks of a run.

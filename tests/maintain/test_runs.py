@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,16 @@ from made_documents import made_text, write_documents
 import retrodb
 from retrodb.database import Database
 from retrodb.engine.attempts import Attempt, StoredError, claim, sign
-from retrodb.engine.run import Run, open_run, run_is_open
+from retrodb.engine.posted import posted_tasks
+from retrodb.engine.run import Run, open_run, record_path, run_is_open
+from retrodb.engine.task import NoResult, Task, TaskKind, TaskRecord
 from retrodb.engine.worker import Worker, WorkerOptions
 from retrodb.engine.worker_engine import WorkerEngine
 from retrodb.errors import ConflictError, InputError, UsageError
+from retrodb.format.json_codec import to_json
 from retrodb.maintain.runs import read_log
 from retrodb.store.snapshots import read_snapshot
-from retrodb.store.storage import LocalStorage
+from retrodb.store.storage import LocalStorage, Storage
 from retrodb_cli.main import main
 
 Make = Callable[..., Database]
@@ -235,3 +239,44 @@ def test_options_that_an_engine_does_not_have_are_refused(
 def test_an_unknown_engine_is_refused(make_database: Make) -> None:
     with pytest.raises(UsageError, match="no engine 'spark'"):
         retrodb.open(make_database(texts(2)).path, engine="spark")
+
+
+def test_the_progress_of_a_run_has_its_rate_and_the_time_left(
+    make_database: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = make_database(texts(3))
+    with posted(database) as waiting:
+        [run] = database.runs()
+        before = database.run_progress(run.run[:8])
+        assert (before.stages, before.num_tasks, before.num_finished) == (("embed-pending",), 1, 0)
+        assert (before.tasks_per_s, before.left_s, before.done_fraction) == (None, None, 0.0)
+        assert main(["runs", "show", database.path, run.run]) == 0
+        assert "0 of 1 tasks have ended (0% of the work)" in capsys.readouterr().err
+        work(database)
+        assert waiting.result(20)
+
+
+@dataclass(frozen=True)
+class Number:
+    number: int
+
+
+def run_nothing(storage: Storage, task: Task[Number, NoResult], clock: str) -> TaskRecord[NoResult]:
+    del storage, clock
+    return TaskRecord(task.id)
+
+
+def test_the_time_left_follows_from_the_work_that_is_done(make_database: Make) -> None:
+    database = make_database(texts(2))
+    run = interrupted(database)
+    kind = TaskKind[Number, NoResult]("nothing", 1, NoResult)
+    tasks = [kind.task(Number(number), weight=weight) for number, weight in enumerate((99, 99, 199))]
+    batch = posted_tasks(run, tasks, run_nothing, extra_bytes=0, lease_s=30)
+    run.storage.write(batch.path, to_json(batch))
+    began = datetime.now(UTC) - timedelta(seconds=10)
+    claim(run.storage, Attempt(run.id, tasks[0].id, 1), "worker", tasks[0].id, began.isoformat())
+    run.storage.write(record_path(run.id, tasks[0].id), b"{}")
+    progress = database.run_progress(run.id)
+    assert (progress.num_tasks, progress.num_finished, progress.done_fraction) == (3, 1, 0.25)
+    assert progress.tasks_per_s == pytest.approx(0.1, rel=0.2)
+    assert progress.left_s == pytest.approx(30, rel=0.2)
