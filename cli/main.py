@@ -22,6 +22,7 @@ from .output import ConsoleOutput, JsonOutput
 # Section -> command -> its line in `retrodb --help` and in the table of the README. The command `a-b` is in a_b.py.
 SECTIONS = {
     "Start": {
+        "plan": "Predict hours, bytes, memory and cost of every stage, before anything is built.",
         "build": "Build a database in one command: preview, estimate, every stage, and a recipe.",
         "demo": "Build a database from Python's own documentation.",
     },

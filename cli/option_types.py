@@ -1,4 +1,4 @@
-"""The types of options: fractions, sizes, durations and snapshots, as people write them."""
+"""The types of options: fractions, large numbers, sizes, durations and snapshots, as people write them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise click.BadParameter(f"'{text}' is not a fraction. Write 0.5% or 0.005.")
     return value
+
+
+def count(text: str) -> int:
+    """The type of options that are a large number: 1e12, 1.5T, 300B, 20M, 5k or 1,000. Units are powers of a thousand."""
+    match = re.fullmatch(r"(\d[\d,_]*\.?\d*(?:e\+?\d{1,2})?)\s*([kMBT]?)", text.strip(), re.IGNORECASE)
+    number = (
+        0.0 if match is None else float(re.sub("[,_]", "", match[1])) * 1000 ** " KMBT".index(match[2].upper() or " ")
+    )
+    if not 1 <= number < 1e18:
+        raise click.BadParameter(f"'{text}' is not a number of at least 1. Write 1e12, 1T, 300B or 1,000,000.")
+    return round(number)
 
 
 def size(text: str) -> int:

@@ -25,6 +25,8 @@ from retrodb.facade.evaluation_commands import retro_eval as retro_eval
 from retrodb.facade.evaluation_commands import retro_fit as retro_fit
 from retrodb.facade.evaluation_commands import retro_train as retro_train
 from retrodb.facade.guard import guarded
+from retrodb.facade.plan_commands import measure_plan_rates as measure_plan_rates
+from retrodb.facade.plan_commands import plan_database as plan_database
 from retrodb.facade.run_commands import RunCommands
 from retrodb.facade.update_commands import UpdateCommands
 from retrodb.format.kinds import path_of

@@ -30,7 +30,7 @@ ROOMS = {
         *("covered_counting", "transaction", "seeded_sample", "file_list", "init", "tokenizer"),
         *("ingest", "deletion", "dedup", "index", "embed", "queries", "neighbours", "search"),
     ),
-    "maintain": ("stats", "runs", "run_progress", "compact", "check", "purge", "snapshots", "copy", "update"),
+    "maintain": ("stats", "runs", "run_progress", "compact", "check", "purge", "snapshots", "copy", "update", "plan"),
 }
 # fmt: on
 CLI_MAY_IMPORT = {"errors", "printable", "config", "options", "database"}

@@ -38,6 +38,7 @@ SHOWN_BY = {
     "maintain/check": ["check"],
     "maintain/check/recompute.py": ["dedup"],  # the options of commands that it names
     "maintain/copy": ["copy"],
+    "maintain/plan": ["plan"],
     "maintain/purge": ["purge"],
     "maintain/snapshots/pins.py": ["pin"],
     "maintain/update/build.py": ["build"],

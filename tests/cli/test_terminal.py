@@ -42,6 +42,7 @@ def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tupl
 
 # Commands that read run for real. The others make a plan, or show their help where they have no --dry-run.
 ARGUMENTS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("plan",): ("{db}", "--tokens", "1e9"),
     ("build",): ("{new}", "{corpus}", "--tokenizer", "{tokenizer}", "--encoder", "hashing:8", "--dry-run"),
     ("demo",): ("--help",),
     ("init",): ("{new}", "--tokenizer", "{tokenizer}", "--encoder", "hashing:8", "--dry-run"),

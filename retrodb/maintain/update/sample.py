@@ -115,8 +115,13 @@ def sample_inputs(
     )
 
 
-def read_heads(files: Sequence[InputFile], params: IngestParams) -> list[Head]:
+def read_heads(
+    files: Sequence[InputFile], params: IngestParams, *, documents: int = _DOCUMENTS, chars: int = _CHARS
+) -> list[Head]:
     """The first documents of files across the input.
+
+    Args:
+        documents, chars: limits of all heads together, about.
 
     Raises:
         InputError: there is no document. It names the reason of the first rejected record.
@@ -124,7 +129,8 @@ def read_heads(files: Sequence[InputFile], params: IngestParams) -> list[Head]:
     if not files:
         raise InputError("the inputs have no file to read", remedy="Name files, or folders with files.")
     chosen = sorted(set(np.linspace(0, len(files) - 1, min(len(files), _FILES)).astype(int).tolist()))
-    heads = [_read_head(files[index], params, len(chosen)) for index in chosen]
+    limits = documents / len(chosen), chars / len(chosen)
+    heads = [_read_head(files[index], params, *limits) for index in chosen]
     if any(head.documents for head in heads):
         return heads
     rejected = next((head.rejected for head in heads if head.rejected), None)
@@ -140,12 +146,12 @@ def read_heads(files: Sequence[InputFile], params: IngestParams) -> list[Head]:
     )
 
 
-def _read_head(file: InputFile, params: IngestParams, num_files: int) -> Head:
+def _read_head(file: InputFile, params: IngestParams, most_documents: float, most_chars: float) -> Head:
     documents: list[Document] = []
     rejected: Reject | None = None
     chars = 0
     for records, record in enumerate(read_split_leniently(Split((file,)), fields_of(params), limits_of(params))):
-        if len(documents) * num_files >= _DOCUMENTS or chars * num_files >= _CHARS:
+        if len(documents) >= most_documents or chars >= most_chars:
             return Head(file, documents, _stored_bytes(file, records, record.location, documents), False, rejected)
         if isinstance(record, Document):
             documents.append(record)

@@ -42,7 +42,7 @@ from retrodb.view.tombstones import Tombstone, tombstone
 from retrodb.view.view import View
 
 STAGE_VERSION = 1
-_EXPANSION = 6  # bytes in memory for a byte of a file of pairs: ids, numbers, labels and facts of the documents
+EXPANSION = 6  # bytes in memory for a byte of a file of pairs: ids, numbers, labels and facts of the documents
 _PENDING_IDS = 1 << 22  # that are sorted at once
 CLUSTERS_FILE = "clusters.parquet"
 """In the run's folder: the clusters, schema DUPLICATE_CLUSTERS."""
@@ -125,7 +125,7 @@ def cluster_pairs(
     )
     task = CLUSTERS_OF_PAIRS.task(payload, [listed.digest.sha256.hex()])
     pairs_bytes = sum(file.digest.size_bytes for file in [*new_pairs, *view.manifest.files("duplicates")])
-    extra_bytes = _EXPANSION * pairs_bytes
+    extra_bytes = EXPANSION * pairs_bytes
     [record] = context.engine.run(run, [task], run_clusters, context.progress, extra_bytes=extra_bytes)
     return record
 

@@ -27,7 +27,7 @@ from retrodb.view.view import View
 REASON = "near-duplicate"
 STAGE_VERSION = 1
 PREFIX_DOCUMENTS = 1 << 23  # whose contents one task compares: 200 MB
-_EQUAL_BYTES = 64  # of a document whose content is compared: hash and id, and as much again to sort them
+EQUAL_BYTES = 64  # of a document whose content is compared: hash and id, and as much again to sort them
 
 FACTS_DTYPE = np.dtype(
     [
@@ -86,7 +86,7 @@ def describe_documents(context: Context, view: View, run: Run) -> DescribedDocum
     num_documents = int(view.shards.num_documents.sum())
     num_prefixes = power_of_two(num_documents, PREFIX_DOCUMENTS)
     equal = [EQUAL.task(EqualPayload(run.id, len(groups), p, num_prefixes)) for p in range(num_prefixes)]
-    extra_bytes = _EQUAL_BYTES * (num_documents // num_prefixes)
+    extra_bytes = EQUAL_BYTES * (num_documents // num_prefixes)
     context.engine.run(run, equal, run_equal, context.progress, extra_bytes=extra_bytes)
     return DescribedDocuments(len(groups), num_prefixes, counts.get("present", 0))
 

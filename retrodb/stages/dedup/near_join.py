@@ -28,7 +28,7 @@ from retrodb.view.view import View
 
 STAGE_VERSION = 2
 PART_ENTRIES = 1 << 19  # entries of several bands in a task
-_ENTRY_BYTES = 80  # of an entry: itself, three times as much to sort it, and its candidates
+ENTRY_BYTES = 80  # of an entry: itself, three times as much to sort it, and its candidates
 PREFIX_ENTRIES = 1 << 24  # entries of one band in a task: 256 MB, and about three times as much to sort them
 _SAMPLES = 64  # of the candidates in a file
 
@@ -74,7 +74,7 @@ def join_bands(context: Context, view: View, run: Run, params: NearDuplicatesPar
     parts = parts_of_bands(num_documents, num_bands)
     tasks = [JOIN.task(JoinPayload(run.id, bands.path, *part), [bands.digest.sha256.hex()]) for part in parts]
     entries = max(num_documents * (end - first) // prefixes for first, end, _, prefixes in parts)
-    records = context.engine.run(run, tasks, run_join, context.progress, extra_bytes=_ENTRY_BYTES * entries)
+    records = context.engine.run(run, tasks, run_join, context.progress, extra_bytes=ENTRY_BYTES * entries)
     counts = add_counts(records)
     documents = tuple(record.files[-1].path for record in records)
     candidates = tuple(file.path for record in records for file in record.files[:-1])

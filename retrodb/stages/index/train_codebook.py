@@ -186,7 +186,7 @@ class _Training:
         self, rotation: FileRecord, groups: FileRecord, lists: FileRecord | None
     ) -> Iterator[Task[SplitPayload, SizesOfGroups]]:
         for file, rows in zip(self.sample.files, self.sample.rows, strict=True):
-            piece = min(PIECE_ROWS, _rows_of_task(self.size.rows))
+            piece = min(PIECE_ROWS, rows_of_task(self.size.rows))
             for start in range(0, rows, piece):
                 stop = min(start + piece, rows)
                 payload = SplitPayload(self.params, file, start, stop, rotation, groups, lists)
@@ -196,7 +196,7 @@ class _Training:
         self, rotation: FileRecord, split: FileRecord, lists: tuple[int, ...], points_G: Int64Array, number: int
     ) -> Iterator[Task[ClusterPayload, NoResult]]:
         points, first_list = points_G.tolist(), 0
-        for group in groups_of(range(len(lists)), points.__getitem__, _rows_of_task(sum(points))):
+        for group in groups_of(range(len(lists)), points.__getitem__, rows_of_task(sum(points))):
             of_lists = lists[group[0] : group[-1] + 1]
             of_points = tuple(points[group[0] : group[-1] + 1])
             trained_on, is_last = of_points if number == 0 else (), number == REFINEMENTS
@@ -215,7 +215,7 @@ class _Training:
         )
 
 
-def _rows_of_task(rows: int) -> int:
+def rows_of_task(rows: int) -> int:
     """Vectors of a task, of so many of a step: neither so many that processes wait for the last task, nor so many tasks."""
     return max(_LEAST_ROWS, min(PIECE_ROWS, rows // _TASKS), rows // _MOST_TASKS)
 

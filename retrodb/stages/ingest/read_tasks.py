@@ -27,10 +27,15 @@ ReadTask = Task[ReadPayload, ReadResult]
 ReadRecord = TaskRecord[ReadResult]
 
 
+def segment_chars(input_bytes: int) -> int:
+    """Characters of a segment of the spool, about, which becomes a shard: of inputs with so many bytes, as stored."""
+    return min(max(input_bytes // 8, _MIN_SEGMENT), _MAX_SEGMENT)
+
+
 def read_files(context: Context, run: Run, inputs: Inputs, params: IngestParams) -> list[ReadRecord]:
     """Read every split once; with a limit, one split after the other until the limit is reached."""
     total = sum(f.size_bytes for f in inputs.files)
-    segment = min(max(total // 8, _MIN_SEGMENT), _MAX_SEGMENT)
+    segment = segment_chars(total)
 
     def payload_of(split: Split, limit: int | None) -> ReadPayload:
         split = replace(split, files=tuple(map(on_any_machine, split.files)))

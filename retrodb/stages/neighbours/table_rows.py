@@ -30,15 +30,15 @@ from retrodb.view.view import SELF, View
 if TYPE_CHECKING:
     from pyroaring import BitMap
 
-_TASK_ROWS = 1 << 20  # query rows of a task: a whole shard, so that many of them probe the same lists
+TASK_ROWS = 1 << 20  # query rows of a task: a whole shard, so that many of them probe the same lists
 
 
 def spans_of(view: View, queries: str) -> list[ChunkRange]:
     """The rows of a query set in ranges, one for each task."""
     return [
-        ChunkRange(start, min(_TASK_ROWS, record.span.end - start))
+        ChunkRange(start, min(TASK_ROWS, record.span.end - start))
         for record in view.query_set(queries).ranges
-        for start in range(record.first_chunk, record.span.end, _TASK_ROWS)
+        for start in range(record.first_chunk, record.span.end, TASK_ROWS)
     ]
 
 

@@ -36,7 +36,7 @@ Make = Callable[..., Database]
 @pytest.fixture
 def database(make_database: Make, monkeypatch: pytest.MonkeyPatch) -> Database:
     """A table over several ranges, each a task."""
-    monkeypatch.setattr("retrodb.stages.neighbours.table_rows._TASK_ROWS", 16)
+    monkeypatch.setattr("retrodb.stages.neighbours.table_rows.TASK_ROWS", 16)
     monkeypatch.setattr("retrodb.view.neighbour_table._SPAN_ROWS", 16)
     database = up_to_date(make_database({str(i): made_text(i, 100) for i in range(30)}))
     database.neighbours(k=2, spare_neighbours=3, exact=True)

@@ -134,7 +134,7 @@ def test_after_any_history_a_table_with_inverted_lists_is_complete(
 ) -> None:
     """It has every live row, counts the short ones as a reader does, and a row is short only where the database has no more."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retrodb.stages.neighbours.table_rows._TASK_ROWS", task_rows)  # a part has rows of several tasks
+        patch.setattr("retrodb.stages.neighbours.table_rows.TASK_ROWS", task_rows)  # a part has rows of several tasks
         database = retrodb.create(Path(folder) / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
         documents = {f"d{i}": made_text(i % 60, 60) for i in range(170)}
         database.ingest([write_documents(Path(folder) / "0.jsonl", documents)], source="s")

@@ -89,7 +89,7 @@ def test_lookups_and_repairs_equal_those_of_a_scan(
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
         patch.setattr("retrodb.view.naming.GROUP_PAIRS", group_pairs)
-        patch.setattr("retrodb.stages.neighbours.table_rows._TASK_ROWS", 64)
+        patch.setattr("retrodb.stages.neighbours.table_rows.TASK_ROWS", 64)
         database = retrodb.create(folder / "db", tokenizer=str(made_tokenizer), encoder="hashing:16")
         documents = {f"d{number}": made_text(number % 40, 60) for number in range(60)}
         database.ingest([write_documents(folder / "0.jsonl", documents)], source="s")

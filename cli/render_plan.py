@@ -1,0 +1,111 @@
+"""Plans as text for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .output import format_count, format_size, render_table
+
+if TYPE_CHECKING:
+    from retrodb.maintain.plan.command import PipelinePlan, PlannedRate, StageForecast
+    from retrodb.maintain.plan.figures import RatesFile
+
+
+def pipeline_plan(plan: PipelinePlan) -> str:
+    """What is planned, the stages, the rates with their origins, and what to know about them."""
+    stages = [*plan.stages, plan.total]
+    blocks = [
+        _head(plan),
+        render_table([_times(stage, has_gpus=plan.gpu is not None) for stage in stages]),
+        render_table([_bytes(stage) for stage in stages]),
+        render_table([_rate(stage, rate) for stage in plan.stages for rate in stage.rates]),
+        "\n".join(_origins(plan)),
+        "\n".join(_notes(plan)),
+    ]
+    return "\n\n".join(blocks)
+
+
+def measured_rates(measured: RatesFile) -> str:
+    """The rates of one core, and what they were measured on."""
+    rates = [{"rate": name, "per second and core": _number(rate)} for name, rate in measured.rates.items()]
+    return f"{measured.machine}, {measured.measured_at}: {measured.sample}, {measured.encoder}\n\n{render_table(rates)}"
+
+
+def _head(plan: PipelinePlan) -> str:
+    machines = f"{format_count(plan.num_workers)} CPU core{'' if plan.num_workers == 1 else 's'}"
+    if plan.gpu is not None:
+        machines += f" and {format_count(plan.num_gpus)} {plan.gpu}"
+    read = f"{format_count(plan.nprobe)} of {format_count(plan.num_lists)} lists" if plan.nprobe else "all vectors"
+    ranges = f"{format_count(plan.list_ranges)} ranges of lists; a row goes to {plan.ranges_per_row:g} of them (F)"
+    return "\n".join(
+        [
+            f"{format_count(plan.num_tokens)} tokens: {format_count(plan.num_documents)} documents,"
+            f" {format_size(plan.text_bytes)} of text, {format_count(plan.num_chunks)} chunks",
+            f"{format_count(plan.num_vectors)} vectors of {format_count(plan.dimension)} dimensions by {plan.encoder}",
+            f"on {machines}, files in {'an object store' if plan.store == 's3' else 'a file system'}",
+            f"shards  {format_count(plan.num_shards)} of {format_count(plan.shard_chunks)} chunks",
+            f"index   {plan.factory}, {format_count(plan.num_parts)} parts",
+            f"join    each row reads {read}; {ranges if plan.list_ranges > 1 else 'one range of lists'}",
+        ]
+    )
+
+
+def _times(stage: StageForecast, *, has_gpus: bool) -> dict[str, object]:
+    gpu = {"GPU hours": _number(stage.gpu_hours)} if has_gpus else {}
+    return {
+        "stage": stage.stage,
+        "core hours": _number(stage.cpu_hours),
+        **gpu,
+        "hours": _number(stage.wall_hours),
+        "serial_s": stage.serial_s,
+        "memory_bytes": stage.memory_bytes,
+        "tasks": stage.num_tasks,
+        "files": stage.num_files,
+        "cost": None if stage.cost is None else _number(stage.cost),
+    }
+
+
+def _bytes(stage: StageForecast) -> dict[str, object]:
+    return {
+        "stage": stage.stage,
+        "read_bytes": stage.read_bytes,
+        "written_bytes": stage.written_bytes,
+        "shuffled_bytes": stage.shuffled_bytes,
+        "stored_bytes": stage.stored_bytes,
+        "moved by a worker, bytes/s": f"{format_size(stage.io_bytes_per_s)}/s",
+    }
+
+
+def _rate(stage: StageForecast, rate: PlannedRate) -> dict[str, object]:
+    return {
+        "stage": stage.stage,
+        "rate": rate.name,
+        "per second": _number(rate.rate_per_s),
+        "of a": rate.unit_of,
+        "hours": _number(rate.hours),
+        "origin": rate.origin,
+    }
+
+
+def _origins(plan: PipelinePlan) -> list[str]:
+    origins = [f"averages of text: {plan.averages_origin}", f"lists of a row: {plan.probes_origin}"]
+    return [*origins, f"F: {plan.ranges_origin}"] if plan.list_ranges > 1 else origins
+
+
+def _notes(plan: PipelinePlan) -> list[str]:
+    notes = [
+        "Hours are those of processors: they hold if storage moves the bytes of each worker as fast as shown.",
+        "Memory is that of a worker with one process. Shuffled bytes are part of what is read and written, and are there until",
+        "the stage has committed. 'dedup' is for one test set.",
+    ]
+    if not plan.total.fits_memory:
+        names = ", ".join(stage.stage for stage in plan.stages if not stage.fits_memory)
+        notes.append(f"More memory than a worker has is needed by: {names}. Their times assume that it is there.")
+    if plan.storage_cost_per_month is not None:
+        notes.append(f"Storage costs {plan.storage_cost_per_month:,.2f} a month.")
+    return notes
+
+
+def _number(value: float) -> int | float:
+    """A number with at most three digits that mean something, or a whole one."""
+    return round(value) if value >= 100 else float(f"{value:.3g}")

@@ -1,0 +1,113 @@
+"""What is asked of a plan: how much text, with which encoder, on which machines."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+
+from retrodb.config import InitParams, NeighboursParams
+from retrodb.errors import UsageError
+from retrodb.maintain.plan.gpus import GPUS
+from retrodb.maintain.plan.prices import PlanPrices
+
+STORES = ("local", "s3")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """A database to plan, and the machines that build it."""
+
+    tokens: int  # of the language model
+    encoder: str = InitParams.encoder  # "hashing:DIM", or the name of a model
+    dimension: int | None = None  # of its vectors; None: known by its name
+    chunk_tokens: int = InitParams.chunk_tokens
+    workers: int = 1  # CPU cores, with a process each
+    worker_memory: int = 4 << 30  # bytes, of each
+    gpu: str | None = None  # the type of GPU; None: no GPU
+    gpus: int = 0  # of it
+    k: int = NeighboursParams.k  # neighbours of a row
+    spare_neighbours: int = NeighboursParams.spare_neighbours
+    route_ranges: int = NeighboursParams.route_ranges
+    search_memory_bytes: int = 8 << 30  # of the machine that will search: it chooses the factory
+    factory: str = "auto"  # FAISS factory string; "auto" chooses by size
+    store: str = "local"  # or "s3"
+    prices: PlanPrices = field(default_factory=PlanPrices)
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """What an encoder's name says of it."""
+
+    dimension: int
+    parameters: int  # of the model; 0: none
+
+
+ENCODERS = {
+    "all-MiniLM-L6-v2": EncoderShape(384, 22_700_000),
+    "bert-base-uncased": EncoderShape(768, 110_000_000),
+}
+"""Encoders of which rates were measured, by the last part of their names."""
+
+
+def encoder_name(encoder: str) -> str:
+    """The last part of an encoder's name, which rates are stored under."""
+    return encoder.rstrip("/").rpartition("/")[2]
+
+
+def shape_of(request: PlanRequest) -> EncoderShape:
+    """The shape of the encoder of a plan. Raises UsageError when it is not known."""
+    if match := re.fullmatch(r"hashing:(\d+)", request.encoder):
+        return EncoderShape(int(match[1]), 0)
+    known = ENCODERS.get(encoder_name(request.encoder))
+    if request.dimension is not None:
+        return EncoderShape(request.dimension, known.parameters if known else ENCODERS["bert-base-uncased"].parameters)
+    if known is None:
+        raise UsageError(
+            f"nothing is known of the encoder '{request.encoder}'",
+            remedy=f"Give --dimension and measured --rates, or one of: hashing:DIM, {', '.join(ENCODERS)}.",
+        )
+    return known
+
+
+def check_request(request: PlanRequest) -> None:
+    """Raises UsageError for a value that no database or machine can have."""
+    least = {
+        "tokens": (request.tokens, request.chunk_tokens),
+        "chunk-tokens": (request.chunk_tokens, 1),
+        "workers": (request.workers, 1),
+        "worker-memory": (request.worker_memory, 1 << 20),
+        "k": (request.k, 1),
+        "spare-neighbours": (request.spare_neighbours, 0),
+        "gpus": (request.gpus, 0),
+        "dimension": (request.dimension if request.dimension is not None else 1, 1),
+    }
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise UsageError(f"--{name} {value}", remedy=f"Give at least {smallest:,}.")
+    if request.tokens > _MOST_TOKENS:
+        raise UsageError(f"{request.tokens:.3g} tokens", remedy=f"Give at most {_MOST_TOKENS:.0e}.")
+    if request.route_ranges == 1 or request.route_ranges < 0:
+        raise UsageError(
+            f"--route-ranges {request.route_ranges}", remedy="Give at least 2 ranges of lists, or 0 for no routing."
+        )
+    if request.store not in STORES:
+        raise UsageError(f"--store {request.store}", remedy=f"Give one of: {', '.join(STORES)}.")
+    _check_gpus(request)
+    shape_of(request)
+
+
+_MOST_TOKENS = 10**14  # planning looks at each shard, of which these are 2.5 million
+
+
+def _check_gpus(request: PlanRequest) -> None:
+    if request.gpu is not None and request.gpu not in GPUS:
+        near = difflib.get_close_matches(request.gpu, GPUS, n=1)
+        raise UsageError(
+            f"unknown GPU '{request.gpu}'",
+            remedy=f"Known are: {', '.join(GPUS)}." + (f" Did you mean '{near[0]}'?" if near else ""),
+        )
+    if request.gpu is None and request.gpus:
+        raise UsageError(f"--gpus {request.gpus} without a type", remedy=f"Give --gpu as one of: {', '.join(GPUS)}.")
+    if request.gpu is not None and not request.gpus:
+        raise UsageError(f"--gpu {request.gpu} without a number", remedy="Give --gpus N.")
