@@ -87,7 +87,7 @@ def plan_database(
         chunk_tokens=InitParams.chunk_tokens if chunk_tokens is None else chunk_tokens,
         workers=workers,
         worker_memory=worker_memory,
-        gpu=gpu,
+        gpu=None if gpu is None else gpu.lower(),
         gpus=gpus,
         k=k,
         spare_neighbours=spare_neighbours,

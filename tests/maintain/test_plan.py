@@ -79,7 +79,8 @@ def test_a_wrong_price_is_named(text: str, named: str) -> None:
     ("changes", "named"),
     [({"gpu": "h1000", "gpus": 1}, "Known are: h100"), ({"gpus": 2}, "without a type"), ({"gpu": "h100"}, "without a number"),
      ({"tokens": 1}, "--tokens 1"), ({"tokens": 10**17}, "at most"), ({"k": 0}, "--k 0"), ({"workers": 0}, "--workers 0"),
-     ({"route_ranges": 1}, "at least 2 ranges"), ({"store": "tape"}, "local, s3"), ({"encoder": "x/y"}, "all-MiniLM-L6-v2")],
+     ({"route_ranges": 1}, "at least 2 ranges"), ({"store": "tape"}, "local, s3"), ({"encoder": "x/y"}, "all-MiniLM-L6-v2"),
+     ({"encoder": "hashing:0"}, "hashing:DIM"), ({"encoder": "hashing:x"}, "hashing:DIM"), ({"encoder": ""}, "hashing:DIM")],
 )  # fmt: skip
 def test_an_invalid_request_is_refused_with_a_remedy(changes: dict[str, object], named: str) -> None:
     with pytest.raises(UsageError) as error:

@@ -43,7 +43,7 @@ from retrodb.export.place import export_place
 from retrodb.maintain.plan.averages import averages_of
 from retrodb.maintain.plan.figures import VERSION, RatesFile
 from retrodb.maintain.plan.join_choice import scanned_products
-from retrodb.maintain.plan.request import PlanRequest, encoder_name, shape_of
+from retrodb.maintain.plan.request import PlanRequest, hashing_dimension, shape_of
 from retrodb.maintain.plan.work import assignment_products, training_components, training_products
 from retrodb.maintain.update.sample import read_heads
 from retrodb.stages.context import Context
@@ -116,7 +116,7 @@ def measure_stages(
     """
     shape = shape_of(PlanRequest(1, encoder=encoder, dimension=dimension))
     sample, texts = _sample(inputs)
-    is_hashing = encoder_name(encoder).startswith("hashing:")
+    is_hashing = hashing_dimension(encoder) is not None
     steps = (1 + 2 * _ROUNDS) * len(_STAGES) + (0 if is_hashing else 1)
     with (
         TemporaryDirectory(dir=folder, prefix="retrodb-plan-") as temporary,

@@ -55,10 +55,16 @@ def encoder_name(encoder: str) -> str:
     return encoder.rstrip("/").rpartition("/")[2]
 
 
+def hashing_dimension(encoder: str) -> int | None:
+    """The dimensions of a hashing encoder; None for other names."""
+    match = re.fullmatch(r"hashing:([1-9]\d{0,5})", encoder)
+    return int(match[1]) if match else None
+
+
 def shape_of(request: PlanRequest) -> EncoderShape:
     """The shape of the encoder of a plan. Raises UsageError when it is not known."""
-    if match := re.fullmatch(r"hashing:(\d+)", request.encoder):
-        return EncoderShape(int(match[1]), 0)
+    if hashed := hashing_dimension(request.encoder):
+        return EncoderShape(hashed, 0)
     known = ENCODERS.get(encoder_name(request.encoder))
     if request.dimension is not None:
         return EncoderShape(request.dimension, known.parameters if known else ENCODERS["bert-base-uncased"].parameters)
@@ -86,7 +92,7 @@ def check_request(request: PlanRequest) -> None:
         if value < smallest:
             raise UsageError(f"--{name} {value}", remedy=f"Give at least {smallest:,}.")
     if request.tokens > _MOST_TOKENS:
-        raise UsageError(f"{request.tokens:.3g} tokens", remedy=f"Give at most {_MOST_TOKENS:.0e}.")
+        raise UsageError(f"{request.tokens:.3g} tokens", remedy="Give at most 1e14.")
     if request.route_ranges == 1 or request.route_ranges < 0:
         raise UsageError(
             f"--route-ranges {request.route_ranges}", remedy="Give at least 2 ranges of lists, or 0 for no routing."

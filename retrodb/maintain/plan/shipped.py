@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from retrodb.maintain.plan.figures import CorpusAverages, PlanFigures, PlanRate
-from retrodb.maintain.plan.request import encoder_name
+from retrodb.maintain.plan.request import encoder_name, hashing_dimension
 
 _TODAY = "shipped: 2026-11-28, one core of an Intel Xeon with AVX-512, Wikipedia and statutes (2026-11-28-plan.md)"
 SHIPPED_RATES = {
@@ -50,8 +50,8 @@ def shipped_figures(encoder: str) -> PlanFigures:
     """The shipped figures for an encoder; without a rate of `embed` where nothing was measured."""
     name = encoder_name(encoder)
     embed = _EMBED_RATES.get(name)
-    if name.startswith("hashing:"):
-        embed = PlanRate(_HASHING_COMPONENTS_PER_S / int(name.partition(":")[2]), _TODAY)
+    if dimension := hashing_dimension(name):
+        embed = PlanRate(_HASHING_COMPONENTS_PER_S / dimension, _TODAY)
     rates = dict(SHIPPED_RATES) if embed is None else {**SHIPPED_RATES, "embed": embed}
     return PlanFigures(
         rates,
