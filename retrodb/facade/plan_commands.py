@@ -13,6 +13,7 @@ from retrodb.engine.progress import make_progress
 from retrodb.errors import UsageError
 from retrodb.facade.base import make_context
 from retrodb.facade.guard import guarded
+from retrodb.format.entries import SpaceEntry
 from retrodb.format.kinds import path_of
 from retrodb.store.storage import Storage
 
@@ -72,6 +73,9 @@ def plan_database(
 
     view = None if path is None else _view(path)
     stored = None if rates is None else read_rates_file(Path(rates))
+    if encoder is None and dimension is None and view is not None:
+        space = view.snapshot.entry(SpaceEntry, view.snapshot.default_space)
+        dimension = None if space is None else space.dimension
     encoder = encoder or _encoder_of(view) or (stored.encoder if stored else InitParams.encoder)
     figures = shipped_figures(encoder)
     if stored is not None:

@@ -231,7 +231,9 @@ def test_the_averages_of_a_database_give_its_own_size(make_database: Make) -> No
     sizes = {kind.kind: kind.size_bytes for kind in stats.files}
     assert planned.stored_by_kind["chunks"] == pytest.approx(sizes["chunks"], rel=0.01)
     assert planned.stored_by_kind["tokens"] == pytest.approx(sizes["tokens"], rel=0.05)
-    assert planned.encoder.startswith("hashing:")
+    assert planned.encoder == "hashing:32"
+    database.embed()
+    assert plan_database(database.path, tokens=10**9).dimension == 32
 
 
 def test_an_empty_database_has_no_averages(make_database: Make) -> None:
