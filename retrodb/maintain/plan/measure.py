@@ -63,7 +63,7 @@ _FIRST = 64  # documents that are built before anything is timed
 _SMALL = 4  # the smaller database has one of so many documents
 _VECTORS_PER_LIST = 128
 _FEW, _MANY = 0.6, NeighboursParams.recall  # recall of two tables, which differ in the pairs that are scanned
-_TEST_ITEMS = 200
+_TEST_ITEMS, _ITEM_CHARS = 200, 2000
 _PRODUCT_LISTS, _PRODUCT_ROWS = 1024, 16_384
 _EMBED_S = 6.0  # of processor time, to measure a model
 _LEAST_CHARS = 1 << 20  # of the sample: 4,000 chunks
@@ -184,8 +184,9 @@ class _Build:
     def costs(self, texts: Sequence[str]) -> _Costs:
         """Build the texts through all stages."""
         context = self.context
-        # The words in reverse order: texts as long as the documents, and equal to none.
-        testset = self._write("test.jsonl", [" ".join(reversed(text.split())) for text in texts[:_TEST_ITEMS]])
+        # The first words in reverse order: texts as those of test sets, and equal to none.
+        items = [" ".join(reversed(text[:_ITEM_CHARS].split())) for text in texts[:_TEST_ITEMS]]
+        testset = self._write("test.jsonl", items)
         source, ingest = self._write("documents.jsonl", texts), IngestParams("sample", max_reject_rate=1.0)
         self._timed("ingest", lambda: run_ingest(context, [str(source)], ingest))
         self._timed("dedup", lambda: run_dedup(context, [testset], DedupParams(), name="test"))
