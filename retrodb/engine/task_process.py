@@ -5,26 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from retrodb.engine.attempts import Attempt, StoredError
-from retrodb.engine.blas_threads import one_blas_thread
-from retrodb.engine.posted import LIBRARIES, PostedTasks, function_of, mark_verified, read_posted, task_of
-from retrodb.engine.run import Run, finished, record_path, recorded, run_is_open
-from retrodb.engine.task import dump_record
-from retrodb.errors import MissingFileError, RetroDBError
+from retrodb.engine.attempts import Attempt
+from retrodb.engine.posted import LIBRARIES, PostedTasks, read_posted
+from retrodb.engine.task_attempt import Outcome, ProcessShare, run_attempt
+from retrodb.errors import MissingFileError
 from retrodb.memory import PROCESS_MEMORY
 from retrodb.store.open_storage import open_storage
-from retrodb.store.storage import Storage, translate_os_error
+from retrodb.store.storage import Storage
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -46,28 +42,11 @@ class ClaimedTask:
     output: str  # id that names its outputs
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended."""
-
-    state: Literal["finished", "failed", "died", "returned"]
-    error: StoredError | None = None
-    log: str = ""  # what the task printed
-
-
-@dataclass(frozen=True)
-class _Functions:
-    """Which functions a process runs, and with which arguments of its own."""
-
-    libraries: Sequence[str]
-    own: Mapping[str, object]
-
-
 class TaskProcess:
     """A process that runs one task after another; started when it is first needed, and again after it died."""
 
     def __init__(self, url: str, memory_bytes: int, threads: int, libraries: Sequence[str] = LIBRARIES) -> None:
-        self._start = url, memory_bytes, threads, tuple(libraries)
+        self._start = url, ProcessShare(threads, memory_bytes, tuple(libraries))
         self._folder = TemporaryDirectory(prefix="retrodb-work-")
         self._log = Path(self._folder.name) / "log"
         self._process: SpawnProcess | None = None
@@ -126,71 +105,29 @@ class TaskProcess:
             return ""
 
 
-def _serve(connection: _Pipe, url: str, memory_bytes: int, threads: int, libraries: Sequence[str], log: str) -> None:
+def _serve(connection: _Pipe, url: str, share: ProcessShare, log: str) -> None:
     """Run the tasks that come through a connection, until it is closed."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal's whole group; the worker decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _print_to(log)
-    PROCESS_MEMORY.begin(memory_bytes)
+    PROCESS_MEMORY.begin(share.memory_bytes)
     storage = open_storage(url)
-    functions = _Functions(libraries, {"threads": threads, "memory_bytes": memory_bytes, "gpus": 1})
     while True:
         try:
             task = connection.recv()
         except EOFError:
             return
         assert isinstance(task, ClaimedTask), "the worker sends nothing else"
-        connection.send(_run(storage, task, functions))
+        connection.send(_run(storage, task, share))
 
 
-def _run(storage: Storage, claimed: ClaimedTask, functions: _Functions) -> Outcome:
-    started = time.monotonic()
+def _run(storage: Storage, claimed: ClaimedTask, share: ProcessShare) -> Outcome:
     try:
         posted = _posted(storage, claimed.posted)
     except MissingFileError:  # its command has ended
         return Outcome("returned")
-    try:
-        _run_attempt(storage, posted, claimed, functions)
-    except RetroDBError as error:
-        traceback.print_exc()
-        return Outcome("failed", StoredError.of(error))
-    except OSError as error:
-        traceback.print_exc()
-        return Outcome(
-            "failed", StoredError.of(translate_os_error(error, str(error.filename or claimed.attempt.log_path)))
-        )
-    except MemoryError as error:
-        traceback.print_exc()
-        remedy = "Start workers with more --memory, or with fewer --workers."
-        return Outcome("failed", StoredError.of(RetroDBError(f"out of memory ({error})", remedy=remedy)))
-    except Exception as error:  # noqa: BLE001 - a defect of ours: the command that waits says it
-        traceback.print_exc()
-        what, remedy = f"internal error: {type(error).__name__}: {error}", "Its log has the place."
-        return Outcome("failed", StoredError.of(RetroDBError(what, where=claimed.attempt.log_path, remedy=remedy)))
-    finally:
-        print(f"{time.monotonic() - started:.3f} s", flush=True)
-    return Outcome("finished")
-
-
-def _run_attempt(storage: Storage, posted: PostedTasks, claimed: ClaimedTask, functions: _Functions) -> None:
-    """Run a task, and store its completion record unless another attempt was first."""
-    with suppress(OSError):  # a machine without this folder finds no relative path, which the task says
-        os.chdir(posted.folder)
-    task = task_of(posted, claimed.number, functions.libraries)
-    run = Run(storage, posted.run, posted.command, posted.clock)
-    is_to_verify = task.id in posted.verify
-    if is_to_verify and recorded(run, task) is not None and finished(run, task) is None:
-        storage.delete(record_path(run.id, task.id))  # its outputs are damaged, or were collected
-    if recorded(run, task) is None:
-        function = function_of(posted, functions.own, functions.libraries)
-        with one_blas_thread():
-            record = function(storage, replace(task, id=claimed.output), run.clock)
-        if not run_is_open(storage, run.id):
-            return
-        storage.put_if_absent(record_path(run.id, task.id), dump_record(replace(record, task=task.id)))
-    if is_to_verify:
-        mark_verified(storage, posted, task.id)
+    return run_attempt(storage, posted, claimed.number, claimed.attempt, claimed.output, share)
 
 
 @lru_cache(maxsize=2)

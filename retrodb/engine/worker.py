@@ -23,7 +23,8 @@ from types import FrameType
 from retrodb.engine.attempts import State, StoredError, is_cancelled, sign
 from retrodb.engine.posted import LIBRARIES, PostedTasks
 from retrodb.engine.run import run_is_open
-from retrodb.engine.task_process import ClaimedTask, Outcome, TaskProcess
+from retrodb.engine.task_attempt import Outcome
+from retrodb.engine.task_process import ClaimedTask, TaskProcess
 from retrodb.engine.task_queue import TaskQueue
 from retrodb.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE, RetroDBError
 from retrodb.memory import anonymous_bytes, default_memory
