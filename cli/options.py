@@ -18,7 +18,7 @@ from .option_types import duration, fraction, size, snapshot_ref
 from .output import ConsoleOutput, JsonOutput, Output, printable
 
 if TYPE_CHECKING:
-    from retrodb.database import Database, DocumentName
+    from retrodb.database import Database
 
 # The parameters of a callback are the options of its command.
 Callback: TypeAlias = Callable[..., object]  # type: ignore[explicit-any]
@@ -44,7 +44,6 @@ STORE_URLS = ("s3://", "gs://", "az://")
 _COMMON_EXITS = (errors.EXIT_OK, errors.EXIT_ERROR, errors.EXIT_USAGE, errors.EXIT_INTERRUPTED)
 
 READING_EXITS = (errors.EXIT_DAMAGE, errors.EXIT_NO_DATABASE)
-_LISTED_NAMES = 5
 WRITING_EXITS = (*READING_EXITS, errors.EXIT_NO_SPACE, errors.EXIT_CONFLICT)
 
 
@@ -293,61 +292,6 @@ measure_options = combine(workers_option, memory_option, progress_option, json_o
 """The last options of a command that takes time and changes nothing."""
 snapshot_options = combine(as_of_option, json_option, pass_session)
 """The last options of a command that reads a snapshot."""
-
-
-def _read_doc_ids(_ctx: click.Context, _param: click.Parameter, path: str | None) -> list[str | DocumentName] | None:
-    if path is None:
-        return None
-    from retrodb.database import read_doc_ids
-
-    return read_doc_ids(path)
-
-
-def doc_ids_option(*, required: bool = False) -> Decorator:
-    """The options `doc_ids`, a file with document ids, and `ignore_unknown`."""
-    return combine(
-        click.option(
-            "--doc-ids",
-            callback=_read_doc_ids,
-            required=required,
-            metavar="FILE",
-            help='Select the documents in this file, one per line: ID, or JSON as {"id": "ID", "source": "NAME"}. '
-            "An id that stands for several documents is refused. '-' reads stdin.",
-        ),
-        click.option("--ignore-unknown", is_flag=True, help="Exit with 0 although no document has some of the ids."),
-    )
-
-
-def note_unknown(
-    session: Session, unknown: Sequence[str], doc_ids: Sequence[str | DocumentName] | None, *, ignore: bool
-) -> int:
-    """Report the names that no document has, and return the exit code."""
-    if not unknown:
-        return errors.EXIT_OK
-    num_names = len(set(doc_ids or unknown))
-    listed = ", ".join(f"'{name}'" for name in unknown[:_LISTED_NAMES]) + (
-        ", ..." if len(unknown) > _LISTED_NAMES else ""
-    )
-    remedy = "" if ignore else " Check the list, or add '--ignore-unknown'."
-    slash = any("/" in name and not name.startswith("{") for name in unknown)
-    hint = ' A line is an id. To name a source, write {"id": "ID", "source": "NAME"} or use --source.' if slash else ""
-    session.output.note(
-        f"{num_names - len(unknown):,} of {num_names:,} names are in the database. Unknown: {listed}.{hint}{remedy}"
-    )
-    return errors.EXIT_OK if ignore else errors.EXIT_REJECTS
-
-
-selection_options = combine(
-    click.option(
-        "--where",
-        metavar="SQL",
-        help="Select documents that match this SQL condition. It can use document columns, scores, text and "
-        "metadata->>'FIELD'.",
-    ),
-    doc_ids_option(),
-    click.option("--source", metavar="NAME", help="Select documents of this source. It is also the source of the ids."),
-)
-"""The options that select documents: `where`, `doc_ids`, `ignore_unknown` and `source`."""
 
 
 def confirm(question: str, remedy: str) -> bool:

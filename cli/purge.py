@@ -14,12 +14,11 @@ from .options import (
     Session,
     confirm,
     database_argument,
-    doc_ids_option,
-    note_unknown,
     open_database,
     task_options,
 )
 from .render_purge import purge_plan, purge_result
+from .selection import doc_ids_option, note_unknown
 
 if TYPE_CHECKING:
     from retrodb.database import DocumentName

@@ -16,11 +16,10 @@ from .options import (
     database_argument,
     engine_options,
     memory_option,
-    note_unknown,
     open_database,
-    selection_options,
 )
 from .render_screen import undelete_result
+from .selection import note_unknown, selection_options
 
 if TYPE_CHECKING:
     from retrodb.database import DocumentName

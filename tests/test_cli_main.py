@@ -27,7 +27,7 @@ from retrodb_cli.options import (
 )
 
 CLI = Path(__file__).resolve().parents[1] / "cli"
-FRAME = {"__init__", "docs", "main", "option_types", "options", "output", "render"}
+FRAME = {"__init__", "docs", "main", "option_types", "options", "output", "render", "selection"}
 
 
 @dataclass(frozen=True)

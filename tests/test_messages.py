@@ -71,11 +71,12 @@ SHOWN_BY = {
 SHOWN_BY_CLI = {
     "docs": [],
     "main": ["stats", "ingest", "neighbours show"],  # the ends of all messages
-    "options": ["filter", "undelete", "purge"],
+    "options": ["ingest", "embed"],
     "render": ["dedup"],
     "render_copy": ["copy"],
     "render_purge": ["purge"],
     "render_screen": ["check"],
+    "selection": ["filter", "undelete", "purge"],
 }
 
 
