@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ class LocalEngine(Engine):
         *,
         isolated: bool = False,
         extra_bytes: int = 0,
-    ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
+    ) -> Generator[tuple[Task[P, R], TaskRecord[R]]]:
         """Run the tasks; with one process, or one task, in this process unless they have to be isolated."""
         needed = process_bytes(tasks, extra_bytes)
         processes = self.num_processes(tasks, needed) if tasks else 0

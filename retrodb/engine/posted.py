@@ -162,6 +162,13 @@ def write_posted(storage: Storage, posted: PostedTasks) -> None:
     storage.write(posted.path, to_json(posted))
 
 
+def unpost(storage: Storage, run: str) -> None:
+    """Workers take no further tasks of a run."""
+    for path in storage.list(f"queue/{run}"):
+        storage.delete(path)
+    storage.remove_empty_folders("queue")
+
+
 def write_command(storage: Storage, run: str, command: StoredCommand) -> None:
     """Keep the command line of a run."""
     storage.write(path_of("runs", run=run, file="command.json"), to_json(command))

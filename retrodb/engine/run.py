@@ -6,8 +6,8 @@ plan, takes its clock, verifies the finished tasks, runs the others, and ends in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -172,6 +172,15 @@ class Engine:
         return self
 
     @contextmanager
+    def running(self, command: str) -> Iterator[None]:
+        """A block in which a command that the user gave runs, such as "embed"; others can run inside it."""
+        before, self.asked_by = self.asked_by, command
+        try:
+            yield
+        finally:
+            self.asked_by = before
+
+    @contextmanager
     def sharing_processes(self) -> Iterator[Engine]:
         """An engine that starts its processes once for all its runs in the block; this one, unless a subclass differs."""
         yield self
@@ -217,11 +226,13 @@ class Engine:
             bar.advance(sum(task.weight for task in tasks if task.id in done))
             pending = [task for task in tasks if task.id not in done]
             self._check_memory(pending, extra_bytes, bar, isolated=isolated)
-            for task, record in self.execute(run, pending, function, bar, isolated=isolated, extra_bytes=extra_bytes):
-                done[task.id] = record
-                bar.count(rate_of, record.counts.get(rate_of, 0))
-                bar.advance(task.weight)
-                refuse_cancelled(run)
+            execution = self.execute(run, pending, function, bar, isolated=isolated, extra_bytes=extra_bytes)
+            with closing(execution):  # after an error here, nothing goes on elsewhere
+                for task, record in execution:
+                    done[task.id] = record
+                    bar.count(rate_of, record.counts.get(rate_of, 0))
+                    bar.advance(task.weight)
+                    refuse_cancelled(run)
         return [done[task.id] for task in tasks]
 
     def _check_memory(self, tasks: Sequence[Task[P, R]], extra_bytes: int, bar: Bar, *, isolated: bool) -> None:
@@ -243,7 +254,7 @@ class Engine:
         *,
         isolated: bool = False,
         extra_bytes: int = 0,
-    ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
+    ) -> Generator[tuple[Task[P, R], TaskRecord[R]]]:
         """Run tasks and yield them as they end; engines differ only here. This one uses no other process."""
         del bar, isolated, extra_bytes
         for task in tasks:
@@ -254,6 +265,13 @@ def refuse_cancelled(run: Run) -> None:
     """Raises ConflictError when somebody cancelled a run."""
     if is_cancelled(run.storage, run.id):
         what, remedy = f"this '{run.command}' was cancelled", "Run the same command again to continue it."
+        raise ConflictError(what, where=f"run {run.id}", remedy=remedy)
+
+
+def refuse_ended(run: Run) -> None:
+    """Raises ConflictError when somebody deleted the folder of a run."""
+    if not run_is_open(run.storage, run.id):
+        what, remedy = "another process ended this run and deleted its files", "Run the same command again."
         raise ConflictError(what, where=f"run {run.id}", remedy=remedy)
 
 
@@ -306,6 +324,12 @@ def _is_whole(run: Run, record: TaskRecord[R]) -> bool:
 def record_path(run_id: str, task_id: str) -> str:
     """Where the completion record of a task of a run is."""
     return path_of("runs", run=run_id, file=f"tasks/{task_id}.json")
+
+
+def unreadable_record(run: Run, task: str) -> DamagedFileError:
+    """The error that the completion record of a task is damaged."""
+    remedy = "Delete this file, then run the same command again."
+    return DamagedFileError("damaged completion record", where=record_path(run.id, task), remedy=remedy)
 
 
 def add_counts(records: Iterable[TaskRecord[R]]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Generic
 
 from retrodb.engine.attempts import (
@@ -20,13 +20,28 @@ from retrodb.engine.attempts import (
     sign,
 )
 from retrodb.engine.local import LocalEngine
-from retrodb.engine.posted import PostedTasks, StoredCommand, ended_tasks, posted_tasks, write_command, write_posted
+from retrodb.engine.posted import (
+    PostedTasks,
+    StoredCommand,
+    ended_tasks,
+    posted_tasks,
+    unpost,
+    write_command,
+    write_posted,
+)
 from retrodb.engine.progress import Bar
-from retrodb.engine.run import DEFAULT_LEASE_S, Engine, Run, record_path, recorded, refuse_cancelled, run_is_open
+from retrodb.engine.run import (
+    DEFAULT_LEASE_S,
+    Engine,
+    Run,
+    recorded,
+    refuse_cancelled,
+    refuse_ended,
+    unreadable_record,
+)
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord
-from retrodb.errors import ConflictError, DamagedFileError, MissingFileError, RetroDBError, WorkerDied
+from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError, WorkerDied
 from retrodb.store.scratch import ScratchStorage
-from retrodb.store.storage import Storage
 
 _POLL_S, _MOST_POLL_S = 0.05, 1.0
 _NOTE_EVERY_S = 30.0  # that there is no worker
@@ -68,7 +83,7 @@ class WorkerEngine(Engine):
         *,
         isolated: bool = False,
         extra_bytes: int = 0,
-    ) -> Iterable[tuple[Task[P, R], TaskRecord[R]]]:
+    ) -> Generator[tuple[Task[P, R], TaskRecord[R]]]:
         """Post the tasks and yield them as workers finish them.
 
         Raises:
@@ -82,7 +97,7 @@ class WorkerEngine(Engine):
             return
         if self.command is not None:
             write_command(run.storage, run.id, self.command)
-        _unpost(run.storage, run.id)  # what a command that was killed had posted; one that waits posts its tasks again
+        unpost(run.storage, run.id)  # what a command that was killed had posted; one that waits posts its tasks again
         if tasks:
             yield from _Posted(run, tasks, self.lease_s, bar).finish(function, extra_bytes, self.asked_by)
 
@@ -133,7 +148,7 @@ class _Posted(Generic[P, R]):
                 task = pending.pop(task_id)
                 record = recorded(run, task)
                 if record is None:
-                    raise _unreadable_record(run, task_id)
+                    raise unreadable_record(run, task_id)
                 yield task, record
             if not done:
                 self._look(posted, sorted(pending))
@@ -155,12 +170,8 @@ class _Posted(Generic[P, R]):
             return
         self._looked_s = time.monotonic()
         refuse_cancelled(self._run)
+        refuse_ended(self._run)
         run = self._run.id
-        if not run_is_open(self._storage, run):
-            remedy = "Run the same command again."
-            raise ConflictError(
-                "another process ended this run and deleted its files", where=f"run {run}", remedy=remedy
-            )
         if not self._storage.exists(
             posted.path
         ):  # another process gave the same command, and took it for what was left
@@ -188,13 +199,6 @@ class _Posted(Generic[P, R]):
         return self._workers[attempt]
 
 
-def _unpost(storage: Storage, run: str) -> None:
-    """Workers take no further tasks of a run."""
-    for path in storage.list(f"queue/{run}"):
-        storage.delete(path)
-    storage.remove_empty_folders("queue")
-
-
 def _earlier(run: Run, tasks: Collection[str]) -> set[str]:
     """The tasks that ended earlier. Their last attempts are given back, so that a worker verifies the outputs at once."""
     earlier = finished_tasks(run.storage, run.id).intersection(tasks)
@@ -217,8 +221,3 @@ def _error_of(run: Run, history: History) -> RetroDBError:
         "Run the same command again; workers with more memory may help.",
     )
     return (WorkerDied if has_died else RetroDBError)(what, where=where, remedy=remedy)
-
-
-def _unreadable_record(run: Run, task: str) -> DamagedFileError:
-    remedy = "Delete this file, then run the same command again."
-    return DamagedFileError("damaged completion record", where=record_path(run.id, task), remedy=remedy)

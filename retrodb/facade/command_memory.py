@@ -78,10 +78,7 @@ def limited(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
         engine = self._engine
         require_command(name, engine.memory_limit)
         PROCESS_MEMORY.begin(engine.memory_limit)
-        before, engine.asked_by = engine.asked_by, command_of(name)  # an update calls other methods
-        try:
+        with engine.running(command_of(name)):  # an update calls other methods
             return method(self, *args, **kwargs)
-        finally:
-            engine.asked_by = before
 
     return begun
