@@ -131,6 +131,7 @@ def command(
         progress=session.shows_progress,
         engine=session.engine,
         lease_s=session.lease_s,
+        ray_address=session.ray_address,
         report=lambda step: session.output.result(step, update_step),
         **options,
     )

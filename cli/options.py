@@ -56,12 +56,13 @@ class Session:
     memory_bytes: int | None = None  # memory limit of the command; None: half of the machine's memory
     engine: str = "local"  # what runs its tasks
     lease_s: float | None = None  # of the engine; None: its default
+    ray_address: str | None = None  # of the engine; None: that of the environment, or of this machine
     arguments: tuple[str, ...] = ()  # after `retrodb`
 
     @property
     def shows_progress(self) -> bool:
-        """Whether to show progress on stderr. Who waits for workers is told so."""
-        if self.progress is None and self.engine == "workers":
+        """Whether to show progress on stderr. Who waits for other machines is told so."""
+        if self.progress is None and self.engine != "local":
             return True
         if self.progress is None:
             return sys.stderr.isatty() and isinstance(self.output, ConsoleOutput)
@@ -148,6 +149,10 @@ def _use_lease(ctx: click.Context, _param: click.Parameter, lease: timedelta | N
         ctx.ensure_object(Session).lease_s = lease.total_seconds()
 
 
+def _use_ray_address(ctx: click.Context, _param: click.Parameter, address: str | None) -> None:
+    ctx.ensure_object(Session).ray_address = address
+
+
 def _use_progress(ctx: click.Context, _param: click.Parameter, progress: bool | None) -> None:
     ctx.ensure_object(Session).progress = progress
 
@@ -189,12 +194,12 @@ def combine(*decorators: Decorator) -> Decorator:
 engine_options = combine(
     click.option(
         "--engine",
-        type=click.Choice(["local", "workers"]),
+        type=click.Choice(["local", "workers", "ray"]),
         default="local",
         show_default=True,
         expose_value=False,
         callback=_use_engine,
-        help="What runs the tasks: processes of this machine, or 'retrodb work' processes on any machine.",
+        help="What runs the tasks: processes of this machine, 'retrodb work' processes on any machine, or a Ray cluster.",
     ),
     click.option(
         "--lease",
@@ -204,6 +209,14 @@ engine_options = combine(
         metavar="TIME",
         help="With --engine workers: give the tasks of a worker that shows no sign of life for this time to another one.  "
         "[default: 30s]",
+    ),
+    click.option(
+        "--ray-address",
+        expose_value=False,
+        callback=_use_ray_address,
+        metavar="ADDRESS",
+        help="With --engine ray: HOST:PORT of the cluster, 'auto' for one of this machine, or 'local' to start one.  "
+        "[default: RAY_ADDRESS, or one of this machine, or else start one]",
     ),
 )
 """What runs the tasks of a command. `open_database` passes it on."""
@@ -317,12 +330,16 @@ def is_given(name: str) -> bool:
 
 def check_engine(session: Session, workers: int | None) -> None:
     """Raises UsageError for options that the engine does not have."""
-    if session.engine == "local" and session.lease_s is not None:
+    if session.engine != "workers" and session.lease_s is not None:
         raise click.UsageError("--lease needs --engine workers.")
-    if session.engine != "local" and workers is not None:
+    if session.engine != "ray" and session.ray_address is not None:
+        raise click.UsageError("--ray-address needs --engine ray.")
+    if session.engine == "workers" and workers is not None:
         raise click.UsageError(
             "An engine of workers has no number of processes. Start 'retrodb work' as often as you like."
         )
+    if session.engine == "ray" and workers is not None:
+        raise click.UsageError("A Ray cluster runs as many processes as it has room for. Leave out --workers.")
 
 
 def open_database(session: Session, path: str, workers: int | None = None) -> Database:
@@ -337,6 +354,7 @@ def open_database(session: Session, path: str, workers: int | None = None) -> Da
         progress=session.shows_progress,
         engine=session.engine,
         lease_s=session.lease_s,
+        ray_address=session.ray_address,
     )
     database.keep_command_line(click.get_current_context().command_path.split()[1:], session.arguments, path)
     return database

@@ -92,6 +92,7 @@ def open(
     clock: str | None = None,
     engine: str = "local",
     lease_s: float | None = None,
+    ray_address: str | None = None,
 ) -> Database:
     """Open a database. Arguments are those of `Database`."""
     return Database(
@@ -102,6 +103,7 @@ def open(
         clock=clock,
         engine=engine,
         lease_s=lease_s,
+        ray_address=ray_address,
     )
 
 
@@ -174,6 +176,7 @@ def build(
     clock: str | None = None,
     engine: str = "local",
     lease_s: float | None = None,
+    ray_address: str | None = None,
     report: Callable[[UpdateStep], None] | None = None,
     **options: Unpack[IngestOptions],
 ) -> BuildResult:
@@ -194,7 +197,16 @@ def build(
     """
     from retrodb.maintain.update.build import build_recipe, build_result, prepare_build
 
-    context = make_context(path, workers=workers, memory_bytes=memory_bytes, progress=progress, clock=clock)
+    context = make_context(
+        path,
+        workers=workers,
+        memory_bytes=memory_bytes,
+        progress=progress,
+        clock=clock,
+        engine=engine,
+        lease_s=lease_s,
+        ray_address=ray_address,
+    )
     recipe = build_recipe([str(i) for i in inputs], [str(f) for f in against], options)
     require_command("update", context.memory_limit)
     with made_directory(context.storage):
@@ -207,6 +219,7 @@ def build(
         clock=clock,
         engine=engine,
         lease_s=lease_s,
+        ray_address=ray_address,
     )
     result = database.update(device=device, report=report)
     return build_result(result, database.stats())

@@ -35,7 +35,7 @@ ROOMS = {
 # fmt: on
 CLI_MAY_IMPORT = {"errors", "printable", "config", "options", "database"}
 PARQUET_MODULES = {"pyarrow.parquet", "pyarrow.dataset"}
-HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb", "matplotlib")
+HEAVY = ("torch", "faiss", "transformers", "numba", "pyarrow", "duckdb", "matplotlib", "ray")
 MAX_LINES = 400
 MAX_HELP_CPU_S = 0.3
 

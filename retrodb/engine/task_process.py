@@ -107,7 +107,7 @@ class TaskProcess:
 
 def _serve(connection: _Pipe, url: str, share: ProcessShare, log: str) -> None:
     """Run the tasks that come through a connection, until it is closed."""
-    _end_with_parent()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal's whole group; the worker decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _print_to(log)
@@ -144,7 +144,7 @@ def _print_to(log: str) -> None:
     os.close(descriptor)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let the system end this process when its parent ends in any way, where it can (Linux)."""
     if sys.platform != "linux":
         return

@@ -61,6 +61,7 @@ class DatabaseBase:
         clock: str | None = None,
         engine: str = "local",
         lease_s: float | None = None,
+        ray_address: str | None = None,
     ) -> None:
         """Open a database. `retrodb.open` does the same.
 
@@ -72,11 +73,14 @@ class DatabaseBase:
             progress: show progress on stderr.
             clock: the time that new runs record, in ISO 8601. None reads the system clock.
             engine: "local" runs tasks in processes of this machine. "workers" posts them for `retrodb work` processes, on this
-                machine or on others, and waits. The result does not depend on it.
+                machine or on others, and waits. "ray" runs them on a Ray cluster. The result does not depend on it.
             lease_s: tasks of a worker that shows no sign of life for so many seconds are given to others. None is 30.
+            ray_address: HOST:PORT of the Ray cluster, "auto" for one of this machine, or "local" to start one. None is that of
+                RAY_ADDRESS or of this machine, and where there is none, one that runs as long as a command.
 
         Raises:
-            UsageError: the memory limit is not positive, or there is no such engine.
+            UsageError: the memory limit is not positive, there is no such engine, or the address is invalid.
+            MissingDependency: Ray is not installed.
             NotADatabaseError: there is no database at this path.
             FormatVersionError: a newer retrodb wrote it.
             DamagedFileError: its settings are damaged.
@@ -89,6 +93,7 @@ class DatabaseBase:
             clock=clock,
             engine=engine,
             lease_s=lease_s,
+            ray_address=ray_address,
         )
         head_number(self._context.storage)  # does not read the snapshot: with a damaged head, older ones still open
         self._context.settings()
@@ -142,6 +147,7 @@ def make_context(
     clock: str | None = None,
     engine: str = "local",
     lease_s: float | None = None,
+    ray_address: str | None = None,
 ) -> Context:
     """The context of a path, with or without a database. Arguments are those of `DatabaseBase`."""
     if memory_bytes is not None and memory_bytes <= 0:
@@ -153,17 +159,21 @@ def make_context(
     limit_bytes = memory_bytes or default_memory()
     return Context(
         storage,
-        _engine_of(engine, workers, limit_bytes, DEFAULT_LEASE_S if lease_s is None else lease_s),
+        _engine_of(engine, workers, limit_bytes, DEFAULT_LEASE_S if lease_s is None else lease_s, ray_address),
         make_progress(progress),
         clock,
     )
 
 
-def _engine_of(name: str, workers: int | None, memory_bytes: int, lease_s: float) -> Engine:
+def _engine_of(name: str, workers: int | None, memory_bytes: int, lease_s: float, ray_address: str | None) -> Engine:
     if name == "local":
         return LocalEngine(workers or available_cpus(), memory_bytes)
+    if name == "ray":
+        from retrodb.engine.ray_engine import RayEngine
+
+        return RayEngine(memory_bytes, ray_address)
     if name != "workers":
-        raise UsageError(f"there is no engine '{name}'", remedy="Use 'local' or 'workers'.")
+        raise UsageError(f"there is no engine '{name}'", remedy="Use 'local', 'workers' or 'ray'.")
     if not 0 < lease_s < float("inf"):
         raise UsageError(
             f"a lease of {lease_s} s", remedy="Give the seconds after which a silent worker counts as lost."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from retrodb.encode.threads import available_cpus
 from retrodb.engine.posted import StoredCommand
+from retrodb.engine.ray_engine import RayEngine
 from retrodb.engine.worker_engine import WorkerEngine
 from retrodb.errors import UsageError
 from retrodb.facade.base import DatabaseBase
@@ -71,7 +72,7 @@ class RunCommands(DatabaseBase):
         return Worker(self._context.storage, options, lambda text: print(text, file=sys.stderr, flush=True)).run()
 
     def keep_command_line(self, names: Sequence[str], arguments: Sequence[str], path: str) -> None:
-        """Keep a command line with the runs that it posts for workers, so that `retrodb runs commit` can run it again.
+        """Keep a command line with the runs whose tasks other machines run, so that `retrodb runs commit` can run it again.
 
         Args:
             names: of the command.
@@ -82,7 +83,7 @@ class RunCommands(DatabaseBase):
         for word in (*names, path):
             if word in others:
                 others.remove(word)
-        if isinstance(self._engine, WorkerEngine):
+        if isinstance(self._engine, WorkerEngine | RayEngine):
             self._engine.command = StoredCommand(tuple(names), tuple(others), os.getcwd())
 
     def runs(self) -> list[RunSummary]:

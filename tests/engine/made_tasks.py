@@ -51,6 +51,25 @@ def run_work(storage: Storage, task: Task[Work, Square], clock: str, *, threads:
     return TaskRecord(task.id, (file,), Square(work.number**2, threads), {"done": 1})
 
 
+@dataclass(frozen=True)
+class Devices:
+    """The GPUs that a task sees, and how many it may use."""
+
+    visible: str
+    gpus: int
+
+
+LOOK = TaskKind[Work, Devices]("look", 1, Devices)
+
+
+def run_look(
+    storage: Storage, task: Task[Work, Devices], clock: str, *, device: str, gpus: int = 0
+) -> TaskRecord[Devices]:
+    """See which GPUs there are."""
+    del storage, clock, device
+    return TaskRecord(task.id, (), Devices(os.environ.get("CUDA_VISIBLE_DEVICES", "all"), gpus))
+
+
 def _write(path: os.PathLike[str], text: str) -> None:
     with open(path, "w") as file:
         file.write(text)

@@ -225,7 +225,11 @@ def test_a_purge_cancels_open_runs_and_says_so(make_database: Make) -> None:
         (["--engine", "workers", "--workers", "2"], "An engine of workers has no number of processes"),
         (["--lease", "5s"], "--lease needs --engine workers"),
         (["--engine", "workers", "--lease", "0s"], "a lease of 0.0 s"),
-        (["--engine", "ray"], "Invalid value for '--engine'"),
+        (["--engine", "mpi"], "Invalid value for '--engine'"),
+        (["--engine", "ray", "--workers", "2"], "A Ray cluster runs as many processes as it has room for"),
+        (["--engine", "ray", "--lease", "5s"], "--lease needs --engine workers"),
+        (["--ray-address", "auto"], "--ray-address needs --engine ray"),
+        (["--engine", "ray", "--ray-address", "ray://head:10001"], "Ray Client runs no tasks of retrodb"),
     ],
 )
 def test_options_that_an_engine_does_not_have_are_refused(
