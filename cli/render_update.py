@@ -22,7 +22,8 @@ def update_step(step: UpdateStep) -> str:
     """One line with the stage, its outcome, its time and its counts; its notes and its error below."""
     counts = ", ".join(f"{name.replace('_', ' ')} {format_count(count)}" for name, count in step.counts.items())
     outcome = style(f"{step.outcome:<11}", fg=_COLOURS.get(step.outcome))
-    line = f"{step.stage:<15} {outcome} {format_duration(step.elapsed_s):>12}  {step.name}"
+    by = f" by {format_count(len(step.workers))} worker{'s' * (len(step.workers) > 1)}" if step.workers else ""
+    line = f"{step.stage:<15} {outcome} {format_duration(step.elapsed_s):>12}  {step.name}{by}"
     below = [*step.notes, *([step.error] if step.error else [])]
     return "\n".join([f"{line}{': ' + counts if counts else ''}".rstrip(), *(f"  {text}" for text in below)])
 

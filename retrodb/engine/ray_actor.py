@@ -20,6 +20,7 @@ from retrodb.engine.posted import PostedTasks, library_version
 from retrodb.engine.run import run_is_open
 from retrodb.engine.task_attempt import Outcome, ProcessShare, run_attempt
 from retrodb.engine.task_process import end_with_parent
+from retrodb.engine.worker_tally import worker_name
 from retrodb.errors import RetroDBError
 from retrodb.memory import PROCESS_MEMORY
 from retrodb.store.digest import identity
@@ -41,8 +42,8 @@ class TaskActor:
             os.environ.setdefault(name, value)
         raise_limit_of_open_files()
         PROCESS_MEMORY.begin(share.memory_bytes)
-        self._url, self._share = url, share
-        self._name = f"{socket.gethostname()}-{os.getpid()} (ray)"
+        self._name = worker_name(socket.gethostname(), os.getpid(), "ray")
+        self._url, self._share = url, replace(share, worker=self._name)
 
     def begin(self, run: str) -> tuple[str, str, StoredError | None]:
         """The node's name, its version of the library, and why it cannot run tasks of the run."""

@@ -10,12 +10,14 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 from retrodb.engine.attempts import cancelled_path, is_cancelled
 from retrodb.engine.blas_threads import one_blas_thread
 from retrodb.engine.progress import Bar, Progress
 from retrodb.engine.task import P, R, Task, TaskFunction, TaskRecord, dump_record, parse_record
 from retrodb.engine.task_memory import MAIN_MIB, process_bytes
+from retrodb.engine.worker_tally import WorkerTally
 from retrodb.errors import ConflictError, DamagedFileError, MissingFileError, NotADatabaseError, RetroDBError
 from retrodb.format.json_codec import JsonValue, from_json, to_json, to_plain
 from retrodb.format.kinds import path_of
@@ -230,10 +232,20 @@ class Engine:
             with closing(execution):  # after an error here, nothing goes on elsewhere
                 for task, record in execution:
                     done[task.id] = record
+                    self._count_work(record)
                     bar.count(rate_of, record.counts.get(rate_of, 0))
                     bar.advance(task.weight)
                     refuse_cancelled(run)
         return [done[task.id] for task in tasks]
+
+    @cached_property
+    def work(self) -> dict[str, WorkerTally]:
+        """What workers have done for this engine, by their names. Who wants the work of one command empties it before."""
+        return {}
+
+    def _count_work(self, record: TaskRecord[R]) -> None:
+        if record.worker:
+            self.work[record.worker] = self.work.get(record.worker, WorkerTally()) + WorkerTally(1, record.elapsed_s)
 
     def _check_memory(self, tasks: Sequence[Task[P, R]], extra_bytes: int, bar: Bar, *, isolated: bool) -> None:
         if not tasks:

@@ -55,6 +55,8 @@ class TaskRecord(Generic[R]):
     files: tuple[FileRecord, ...] = ()  # published outputs
     result: R = NoResult()  # type: ignore[assignment]  # frozen
     counts: Mapping[str, int] = field(default_factory=dict)  # added up over tasks for the report
+    worker: str = field(default="", compare=False)  # that ran the task; "" for a process of the command
+    elapsed_s: float = field(default=0.0, compare=False)  # that the worker took
 
 
 TaskFunction: TypeAlias = Callable[[Storage, Task[P, R], str], TaskRecord[R]]
@@ -68,6 +70,8 @@ class _StoredRecord:
     files: tuple[FileRecord, ...]
     result: JsonValue
     counts: dict[str, int]
+    worker: str = ""
+    elapsed_s: float = 0.0
 
 
 def dump_record(record: TaskRecord[R]) -> bytes:
@@ -83,4 +87,4 @@ def parse_record(data: bytes, kind: type[R], *, where: str) -> TaskRecord[R]:
     """
     stored = from_json(_StoredRecord, data, where=where)
     result = from_plain(kind, stored.result, where=where)
-    return TaskRecord(stored.task, stored.files, result, stored.counts)
+    return TaskRecord(stored.task, stored.files, result, stored.counts, stored.worker, stored.elapsed_s)

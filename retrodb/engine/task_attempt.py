@@ -35,6 +35,7 @@ class ProcessShare:
     threads: int
     memory_bytes: int
     libraries: Sequence[str] = LIBRARIES
+    worker: str = ""  # name
 
     @property
     def own_arguments(self) -> Mapping[str, object]:
@@ -83,10 +84,13 @@ def _run(storage: Storage, posted: PostedTasks, number: int, output: str, share:
         storage.delete(record_path(run.id, task.id))  # its outputs are damaged, or were collected
     if recorded(run, task) is None:
         function = function_of(posted, share.own_arguments, share.libraries)
+        started = time.monotonic()
         with one_blas_thread():
             record = function(storage, replace(task, id=output), run.clock)
         if not run_is_open(storage, run.id):
             return
-        storage.put_if_absent(record_path(run.id, task.id), dump_record(replace(record, task=task.id)))
+        elapsed_s = round(time.monotonic() - started, 3)
+        record = replace(record, task=task.id, worker=share.worker, elapsed_s=elapsed_s)
+        storage.put_if_absent(record_path(run.id, task.id), dump_record(record))
     if is_to_verify:
         mark_verified(storage, posted, task.id)

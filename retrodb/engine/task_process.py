@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from retrodb.engine.attempts import Attempt
-from retrodb.engine.posted import LIBRARIES, PostedTasks, read_posted
+from retrodb.engine.posted import PostedTasks, read_posted
 from retrodb.engine.task_attempt import Outcome, ProcessShare, run_attempt
 from retrodb.errors import MissingFileError
 from retrodb.memory import PROCESS_MEMORY
@@ -45,8 +44,8 @@ class ClaimedTask:
 class TaskProcess:
     """A process that runs one task after another; started when it is first needed, and again after it died."""
 
-    def __init__(self, url: str, memory_bytes: int, threads: int, libraries: Sequence[str] = LIBRARIES) -> None:
-        self._start = url, ProcessShare(threads, memory_bytes, tuple(libraries))
+    def __init__(self, url: str, share: ProcessShare) -> None:
+        self._start = url, share
         self._folder = TemporaryDirectory(prefix="retrodb-work-")
         self._log = Path(self._folder.name) / "log"
         self._process: SpawnProcess | None = None

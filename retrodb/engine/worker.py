@@ -23,9 +23,10 @@ from types import FrameType
 from retrodb.engine.attempts import State, StoredError, is_cancelled, sign
 from retrodb.engine.posted import LIBRARIES, PostedTasks
 from retrodb.engine.run import run_is_open
-from retrodb.engine.task_attempt import Outcome
+from retrodb.engine.task_attempt import Outcome, ProcessShare
 from retrodb.engine.task_process import ClaimedTask, TaskProcess
 from retrodb.engine.task_queue import TaskQueue
+from retrodb.engine.worker_tally import worker_name
 from retrodb.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE, RetroDBError
 from retrodb.memory import anonymous_bytes, default_memory
 from retrodb.store.storage import Storage
@@ -93,12 +94,11 @@ class Worker:
             note: is told what the worker does.
         """
         self._storage, self._options, self._note = storage, options, note
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.name = worker_name(socket.gethostname(), os.getpid(), uuid.uuid4().hex[:8])
         each_bytes = (options.memory_bytes - anonymous_bytes()) // options.processes
         url = storage.url if "://" in storage.url else os.path.abspath(storage.url)  # tasks change the current folder
-        self._slots = [
-            _Slot(TaskProcess(url, each_bytes, options.threads, options.libraries)) for _ in range(options.processes)
-        ]
+        share = ProcessShare(options.threads, each_bytes, options.libraries, self.name)
+        self._slots = [_Slot(TaskProcess(url, share)) for _ in range(options.processes)]
         self._queue = TaskQueue(
             storage,
             self.name,

@@ -22,6 +22,7 @@ from retrodb.engine.posted import posted_tasks, write_posted
 from retrodb.engine.progress import Progress
 from retrodb.engine.run import Run, forget_run, open_run
 from retrodb.engine.task import Task, TaskRecord
+from retrodb.engine.task_attempt import ProcessShare
 from retrodb.engine.task_process import ClaimedTask, TaskProcess
 from retrodb.engine.task_queue import TaskQueue
 from retrodb.engine.worker import Worker, WorkerOptions, WorkerResult
@@ -140,7 +141,7 @@ def test_the_first_record_counts_when_two_believe_that_they_own_a_task(run: Run)
         waiting = pool.submit(wait_for, run, [task])
         _until(lambda: run.storage.list("queue") != [])
         [posted] = run.storage.list("queue")
-        processes = [TaskProcess(run.storage.url, 1 << 30, 1, ("engine",)) for _ in range(2)]
+        processes = [TaskProcess(run.storage.url, ProcessShare(1, 1 << 30, ("engine",))) for _ in range(2)]
         outputs = ["c" * 32, "d" * 32]
         for number, (process, output) in enumerate(zip(processes, outputs, strict=True), start=1):
             process.begin(ClaimedTask(posted, 0, Attempt(run.id, task.id, number), output))
@@ -232,7 +233,7 @@ def test_a_worker_says_which_tasks_need_more_memory(run: Run) -> None:
 
 
 def test_a_task_process_that_dies_can_be_started_again(run: Run) -> None:
-    process = TaskProcess(run.storage.url, 1 << 30, 1, ("engine",))
+    process = TaskProcess(run.storage.url, ProcessShare(1, 1 << 30, ("engine",)))
     assert process.kill() == ""
     process.close()
 

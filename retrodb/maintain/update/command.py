@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from retrodb.config import NeighboursParams
+from retrodb.engine.worker_tally import WorkerTally, by_machine
 from retrodb.errors import EXIT_OK, EXIT_REJECTS, RetroDBError, UsageError
 from retrodb.export.place import is_there
 from retrodb.export.refresh import ExportInfo, RefreshResult
 from retrodb.format.entries import IndexEntry, QueriesEntry, SpaceEntry, TableEntry
+from retrodb.format.json_codec import to_json
 from retrodb.maintain.compact.proposal import propose_compaction
 from retrodb.maintain.update.metrics import UpdateMetrics, write_metrics
 from retrodb.maintain.update.recipe import Recipe, TableRecipe
@@ -52,6 +54,9 @@ class UpdateStep:
     error: str | None = None
     exit_code: int = EXIT_OK  # of the error; EXIT_REJECTS for an ingest that rejected records
     notes: tuple[str, ...] = ()  # of an ingest: about its files, options and rejected records
+    workers: dict[str, WorkerTally] = field(
+        default_factory=dict
+    )  # that ran its tasks, by name; none with `--engine local`
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ def run_update(context: Context, recipe: Recipe, stages: Stages, report: Report 
         attempt("metrics", recipe.metrics.file, partial(_write_metrics, context, recipe, steps, started))
     hook = recipe.hooks.on_failure if has_failed else recipe.hooks.on_success
     if hook:
-        attempt("hook", hook, partial(_run_hook, context, recipe, hook, FAILED if has_failed else DONE))
+        outcome = FAILED if has_failed else DONE
+        attempt("hook", hook, partial(_run_hook, context, recipe, hook, outcome, tuple(steps)))
     failed = [step for step in steps if step.outcome == FAILED]
     view = context.view()
     after, proposal = view.snapshot.number, propose_compaction(view)
@@ -143,6 +149,7 @@ def _fail(error: RetroDBError) -> None:
 
 def _attempt(context: Context, stage: str, name: str, command: Callable[[], object]) -> UpdateStep:
     started = time.monotonic()
+    context.engine.work.clear()
     try:
         before = context.view().snapshot
         result = command()
@@ -159,7 +166,8 @@ def _attempt(context: Context, stage: str, name: str, command: Callable[[], obje
     except (RetroDBError, OSError) as error:
         refusal = error if isinstance(error, RetroDBError) else translate_os_error(error, str(error.filename or name))
         elapsed_s = time.monotonic() - started
-        return UpdateStep(stage, name, FAILED, elapsed_s, error=str(refusal), exit_code=refusal.exit_code)
+        work = dict(context.engine.work)
+        return UpdateStep(stage, name, FAILED, elapsed_s, error=str(refusal), exit_code=refusal.exit_code, workers=work)
     outcome = DONE if head.number > before.number or stage in _WITHOUT_COMMIT else NOTHING_NEW
     notes, exit_code = list[str](), EXIT_OK
     if isinstance(result, IngestResult):
@@ -167,7 +175,8 @@ def _attempt(context: Context, stage: str, name: str, command: Callable[[], obje
         counts["rejected"] = result.num_rejected  # without a commit, no snapshot counts them
         exit_code = EXIT_REJECTS if result.num_rejected else EXIT_OK
     elapsed_s, shown = time.monotonic() - started, {key: count for key, count in counts.items() if count}
-    return UpdateStep(stage, name, outcome, elapsed_s, shown, exit_code=exit_code, notes=tuple(notes))
+    work = dict(context.engine.work)
+    return UpdateStep(stage, name, outcome, elapsed_s, shown, exit_code=exit_code, notes=tuple(notes), workers=work)
 
 
 _WITHOUT_COMMIT = ("metrics", "hook")
@@ -220,12 +229,23 @@ def _write_metrics(context: Context, recipe: Recipe, steps: Sequence[UpdateStep]
         elapsed_s=time.monotonic() - started,
         is_success=all(step.outcome != FAILED for step in steps),
         rejected={step.name: step.counts.get("rejected", 0) for step in steps if step.stage == "ingest"},
+        work=_work_of_machines(steps),
     )
     write_metrics(Path(recipe.metrics.file or ""), context.view(), metrics)
 
 
-def _run_hook(context: Context, recipe: Recipe, hook: str, outcome: str) -> None:
-    """Run a hook without a shell. Its output goes to stderr, because stdout has the output of the command itself.
+def _work_of_machines(steps: Sequence[UpdateStep]) -> dict[tuple[str, str], WorkerTally]:
+    work: dict[tuple[str, str], WorkerTally] = {}
+    for step in steps:
+        for machine, tally in by_machine(step.workers).items():
+            work[step.stage, machine] = work.get((step.stage, machine), WorkerTally()) + tally
+    return work
+
+
+def _run_hook(context: Context, recipe: Recipe, hook: str, outcome: str, steps: Sequence[UpdateStep]) -> None:
+    """Run a hook without a shell. It reads the steps from stdin, each as a line of JSON.
+
+    Its output goes to stderr, because stdout has the output of the command itself.
 
     Raises:
         RetroDBError: the hook cannot be started, or its exit code is not 0.
@@ -237,7 +257,8 @@ def _run_hook(context: Context, recipe: Recipe, hook: str, outcome: str) -> None
         "RETRODB_METRICS": recipe.metrics.file or "",
     }
     try:
-        code = subprocess.run(words, env={**os.environ, **variables}, stdout=2, check=False).returncode
+        lines = b"".join(to_json(step) + b"\n" for step in steps)
+        code = subprocess.run(words, env={**os.environ, **variables}, input=lines, stdout=2, check=False).returncode
     except OSError as error:
         what = f"cannot be started: {error.strerror}"
         raise RetroDBError(what, where=words[0], remedy="Check the recipe.") from error

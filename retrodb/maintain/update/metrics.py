@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from retrodb.engine.worker_tally import WorkerTally
 from retrodb.maintain.stats import DriftStats, Stats, read_stats
 from retrodb.stages.index.operating_point import stored_point
 from retrodb.store.storage import translate_os_error
@@ -32,6 +33,7 @@ class UpdateMetrics:
     elapsed_s: float
     is_success: bool
     rejected: Mapping[str, int]  # source -> records
+    work: Mapping[tuple[str, str], WorkerTally]  # stage and machine -> what workers did
 
 
 def write_metrics(path: Path, view: View, update: UpdateMetrics) -> None:
@@ -90,6 +92,14 @@ class _DatabaseCollector(Collector):
         yield self._gauge(name, "Whether the last update succeeded: 1 or 0.", [float(update.is_success)])
         name, rejected = "retrodb_update_rejected_records", update.rejected.items()
         yield self._gauge_by("source", name, "Records that the last update rejected.", rejected)
+        labels = ["database", "stage", "machine"]
+        tasks = GaugeMetricFamily("retrodb_update_worker_tasks", "Tasks that workers of a machine ran.", labels=labels)
+        help_text = "Time that workers of a machine spent on tasks."
+        seconds = GaugeMetricFamily("retrodb_update_worker_seconds", help_text, labels=labels)
+        for stage_and_machine, tally in update.work.items():
+            tasks.add_metric([self._stats.database, *stage_and_machine], tally.num_tasks)
+            seconds.add_metric([self._stats.database, *stage_and_machine], tally.elapsed_s)
+        yield from (tasks, seconds)
 
     def _database_metrics(self) -> Iterator[GaugeMetricFamily]:
         stats: Stats = self._stats
