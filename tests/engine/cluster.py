@@ -93,7 +93,7 @@ class Cluster:
                     self._kill_a_worker()
             if process.wait() == 0:
                 return
-            assert process.returncode == -signal.SIGKILL, self.log()
+            assert process.returncode == -signal.SIGKILL, f"{command} ended with {process.returncode}: {self.log()}"
         raise AssertionError(f"{command[0]} does not end: {self.log()}")
 
     def log(self) -> str:
