@@ -6,7 +6,7 @@ half of one. What an interrupted run has finished is kept: the same command cont
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -100,7 +100,7 @@ def run_export(
         plan = planned_export(view, tables, to, params, folder, folder / SCRATCH)
         with ExportRun(context, plan) as run:
             run.begin()
-            files = [*run.files, *run.index({file.path: "planned" for file in run.files})]
+            files = [*run.files, *_planned_index(run, run.files)]
             card, facts = run.card(place.name)
             result = _result(run, card, facts)
     return replace(result, num_files=len(files), size_bytes=sum(file.size_bytes for file in files), dry_run=True)
@@ -154,7 +154,7 @@ def _written_export(context: Context, plan: ExportPlan, place: ExportPlace, *, i
             files = _described_files(run, place)
             card, facts = run.card(place.name)
             run.write_scratch()
-            place.begin(folder)
+            place.begin(folder, [file.path for file in (*files, *_planned_index(run, files))])
             export = ExportFolder(folder, place.destination)
             run.write(export, export.unwritten(files))
             states = {file.path: written.state for file in files if (written := export.record.files.get(file.path))}
@@ -177,6 +177,11 @@ def _described_files(run: ExportRun, place: ExportPlace) -> list[ExportFile]:
     except RetroDBError:
         place.discard(Path(run.plan.folder))
         raise
+
+
+def _planned_index(run: ExportRun, files: Sequence[ExportFile]) -> list[ExportFile]:
+    """The files that name the others, before these are written."""
+    return run.index({file.path: "planned" for file in files})
 
 
 def _result(run: ExportRun, card: ExportCard, facts: ExportFacts) -> ExportResult:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 from retrodb.errors import MissingFileError, UsageError
 from retrodb.export.card import CARD, ExportCard
 from retrodb.export.folder import Destination, ExportFolder
-from retrodb.export.record import RECORD, ExportRecord, parse_export_record, read_record, write_record
+from retrodb.export.positions import SpanRecord
+from retrodb.export.record import RECORD, ExportRecord, WrittenFile, parse_export_record, read_record, write_record
 from retrodb.format.json_codec import from_json, to_json
 from retrodb.store.cached_lines import cache_folder
 from retrodb.store.digest import identity
@@ -59,8 +60,12 @@ class ExportPlace(Protocol):
         """The folder with the record of the export that is there, in which its files are written again."""
         ...
 
-    def begin(self, folder: Path, changed: Sequence[str] | None = None) -> None:
-        """Prepare for the first file: of a new export, or of the changed ones of the export that is there."""
+    def begin(self, folder: Path, files: Sequence[str]) -> None:
+        """Prepare for the first file of a new export, which will have these files."""
+        ...
+
+    def begin_refresh(self, folder: Path, changed: Sequence[str]) -> None:
+        """Prepare for the first of the changed files of the export that is there."""
         ...
 
     def publish(self, folder: Path) -> None:
@@ -120,7 +125,10 @@ class _FolderPlace:
     def present_folder(self) -> Path:
         return self._out
 
-    def begin(self, folder: Path, changed: Sequence[str] | None = None) -> None:
+    def begin(self, folder: Path, files: Sequence[str]) -> None:
+        """Nothing: the folder is not the one of readers."""
+
+    def begin_refresh(self, folder: Path, changed: Sequence[str]) -> None:
         """Nothing: readers keep the files that they have open."""
 
     def publish(self, folder: Path) -> None:
@@ -174,13 +182,16 @@ class _StorePlace:
             path.write_bytes(record)
         return folder
 
-    def begin(self, folder: Path, changed: Sequence[str] | None = None) -> None:
-        """Until the end, the record names only files that do not change. A new export has no card until then."""
-        if changed is None:
-            self._storage.delete(CARD)
-            if self.read(RECORD) is None:
-                self._storage.write(RECORD, to_json(ExportRecord()))
-            return
+    def begin(self, folder: Path, files: Sequence[str]) -> None:
+        """There is no card until the end. The record names what may be there, so that any later export deletes it."""
+        self._storage.delete(CARD)
+        earlier, begun = self._record(), read_record(folder)
+        positions = {name: list[SpanRecord]() for name in (*earlier.positions, *begun.positions)}
+        named = {**dict.fromkeys(files, WrittenFile(0, "", ())), **earlier.files}
+        self._storage.write(RECORD, to_json(ExportRecord(positions=positions, files=named)))
+
+    def begin_refresh(self, folder: Path, changed: Sequence[str]) -> None:
+        """Until the end, the record names only files that do not change."""
         record = read_record(folder)
         files = {path: file for path, file in record.files.items() if path not in changed}
         if files != record.files:
@@ -188,11 +199,14 @@ class _StorePlace:
             self._storage.write(RECORD, (folder / RECORD).read_bytes())
 
     def publish(self, folder: Path) -> None:
-        earlier = parse_export_record(self.read(RECORD) or to_json(ExportRecord()), f"{self.name}/{RECORD}")
-        self._storage.delete_all(sorted(_files_of(earlier) - _files_of(read_record(folder))))
+        self._storage.delete_all(sorted(_files_of(self._record()) - _files_of(read_record(folder))))
         for file in (*sorted(folder.glob(_POSITIONS)), folder / RECORD, folder / CARD):
             self._storage.upload(file.name, file)
         shutil.rmtree(folder)
+
+    def _record(self) -> ExportRecord:
+        """The record that is there; an empty one when there is none."""
+        return parse_export_record(self.read(RECORD) or to_json(ExportRecord()), f"{self.name}/{RECORD}")
 
     def discard(self, folder: Path) -> None:
         if folder.is_dir():

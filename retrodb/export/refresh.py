@@ -106,7 +106,7 @@ def _refresh(
         dry_run=dry_run,
     )
     if not dry_run:
-        place.begin(path, [*result.changed, *removed])
+        place.begin_refresh(path, [*result.changed, *removed])
         run.write(folder, changed)
         folder.remove(removed)
         folder.finish()

@@ -128,6 +128,23 @@ def test_another_format_leaves_nothing_of_an_export_that_was_there_or_was_killed
     compare(tmp_path / "out", store_url)
 
 
+def test_an_export_that_another_machine_did_not_finish_leaves_no_file(
+    exportable: Database, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Killed(monkeypatch)
+    exportable.export(store_url, to="norlund")
+    for number, name in enumerate(("arrays", "nemo", "parquet")):
+        monkeypatch.setenv("RETRODB_CACHE_DIR", str(tmp_path / f"machine {number}"))
+        killed.left = 5
+        with pytest.raises(KeyboardInterrupt):
+            exportable.export(store_url, to=name)
+    killed.left = 1 << 30
+    monkeypatch.setenv("RETRODB_CACHE_DIR", str(tmp_path / "last machine"))
+    for out in (store_url, tmp_path / "out"):
+        exportable.export(out, to="lucidrains")
+    compare(tmp_path / "out", store_url)
+
+
 def test_a_refresh_that_another_machine_did_not_finish_is_not_trusted(
     exportable: Database, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
