@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from operator import index
 
 from retrodb.errors import DamagedFileError, NotADatabaseError, UsageError
 from retrodb.format.entries import PinEntry
@@ -113,7 +114,7 @@ def read_as_of(storage: Storage, at: int | str | None) -> Snapshot:
     if at is None:
         return read_head(storage)
     number = number_of(storage, at)
-    name = "" if number == at else f" (pin '{at}')"
+    name = "" if str(at).isdecimal() else f" (pin '{at}')"
     numbers = snapshot_numbers(storage)
     if number not in numbers:
         have = f"Snapshots {numbers[0]} to {numbers[-1]} exist." if numbers else "There are none."
@@ -136,23 +137,23 @@ def number_of(storage: Storage, at: int | str) -> int:
     Raises:
         UsageError: there is no such pin.
     """
-    if isinstance(at, int):
-        return at
+    if not isinstance(at, str):
+        return index(at)  # of NumPy, too
     if at.isascii() and at.isdecimal():
         return int(at)
     head = read_head(storage)
     pin = head.entry(PinEntry, at)
     if pin is None:
-        raise unknown_pin(head, at)
+        raise unknown_pin(storage, head, at)
     return pin.snapshot
 
 
-def unknown_pin(head: Snapshot, name: str) -> UsageError:
+def unknown_pin(storage: Storage, head: Snapshot, name: str) -> UsageError:
     """The error for a name that is no pin of the newest snapshot, with the names that are."""
     names = head.names(PinEntry)
     near = get_close_matches(name, names, n=1)
     guess = f" Did you mean '{near[0]}'?" if near else ""
-    return UsageError(f"no pin '{name}'", remedy=f"There are: {', '.join(names) or 'none'}.{guess}")
+    return UsageError(f"no pin '{name}'", where=storage.url, remedy=f"There are: {', '.join(names) or 'none'}.{guess}")
 
 
 def since(storage: Storage, base: int, head: Snapshot) -> list[Snapshot]:

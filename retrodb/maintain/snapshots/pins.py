@@ -110,7 +110,7 @@ def plan_unpin(context: Context, name: str) -> PinPlan:
     """
     view = context.view()
     if view.snapshot.entry(PinEntry, name) is None:
-        raise unknown_pin(view.snapshot, name)
+        raise unknown_pin(view.storage, view.snapshot, name)
     return PinPlan(view, name, None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from made_documents import made_text, write_documents
 
@@ -81,6 +82,7 @@ def test_every_method_takes_a_name() -> None:
 def test_a_name_means_the_snapshot_in_every_command(database: Database) -> None:
     number, newest = 1, database.view().snapshot.number
     assert database.view("release-1").snapshot.number == database.view("1").snapshot.number == number
+    assert database.view(np.int64(number)).snapshot.number == number  # type: ignore[arg-type]
     assert database.stats(as_of="release-1") == database.stats(as_of=number)
     assert database.check(as_of="release-1").snapshot == number
     assert database.diff("release-1", newest) == database.diff(number, newest)
@@ -103,6 +105,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_others(
     database.pin(name="other")
     with pytest.raises(UsageError, match=r"no pin 'relase-1'.*There are: other, release-1. Did you mean 'release-1'"):
         database.view("relase-1")
+    with pytest.raises(UsageError, match=r"db: no snapshot 99\. "):
+        database.view("99")
     for command in (["restore", database.path, "none"], ["stats", database.path, "--as-of", "none"]):
         assert main(command) == UsageError.exit_code
         assert "There are: other, release-1." in capsys.readouterr().err
