@@ -81,6 +81,12 @@ def find_documents(context: Context, view: View, pairs: Iterable[Pair]) -> dict[
     return dict(first_chunks)
 
 
+def all_ids_files(view: View) -> list[IdsFile]:
+    """The ids files of the database's own documents, and of all query sets."""
+    query_files = [record for record in view.manifest.files("queries") if record.path.endswith("/ids.npy")]
+    return [IdsFile(record) for record in (*view.manifest.files("ids"), *query_files)]
+
+
 def find_keys_in(context: Context, files: Sequence[IdsFile], keys: IdArray) -> Iterator[tuple[FileRecord, IdArray]]:
     """The ids files that have some keys, in their order, each with the entries (n,) FOUND_DTYPE.
 

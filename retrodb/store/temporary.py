@@ -13,6 +13,11 @@ _TEMPORARY_NAME = re.compile(rf"{TEMPORARY}/[0-9a-f]{{32}}-([A-Za-z0-9]*)\.(\d+)
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
 
 
+def this_machine() -> str:
+    """The name of this machine, in letters and digits."""
+    return _HOST
+
+
 def is_temporary(path: str) -> bool:
     """Whether a path is that of an unfinished file, which names the process that writes it."""
     return _TEMPORARY_NAME.fullmatch(path) is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from retrodb.errors import (
     ConflictError,
@@ -24,14 +23,16 @@ from retrodb.format.kinds import kind_of, path_of
 from retrodb.format.snapshot import Snapshot
 from retrodb.maintain.copy.files import NamedFile, files_of_snapshots, sizes_there
 from retrodb.maintain.copy.history import refuse_other_history
-from retrodb.maintain.copy.keep import kept_snapshots
+from retrodb.maintain.copy.keep import kept_snapshots, place_of
 from retrodb.maintain.copy.publish import publish_snapshots, record_newest, with_pins
+from retrodb.maintain.copy.purged import purges_that_may_remain, refuse_purged
 from retrodb.maintain.copy.transfer import Threads, copy_files, find_damaged
+from retrodb.maintain.copy.wanted import is_readable, later_snapshots, read_snapshots, with_named
 from retrodb.stages.context import Context
 from retrodb.store.collection import is_ours
 from retrodb.store.manifest import load_manifest
-from retrodb.store.snapshots import number_of, read_as_of, read_head, read_snapshot, snapshot_numbers
-from retrodb.store.storage import LocalStorage, Storage
+from retrodb.store.snapshots import number_of, read_as_of, read_head, snapshot_numbers
+from retrodb.store.storage import Storage
 
 TRANSFERS = 4
 """Files that are copied at the same time. With an object store each takes up to 80 MiB of memory, with directories 4 MiB."""
@@ -73,12 +74,12 @@ class CopyPlan:
     files: Mapping[str, NamedFile]  # that the snapshots need
     missing: tuple[NamedFile, ...]  # of them, in the destination
     sizes: Mapping[str, int]  # of the files that are there
+    other_sizes: Sequence[int]  # of those of them that the snapshots do not need
     purges: tuple[int, ...]
 
     @cached_property
     def result(self) -> CopyResult:
         """The result of a dry run."""
-        others = [size for path, size in self.sizes.items() if path not in self.files and kind_of(path) not in _OF_RUNS]
         newest = self.snapshots[-1]
         numbers = {snapshot.number for snapshot in self.snapshots}
         names = newest.names(PinEntry) if self.is_newest else []
@@ -91,8 +92,8 @@ class CopyPlan:
             size_bytes=sum(file.size_bytes for file in self.missing),
             num_replaced_files=sum(file.path in self.sizes for file in self.missing),
             num_present_files=len(self.files) - len(self.missing),
-            num_other_files=len(others),
-            other_bytes=sum(others),
+            num_other_files=len(self.other_sizes),
+            other_bytes=sum(self.other_sizes),
             purges=self.purges,
             pins=tuple(name for name in names if newest.existing(PinEntry, name).snapshot in numbers),
             dry_run=True,
@@ -119,7 +120,8 @@ def run_copy(
 
     Raises:
         UsageError: there is no such snapshot, the two places overlap, or the destination does not have `since`.
-        ConflictError: the destination has another database, other files, or a commit that the source does not have.
+        ConflictError: the destination has another database, other files, or a commit that the source does not have; or a
+            snapshot has documents that were purged later.
         DamagedFileError, MissingFileError: a file of the source. No snapshot that needs it is published then.
     """
     if transfers < 1:
@@ -145,11 +147,15 @@ def plan_copy(
         raise UsageError("one snapshot, or all since another one", remedy="Give '--snapshot' or '--since'.")
     head, there = read_head(source), snapshot_numbers(destination)
     refuse_other_history(source, destination)
-    wanted = [read_as_of(source, at)] if since is None else _later(source, destination, number_of(source, since), there)
+    if since is None:
+        wanted = with_named(source, head, read_as_of(source, at))
+    else:
+        wanted = later_snapshots(source, destination, number_of(source, since), there, threads)
     numbers = [snapshot.number for snapshot in wanted]
     last = max([*numbers, *there])
-    before = _read_snapshots(source, [number for number in range(last) if number not in there], threads)
-    readable = {number for number in numbers if number in there and _is_readable(destination, number)}
+    before = read_snapshots(source, [number for number in range(last) if number not in there], threads)
+    readable = {number for number in numbers if number in there and is_readable(destination, number)}
+    refuse_purged(context, [snapshot for snapshot in wanted if snapshot.number not in readable])
     files = files_of_snapshots(source, wanted)
     if not there:
         _refuse_other_files(source, destination, files)
@@ -158,6 +164,8 @@ def plan_copy(
     if verify:
         present = [file for path, file in files.items() if path not in missing]
         missing |= find_damaged(destination, present, threads, context.progress)
+    others = [size for path, size in sizes.items() if path not in files and kind_of(path) not in _OF_RUNS]
+    is_purged = bool(others) and any(kind_of(path) == "purged" for path in files)
     wanted[-1] = with_pins(wanted[-1], head, numbers)
     return CopyPlan(
         source=source,
@@ -170,7 +178,10 @@ def plan_copy(
         files=files,
         missing=tuple(files[path] for path in sorted(missing)),
         sizes=sizes,
-        purges=tuple(s.number for s in [*before, *wanted] if there and s.command == "purge" and s.number > there[-1]),
+        other_sizes=others,
+        purges=(
+            purges_that_may_remain(context, destination, there, [*before, *wanted], files, threads) if is_purged else ()
+        ),
     )
 
 
@@ -179,7 +190,7 @@ def execute_copy(context: Context, plan: CopyPlan, threads: Threads) -> CopyResu
     source, destination, numbers = plan.source, plan.destination, [snapshot.number for snapshot in plan.snapshots]
     if plan.is_new:
         destination.probe()
-    with kept_snapshots(source, numbers, destination.url):
+    with kept_snapshots(source, numbers, destination):
         try:
             missing: Sequence[NamedFile] = plan.missing
             for _ in range(_PASSES):  # collection there may have deleted files that no snapshot named yet
@@ -200,27 +211,6 @@ def execute_copy(context: Context, plan: CopyPlan, threads: Threads) -> CopyResu
             publish_snapshots(source, destination, plan.snapshots, plan.stubs, threads)
         record_newest(destination)
     return replace(plan.result, dry_run=False)
-
-
-def _later(source: Storage, destination: Storage, start: int, there: Sequence[int]) -> list[Snapshot]:
-    """The readable snapshots of the source after one that the destination has; its newest one at least."""
-    if start not in there:
-        remedy = f"Copy it first: 'retrodb copy SRC DST --snapshot {start}'. Or leave out '--since'."
-        raise UsageError(f"the destination does not have snapshot {start}", where=destination.url, remedy=remedy)
-    later = [read_snapshot(source, number) for number in snapshot_numbers(source) if number > start]
-    readable = [snapshot for snapshot in later if snapshot.expired_at is None]
-    return readable or [read_head(source)]
-
-
-def _read_snapshots(storage: Storage, numbers: Sequence[int], threads: Threads) -> list[Snapshot]:
-    """Snapshots by their numbers, several at a time."""
-    read = dict[int, Snapshot]()
-    threads.each(lambda number: read.__setitem__(number, read_snapshot(storage, number)), numbers)
-    return [read[number] for number in numbers]
-
-
-def _is_readable(storage: Storage, number: int) -> bool:
-    return read_snapshot(storage, number).expired_at is None
 
 
 def _stub(snapshot: Snapshot, head: Snapshot) -> Snapshot:
@@ -255,14 +245,10 @@ def _still_missing(plan: CopyPlan) -> list[NamedFile]:
 
 def _refuse_overlap(source: Storage, destination: Storage) -> None:
     """Raises UsageError for places of which one is in the other."""
-    first, second = (_place(storage) for storage in (source, destination))
+    first, second = place_of(source), place_of(destination)
     if f"{first}/".startswith(f"{second}/") or f"{second}/".startswith(f"{first}/"):
         what = "source and destination are the same place, or one is in the other"
         raise UsageError(what, where=destination.url, remedy="Copy to a place outside of the database.")
-
-
-def _place(storage: Storage) -> str:
-    return str(Path(storage.root).resolve()) if isinstance(storage, LocalStorage) else storage.url
 
 
 def _refuse_other_files(source: Storage, destination: Storage, files: Mapping[str, NamedFile]) -> None:
@@ -280,7 +266,7 @@ def _refuse_other_files(source: Storage, destination: Storage, files: Mapping[st
 def _refuse_expired(source: Storage, numbers: Sequence[int], error: DamagedFileError) -> None:
     """Raises MissingFileError when a file is missing because its snapshot is gone."""
     for number in numbers:
-        if not _is_readable(source, number):
+        if not is_readable(source, number):
             raise MissingFileError(
                 f"snapshot {number} expired while it was copied",
                 where=error.where,

@@ -12,7 +12,7 @@ from retrodb.errors import MissingFileError, UsageError
 from retrodb.format.entries import Entry, ExportEntry, PinEntry
 from retrodb.format.snapshot import Snapshot
 from retrodb.stages.context import Context
-from retrodb.stages.document_lookup import IdsFile, find_keys_in
+from retrodb.stages.document_lookup import all_ids_files, find_keys_in
 from retrodb.stages.transaction import Transaction
 from retrodb.store import conflict_keys
 from retrodb.view.purged import purged_keys
@@ -133,9 +133,7 @@ def _refuse_purged(context: Context, newest: View, restored: View) -> None:
     keys = purged_keys(newest)
     if not len(keys):
         return
-    query_files = [record for record in restored.manifest.files("queries") if record.path.endswith("/ids.npy")]
-    id_files = [IdsFile(record) for record in (*restored.manifest.files("ids"), *query_files)]
-    num_purged = sum(len(entries) for _, entries in find_keys_in(context, id_files, keys))
+    num_purged = sum(len(entries) for _, entries in find_keys_in(context, all_ids_files(restored), keys))
     if num_purged:
         raise UsageError(
             f"snapshot {restored.snapshot.number} has {num_purged} documents that were purged later",

@@ -137,6 +137,11 @@ def test_since_copies_every_later_snapshot(database: Database, tmp_path: Path) -
 def test_since_needs_a_copy_that_has_the_snapshot(database: Database, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"does not have snapshot 4.*--snapshot 4"):
         database.copy_to(tmp_path / "copy", since=4)
+    with pytest.raises(UsageError, match=r"db: no snapshot 99. 'retrodb snapshots'"):
+        database.copy_to(tmp_path / "copy", since=99)
+    database.gc(keep_snapshots=1)
+    with pytest.raises(UsageError, match=r"does not have snapshot 3\. Leave out '--since'"):
+        database.copy_to(tmp_path / "copy", since=3)
     assert not (tmp_path / "copy").exists()
     with pytest.raises(UsageError, match="Give '--snapshot' or '--since'"):
         database.copy_to(tmp_path / "copy", since=4, snapshot=4)
@@ -171,11 +176,13 @@ def test_names_of_a_copied_snapshot_are_copied_and_can_be_given(database: Databa
     assert 3 not in copy.gc(keep_snapshots=1, grace=timedelta(0)).expired_snapshots
     number = add(database, tmp_path, "newer")
     database.pin(name="release-2")
-    assert database.copy_to(tmp_path / "copy").pins == ()  # the commit that set the pin is another snapshot
-    with pytest.raises(UsageError, match=rf"snapshot {number} \(pin 'release-2'\) expired"):
-        copy.view("release-2")
-    assert database.copy_to(tmp_path / "copy", snapshot="release-2").new_snapshots == (number,)
+    result = database.copy_to(tmp_path / "copy")
+    assert (result.new_snapshots, result.pins) == ((number, number + 1), ("release-2",)), "a pin is a commit of its own"
+    assert named(copy.path, number) == named(database.path, number)
     assert copy.view("release-2").snapshot.number == number
+    add(database, tmp_path, "newest")
+    assert database.copy_to(tmp_path / "copy").new_snapshots == (number + 2,)
+    assert copy.copy_to(tmp_path / "restored", snapshot="release-2").pins == ("release-2",)
 
 
 def test_a_damaged_or_missing_file_of_the_source_is_refused_by_name(database: Database, tmp_path: Path) -> None:
