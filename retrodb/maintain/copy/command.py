@@ -22,7 +22,7 @@ from retrodb.format.entries import PinEntry
 from retrodb.format.kinds import kind_of, path_of
 from retrodb.format.snapshot import Snapshot
 from retrodb.maintain.copy.files import NamedFile, files_of_snapshots, sizes_there
-from retrodb.maintain.copy.history import refuse_other_history
+from retrodb.maintain.copy.history import read_there, refuse_other_history
 from retrodb.maintain.copy.keep import kept_snapshots, place_of
 from retrodb.maintain.copy.publish import publish_snapshots, record_newest, with_pins
 from retrodb.maintain.copy.purged import purges_that_may_remain, refuse_purged
@@ -154,7 +154,7 @@ def plan_copy(
     numbers = [snapshot.number for snapshot in wanted]
     last = max([*numbers, *there])
     before = read_snapshots(source, [number for number in range(last) if number not in there], threads)
-    readable = {number for number in numbers if number in there and is_readable(destination, number)}
+    readable = {number for number in numbers if number in there and read_there(destination, number).expired_at is None}
     refuse_purged(context, [snapshot for snapshot in wanted if snapshot.number not in readable])
     files = files_of_snapshots(source, wanted)
     if not there:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from retrodb.errors import ConflictError
-from retrodb.format.snapshot import Snapshot
+from retrodb.errors import ConflictError, DamagedFileError, MissingFileError
+from retrodb.format.snapshot import Snapshot, snapshot_path
 from retrodb.store.snapshots import read_snapshot, snapshot_numbers
 from retrodb.store.storage import Storage
 
@@ -45,10 +45,22 @@ def history_error(source: Storage, destination: Storage) -> ConflictError:
         remedy = "Copy to a new place, or to an earlier copy of the same database."
         return ConflictError(what, where=destination.url, remedy=remedy)
     number = common[index] if index < len(common) else min(set(theirs) - set(ours), default=theirs[-1])
-    own = read_snapshot(destination, number)
+    own = read_there(destination, number)
     what = f"its snapshot {number} ({own.command}, {own.clock[:19]}) is not in {source.url}"
     return ConflictError(what, where=destination.url, remedy=_REMEDY)
 
 
+def read_there(destination: Storage, number: int) -> Snapshot:
+    """A snapshot of the destination. Raises MissingFileError, DamagedFileError, FormatVersionError."""
+    try:
+        return read_snapshot(destination, number)
+    except MissingFileError:
+        raise
+    except DamagedFileError as error:  # it may be a commit that only the destination has
+        where = f"{destination.url}/{snapshot_path(number)}"
+        remedy = "If nothing but copies was written there, delete this file and copy again."
+        raise DamagedFileError("damaged snapshot", where=where, remedy=remedy) from error
+
+
 def _is_same(source: Storage, destination: Storage, number: int) -> bool:
-    return is_same_commit(read_snapshot(source, number), read_snapshot(destination, number))
+    return is_same_commit(read_snapshot(source, number), read_there(destination, number))

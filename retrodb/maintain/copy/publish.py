@@ -15,9 +15,9 @@ from functools import partial
 from retrodb.errors import RetroDBError
 from retrodb.format.entries import PinEntry, entry_key
 from retrodb.format.snapshot import Snapshot, dump_snapshot
-from retrodb.maintain.copy.history import history_error, is_same_commit
+from retrodb.maintain.copy.history import history_error, is_same_commit, read_there
 from retrodb.maintain.copy.transfer import Threads
-from retrodb.store.snapshots import read_head, read_snapshot, record_head, recorded_head
+from retrodb.store.snapshots import read_head, record_head, recorded_head
 from retrodb.store.storage import Storage
 
 
@@ -56,7 +56,7 @@ def _put(source: Storage, destination: Storage, snapshot: Snapshot) -> None:
     data = dump_snapshot(snapshot)
     if destination.put_if_absent(snapshot.path, data):
         return
-    there = read_snapshot(destination, snapshot.number)
+    there = read_there(destination, snapshot.number)
     if not is_same_commit(there, snapshot):
         raise history_error(source, destination)
     if there.expired_at is not None and snapshot.expired_at is None:

@@ -232,6 +232,20 @@ def test_a_file_with_other_bytes_in_the_copy_is_found(database: Database, tmp_pa
     assert path.read_bytes() == whole
 
 
+def test_a_damaged_snapshot_of_the_copy_is_named_with_its_place_and_can_be_copied_again(
+    database: Database, tmp_path: Path
+) -> None:
+    database.copy_to(tmp_path / "copy")
+    for number in (2, 4):  # a stub, and the newest
+        path = tmp_path / "copy" / LocalStorage(database.path).list("snapshots")[number]
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(DamagedFileError, match=rf"^{path}: damaged snapshot\. If nothing but copies was written"):
+            database.copy_to(tmp_path / "copy", snapshot=number)
+        path.unlink()
+        assert database.copy_to(tmp_path / "copy", snapshot=number).new_snapshots == (number,)
+    assert named(tmp_path / "copy") == named(database.path)
+
+
 def test_a_commit_that_only_the_copy_has_is_never_hidden(database: Database, tmp_path: Path) -> None:
     database.copy_to(tmp_path / "copy")
     copy = retrodb.open(tmp_path / "copy")
