@@ -32,7 +32,7 @@ def given_new_file(path: str | Path) -> Iterator[Path]:
     """A file to write: that of an argument, or for the URL of an object a local one, which is uploaded when the block ends.
 
     Raises:
-        UsageError: there is such an object.
+        UsageError: there is such an object, or the URL names none.
     """
     if not is_object_url(str(path)):
         yield Path(path)
@@ -40,6 +40,9 @@ def given_new_file(path: str | Path) -> Iterator[Path]:
     from retrodb.store.object_storage import ObjectStorage
 
     bucket, key = bucket_and_key(str(path))
+    if not key or key.endswith("/"):
+        remedy = "Write the URL of the new object, such as s3://my-bucket/my.faiss."
+        raise UsageError("this URL names no object", where=str(path), remedy=remedy)
     storage = ObjectStorage(bucket)
     if storage.exists(key):
         raise UsageError("exists already", where=str(path), remedy="Choose another name, or delete the object.")
