@@ -27,7 +27,8 @@ from retrodb.options import (
 from retrodb.store.lock import advisory_lock
 
 if TYPE_CHECKING:
-    from retrodb.maintain.update.command import Stages, Step, UpdateResult, UpdateStep
+    from retrodb.export.refresh import RefreshResult
+    from retrodb.maintain.update.command import LeftExport, Stages, Step, UpdateResult, UpdateStep
     from retrodb.maintain.update.estimate import UpdatePlan
     from retrodb.maintain.update.recipe import Recipe, SourceRecipe
     from retrodb.maintain.update.schedule import ScheduleFile
@@ -238,4 +239,10 @@ class _UpdateSteps:
                 options = options_of(ExportOptions, export)
                 yield export.out, partial(self.db.export, export.out, to=export.to, table=export.table, **options)
         for out in exports_to_refresh(self.db.view(), self.recipe, self.db.exports()):
-            yield out, partial(self.db.refresh_export, out)
+            yield out, partial(self._refresh, out)
+
+    def _refresh(self, out: str) -> RefreshResult | LeftExport:
+        from retrodb.maintain.update.command import card_of_another, leave_export
+
+        card = card_of_another(self.db.view(), out)
+        return self.db.refresh_export(out) if card is None else leave_export(self.db.path, out, card)

@@ -202,3 +202,34 @@ def test_update_and_the_command_line_find_an_export_by_its_url(
     recipe.write_text("")
     exportable.update(config=recipe)
     assert objects(store_url)[RECORD] != before[RECORD]
+
+
+def test_an_update_of_a_copy_leaves_the_exports_of_its_source(
+    exportable: Database, store_url: str, tmp_path: Path
+) -> None:
+    places = [store_url, str(tmp_path / "out")]
+    for out in places:
+        exportable.export(out, to="arrays")
+    exportable.copy_to(tmp_path / "copy")
+    copy = retrodb.open(tmp_path / "copy")
+    copy.filter(doc_ids=[DELETED], reason="gone")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("")
+    before = objects(store_url), content(tmp_path / "out")
+    steps = [step for step in copy.update(config=recipe).steps if step.stage == "export"]
+    assert {step.name for step in steps} == set(places)
+    for step in steps:
+        assert step.outcome == "nothing new"
+        assert f"it belongs to {Path(exportable.path).absolute()}" in step.notes[0]
+        assert step.notes[0].endswith(f"retrodb export {copy.path} {step.name} --to arrays")
+    assert (objects(store_url), content(tmp_path / "out")) == before
+    Path(exportable.path).rename(tmp_path / "away")  # the copy replaces it
+    copy.update(config=recipe)
+    assert objects(store_url) != before[0]
+    assert content(tmp_path / "out") != before[1]
+
+
+def test_a_file_for_faiss_needs_the_url_of_an_object(exportable: Database, store_url: str) -> None:
+    for out in (store_url.removesuffix("/db"), f"{store_url}/folder/"):
+        with pytest.raises(UsageError, match=r"this URL names no object\. Write the URL of the new object"):
+            exportable.export_faiss(out)

@@ -24,7 +24,8 @@ from typing import TypeAlias
 from retrodb.config import NeighboursParams
 from retrodb.engine.worker_tally import WorkerTally, by_machine
 from retrodb.errors import EXIT_OK, EXIT_REJECTS, RetroDBError, UsageError
-from retrodb.export.place import is_there
+from retrodb.export.card import ExportCard
+from retrodb.export.place import export_place, is_there, read_card
 from retrodb.export.refresh import ExportInfo, RefreshResult
 from retrodb.format.entries import IndexEntry, QueriesEntry, SpaceEntry, TableEntry
 from retrodb.format.json_codec import to_json
@@ -34,7 +35,8 @@ from retrodb.maintain.update.recipe import Recipe, TableRecipe
 from retrodb.stages.context import Context
 from retrodb.stages.ingest.change import HELD_OUT_SET
 from retrodb.stages.ingest.plan import IngestResult
-from retrodb.store.snapshots import since
+from retrodb.store.open_storage import open_storage
+from retrodb.store.snapshots import since, snapshot_numbers
 from retrodb.store.storage import translate_os_error
 from retrodb.view.shard_counts import num_pending_chunks
 from retrodb.view.view import View
@@ -53,7 +55,7 @@ class UpdateStep:
     counts: dict[str, int] = field(default_factory=dict)  # sums over its commits
     error: str | None = None
     exit_code: int = EXIT_OK  # of the error; EXIT_REJECTS for an ingest that rejected records
-    notes: tuple[str, ...] = ()  # of an ingest: about its files, options and rejected records
+    notes: tuple[str, ...] = ()  # of an ingest: about its files, options and rejected records; why an export is left
     workers: dict[str, WorkerTally] = field(
         default_factory=dict
     )  # that ran its tasks, by name; none with `--engine local`
@@ -174,9 +176,18 @@ def _attempt(context: Context, stage: str, name: str, command: Callable[[], obje
         notes = result.all_notes(context.storage.url)
         counts["rejected"] = result.num_rejected  # without a commit, no snapshot counts them
         exit_code = EXIT_REJECTS if result.num_rejected else EXIT_OK
+    if isinstance(result, LeftExport):
+        notes = [result.note]
     elapsed_s, shown = time.monotonic() - started, {key: count for key, count in counts.items() if count}
     work = dict(context.engine.work)
     return UpdateStep(stage, name, outcome, elapsed_s, shown, exit_code=exit_code, notes=tuple(notes), workers=work)
+
+
+@dataclass(frozen=True)
+class LeftExport:
+    """An export that is not refreshed."""
+
+    note: str
 
 
 _WITHOUT_COMMIT = ("metrics", "hook")
@@ -206,6 +217,27 @@ def exports_to_refresh(view: View, recipe: Recipe, exports: Sequence[ExportInfo]
     for out, shown in known.items():
         if shown < 0 or any(snapshot.command != "export" for snapshot in since(view.storage, shown, view.snapshot)):
             yield out
+
+
+def card_of_another(view: View, out: str) -> ExportCard | None:
+    """The card of an export that was last written from another database that is still there, as that of a copy is.
+
+    A database that was moved, or replaced by its copy, keeps its exports.
+    """
+    card = read_card(export_place(out))
+    if "://" not in card.database and os.path.realpath(card.database) == os.path.realpath(view.storage.url):
+        return None
+    try:
+        is_another = card.database != view.storage.url and bool(snapshot_numbers(open_storage(card.database)))
+    except RetroDBError:  # nothing can be reached there
+        return None
+    return card if is_another else None
+
+
+def leave_export(database: str, out: str, card: ExportCard) -> LeftExport:
+    """Say why an export of another database is not refreshed."""
+    take_over = shlex.join(["retrodb", "export", database, out, "--to", card.format])
+    return LeftExport(f"{out}: not refreshed, because it belongs to {card.database}. To take it over: {take_over}")
 
 
 def spaces_of(view: View, recipe: Recipe) -> list[str]:
