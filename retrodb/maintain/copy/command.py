@@ -148,7 +148,7 @@ def plan_copy(
     head, there = read_head(source), snapshot_numbers(destination)
     refuse_other_history(source, destination)
     if since is None:
-        wanted = with_named(source, head, read_as_of(source, at))
+        wanted = with_named(source, head, read_as_of(source, at), threads)
     else:
         wanted = later_snapshots(source, destination, number_of(source, since), there, threads)
     numbers = [snapshot.number for snapshot in wanted]

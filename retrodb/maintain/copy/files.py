@@ -51,7 +51,7 @@ def files_of_snapshots(storage: Storage, snapshots: Iterable[Snapshot]) -> dict[
     """
     sizes = {**storage.stats("manifests"), **storage.stats("rows")}
     files: dict[str, NamedFile] = {}
-    for snapshot in snapshots:
+    for snapshot in {snapshot.segments: snapshot for snapshot in snapshots}.values():
         for ref in snapshot.segments:
             _add_by_name(files, sizes, path_of("manifests", digest=ref.digest), ref.digest)
         for record in load_manifest(storage, snapshot).all_files():

@@ -12,7 +12,7 @@ from retrodb.store.snapshots import read_head, read_snapshot, snapshot_numbers
 from retrodb.store.storage import Storage
 
 
-def with_named(source: Storage, head: Snapshot, snapshot: Snapshot) -> list[Snapshot]:
+def with_named(source: Storage, head: Snapshot, snapshot: Snapshot, threads: Threads) -> list[Snapshot]:
     """A snapshot, and before it those with names that have the same manifest: they cost nothing.
 
     A pin is a commit of its own. So a copy of the newest snapshot has the one too that was given a name before.
@@ -22,7 +22,7 @@ def with_named(source: Storage, head: Snapshot, snapshot: Snapshot) -> list[Snap
     """
     named = {head.existing(PinEntry, name).snapshot for name in head.names(PinEntry)}
     numbers = sorted(number for number in named & set(snapshot_numbers(source)) if number < snapshot.number)
-    earlier = [read_snapshot(source, number) for number in numbers]
+    earlier = read_snapshots(source, numbers, threads)
     return [*(each for each in earlier if each.expired_at is None and each.segments == snapshot.segments), snapshot]
 
 
