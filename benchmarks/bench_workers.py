@@ -36,7 +36,7 @@ from retrodb.engine.worker import Worker, WorkerOptions
 from retrodb.engine.worker_engine import WorkerEngine
 from retrodb.store.storage import LocalStorage
 
-_COMMAND_LINE = "import sys; from retrodb_cli.main import main; sys.exit(main(sys.argv[1:]))"
+_COMMAND_LINE = "from retrodb_cli.main import run; run()"
 _TASKS = 500
 
 

@@ -5,11 +5,14 @@ A command is a file in this folder that defines `command`. It is imported when i
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -150,6 +153,25 @@ def main(args: Sequence[str] | None = None) -> int:
     return code
 
 
+def run() -> NoReturn:
+    """The program `retrodb`: runs the command line, and ends the process.
+
+    It ends before the interpreter and its libraries are taken apart. A thread of Arrow that still holds an object of Python
+    would end the process with SIGABRT then (apache/arrow, issue 34314), after all work was done.
+    """
+    code = errors.EXIT_ERROR
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # before those of the libraries, so it is called after them
+    code = main()
+    sys.exit(code)
+
+
 def _refuse_undecodable(args: Sequence[str]) -> None:
     """Raises UsageError for an argument that is not UTF-8."""
     for arg in (*args, *(value for name, value in os.environ.items() if name.startswith("RETRODB_"))):
@@ -182,3 +204,7 @@ def _system_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = " Raise the limit with 'ulimit -n'." if error.errno == errno.EMFILE else ""
     return f"{where}{error.strerror or error}.{remedy}"
+
+
+if __name__ == "__main__":
+    run()

@@ -18,7 +18,7 @@ import retrodb
 from retrodb.database import plan_database
 from retrodb.maintain.plan.command import PipelinePlan
 
-PROGRAM = [sys.executable, "-c", "import sys; from retrodb_cli.main import main; sys.exit(main(sys.argv[1:]))"]
+PROGRAM = [sys.executable, "-c", "from retrodb_cli.main import run; run()"]
 MEMORY = "4GiB"
 TEST_ITEMS = 500
 COMPARED_FRACTION = 0.01  # kinds of files with less of the bytes are not compared

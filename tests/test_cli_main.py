@@ -167,10 +167,23 @@ def test_progress_is_shown_when_asked_for(toy: Toy, capsys: Captured) -> None:
 def test_a_closed_pipe_gives_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-c", "import sys; from retrodb_cli.main import main; sys.exit(main(['--help']))"]
+    command = [sys.executable, "-c", "from retrodb_cli.main import run; run()", "--help"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (errors.EXIT_ERROR, b"")
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", errors.EXIT_OK), ("--no-such-option", errors.EXIT_USAGE)])
+def test_the_process_ends_before_the_interpreter_is_taken_apart(argument: str, code: int) -> None:
+    """Threads of Arrow can end it with SIGABRT then, although all is done. What it printed, and other exit handlers, are kept."""
+    late = "import os\nclass Late:\n    def __del__(self): os.abort()\nlate = Late()\n"
+    other = "import atexit, retrodb_cli.main as program\nreal = program.main\n"
+    other += "program.main = lambda: (atexit.register(print, 'handled'), real())[1]\n"
+    command = [sys.executable, "-c", f"{late}{other}program.run()", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Usage: retrodb" in done.stdout + done.stderr or "--no-such-option" in done.stderr
+    assert done.stdout.endswith("handled\n")
 
 
 def test_exit_codes_of_the_help_are_those_of_the_error_tree() -> None:

@@ -160,7 +160,7 @@ def test_no_output_breaks_a_terminal(
     ],
 )
 def test_processes_with_other_locales_print_and_refuse(variables: dict[str, str], places: dict[str, str]) -> None:
-    program = [sys.executable, "-c", "import sys; from retrodb_cli.main import main; sys.exit(main())"]
+    program = [sys.executable, "-c", "from retrodb_cli.main import run; run()"]
     environment = {**os.environ, **variables}
     query = "select doc_id from documents order by doc_id"
     shown = subprocess.run([*program, "sql", places["db"], query], capture_output=True, env=environment, check=False)

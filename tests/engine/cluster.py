@@ -36,15 +36,14 @@ COMMANDS = [
 ]
 _MOST_TRIES = 40
 _OTHER_CLOCK = Path(__file__).parents[1] / "other_clock"
-_COMMAND_LINE = "import sys; from retrodb_cli.main import main; sys.exit(main(sys.argv[1:]))"
+_COMMAND_LINE = "from retrodb_cli.main import run; run()"
 # Small tasks, which a command runs itself, are posted too.
 _EVERY_TASK_IS_POSTED = """
-import sys
 from retrodb.engine.worker_engine import WorkerEngine
-from retrodb_cli.main import main
+from retrodb_cli.main import run
 WorkerEngine.here = lambda self: self
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run()
 """
 
 

@@ -133,7 +133,7 @@ def _program() -> list[str]:
     script = Path(sys.executable).with_name("retrodb")
     if script.is_file():
         return [str(script)]
-    return [sys.executable, "-c", "from retrodb_cli.main import main; raise SystemExit(main())"]
+    return [sys.executable, "-c", "from retrodb_cli.main import run; run()"]
 
 
 def _service(database: str, words: Sequence[str]) -> str:
