@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from statistics import median
 
 from retrodb.engine.attempts import (
     Attempt,
+    Claim,
     History,
     Watch,
     allow_retries,
@@ -30,6 +33,7 @@ from retrodb.store.storage import Storage
 
 _LOOK_EVERY_S = 0.5  # at workers that have to stop
 _STRAGGLER = 3  # a task that takes so many times as long as the median of the finished ones
+_READERS = 16  # threads that read the files of attempts
 _LEAST_FINISHED = 3  # tasks that have to be finished before any is a straggler
 
 
@@ -106,18 +110,20 @@ def show_run(context: Context, run: str) -> list[AttemptDetails]:
         UsageError: there is no such run, or there are several.
     """
     storage, run = context.storage, find_run(context.storage, run)
-    finished = finished_tasks(storage, run)
-    attempts = attempts_of(storage, run)
-    durations = [
-        _elapsed_s(storage, of_task[-1], is_finished=True) for task, of_task in attempts.items() if task in finished
-    ]
-    known = [duration for duration in durations if duration is not None]
-    limit_s = _STRAGGLER * median(known) if len(known) >= _LEAST_FINISHED else float("inf")
-    details = [
-        _details(storage, attempt, attempt == of_task[-1], task in finished, limit_s)
-        for task, of_task in attempts.items()
-        for attempt in of_task
-    ]
+    finished, attempts = finished_tasks(storage, run), attempts_of(storage, run)
+    last = {of_task[-1] for of_task in attempts.values()}
+
+    def read(attempt: Attempt) -> AttemptDetails:
+        return _details(storage, attempt, attempt in last, attempt.task in finished)
+
+    with ThreadPoolExecutor(_READERS) as pool:  # an object store answers many small requests at a time
+        details = list(pool.map(read, chain.from_iterable(attempts.values())))
+    known = [each.elapsed_s for each in details if each.state == "finished" and each.elapsed_s is not None]
+    if len(known) >= _LEAST_FINISHED:
+        limit_s = _STRAGGLER * median(known)
+        details = [
+            replace(each, is_straggler=each.state == "running" and (each.elapsed_s or 0) > limit_s) for each in details
+        ]
     return sorted(details, key=lambda attempt: (attempt.started_at, attempt.task, attempt.attempt))
 
 
@@ -244,46 +250,45 @@ def _change(storage: Storage, run: str) -> RunChange:
     return RunChange(run, "" if plan is None else plan.command, _state(storage, run, posted_of(storage, run)))
 
 
-def _details(storage: Storage, attempt: Attempt, is_last: bool, is_finished: bool, limit_s: float) -> AttemptDetails:
-    sign = read_sign(storage, attempt)
+def _details(storage: Storage, attempt: Attempt, is_last: bool, is_finished: bool) -> AttemptDetails:
+    sign, claim = read_sign(storage, attempt), _claim(storage, attempt)
     state: str = sign.state
     if state == "running":
         state = "lost" if not is_last else "finished" if is_finished else "running"
-    elapsed_s = (
-        _elapsed_s(storage, attempt, is_finished=state == "finished") if state in ("running", "finished") else None
-    )
-    try:
-        claim = read_claim(storage, attempt)
-        worker, started_at = claim.worker, claim.started_at
-    except (MissingFileError, DamagedFileError):
-        worker, started_at = "", ""
+    started_at = "" if claim is None else claim.started_at
     return AttemptDetails(
         task=attempt.task,
         attempt=attempt.number,
         state=state,
-        worker=worker,
+        worker="" if claim is None else claim.worker,
         started_at=started_at,
-        elapsed_s=elapsed_s,
-        is_straggler=state == "running" and elapsed_s is not None and elapsed_s > limit_s,
+        elapsed_s=_elapsed_s(storage, attempt, started_at, state),
+        is_straggler=False,
         error=None if sign.error is None else str(sign.error.error()),
         log=attempt.log_path,
     )
 
 
-def _elapsed_s(storage: Storage, attempt: Attempt, *, is_finished: bool) -> float | None:
+def _elapsed_s(storage: Storage, attempt: Attempt, started_at: str, state: str) -> float | None:
     """How long an attempt has been at work, by the clocks of its worker and of the storage: for people only."""
-    try:
-        started = datetime.fromisoformat(read_claim(storage, attempt).started_at)
-        now = datetime.now(UTC)
-        if is_finished:
-            now = datetime.fromtimestamp(storage.stat(record_path(attempt.run, attempt.task)).modified_s, UTC)
-    except (MissingFileError, DamagedFileError, ValueError, TypeError):  # a time without its zone
+    if state not in ("running", "finished"):
         return None
-    return round(max(0.0, (now - started).total_seconds()), 1)
+    try:
+        started, now = datetime.fromisoformat(started_at), datetime.now(UTC)
+        if state == "finished":
+            now = datetime.fromtimestamp(storage.stat(record_path(attempt.run, attempt.task)).modified_s, UTC)
+        return round(max(0.0, (now - started).total_seconds()), 1)
+    except (MissingFileError, ValueError, TypeError):  # a time without its zone
+        return None
+
+
+def _claim(storage: Storage, attempt: Attempt) -> Claim | None:
+    try:
+        return read_claim(storage, attempt)
+    except (MissingFileError, DamagedFileError):
+        return None
 
 
 def _worker(storage: Storage, attempt: Attempt) -> str:
-    try:
-        return read_claim(storage, attempt).worker
-    except (MissingFileError, DamagedFileError):
-        return ""
+    claim = _claim(storage, attempt)
+    return "" if claim is None else claim.worker
