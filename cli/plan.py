@@ -89,9 +89,7 @@ from .render_plan import measured_rates, pipeline_plan
 @click.option(
     "--store",
     type=click.Choice(["local", "s3"]),
-    default="local",
-    show_default=True,
-    help="Where the files are: on disks, or in an object store.",
+    help="Where the files are: on disks, or in an object store.  [default: where DB is, or local]",
 )
 @click.option(
     "--price",
@@ -139,7 +137,7 @@ def command(
     route_ranges: int,
     search_memory: int,
     factory: str,
-    store: str,
+    store: str | None,
     price: str | None,
     rates: str | None,
     measure: str | None,

@@ -40,7 +40,7 @@ def plan_database(
     route_ranges: int = NeighboursParams.route_ranges,
     search_memory_bytes: int = 8 << 30,
     factory: str = "auto",
-    store: str = "local",
+    store: str | None = None,
     prices: str | None = None,
     rates: str | Path | None = None,
 ) -> PipelinePlan:
@@ -56,7 +56,7 @@ def plan_database(
         gpu: type of the GPUs, such as "h100".
         k, spare_neighbours, route_ranges: of the table, as in `Database.neighbours`.
         search_memory_bytes, factory: of the index, as in `Database.index`.
-        store: "local" or "s3": where the files are.
+        store: "local" or "s3": where the files are. None is where the database is, or local.
         prices: such as "gpu-hour=2.5,cpu-hour=0.04".
         rates: a file of `measure_plan_rates`. None takes the shipped rates.
 
@@ -84,6 +84,8 @@ def plan_database(
     if view is not None:
         figures = replace(figures, averages=averages_of(view, f"the averages of {view.storage.url}"))
         chunk_tokens = chunk_tokens or view.settings.chunk_tokens
+    if store is None:
+        store = "s3" if view is not None and "://" in view.storage.url else "local"
     request = PlanRequest(
         tokens=tokens,
         encoder=encoder,

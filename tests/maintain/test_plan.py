@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from retrodb.maintain.plan.join_choice import exchanged_row_bytes, ranges_per_ro
 from retrodb.maintain.plan.prices import PlanPrices, parse_prices
 from retrodb.maintain.plan.request import PlanRequest
 from retrodb.maintain.plan.shipped import SHIPPED_AVERAGES, SHIPPED_RATES, shipped_figures
+from retrodb.store.storage import LocalStorage
 from retrodb_cli.main import main
 from retrodb_cli.option_types import count
 
@@ -67,7 +70,8 @@ def test_prices_are_read_and_units_are_in_their_names() -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [("gpu-hours=2", "Did you mean 'gpu-hour'"), ("cpu-hour", "part 'cpu-hour'"), ("cpu-hour=-1", "'-1' is not a price"),
-     ("cpu-hour=1,cpu-hour=2", "two prices"), ("cpu-hour=nan", "not a price"), ("", "NAME=NUMBER"), ("x=1", "unknown price 'x'")],
+     ("cpu-hour=1,cpu-hour=2", "two prices"), ("cpu-hour=nan", "not a price"), ("cpu-hour=1e308", "0 to 1e9"),
+     ("cpu-hour=1,", "NAME=NUMBER"), ("", "NAME=NUMBER"), ("x=1", "unknown price 'x'")],
 )  # fmt: skip
 def test_a_wrong_price_is_named(text: str, named: str) -> None:
     with pytest.raises(UsageError) as error:
@@ -78,9 +82,14 @@ def test_a_wrong_price_is_named(text: str, named: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [({"gpu": "h1000", "gpus": 1}, "Known are: h100"), ({"gpus": 2}, "without a type"), ({"gpu": "h100"}, "without a number"),
-     ({"tokens": 1}, "--tokens 1"), ({"tokens": 10**17}, "at most"), ({"k": 0}, "--k 0"), ({"workers": 0}, "--workers 0"),
+     ({"tokens": 1}, "less than a chunk"), ({"tokens": 10**17}, "at most"), ({"k": 0}, "--k 0"), ({"workers": 0}, "--workers 0"),
      ({"route_ranges": 1}, "at least 2 ranges"), ({"store": "tape"}, "local, s3"), ({"encoder": "x/y"}, "all-MiniLM-L6-v2"),
-     ({"encoder": "hashing:0"}, "hashing:DIM"), ({"encoder": "hashing:x"}, "hashing:DIM"), ({"encoder": ""}, "hashing:DIM")],
+     ({"encoder": "hashing:0"}, "hashing:256"), ({"encoder": "hashing:x"}, "hashing:256"), ({"encoder": ""}, "hashing:DIM"),
+     ({"encoder": "hashing:65537"}, "65,536"), ({"encoder": "hashing:64", "dimension": 7}, "Leave out --dimension"),
+     ({"encoder": "hashing:x", "dimension": 7}, "hashing:256"), ({"chunk_tokens": 4097}, "1 to 4,096"),
+     ({"tokens": 10**14, "chunk_tokens": 1}, "at most 4,000,000 shards"), ({"worker_memory": 1}, "at least 1MiB"),
+     ({"tokens": 10**4, "route_ranges": 4}, "1 list, which cannot be split. Leave it out"),
+     ({"route_ranges": 10**9}, "Give at most 262144")],
 )  # fmt: skip
 def test_an_invalid_request_is_refused_with_a_remedy(changes: dict[str, object], named: str) -> None:
     with pytest.raises(UsageError) as error:
@@ -105,6 +114,28 @@ def test_twice_the_tokens_take_twice_the_hours_and_bytes(name: str) -> None:
     for field in ("cpu_hours", "read_bytes", "written_bytes", "stored_bytes", "num_tasks"):
         if getattr(one, field):
             assert getattr(two, field) / getattr(one, field) == pytest.approx(2, rel=0.02), field
+
+
+@pytest.mark.parametrize("changes", [{}, {"workers": 64}, {"gpu": "h100", "gpus": 8, "workers": 64, "store": "s3"}])
+def test_every_hour_and_byte_of_a_plan_adds_up(changes: dict[str, object]) -> None:
+    planned = plan(
+        10**12, prices=PlanPrices(cpu_hour=1, gpu_hour=2, put_1000=3, get_1000=0.1, transfer_gb=0.01), **changes
+    )
+    for each in planned.stages:
+        of_rates = {unit: sum(rate.hours for rate in each.rates if rate.unit_of == unit) for unit in ("core", "GPU")}
+        assert of_rates["core"] <= each.cpu_hours <= of_rates["core"] + each.serial_s / 3600 + 1e-9, each.stage
+        assert each.gpu_hours == pytest.approx(of_rates["GPU"])
+    for name in ("cpu_hours", "gpu_hours", "wall_hours", "serial_s", "stored_bytes", "read_bytes", "num_files", "cost"):
+        assert getattr(planned.total, name) == pytest.approx(sum(getattr(each, name) for each in planned.stages)), name
+    assert planned.total.stored_bytes == sum(planned.stored_by_kind.values())
+    assert planned.total.memory_bytes == max(each.memory_bytes for each in planned.stages)
+
+
+def test_a_factory_that_too_few_vectors_train_is_flat_as_in_index() -> None:
+    planned = plan(10**4, factory="IVF4096,SQ8")
+    assert planned.factory == "Flat"
+    assert planned.factory_note.startswith("IVF4096,SQ8 needs at least ")
+    assert plan(factory="IVF4096,SQ8").factory_note == ""
 
 
 def test_more_workers_shorten_the_time_and_not_the_work() -> None:
@@ -200,11 +231,31 @@ def test_measured_rates_replace_shipped_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"version": 9}, "version 9"), ({"rates": {"speed": 1.0}}, "'speed'"), ({"rates": {"ingest": 0.0}}, "'ingest'")],
+    [
+        ({"version": 9}, "version 9"),
+        ({"rates": {"speed": 1.0}}, "'speed'"),
+        ({"rates": {"ingest": 0.0}}, "'ingest'"),
+        ({"rates": {"ingest": 1e-320}}, "'ingest'"),
+        ({"command_s": -1.0}, "'command_s'"),
+        ({"dimension": 0}, "'dimension'"),
+        ({"probes_factor": 0.0}, "'probes_factor'"),
+        ({"probes_factor": 1e300}, "'probes_factor'"),
+    ],
 )
 def test_a_file_of_other_rates_is_refused(change: dict[str, object], named: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=named):
         read_rates_file(stored(tmp_path / "rates.json", **change))
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [("tokens_per_document", 0.0), ("text_bytes_per_token", -1.0), ("chunks_bytes_per_token", 0.0), ("documents_bytes", 1e308),
+     ("token_bytes", 0), ("pair_bytes", -1.0), ("duplicate_fraction", 2.0)],
+)  # fmt: skip
+def test_averages_that_no_text_has_are_refused(name: str, figure: float, tmp_path: Path) -> None:
+    averages = replace(SHIPPED_AVERAGES, **{name: figure})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"'{name}'"):
+        read_rates_file(stored(tmp_path / "rates.json", averages=averages))
 
 
 def test_what_is_no_file_of_rates_is_refused(tmp_path: Path) -> None:
@@ -232,8 +283,18 @@ def test_the_averages_of_a_database_give_its_own_size(make_database: Make) -> No
     assert planned.stored_by_kind["chunks"] == pytest.approx(sizes["chunks"], rel=0.01)
     assert planned.stored_by_kind["tokens"] == pytest.approx(sizes["tokens"], rel=0.05)
     assert planned.encoder == "hashing:32"
+    assert planned.store == "local"
     database.embed()
     assert plan_database(database.path, tokens=10**9).dimension == 32
+
+
+def test_a_plan_is_for_the_store_of_the_database(
+    make_database: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_database({f"d{number}": made_text(number, 400) for number in range(4)}).path
+    monkeypatch.setattr(LocalStorage, "url", property(lambda storage: "s3://bucket/db"))
+    assert plan_database(path, tokens=10**9).store == "s3"
+    assert plan_database(path, tokens=10**9, store="local").store == "local"
 
 
 def test_an_empty_database_has_no_averages(make_database: Make) -> None:
@@ -264,6 +325,27 @@ def test_the_command_prints_a_plan_and_one_object(capsys: pytest.CaptureFixture[
     assert printed["message_type"] == "pipeline_plan"
     assert [each["stage"] for each in printed["stages"]][:2] == ["ingest", "dedup"]
     assert printed["total"]["cost"] > 0
+
+
+def test_the_readme_has_the_figures_of_its_command() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    planned = plan(
+        10**12, gpu="h100", gpus=64, workers=512, worker_memory=40 << 30, prices=PlanPrices(gpu_hour=2.5, cpu_hour=0.04)
+    )
+    assert f"in {planned.num_shards:,} shards" in readme
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines() if line.startswith("| ")]
+    for each in planned.stages:
+        row = next(row for row in rows if len(row) == 8 and row[0].partition(",")[0].partition(" as ")[0] == each.stage)
+        core, gpu, wall, memory, *sizes = (float(re.sub("[^0-9.]", "", cell) or "nan") for cell in row[1:7])
+        for shown, exact in (
+            (core, each.cpu_hours),
+            (gpu, each.gpu_hours),
+            (wall, each.wall_hours),
+            (memory, each.memory_bytes / 1e9),
+        ):
+            assert math.isnan(shown) or shown == pytest.approx(exact, rel=0.05, abs=0.05), row
+        for shown, exact_bytes in zip(sizes, (each.stored_bytes, each.shuffled_bytes), strict=True):
+            assert math.isnan(shown) or shown == pytest.approx(exact_bytes / 1e12, rel=0.02, abs=0.05), row
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ the stages choose; here the work becomes time and money. Time is that of the pro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -18,7 +19,7 @@ from retrodb.maintain.plan.gpus import embed_rate, join_rate
 from retrodb.maintain.plan.join_choice import choose_join
 from retrodb.maintain.plan.prices import PlanPrices
 from retrodb.maintain.plan.request import PlanRequest, check_request, encoder_name
-from retrodb.maintain.plan.shipped import PLANNING_S, TASK_S
+from retrodb.maintain.plan.shipped import PLANNING_S, TASK_ORIGIN, TASK_S
 from retrodb.maintain.plan.sizes import DatabaseSize
 from retrodb.maintain.plan.work import StageWork, stage_works
 from retrodb.memory import MIB
@@ -66,15 +67,18 @@ class PipelinePlan:
     num_tokens: int
     num_documents: int
     num_chunks: int
+    chunk_tokens: int
     num_vectors: int
     text_bytes: int
     encoder: str
     dimension: int
     num_workers: int  # CPU cores, with a process each
+    worker_memory_bytes: int  # of each
     gpu: str | None  # type
     num_gpus: int
     store: str
     factory: str
+    factory_note: str  # why it is not the one that was asked for; empty where it is
     num_lists: int
     num_shards: int
     shard_chunks: int
@@ -115,23 +119,27 @@ def plan_pipeline(request: PlanRequest, figures: PlanFigures) -> PipelinePlan:
     join = choose_join(request, size, figures.probes_factor)
     works = stage_works(request, size, figures.averages, join)
     stages = tuple(_forecast(request, size, figures, work) for work in works)
-    stored = {kind: count for work in works for kind, count in work.stored.items()}
-    stored["blocks"] = size.stored_bytes(figures.averages).get("blocks", 0)
+    stored = Counter[str]()
+    for work in works:
+        stored.update(work.stored)
     gigabytes = sum(stored.values()) / 1e9
     monthly = request.prices.storage_gb_month
     return PipelinePlan(
         num_tokens=size.tokens,
         num_documents=size.documents,
         num_chunks=size.chunks,
+        chunk_tokens=size.chunk_tokens,
         num_vectors=size.vectors,
         text_bytes=size.text_bytes,
         encoder=request.encoder,
         dimension=size.dimension,
         num_workers=request.workers,
+        worker_memory_bytes=request.worker_memory,
         gpu=request.gpu,
         num_gpus=request.gpus,
         store=request.store,
         factory=size.factory,
+        factory_note=size.factory_note,
         num_lists=size.num_lists,
         num_shards=size.shards,
         shard_chunks=size.shard_chunks,
@@ -141,7 +149,7 @@ def plan_pipeline(request: PlanRequest, figures: PlanFigures) -> PipelinePlan:
         ranges_per_row=round(join.ranges_per_row, 2),
         stages=stages,
         stored_by_kind=stored,
-        total=_total(stages, sum(stored.values())),
+        total=_total(stages),
         storage_cost_per_month=None if monthly is None else round(gigabytes * monthly, 2),
         averages_origin=figures.averages.origin,
         probes_origin=figures.probes_origin,
@@ -171,7 +179,10 @@ def _forecast(request: PlanRequest, size: DatabaseSize, figures: PlanFigures, wo
     of_steps = sum(amount / figures.rates[name].per_s for name, amount in work.serial.items())
     serial_s = figures.command_s + PLANNING_S * size.shards + of_steps
     # One worker runs the tasks in the command's own process; more are given them one by one.
-    overhead_s = TASK_S[request.store] * work.num_tasks if request.workers > 1 else 0.0
+    overhead_s = 0.0
+    if request.workers > 1:
+        overhead_s = TASK_S[request.store] * work.num_tasks
+        rates.append(PlannedRate("tasks", 1 / TASK_S[request.store], "core", overhead_s / _HOUR_S, TASK_ORIGIN))
     cpu_s = seconds["core"] - of_steps + overhead_s
     side_by_side = max(1, min(request.workers, work.num_tasks))
     gpu_wall_s = seconds["GPU"] / max(1, min(request.gpus, work.num_tasks))
@@ -214,7 +225,9 @@ def _cost(request: PlanRequest, cpu_hours: float, gpu_hours: float, moved: float
     return round(cost, 2)
 
 
-def _total(stages: Sequence[StageForecast], stored_bytes: int) -> StageForecast:
+def _total(stages: Sequence[StageForecast]) -> StageForecast:
+    """The sums of all stages; of memory and of bytes a second, the most of a stage."""
+
     def summed(name: str) -> float:
         return sum(cast(float, getattr(stage, name)) for stage in stages)
 
@@ -228,7 +241,7 @@ def _total(stages: Sequence[StageForecast], stored_bytes: int) -> StageForecast:
         read_bytes=round(summed("read_bytes")),
         written_bytes=round(summed("written_bytes")),
         shuffled_bytes=round(summed("shuffled_bytes")),
-        stored_bytes=stored_bytes,
+        stored_bytes=round(summed("stored_bytes")),
         io_bytes_per_s=max(stage.io_bytes_per_s for stage in stages),
         memory_bytes=max(stage.memory_bytes for stage in stages),
         fits_memory=all(stage.fits_memory for stage in stages),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,11 +98,34 @@ def read_rates_file(path: Path) -> RatesFile:
     except msgspec.DecodeError as error:  # ValidationError is one
         raise ConfigError(f"no file of rates ({error})", where=str(path), remedy=_MEASURE) from error
     unknown = sorted(set(stored.rates) - set(RATE_UNITS))
-    wrong = [name for name, rate in stored.rates.items() if not 0 < rate < float("inf")]
-    if stored.version != VERSION or unknown or wrong:
-        reason = f"version {stored.version}" if stored.version != VERSION else f"invalid rate '{[*unknown, *wrong][0]}'"
+    wrong = [*(f"unknown rate '{name}'" for name in unknown), *_impossible(stored)]
+    if stored.version != VERSION or wrong:
+        reason = f"version {stored.version}" if stored.version != VERSION else wrong[0]
         raise ConfigError(f"no file of rates of this retrodb ({reason})", where=str(path), remedy=_MEASURE)
     return stored
+
+
+def _impossible(stored: RatesFile) -> Iterator[str]:
+    """The figures that no measurement gives, as text. Plans divide by some, and multiply all by large numbers."""
+    averages = stored.averages
+    for name, rate in stored.rates.items():
+        if not 1e-6 <= rate <= 1e18:
+            yield f"invalid rate '{name}': {rate:g}"
+    figures = {
+        "dimension": (stored.dimension, 1, 1e6),
+        "command_s": (stored.command_s, 0, 1e4),
+        "probes_factor": (1 if stored.probes_factor is None else stored.probes_factor, 1e-3, 1e3),
+        "text_bytes_per_token": (averages.text_bytes_per_token, 1e-3, 1e4),
+        "tokens_per_document": (averages.tokens_per_document, 1e-3, 1e12),
+        "chunks_bytes_per_token": (averages.chunks_bytes_per_token, 1e-3, 1e4),
+        "documents_bytes": (averages.documents_bytes, 0, 1e9),
+        "token_bytes": (averages.token_bytes, 1, 8),
+        "pair_bytes": (averages.pair_bytes, 0, 1e9),
+        "duplicate_fraction": (averages.duplicate_fraction, 0, 1),
+    }
+    for name, (figure, least, most) in figures.items():
+        if not least <= figure <= most:
+            yield f"invalid '{name}': {figure:g}"
 
 
 _MEASURE = "Run 'retrodb plan --measure FILE', which writes one."

@@ -10,6 +10,7 @@ from itertools import pairwise
 from retrodb.ann.join import RERANK_MARGIN
 from retrodb.ann.routing import ROUTED_BYTES
 from retrodb.engine.task_memory import MAIN_MIB, memory_of
+from retrodb.errors import UsageError
 from retrodb.maintain.plan.request import PlanRequest, shape_of
 from retrodb.maintain.plan.sizes import DatabaseSize
 from retrodb.memory import MIB, with_caches
@@ -87,7 +88,17 @@ def scanned_products(dimension: int, pairs: float, pieces: float) -> float:
 
 
 def choose_join(request: PlanRequest, size: DatabaseSize, probes_factor: float) -> JoinChoice:
-    """How the rows are joined within the memory of a worker, or within the least memory that suffices where that is more."""
+    """How the rows are joined within the memory of a worker, or within the least memory that suffices where that is more.
+
+    Raises:
+        UsageError: rows cannot be routed to so many ranges of so few lists.
+    """
+    if size.num_lists < request.route_ranges:
+        has = f"only {size.num_lists:,} lists" if size.num_lists > 1 else "1 list, which cannot be split"
+        remedy = f"Give at most {size.num_lists}." if size.num_lists > 1 else "Leave it out."
+        raise UsageError(
+            f"--route-ranges {request.route_ranges}, but the index '{size.factory}' has {has}", remedy=remedy
+        )
     wanted, nprobe = default_nprobe(size.num_lists) * probes_factor, 0
     if size.num_lists > 1:
         routed = _interpolated(_ROUTED_PRODUCTS, request.route_ranges) if request.route_ranges else 1.0

@@ -21,6 +21,7 @@ class PlanPrices:
     get_1000: float | None = None  # of 1,000 read objects, with --store s3
 
 
+_MOST = 1e9
 PRICE_NAMES = tuple(field.name.replace("_", "-") for field in fields(PlanPrices))
 """The names of prices, as they are written."""
 
@@ -52,8 +53,6 @@ def _amount(text: str, where: str) -> float:
         amount = float(text)
     except ValueError:
         amount = math.nan
-    if not (math.isfinite(amount) and amount >= 0):
-        raise UsageError(
-            f"'{text}' is not a price", where=where, remedy="Write a number that is not negative, such as 0.04."
-        )
+    if not 0 <= amount <= _MOST:
+        raise UsageError(f"'{text}' is not a price", where=where, remedy="Write a number from 0 to 1e9, such as 0.04.")
     return amount

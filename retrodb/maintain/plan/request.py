@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 
 from retrodb.config import InitParams, NeighboursParams
 from retrodb.errors import UsageError
+from retrodb.format.settings import MAX_CHUNK_TOKENS
 from retrodb.maintain.plan.gpus import GPUS
 from retrodb.maintain.plan.prices import PlanPrices
+from retrodb.memory import MIB
 
+MOST_HASHED = 65_536  # dimensions of a hashing encoder
 STORES = ("local", "s3")
 
 
@@ -57,14 +60,14 @@ def encoder_name(encoder: str) -> str:
 
 def hashing_dimension(encoder: str) -> int | None:
     """The dimensions of a hashing encoder; None for other names."""
-    match = re.fullmatch(r"hashing:([1-9]\d{0,5})", encoder)
-    return int(match[1]) if match else None
+    match = re.fullmatch(r"hashing:([1-9]\d{0,4})", encoder)
+    return int(match[1]) if match and int(match[1]) <= MOST_HASHED else None
 
 
 def shape_of(request: PlanRequest) -> EncoderShape:
     """The shape of the encoder of a plan. Raises UsageError when it is not known."""
-    if hashed := hashing_dimension(request.encoder):
-        return EncoderShape(hashed, 0)
+    if request.encoder.startswith("hashing:"):
+        return EncoderShape(_hashed_dimension(request), 0)
     known = ENCODERS.get(encoder_name(request.encoder))
     if request.dimension is not None:
         return EncoderShape(request.dimension, known.parameters if known else ENCODERS["bert-base-uncased"].parameters)
@@ -76,13 +79,29 @@ def shape_of(request: PlanRequest) -> EncoderShape:
     return known
 
 
+def _hashed_dimension(request: PlanRequest) -> int:
+    hashed = hashing_dimension(request.encoder)
+    if hashed is None:
+        raise UsageError(
+            f"'{request.encoder}' has no dimension from 1 to {MOST_HASHED:,}", remedy="Write it as hashing:256."
+        )
+    if request.dimension not in (None, hashed):
+        wrong = f"--dimension {request.dimension}, but '{request.encoder}' has vectors of {hashed} dimensions"
+        raise UsageError(wrong, remedy="Leave out --dimension.")
+    return hashed
+
+
 def check_request(request: PlanRequest) -> None:
     """Raises UsageError for a value that no database or machine can have."""
+    if not 1 <= request.chunk_tokens <= MAX_CHUNK_TOKENS:
+        raise UsageError(f"chunks of {request.chunk_tokens} tokens", remedy=f"Give 1 to {MAX_CHUNK_TOKENS:,}.")
+    if request.tokens < request.chunk_tokens:
+        what = f"{request.tokens:,} tokens are less than a chunk"
+        raise UsageError(what, remedy=f"Give at least --tokens {request.chunk_tokens:,}.")
+    if request.worker_memory < MIB:
+        raise UsageError(f"--worker-memory of {request.worker_memory:,} bytes", remedy="Give at least 1MiB.")
     least = {
-        "tokens": (request.tokens, request.chunk_tokens),
-        "chunk-tokens": (request.chunk_tokens, 1),
         "workers": (request.workers, 1),
-        "worker-memory": (request.worker_memory, 1 << 20),
         "k": (request.k, 1),
         "spare-neighbours": (request.spare_neighbours, 0),
         "gpus": (request.gpus, 0),
@@ -103,7 +122,7 @@ def check_request(request: PlanRequest) -> None:
     shape_of(request)
 
 
-_MOST_TOKENS = 10**14  # planning looks at each shard, of which these are 2.5 million
+_MOST_TOKENS = 10**14
 
 
 def _check_gpus(request: PlanRequest) -> None:

@@ -44,6 +44,9 @@ PLANNING_S = 0.00045
 """Planning and committing of a shard: the slowest command of 2026-11-28-scale-simulation.md took 6.7 s for 15,000."""
 TASK_S = {"local": 0.02, "s3": 0.1}
 """What a task costs in addition when workers run it, at most, by where its files are."""
+TASK_ORIGIN = (
+    "estimate: a bound on what it takes to give a task to a worker, which benchmarks/bench_workers.py measures"
+)
 
 
 def shipped_figures(encoder: str) -> PlanFigures:

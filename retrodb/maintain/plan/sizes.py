@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from retrodb.ann.codebook import choose_factory, num_lists_of
+from retrodb.ann.codebook import FLAT, choose_factory, num_lists_of
 from retrodb.ann.merge_policy import choose_merges
 from retrodb.ann.search_codes import CodeForm, code_form
 from retrodb.ann.supported_factory import check_factory
-from retrodb.ann.training import new_codebook
+from retrodb.ann.training import new_codebook, note_of_small_sample
 from retrodb.config import InitParams, NearDuplicatesParams
 from retrodb.dedup.lsh import parse_bands
+from retrodb.errors import UsageError
 from retrodb.format import MAX_SHARD_CHUNKS
 from retrodb.maintain.plan.figures import CorpusAverages
 from retrodb.maintain.plan.request import PlanRequest, shape_of
@@ -36,13 +37,19 @@ class DatabaseSize:
     width: int  # neighbours of a row, with spare ones
     k: int
     factory: str
+    factory_note: str  # why it is not the one of the request; empty where it is
     num_lists: int
     part_rows: tuple[int, ...]  # of index parts, merged
     merged_rows: int  # rows that merges write, each as often as it is written
 
     @staticmethod
     def of(request: PlanRequest, averages: CorpusAverages) -> DatabaseSize:
-        """The size of the database of a request. Raises ConfigError for a factory that is not supported."""
+        """The size of the database of a request.
+
+        Raises:
+            ConfigError: the factory is not supported.
+            UsageError: there are too many shards to plan, which looks at each.
+        """
         tokens, m = request.tokens, request.chunk_tokens
         documents = max(1, round(tokens / averages.tokens_per_document))
         chunks = max(documents, round(tokens / m + documents / 2))  # the last chunk of a document is half full
@@ -50,11 +57,16 @@ class DatabaseSize:
         vectors = max(1, round(long_enough * (1 - averages.duplicate_fraction)))
         text_bytes = round(tokens * averages.text_bytes_per_token)
         shards = max(-(-text_bytes // segment_chars(text_bytes)), -(-chunks // MAX_SHARD_CHUNKS))
+        if shards > _MOST_SHARDS:
+            what = f"{shards:,} shards, of {request.tokens:,} tokens in chunks of {m}"
+            raise UsageError(what, remedy=f"Plan fewer tokens or longer chunks: at most {_MOST_SHARDS:,} shards.")
         dimension = shape_of(request).dimension
         factory = request.factory
         if factory == "auto":
             factory = choose_factory(vectors, dimension, request.search_memory_bytes)
         check_factory(factory, dimension, "inner_product")
+        if factory_note := note_of_small_sample(vectors, factory):  # as `index` does
+            factory = FLAT
         part_rows, merged_rows = merged_parts([vectors // shards] * shards)
         return DatabaseSize(
             tokens=tokens,
@@ -68,6 +80,7 @@ class DatabaseSize:
             width=request.k + request.spare_neighbours,
             k=request.k,
             factory=factory,
+            factory_note=factory_note,
             num_lists=num_lists_of(factory),
             part_rows=part_rows,
             merged_rows=merged_rows,
@@ -131,9 +144,16 @@ class DatabaseSize:
             "codebooks": 4 * self.dimension * self.num_lists if self.num_lists > 1 else 0,
             "neighbours": self.neighbour_bytes * self.width * self.vectors,
             "naming": self.naming_bytes * self.width * self.vectors,
-            "blocks": 8 * (tokens + hashes + ids + vectors + parts) / _BLOCK_BYTES,
         }
         return {kind: round(size) for kind, size in stored.items() if size}
+
+    def block_bytes(self, kinds: Collection[str], averages: CorpusAverages) -> int:
+        """Bytes of the digests of blocks, for those of these kinds that are mapped arrays."""
+        stored = self.stored_bytes(averages)
+        mapped = sum(stored[kind] for kind in kinds if kind in ("tokens", "hashes", "ids", "vectors"))
+        if "parts" in kinds:
+            mapped += self.part_row_bytes * self.vectors
+        return 8 * mapped // _BLOCK_BYTES
 
     def export_bytes(self, averages: CorpusAverages) -> int:
         """Bytes of an export as `arrays`: of a chunk its tokens, length and continuation; of a row also its bytes, document and
@@ -142,6 +162,7 @@ class DatabaseSize:
         return self.chunks * (tokens + 2 + 8) + self.vectors * (tokens + 2 + 4 + 8 + 8 * self.k)
 
 
+_MOST_SHARDS = 4_000_000
 _NUM_BANDS = parse_bands(NearDuplicatesParams.bands, NearDuplicatesParams.permutations).count
 _BLOCK_BYTES = 1 << 16  # of a mapped array, with a digest of 8 bytes each
 

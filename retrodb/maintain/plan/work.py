@@ -268,4 +268,7 @@ def stage_works(
 
 def _kinds(size: DatabaseSize, averages: CorpusAverages, *names: str) -> dict[str, int]:
     stored = size.stored_bytes(averages)
-    return {name: stored[name] for name in names if name in stored}
+    kinds = {name: stored[name] for name in names if name in stored}
+    if blocks := size.block_bytes(names, averages):
+        kinds["blocks"] = blocks
+    return kinds
