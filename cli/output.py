@@ -73,7 +73,7 @@ class ConsoleOutput:
     """Output for people: aligned columns, readable units, and colour on a terminal."""
 
     def result(self, record: R, render: Callable[[R], str] | None = None) -> None:
-        _print(render(record) if render else render_fields(_fields(record), _columns()))
+        _print(render(record) if render else render_fields(_fields(record), terminal_width()))
 
     def rows(
         self,
@@ -88,13 +88,13 @@ class ConsoleOutput:
         elif render:
             _print("\n\n".join(map(render, records)))
         else:
-            _print(render_table([_fields(record) for record in records], _columns()))
+            _print(render_table([_fields(record) for record in records], terminal_width()))
 
     def table(self, kind: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         records = [dict(zip(columns, row, strict=True)) for row in rows]
         if records:
             # Programs that read lines get whole rows.
-            _print(render_table(records, _columns() if sys.stdout.isatty() else None, label=escape))
+            _print(render_table(records, terminal_width() if sys.stdout.isatty() else None, label=escape))
         else:
             self.note(f"The query gave no rows. Its columns are: {', '.join(columns)}.")
 
@@ -251,7 +251,7 @@ def _fields(record: Record) -> dict[str, object]:
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
-def _columns() -> int:
+def terminal_width() -> int:
     """The width of the terminal, or of one of 80 columns where there is none."""
     return shutil.get_terminal_size((80, 24)).columns
 

@@ -327,6 +327,31 @@ def test_the_command_prints_a_plan_and_one_object(capsys: pytest.CaptureFixture[
     assert printed["total"]["cost"] > 0
 
 
+@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("words", [[], ["--gpu", "h100", "--gpus", "64", "--price", "cpu-hour=1,gpu-hour=2"]])
+def test_no_line_is_wider_than_the_terminal(
+    columns: int, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["plan", "--tokens", "1T", "--workers", "512", *words]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= columns
+    numbers = [line.split()[0] for line in shown if line.startswith("[")]
+    assert numbers == [f"[{number}]" for number in range(1, len(numbers) + 1)]
+    assert any("(2026-11-28-plan.md)" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [([], "no cost without the price of a cpu"), (["--gpu", "h100", "--gpus", "1", "--price", "cpu-hour=1"], "of a gpu-hour"),
+     (["--store", "s3", "--price", "cpu-hour=1,put-1000=1"], "Requests are counted once"),
+     (["--factory", "IVF99999999,SQ8"], "using Flat"), (["--worker-memory", "1MiB"], "More memory than a worker has")],
+)  # fmt: skip
+def test_a_plan_says_what_it_lacks(words: list[str], note: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--tokens", "10B", *words]) == 0
+    assert note in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_readme_has_the_figures_of_its_command() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     planned = plan(
