@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TypeAlias
 
 from retrodb.config import NeighboursParams
@@ -289,10 +290,14 @@ def _run_hook(context: Context, recipe: Recipe, hook: str, outcome: str, steps: 
         "RETRODB_METRICS": recipe.metrics.file or "",
     }
     try:
-        lines = b"".join(to_json(step) + b"\n" for step in steps)
-        code = subprocess.run(words, env={**os.environ, **variables}, input=lines, stdout=2, check=False).returncode
+        with TemporaryFile() as lines:  # a pipe would have to be read: by the hook, or by what it leaves running
+            lines.writelines(to_json(step) + b"\n" for step in steps)
+            lines.seek(0)
+            done = subprocess.run(words, env={**os.environ, **variables}, stdin=lines, stdout=2, check=False)
     except OSError as error:
         what = f"cannot be started: {error.strerror}"
         raise RetroDBError(what, where=words[0], remedy="Check the recipe.") from error
-    if code:
-        raise RetroDBError(f"the hook ended with exit code {code}", where=hook, remedy="See its output above.")
+    if done.returncode:
+        raise RetroDBError(
+            f"the hook ended with exit code {done.returncode}", where=hook, remedy="See its output above."
+        )

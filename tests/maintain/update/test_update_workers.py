@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +17,13 @@ import pytest
 from made_documents import made_text
 
 import retrodb
+from retrodb.database import Database
 from retrodb.engine.worker import Worker, WorkerOptions
 from retrodb.engine.worker_engine import WorkerEngine
 from retrodb.engine.worker_tally import WorkerTally, by_machine, worker_name
+from retrodb.facade.base import make_context
+from retrodb.maintain.update.command import run_update
+from retrodb.maintain.update.recipe import HooksRecipe, Recipe
 from retrodb.store.storage import LocalStorage
 
 from .update_model import Site
@@ -60,3 +69,18 @@ def test_workers_of_one_machine_are_added_up() -> None:
         worker_name("b", 7, "ray"): WorkerTally(4, 1.0),
     }
     assert by_machine(tallies) == {"a-1": WorkerTally(3, 2.0), "b": WorkerTally(4, 1.0)}
+
+
+def test_a_hook_that_reads_nothing_and_leaves_a_child_ends_the_update(
+    make_database: Callable[..., Database], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The lines of hundreds of workers are more than a pipe takes."""
+    context = make_context(make_database({}).path)
+    workers = {worker_name("machine", number, "a"): WorkerTally(1, 1.0) for number in range(5000)}
+    leave = "import subprocess; print(subprocess.Popen(['sleep', '40'], stdout=subprocess.DEVNULL).pid)"
+    recipe = Recipe(hooks=HooksRecipe(on_success=shlex.join([sys.executable, "-c", leave])))
+    started = time.monotonic()
+    result = run_update(context, recipe, {"embed": lambda: iter([("", lambda: context.engine.work.update(workers))])})
+    os.kill(int(capfd.readouterr().err), signal.SIGTERM)
+    assert time.monotonic() - started < 20
+    assert [len(step.workers) for step in result.steps] == [5000, 0]
