@@ -106,7 +106,7 @@ class RayNodes:
 
 
 def _process_of(attempt: Path) -> int:
-    return int(orjson.loads(attempt.read_bytes())["worker"].split("-")[-1].split()[0])
+    return int(orjson.loads(attempt.read_bytes())["worker"].split("-")[-2])  # machine, process and engine
 
 
 def _parent_of(process: int) -> int:
