@@ -32,9 +32,10 @@ def progress_line(progress: RunProgress) -> str:
         return f"run {progress.run}: no tasks are posted"
     rate = "" if progress.tasks_per_s is None else f", {format_value('tasks_per_s', progress.tasks_per_s)} a second"
     left = "" if progress.left_s is None else f", {format_value('left_s', progress.left_s)} left"
+    done = int(100 * progress.done_fraction + 1e-9)  # 100 when all have ended
     return (
         f"run {progress.run}, {', '.join(progress.stages)}: {format_value('num_finished', progress.num_finished)} of "
-        f"{format_value('num_tasks', progress.num_tasks)} tasks have ended ({progress.done_fraction:.0%} of the work){rate}{left}"
+        f"{format_value('num_tasks', progress.num_tasks)} tasks have ended ({done}% of the work){rate}{left}"
     )
 
 
@@ -67,14 +68,15 @@ def list_command(session: Session, database: str) -> None:
 def show_command(session: Session, database: str, run: str, task: str | None) -> None:
     """List the attempts at the tasks of RUN: who has them, how long they take, and why they failed.
 
-    A note says how many of the tasks that are posted now have ended, their rate, and the time that is left at this rate.
+    The last line says how many of the tasks that are posted now have ended, their rate, and the time that is left at this rate.
     """
     db = open_database(session, database)
     if task is not None:
         session.output.result(db.run_log(run, task), lambda log: log.text)
     else:
-        session.output.rows(db.show_run(run), empty="No worker has had a task of this run.")
-        session.output.note(progress_line(db.run_progress(run)))
+        attempts, progress = db.show_run(run), db.run_progress(run)  # both, before the run may commit
+        session.output.rows(attempts, empty="No worker has had a task of this run.")
+        session.output.result(progress, progress_line)
 
 
 @command.command("retry", cls=Command, example="retrodb runs retry my.retrodb 1a2b", exits=WRITING_EXITS)

@@ -48,7 +48,7 @@ def run_progress(context: Context, run: str) -> RunProgress:
         stages=tuple(sorted({batch.stage for batch in posted})),
         num_tasks=len(tasks),
         num_finished=len(finished),
-        done_fraction=round(done / work, 4) if work else 0.0,
+        done_fraction=done / work if work else 0.0,
         tasks_per_s=len(finished) / spent_s if spent_s else None,
         left_s=(work - done) * spent_s / done if spent_s and done else None,
     )

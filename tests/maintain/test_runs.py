@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,10 +24,12 @@ from retrodb.engine.worker import Worker, WorkerOptions
 from retrodb.engine.worker_engine import WorkerEngine
 from retrodb.errors import ConflictError, InputError, UsageError
 from retrodb.format.json_codec import to_json
+from retrodb.maintain.run_progress import RunProgress
 from retrodb.maintain.runs import read_log
 from retrodb.store.snapshots import read_snapshot
 from retrodb.store.storage import LocalStorage, Storage
 from retrodb_cli.main import main
+from retrodb_cli.runs import progress_line
 
 Make = Callable[..., Database]
 TASK = "b" * 32
@@ -255,9 +258,37 @@ def test_the_progress_of_a_run_has_its_rate_and_the_time_left(
         assert (before.stages, before.num_tasks, before.num_finished) == (("embed-pending",), 1, 0)
         assert (before.tasks_per_s, before.left_s, before.done_fraction) == (None, None, 0.0)
         assert main(["runs", "show", database.path, run.run]) == 0
-        assert "0 of 1 tasks have ended (0% of the work)" in capsys.readouterr().err
+        assert "0 of 1 tasks have ended (0% of the work)" in capsys.readouterr().out
+        assert main(["runs", "show", database.path, run.run, "--json"]) == 0
+        [line] = capsys.readouterr().out.splitlines()
+        shown = json.loads(line)
+        assert (shown["message_type"], shown["num_tasks"], shown["left_s"]) == ("run_progress", 1, None)
         work(database)
         assert waiting.result(20)
+
+
+@pytest.mark.parametrize(
+    ("finished", "percent"),
+    [(0, "(0%"), (29, "(0%"), (2_900, "(2%"), (29_000, "(29%"), (99_999, "(99%"), (100_000, "(100%")],
+)
+def test_a_run_has_done_all_when_all_has_ended(finished: int, percent: str) -> None:
+    progress = RunProgress("r", ("embed",), 100_000, finished, finished / 100_000, 1.0, 1.0)
+    assert percent in progress_line(progress)
+
+
+def test_a_run_that_ends_while_it_is_shown_is_no_half_answer(
+    make_database: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database(texts(2))
+    run = interrupted(database)
+
+    def ended(_database: Database, run: str) -> RunProgress:
+        raise UsageError(f"there is no open run '{run}'")
+
+    claim(run.storage, Attempt(run.id, TASK, 1), "worker", TASK, "2026-01-01T00:00:00+00:00")
+    monkeypatch.setattr(Database, "run_progress", ended)
+    assert main(["runs", "show", database.path, run.id]) == 2
+    assert capsys.readouterr().out == ""
 
 
 @dataclass(frozen=True)
