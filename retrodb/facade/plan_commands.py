@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from retrodb.config import InitParams, NeighboursParams
 from retrodb.engine.progress import make_progress
-from retrodb.errors import UsageError
 from retrodb.facade.base import make_context
 from retrodb.facade.guard import guarded
 from retrodb.format.entries import SpaceEntry
@@ -133,11 +131,10 @@ def measure_plan_rates(
         UsageError: the sample is too small, nothing is known of the encoder, or the file cannot be written.
         InputError: the sample has no document.
     """
-    from retrodb.maintain.plan.figures import write_rates
+    from retrodb.maintain.plan.figures import check_writable, write_rates
     from retrodb.maintain.plan.measure import measure_stages
 
-    if not os.access(Path(out).resolve().parent, os.W_OK) or Path(out).is_dir():  # before a minute of work
-        raise UsageError("cannot be written", where=str(out), remedy="Name a file in a folder that you can write to.")
+    check_writable(Path(out))
     view = None if path is None else _view(path)
     if view is not None and tokenizer is None:
         tokenizer = str(view.storage.local(path_of("tokenizer")))

@@ -391,6 +391,9 @@ def test_a_sample_that_is_too_small_is_refused_before_any_work(tmp_path: Path) -
 
 
 def test_rates_that_cannot_be_written_are_not_measured(tmp_path: Path) -> None:
-    for out in (tmp_path, tmp_path / "no" / "rates.json"):
-        with pytest.raises(UsageError, match="cannot be written"):
+    for out in (tmp_path, tmp_path / "no" / "rates.json", Path("/proc/rates.json")):
+        with pytest.raises(UsageError, match=r"cannot be written \(.+\)"):
             measure_plan_rates(out, sample=[tmp_path / "none"])
+    with pytest.raises(InputError, match="no such file"):  # nor is a file left of what is not measured
+        measure_plan_rates(tmp_path / "rates.json", sample=[tmp_path / "none"])
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from retrodb.errors import ConfigError, InputError
+from retrodb.errors import ConfigError, InputError, UsageError
 
 RATE_UNITS: Mapping[str, str] = {
     "ingest": "text bytes",
@@ -77,6 +77,18 @@ class RatesFile:
 
 
 VERSION = 1
+
+
+def check_writable(path: Path) -> None:
+    """Raises UsageError for a file that cannot be written, before a minute of work. The file stays as it is."""
+    is_there = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        remedy = "Name a file in a folder that you can write to."
+        raise UsageError(f"cannot be written ({error.strerror})", where=str(path), remedy=remedy) from error
+    if not is_there:
+        path.unlink()
 
 
 def write_rates(path: Path, stored: RatesFile) -> None:
