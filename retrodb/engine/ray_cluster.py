@@ -51,18 +51,22 @@ def require_ray() -> None:
         raise MissingDependency("the engine 'ray' needs the extra 'ray'", remedy=remedy)
 
 
-def check_address(address: str) -> None:
-    """Raises UsageError for what is no address of a Ray cluster that a command can use."""
+def check_address(address: str, where: str | None = None) -> None:
+    """Raises UsageError for what is no address of a Ray cluster that a command can use.
+
+    Args:
+        where: what gave the address; None is the address itself, as the user gave it.
+    """
     if address in ("auto", "local"):
         return
     if "://" in address:
         what = "Ray Client runs no tasks of retrodb" if address.startswith("ray://") else "this is a URL"
         remedy = "Give HOST:PORT on a node of the cluster, or submit the command with 'ray job submit'."
-        raise UsageError(f"{what}, and no address of a Ray cluster", where=address, remedy=remedy)
+        raise UsageError(f"{what}, and no address of a Ray cluster", where=where or address, remedy=remedy)
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         remedy = "Give HOST:PORT, such as 10.0.0.5:6379, or 'auto' or 'local'."
-        raise UsageError("this is no address of a Ray cluster", where=address, remedy=remedy)
+        raise UsageError("this is no address of a Ray cluster", where=where or address, remedy=remedy)
 
 
 @dataclass
@@ -180,13 +184,14 @@ def _refuse_second(address: str | None) -> None:
 
 def _find(address: str | None) -> str | None:
     """What to connect to: an address where a cluster answers, or "auto"; None is a new cluster."""
-    if address in (None, "auto"):
-        address = os.environ.get("RAY_ADDRESS") or address
+    where = None
+    if address in (None, "auto") and (variable := os.environ.get("RAY_ADDRESS", "").strip()):
+        address, where = variable, f"RAY_ADDRESS={variable}"
     if address == "local":
         return None
     if address is not None and address != "auto":
-        check_address(address)
-        _check_reachable(address, address)
+        check_address(address, where)
+        _check_reachable(address, address, where)
         return address
     started = _started_here()
     if started is None and address is None:
@@ -214,27 +219,28 @@ def _connect(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
 
 
-def _check_reachable(address: str, given: str) -> None:
+def _check_reachable(address: str, given: str, where: str | None = None) -> None:
     """Raises RetroDBError where no Ray cluster answers that this process can use, when it gives Ray an address."""
+    where = where or address
     remedy = "Start a cluster there with 'ray start', or give another address with --ray-address."
     try:
         _connect(address)
     except OSError as error:
         reason = error.strerror or str(error) or "no answer"
-        raise RetroDBError(f"the Ray cluster cannot be reached ({reason})", where=address, remedy=remedy) from error
+        raise RetroDBError(f"the Ray cluster cannot be reached ({reason})", where=where, remedy=remedy) from error
     program = [sys.executable, "-c", _PROBE, given]
     try:
         done = subprocess.run(program, capture_output=True, timeout=_ANSWER_S, check=False, text=True, errors="replace")
     except subprocess.TimeoutExpired:
         what = f"no Ray cluster answers here within {_ANSWER_S:.0f} s"
-        raise RetroDBError(what, where=address, remedy=remedy) from None
+        raise RetroDBError(what, where=where, remedy=remedy) from None
     if done.returncode != 0:
         reason = done.stdout.strip() or "Ray gives no reason"
         remedy = (
             "Run the command on a node of the cluster, with the cluster's versions of Ray and Python. If the cluster asks for a "
             "token, set RAY_AUTH_MODE=token."
         )
-        raise RetroDBError(f"the Ray cluster cannot be used ({reason})", where=address, remedy=remedy)
+        raise RetroDBError(f"the Ray cluster cannot be used ({reason})", where=where, remedy=remedy)
 
 
 def _join(address: str) -> None:

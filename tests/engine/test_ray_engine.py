@@ -314,7 +314,10 @@ def test_a_cluster_that_does_not_answer_is_named(run: Run, monkeypatch: pytest.M
     with pytest.raises(RetroDBError, match=rf"^{address}: the Ray cluster cannot be reached \(Connection refused\)"):
         finish(RayEngine(address=address), run, tasks_of(Work(3)))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(RetroDBError, match=r"^127\.0\.0\.1:1: the Ray cluster cannot be reached"):
+    with pytest.raises(RetroDBError, match=r"^RAY_ADDRESS=127\.0\.0\.1:1: the Ray cluster cannot be reached"):
+        finish(RayEngine(), run, tasks_of(Work(3)))
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(UsageError, match=r"^RAY_ADDRESS=nonsense: this is no address of a Ray cluster"):
         finish(RayEngine(), run, tasks_of(Work(3)))
 
 
