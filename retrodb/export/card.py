@@ -80,7 +80,7 @@ def make_card(source: ExportSource, to: str, path: str, num_rows: int, licences:
         format=to,
         id=identity("export", path)[:16],
         path=path,
-        database=full_path(view.storage.url),
+        database=_full_path(view.storage.url),
         snapshot=view.snapshot.number,
         clock=view.snapshot.clock,
         rows=num_rows,
@@ -100,7 +100,7 @@ def make_card(source: ExportSource, to: str, path: str, num_rows: int, licences:
     )
 
 
-def full_path(database: str) -> str:
+def _full_path(database: str) -> str:
     """The path of a database from the root, or its URL."""
     return database if "://" in database else str(Path(database).absolute())
 

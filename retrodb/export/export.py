@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from retrodb.config import ExportParams
 from retrodb.errors import RetroDBError, UsageError
-from retrodb.export.card import ExportCard, full_path, write_card
+from retrodb.export.card import ExportCard, write_card
 from retrodb.export.export_file import ExportFile
 from retrodb.export.export_params import check_format_params
 from retrodb.export.export_run import SCRATCH, ExportFacts, ExportRun, is_of_other_plan
@@ -129,9 +129,9 @@ def planned_export(
 
 
 def check_outside(context: Context, place: ExportPlace) -> None:
-    """Raises UsageError for a place in the database itself."""
-    database = full_path(context.storage.url)
-    if f"{place.name}/".startswith(f"{database.rstrip('/')}/"):
+    """Raises UsageError for a place in a store that is in the database. In a directory `check` lists it as foreign."""
+    database = context.storage.url.rstrip("/")
+    if place.destination is not None and f"{place.name}/".startswith(f"{database}/"):
         remedy = "Export to a place outside of it."
         raise UsageError("this place is in the database", where=place.name, remedy=remedy)
 
