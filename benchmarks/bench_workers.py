@@ -6,21 +6,23 @@
     python benchmarks/bench_workers.py --store radosgw  # only the first figure, in a store of `make stores`
 
 The first figure is of tasks that do nothing: the time of a process for each is what claims, signs, records and logs cost. The
-table runs commands on a made-up database, with one and with two processes: workers of one process each, or a Ray cluster with so
-many CPUs. Workers and cluster are there before the command starts; the processes of a Ray cluster start with each command. The
-small database has the default encoder.
+table runs commands on a made-up database, with one and with two processes: workers of one process each, on a core of its own, or
+a Ray cluster with so many CPUs. Workers and cluster are there before the command starts; the processes of a Ray cluster start
+with each command. The small database has the default encoder and a fiftieth of the documents.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # the makers of documents are the tests' too
@@ -104,9 +106,10 @@ def speed_ups(folder: Path, num_documents: int, engine: str) -> Iterator[str]:
     """The rows of the second table."""
     train_byte_bpe([made_text(seed, 200) for seed in range(20)], 400).save(folder / "tokenizer.json")
     testset = write_documents(folder / "items.jsonl", {f"t{n}": made_text(10_000_000 + n, 60) for n in range(2000)})
-    for count in (1, 2):
-        _create(folder / f"small-{count}", max(8, num_documents // 50), InitParams.encoder)
-        _create(folder / f"large-{count}", num_documents, "hashing:64")
+    _create(folder / "small-1", max(8, num_documents // 50), InitParams.encoder)
+    _create(folder / "large-1", num_documents, "hashing:64")
+    for name in ("small", "large"):
+        shutil.copytree(folder / f"{name}-1", folder / f"{name}-2")
     commands = (
         ("large", ["dedup", "--against", str(testset)]),
         ("large", ["dedup", "--near-duplicates"]),
@@ -159,7 +162,9 @@ def _ray_cluster(num_cpus: int) -> Iterator[None]:
 @contextmanager
 def _workers(database: Path, count: int) -> Iterator[None]:
     program = [sys.executable, "-c", _COMMAND_LINE, "work", str(database), "--workers", "1"]
-    workers = [subprocess.Popen(program, stdout=subprocess.DEVNULL) for _ in range(count)]
+    cores = sorted(os.sched_getaffinity(0))[:count]  # a worker has one core, as if it were a machine of its own
+    start = partial(subprocess.Popen, program, stdout=subprocess.DEVNULL)
+    workers = [start(preexec_fn=partial(os.sched_setaffinity, 0, {core})) for core in cores]
     try:
         yield
     finally:

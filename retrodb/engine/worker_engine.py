@@ -44,6 +44,7 @@ from retrodb.errors import DamagedFileError, MissingFileError, RetroDBError, Wor
 from retrodb.store.scratch import ScratchStorage
 
 _POLL_S, _MOST_POLL_S = 0.05, 1.0
+_POLLED_FRACTION = 0.05  # of the time since a task ended last: its successors are posted late by that
 _NOTE_EVERY_S = 30.0  # that there is no worker
 _LOOK_EVERY_S = 2.0  # at the attempts, whose number is that of the tasks
 
@@ -141,7 +142,7 @@ class _Posted(Generic[P, R]):
     def _records(self, posted: PostedTasks) -> Iterator[tuple[Task[P, R], TaskRecord[R]]]:
         """The tasks with their records, as they come."""
         storage, run = self._storage, self._run
-        pending, wait_s = dict(self._tasks), _POLL_S
+        pending, ended_s = dict(self._tasks), time.monotonic()
         while pending:
             done = sorted(ended_tasks(storage, posted) & pending.keys())
             for task_id in done:
@@ -152,9 +153,10 @@ class _Posted(Generic[P, R]):
                 yield task, record
             if not done:
                 self._look(posted, sorted(pending))
+            now = time.monotonic()
+            ended_s = now if done else ended_s
             if pending:
-                time.sleep(wait_s)
-            wait_s = _POLL_S if done else min(2 * wait_s, _MOST_POLL_S)
+                time.sleep(min(max(_POLL_S, _POLLED_FRACTION * (now - ended_s)), _MOST_POLL_S))
 
     def _allow_retries(self) -> None:
         """Let tasks that an earlier command gave up be tried again."""
