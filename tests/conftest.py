@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from retrodb.database import Database
 # Before any test imports a Hugging Face library, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A shell that runs the tests in the background lets them ignore Ctrl-C. Tests send it, also to processes that inherit this.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that does other work too makes inputs slowly; that says nothing about the code.
 hypothesis.settings.register_profile("loaded", suppress_health_check=[hypothesis.HealthCheck.too_slow])
