@@ -129,6 +129,9 @@ class ExportFolder:
         self._apply(line)
 
     def _apply(self, line: LogLine) -> None:
+        if line.run and line.piece is None:
+            self._runs[line.path], self._pieces[line.path] = line.run, {}
+            return
         if line.piece is not None:
             if self._runs.get(line.path) != line.run:
                 self._runs[line.path], self._pieces[line.path] = line.run, {}
@@ -159,10 +162,12 @@ class ExportFolder:
         """The pieces of a file that are not written yet, and the file that they are written into."""
         target = self._target(file)
         if self._runs.get(file.path) != run or not target.is_file():
-            self._pieces[file.path], self._runs[file.path] = {}, run
             if file.prepare is not None and target != self.path / file.path:
                 file.prepare(target)
                 sync_file(target)
+            self._append(
+                LogLine(file.path, run)
+            )  # never prepared again: tasks may have written pieces that no line names yet
         done = self._pieces[file.path]
         return [PieceToWrite(file, number, target) for number in range(len(file.pieces)) if number not in done]
 

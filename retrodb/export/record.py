@@ -47,7 +47,7 @@ class ExportRecord:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One finished thing: a piece, a whole file, or the removal of a file."""
+    """One finished thing: the beginning of a file (a run without a piece), a piece, a whole file, or the removal of a file."""
 
     path: str
     run: str = ""  # that wrote the piece

@@ -144,4 +144,23 @@ def test_a_record_is_not_written_again_for_every_piece(tmp_path: Path, monkeypat
     monkeypatch.setattr(module, "write_record", lambda path, record: written.append(path))
     ExportFolder(tmp_path).update("run", [array_in_pieces(), json_file("a.json", 1), json_file("b.json", 2)], write)
     assert written == []
-    assert len((tmp_path / LOG).read_bytes().splitlines()) == 6 + 3, "a line for every piece and file"
+    assert len((tmp_path / LOG).read_bytes().splitlines()) == 3 + 6 + 3, "a line for every beginning, piece and file"
+
+
+def test_a_piece_that_was_written_before_a_kill_and_not_logged_is_kept(tmp_path: Path) -> None:
+    """The completion record of its task says that it is written, so no task writes it again."""
+    written: list[tuple[PieceToWrite, WrittenPiece]] = []
+
+    def killed(pieces: Sequence[PieceToWrite]) -> Iterator[tuple[PieceToWrite, WrittenPiece]]:
+        written.extend(write(pieces))
+        raise KeyboardInterrupt
+        yield from written
+
+    def finished(pieces: Sequence[PieceToWrite]) -> Iterator[tuple[PieceToWrite, WrittenPiece]]:
+        results = {piece.number: result for piece, result in written}
+        return ((piece, results[piece.number]) for piece in pieces)
+
+    with pytest.raises(KeyboardInterrupt):
+        ExportFolder(tmp_path).update("run", [array_in_pieces()], killed)
+    ExportFolder(tmp_path).update("run", [array_in_pieces()], finished)
+    assert (tmp_path / "folder/array.bin").read_bytes() == b"abc" + VALUES.tobytes()
