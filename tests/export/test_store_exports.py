@@ -214,7 +214,8 @@ def test_an_update_of_a_copy_leaves_the_exports_of_its_source(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("")
     before = objects(store_url), content(tmp_path / "out")
-    steps = [step for step in copy.update(config=recipe).steps if step.stage == "export"]
+    result = copy.update(config=recipe)  # other tests have registered exports, too
+    steps = [step for step in result.steps if step.name in places]
     assert {step.name for step in steps} == set(places)
     for step in steps:
         assert step.outcome == "nothing new"
