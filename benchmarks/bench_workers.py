@@ -6,7 +6,7 @@
     python benchmarks/bench_workers.py --store radosgw  # only the first figure, in a store of `make stores`
 
 The first figure is of tasks that do nothing: the time of a process for each is what claims, signs, records and logs cost. The
-table runs commands on a made-up database, with one and with two processes: workers of one process each, on a core of its own, or
+table runs commands on a made-up database, with one and with two processes: workers of one process and one core each, or
 a Ray cluster with so many CPUs. Workers and cluster are there before the command starts; the processes of a Ray cluster start
 with each command. The small database has the default encoder and a fiftieth of the documents.
 """
@@ -162,7 +162,7 @@ def _ray_cluster(num_cpus: int) -> Iterator[None]:
 @contextmanager
 def _workers(database: Path, count: int) -> Iterator[None]:
     program = [sys.executable, "-c", _COMMAND_LINE, "work", str(database), "--workers", "1"]
-    cores = sorted(os.sched_getaffinity(0))[:count]  # a worker has one core, as if it were a machine of its own
+    cores = sorted(os.sched_getaffinity(0))[:count]  # each worker gets one core, like a separate machine
     start = partial(subprocess.Popen, program, stdout=subprocess.DEVNULL)
     workers = [start(preexec_fn=partial(os.sched_setaffinity, 0, {core})) for core in cores]
     try:
